@@ -1,0 +1,1 @@
+"""The mathematics: numpy, torch and numba; knows no Ray, no files and no configuration."""

@@ -1,0 +1,1 @@
+"""Ray lives here: one file a stage, one driver for all."""

@@ -1,0 +1,257 @@
+"""The one driver of all stages: skip, shard, run, check, record, finish.
+
+Finished shards are known by their records in ``<stage>/<fingerprint>/shards``; a record is written by the
+worker itself, after its parts, so a driver that dies loses nothing that was finished. The manifest is
+written last. Both are small JSON files written whole or not at all.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from nncift_ray import errors as error_module
+from nncift_ray.errors import NnciftError, StageError
+from nncift_ray.stages.progress import Reporter
+from nncift_ray.stages.stage import Shard, Stage, Worker
+from nncift_ray.storage.filesystem import Location, delete_temporaries
+from nncift_ray.storage.manifest import (
+    ShardRecord,
+    StageManifest,
+    cut_ranges,
+    describe_environment,
+    fingerprint,
+    remaining_ranges,
+)
+from nncift_ray.storage.output import (
+    ERRORS_TABLE,
+    MANIFEST_NAME,
+    SHARD_FOLDER,
+    Sink,
+    StageOutput,
+    shard_name,
+)
+
+MAX_SHARD_ATTEMPTS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class ShardOutcome:
+    """What came of one shard: its record, or the error that stopped it."""
+
+    shard: Shard
+    record: ShardRecord | None
+    error_type: str = ""
+    error_message: str = ""
+    error_trace: str = ""
+
+
+#: Runs shards somewhere and yields their outcomes as they come.
+Executor = Callable[[Stage, Location, "list[Shard]"], Iterable[ShardOutcome]]
+
+
+def stage_fingerprint(stage: Stage) -> str:
+    """Return the fingerprint of a stage's work."""
+    inputs = {name: output.fingerprint for name, output in stage.inputs.items()}
+    return fingerprint(stage.name, stage.version, stage.settings(), inputs)
+
+
+def stage_folder(stage: Stage, run_dir: Location) -> Location:
+    """Return where a stage's work lies: ``<run_dir>/<stage>/<fingerprint>``."""
+    return run_dir / stage.name / stage_fingerprint(stage)
+
+
+def finished_shards(folder: Location) -> list[ShardRecord]:
+    """Read the records of finished shards whose parts are all there, of the recorded size."""
+    records: list[ShardRecord] = []
+    for location in (folder / SHARD_FOLDER).list_files():
+        if not location.name.endswith(".json"):
+            continue
+        record = ShardRecord.model_validate_json(location.read_bytes())
+        if all((folder / part.name).size() == part.bytes for part in record.parts):
+            records.append(record)
+    return records
+
+
+def execute_shard(stage: Stage, worker: Worker, folder: Location, shard: Shard) -> ShardOutcome:
+    """Run one shard and write its parts, then its record. Errors are returned, not raised."""
+    sink = Sink(folder, stage.name, shard.start, shard.stop, stage.check_schema)
+    started = time.monotonic()
+    try:
+        worker(shard, sink)
+        record = sink.finish(time.monotonic() - started)
+        name = f"{shard_name(shard.start, shard.stop)}.json"
+        (folder / SHARD_FOLDER / name).write_bytes(record.model_dump_json().encode())
+    except Exception as error:  # noqa: BLE001  (a worker may raise anything; the driver decides)
+        sink.abort(error)
+        return failed_outcome(shard, error)
+    return ShardOutcome(shard, record)
+
+
+def failed_outcome(shard: Shard, error: BaseException) -> ShardOutcome:
+    """Describe an error so that it can cross a process boundary."""
+    return ShardOutcome(
+        shard, None, type(error).__name__, str(error), "".join(traceback.format_exception(error))
+    )
+
+
+def execute_here(stage: Stage, folder: Location, shards: list[Shard]) -> Iterator[ShardOutcome]:
+    """Run shards one after another in this process (an Executor)."""
+    worker: Worker | None = None
+    for shard in shards:
+        try:
+            worker = worker or stage.make_worker()
+        except Exception as error:  # noqa: BLE001  (see execute_shard)
+            yield failed_outcome(shard, error)
+            return
+        yield execute_shard(stage, worker, folder, shard)
+
+
+def run_stage(
+    stage: Stage, run_dir: Location, *, execute: Executor, reporter: Reporter
+) -> StageOutput:
+    """Bring a stage to its end and return its output, doing only what is not done.
+
+    Raises:
+        StageError: If shards fail twice, or more rows fail than ``max_failed_fraction`` allows.
+        NnciftError: Whatever a worker raised of that family, e.g. ModelError.
+    """
+    folder = stage_folder(stage, run_dir)
+    existing = StageOutput.open(folder)
+    if existing is not None:
+        reporter.stage_skipped(stage.name, existing.manifest.num_items)
+        return existing
+    started = time.monotonic()
+    folder.make_folder()
+    delete_temporaries(folder)
+    records = finished_shards(folder)
+    num_items = stage.num_items()
+    _report_start(stage, num_items, records, reporter)
+    records += _run_remaining(stage, folder, num_items, records, execute, reporter)
+    manifest = _make_manifest(stage, num_items, records, time.monotonic() - started)
+    _check_failures(stage, folder, manifest)
+    (folder / MANIFEST_NAME).write_bytes(manifest.model_dump_json(indent=1).encode())
+    reporter.stage_finished(stage.name, manifest.wall_seconds, manifest.num_failures)
+    return StageOutput(folder, manifest)
+
+
+def _report_start(
+    stage: Stage, num_items: int, records: list[ShardRecord], reporter: Reporter
+) -> None:
+    done = sum(stage.item_weight(record.start, record.stop) for record in records)
+    reporter.stage_started(stage.name, stage.item_weight(0, num_items), done, stage.unit)
+
+
+def plan_shards(stage: Stage, num_items: int, records: list[ShardRecord]) -> list[Shard]:
+    """Cut what no finished shard covers into shards of the size wanted now."""
+    gaps = remaining_ranges(num_items, [(record.start, record.stop) for record in records])
+    return [Shard(start, stop) for start, stop in cut_ranges(gaps, stage.shard_items)]
+
+
+def _run_remaining(
+    stage: Stage,
+    folder: Location,
+    num_items: int,
+    records: list[ShardRecord],
+    execute: Executor,
+    reporter: Reporter,
+) -> list[ShardRecord]:
+    """Run the missing shards; one that fails is tried again after the others."""
+    shards = plan_shards(stage, num_items, records)
+    finished: list[ShardRecord] = []
+    failed: list[ShardOutcome] = []
+    for _ in range(MAX_SHARD_ATTEMPTS):
+        failed = []
+        for outcome in execute(stage, folder, shards) if shards else ():
+            if outcome.record is None:
+                failed.append(outcome)
+                continue
+            finished.append(outcome.record)
+            reporter.advanced(
+                stage.name, stage.item_weight(outcome.shard.start, outcome.shard.stop)
+            )
+        shards = [outcome.shard for outcome in failed]
+        if not failed or any(_is_users(outcome) for outcome in failed):
+            break
+    if failed:
+        raise _error_of(stage, failed, len(finished))
+    return finished
+
+
+def _is_users(outcome: ShardOutcome) -> bool:
+    """Whether trying again is pointless because the user has to act."""
+    kind = getattr(error_module, outcome.error_type, None)
+    return isinstance(kind, type) and issubclass(kind, NnciftError)
+
+
+def _error_of(stage: Stage, failed: list[ShardOutcome], num_finished: int) -> NnciftError:
+    first = failed[0]
+    if _is_users(first):
+        kind: type[NnciftError] = getattr(error_module, first.error_type)
+        return kind(f"stage '{stage.name}': {first.error_message}")
+    return StageError(
+        f"stage '{stage.name}': {len(failed)} shard(s) failed {MAX_SHARD_ATTEMPTS} times, the first is "
+        f"items {first.shard.start}..{first.shard.stop}: {first.error_type}: {first.error_message}\n"
+        f"{num_finished} other shard(s) were finished and are kept; the same command goes on from "
+        f"there.\n{first.error_trace}"
+    )
+
+
+def _make_manifest(
+    stage: Stage, num_items: int, records: list[ShardRecord], wall_seconds: float
+) -> StageManifest:
+    shards = tuple(sorted(records, key=lambda record: record.start))
+    return StageManifest(
+        stage=stage.name,
+        version=stage.version,
+        fingerprint=stage_fingerprint(stage),
+        settings=stage.settings(),
+        inputs={name: output.fingerprint for name, output in stage.inputs.items()},
+        seed=stage.seed,
+        num_items=num_items,
+        num_failures=sum(record.num_failures for record in shards),
+        wall_seconds=wall_seconds,
+        worker_seconds=sum(record.seconds for record in shards),
+        finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        environment=describe_environment(),
+        shards=shards,
+    )
+
+
+def _check_failures(stage: Stage, folder: Location, manifest: StageManifest) -> None:
+    good = max((manifest.num_rows(table) for table in stage.produces), default=0)
+    total = good + manifest.num_failures
+    if total and manifest.num_failures > stage.max_failed_fraction * total:
+        raise StageError(
+            f"stage '{stage.name}': {manifest.num_failures:,} of {total:,} rows failed, more than "
+            f"max_failed_fraction = {stage.max_failed_fraction:g} allows. Reasons are in "
+            f"{folder / ERRORS_TABLE}. Mend the rows, or raise max_failed_fraction to go on without them."
+        )
+
+
+def describe_outcome(outcome: ShardOutcome) -> dict[str, Any]:
+    """Write an outcome as a flat row of strings and numbers."""
+    return {
+        "start": outcome.shard.start,
+        "stop": outcome.shard.stop,
+        "record": "" if outcome.record is None else outcome.record.model_dump_json(),
+        "error_type": outcome.error_type,
+        "error_message": outcome.error_message,
+        "error_trace": outcome.error_trace,
+    }
+
+
+def parse_outcome(row: dict[str, Any]) -> ShardOutcome:
+    """Read what ``describe_outcome`` wrote."""
+    record = ShardRecord.model_validate_json(row["record"]) if row["record"] else None
+    return ShardOutcome(
+        Shard(int(row["start"]), int(row["stop"])),
+        record,
+        row["error_type"],
+        row["error_message"],
+        row["error_trace"],
+    )

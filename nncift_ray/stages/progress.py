@@ -1,0 +1,93 @@
+"""What a run tells while it works: a Protocol, and the plain log lines for places with no terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class Reporter(Protocol):
+    """Hears what the driver does."""
+
+    def stage_skipped(self, name: str, num_items: int) -> None:
+        """A stage was already done."""
+
+    def stage_started(self, name: str, total: int, done: int, unit: str) -> None:
+        """A stage begins; ``done`` of its ``total`` units were finished by an earlier run."""
+
+    def advanced(self, name: str, amount: int) -> None:
+        """A shard of ``amount`` units was finished."""
+
+    def stage_finished(self, name: str, seconds: float, num_failures: int) -> None:
+        """A stage is complete."""
+
+    def notice(self, message: str) -> None:
+        """Something the user should know."""
+
+
+class LineReporter:
+    """Writes plain lines: one at the start and end of a stage, and one now and then between."""
+
+    def __init__(self, write: Callable[[str], None] = print) -> None:
+        """Write lines with ``write``."""
+        self._write = write
+        self._started = self._last_line = 0.0
+        self._total = self._done = self._new = 0
+        self._unit = "rows"
+
+    def stage_skipped(self, name: str, num_items: int) -> None:
+        """Say that nothing is left to do."""
+        self._write(f"[{name}] already done, skipped")
+
+    def stage_started(self, name: str, total: int, done: int, unit: str) -> None:
+        """Say what lies ahead."""
+        self._started = self._last_line = time.monotonic()
+        self._total, self._done, self._new, self._unit = total, done, 0, unit
+        resumed = f", {done:,} finished by an earlier run" if done else ""
+        self._write(f"[{name}] started: {total:,} {unit}{resumed}")
+
+    def advanced(self, name: str, amount: int) -> None:
+        """Write a line with speed and time left if the last one is old."""
+        self._new += amount
+        now = time.monotonic()
+        if now - self._last_line < SECONDS_BETWEEN_LINES:
+            return
+        self._last_line = now
+        finished = self._done + self._new
+        rate = self._new / (now - self._started)
+        left = (self._total - finished) / rate if rate else float("inf")
+        self._write(
+            f"[{name}] {finished:,}/{self._total:,} {self._unit}, {rate:,.1f} {self._unit}/s, "
+            f"about {left:,.0f} s left"
+        )
+
+    def stage_finished(self, name: str, seconds: float, num_failures: int) -> None:
+        """Say how it went."""
+        failures = f", {num_failures:,} bad rows in its errors table" if num_failures else ""
+        self._write(f"[{name}] done in {seconds:,.1f} s{failures}")
+
+    def notice(self, message: str) -> None:
+        """Pass the message on."""
+        self._write(f"note: {message}")
+
+
+class SilentReporter:
+    """Says nothing."""
+
+    def stage_skipped(self, name: str, num_items: int) -> None:
+        """Ignore."""
+
+    def stage_started(self, name: str, total: int, done: int, unit: str) -> None:
+        """Ignore."""
+
+    def advanced(self, name: str, amount: int) -> None:
+        """Ignore."""
+
+    def stage_finished(self, name: str, seconds: float, num_failures: int) -> None:
+        """Ignore."""
+
+    def notice(self, message: str) -> None:
+        """Ignore."""

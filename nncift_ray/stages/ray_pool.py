@@ -1,0 +1,116 @@
+"""Shards on Ray: a session, and an executor that sends shards through a Ray Data actor pool."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import ray
+import ray.data
+from ray.data import ActorPoolStrategy, DataContext
+
+from nncift_ray.config import ClusterConfig
+from nncift_ray.stages.driver import (
+    ShardOutcome,
+    describe_outcome,
+    execute_here,
+    execute_shard,
+    failed_outcome,
+    parse_outcome,
+)
+from nncift_ray.stages.stage import Shard, Stage, Worker
+from nncift_ray.storage.filesystem import Location
+
+# On one machine Ray's CPUs are tickets: readers and the driver need some beside the actors.
+SPARE_LOCAL_CPUS = 2
+LOCAL_OBJECT_STORE_BYTES = 512 * 1024**2
+
+
+@contextlib.contextmanager
+def ray_session(cluster: ClusterConfig) -> Iterator[None]:
+    """Connect to the cluster of the recipe or of RAY_ADDRESS, else start Ray on this machine."""
+    if ray.is_initialized():
+        yield
+        return
+    address = cluster.address or os.environ.get("RAY_ADDRESS")
+    level = logging.INFO if cluster.worker_logs else logging.ERROR
+    common: dict[str, Any] = {"logging_level": level, "log_to_driver": cluster.worker_logs}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        if address:
+            ray.init(address=address, **common)
+        else:
+            ray.init(
+                address="local",
+                num_cpus=(os.cpu_count() or 1) + SPARE_LOCAL_CPUS,
+                object_store_memory=LOCAL_OBJECT_STORE_BYTES,
+                include_dashboard=False,
+                **common,
+            )
+    quiet_ray_data(show=cluster.worker_logs)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def quiet_ray_data(*, show: bool) -> None:
+    """Turn off Ray Data's own bars and logs: the reporter speaks for a stage."""
+    context = DataContext.get_current()
+    context.enable_progress_bars = show
+    context.enable_operator_progress_bars = show
+    context.enable_rich_progress_bars = show
+    context.print_on_execution_start = show
+    if not show:
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+class ShardActor:
+    """Runs the shards that Ray Data hands it with one worker, built on the first."""
+
+    def __init__(self, stage: Stage, folder: Location) -> None:
+        """Keep the stage; models load with the first shard so that an error can be reported."""
+        self._stage, self._folder = stage, folder
+        self._worker: Worker | None = None
+        _limit_threads(stage.resources.num_cpus)
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Run the shard of a row."""
+        shard = Shard(int(row["start"]), int(row["stop"]))
+        try:
+            self._worker = self._worker or self._stage.make_worker()
+        except Exception as error:  # noqa: BLE001  (reported to the driver, which decides)
+            return describe_outcome(failed_outcome(shard, error))
+        return describe_outcome(execute_shard(self._stage, self._worker, self._folder, shard))
+
+
+def _limit_threads(num_cpus: float) -> None:
+    """Give libraries as many threads as Ray gave the actor CPUs, never more than there are."""
+    threads = str(max(1, min(int(num_cpus), os.cpu_count() or 1)))
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
+        os.environ[variable] = threads
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def execute_on_ray(stage: Stage, folder: Location, shards: list[Shard]) -> Iterator[ShardOutcome]:
+    """Run shards in an actor pool of the stage's size (an Executor)."""
+    if stage.placement == "driver":
+        yield from execute_here(stage, folder, shards)
+        return
+    resources = stage.resources
+    rows = [{"start": shard.start, "stop": shard.stop} for shard in shards]
+    most = max(1, min(resources.max_actors, len(shards)))
+    outcomes = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+        ShardActor,  # pyright: ignore[reportArgumentType]
+        fn_constructor_args=(stage, folder),
+        compute=ActorPoolStrategy(min_size=min(resources.min_actors, most), max_size=most),
+        num_cpus=resources.num_cpus,
+        num_gpus=resources.num_gpus or None,
+        resources=dict(resources.custom) or None,
+    )
+    for row in outcomes.iter_rows():
+        yield parse_outcome(row)

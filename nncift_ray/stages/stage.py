@@ -1,0 +1,109 @@
+"""The stage contract: what a stage says of itself, and what the driver does for it.
+
+A stage numbers its work as items 0..num_items. An item is also the atom of numeric work: whatever a
+result could depend on by rounding (the texts of one padded batch, the pairs of one engine call) lies
+inside one item. Shards are runs of whole items, so their size and the number of actors never show in
+the rows.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import pyarrow as pa
+
+from nncift_ray.errors import StageError
+from nncift_ray.storage import schemas
+from nncift_ray.storage.output import ERRORS_TABLE, Sink, StageOutput
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """The items [start, stop) of a stage."""
+
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What one actor holds and how many there may be."""
+
+    num_cpus: float = 1
+    num_gpus: float = 0
+    min_actors: int = 1
+    max_actors: int = 1
+    custom: Mapping[str, float] = field(default_factory=dict[str, float])
+
+
+Worker = Callable[[Shard, Sink], None]
+
+
+class Stage(ABC):
+    """One step of the pipeline.
+
+    Subclasses are small and picklable: they hold configuration and the outputs they read, never models
+    or tables. ``make_worker`` runs inside an actor and returns a plain callable, which a unit test calls
+    with no Ray at all.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[int] = 1
+    #: "pool": workers run in a Ray Data actor pool. "driver": the one item is run by the driver, for
+    #: stages that hand their work to another Ray library themselves.
+    placement: ClassVar[Literal["pool", "driver"]] = "pool"
+    #: What the items are called in progress lines.
+    unit: ClassVar[str] = "rows"
+
+    #: Seed recorded in the manifest; stages that draw set it.
+    seed: int = 0
+    resources: Resources = Resources()
+    max_failed_fraction: float = 1.0
+
+    @property
+    @abstractmethod
+    def produces(self) -> Mapping[str, pa.Schema]:
+        """The tables this stage writes, ``errors`` aside."""
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """What shapes the rows, as JSON: enters the fingerprint with the inputs' fingerprints."""
+
+    @property
+    @abstractmethod
+    def inputs(self) -> Mapping[str, StageOutput]:
+        """The finished stages this one reads."""
+
+    @abstractmethod
+    def num_items(self) -> int:
+        """How many items there are."""
+
+    @abstractmethod
+    def make_worker(self) -> Worker:
+        """Build what turns a shard into rows; loads models, so only actors call it."""
+
+    @property
+    def shard_items(self) -> int:
+        """Items a shard; a shard is the most that a lost worker can cost."""
+        return 1
+
+    def item_weight(self, start: int, stop: int) -> int:
+        """How many ``unit`` the items [start, stop) stand for in progress lines."""
+        return stop - start
+
+    def check_schema(self, table: str, schema: pa.Schema) -> None:
+        """Refuse a table that is not as declared.
+
+        Raises:
+            StageError: With both schemas.
+        """
+        expected = schemas.ERRORS if table == ERRORS_TABLE else self.produces.get(table)
+        if expected is None:
+            raise StageError(f"stage '{self.name}' wrote an undeclared table '{table}'")
+        if not schema.equals(expected):
+            raise StageError(
+                f"stage '{self.name}', table '{table}': wrote\n{schema}\nbut declares\n{expected}"
+            )

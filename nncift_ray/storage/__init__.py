@@ -1,0 +1,1 @@
+"""Tables, manifests and corpora in and out, through pyarrow file systems."""

@@ -1,0 +1,201 @@
+"""Files by URI, on a disk or in an object store, written whole or not at all.
+
+A path without a scheme is local. ``s3://`` and ``gs://`` are Arrow's own file systems (credentials come
+from the environment only); any other scheme is asked of fsspec.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import os
+import posixpath
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import IO, Any, cast
+
+import pyarrow as pa
+from pyarrow import fs as pafs
+
+from nncift_ray.errors import StorageError
+
+TEMPORARY_MARK = ".tmp-"
+PRIVATE_MODE = 0o700
+
+
+def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
+    """Return the file system of a URI or local path and the path inside it.
+
+    Raises:
+        StorageError: If no file system is known for the scheme.
+    """
+    if "://" not in uri:
+        return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri))
+    try:
+        return pafs.FileSystem.from_uri(uri)
+    except (pa.ArrowInvalid, ValueError):
+        return _resolve_with_fsspec(uri)
+
+
+def _resolve_with_fsspec(uri: str) -> tuple[pafs.FileSystem, str]:
+    import fsspec  # heavy and rarely needed
+
+    try:
+        fs, path = cast("tuple[Any, str]", fsspec.core.url_to_fs(uri))  # pyright: ignore
+    except (ImportError, ValueError) as error:
+        scheme = uri.split("://", 1)[0]
+        raise StorageError(
+            f"{uri}: no file system for '{scheme}://' ({error}). "
+            "Use a local path, s3:// or gs://, or install the fsspec package of that scheme."
+        ) from error
+    return pafs.PyFileSystem(pafs.FSSpecHandler(fs)), path
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """A file or folder: where it is and how to reach it."""
+
+    fs: pafs.FileSystem
+    path: str
+    uri: str
+
+    @classmethod
+    def of(cls, uri: str) -> Location:
+        """Resolve a URI or a local path."""
+        fs, path = resolve(uri)
+        shown = path if isinstance(fs, pafs.LocalFileSystem) else uri.rstrip("/")
+        return cls(fs, path.rstrip("/") or "/", shown)
+
+    def __truediv__(self, name: str) -> Location:
+        """Return the location ``name`` below this one."""
+        return Location(self.fs, posixpath.join(self.path, name), posixpath.join(self.uri, name))
+
+    def __str__(self) -> str:
+        """Return the URI; a plain path when local."""
+        return self.uri
+
+    @property
+    def name(self) -> str:
+        """The last part of the path."""
+        return posixpath.basename(self.path)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether this is on a disk of this machine (or one mounted here)."""
+        return isinstance(self.fs, pafs.LocalFileSystem)
+
+    def exists(self) -> bool:
+        """Whether a file or folder is there."""
+        info = cast(pafs.FileInfo, self.fs.get_file_info(self.path))
+        return info.type != pafs.FileType.NotFound
+
+    def size(self) -> int | None:
+        """Bytes of the file, or None if there is no such file."""
+        info = cast(pafs.FileInfo, self.fs.get_file_info(self.path))
+        return info.size if info.type == pafs.FileType.File else None
+
+    def make_folder(self) -> None:
+        """Create the folder and its parents; private to the user on a local disk."""
+        if self.is_local:
+            os.makedirs(self.path, mode=PRIVATE_MODE, exist_ok=True)
+        else:
+            self.fs.create_dir(self.path, recursive=True)
+
+    def list_files(self, *, recursive: bool = False) -> list[Location]:
+        """Return the files below this folder by name; an absent folder holds none."""
+        selector = pafs.FileSelector(self.path, allow_not_found=True, recursive=recursive)
+        infos = cast("list[pafs.FileInfo]", self.fs.get_file_info(selector))
+        names = [info.path for info in infos if info.type == pafs.FileType.File]
+        return [self / posixpath.relpath(name, self.path) for name in sorted(names)]
+
+    def read_bytes(self) -> bytes:
+        """Read the whole file.
+
+        Raises:
+            StorageError: If it cannot be read.
+        """
+        try:
+            with self.fs.open_input_stream(self.path) as stream:
+                return cast(bytes, stream.readall())
+        except OSError as error:
+            raise StorageError(f"{self}: cannot be read ({error})") from error
+
+    def write_bytes(self, data: bytes) -> None:
+        """Write the whole file, or leave what was there."""
+        with self.open_whole() as out:
+            out.write(data)
+
+    def delete(self) -> None:
+        """Delete the file if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            self.fs.delete_file(self.path)
+
+    @contextlib.contextmanager
+    def open_whole(self) -> Iterator[HashingWriter]:
+        """Open for writing so that the file appears complete or not at all.
+
+        On a local disk the bytes go to a temporary name beside it and are renamed at the end; object
+        stores make an object visible only once its upload is finished, and have no rename.
+        """
+        folder = Location(self.fs, posixpath.dirname(self.path), posixpath.dirname(self.uri))
+        folder.make_folder()
+        target = self.path
+        if self.is_local:
+            target = f"{self.path}{TEMPORARY_MARK}{uuid.uuid4().hex[:8]}"
+        stream = self.fs.open_output_stream(target)
+        writer = HashingWriter(stream)
+        try:
+            yield writer
+        except BaseException:
+            # Closing an unfinished upload would publish it: only a disk has a name to throw away.
+            if self.is_local:
+                stream.close()
+                self.fs.delete_file(target)
+            raise
+        stream.close()
+        if self.is_local:
+            os.replace(target, self.path)
+
+
+class HashingWriter(io.RawIOBase):
+    """A binary output that knows the SHA-256 and the size of what went through it."""
+
+    def __init__(self, stream: IO[bytes] | pa.NativeFile) -> None:
+        """Wrap an open binary output."""
+        super().__init__()
+        self._stream = stream
+        self._digest = hashlib.sha256()
+        self.num_bytes = 0
+
+    def writable(self) -> bool:
+        """Return True."""
+        return True
+
+    def write(self, data: Any, /) -> int:
+        """Pass the bytes on and count them."""
+        view = memoryview(data)
+        self._stream.write(view)
+        self._digest.update(view)
+        self.num_bytes += view.nbytes
+        return view.nbytes
+
+    def tell(self) -> int:
+        """Return the number of bytes written."""
+        return self.num_bytes
+
+    @property
+    def sha256(self) -> str:
+        """The SHA-256 of the bytes so far, in hex."""
+        return self._digest.hexdigest()
+
+
+def delete_temporaries(folder: Location) -> int:
+    """Delete what an interrupted writer left below a local folder; return how many files."""
+    if not folder.is_local:
+        return 0
+    leftovers = [f for f in folder.list_files(recursive=True) if TEMPORARY_MARK in f.name]
+    for leftover in leftovers:
+        leftover.delete()
+    return len(leftovers)

@@ -1,0 +1,252 @@
+"""The folder of one stage's result: how a worker fills it and how later stages read it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from nncift_ray.errors import StorageError
+from nncift_ray.storage import schemas
+from nncift_ray.storage.filesystem import HashingWriter, Location
+from nncift_ray.storage.manifest import PartRecord, ShardRecord, StageManifest
+
+MANIFEST_NAME = "manifest.json"
+SHARD_FOLDER = "shards"
+ERRORS_TABLE = "errors"
+FILES_TABLE = "files"
+EXCERPT_LENGTH = 200
+ROW_GROUP_ROWS = 65_536
+RANGE_DIGITS = 10
+
+SchemaCheck = Callable[[str, pa.Schema], None]
+
+
+def shard_name(start: int, stop: int) -> str:
+    """Name a shard so that names sort as the shards do."""
+    return f"{start:0{RANGE_DIGITS}d}-{stop:0{RANGE_DIGITS}d}"
+
+
+class Sink:
+    """Where a worker puts the rows, files and bad rows of one shard.
+
+    Tables stream to Parquet: a worker may write many small tables without holding them. Nothing counts
+    until ``finish`` has returned the shard's record and the driver's folder holds it.
+    """
+
+    def __init__(self, folder: Location, stage: str, start: int, stop: int, check: SchemaCheck) -> None:
+        """Open a sink for the items [start, stop) of a stage in its folder."""
+        self._folder, self._stage, self._check = folder, stage, check
+        self._start, self._stop = start, stop
+        self._stack = contextlib.ExitStack()
+        self._writers: dict[str, tuple[pq.ParquetWriter, HashingWriter, str]] = {}
+        self._rows: dict[str, int] = {}
+        self._parts: list[PartRecord] = []
+        self._errors: list[dict[str, Any]] = []
+        self.facts: dict[str, Any] = {}
+
+    def write(self, table_name: str, table: pa.Table) -> None:
+        """Append rows to a table; its schema must be the declared one."""
+        if table_name not in self._writers:
+            self._check(table_name, table.schema)
+            self._open(table_name, table.schema)
+        self._writers[table_name][0].write_table(table, row_group_size=ROW_GROUP_ROWS)
+        self._rows[table_name] += table.num_rows
+
+    def write_rows(self, table_name: str, rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> None:
+        """Append rows given as mappings."""
+        self.write(table_name, pa.Table.from_pylist([dict(row) for row in rows], schema=schema))
+
+    def write_file(self, name: str, data: bytes) -> None:
+        """Write an artifact that is no table, e.g. a checkpoint; names are unique in a stage."""
+        with (self._folder / FILES_TABLE / name).open_whole() as out:
+            out.write(data)
+        self._parts.append(
+            PartRecord(
+                table=FILES_TABLE,
+                name=f"{FILES_TABLE}/{name}",
+                rows=0,
+                bytes=out.num_bytes,
+                sha256=out.sha256,
+            )
+        )
+
+    def error(
+        self,
+        reason: str,
+        message: str,
+        *,
+        source: str | None = None,
+        line: int | None = None,
+        example_id: str | None = None,
+        excerpt: str | None = None,
+    ) -> None:
+        """Record a row that could not be used; it gets no made-up value anywhere."""
+        self._errors.append(
+            {
+                "stage": self._stage,
+                "source": source,
+                "line": line,
+                "example_id": example_id,
+                "reason": reason,
+                "message": message,
+                "excerpt": None if excerpt is None else excerpt[:EXCERPT_LENGTH],
+            }
+        )
+
+    def write_errors(self, table: pa.Table) -> None:
+        """Append rows to the errors table."""
+        self._errors.extend(table.to_pylist())
+
+    def finish(self, seconds: float) -> ShardRecord:
+        """Close all parts and return what was written."""
+        if self._errors:
+            self.write_rows(ERRORS_TABLE, self._errors, schemas.ERRORS)
+        for writer, _, _ in self._writers.values():
+            writer.close()
+        self._stack.close()
+        for table, (_, stream, name) in self._writers.items():
+            self._parts.append(
+                PartRecord(
+                    table=table,
+                    name=name,
+                    rows=self._rows[table],
+                    bytes=stream.num_bytes,
+                    sha256=stream.sha256,
+                )
+            )
+        return ShardRecord(
+            start=self._start,
+            stop=self._stop,
+            parts=tuple(self._parts),
+            num_failures=len(self._errors),
+            seconds=seconds,
+            facts=self.facts,
+        )
+
+    def abort(self, error: BaseException) -> None:
+        """Throw away the open parts of a shard that failed."""
+        with contextlib.suppress(type(error)):
+            self._stack.__exit__(type(error), error, error.__traceback__)
+
+    def _open(self, table_name: str, schema: pa.Schema) -> None:
+        name = f"{table_name}/{shard_name(self._start, self._stop)}.parquet"
+        stream = self._stack.enter_context((self._folder / name).open_whole())
+        writer = pq.ParquetWriter(pa.PythonFile(stream, mode="w"), schema, compression="zstd")
+        self._writers[table_name] = (writer, stream, name)
+        self._rows[table_name] = 0
+
+
+class StageOutput:
+    """A finished stage's tables and files."""
+
+    def __init__(self, folder: Location, manifest: StageManifest) -> None:
+        """Read from a folder what its manifest lists."""
+        self.folder = folder
+        self.manifest = manifest
+
+    @classmethod
+    def open(cls, folder: Location) -> StageOutput | None:
+        """Return the finished output in a folder, or None when the stage is not finished there."""
+        location = folder / MANIFEST_NAME
+        if not location.exists():
+            return None
+        return cls(folder, StageManifest.model_validate_json(location.read_bytes()))
+
+    @property
+    def fingerprint(self) -> str:
+        """The fingerprint of the work."""
+        return self.manifest.fingerprint
+
+    def num_rows(self, table: str) -> int:
+        """Return the rows of a table, from the manifest alone."""
+        return self.manifest.num_rows(table)
+
+    def iter_batches(
+        self, table: str, columns: Sequence[str] | None = None, batch_rows: int = ROW_GROUP_ROWS
+    ) -> Iterator[pa.RecordBatch]:
+        """Stream a table in item order."""
+        for part in self.manifest.table_parts(table):
+            with self._open_part(part) as file:
+                names = None if columns is None else list(columns)
+                yield from cast(
+                    "Iterator[pa.RecordBatch]", file.iter_batches(batch_rows, columns=names)
+                )
+
+    def read(
+        self, table: str, columns: Sequence[str] | None = None, schema: pa.Schema | None = None
+    ) -> pa.Table:
+        """Read a whole table in item order; ``schema`` is used when no row was written."""
+        batches = list(self.iter_batches(table, columns))
+        if batches:
+            return pa.Table.from_batches(batches)
+        empty = (schema or pa.schema([])).empty_table()
+        return empty if columns is None or schema is None else empty.select(list(columns))
+
+    def read_range(
+        self, table: str, start: int, stop: int, columns: Sequence[str] | None = None
+    ) -> pa.Table:
+        """Read the rows [start, stop) of a table, opening only the row groups that hold them."""
+        pieces: list[pa.Table] = []
+        position = 0
+        for part in self.manifest.table_parts(table):
+            if position < stop and position + part.rows > start:
+                pieces.extend(self._part_range(part, start - position, stop - position, columns))
+            position += part.rows
+        if not pieces:
+            raise StorageError(f"{self.folder}: rows {start}..{stop} of '{table}' are not there")
+        return pa.concat_tables(pieces)
+
+    def take_rows(
+        self, table: str, rows: np.ndarray, columns: Sequence[str] | None = None
+    ) -> pa.Table:
+        """Read the rows at the given positions of a table, in the order given.
+
+        Streams the table once; only the wanted rows are kept.
+        """
+        wanted, back = np.unique(np.asarray(rows, dtype=np.int64), return_inverse=True)
+        pieces: list[pa.Table] = []
+        position = 0
+        for batch in self.iter_batches(table, columns):
+            low, high = np.searchsorted(wanted, [position, position + batch.num_rows])
+            if high > low:
+                local = pa.array(wanted[low:high] - position)
+                pieces.append(pa.Table.from_batches([batch]).take(local))
+            position += batch.num_rows
+        if not pieces or sum(piece.num_rows for piece in pieces) != len(wanted):
+            raise StorageError(f"{self.folder}: table '{table}' has no row {wanted.max(initial=-1)}")
+        return pa.concat_tables(pieces).take(pa.array(back))
+
+    def _part_range(
+        self, part: PartRecord, start: int, stop: int, columns: Sequence[str] | None
+    ) -> list[pa.Table]:
+        pieces: list[pa.Table] = []
+        with self._open_part(part) as file:
+            position = 0
+            for group in range(file.num_row_groups):
+                rows = file.metadata.row_group(group).num_rows
+                if position < stop and position + rows > start:
+                    names = None if columns is None else list(columns)
+                    table = file.read_row_group(group, columns=names)
+                    low, high = max(0, start - position), min(rows, stop - position)
+                    pieces.append(table.slice(low, high - low))
+                position += rows
+        return pieces
+
+    def _open_part(self, part: PartRecord) -> pq.ParquetFile:
+        location = self.folder / part.name
+        try:
+            return pq.ParquetFile(location.path, filesystem=location.fs)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise StorageError(
+                f"{location}: a recorded part cannot be read ({error}). Delete the folder "
+                f"{self.folder} and run again: only this stage and what follows is recomputed."
+            ) from error
+
+    def read_file(self, name: str) -> bytes:
+        """Read an artifact."""
+        return (self.folder / FILES_TABLE / name).read_bytes()

@@ -1,0 +1,203 @@
+"""The Arrow schema of every table the system writes.
+
+Row = helped example, column = helper example, everywhere. ``row_index`` numbers the examples of one
+role (candidates or targets) from 0 in the order of their sources; ``block`` says which pairs a row
+speaks of: ``within`` (candidates x candidates) or ``cross`` (targets x candidates).
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+CANDIDATE, TARGET = "candidate", "target"
+WITHIN, CROSS = "within", "cross"
+
+ERRORS = pa.schema(
+    [
+        pa.field("stage", pa.string(), nullable=False),
+        pa.field("source", pa.string()),  # file, or None for rows past ingest
+        pa.field("line", pa.int64()),  # 1-based line or record number in the file
+        pa.field("example_id", pa.string()),
+        pa.field("reason", pa.string(), nullable=False),  # short code, e.g. "no_response"
+        pa.field("message", pa.string(), nullable=False),  # a sentence for a person
+        pa.field("excerpt", pa.string()),  # at most 200 characters of the row
+    ]
+)
+
+# Ingest reads each source file on its own; duplicates are still inside.
+RECORDS = pa.schema(
+    [
+        pa.field("role", pa.string(), nullable=False),
+        pa.field("example_id", pa.string(), nullable=False),
+        pa.field("prompt", pa.string(), nullable=False),
+        pa.field("response", pa.string(), nullable=False),
+        pa.field("record", pa.string(), nullable=False),  # the original record as JSON
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("line", pa.int64(), nullable=False),
+        pa.field("layout", pa.string(), nullable=False),
+    ]
+)
+
+# One table per role ("candidates", "targets"), exact duplicates collapsed on the first one.
+EXAMPLES = pa.schema(
+    [
+        pa.field("row_index", pa.int64(), nullable=False),
+        pa.field("example_id", pa.string(), nullable=False),
+        pa.field("prompt", pa.string(), nullable=False),
+        pa.field("response", pa.string(), nullable=False),
+        pa.field("record", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("line", pa.int64(), nullable=False),
+        pa.field("layout", pa.string(), nullable=False),
+        pa.field("num_duplicates", pa.int32(), nullable=False),  # further copies that were collapsed
+    ]
+)
+
+SAMPLED_EXAMPLES = pa.schema(
+    [
+        pa.field("role", pa.string(), nullable=False),
+        pa.field("row_index", pa.int64(), nullable=False),
+        pa.field("example_id", pa.string(), nullable=False),
+        pa.field("prompt", pa.string(), nullable=False),
+        pa.field("response", pa.string(), nullable=False),
+    ]
+)
+
+# What to ask the teacher, in groups that share a helper; helper_index is null for the helped
+# example on its own (the baseline a utility is measured against, or a pointwise label).
+PAIRS = pa.schema(
+    [
+        pa.field("group", pa.int32(), nullable=False),
+        pa.field("block", pa.string(), nullable=False),
+        pa.field("helped_index", pa.int64(), nullable=False),
+        pa.field("helper_index", pa.int64()),
+        # train | validation | Q1 | Q2 | Q3 | Q4, null for baselines
+        pa.field("split", pa.string()),
+    ]
+)
+
+MEASUREMENTS = pa.schema(
+    [
+        pa.field("block", pa.string(), nullable=False),
+        pa.field("helped_index", pa.int64(), nullable=False),
+        pa.field("helper_index", pa.int64()),
+        pa.field("split", pa.string()),
+        pa.field("value", pa.float64(), nullable=False),  # teacher's unit, e.g. DELIFT distance
+        pa.field("num_tokens", pa.int32(), nullable=False),  # prompt tokens of the request
+        pa.field("num_cached_tokens", pa.int32(), nullable=False),  # of them read from a cache
+    ]
+)
+
+LABELS = pa.schema(
+    [
+        pa.field("block", pa.string(), nullable=False),
+        pa.field("helped_index", pa.int64(), nullable=False),
+        pa.field("helper_index", pa.int64()),  # null for pointwise teachers
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("utility", pa.float32(), nullable=False),  # raw and signed
+    ]
+)
+
+TRAINING_HISTORY = pa.schema(
+    [
+        pa.field("block", pa.string(), nullable=False),
+        pa.field("epoch", pa.int32(), nullable=False),
+        pa.field("train_loss", pa.float64(), nullable=False),
+        pa.field("validation_loss", pa.float64(), nullable=False),
+    ]
+)
+
+PREDICTIONS = pa.schema(
+    [
+        pa.field("block", pa.string(), nullable=False),
+        pa.field("helped_index", pa.int64(), nullable=False),
+        pa.field("helper_index", pa.int64()),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("utility", pa.float32(), nullable=False),
+        pa.field("influence", pa.float32(), nullable=False),
+    ]
+)
+
+FIDELITY = pa.schema(
+    [
+        pa.field("block", pa.string(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+        # network | zero | random | mean | row_column_mean
+        pa.field("model", pa.string(), nullable=False),
+        pa.field("num_pairs", pa.int64(), nullable=False),
+        pa.field("mse", pa.float64(), nullable=False),  # label unit squared
+        pa.field("scaled_mse", pa.float64(), nullable=False),  # labels min-max scaled to [0, 1]
+        pa.field("r2", pa.float64()),  # null where the labels do not vary
+        pa.field("spearman", pa.float64()),  # null where either side does not vary
+    ]
+)
+
+TOP_HELPERS = pa.schema(
+    [
+        pa.field("row_index", pa.int64(), nullable=False),
+        pa.field("helper_index", pa.list_(pa.int32()), nullable=False),  # best first
+        pa.field("influence", pa.list_(pa.float32()), nullable=False),  # raw and signed
+    ]
+)
+
+SCORE_STATISTICS = pa.schema(
+    [
+        pa.field("block", pa.string(), nullable=False),
+        pa.field("num_pairs", pa.int64(), nullable=False),
+        pa.field("min", pa.float64(), nullable=False),
+        pa.field("max", pa.float64(), nullable=False),
+        pa.field("sum", pa.float64(), nullable=False),
+        pa.field("sum_of_squares", pa.float64(), nullable=False),
+    ]
+)
+
+COLUMN_MAX = pa.schema(
+    [
+        pa.field("block", pa.string(), nullable=False),
+        pa.field("helper_index", pa.int64(), nullable=False),
+        pa.field("max_influence", pa.float32(), nullable=False),
+    ]
+)
+
+RANKING = pa.schema(
+    [
+        pa.field("rank", pa.int32(), nullable=False),  # 1-based
+        pa.field("row_index", pa.int64(), nullable=False),
+        pa.field("example_id", pa.string(), nullable=False),
+        pa.field("gain", pa.float64(), nullable=False),  # of the scaled objective
+        pa.field("objective", pa.float64(), nullable=False),  # value after this pick
+        pa.field("num_tokens", pa.int64(), nullable=False),
+        pa.field("num_covered", pa.int32(), nullable=False),  # rows whose best pick this is
+    ]
+)
+
+COVERAGE = pa.schema(
+    [
+        pa.field("row_index", pa.int64(), nullable=False),  # a row of the objective's ground set
+        pa.field("covered_by", pa.int64()),  # row_index of its best pick; null: no pick in its list
+        pa.field("coverage", pa.float32(), nullable=False),  # scaled influence of that pick, 0..1
+    ]
+)
+
+
+def embeddings_schema(dimension: int, dtype: str) -> pa.Schema:
+    """Return the schema of embeddings: unit-norm vectors of ``dimension`` float32 or float16."""
+    value = {"float32": pa.float32(), "float16": pa.float16()}[dtype]
+    return pa.schema(
+        [
+            pa.field("row_index", pa.int64(), nullable=False),
+            pa.field("example_id", pa.string(), nullable=False),
+            pa.field("num_tokens", pa.int32(), nullable=False),  # by the embedder's tokenizer, uncut
+            pa.field("embedding", pa.list_(value, dimension), nullable=False),
+        ]
+    )
+
+
+def activations_schema(num_hidden: int) -> pa.Schema:
+    """Return the schema of projected activations of one role and block, ``num_hidden`` each."""
+    return pa.schema(
+        [
+            pa.field("row_index", pa.int64(), nullable=False),
+            pa.field("activation", pa.list_(pa.float32(), num_hidden), nullable=False),
+        ]
+    )
