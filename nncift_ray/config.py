@@ -175,8 +175,10 @@ class LabelsConfig(Section):
     Attributes:
         fraction: Share of the rows and of the columns in the labelled block (paper: 0.05).
         label_pairs: Total pairs to label instead, held-out ones included, per block.
-        holdout_pairs: Held-out pairs of each quadrant Q1..Q4; null: a twentieth of the block, at most
-            500.
+        max_pairs: Most pairs of a block that ``fraction`` may come to; 0.05 of a million rows would
+            be 2.5 billion.
+        holdout_pairs: Held-out pairs of each quadrant Q1..Q4; null: a twentieth of the labels, at
+            most 500.
         validation_fraction: Share of the block that only decides when training stops.
         seed: Seed of the draw.
         pool: Actors.
@@ -184,6 +186,7 @@ class LabelsConfig(Section):
 
     fraction: float = Field(0.05, gt=0, le=1)
     label_pairs: int | None = None
+    max_pairs: int = Field(1_000_000, ge=1)
     holdout_pairs: int | None = Field(None, ge=0)
     validation_fraction: float = Field(0.1, gt=0, lt=1)
     seed: int = Field(0, ge=0)

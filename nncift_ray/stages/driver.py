@@ -87,7 +87,7 @@ def execute_shard(stage: Stage, worker: Worker, folder: Location, shard: Shard) 
         name = f"{shard_name(shard.start, shard.stop)}.json"
         (folder / SHARD_FOLDER / name).write_bytes(record.model_dump_json().encode())
     except Exception as error:  # noqa: BLE001  (a worker may raise anything; the driver decides)
-        sink.abort(error)
+        sink.abort()
         return failed_outcome(shard, error)
     return ShardOutcome(shard, record)
 

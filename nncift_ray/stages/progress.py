@@ -1,10 +1,13 @@
-"""What a run tells while it works: a Protocol, and the plain log lines for places with no terminal."""
+"""What a run tells while it works: a Protocol, a bar a stage for terminals, plain lines elsewhere."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -91,3 +94,62 @@ class SilentReporter:
 
     def notice(self, message: str) -> None:
         """Ignore."""
+
+
+class TerminalReporter:
+    """Draws one line a stage: a bar with speed and time left, then what it came to."""
+
+    def __init__(self, console: Console) -> None:
+        """Draw on a console that is a terminal."""
+        self._console = console
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+        self._started = 0.0
+        self._total = self._new = 0
+        self._unit = "rows"
+
+    def stage_skipped(self, name: str, num_items: int) -> None:
+        """Say that nothing is left to do."""
+        self._console.print(f"[dim]• {name:<12} already done, skipped[/dim]")
+
+    def stage_started(self, name: str, total: int, done: int, unit: str) -> None:
+        """Start the bar where an earlier run left off."""
+        self._started, self._total, self._new, self._unit = time.monotonic(), total, 0, unit
+        self._bar = Progress(
+            TextColumn("  {task.description:<12}"),
+            BarColumn(bar_width=30),
+            TextColumn("{task.completed:,.0f}/{task.total:,.0f} " + unit + " {task.fields[rate]}"),
+            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+            console=self._console,
+            transient=True,
+        )
+        self._task = self._bar.add_task(name, total=total, completed=done, rate="")
+        self._bar.start()
+
+    def advanced(self, name: str, amount: int) -> None:
+        """Move the bar."""
+        self._new += amount
+        seconds = time.monotonic() - self._started
+        if self._bar is not None:
+            rate = f"{self._new / seconds:,.1f} {self._unit}/s" if seconds > 0 else ""
+            self._bar.update(self._task, advance=amount, rate=rate)
+
+    def stage_finished(self, name: str, seconds: float, num_failures: int) -> None:
+        """Replace the bar by a line."""
+        self._stop_bar()
+        failures = f", [yellow]{num_failures:,} bad rows[/yellow]" if num_failures else ""
+        amount = f"{self._total:,} {self._unit}"
+        self._console.print(f"[green]✓[/green] {name:<12} {amount} in {seconds:,.1f} s{failures}")
+
+    def notice(self, message: str) -> None:
+        """Pass the message on."""
+        self._console.print(f"[yellow]note:[/yellow] {message}", highlight=False)
+
+    def close(self) -> None:
+        """Leave the terminal as it was, also after an error."""
+        self._stop_bar()
+
+    def _stop_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None

@@ -13,7 +13,7 @@ import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext
 
-from nncift_ray.config import ClusterConfig
+from nncift_ray.config import ClusterConfig, PoolConfig
 from nncift_ray.stages.driver import (
     ShardOutcome,
     describe_outcome,
@@ -22,7 +22,7 @@ from nncift_ray.stages.driver import (
     failed_outcome,
     parse_outcome,
 )
-from nncift_ray.stages.stage import Shard, Stage, Worker
+from nncift_ray.stages.stage import Resources, Shard, Stage, Worker
 from nncift_ray.storage.filesystem import Location
 
 # On one machine Ray's CPUs are tickets: readers and the driver need some beside the actors.
@@ -114,3 +114,37 @@ def execute_on_ray(stage: Stage, folder: Location, shards: list[Shard]) -> Itera
     )
     for row in outcomes.iter_rows():
         yield parse_outcome(row)
+
+
+def pool_resources(
+    pool: PoolConfig,
+    *,
+    can_use_gpu: bool,
+    single_threaded: bool,
+    max_actors: int | None = None,
+) -> Resources:
+    """Size a stage's actor pool for the cluster that is there; the recipe's numbers win.
+
+    On one machine a multi-threaded stage has one actor with all its cores, a single-threaded one an
+    actor a core. On a cluster every actor has four CPUs or a GPU.
+    """
+    seen = ray.cluster_resources()
+    cluster_gpus = int(seen.get("GPU", 0))
+    num_gpus = pool.num_gpus
+    if num_gpus is None:
+        num_gpus = 1.0 if can_use_gpu and cluster_gpus else 0.0
+    cores = os.cpu_count() or 1
+    local = len(ray.nodes()) == 1
+    cluster_cpus = cores if local else int(seen.get("CPU", 1))
+    num_cpus = pool.num_cpus
+    if num_cpus is None:
+        per_actor = float(cores) if local and not num_gpus else float(min(4, cluster_cpus))
+        num_cpus = 1.0 if single_threaded else per_actor
+    most = cluster_gpus // num_gpus if num_gpus else cluster_cpus // num_cpus
+    most = min(int(most), max_actors or int(most))
+    low, high = (1, max(1, most)) if pool.num_actors is None else _as_range(pool.num_actors)
+    return Resources(num_cpus, num_gpus, low, high, pool.resources)
+
+
+def _as_range(num_actors: int | tuple[int, int]) -> tuple[int, int]:
+    return num_actors if isinstance(num_actors, tuple) else (num_actors, num_actors)

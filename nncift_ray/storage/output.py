@@ -31,6 +31,10 @@ def shard_name(start: int, stop: int) -> str:
     return f"{start:0{RANGE_DIGITS}d}-{stop:0{RANGE_DIGITS}d}"
 
 
+class _AbandonedError(Exception):
+    """Tells open files that they will not be finished."""
+
+
 class Sink:
     """Where a worker puts the rows, files and bad rows of one shard.
 
@@ -45,7 +49,7 @@ class Sink:
         self._stack = contextlib.ExitStack()
         self._writers: dict[str, tuple[pq.ParquetWriter, HashingWriter, str]] = {}
         self._rows: dict[str, int] = {}
-        self._parts: list[PartRecord] = []
+        self._files: list[tuple[str, HashingWriter]] = []
         self._errors: list[dict[str, Any]] = []
         self.facts: dict[str, Any] = {}
 
@@ -63,17 +67,14 @@ class Sink:
 
     def write_file(self, name: str, data: bytes) -> None:
         """Write an artifact that is no table, e.g. a checkpoint; names are unique in a stage."""
-        with (self._folder / FILES_TABLE / name).open_whole() as out:
-            out.write(data)
-        self._parts.append(
-            PartRecord(
-                table=FILES_TABLE,
-                name=f"{FILES_TABLE}/{name}",
-                rows=0,
-                bytes=out.num_bytes,
-                sha256=out.sha256,
-            )
-        )
+        self.open_file(name).write(data)
+
+    def open_file(self, name: str) -> HashingWriter:
+        """Open an artifact to stream to; it appears, complete, when the shard is finished."""
+        part = f"{FILES_TABLE}/{name}"
+        stream = self._stack.enter_context((self._folder / part).open_whole())
+        self._files.append((part, stream))
+        return stream
 
     def error(
         self,
@@ -109,29 +110,27 @@ class Sink:
         for writer, _, _ in self._writers.values():
             writer.close()
         self._stack.close()
-        for table, (_, stream, name) in self._writers.items():
-            self._parts.append(
-                PartRecord(
-                    table=table,
-                    name=name,
-                    rows=self._rows[table],
-                    bytes=stream.num_bytes,
-                    sha256=stream.sha256,
-                )
-            )
+        parts = [
+            _part_record(table, name, self._rows[table], stream)
+            for table, (_, stream, name) in self._writers.items()
+        ]
+        parts += [_part_record(FILES_TABLE, name, 0, stream) for name, stream in self._files]
         return ShardRecord(
             start=self._start,
             stop=self._stop,
-            parts=tuple(self._parts),
+            parts=tuple(parts),
             num_failures=len(self._errors),
             seconds=seconds,
             facts=self.facts,
         )
 
-    def abort(self, error: BaseException) -> None:
+    def abort(self) -> None:
         """Throw away the open parts of a shard that failed."""
-        with contextlib.suppress(type(error)):
-            self._stack.__exit__(type(error), error, error.__traceback__)
+        for writer, _, _ in self._writers.values():
+            with contextlib.suppress(OSError, ValueError, pa.ArrowException):
+                writer.close()
+        with contextlib.suppress(_AbandonedError):
+            self._stack.__exit__(_AbandonedError, _AbandonedError(), None)
 
     def _open(self, table_name: str, schema: pa.Schema) -> None:
         name = f"{table_name}/{shard_name(self._start, self._stop)}.parquet"
@@ -139,6 +138,12 @@ class Sink:
         writer = pq.ParquetWriter(pa.PythonFile(stream, mode="w"), schema, compression="zstd")
         self._writers[table_name] = (writer, stream, name)
         self._rows[table_name] = 0
+
+
+def _part_record(table: str, name: str, rows: int, stream: HashingWriter) -> PartRecord:
+    return PartRecord(
+        table=table, name=name, rows=rows, bytes=stream.num_bytes, sha256=stream.sha256
+    )
 
 
 class StageOutput:

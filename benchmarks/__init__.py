@@ -1,0 +1,1 @@
+"""Measurements against named peers and the limits of the machine."""

@@ -1,0 +1,184 @@
+"""Write the demo corpus: short tasks, most of them good, with faults planted on purpose.
+
+    python -m jobs.demo_corpus runs/demo/corpus
+
+Three files come out. ``candidates.jsonl`` and ``targets.jsonl`` are what the pipeline reads;
+``planted.jsonl`` says of every line of the former what it is, and the pipeline never sees it.
+Everything follows from the seed.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from jobs.demo_tasks import FAMILIES, Item, draw_distinct_items
+from nncift_ray.core.examples import make_example_id
+
+CLEAN = "clean"
+EXACT_DUPLICATE = "exact_duplicate"
+NEAR_DUPLICATE = "near_duplicate"
+WRONG_RESPONSE = "wrong_response"
+EMPTY_RESPONSE = "empty_response"
+KINDS = (CLEAN, EXACT_DUPLICATE, NEAR_DUPLICATE, WRONG_RESPONSE, EMPTY_RESPONSE)
+
+# Shares of the corpus; what is left is clean.
+SHARES = {EXACT_DUPLICATE: 0.05, NEAR_DUPLICATE: 0.10, WRONG_RESPONSE: 0.15, EMPTY_RESPONSE: 0.02}
+TARGET_FAMILIES = ("arithmetic", "dates", "JSON extraction", "units")
+
+
+@dataclass(frozen=True, slots=True)
+class DemoRow:
+    """One line of the corpus and what is planted there.
+
+    Attributes:
+        family: The task family of the prompt.
+        item: Number of the item asked; two wordings of one item share it.
+        prompt: What is asked.
+        completion: What the row answers, right or wrong.
+        kind: One of KINDS.
+    """
+
+    family: str
+    item: int
+    prompt: str
+    completion: str
+    kind: str
+
+    @property
+    def example_id(self) -> str:
+        """The id by which the pipeline knows the row."""
+        return make_example_id(self.prompt, self.completion)
+
+
+@dataclass(frozen=True, slots=True)
+class DemoCorpus:
+    """Where the files are and how many rows of each kind they hold."""
+
+    candidates: Path
+    targets: Path
+    planted: Path
+    counts: dict[str, int]
+    num_targets: int
+
+
+def write_demo_corpus(
+    folder: Path, seed: int = 0, num_candidates: int = 1000, num_targets: int = 100
+) -> DemoCorpus:
+    """Write candidates, targets and the list of what is planted into ``folder``.
+
+    Raises:
+        ValueError: If the families' vocabularies are too small for that many rows.
+    """
+    candidates, targets = make_demo_rows(seed, num_candidates, num_targets)
+    folder.mkdir(parents=True, exist_ok=True)
+    corpus = DemoCorpus(
+        candidates=folder / "candidates.jsonl",
+        targets=folder / "targets.jsonl",
+        planted=folder / "planted.jsonl",
+        counts=dict(Counter(row.kind for row in candidates)),
+        num_targets=len(targets),
+    )
+    _write_lines(corpus.candidates, map(_record, candidates))
+    _write_lines(corpus.targets, map(_record, targets))
+    _write_lines(corpus.planted, planted_records(candidates))
+    return corpus
+
+
+def make_demo_rows(
+    seed: int, num_candidates: int, num_targets: int
+) -> tuple[list[DemoRow], list[DemoRow]]:
+    """Draw the candidates, faults included and in random order, and the clean held-out targets."""
+    rng = Random(seed)
+    counts = {kind: round(share * num_candidates) for kind, share in SHARES.items()}
+    num_copies = counts[EXACT_DUPLICATE] + counts[NEAR_DUPLICATE]
+    items, targets = _draw_items(num_candidates - num_copies, num_targets, rng)
+    num_wrong, num_empty = counts[WRONG_RESPONSE], counts[EMPTY_RESPONSE]
+    wrong = _wrong_rows(items, range(num_wrong), rng)
+    empty = [_row(items, k, EMPTY_RESPONSE) for k in range(num_wrong, num_wrong + num_empty)]
+    clean = [_row(items, k, CLEAN) for k in range(num_wrong + num_empty, len(items))]
+    copied = rng.sample(clean, num_copies)
+    exact = [replace(row, kind=EXACT_DUPLICATE) for row in copied[: counts[EXACT_DUPLICATE]]]
+    near = [_reword(items, row, rng) for row in copied[counts[EXACT_DUPLICATE] :]]
+    candidates = [*clean, *exact, *near, *wrong, *empty]
+    rng.shuffle(candidates)
+    return candidates, [_row(targets, k, CLEAN) for k in range(len(targets))]
+
+
+def planted_records(rows: Iterable[DemoRow]) -> list[dict[str, Any]]:
+    """Say of every line, counted from 1, what it is; the pipeline never reads this."""
+    return [
+        {
+            "line": line,
+            "example_id": row.example_id,
+            "kind": row.kind,
+            "family": row.family,
+            "item": row.item,
+        }
+        for line, row in enumerate(rows, start=1)
+    ]
+
+
+def _draw_items(count: int, num_targets: int, rng: Random) -> tuple[list[Item], list[Item]]:
+    """Draw distinct items, families in turn, and targets that are none of them; both shuffled."""
+    per_family, per_target = -(-count // len(FAMILIES)), -(-num_targets // len(TARGET_FAMILIES))
+    items: list[Item] = []
+    targets: list[Item] = []
+    for family in FAMILIES:
+        held_out = per_target if family in TARGET_FAMILIES else 0
+        drawn = draw_distinct_items(family, per_family + held_out, rng)
+        targets += drawn[:held_out]
+        items += drawn[held_out:]
+    rng.shuffle(items)
+    rng.shuffle(targets)
+    return items[:count], targets[:num_targets]
+
+
+def _row(items: list[Item], number: int, kind: str) -> DemoRow:
+    item = items[number]
+    answer = "" if kind == EMPTY_RESPONSE else item.answer
+    # Wordings in turn, so that none belongs to one kind of row only.
+    return DemoRow(item.family, number, item.prompts[number % len(item.prompts)], answer, kind)
+
+
+def _wrong_rows(items: list[Item], numbers: range, rng: Random) -> list[DemoRow]:
+    """Give each row the answer of another family's item, as a badly joined table would."""
+    rows: list[DemoRow] = []
+    for number in numbers:
+        row = _row(items, number, WRONG_RESPONSE)
+        strangers = [
+            item.answer
+            for item in items
+            if item.family != row.family and item.answer != row.completion
+        ]
+        rows.append(replace(row, completion=rng.choice(strangers)))
+    return rows
+
+
+def _reword(items: list[Item], row: DemoRow, rng: Random) -> DemoRow:
+    """Ask the same in another wording, or in the same with other case and punctuation."""
+    others = [prompt for prompt in items[row.item].prompts if prompt != row.prompt]
+    scruffy = (
+        row.prompt[0].lower() + row.prompt[1:].rstrip("?.") + rng.choice([" ...", " please", ""])
+    )
+    return replace(row, prompt=rng.choice([*others, scruffy]), kind=NEAR_DUPLICATE)
+
+
+def _record(row: DemoRow) -> dict[str, str]:
+    return {"task": row.family, "prompt": row.prompt, "completion": row.completion}
+
+
+def _write_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
+    text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    path.write_text(text, encoding="utf-8", newline="\n")
+
+
+if __name__ == "__main__":
+    made = write_demo_corpus(Path(sys.argv[1] if len(sys.argv) > 1 else "runs/demo/corpus"))
+    print(json.dumps(asdict(made), default=str, indent=2))

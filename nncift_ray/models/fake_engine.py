@@ -1,0 +1,59 @@
+"""A language model of no weight: log-probabilities that are a hash, for tests without a model."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from nncift_ray.models.engine import (
+    ScoringFailure,
+    ScoringRequest,
+    ScoringResult,
+    find_fault,
+    make_result,
+)
+
+NUM_BYTES = 256
+POISON_ID = 0  # the NUL byte: a response that holds it scores NaN, so tests can provoke a failure
+WORST_NATS = 6.0
+
+
+class FakeEngine:
+    """Scores each response token by a hash of everything before it and the token itself.
+
+    One token a byte of UTF-8, then one end token. The same request scores the same on any machine
+    and in any batch; another example in the prompt gives other scores.
+    """
+
+    def __init__(self, max_length: int = 2048) -> None:
+        """Make an engine that takes up to ``max_length`` tokens a request."""
+        self.name = "fake:hash"
+        self.max_length = max_length
+        self.start_ids: list[int] = []
+        self.eos_id = NUM_BYTES
+        self.num_requests = 0  # asked so far: tests count calls with it
+
+    def encode(self, text: str) -> list[int]:
+        """Return the bytes of the text in UTF-8."""
+        return list(text.encode("utf-8", errors="surrogatepass"))
+
+    def score(self, requests: Sequence[ScoringRequest]) -> list[ScoringResult | ScoringFailure]:
+        """Score every request; the answers are in the order of the requests."""
+        self.num_requests += len(requests)
+        return [self._score_one(request) for request in requests]
+
+    def close(self) -> None:
+        """Do nothing: there is nothing to free."""
+
+    def _score_one(self, request: ScoringRequest) -> ScoringResult | ScoringFailure:
+        fault = find_fault(request, self.max_length, NUM_BYTES + 1)
+        if fault is not None:
+            return fault
+        state = zlib.crc32(np.asarray(request.prompt_ids, dtype="<i4").tobytes())
+        log_probs_T = np.empty(len(request.response_ids))
+        for t, token in enumerate(request.response_ids):
+            state = zlib.crc32(int(token).to_bytes(4, "little"), state)
+            log_probs_T[t] = np.nan if token == POISON_ID else -WORST_NATS * state / 2**32
+        return make_result(log_probs_T, request.num_tokens, 0)

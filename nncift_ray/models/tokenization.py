@@ -1,0 +1,78 @@
+"""One tokenizer for all engines, so that the same pair is the same tokens whoever scores it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from nncift_ray.errors import ModelError
+
+NEWLINE = "\n"
+
+
+def well_formed(text: str) -> str:
+    """Return the text with "?" for lone surrogates, which no tokenizer can take."""
+    return text.encode("utf-8", errors="replace").decode("utf-8")
+
+
+class SegmentTokenizer:
+    """Tokenises pieces of a text so that joining the pieces' tokens gives the text again.
+
+    Tokenizers of the SentencePiece kind put a space before whatever they are given. In the middle
+    of a text that space is not there, so such a piece is tokenised behind a newline, whose tokens
+    are then taken off; the others tokenise a piece as it stands.
+    """
+
+    def __init__(self, model_path: str | Path, revision: str | None = None) -> None:
+        """Load the tokenizer of a model.
+
+        Raises:
+            ModelError: If there is no tokenizer at ``model_path``, or it has no end token.
+        """
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer: Any = AutoTokenizer.from_pretrained(
+                str(model_path),
+                revision=revision,
+                trust_remote_code=False,
+                local_files_only=Path(model_path).is_dir(),
+            )
+        except (OSError, ValueError) as error:
+            raise ModelError(f"no tokenizer can be loaded from {model_path}: {error}") from error
+        if tokenizer.eos_token_id is None:
+            raise ModelError(
+                f"the tokenizer of {model_path} names no end token, which the last response token "
+                "must be; add eos_token to its tokenizer_config.json"
+            )
+        self._tokenizer = tokenizer
+        self.eos_id = int(tokenizer.eos_token_id)
+        self.start_ids = self._find_start_ids()
+        self._newline_ids = self._plain(NEWLINE)
+        self._needs_newline = self._plain(NEWLINE + "x") != self._newline_ids + self._plain("x")
+
+    @property
+    def unconditional_ids(self) -> list[int]:
+        """The tokens that a text with no prompt is scored behind."""
+        first = self._tokenizer.bos_token_id
+        return self.start_ids or [self.eos_id if first is None else int(first)]
+
+    def encode(self, text: str) -> list[int]:
+        """Tokenise a piece of a text; no special tokens are added, none are read from the text."""
+        text = well_formed(text)
+        if not self._needs_newline:
+            return self._plain(text)
+        return self._plain(NEWLINE + text)[len(self._newline_ids) :]
+
+    def _plain(self, text: str) -> list[int]:
+        # split_special_tokens: "<|im_end|>" in a user's text is text, not the end of the response.
+        return list(
+            self._tokenizer(
+                text, add_special_tokens=False, verbose=False, split_special_tokens=True
+            )["input_ids"]
+        )
+
+    def _find_start_ids(self) -> list[int]:
+        bare = self._plain("x")
+        dressed = list(self._tokenizer("x")["input_ids"])
+        return dressed[: dressed.index(bare[0])] if bare and bare[0] in dressed else []

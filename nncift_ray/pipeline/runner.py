@@ -1,0 +1,184 @@
+"""Run a recipe: every stage that is not finished, then the files and the report a user opens."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import IO
+
+import nncift_ray
+from nncift_ray.config import Config
+from nncift_ray.errors import ConfigError, StorageError
+from nncift_ray.pipeline.blueprint import STAGE_NAMES, Blueprint
+from nncift_ray.report.collect import RunFacts, collect_report_data
+from nncift_ray.report.data import ReportData
+from nncift_ray.report.render import render_report
+from nncift_ray.stages.driver import Executor, run_stage, stage_fingerprint
+from nncift_ray.stages.fit import Trainer
+from nncift_ray.stages.progress import LineReporter, Reporter
+from nncift_ray.stages.ray_pool import execute_on_ray, pool_resources, ray_session
+from nncift_ray.stages.stage import Stage
+from nncift_ray.storage.filesystem import Location
+from nncift_ray.storage.output import FILES_TABLE, StageOutput
+
+RUN_RECORD = "run.json"
+LOCK_NAME = ".lock"
+EXPORT_FOLDER = "export"
+REPORT_NAME = "report.html"
+TRAINING_FOLDER = "fit/training"
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run left behind."""
+
+    run_dir: Location
+    outputs: dict[str, StageOutput]
+    subset: Location | None  # None when the run ended before export
+    report: Location | None
+    report_data: ReportData | None
+
+
+def run(
+    config: Config,
+    *,
+    reporter: Reporter | None = None,
+    until: str = STAGE_NAMES[-1],
+    execute: Executor | None = None,
+) -> RunResult:
+    """Run a recipe to its end, or until a stage; finished work is never done again.
+
+    Args:
+        config: The recipe.
+        reporter: Hears of progress; plain lines by default.
+        until: Last stage to run.
+        execute: Runs shards; a Ray Data actor pool by default.
+
+    Raises:
+        NnciftError: With what is wrong and the remedy; finished shards are kept.
+    """
+    if until not in STAGE_NAMES:
+        raise ConfigError(f"unknown stage '{until}'; the stages are {', '.join(STAGE_NAMES)}")
+    reporter = reporter or LineReporter()
+    run_dir = Location.of(config.run_dir)
+    run_dir.make_folder()
+    with locked(run_dir), ray_session(config.cluster):
+        started = time.monotonic()
+        blueprint = Blueprint(config, trainer_of)
+        for notice in blueprint.notices():
+            reporter.notice(notice)
+        outputs = _run_stages(blueprint, run_dir, until, execute or execute_on_ray, reporter)
+        if "export" not in outputs:
+            return RunResult(run_dir, outputs, None, None, None)
+        subset = publish_exports(outputs["export"], run_dir)
+        data = collect_report_data(outputs, _facts(blueprint, run_dir, time.monotonic() - started))
+        report = run_dir / REPORT_NAME
+        report.write_bytes(render_report(data).encode("utf-8"))
+    return RunResult(run_dir, outputs, subset, report, data)
+
+
+def _run_stages(
+    blueprint: Blueprint, run_dir: Location, until: str, execute: Executor, reporter: Reporter
+) -> dict[str, StageOutput]:
+    outputs: dict[str, StageOutput] = {}
+    fingerprints: dict[str, str] = {}
+    for name in STAGE_NAMES[: STAGE_NAMES.index(until) + 1]:
+        stage = blueprint.build(name, outputs)
+        _give_resources(stage, blueprint)
+        fingerprints[name] = stage_fingerprint(stage)
+        write_run_record(run_dir, blueprint.config, fingerprints)
+        outputs[name] = run_stage(stage, run_dir, execute=execute, reporter=reporter)
+    return outputs
+
+
+def _give_resources(stage: Stage, blueprint: Blueprint) -> None:
+    use = blueprint.pool_use(stage.name)
+    stage.resources = pool_resources(
+        use.pool,
+        can_use_gpu=use.can_use_gpu,
+        single_threaded=use.single_threaded,
+        max_actors=use.max_actors,
+    )
+
+
+def trainer_of(config: Config) -> Trainer:
+    """Return Ray Train as the recipe sizes it; its working files lie in the run directory."""
+    # Ray Train's import takes seconds, which a plan or a status need not pay.
+    from nncift_ray.stages.ray_train import RayTrainer
+
+    return RayTrainer(
+        storage_path=str(Location.of(config.run_dir) / TRAINING_FOLDER),
+        num_workers=config.network.num_workers,
+        use_gpu=config.network.use_gpu,
+    )
+
+
+def write_run_record(run_dir: Location, config: Config, fingerprints: dict[str, str]) -> None:
+    """Record the recipe and where each stage's work lies, for status and later commands."""
+    record = {
+        "version": nncift_ray.__version__,
+        "config": config.model_dump(mode="json"),
+        "stages": fingerprints,
+        "written_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    (run_dir / RUN_RECORD).write_bytes(json.dumps(record, indent=1).encode())
+
+
+def publish_exports(export: StageOutput, run_dir: Location) -> Location:
+    """Copy the exported files to their fixed place below the run directory; return the subset."""
+    folder = run_dir / EXPORT_FOLDER
+    for part in export.manifest.table_parts(FILES_TABLE):
+        name = part.name.removeprefix(f"{FILES_TABLE}/")
+        with (
+            export.folder.fs.open_input_stream((export.folder / part.name).path) as source,
+            (folder / name).open_whole() as copy,
+        ):
+            while chunk := source.read(1024 * 1024):
+                copy.write(chunk)
+    return folder / "subset.jsonl"
+
+
+def _facts(blueprint: Blueprint, run_dir: Location, seconds: float) -> RunFacts:
+    config = blueprint.config
+    return RunFacts(
+        run_name=config.report.title or run_dir.name,
+        run_dir=str(run_dir),
+        created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        config=config.model_dump(mode="json"),
+        teacher=config.teacher.kind,
+        objective=config.objective,
+        notices=tuple(blueprint.notices()),
+        group_by=config.data.group_by,
+        num_picks=config.report.num_picks,
+        price_per_gpu_hour=config.cluster.price_per_gpu_hour,
+        price_per_cpu_hour=config.cluster.price_per_cpu_hour,
+        seconds=seconds,
+    )
+
+
+@contextlib.contextmanager
+def locked(run_dir: Location) -> Iterator[None]:
+    """Keep two runs out of one local run directory; the lock dies with its process.
+
+    Raises:
+        StorageError: If another process holds it.
+    """
+    if not run_dir.is_local:
+        yield
+        return
+    import fcntl  # not on every platform; needed on local disks only
+
+    file: IO[bytes]
+    with open(f"{run_dir.path}/{LOCK_NAME}", "ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StorageError(
+                f"{run_dir}: another run is working in this run directory. Wait for it, or give "
+                "this one another run_dir."
+            ) from error
+        yield

@@ -1,0 +1,209 @@
+"""Fill the report's record from the outputs of a run's stages."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+
+import nncift_ray
+from nncift_ray.report.data import (
+    CoveredExample,
+    ExampleText,
+    MixRow,
+    PickNeighbours,
+    ReportData,
+    StageSummary,
+    choose_sample_ranks,
+    count_mix,
+)
+from nncift_ray.storage import schemas
+from nncift_ray.storage.output import ERRORS_TABLE, StageOutput
+
+SECONDS_PER_HOUR = 3600.0
+MAX_ERRORS_SHOWN = 2000
+COVERED_SHOWN = 3
+TEXT_COLUMNS = ["row_index", "prompt", "response", "source", "line"]
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What the report says of a run that no stage knows."""
+
+    run_name: str
+    run_dir: str
+    created: str
+    config: Mapping[str, object]
+    teacher: str
+    objective: str
+    notices: tuple[str, ...] = ()
+    group_by: str | None = None
+    num_picks: int = 12
+    price_per_gpu_hour: float = 0.0
+    price_per_cpu_hour: float = 0.0
+    exports: Mapping[str, str] = field(default_factory=dict[str, str])
+    gpu_stages: frozenset[str] = frozenset()
+    cpus_per_stage: Mapping[str, float] = field(default_factory=dict[str, float])
+
+
+def collect_report_data(outputs: Mapping[str, StageOutput], facts: RunFacts) -> ReportData:
+    """Read from a finished run what its report shows."""
+    examples, select, fit = outputs["deduplicate"], outputs["select"], outputs["fit"]
+    ranking = select.read("ranking", schema=schemas.RANKING)
+    picked = np.asarray(ranking["row_index"].to_numpy())
+    lengths = np.asarray(outputs["embed"].read("candidates", ["num_tokens"])["num_tokens"])
+    select_facts = select.manifest.facts()
+    return ReportData(
+        run_name=facts.run_name,
+        run_dir=facts.run_dir,
+        created=facts.created,
+        version=nncift_ray.__version__,
+        teacher=facts.teacher,
+        objective=facts.objective.replace("_", " "),
+        budget=json.dumps(cast("Any", facts.config)["selection"]["budget"]),
+        num_candidates=examples.num_rows("candidates"),
+        num_targets=examples.num_rows("targets"),
+        num_duplicates=count_duplicates(examples),
+        num_errors=sum(output.manifest.num_failures for output in outputs.values()),
+        num_labelled_pairs=outputs["utility"].num_rows("labels"),
+        random_objective=select_facts.get("random_objective"),
+        mix_name=facts.group_by or "source file",
+        config=facts.config,
+        environment=fit.manifest.environment,
+        outputs=facts.exports,
+        notices=facts.notices,
+        stages=[_summary(output, facts) for output in outputs.values()],
+        mix=collect_mix(examples, picked, facts.group_by),
+        neighbours=collect_neighbours(examples, select, ranking, facts.num_picks),
+        ranking=ranking,
+        coverage=select.read("coverage", schema=schemas.COVERAGE),
+        fidelity=fit.read("fidelity", schema=schemas.FIDELITY),
+        predictions=fit.read("predictions", schema=schemas.PREDICTIONS),
+        training_history=fit.read("history", schema=schemas.TRAINING_HISTORY),
+        score_statistics=merge_statistics(
+            outputs["score_pairs"].read("statistics", schema=schemas.SCORE_STATISTICS)
+        ),
+        errors=collect_errors(outputs),
+        pool_lengths=lengths,
+        subset_lengths=lengths[picked],
+    )
+
+
+def count_duplicates(examples: StageOutput) -> int:
+    """Return how many exact copies were collapsed."""
+    return sum(
+        int(np.sum(batch.column(0).to_numpy()))
+        for role in ("candidates", "targets")
+        for batch in examples.iter_batches(role, ["num_duplicates"])
+    )
+
+
+def _summary(output: StageOutput, facts: RunFacts) -> StageSummary:
+    manifest = output.manifest
+    tables = {part.table for shard in manifest.shards for part in shard.parts}
+    rows = sum(manifest.num_rows(table) for table in tables - {ERRORS_TABLE})
+    hours = manifest.worker_seconds / SECONDS_PER_HOUR
+    on_gpu = manifest.stage in facts.gpu_stages
+    cpus = facts.cpus_per_stage.get(manifest.stage, 1.0)
+    price = facts.price_per_gpu_hour if on_gpu else facts.price_per_cpu_hour * cpus
+    return StageSummary(
+        name=manifest.stage,
+        seconds=manifest.wall_seconds,
+        rows=rows,
+        shards=len(manifest.shards),
+        fingerprint=manifest.fingerprint,
+        cost_usd=hours * price,
+        failures=manifest.num_failures,
+    )
+
+
+def collect_mix(
+    examples: StageOutput, picked: np.ndarray, group_by: str | None
+) -> tuple[MixRow, ...]:
+    """Count the groups of pool and subset: by a field of the record, else by source file."""
+    groups = np.array(list(_groups(examples, group_by)), dtype=object)
+    return count_mix(groups.tolist(), groups[picked].tolist())
+
+
+def _groups(examples: StageOutput, group_by: str | None) -> Iterator[str]:
+    column = "record" if group_by else "source"
+    for batch in examples.iter_batches("candidates", [column]):
+        for value in batch.column(0).to_pylist():
+            if group_by is None:
+                yield value.rsplit("/", 1)[-1]
+                continue
+            record = json.loads(value)
+            found = record.get(group_by) if isinstance(record, dict) else None
+            yield "(none)" if found is None else str(found)
+
+
+def collect_neighbours(
+    examples: StageOutput, select: StageOutput, ranking: pa.Table, num_picks: int
+) -> tuple[PickNeighbours, ...]:
+    """Look up some picks and the rows each of them covers best."""
+    coverage = select.read("coverage", schema=schemas.COVERAGE)
+    covered_by = np.asarray(coverage["covered_by"].fill_null(-1).to_numpy())
+    values = np.asarray(coverage["coverage"].to_numpy())
+    # With the query form the rows covered are targets, else the candidates themselves.
+    query_form = "query" in str(select.manifest.settings["objective"])
+    covered_table = "targets" if query_form else "candidates"
+    found: list[PickNeighbours] = []
+    for rank in choose_sample_ranks(ranking.num_rows, num_picks):
+        pick = ranking.slice(rank - 1, 1).to_pylist()[0]
+        rows = np.flatnonzero(covered_by == pick["row_index"])
+        if covered_table == "candidates":
+            rows = rows[rows != pick["row_index"]]
+        best = rows[np.argsort(-values[rows], kind="stable")][:COVERED_SHOWN]
+        texts = _texts(examples, covered_table, best)
+        found.append(
+            PickNeighbours(
+                rank=rank,
+                pick=_texts(examples, "candidates", np.array([pick["row_index"]]))[0],
+                gain=pick["gain"],
+                num_covered=pick["num_covered"],
+                covered=tuple(
+                    CoveredExample(text, float(values[row]))
+                    for text, row in zip(texts, best, strict=True)
+                ),
+            )
+        )
+    return tuple(found)
+
+
+def _texts(examples: StageOutput, table: str, rows: np.ndarray) -> list[ExampleText]:
+    if not rows.size:
+        return []
+    found = examples.take_rows(table, rows, TEXT_COLUMNS).to_pylist()
+    return [ExampleText(**row) for row in found]
+
+
+def merge_statistics(statistics: pa.Table) -> pa.Table:
+    """Merge the shards' score statistics to one row a block."""
+    merged: dict[str, dict[str, Any]] = {}
+    for row in statistics.to_pylist():
+        block = merged.get(row["block"])
+        if block is None:
+            merged[row["block"]] = row
+        else:
+            block["num_pairs"] += row["num_pairs"]
+            block["min"] = min(block["min"], row["min"])
+            block["max"] = max(block["max"], row["max"])
+            block["sum"] += row["sum"]
+            block["sum_of_squares"] += row["sum_of_squares"]
+    return pa.Table.from_pylist(list(merged.values()), schema=schemas.SCORE_STATISTICS)
+
+
+def collect_errors(outputs: Mapping[str, StageOutput]) -> pa.Table:
+    """Return the first error rows of all stages; the manifests have the full counts."""
+    tables: list[pa.Table] = []
+    room = MAX_ERRORS_SHOWN
+    for output in outputs.values():
+        if room > 0 and output.manifest.num_failures:
+            table = output.read(ERRORS_TABLE, schema=schemas.ERRORS).slice(0, room)
+            tables.append(table)
+            room -= table.num_rows
+    return pa.concat_tables(tables) if tables else schemas.ERRORS.empty_table()

@@ -1,0 +1,160 @@
+"""What the report shows: one frozen record, filled by the pipeline and read by page and terminal.
+
+Only what every run has is required. Any other part may stay ``None`` or empty: its place on the
+page then holds one sentence that says why, from ``ReportData.unavailable`` under the field's name.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from nncift_ray.storage.schemas import CROSS, WITHIN
+
+Lengths = npt.NDArray[np.integer]
+Cell = str | int | float | None
+
+
+@dataclass(frozen=True, slots=True)
+class StageSummary:
+    """What one stage cost and left behind."""
+
+    name: str
+    seconds: float
+    rows: int
+    shards: int
+    fingerprint: str
+    cost_usd: float | None = None  # None where no price is configured
+    failures: int = 0  # rows in the stage's errors table
+
+
+@dataclass(frozen=True, slots=True)
+class MixRow:
+    """How many examples of one source or task the pool and the subset hold."""
+
+    group: str
+    pool: int
+    subset: int
+
+
+@dataclass(frozen=True, slots=True)
+class ExampleText:
+    """The text of one example and where it came from."""
+
+    row_index: int
+    prompt: str
+    response: str
+    source: str = ""
+    line: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CoveredExample:
+    """A row whose best pick is the one it is listed under."""
+
+    example: ExampleText
+    coverage: float | None  # scaled influence of the pick on this row, 0..1
+
+
+@dataclass(frozen=True, slots=True)
+class PickNeighbours:
+    """One pick and some of the rows it was picked for."""
+
+    rank: int  # 1-based
+    pick: ExampleText
+    gain: float | None
+    num_covered: int
+    covered: tuple[CoveredExample, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ExtraTable:
+    """A table that only some runs have, e.g. the share of planted junk in a demo corpus."""
+
+    title: str
+    reading: str  # one sentence: what it means
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ReportData:
+    """Everything the report of one run needs, in memory.
+
+    Tables follow ``storage/schemas.py``. Lengths are in the tokens the budget counts, one integer
+    per example, in any order. Nothing here is read from the clock or the machine by the report
+    itself, so the same data always gives the same bytes.
+    """
+
+    run_name: str
+    num_candidates: int
+    run_dir: str = ""
+    created: str = ""  # shown as it stands, e.g. "2026-11-20 14:03 UTC"
+    version: str = ""
+    teacher: str = ""
+    objective: str = ""
+    budget: str = ""
+    selection_note: str = ""  # how the picks were made, where it was not by greedy gains
+    num_targets: int = 0  # 0: the candidates themselves are the ground set
+    num_duplicates: int = 0
+    num_errors: int = 0
+    num_labelled_pairs: int | None = None
+    random_objective: float | None = None  # value of a random subset of the same size
+    mix_name: str = "source"  # what MixRow.group means: "source", "task", ...
+    config: Mapping[str, object] = field(default_factory=dict[str, object])
+    environment: Mapping[str, object] = field(default_factory=dict[str, object])
+    outputs: Mapping[str, str] = field(default_factory=dict[str, str])  # label -> path
+    notices: Sequence[str] = ()
+    stages: Sequence[StageSummary] = ()
+    mix: Sequence[MixRow] = ()
+    neighbours: Sequence[PickNeighbours] = ()
+    extra_tables: Sequence[ExtraTable] = ()
+    ranking: pa.Table | None = None  # RANKING
+    coverage: pa.Table | None = None  # COVERAGE
+    fidelity: pa.Table | None = None  # FIDELITY
+    predictions: pa.Table | None = None  # PREDICTIONS
+    training_history: pa.Table | None = None  # TRAINING_HISTORY
+    score_statistics: pa.Table | None = None  # SCORE_STATISTICS
+    errors: pa.Table | None = None  # ERRORS
+    pool_lengths: Lengths | None = None
+    subset_lengths: Lengths | None = None
+    unavailable: Mapping[str, str] = field(default_factory=dict[str, str])  # field -> reason
+
+    @property
+    def main_block(self) -> str:
+        """Name the block the objective rests on: ``cross`` with targets, else ``within``."""
+        return CROSS if self.num_targets else WITHIN
+
+    @property
+    def ground_set(self) -> str:
+        """Name the rows that the subset is to cover."""
+        return "targets" if self.num_targets else "candidates"
+
+    def why_missing(self, part: str, default: str) -> str:
+        """Say why a part is missing: the pipeline's own reason, else the default."""
+        return self.unavailable.get(part, default)
+
+
+def count_mix(pool_groups: Iterable[str], subset_groups: Iterable[str]) -> tuple[MixRow, ...]:
+    """Count each group in pool and subset, the largest of the pool first, ties by name."""
+    pool, subset = Counter(pool_groups), Counter(subset_groups)
+    names = sorted(pool.keys() | subset.keys(), key=lambda name: (-pool[name], name))
+    return tuple(MixRow(name, pool[name], subset[name]) for name in names)
+
+
+def choose_sample_ranks(num_picks: int, num_samples: int = 8) -> list[int]:
+    """Choose which ranks to show: the first three, then ever wider steps down to the last.
+
+    Returns:
+        At most ``num_samples`` distinct 1-based ranks, ascending.
+    """
+    if num_picks <= num_samples:
+        return list(range(1, num_picks + 1))
+    head = list(range(1, min(3, num_samples) + 1))
+    tail = np.geomspace(head[-1], num_picks, num_samples - len(head) + 1)[1:]
+    return sorted({*head, *(round(float(rank)) for rank in tail)})

@@ -1,0 +1,129 @@
+"""Embed: texts to unit vectors, on GPU actors where there are any."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+
+from nncift_ray.core.examples import embedding_text
+from nncift_ray.errors import StageError
+from nncift_ray.models.embedder import Embedder
+from nncift_ray.models.embedded import ResolvedModel
+from nncift_ray.stages.atoms import RowAtoms
+from nncift_ray.stages.stage import Shard, Stage, Worker
+from nncift_ray.storage import schemas
+from nncift_ray.storage.arrays import vectors_to_arrow
+from nncift_ray.storage.output import ERRORS_TABLE, Sink, StageOutput
+
+#: Texts that are sorted by length and padded together.
+ATOM_ROWS = 256
+DEFAULT_SHARD_ROWS = 4096
+
+EmbedderFactory = Callable[[], Embedder]
+
+
+class EmbedStage(Stage):
+    """Write ``candidates`` and ``targets``: one vector an example, in row order."""
+
+    name: ClassVar[str] = "embed"
+
+    def __init__(
+        self,
+        examples: StageOutput,
+        model: ResolvedModel,
+        make_embedder: EmbedderFactory,
+        *,
+        dtype: str = "float32",
+        shard_rows: int | None = None,
+    ) -> None:
+        """Embed the examples of the deduplicate stage with the embedder that a factory builds."""
+        self._examples, self._model, self._make_embedder = examples, model, make_embedder
+        self._dtype = dtype
+        self._shard_rows = shard_rows or DEFAULT_SHARD_ROWS
+        ranges = tuple((role, examples.num_rows(role)) for role in ("candidates", "targets"))
+        self._atoms = RowAtoms(ranges, ATOM_ROWS)
+
+    @property
+    def produces(self) -> Mapping[str, pa.Schema]:
+        """Tables whose dimension only the model knows; see ``check_schema``."""
+        return {"candidates": pa.schema([]), "targets": pa.schema([])}
+
+    @property
+    def inputs(self) -> Mapping[str, StageOutput]:
+        """The deduplicated examples."""
+        return {"examples": self._examples}
+
+    def settings(self) -> dict[str, Any]:
+        """Model, revision and storage type."""
+        return {
+            "model": self._model.name,
+            "revision": self._model.revision,
+            "dtype": self._dtype,
+            "atom_rows": ATOM_ROWS,
+        }
+
+    def num_items(self) -> int:
+        """Atoms of texts."""
+        return self._atoms.num_items
+
+    @property
+    def shard_items(self) -> int:
+        """Whole atoms a shard."""
+        return self._atoms.items_per_shard(self._shard_rows)
+
+    def item_weight(self, start: int, stop: int) -> int:
+        """Rows of some atoms."""
+        return self._atoms.num_rows(start, stop)
+
+    def check_schema(self, table: str, schema: pa.Schema) -> None:
+        """Refuse any schema but that of embeddings of one dimension."""
+        if table == ERRORS_TABLE:
+            super().check_schema(table, schema)
+            return
+        dimension = schema.field("embedding").type.list_size
+        if not schema.equals(schemas.embeddings_schema(dimension, self._dtype)):
+            raise StageError(f"stage 'embed', table '{table}': not a table of embeddings:\n{schema}")
+
+    def make_worker(self) -> Worker:
+        """Load the embedder."""
+        embedder = self._make_embedder()
+
+        def embed_shard(shard: Shard, sink: Sink) -> None:
+            sink.facts["dimension"] = embedder.dimension
+            for span in self._atoms.spans(shard.start, shard.stop):
+                columns = ["row_index", "example_id", "prompt", "response"]
+                rows = self._examples.read_range(span.name, span.start, span.stop, columns)
+                sink.write(span.name, embed_rows(rows, embedder, self._dtype))
+
+        return embed_shard
+
+
+def embed_rows(rows: pa.Table, embedder: Embedder, dtype: str) -> pa.Table:
+    """Embed rows of examples in one call.
+
+    Raises:
+        StageError: If a vector is not finite, naming the example.
+    """
+    texts = [
+        embedding_text(prompt, response)
+        for prompt, response in zip(
+            rows["prompt"].to_pylist(), rows["response"].to_pylist(), strict=True
+        )
+    ]
+    vectors = embedder.embed(texts)
+    broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+    if broken.size:
+        example_id = rows["example_id"][int(broken[0])].as_py()
+        raise StageError(f"the embedding of example {example_id} is not finite")
+    return pa.table(
+        {
+            "row_index": rows["row_index"],
+            "example_id": rows["example_id"],
+            "num_tokens": pa.array(embedder.count_tokens(texts), pa.int32()),
+            "embedding": vectors_to_arrow(vectors, dtype),
+        },
+        schema=schemas.embeddings_schema(embedder.dimension, dtype),
+    )

@@ -1,0 +1,240 @@
+"""Fit: train the InfluenceNetwork of each block on the labels, with Ray Train.
+
+The training itself is ``core.training`` and knows no Ray; here it is given workers, and its result is
+measured pair by pair against the baselines that say whether anything was learnt.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from nncift_ray.core.fidelity import fidelity_table
+from nncift_ray.core.factored import FactoredNetwork
+from nncift_ray.core.network import InfluenceNetwork
+from nncift_ray.core.training import (
+    EpochRecord,
+    PairData,
+    ReduceGradients,
+    TrainingConfig,
+    train_network,
+)
+from nncift_ray.errors import StageError
+from nncift_ray.stages.stage import Shard, Stage, Worker
+from nncift_ray.storage import schemas
+from nncift_ray.storage.arrays import column_matrix
+from nncift_ray.storage.checkpoints import write_network
+from nncift_ray.storage.output import Sink, StageOutput
+from nncift_ray.storage.schemas import WITHIN
+
+TRAIN, VALIDATION = "train", "validation"
+PAIRS_AT_ONCE = 65_536
+
+
+@dataclass(frozen=True)
+class FitJob:
+    """All a training worker needs; small, since data are read where they are used."""
+
+    labels: StageOutput
+    embeddings: StageOutput
+    blocks: tuple[str, ...]
+    num_hidden: int
+    training: TrainingConfig
+
+
+@dataclass(frozen=True)
+class BlockLabels:
+    """The labelled pairs of one block with the embeddings they name."""
+
+    helped_ED: np.ndarray
+    helper_ED: np.ndarray
+    helped_pos: np.ndarray  # row of helped_ED, per pair
+    helper_pos: np.ndarray
+    helped_index: np.ndarray  # row_index, per pair
+    helper_index: np.ndarray
+    split: np.ndarray
+    utility: np.ndarray
+
+    def pairs(self, split: str) -> PairData:
+        """Return the pairs of a split."""
+        at = self.split == split
+        return PairData(self.helped_pos[at], self.helper_pos[at], self.utility[at])
+
+
+@dataclass(frozen=True)
+class FittedBlock:
+    """A trained network in numbers, and how training went."""
+
+    state: dict[str, np.ndarray]
+    history: list[EpochRecord]
+
+
+Trainer = Callable[[FitJob], Mapping[str, FittedBlock]]
+
+
+class FitStage(Stage):
+    """Write a network a block, its training history, predictions and fidelity."""
+
+    name: ClassVar[str] = "fit"
+    placement: ClassVar[Literal["pool", "driver"]] = "driver"
+    unit: ClassVar[str] = "runs"
+
+    def __init__(self, job: FitJob, train: Trainer) -> None:
+        """Train with ``train``: Ray Train, or ``train_here`` with no Ray at all."""
+        self._job, self._train = job, train
+        self.seed = job.training.seed
+
+    @property
+    def produces(self) -> Mapping[str, pa.Schema]:
+        """History, predictions, fidelity."""
+        return {
+            "history": schemas.TRAINING_HISTORY,
+            "predictions": schemas.PREDICTIONS,
+            "fidelity": schemas.FIDELITY,
+        }
+
+    @property
+    def inputs(self) -> Mapping[str, StageOutput]:
+        """Labels and embeddings."""
+        return {"labels": self._job.labels, "embeddings": self._job.embeddings}
+
+    def settings(self) -> dict[str, Any]:
+        """Network and training; not the number of workers."""
+        training = dataclasses.asdict(self._job.training)
+        training.pop("num_threads")
+        return {
+            "blocks": list(self._job.blocks),
+            "num_hidden": self._job.num_hidden,
+            "training": training,
+        }
+
+    def num_items(self) -> int:
+        """One run trains all blocks: starting workers costs more than training."""
+        return 1
+
+    def make_worker(self) -> Worker:
+        """Return the run."""
+
+        def fit(shard: Shard, sink: Sink) -> None:
+            fitted = self._train(self._job)
+            for block in self._job.blocks:
+                write_block(sink, block, load_block(self._job, block), fitted[block], self.seed)
+
+        return fit
+
+
+def load_block(job: FitJob, block: str) -> BlockLabels:
+    """Read the labels of a block and the embeddings of the examples they name.
+
+    Raises:
+        StageError: If no pair is left to train on.
+    """
+    table = job.labels.read("labels", schema=schemas.LABELS)
+    table = table.filter(pc.equal(table["block"], block))
+    helped, helper = table["helped_index"].to_numpy(), table["helper_index"].to_numpy()
+    split = np.array(table["split"].to_pylist(), dtype=object)
+    if not (split == TRAIN).any():
+        raise StageError(f"no label of the block '{block}' is left to train on; see label's errors")
+    helped_rows, helped_pos = np.unique(helped, return_inverse=True)
+    helper_rows, helper_pos = np.unique(helper, return_inverse=True)
+    helped_table = "candidates" if block == WITHIN else "targets"
+    return BlockLabels(
+        helped_ED=_vectors(job.embeddings, helped_table, helped_rows),
+        helper_ED=_vectors(job.embeddings, "candidates", helper_rows),
+        helped_pos=helped_pos,
+        helper_pos=helper_pos,
+        helped_index=helped,
+        helper_index=helper,
+        split=split,
+        utility=table["utility"].to_numpy(),
+    )
+
+
+def _vectors(embeddings: StageOutput, table: str, rows: np.ndarray) -> np.ndarray:
+    return column_matrix(embeddings.take_rows(table, rows, ["embedding"])["embedding"])
+
+
+def train_here(
+    job: FitJob,
+    *,
+    shard: tuple[int, int] = (0, 1),
+    reduce_gradients: ReduceGradients | None = None,
+) -> dict[str, FittedBlock]:
+    """Train all blocks in this process, as worker ``shard`` = (rank, number of workers)."""
+    fitted: dict[str, FittedBlock] = {}
+    for block in job.blocks:
+        data = load_block(job, block)
+        network = InfluenceNetwork(
+            data.helped_ED.shape[1], job.num_hidden, seed=job.training.seed
+        )
+        history = train_network(
+            network,
+            data.helped_ED,
+            data.helper_ED,
+            data.pairs(TRAIN),
+            data.pairs(VALIDATION),
+            job.training,
+            reduce_gradients=reduce_gradients,
+            shard=shard,
+        )
+        fitted[block] = FittedBlock(network.factored().to_state(), history)
+    return fitted
+
+
+def write_block(sink: Sink, block: str, data: BlockLabels, fitted: FittedBlock, seed: int) -> None:
+    """Write what one block's training gave."""
+    network = FactoredNetwork.from_state(fitted.state)
+    influence = score_labelled(network, data)
+    history = [dataclasses.asdict(record) | {"block": block} for record in fitted.history]
+    write_network(
+        sink,
+        block,
+        network,
+        {
+            "block": block,
+            "input": "[e_helped ; 0 ; e_helper]",
+            "embedding_dim": int(data.helped_ED.shape[1]),
+            "num_hidden": len(network.w_H),
+            "num_train_pairs": int((data.split == TRAIN).sum()),
+            "best_epoch": max(record.epoch for record in fitted.history if record.best),
+        },
+    )
+    sink.write_rows("history", history, schemas.TRAINING_HISTORY)
+    sink.write("predictions", _predictions(block, data, influence))
+    rows = fidelity_table(
+        data.utility, influence, data.split, data.helped_index, data.helper_index, seed
+    )
+    fidelity = [dataclasses.asdict(row) | {"block": block} for row in rows]
+    sink.write_rows("fidelity", fidelity, schemas.FIDELITY)
+
+
+def score_labelled(network: FactoredNetwork, data: BlockLabels) -> np.ndarray:
+    """Return the network's influence [B] for the labelled pairs, a bounded number at a time."""
+    a_EH, b_EH = network.project_rows(data.helped_ED), network.project_columns(data.helper_ED)
+    influence = np.empty(len(data.utility), np.float32)
+    for start in range(0, len(influence), PAIRS_AT_ONCE):
+        part = slice(start, start + PAIRS_AT_ONCE)
+        hidden_BH = np.maximum(a_EH[data.helped_pos[part]] + b_EH[data.helper_pos[part]], 0)
+        influence[part] = hidden_BH @ network.w_H + network.bias
+    return influence
+
+
+def _predictions(block: str, data: BlockLabels, influence: np.ndarray) -> pa.Table:
+    count = len(data.utility)
+    return pa.table(
+        {
+            "block": pa.array([block] * count, pa.string()),
+            "helped_index": pa.array(data.helped_index, pa.int64()),
+            "helper_index": pa.array(data.helper_index, pa.int64()),
+            "split": pa.array(data.split, pa.string()),
+            "utility": pa.array(data.utility, pa.float32()),
+            "influence": pa.array(influence, pa.float32()),
+        },
+        schema=schemas.PREDICTIONS,
+    )

@@ -1,0 +1,108 @@
+"""Project: embeddings to the network's hidden activations, once an example and side.
+
+The first layer reads [e_i ; 0 ; e_j], so it splits into a row part and a column part; the pair stage
+never sees an embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import pyarrow as pa
+
+from nncift_ray.core.factored import FactoredNetwork
+from nncift_ray.stages.atoms import RowAtoms, RowSpan
+from nncift_ray.stages.stage import Shard, Stage, Worker
+from nncift_ray.storage import schemas
+from nncift_ray.storage.arrays import column_matrix, vectors_to_arrow
+from nncift_ray.storage.checkpoints import read_network
+from nncift_ray.storage.output import Sink, StageOutput
+
+ATOM_ROWS = 1024
+DEFAULT_SHARD_ROWS = 65_536
+
+
+class ProjectStage(Stage):
+    """Write ``<block>_rows`` and ``<block>_columns``: one activation vector an example."""
+
+    name: ClassVar[str] = "project"
+
+    def __init__(
+        self,
+        embeddings: StageOutput,
+        networks: StageOutput,
+        blocks: Sequence[str],
+        num_hidden: int,
+        *,
+        shard_rows: int | None = None,
+    ) -> None:
+        """Project the embeddings through the networks of the given blocks."""
+        self._embeddings, self._networks = embeddings, networks
+        self._blocks, self._num_hidden = tuple(blocks), num_hidden
+        self._shard_rows = shard_rows or DEFAULT_SHARD_ROWS
+        rows = {role: embeddings.num_rows(role) for role in ("candidates", "targets")}
+        ranges: list[tuple[str, int]] = []
+        for block in self._blocks:
+            ranges.append((f"{block}_rows", rows[self._role(f"{block}_rows")]))
+            ranges.append((f"{block}_columns", rows["candidates"]))
+        self._atoms = RowAtoms(tuple(ranges), ATOM_ROWS)
+
+    @staticmethod
+    def _role(table: str) -> str:
+        """Return whose embeddings a table is made of."""
+        return "targets" if table == "cross_rows" else "candidates"
+
+    @property
+    def produces(self) -> Mapping[str, pa.Schema]:
+        """Activations of each block and side."""
+        schema = schemas.activations_schema(self._num_hidden)
+        return {name: schema for name, _ in self._atoms.ranges}
+
+    @property
+    def inputs(self) -> Mapping[str, StageOutput]:
+        """Embeddings and networks."""
+        return {"embeddings": self._embeddings, "networks": self._networks}
+
+    def settings(self) -> dict[str, Any]:
+        """The blocks; the rest is in the inputs."""
+        return {"blocks": list(self._blocks), "atom_rows": ATOM_ROWS}
+
+    def num_items(self) -> int:
+        """Atoms of rows, of all tables."""
+        return self._atoms.num_items
+
+    @property
+    def shard_items(self) -> int:
+        """Whole atoms a shard."""
+        return self._atoms.items_per_shard(self._shard_rows)
+
+    def item_weight(self, start: int, stop: int) -> int:
+        """Rows of some atoms."""
+        return self._atoms.num_rows(start, stop)
+
+    def make_worker(self) -> Worker:
+        """Load the networks."""
+        networks = {block: read_network(self._networks, block) for block in self._blocks}
+
+        def project_shard(shard: Shard, sink: Sink) -> None:
+            for span in self._atoms.spans(shard.start, shard.stop):
+                network = networks[span.name.rsplit("_", 1)[0]]
+                sink.write(span.name, self._project(span, network))
+
+        return project_shard
+
+    def _project(self, span: RowSpan, network: FactoredNetwork) -> pa.Table:
+        rows = self._embeddings.read_range(
+            self._role(span.name), span.start, span.stop, ["row_index", "embedding"]
+        )
+        vectors = column_matrix(rows["embedding"])
+        rows_side = span.name.endswith("_rows")
+        activation = network.project_rows(vectors) if rows_side else network.project_columns(vectors)
+        return pa.table(
+            {
+                "row_index": rows["row_index"],
+                "activation": vectors_to_arrow(activation, "float32"),
+            },
+            schema=schemas.activations_schema(self._num_hidden),
+        )

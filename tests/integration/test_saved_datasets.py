@@ -1,0 +1,82 @@
+"""Data sets saved and read by the real ``datasets`` library."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from nncift_ray.errors import DataError
+from nncift_ray.storage import schemas
+from nncift_ray.storage.corpora import expand_sources
+from nncift_ray.storage.example_rows import read_examples
+from nncift_ray.storage.exports import write_exports
+from nncift_ray.storage.rows import ExampleRow
+
+datasets = pytest.importorskip("datasets")
+
+NUM_ROWS = 2_500
+
+
+@pytest.fixture(autouse=True)
+def _private_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+
+
+def _dataset(num_rows: int = NUM_ROWS) -> datasets.Dataset:
+    rows = [{"instruction": f"do {i}", "input": "", "output": f"done {i}"} for i in range(num_rows)]
+    return datasets.Dataset.from_list(rows)
+
+
+def _read(pattern: Path) -> list[ExampleRow]:
+    rows: list[ExampleRow] = []
+    for source in expand_sources([str(pattern)]):
+        for row in read_examples(source, "candidate"):
+            assert "reason" not in row
+            rows.append(row)
+    return rows
+
+
+@pytest.mark.parametrize("num_shards", [1, 3])
+def test_a_saved_dataset_is_read_whole_and_in_order(tmp_path: Path, num_shards: int) -> None:
+    _dataset().save_to_disk(str(tmp_path / "ds"), num_shards=num_shards)
+    rows = _read(tmp_path / "ds")
+    assert [row["prompt"] for row in rows] == [f"do {i}" for i in range(NUM_ROWS)]
+
+
+def test_a_shuffled_dataset_is_read_in_its_own_order(tmp_path: Path) -> None:
+    shuffled = _dataset(100).shuffle(seed=0)
+    shuffled.save_to_disk(str(tmp_path / "ds"))
+    assert [row["prompt"] for row in _read(tmp_path / "ds")] == shuffled["instruction"][:]
+
+
+def test_of_several_splits_one_has_to_be_named(tmp_path: Path) -> None:
+    splits = datasets.DatasetDict({"train": _dataset(30), "test": _dataset(10)})
+    splits.save_to_disk(str(tmp_path / "ds"))
+    with pytest.raises(DataError, match="several splits"):
+        expand_sources([str(tmp_path / "ds")])
+    assert len(_read(tmp_path / "ds" / "test")) == 10
+
+
+def test_exports_load_with_datasets(tmp_path: Path) -> None:
+    _dataset(20).save_to_disk(str(tmp_path / "ds"))
+    extra = [
+        {**row, "row_index": i, "num_duplicates": 0, "rank": i + 1, "gain": 0.5}
+        for i, row in enumerate(_read(tmp_path / "ds"))
+    ]
+    fields = [*schemas.EXAMPLES, pa.field("rank", pa.int32()), pa.field("gain", pa.float64())]
+    files: dict[str, io.BytesIO] = {}
+    write_exports(
+        [pa.Table.from_pylist(extra, schema=pa.schema(fields))],
+        lambda name: files.setdefault(name, io.BytesIO()),
+    )
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content.getvalue())
+    for name in ("subset.jsonl", "messages.jsonl", "alpaca.json"):
+        loaded = datasets.load_dataset("json", data_files=str(tmp_path / name), split="train")
+        assert loaded.num_rows == 20
+    turns = json.loads(files["messages.jsonl"].getvalue().split(b"\n")[0])["messages"]
+    assert [turn["role"] for turn in turns] == ["user", "assistant"]

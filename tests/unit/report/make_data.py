@@ -1,0 +1,147 @@
+"""Report data for tests, small and seeded."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+
+from nncift_ray.report.data import (
+    CoveredExample,
+    ExampleText,
+    ExtraTable,
+    MixRow,
+    PickNeighbours,
+    ReportData,
+    StageSummary,
+)
+from nncift_ray.storage import schemas
+
+QUADRANTS = ("Q1", "Q2", "Q3", "Q4")
+# Scaled MSE and Spearman of each model; constant predictions have no rank correlation.
+MODEL_METRICS = {
+    "network": (0.02, 0.6),
+    "row_column_mean": (0.04, 0.3),
+    "mean": (0.06, None),
+    "zero": (0.08, None),
+    "random": (0.3, 0.0),
+}
+
+
+def make_ranking(num_picks: int) -> pa.Table:
+    """Make a ranking whose gains fall as 1/rank."""
+    gain = 1.0 / np.arange(1, num_picks + 1)
+    columns = {
+        "rank": np.arange(1, num_picks + 1),
+        "row_index": np.arange(num_picks),
+        "example_id": [f"{i:032x}" for i in range(num_picks)],
+        "gain": gain,
+        "objective": np.cumsum(gain),
+        "num_tokens": np.full(num_picks, 50),
+        "num_covered": np.full(num_picks, 2),
+    }
+    return pa.table(columns).cast(schemas.RANKING)
+
+
+def make_coverage(num_rows: int) -> pa.Table:
+    """Make coverage rising from 0.3 to 0.9, with the first row covered by nothing."""
+    columns = {
+        "row_index": np.arange(num_rows),
+        "covered_by": pa.array([None, *range(1, num_rows)], pa.int64()),
+        "coverage": np.linspace(0.3, 0.9, num_rows),
+    }
+    return pa.table(columns).cast(schemas.COVERAGE)
+
+
+def make_fidelity(block: str = "within", **scaled_mse: float) -> pa.Table:
+    """Make one block's metrics; keywords replace a model's scaled MSE."""
+    rows = [
+        {
+            "block": block,
+            "split": split,
+            "model": model,
+            "num_pairs": 200,
+            "mse": 0.1 * scaled_mse.get(model, mse),
+            "scaled_mse": scaled_mse.get(model, mse),
+            "r2": None if model == "mean" else 0.5,
+            "spearman": spearman,
+        }
+        for split in QUADRANTS
+        for model, (mse, spearman) in MODEL_METRICS.items()
+    ]
+    return pa.Table.from_pylist(rows, schemas.FIDELITY)
+
+
+def make_predictions(num_pairs: int, block: str = "within") -> pa.Table:
+    """Make noisy predictions, ``num_pairs`` in each quadrant."""
+    total = num_pairs * len(QUADRANTS)
+    generator = np.random.default_rng(0)
+    utility = generator.normal(size=total)
+    columns = {
+        "block": [block] * total,
+        "helped_index": np.arange(total),
+        "helper_index": np.arange(total),
+        "split": np.repeat(QUADRANTS, num_pairs).tolist(),
+        "utility": utility,
+        "influence": utility + generator.normal(size=total),
+    }
+    return pa.table(columns).cast(schemas.PREDICTIONS)
+
+
+def make_history(block: str = "within") -> pa.Table:
+    """Make a held-out loss that is lowest at epoch 3."""
+    losses = [(1, 0.9, 0.8), (2, 0.5, 0.5), (3, 0.3, 0.4), (4, 0.2, 0.45)]
+    names = ("epoch", "train_loss", "validation_loss")
+    rows = [{"block": block, **dict(zip(names, loss, strict=True))} for loss in losses]
+    return pa.Table.from_pylist(rows, schemas.TRAINING_HISTORY)
+
+
+def make_errors(excerpt: str = "{}") -> pa.Table:
+    """Make an errors table of one row."""
+    row = {"stage": "ingest", "source": "a.jsonl", "line": 3, "reason": "no_response"}
+    row |= {"example_id": None, "message": "The record has no response.", "excerpt": excerpt}
+    return pa.Table.from_pylist([row], schemas.ERRORS)
+
+
+def make_report_data(num_picks: int = 20, text: str = "What is two and two?") -> ReportData:
+    """Make a report with every part filled; ``text`` stands wherever corpus text can stand."""
+    example = ExampleText(4, text, text, source=text, line=9)
+    statistics = {"block": ["within"], "num_pairs": [10_000], "min": [-0.2], "max": [0.4]}
+    statistics |= {"sum": [500.0], "sum_of_squares": [120.0]}
+    return ReportData(
+        run_name="tiny",
+        num_candidates=max(100, num_picks),
+        run_dir="runs/tiny",
+        teacher="DELIFT",
+        objective="facility location",
+        num_duplicates=3,
+        num_errors=1,
+        num_labelled_pairs=400,
+        random_objective=1.5,
+        config={"data": {"candidates": [text]}, "seed": 0},
+        environment={"python": "3.11"},
+        outputs={"Subset": "runs/tiny/export/subset.jsonl"},
+        notices=(text,),
+        stages=(
+            StageSummary("embed", 12.0, 100, 2, "ab" * 16, cost_usd=0.02),
+            StageSummary("label", 60.0, 400, 4, "cd" * 16),
+        ),
+        mix=(MixRow(text, 60, 5), MixRow("sums", 40, 15)),
+        neighbours=(PickNeighbours(1, example, 1.0, 2, (CoveredExample(example, 0.75),)),),
+        extra_tables=(ExtraTable(text, text, (text, "Share"), ((text, 0.25), (text, None))),),
+        ranking=make_ranking(num_picks),
+        coverage=make_coverage(100),
+        fidelity=make_fidelity(),
+        predictions=make_predictions(30),
+        training_history=make_history(),
+        score_statistics=pa.table(statistics).cast(schemas.SCORE_STATISTICS),
+        errors=make_errors(text.encode("utf-8", "replace").decode()),  # Arrow holds UTF-8 only
+        pool_lengths=np.arange(10, 110),
+        subset_lengths=np.arange(20, 40),
+    )
+
+
+def make_minimal_data(**changes: object) -> ReportData:
+    """Make a report of a run that recorded nothing but the size of its pool."""
+    return replace(ReportData("bare", num_candidates=10), **changes)  # type: ignore[arg-type]

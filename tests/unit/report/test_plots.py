@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import matplotlib as mpl
+import numpy as np
+import pyarrow as pa
+import pytest
+from scipy.stats import spearmanr
+
+from nncift_ray.report.corpus_plots import plot_lengths, plot_mix
+from nncift_ray.report.data import MixRow, choose_sample_ranks, count_mix
+from nncift_ray.report.fidelity_plots import (
+    plot_errors,
+    plot_predictions,
+    plot_spearman,
+    rank_correlation,
+)
+from nncift_ray.report.headline import headline_fidelity
+from nncift_ray.report.plots import MAX_CURVE_POINTS, plot_coverage, plot_gain_curve, thin_curve
+from nncift_ray.report.run_plots import plot_influence, plot_stage_seconds, plot_training
+from nncift_ray.storage import schemas
+from tests.unit.report.make_data import (
+    make_coverage,
+    make_fidelity,
+    make_history,
+    make_minimal_data,
+    make_predictions,
+    make_ranking,
+    make_report_data,
+)
+
+ROUNDING = 1e-12
+
+
+def test_thinned_curve_keeps_both_ends_and_order() -> None:
+    keep = thin_curve(100_000)
+    assert len(keep) <= MAX_CURVE_POINTS
+    assert (keep[0], keep[-1]) == (0, 99_999)
+    assert (np.diff(keep) > 0).all()
+
+
+def test_short_curve_is_not_thinned() -> None:
+    assert thin_curve(7).tolist() == list(range(7))
+
+
+def test_gain_title_names_the_pick_that_reaches_nine_tenths() -> None:
+    # Harmonic numbers: H_10 = 2.929, and H_7 = 2.593 < 0.9 * H_10 = 2.636 <= H_8 = 2.718.
+    title = plot_gain_curve(make_ranking(10)).title
+    assert title.startswith("90 % of the objective is reached after 8 picks")
+
+
+@pytest.mark.parametrize("log_x", [False, True])
+def test_gain_curve_draws_on_either_axis(log_x: bool) -> None:
+    assert plot_gain_curve(make_ranking(50), 2.0, log_x=log_x).available
+
+
+def test_gain_curve_without_picks_says_so() -> None:
+    chart = plot_gain_curve(schemas.RANKING.empty_table())
+    assert not chart.available
+    assert "no pick" in chart.missing
+
+
+def test_coverage_counts_rows_without_a_pick() -> None:
+    chart = plot_coverage(make_coverage(50), "targets")
+    assert "2.0 % have no pick" in chart.title
+    assert "1 of them" in chart.means
+
+
+def test_coverage_of_no_row_at_all_draws() -> None:
+    columns = {"row_index": [0], "covered_by": pa.array([None], pa.int64()), "coverage": [0.0]}
+    chart = plot_coverage(pa.table(columns).cast(schemas.COVERAGE), "candidates")
+    assert chart.available
+    assert chart.title.startswith("No pick")
+
+
+def test_mix_title_names_what_grew_and_what_shrank() -> None:
+    chart = plot_mix([MixRow("news", 80, 10), MixRow("sums", 20, 30)], "task")
+    assert chart.title == "“sums” grows from 20 % to 75 %, “news” shrinks from 80 % to 25 %"
+
+
+def test_mix_of_many_groups_shows_twenty_and_sums_up_the_rest() -> None:
+    chart = plot_mix([MixRow(f"group{i}", 10, i) for i in range(50)], "task")
+    assert sum(f">group{i}<" in chart.panels[0].svg for i in range(50)) == 20
+    assert "The other 30 hold" in chart.sees
+
+
+def test_mix_label_keeps_dollars_and_angle_brackets() -> None:
+    rows = [MixRow("<b>$a^2$</b>", 5, 5), MixRow("x", 5, 0)]
+    assert "&lt;b&gt;$a^2$&lt;/b&gt;" in plot_mix(rows, "task").panels[0].svg
+
+
+def test_lengths_title_compares_medians() -> None:
+    chart = plot_lengths(np.full(10, 100), np.full(4, 250))
+    assert chart.title == "Picks are 2.5 times as long as the pool: median 250 against 100 tokens"
+
+
+def test_lengths_of_zero_tokens_draw_on_the_log_axis() -> None:
+    assert plot_lengths(np.array([0, 0]), np.array([0])).available
+
+
+@pytest.mark.parametrize(
+    ("network", "finding"),
+    [(0.02, "50 % below"), (0.06, "50 % above"), (0.0401, "about as well"), (0.4, "10 times")],
+)
+def test_error_title_says_who_wins(network: float, finding: str) -> None:
+    assert finding in plot_errors(make_fidelity(network=network), "within").title
+
+
+def test_zero_error_has_a_reason_in_place_of_a_log_axis() -> None:
+    nothing = dict.fromkeys(("network", "row_column_mean", "mean", "zero", "random"), 0.0)
+    assert "no error above zero" in plot_errors(make_fidelity(**nothing), "within").missing
+
+
+def test_undefined_correlations_have_a_reason() -> None:
+    table = make_fidelity()
+    nulls = pa.nulls(table.num_rows, pa.float64())
+    chart = plot_spearman(table.set_column(7, schemas.FIDELITY.field("spearman"), nulls), "within")
+    assert not chart.available
+
+
+def test_rank_correlation_matches_scipy_with_ties() -> None:
+    generator = np.random.default_rng(3)
+    left, right = generator.integers(0, 9, 200) * 1.0, generator.integers(0, 9, 200) * 1.0
+    expected = spearmanr(left, right).statistic
+    assert rank_correlation(left, right) == pytest.approx(expected, abs=ROUNDING)
+
+
+def test_rank_correlation_of_a_constant_is_nan() -> None:
+    assert math.isnan(rank_correlation(np.ones(5), np.arange(5.0)))
+
+
+def test_many_pairs_are_drawn_as_density_with_fewer_elements() -> None:
+    points = plot_predictions(make_predictions(250), "within").panels[0].svg
+    density = plot_predictions(make_predictions(20_000), "within").panels[0].svg
+    assert len(density) < 4 * len(points)
+    assert "fill-opacity" in density
+
+
+def test_scatter_has_a_panel_for_each_quadrant_present() -> None:
+    table = make_predictions(5).slice(0, 10)  # Q1 and Q2 only
+    chart = plot_predictions(table, "within")
+    assert [panel.caption for panel in chart.panels] == ["Q1, both seen", "Q2, one seen"]
+
+
+def test_training_title_names_the_epoch_with_the_lowest_held_out_loss() -> None:
+    assert plot_training(make_history()).title == "Held-out loss is lowest at epoch 3"
+
+
+def test_stage_chart_names_the_longest_stage() -> None:
+    chart = plot_stage_seconds(make_report_data().stages)
+    assert chart.title == "“label” takes 83 % of 1 min 12 s"
+
+
+def test_influence_of_equal_scores_has_no_negative_spread() -> None:
+    value = 0.1  # sum of squares / n - mean^2 is rounded below zero here or nearby
+    row = {"block": "within", "num_pairs": 3, "min": value, "max": value}
+    row |= {"sum": 3 * value, "sum_of_squares": 3 * value**2 * (1 - 1e-15)}
+    chart = plot_influence(pa.Table.from_pylist([row], schemas.SCORE_STATISTICS))
+    assert "nan" not in chart.panels[0].svg
+
+
+def test_drawing_leaves_the_global_settings_alone() -> None:
+    before = dict(mpl.rcParams)
+    plot_training(make_history())
+    assert dict(mpl.rcParams) == before
+
+
+def test_colours_become_page_variables() -> None:
+    svg = plot_training(make_history()).panels[0].svg
+    assert "var(--blue, #0b6bcb)" in svg
+    assert "<style" not in svg
+
+
+def test_headline_takes_the_hardest_split_of_the_main_block() -> None:
+    both = pa.concat_tables([make_fidelity("within"), make_fidelity("cross", network=0.01)])
+    found = headline_fidelity(replace(make_report_data(), fidelity=both, num_targets=5))
+    assert found is not None
+    assert (found.block, found.split, found.scaled_mse) == ("cross", "Q4", 0.01)
+
+
+def test_headline_without_fidelity_is_none() -> None:
+    assert headline_fidelity(make_minimal_data()) is None
+
+
+def test_mix_counts_groups_of_pool_and_subset() -> None:
+    assert count_mix("aab", "b") == (MixRow("a", 2, 0), MixRow("b", 1, 1))
+
+
+@pytest.mark.parametrize("num_picks", [0, 1, 5, 8, 9, 20, 100_000])
+def test_sample_ranks_are_distinct_ascending_and_end_at_the_last(num_picks: int) -> None:
+    ranks = choose_sample_ranks(num_picks)
+    assert ranks == sorted(set(ranks))
+    assert len(ranks) <= 8
+    assert ranks[:1] + ranks[-1:] == ([1, num_picks] if num_picks else [])

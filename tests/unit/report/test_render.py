@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+
+from nncift_ray.report.render import render_report
+from tests.unit.report.make_data import (
+    make_fidelity,
+    make_minimal_data,
+    make_ranking,
+    make_report_data,
+)
+
+HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'$x^2$ {{ 7*7 }} \x00\x1b\ud800"
+MAX_PAGE_BYTES = 1_500_000
+NUM_CHARTS = 9  # gain, lengths, mix, coverage, MSE, Spearman, training, influence, stages
+NUM_PANELS = 4  # the scatter has one a quadrant
+ICONS = 1
+
+
+class PageParser(HTMLParser):
+    """Collects tags, attributes and ids, and checks that HTML elements are closed in order."""
+
+    VOID = frozenset({"meta", "br", "img", "link", "input"})
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.open: list[str] = []
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def values(self, name: str) -> list[str]:
+        return [value for _, key, value in self.attributes if key == name]
+
+
+@pytest.fixture(scope="module")
+def full_page() -> str:
+    return render_report(make_report_data())
+
+
+@pytest.fixture(scope="module")
+def hostile_page() -> str:
+    return render_report(make_report_data(text=HOSTILE))
+
+
+def test_full_report_draws_every_chart(full_page: str) -> None:
+    page = PageParser(full_page)
+    assert page.tags.count("svg") == NUM_CHARTS + NUM_PANELS + ICONS
+    assert "Not available" not in full_page
+    assert page.open == []
+    assert len(full_page.encode()) < MAX_PAGE_BYTES
+
+
+def test_minimal_report_says_why_each_part_is_missing() -> None:
+    page = render_report(make_minimal_data())
+    assert PageParser(page).tags.count("svg") == ICONS
+    assert page.count("Not available because") >= NUM_CHARTS
+    assert "nan" not in re.sub(r"<style>.*?</style>", "", page, flags=re.DOTALL).lower()
+
+
+def test_reason_of_the_pipeline_replaces_the_default() -> None:
+    data = make_minimal_data(unavailable={"coverage": "top-k covers no row.", "mix": "no <tag>."})
+    page = render_report(data)
+    assert "Not available because top-k covers no row." in page
+    assert "Not available because no &lt;tag&gt;." in page
+
+
+def test_corpus_text_creates_no_element(full_page: str, hostile_page: str) -> None:
+    assert "<script" not in hostile_page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in hostile_page
+    hostile, full = PageParser(hostile_page), PageParser(full_page)
+    assert "img" not in hostile.tags
+    assert not [name for _, name, _ in hostile.attributes if name.startswith("on")]
+    outside_svg = {"script", "img", "article", "section", "details"}
+    for tag in outside_svg:
+        assert hostile.tags.count(tag) == full.tags.count(tag)
+
+
+def test_corpus_text_is_not_run_as_a_template(hostile_page: str) -> None:
+    assert "{{ 7*7 }}" in hostile_page
+
+
+def test_page_holds_only_characters_that_utf8_and_html_allow(hostile_page: str) -> None:
+    hostile_page.encode("utf-8")
+    assert not re.search(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff]", hostile_page)
+
+
+def test_page_loads_nothing_from_elsewhere(full_page: str) -> None:
+    page = PageParser(full_page)
+    assert not {"script", "link", "iframe", "object", "embed", "base", "img"} & set(page.tags)
+    assert page.values("src") == []
+    assert all(link.startswith("#") for link in page.values("href"))
+    assert "@import" not in full_page
+    assert all(url.startswith("#") for url in re.findall(r"url\(([^)]*)\)", full_page))
+    assert "http://" not in full_page
+    assert "https://" not in full_page
+
+
+def test_page_forbids_scripts_and_loads_by_policy(full_page: str) -> None:
+    assert "default-src 'none'" in full_page
+
+
+def test_ids_are_unique_and_every_reference_has_one() -> None:
+    two_blocks = make_report_data()
+    page = PageParser(render_report(replace(two_blocks, fidelity=make_fidelity("cross"))))
+    ids = page.values("id")
+    assert len(ids) == len(set(ids))
+    assert {link[1:] for link in page.values("href")} <= set(ids)
+    used = re.findall(r"url\(#([^)]+)\)", " ".join(value for _, _, value in page.attributes))
+    assert set(used) <= set(ids)
+
+
+def test_same_data_gives_the_same_bytes(full_page: str) -> None:
+    assert render_report(make_report_data()) == full_page
+
+
+def test_metrics_that_are_nan_read_as_a_dash() -> None:
+    fidelity = make_fidelity(network=math.nan, row_column_mean=math.nan, random=math.inf)
+    page = render_report(replace(make_report_data(), fidelity=fidelity))
+    assert not re.search(r">\s*(nan|inf)\b", page)
+    assert '<td class="num">–</td>' in page
+
+
+def test_one_pick_renders() -> None:
+    page = render_report(replace(make_report_data(), ranking=make_ranking(1)))
+    assert "One pick makes the whole objective" in page
+
+
+def test_hundred_thousand_picks_stay_a_small_page() -> None:
+    page = render_report(replace(make_report_data(), ranking=make_ranking(100_000)))
+    assert ">100,000<" in page
+    assert len(page.encode()) < MAX_PAGE_BYTES
+
+
+def test_values_that_clash_with_the_palette_stay_as_written() -> None:
+    page = render_report(make_report_data(text='style="fill: #0b6bcb" url(#x)'))
+    assert "style=&#34;fill: #0b6bcb&#34; url(#x)" in page

@@ -1,0 +1,37 @@
+"""The layers of pyproject.toml hold, and every part of the package is in them."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+CONTRACTS = PROJECT["tool"]["importlinter"]["contracts"]
+STAGE_CLASS = re.compile(r"^class \w+\(Stage\)", re.MULTILINE)
+
+
+def test_imports_keep_to_the_layers() -> None:
+    lint_imports = Path(sys.executable).with_name("lint-imports")
+    done = subprocess.run(
+        [lint_imports, "--no-cache"], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_part_of_the_package_has_a_layer() -> None:
+    layers = " ".join(next(c for c in CONTRACTS if c["type"] == "layers")["layers"]).split()
+    parts = {p.stem for p in (ROOT / "nncift_ray").glob("[a-z]*.py")}
+    parts |= {p.parent.name for p in (ROOT / "nncift_ray").glob("*/__init__.py")}
+    assert {f"nncift_ray.{part}" for part in parts} <= set(layers)
+
+
+def test_every_stage_is_held_apart_from_the_others() -> None:
+    files = (ROOT / "nncift_ray" / "stages").glob("*.py")
+    stages = {p.stem for p in files if STAGE_CLASS.search(p.read_text(encoding="utf-8"))}
+    apart = next(c for c in CONTRACTS if c["type"] == "independence")["modules"]
+    assert stages
+    assert {f"nncift_ray.stages.{stage}" for stage in stages} <= set(apart)
