@@ -57,7 +57,7 @@ class TransformersEngine:
             device: "auto" (CUDA if there is one), "cpu", "cuda", "cuda:1", ...
             dtype: A torch dtype by name; log-probabilities are computed in float32 at least.
             max_length: Most tokens a request may have; lowered to what the model's positions hold.
-            batch_tokens: Padded tokens computed at once; default 1,024 on a CPU, 16,384 on a GPU.
+            batch_tokens: Padded tokens computed at once; default 512 on a CPU, 16,384 on a GPU.
             revision: Commit on the hub.
             num_threads: CPU threads of torch; None leaves them alone.
 
@@ -76,7 +76,7 @@ class TransformersEngine:
         positions = getattr(config, "max_position_embeddings", None)
         self.max_length = min(max_length, positions - 1) if positions else max_length
         self.name = f"transformers:{Path(model_path).name}:{dtype}"
-        self._batch_tokens = batch_tokens or (1024 if self._device.type == "cpu" else 16384)
+        self._batch_tokens = batch_tokens or (512 if self._device.type == "cpu" else 16384)
         self._has_plain_head = self._probe_plain_head()
 
     @property

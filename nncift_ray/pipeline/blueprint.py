@@ -6,6 +6,7 @@ status.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -92,6 +93,8 @@ class EngineFactory:
             max_length=teacher.max_length,
             kv_cache_memory_bytes=teacher.kv_cache_memory_bytes,
             gpu_memory_utilization=teacher.gpu_memory_utilization,
+            # What Ray gave the actor; an engine that is not told takes every core of the machine.
+            num_threads=int(os.environ.get("OMP_NUM_THREADS", "0")) or None,
         )
 
 

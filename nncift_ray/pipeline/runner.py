@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -67,7 +66,6 @@ def run(
     run_dir = Location.of(config.run_dir)
     run_dir.make_folder()
     with locked(run_dir), ray_session(config.cluster):
-        started = time.monotonic()
         blueprint = Blueprint(config, trainer_of)
         for notice in blueprint.notices():
             reporter.notice(notice)
@@ -75,7 +73,7 @@ def run(
         if "export" not in outputs:
             return RunResult(run_dir, outputs, None, None, None)
         subset = publish_exports(outputs["export"], run_dir)
-        data = collect_report_data(outputs, _facts(blueprint, run_dir, time.monotonic() - started))
+        data = collect_report_data(outputs, _facts(blueprint, run_dir))
         report = run_dir / REPORT_NAME
         report.write_bytes(render_report(data).encode("utf-8"))
     return RunResult(run_dir, outputs, subset, report, data)
@@ -142,7 +140,7 @@ def publish_exports(export: StageOutput, run_dir: Location) -> Location:
     return folder / "subset.jsonl"
 
 
-def _facts(blueprint: Blueprint, run_dir: Location, seconds: float) -> RunFacts:
+def _facts(blueprint: Blueprint, run_dir: Location) -> RunFacts:
     config = blueprint.config
     return RunFacts(
         run_name=config.report.title or run_dir.name,
@@ -156,7 +154,10 @@ def _facts(blueprint: Blueprint, run_dir: Location, seconds: float) -> RunFacts:
         num_picks=config.report.num_picks,
         price_per_gpu_hour=config.cluster.price_per_gpu_hour,
         price_per_cpu_hour=config.cluster.price_per_cpu_hour,
-        seconds=seconds,
+        exports={
+            "subset": str(run_dir / EXPORT_FOLDER / "subset.jsonl"),
+            "report": str(run_dir / REPORT_NAME),
+        },
     )
 
 

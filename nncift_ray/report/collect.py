@@ -25,7 +25,7 @@ from nncift_ray.storage import schemas
 from nncift_ray.storage.output import ERRORS_TABLE, StageOutput
 
 SECONDS_PER_HOUR = 3600.0
-MAX_ERRORS_SHOWN = 2000
+MAX_ERRORS_SHOWN = 100_000
 COVERED_SHOWN = 3
 TEXT_COLUMNS = ["row_index", "prompt", "response", "source", "line"]
 
@@ -46,8 +46,6 @@ class RunFacts:
     price_per_gpu_hour: float = 0.0
     price_per_cpu_hour: float = 0.0
     exports: Mapping[str, str] = field(default_factory=dict[str, str])
-    gpu_stages: frozenset[str] = frozenset()
-    cpus_per_stage: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 def collect_report_data(outputs: Mapping[str, StageOutput], facts: RunFacts) -> ReportData:
@@ -107,9 +105,11 @@ def _summary(output: StageOutput, facts: RunFacts) -> StageSummary:
     tables = {part.table for shard in manifest.shards for part in shard.parts}
     rows = sum(manifest.num_rows(table) for table in tables - {ERRORS_TABLE})
     hours = manifest.worker_seconds / SECONDS_PER_HOUR
-    on_gpu = manifest.stage in facts.gpu_stages
-    cpus = facts.cpus_per_stage.get(manifest.stage, 1.0)
-    price = facts.price_per_gpu_hour if on_gpu else facts.price_per_cpu_hour * cpus
+    price = (
+        facts.price_per_gpu_hour * manifest.num_gpus
+        if manifest.num_gpus
+        else facts.price_per_cpu_hour * manifest.num_cpus
+    )
     return StageSummary(
         name=manifest.stage,
         seconds=manifest.wall_seconds,

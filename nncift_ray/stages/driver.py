@@ -71,7 +71,7 @@ def finished_shards(folder: Location) -> list[ShardRecord]:
     for location in (folder / SHARD_FOLDER).list_files():
         if not location.name.endswith(".json"):
             continue
-        record = ShardRecord.model_validate_json(location.read_bytes())
+        record = ShardRecord.read(location.read_bytes(), str(location))
         if all((folder / part.name).size() == part.bytes for part in record.parts):
             records.append(record)
     return records
@@ -216,6 +216,8 @@ def _make_manifest(
         num_failures=sum(record.num_failures for record in shards),
         wall_seconds=wall_seconds,
         worker_seconds=sum(record.seconds for record in shards),
+        num_cpus=stage.resources.num_cpus,
+        num_gpus=stage.resources.num_gpus,
         finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
         environment=describe_environment(),
         shards=shards,

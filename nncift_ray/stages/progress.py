@@ -56,10 +56,10 @@ class LineReporter:
         """Write a line with speed and time left if the last one is old."""
         self._new += amount
         now = time.monotonic()
-        if now - self._last_line < SECONDS_BETWEEN_LINES:
+        finished = self._done + self._new
+        if now - self._last_line < SECONDS_BETWEEN_LINES or finished >= self._total:
             return
         self._last_line = now
-        finished = self._done + self._new
         rate = self._new / (now - self._started)
         left = (self._total - finished) / rate if rate else float("inf")
         self._write(

@@ -38,6 +38,9 @@ def ray_session(cluster: ClusterConfig) -> Iterator[None]:
         return
     address = cluster.address or os.environ.get("RAY_ADDRESS")
     level = logging.INFO if cluster.worker_logs else logging.ERROR
+    if not cluster.worker_logs:
+        # Ray's core writes warnings about its own internals over the progress lines.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     common: dict[str, Any] = {"logging_level": level, "log_to_driver": cluster.worker_logs}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)

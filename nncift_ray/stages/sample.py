@@ -26,6 +26,7 @@ class SampleStage(Stage):
     """Write ``pairs`` (groups of one helper each) and the texts of the ``sampled_examples``."""
 
     name: ClassVar[str] = "sample"
+    unit: ClassVar[str] = "draws"
 
     def __init__(
         self,

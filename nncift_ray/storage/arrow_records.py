@@ -18,6 +18,8 @@ from nncift_ray.storage.rows import EXCERPT_CHARS, RawRecord, ReadLimits, bad_re
 BATCH_ROWS = 256
 _BUFFER_BYTES = 1 << 20
 _FILE_FORMAT_MAGIC = b"ARROW1"
+#: What Arrow raises for damaged files; a decoding error when column names are damaged.
+_DAMAGE = (OSError, pa.ArrowException, UnicodeDecodeError)
 
 
 def read_parquet_records(fs: pafs.FileSystem, path: str, limits: ReadLimits) -> Iterator[RawRecord]:
@@ -33,7 +35,7 @@ def read_parquet_records(fs: pafs.FileSystem, path: str, limits: ReadLimits) -> 
             for batch in file.iter_batches(batch_size=BATCH_ROWS, use_threads=False):
                 yield from _read_batch(batch, number + 1, limits)
                 number += batch.num_rows
-    except (OSError, pa.ArrowException) as error:
+    except _DAMAGE as error:
         yield _damage(number, "Parquet", error)
 
 
@@ -51,7 +53,7 @@ def read_ipc_records(
                 part = batch.slice(start, BATCH_ROWS)
                 yield from _read_batch(part, number + 1, limits)
                 number += part.num_rows
-    except (OSError, pa.ArrowException) as error:
+    except _DAMAGE as error:
         yield _damage(number, "Arrow", error)
 
 

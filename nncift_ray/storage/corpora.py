@@ -31,6 +31,7 @@ DIGEST_BYTES = 1 << 28
 ARCHIVES = (".zip", ".tar", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 DATASET_STATE, DATASET_INFO, DATASET_SPLITS = "state.json", "dataset_info.json", "dataset_dict.json"
 _NOT_CORPORA = {DATASET_STATE, DATASET_INFO, DATASET_SPLITS, "dataset_infos.json"}
+_CREDENTIALS = re.compile(r"://[^/@]*:[^/@]*@")
 _WILDCARD = re.compile(r"[*?\[]")
 
 
@@ -137,6 +138,10 @@ def content_digest(source: SourceFile) -> str:
 
 
 def _expand(pattern: str) -> list[SourceFile]:
+    if _CREDENTIALS.search(pattern):
+        # The address of a file is written beside every row that came of it.
+        shown = _CREDENTIALS.sub("://***@", pattern)
+        raise DataError(f"'{shown}' holds credentials; give them by the environment instead")
     fs, path = resolve(pattern)
     info = _info(fs, path)
     path = path.rstrip("/") or "/"

@@ -11,9 +11,11 @@ import importlib.metadata
 import json
 import platform
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from nncift_ray.errors import StorageError
 
 FINGERPRINT_HEX_LENGTH = 16
 RECORDED_PACKAGES = (
@@ -35,6 +37,22 @@ RECORDED_PACKAGES = (
 
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+    @classmethod
+    def read(cls, data: bytes, origin: str) -> Self:
+        """Parse a record that lies at ``origin``.
+
+        Raises:
+            StorageError: If it is damaged or of another version of this package.
+        """
+        try:
+            return cls.model_validate_json(data)
+        except ValidationError as error:
+            raise StorageError(
+                f"{origin}: not a record of this version of nncift_ray ({error.error_count()} problems, "
+                f"first: {error.errors()[0]['msg']}). Delete its stage's folder, or use another run_dir."
+            ) from error
 
 
 class PartRecord(_Record):
@@ -71,6 +89,8 @@ class StageManifest(_Record):
     num_failures: int
     wall_seconds: float  # of the run that finished it; earlier, killed runs are not in it
     worker_seconds: float  # of all shards, whichever run did them
+    num_cpus: float  # of one actor, in the run that finished it
+    num_gpus: float
     finished_at: str
     environment: dict[str, str]
     shards: tuple[ShardRecord, ...]

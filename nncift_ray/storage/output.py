@@ -160,7 +160,7 @@ class StageOutput:
         location = folder / MANIFEST_NAME
         if not location.exists():
             return None
-        return cls(folder, StageManifest.model_validate_json(location.read_bytes()))
+        return cls(folder, StageManifest.read(location.read_bytes(), str(location)))
 
     @property
     def fingerprint(self) -> str:

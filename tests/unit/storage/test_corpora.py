@@ -135,6 +135,12 @@ def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
         expand_sources([str(tmp_path)])
 
 
+def test_credentials_in_an_address_are_refused_and_not_repeated() -> None:
+    with pytest.raises(DataError, match="environment") as caught:
+        expand_sources(["s3://KEY:hidden@bucket/a.jsonl"])
+    assert "hidden" not in str(caught.value)
+
+
 def test_sources_can_be_sent_to_other_processes(tmp_path: Path) -> None:
     _make(tmp_path, "a.jsonl")
     (source,) = expand_sources([str(tmp_path / "a.jsonl")])
@@ -143,7 +149,7 @@ def test_sources_can_be_sent_to_other_processes(tmp_path: Path) -> None:
     assert copy.fs.get_file_info(copy.path).size == source.size
 
 
-def test_uris_keep_the_scheme_and_options_they_were_reached_by(tmp_path: Path) -> None:
+def test_a_file_uri_may_be_a_glob(tmp_path: Path) -> None:
     _make(tmp_path, "a.jsonl", "s/b.jsonl")
     sources = expand_sources([f"file://{tmp_path}/**/*.jsonl"])
     assert [Path(source.path).name for source in sources] == ["a.jsonl", "b.jsonl"]

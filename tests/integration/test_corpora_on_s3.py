@@ -1,0 +1,62 @@
+"""Corpora in an object store, served on this machine by moto."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Iterator
+
+import pytest
+from pyarrow import fs as pafs
+
+from nncift_ray.errors import DataError
+from nncift_ray.storage.corpora import expand_sources
+from nncift_ray.storage.example_rows import read_examples
+
+moto_server = pytest.importorskip("moto.server")
+
+ROW = b'{"prompt": "p", "response": "r"}\n'
+
+
+@pytest.fixture
+def options(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    query = f"?endpoint_override=http%3A%2F%2F{host}%3A{port}&region=us-east-1"
+    fs, _ = pafs.FileSystem.from_uri(f"s3://corpus/x{query}&allow_bucket_creation=true")
+    fs.create_dir("corpus")
+    for name, data in (
+        ("a.jsonl", ROW),
+        ("b.jsonl", ROW * 2),
+        ("s/c.jsonl.gz", gzip.compress(ROW)),
+    ):
+        with fs.open_output_stream(f"corpus/d/{name}", compression=None) as out:
+            out.write(data)
+    yield query
+    server.stop()
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("d/b.jsonl", {"d/b.jsonl": 2}),
+        ("d/*.jsonl", {"d/a.jsonl": 1, "d/b.jsonl": 2}),
+        ("d", {"d/a.jsonl": 1, "d/b.jsonl": 2, "d/s/c.jsonl.gz": 1}),
+    ],
+)
+def test_objects_are_found_and_read_as_files_are(
+    options: str, pattern: str, expected: dict[str, int]
+) -> None:
+    sources = expand_sources([f"s3://corpus/{pattern}{options}"])
+    assert [source.uri for source in sources] == [
+        f"s3://corpus/{path}{options}" for path in expected
+    ]
+    counts = [len(list(read_examples(source, "candidate"))) for source in sources]
+    assert counts == list(expected.values())
+
+
+def test_an_absent_object_names_the_nearest_folder(options: str) -> None:
+    with pytest.raises(DataError, match=r"nearest folder that exists is 'corpus/d'"):
+        expand_sources([f"s3://corpus/d/no/x.jsonl{options}"])

@@ -1,0 +1,123 @@
+"""The stages in a row, with no Ray, a hash for an embedder and a network trained in this process."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from nncift_ray.core.sampling import SampleDesign
+from nncift_ray.core.training import TrainingConfig
+from nncift_ray.models.embedded import ResolvedModel
+from nncift_ray.models.embedder import Embedder, HashEmbedder
+from nncift_ray.models.teachers import DeliftSeTeacher, Teacher
+from nncift_ray.stages.driver import execute_here, run_stage
+from nncift_ray.stages.embed import EmbedStage
+from nncift_ray.stages.export import ExportStage
+from nncift_ray.stages.fit import FitJob, FitStage, train_here
+from nncift_ray.stages.ingest import DeduplicateStage, IngestStage, find_sources
+from nncift_ray.stages.label import LabelStage
+from nncift_ray.stages.progress import SilentReporter
+from nncift_ray.stages.project import ProjectStage
+from nncift_ray.stages.sample import SampleStage
+from nncift_ray.stages.score_pairs import ScorePairsStage
+from nncift_ray.stages.select import BLOCKS_OF_OBJECTIVE, SelectionPlan, SelectStage
+from nncift_ray.stages.stage import Stage
+from nncift_ray.stages.utility import UtilityStage
+from nncift_ray.storage.filesystem import Location
+from nncift_ray.storage.output import StageOutput
+
+MODEL = ResolvedModel("hash", "nowhere", "1")
+DIMENSION = 16
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Knobs that must never change a row."""
+
+    embed_rows: int = 256
+    label_pairs: int = 64
+    project_rows: int = 1024
+    score_rows: int = 256
+    column_tile: int = 4096
+
+
+def make_embedder() -> Embedder:
+    """Make the embedder of the tests."""
+    return HashEmbedder(DIMENSION)
+
+
+def make_se_teacher() -> Teacher:
+    """Make the teacher of the tests."""
+    return DeliftSeTeacher()
+
+
+def write_corpus(folder: Path, num_candidates: int, num_targets: int) -> tuple[str, str]:
+    """Write candidates and targets with distinct texts."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names = []
+    for role, count in (("candidates", num_candidates), ("targets", num_targets)):
+        rows = [
+            {"prompt": f"{role} question {i}", "completion": f"answer {i % 7} of {i}"}
+            for i in range(count)
+        ]
+        path = folder / f"{role}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        names.append(str(path))
+    return names[0], names[1]
+
+
+def run_chain(
+    folder: Path,
+    *,
+    num_candidates: int = 700,
+    num_targets: int = 40,
+    objective: str = "facility_location_mutual_information",
+    budget: int = 30,
+    sizes: Sizes | None = None,
+    run_dir: str | None = None,
+) -> dict[str, StageOutput]:
+    """Run all stages and return their outputs by name."""
+    sizes = sizes or Sizes()
+    outputs: dict[str, StageOutput] = {}
+    location = Location.of(run_dir or str(folder / "run"))
+
+    def run(stage: Stage) -> StageOutput:
+        output = run_stage(stage, location, execute=execute_here, reporter=SilentReporter())
+        outputs[stage.name] = output
+        return output
+
+    candidates, targets = write_corpus(folder / "corpus", num_candidates, num_targets)
+    blocks = BLOCKS_OF_OBJECTIVE[objective]
+    examples = run(DeduplicateStage(run(IngestStage(find_sources([candidates], [targets])))))
+    embeddings = run(EmbedStage(examples, MODEL, make_embedder, shard_rows=sizes.embed_rows))
+    design = SampleDesign(label_pairs=300, holdout_pairs_per_quadrant=20, seed=3)
+    sample = run(SampleStage(examples, design, blocks, needs_baseline=False))
+    measured = run(
+        LabelStage(
+            sample,
+            make_se_teacher,
+            {"kind": "delift_se"},
+            embeddings=embeddings,
+            shard_pairs=sizes.label_pairs,
+        )
+    )
+    labels = run(UtilityStage(measured, DeliftSeTeacher.utility, "se 1", needs_baseline=False))
+    job = FitJob(labels, embeddings, blocks, 8, TrainingConfig(num_epochs=3, seed=1))
+    networks = run(FitStage(job, train_here))
+    activations = run(
+        ProjectStage(embeddings, networks, blocks, 8, shard_rows=sizes.project_rows)
+    )
+    scores = run(
+        ScorePairsStage(
+            activations,
+            networks,
+            blocks,
+            top_k=10,
+            column_tile=sizes.column_tile,
+            shard_rows=sizes.score_rows,
+        )
+    )
+    ranking = run(SelectStage(scores, embeddings, SelectionPlan(objective, 1.0, count=budget)))
+    run(ExportStage(ranking, examples))
+    return outputs
