@@ -89,13 +89,20 @@ class EngineFactory:
         return make_engine(
             self.kind,
             locate_model(self.model, "language model").path,
-            dtype=teacher.dtype,
+            dtype=_dtype_here() if teacher.dtype == "auto" else teacher.dtype,
             max_length=teacher.max_length,
             kv_cache_memory_bytes=teacher.kv_cache_memory_bytes,
             gpu_memory_utilization=teacher.gpu_memory_utilization,
             # What Ray gave the actor; an engine that is not told takes every core of the machine.
             num_threads=int(os.environ.get("OMP_NUM_THREADS", "0")) or None,
         )
+
+
+def _dtype_here() -> str:
+    """Return the dtype that "auto" means on this node."""
+    import torch  # inside the actor that loads the model
+
+    return "bfloat16" if torch.cuda.is_available() else "float32"
 
 
 @dataclass(frozen=True)

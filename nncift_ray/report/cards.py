@@ -56,7 +56,8 @@ def _value(data: ReportData) -> Card | None:
     final = final_objective(data)
     if math.isfinite(coverage):
         note = (
-            f"mean over {format_count(data.num_targets or data.num_candidates)} {data.ground_set}"
+            f"mean over {format_count(data.coverage.num_rows if data.coverage is not None else 0)} "
+            f"{data.ground_set}"
         )
         if data.random_objective and math.isfinite(final):
             note += (

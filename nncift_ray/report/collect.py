@@ -65,6 +65,7 @@ def collect_report_data(outputs: Mapping[str, StageOutput], facts: RunFacts) -> 
         budget=json.dumps(cast("Any", facts.config)["selection"]["budget"]),
         num_candidates=examples.num_rows("candidates"),
         num_targets=examples.num_rows("targets"),
+        covers_targets=covers_targets(select),
         num_duplicates=count_duplicates(examples),
         num_errors=sum(output.manifest.num_failures for output in outputs.values()),
         num_labelled_pairs=outputs["utility"].num_rows("labels"),
@@ -98,6 +99,11 @@ def count_duplicates(examples: StageOutput) -> int:
         for role in ("candidates", "targets")
         for batch in examples.iter_batches(role, ["num_duplicates"])
     )
+
+
+def covers_targets(select: StageOutput) -> bool:
+    """Whether the objective's rows are targets: only in its query form."""
+    return "query" in str(select.manifest.settings["objective"])
 
 
 def _summary(output: StageOutput, facts: RunFacts) -> StageSummary:
@@ -148,9 +154,7 @@ def collect_neighbours(
     coverage = select.read("coverage", schema=schemas.COVERAGE)
     covered_by = np.asarray(coverage["covered_by"].fill_null(-1).to_numpy())
     values = np.asarray(coverage["coverage"].to_numpy())
-    # With the query form the rows covered are targets, else the candidates themselves.
-    query_form = "query" in str(select.manifest.settings["objective"])
-    covered_table = "targets" if query_form else "candidates"
+    covered_table = "targets" if covers_targets(select) else "candidates"
     found: list[PickNeighbours] = []
     for rank in choose_sample_ranks(ranking.num_rows, num_picks):
         pick = ranking.slice(rank - 1, 1).to_pylist()[0]

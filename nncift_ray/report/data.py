@@ -100,7 +100,8 @@ class ReportData:
     objective: str = ""
     budget: str = ""
     selection_note: str = ""  # how the picks were made, where it was not by greedy gains
-    num_targets: int = 0  # 0: the candidates themselves are the ground set
+    num_targets: int = 0
+    covers_targets: bool = False  # whether the rows that the objective covers are the targets
     num_duplicates: int = 0
     num_errors: int = 0
     num_labelled_pairs: int | None = None
@@ -127,13 +128,13 @@ class ReportData:
 
     @property
     def main_block(self) -> str:
-        """Name the block the objective rests on: ``cross`` with targets, else ``within``."""
+        """Name the block to look at first: ``cross`` with targets, else ``within``."""
         return CROSS if self.num_targets else WITHIN
 
     @property
     def ground_set(self) -> str:
         """Name the rows that the subset is to cover."""
-        return "targets" if self.num_targets else "candidates"
+        return "targets" if self.covers_targets else "candidates"
 
     def why_missing(self, part: str, default: str) -> str:
         """Say why a part is missing: the pipeline's own reason, else the default."""

@@ -20,7 +20,7 @@ from nncift_ray.storage.output import ERRORS_TABLE, Sink, StageOutput
 
 #: Texts that are sorted by length and padded together.
 ATOM_ROWS = 256
-DEFAULT_SHARD_ROWS = 4096
+DEFAULT_SHARD_ROWS = 1024
 
 EmbedderFactory = Callable[[], Embedder]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -27,6 +28,7 @@ from nncift_ray.storage.filesystem import Location
 
 # On one machine Ray's CPUs are tickets: readers and the driver need some beside the actors.
 SPARE_LOCAL_CPUS = 2
+STDERR_DESCRIPTOR = 2
 LOCAL_OBJECT_STORE_BYTES = 512 * 1024**2
 
 
@@ -38,11 +40,8 @@ def ray_session(cluster: ClusterConfig) -> Iterator[None]:
         return
     address = cluster.address or os.environ.get("RAY_ADDRESS")
     level = logging.INFO if cluster.worker_logs else logging.ERROR
-    if not cluster.worker_logs:
-        # Ray's core writes warnings about its own internals over the progress lines.
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     common: dict[str, Any] = {"logging_level": level, "log_to_driver": cluster.worker_logs}
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _quiet_core(quiet=not cluster.worker_logs):
         warnings.simplefilter("ignore", FutureWarning)
         if address:
             ray.init(address=address, **common)
@@ -59,6 +58,28 @@ def ray_session(cluster: ClusterConfig) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _quiet_core(*, quiet: bool) -> Iterator[None]:
+    """Keep Ray's compiled core from writing over the progress lines while it connects.
+
+    It tells of its own internals at level error, and announces the variable that says not to; only
+    the file descriptor can stop the second. What goes wrong in connecting is raised all the same.
+    """
+    if not quiet:
+        yield
+        return
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    sys.stderr.flush()
+    saved = os.dup(STDERR_DESCRIPTOR)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), STDERR_DESCRIPTOR)
+        try:
+            yield
+        finally:
+            os.dup2(saved, STDERR_DESCRIPTOR)
+            os.close(saved)
 
 
 def quiet_ray_data(*, show: bool) -> None:

@@ -1,0 +1,37 @@
+"""Run a recipe and die by SIGKILL at a moment of a stage: ``python -m tests.e2e.die_at``.
+
+Arguments: recipe, stage, moment. The moment is "start" (the stage has begun, nothing is done) or a
+number n (its n-th shard has just been finished).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+from nncift_ray.config import load_config
+from nncift_ray.pipeline import run
+from nncift_ray.stages.progress import SilentReporter
+
+
+class Assassin(SilentReporter):
+    """Kills its own process, as a lost machine would: no clean-up runs."""
+
+    def __init__(self, stage: str, moment: str) -> None:
+        self._stage, self._moment = stage, moment
+        self._finished = 0
+
+    def stage_started(self, name: str, total: int, done: int, unit: str) -> None:
+        if name == self._stage and self._moment == "start":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def advanced(self, name: str, amount: int) -> None:
+        self._finished += name == self._stage
+        if name == self._stage and str(self._finished) == self._moment:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    recipe_path, stage_name, when = sys.argv[1:]
+    run(load_config(recipe_path), reporter=Assassin(stage_name, when))

@@ -1,0 +1,99 @@
+"""The driver dies by SIGKILL in every stage in turn; the same command finishes as if it had not."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nncift_ray.config import load_config
+from nncift_ray.pipeline import RunResult, run
+from nncift_ray.pipeline.blueprint import STAGE_NAMES
+from nncift_ray.stages.progress import SilentReporter
+from nncift_ray.storage.output import SHARD_FOLDER
+from tests.e2e.recipes import write_recipe
+
+SECONDS_TO_LIVE = 280
+# Stages of several shards die after their first; the others before and after their only one.
+SEVERAL_SHARDS = ("ingest", "embed", "label", "score_pairs")
+MOMENTS = [
+    (name, moment)
+    for name in STAGE_NAMES
+    for moment in (("1",) if name in SEVERAL_SHARDS else ("start",))
+] + [("fit", "1"), ("select", "1")]
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_recipe(tmp_path_factory.mktemp("kill"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(recipe: Path) -> RunResult:
+    config = load_config(recipe, [f"run_dir={recipe.parent / 'undisturbed'}"])
+    return run(config, reporter=SilentReporter())
+
+
+def shard_times(run_dir: Path, stage: str) -> dict[str, int]:
+    """Return when each finished shard of a stage was recorded."""
+    records = run_dir.glob(f"{stage}/*/{SHARD_FOLDER}/*.json")
+    return {record.name: record.stat().st_mtime_ns for record in records}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_run_killed_in_every_stage_ends_as_an_undisturbed_one(
+    recipe: Path, undisturbed: RunResult
+) -> None:
+    run_dir = recipe.parent / "run"
+    finished: dict[str, dict[str, int]] = {}
+    for stage, moment in MOMENTS:
+        command = [sys.executable, "-m", "tests.e2e.die_at", str(recipe), stage, moment]
+        died = subprocess.run(command, timeout=SECONDS_TO_LIVE, check=False)  # noqa: S603
+        assert died.returncode == -signal.SIGKILL, f"in {stage} at {moment}"
+        finished[stage] = shard_times(run_dir, stage)
+    result = run(load_config(recipe), reporter=SilentReporter())
+    for stage, records in finished.items():
+        assert records.items() <= shard_times(run_dir, stage).items(), f"{stage} was redone"
+    for name in ("subset.jsonl", "alpaca.json", "messages.jsonl"):
+        first, second = (
+            Path(done.run_dir.path) / "export" / name for done in (undisturbed, result)
+        )
+        assert first.read_bytes() == second.read_bytes()
+    ranking = result.outputs["select"].read("ranking")
+    assert ranking.equals(undisturbed.outputs["select"].read("ranking"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_other_actors_and_shards_select_the_same(recipe: Path, undisturbed: RunResult) -> None:
+    run_dir = recipe.parent / "other_shape"
+    overrides = [
+        f"run_dir={run_dir}",
+        "embedder.pool={num_actors: 2, num_cpus: 1, shard_rows: 600}",
+        "labels.pool={num_actors: 2, num_cpus: 1, shard_rows: 500}",
+        "pair_scores.pool={num_actors: 1, shard_rows: 5000}",
+        "pair_scores.column_tile=100",
+    ]
+    result = run(load_config(recipe, overrides), reporter=SilentReporter())
+    ranking = result.outputs["select"].read("ranking")
+    assert ranking.equals(undisturbed.outputs["select"].read("ranking"))
+    shutil.rmtree(run_dir)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_finished_run_is_only_looked_at(recipe: Path, undisturbed: RunResult) -> None:
+    skipped: list[str] = []
+
+    class Listener(SilentReporter):
+        def stage_skipped(self, name: str, num_items: int) -> None:
+            skipped.append(name)
+
+    config = load_config(recipe, [f"run_dir={undisturbed.run_dir.path}"])
+    run(config, reporter=Listener())
+    assert skipped == list(STAGE_NAMES)
