@@ -1,6 +1,7 @@
 """The command line: ``nncift run | plan | stage | status | show-config | doctor``.
 
-Exit codes: 0 done, 1 unexpected, 2 recipe or usage, 3 data, 4 model, 5 stage, 6 storage, 130 interrupted.
+Exit codes: 0 done, 1 unexpected, 2 recipe or usage, 3 data, 4 model, 5 stage, 6 storage,
+130 interrupted.
 """
 
 from __future__ import annotations
@@ -9,10 +10,10 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -47,7 +48,7 @@ Overrides = Annotated[
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
+def _explained() -> Generator[None]:
     """Turn the errors a user can mend into one message and the right exit code."""
     try:
         yield
@@ -249,7 +250,7 @@ def _duration(seconds: float) -> str:
     return f"{seconds / SECONDS_PER_HOUR:.1f} h"
 
 
-def main(run_app: Callable[[], object] = app) -> None:
+def main(run_app: Callable[[], Any] = app) -> None:
     """Run the command line."""
     # Hugging Face's own bars and Ray's usage question have no place in a run's output.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -1,4 +1,4 @@
-"""The recipe: one frozen tree, read from YAML, overridden on the command line, checked before Ray starts.
+"""The recipe: one frozen tree from YAML, overridden by the command line, checked before Ray starts.
 
 Only the keys of the shortest recipe have no default::
 
@@ -68,8 +68,8 @@ class DataConfig(Section):
         "auto", "alpaca", "prompt_completion", "question_answer", "sharegpt", "messages"
     ] = "auto"
     columns: dict[str, str] | None = None
-    max_chars: int = Field(200_000, ge=1)
-    max_failed_fraction: float = Field(0.5, ge=0, le=1)
+    max_chars: int = Field(default=200_000, ge=1)
+    max_failed_fraction: float = Field(default=0.5, ge=0, le=1)
     group_by: str | None = None
 
     @field_validator("candidates", "targets", mode="before")
@@ -98,10 +98,10 @@ class PoolConfig(Section):
     """
 
     num_actors: int | tuple[int, int] | None = None
-    num_cpus: float | None = Field(None, gt=0)
-    num_gpus: float | None = Field(None, ge=0)
+    num_cpus: float | None = Field(default=None, gt=0)
+    num_gpus: float | None = Field(default=None, ge=0)
     resources: dict[str, float] = {}
-    shard_rows: int | None = Field(None, ge=1)
+    shard_rows: int | None = Field(default=None, ge=1)
 
     @field_validator("num_actors")
     @classmethod
@@ -116,8 +116,8 @@ class EmbedderConfig(Section):
     """The sentence embedder whose vectors the network reads.
 
     Attributes:
-        model: "auto" (BAAI/bge-large-en-v1.5, or the packaged model when the hub cannot be reached),
-            a hub id, a local folder, or "embedded:all-minilm-l6-v2".
+        model: "auto" (BAAI/bge-large-en-v1.5, or the packaged model when the hub cannot be
+            reached), a hub id, a local folder, or "embedded:all-minilm-l6-v2".
         revision: Revision of a hub model.
         dtype: How vectors are stored.
         batch_size: Texts a forward pass.
@@ -127,7 +127,7 @@ class EmbedderConfig(Section):
     model: str = "auto"
     revision: str | None = None
     dtype: Literal["float32", "float16"] = "float32"
-    batch_size: int = Field(64, ge=1)
+    batch_size: int = Field(default=64, ge=1)
     pool: PoolConfig = PoolConfig()
 
 
@@ -142,7 +142,8 @@ class TeacherConfig(Section):
         engine: vLLM where it is installed, else transformers, when "auto".
         dtype: Weights of the language model; "auto" is float32 on CPU, bfloat16 on GPU.
         max_length: Tokens of the longest request; examples are cut from their left to fit.
-        kv_cache_memory_bytes: vLLM on CPU: memory of the key-value cache.
+        kv_cache_memory_bytes: Memory of vLLM's key-value cache; null: 1 GiB on CPU, and on GPU what
+            gpu_memory_utilization leaves.
         gpu_memory_utilization: vLLM on GPU: share of the memory it takes.
         max_failed_fraction: Stop when a larger share of the requests fails.
         options: Keyword arguments of a teacher class of your own.
@@ -153,10 +154,10 @@ class TeacherConfig(Section):
     revision: str | None = None
     engine: Literal["auto", "vllm", "transformers"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    max_length: int = Field(2048, ge=32)
-    kv_cache_memory_bytes: int = Field(1024**3, ge=1)
-    gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
-    max_failed_fraction: float = Field(0.05, ge=0, le=1)
+    max_length: int = Field(default=2048, ge=32)
+    kv_cache_memory_bytes: int | None = Field(default=None, ge=1)
+    gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
+    max_failed_fraction: float = Field(default=0.05, ge=0, le=1)
     options: dict[str, Any] = {}
 
     @field_validator("kind")
@@ -184,12 +185,12 @@ class LabelsConfig(Section):
         pool: Actors.
     """
 
-    fraction: float = Field(0.05, gt=0, le=1)
+    fraction: float = Field(default=0.05, gt=0, le=1)
     label_pairs: int | None = None
-    max_pairs: int = Field(1_000_000, ge=1)
-    holdout_pairs: int | None = Field(None, ge=0)
-    validation_fraction: float = Field(0.1, gt=0, lt=1)
-    seed: int = Field(0, ge=0)
+    max_pairs: int = Field(default=1_000_000, ge=1)
+    holdout_pairs: int | None = Field(default=None, ge=0)
+    validation_fraction: float = Field(default=0.1, gt=0, lt=1)
+    seed: int = Field(default=0, ge=0)
     pool: PoolConfig = PoolConfig()
 
     @field_validator("label_pairs", mode="before")
@@ -203,7 +204,9 @@ class NetworkConfig(Section):
 
     Attributes:
         num_hidden: Hidden units.
-        num_epochs: Most epochs.
+        num_epochs: Most epochs, where they make ``min_steps`` optimiser steps or more.
+        min_steps: A small sample gets more epochs (and patience) until they would make this many
+            steps; 0 keeps to the paper's epochs.
         batch_size: Pairs a step, over all workers together.
         learning_rate: Adam's.
         patience: Epochs without a better held-out loss before training stops.
@@ -212,13 +215,14 @@ class NetworkConfig(Section):
         use_gpu: Whether workers hold a GPU each.
     """
 
-    num_hidden: int = Field(100, ge=1)
-    num_epochs: int = Field(20, ge=1)
-    batch_size: int = Field(64, ge=1)
-    learning_rate: float = Field(1e-4, gt=0)
-    patience: int = Field(5, ge=1)
-    seed: int = Field(0, ge=0)
-    num_workers: int = Field(1, ge=1)
+    num_hidden: int = Field(default=100, ge=1)
+    num_epochs: int = Field(default=20, ge=1)
+    min_steps: int = Field(default=20_000, ge=0)
+    batch_size: int = Field(default=64, ge=1)
+    learning_rate: float = Field(default=1e-4, gt=0)
+    patience: int = Field(default=5, ge=1)
+    seed: int = Field(default=0, ge=0)
+    num_workers: int = Field(default=1, ge=1)
     use_gpu: bool = False
 
 
@@ -228,13 +232,14 @@ class PairScoresConfig(Section):
     Attributes:
         mode: "exact" scores every pair.
         top_k: Helpers kept of every row.
-        column_tile: Columns scored at a time: the bound of a worker's memory. Never changes a result.
+        column_tile: Columns scored at a time: the bound of a worker's memory. Never changes a
+            result.
         pool: Actors.
     """
 
     mode: Literal["exact"] = "exact"
-    top_k: int = Field(64, ge=1)
-    column_tile: int = Field(65_536, ge=16)
+    top_k: int = Field(default=64, ge=1)
+    column_tile: int = Field(default=65_536, ge=16)
     pool: PoolConfig = PoolConfig()
 
 
@@ -261,15 +266,15 @@ class SelectionConfig(Section):
     """What the subset is to be good at, and how large it may be.
 
     Attributes:
-        objective: facility_location covers the candidates; given targets it becomes its mutual
-            information form. The two mutual information forms need targets.
+        objective: facility_location covers the candidates; given targets it becomes its query
+            mutual information form. The two mutual information forms need targets.
         budget: A fraction (below 1), a count (from 1), or {tokens: 5M}.
         eta: Weight of the target in the mutual information forms.
     """
 
     objective: Objective
     budget: Fraction | int | TokenBudget
-    eta: float = Field(1.0, gt=0)
+    eta: float = Field(default=1.0, gt=0)
 
     @field_validator("budget", mode="before")
     @classmethod
@@ -283,14 +288,14 @@ class SelectionConfig(Section):
             return TokenBudget(tokens=parse_count(mapping["tokens"]))
         if isinstance(value, float) and 0 < value < 1:
             return value
-        if isinstance(value, float) and value == 1:
+        if isinstance(value, float) and value == 1.0:
             raise ValueError("1.0 is ambiguous: write 1 for one example, or a fraction below 1")
         try:
             return parse_count(value)
         except ValueError as error:
             raise ValueError(
-                f"{value!r} is no budget: write a fraction such as 0.1, a count such as 5000 or 5K, "
-                "or {tokens: 5M}"
+                f"{value!r} is no budget: write a fraction such as 0.1, a count such as 5000 or "
+                "5K, or {tokens: 5M}"
             ) from error
 
 
@@ -314,9 +319,9 @@ class ClusterConfig(Section):
 
     address: str | None = None
     worker_logs: bool = False
-    price_per_gpu_hour: float = Field(2.5, ge=0)
-    price_per_cpu_hour: float = Field(0.04, ge=0)
-    teacher_tokens_per_second: float | None = Field(None, gt=0)
+    price_per_gpu_hour: float = Field(default=2.5, ge=0)
+    price_per_cpu_hour: float = Field(default=0.04, ge=0)
+    teacher_tokens_per_second: float | None = Field(default=None, gt=0)
 
 
 class ReportConfig(Section):
@@ -328,7 +333,7 @@ class ReportConfig(Section):
     """
 
     title: str | None = None
-    num_picks: int = Field(12, ge=1, le=200)
+    num_picks: int = Field(default=12, ge=1, le=200)
 
 
 class Config(Section):
@@ -357,9 +362,9 @@ class Config(Section):
 
     @property
     def objective(self) -> Objective:
-        """The objective that runs: facility_location with targets is its mutual information form."""
+        """What runs: facility_location with targets is its mutual information form."""
         if self.selection.objective == "facility_location" and self.data.targets:
-            return "facility_location_mutual_information"
+            return "facility_location_query_mutual_information"
         return self.selection.objective
 
 

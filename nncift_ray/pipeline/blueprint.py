@@ -1,7 +1,7 @@
 """How a recipe becomes stages: which there are, what each reads, what models they use.
 
-A stage is built when the stages it reads are finished, so the same blueprint serves a run, a plan and a
-status.
+A stage is built when the stages it reads are finished, so the same blueprint serves a run, a plan
+and a status.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from nncift_ray.storage.output import StageOutput
 from nncift_ray.storage.rows import ReadLimits
 from nncift_ray.storage.schemas import WITHIN
 
-#: Held-out pairs of each quadrant, where the recipe gives no number: a share of the labels, bounded.
+#: Held-out pairs of each quadrant where the recipe gives none: a share of the labels, bounded.
 HOLDOUT_SHARE = 20
 MAX_HOLDOUT_PAIRS = 500
 
@@ -187,8 +187,8 @@ class Blueprint:
         notes: list[str] = []
         if config.objective != config.selection.objective:
             notes.append(
-                f"targets are given, so the objective {config.selection.objective} runs in its form "
-                f"with a target: {config.objective}"
+                f"targets are given, so the objective {config.selection.objective} runs in its "
+                f"form with a target: {config.objective}"
             )
         models: list[ResolvedModel | None] = [self.embedder, self.language_model]
         notes += [model.notice for model in models if model is not None and model.notice]
@@ -303,7 +303,12 @@ class Blueprint:
             seed=network.seed,
         )
         job = FitJob(
-            outputs["utility"], outputs["embed"], self.blocks, network.num_hidden, training
+            outputs["utility"],
+            outputs["embed"],
+            self.blocks,
+            network.num_hidden,
+            training,
+            network.min_steps,
         )
         return FitStage(job, self._make_trainer(self.config))
 

@@ -7,10 +7,11 @@ import importlib.util
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from nncift_ray.errors import NnciftError
-from nncift_ray.models.embedded import resolve_embedder, resolve_language_model
+from nncift_ray.models.embedded import ResolvedModel, resolve_embedder, resolve_language_model
 from nncift_ray.models.engines import resolve_engine_kind
 
 GIB = 1024**3
@@ -68,7 +69,9 @@ def _gpu() -> Finding:
     import torch  # takes a second; only doctor asks
 
     if not torch.cuda.is_available():
-        return Finding("GPU", False, "none", "not needed; teachers and embedders run on CPU, slowly")
+        return Finding(
+            "GPU", False, "none", "not needed; teachers and embedders run on CPU, slowly"
+        )
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return Finding("GPU", True, ", ".join(names))
 
@@ -91,8 +94,7 @@ def _engine() -> Finding:
     return Finding("teacher engine", True, "transformers", remedy)
 
 
-def _model(name: str, resolve: object) -> Finding:
-    assert callable(resolve)
+def _model(name: str, resolve: Callable[[str], ResolvedModel]) -> Finding:
     try:
         model = resolve("auto")
     except NnciftError as error:

@@ -1,8 +1,8 @@
 """What a run would do, how long it may take and what it may cost; nothing is started.
 
-Counts are exact once the corpus has been read by a run, and for small files; larger files are counted
-by the size of their first records. Speeds are guesses by hardware unless the recipe gives one, and
-say so.
+Counts are exact once the corpus has been read by a run, and for small files; larger files are
+counted by the size of their first records. Speeds are guesses by hardware unless the recipe gives
+one, and say so.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from nncift_ray.storage.corpora import SourceFile, expand_sources
 from nncift_ray.storage.example_rows import is_error, read_examples
 from nncift_ray.storage.filesystem import Location
 from nncift_ray.storage.output import StageOutput
-from nncift_ray.storage.rows import ReadLimits
+from nncift_ray.storage.rows import ExampleRow, ReadLimits
 from nncift_ray.storage.schemas import WITHIN
 
 COUNTED_WHOLE_BYTES = 32 * 1024**2
@@ -193,8 +193,9 @@ class _Workload:
             "embed": lambda: self.num_rows / EMBED_ROWS_PER_SECOND[kind],
             "label": lambda: self.teacher_tokens / speed,
             "fit": lambda: FIT_START_SECONDS + self.num_labelled * epochs / FIT_PAIRS_PER_SECOND,
-            "score_pairs": lambda: self.num_pairs
-            / (PAIRS_PER_SECOND_PER_CORE * (os.cpu_count() or 1)),
+            "score_pairs": lambda: (
+                self.num_pairs / (PAIRS_PER_SECOND_PER_CORE * (os.cpu_count() or 1))
+            ),
         }
         return STAGE_START_SECONDS + estimates.get(name, lambda: 0.0)()
 
@@ -244,8 +245,8 @@ def estimate_corpus(config: Config, examples: StageOutput | None) -> CorpusEstim
     if examples is not None:
         counts = {role: examples.num_rows(role) for role in ("candidates", "targets")}
         head = next(examples.iter_batches("candidates", ["prompt", "response"]))
-        prompts = [len(text) for text in head.column(0).to_pylist()]
-        responses = [len(text) for text in head.column(1).to_pylist()]
+        prompts = [len(text) for text in cast("list[str]", head.column(0).to_pylist())]
+        responses = [len(text) for text in cast("list[str]", head.column(1).to_pylist())]
         return CorpusEstimate(
             counts["candidates"],
             counts["targets"],
@@ -279,7 +280,9 @@ def _estimate_sources(config: Config, patterns: Sequence[str]) -> _SourceEstimat
     found = [_estimate_source(config, source) for source in expand_sources(patterns)]
     total = sum(source.num_rows for source in found)
     if not total:
-        raise DataError(f"{', '.join(patterns)}: no usable example found; see data.layout and columns")
+        raise DataError(
+            f"{', '.join(patterns)}: no usable example found; see data.layout and columns"
+        )
     return _SourceEstimate(
         total,
         sum(source.prompt_chars * source.num_rows for source in found) / total,
@@ -303,11 +306,12 @@ def _estimate_source(config: Config, source: SourceFile) -> _SourceEstimate:
     for row in rows if whole else islice(rows, SAMPLED_ROWS):
         if is_error(row):
             continue
+        example = cast("ExampleRow", row)
         num_good += 1
-        ids.add(row["example_id"])
-        prompt_chars += len(row["prompt"])
-        response_chars += len(row["response"])
-        num_bytes += len(row["record"].encode("utf-8", errors="replace"))
+        ids.add(example["example_id"])
+        prompt_chars += len(example["prompt"])
+        response_chars += len(example["response"])
+        num_bytes += len(example["record"].encode("utf-8", errors="replace"))
     if not num_good:
         return _EMPTY
     means = (prompt_chars / num_good, response_chars / num_good)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import IO
@@ -162,7 +162,7 @@ def _facts(blueprint: Blueprint, run_dir: Location) -> RunFacts:
 
 
 @contextlib.contextmanager
-def locked(run_dir: Location) -> Iterator[None]:
+def locked(run_dir: Location) -> Generator[None]:
     """Keep two runs out of one local run directory; the lock dies with its process.
 
     Raises:

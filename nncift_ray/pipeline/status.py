@@ -47,9 +47,13 @@ def read_status(run_dir: str) -> RunStatus:
     location = Location.of(run_dir)
     record_file = location / RUN_RECORD
     if not record_file.exists():
-        raise StorageError(f"{location}: no run here (no {RUN_RECORD}); give a run_dir of `nncift run`")
+        raise StorageError(
+            f"{location}: no run here (no {RUN_RECORD}); give a run_dir of `nncift run`"
+        )
     record = json.loads(record_file.read_bytes())
-    stages = tuple(_stage_status(location, name, record["stages"].get(name)) for name in STAGE_NAMES)
+    stages = tuple(
+        _stage_status(location, name, record["stages"].get(name)) for name in STAGE_NAMES
+    )
     return RunStatus(str(location), record["config"], stages)
 
 

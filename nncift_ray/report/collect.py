@@ -138,7 +138,7 @@ def collect_mix(
 def _groups(examples: StageOutput, group_by: str | None) -> Iterator[str]:
     column = "record" if group_by else "source"
     for batch in examples.iter_batches("candidates", [column]):
-        for value in batch.column(0).to_pylist():
+        for value in cast("list[str]", batch.column(0).to_pylist()):
             if group_by is None:
                 yield value.rsplit("/", 1)[-1]
                 continue
@@ -152,7 +152,7 @@ def collect_neighbours(
 ) -> tuple[PickNeighbours, ...]:
     """Look up some picks and the rows each of them covers best."""
     coverage = select.read("coverage", schema=schemas.COVERAGE)
-    covered_by = np.asarray(coverage["covered_by"].fill_null(-1).to_numpy())
+    covered_by = np.asarray(coverage["covered_by"].fill_null(pa.scalar(-1, pa.int64())).to_numpy())
     values = np.asarray(coverage["coverage"].to_numpy())
     covered_table = "targets" if covers_targets(select) else "candidates"
     found: list[PickNeighbours] = []

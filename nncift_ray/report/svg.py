@@ -11,7 +11,7 @@ import io
 import re
 import warnings
 import xml.etree.ElementTree as ET  # noqa: S405 - reads only what matplotlib just wrote
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -98,7 +98,7 @@ class Chart:
 
 
 @contextmanager
-def theme() -> Iterator[None]:
+def theme() -> Generator[None]:
     """Draw in the report's look, leaving matplotlib's global settings as they were."""
     with mpl.rc_context(_RC), warnings.catch_warnings():
         # The browser picks a font that has the glyph; matplotlib's need not have it.

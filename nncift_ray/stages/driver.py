@@ -1,8 +1,8 @@
 """The one driver of all stages: skip, shard, run, check, record, finish.
 
-Finished shards are known by their records in ``<stage>/<fingerprint>/shards``; a record is written by the
-worker itself, after its parts, so a driver that dies loses nothing that was finished. The manifest is
-written last. Both are small JSON files written whole or not at all.
+Finished shards are known by their records in ``<stage>/<fingerprint>/shards``; a record is written
+by the worker itself, after its parts, so a driver that dies loses nothing that was finished. The
+manifest is written last. Both are small JSON files written whole or not at all.
 """
 
 from __future__ import annotations
@@ -194,8 +194,9 @@ def _error_of(stage: Stage, failed: list[ShardOutcome], num_finished: int) -> Nn
         kind: type[NnciftError] = getattr(error_module, first.error_type)
         return kind(f"stage '{stage.name}': {first.error_message}")
     return StageError(
-        f"stage '{stage.name}': {len(failed)} shard(s) failed {MAX_SHARD_ATTEMPTS} times, the first is "
-        f"items {first.shard.start}..{first.shard.stop}: {first.error_type}: {first.error_message}\n"
+        f"stage '{stage.name}': {len(failed)} shard(s) failed {MAX_SHARD_ATTEMPTS} times, the "
+        f"first is items {first.shard.start}..{first.shard.stop}: {first.error_type}: "
+        f"{first.error_message}\n"
         f"{num_finished} other shard(s) were finished and are kept; the same command goes on from "
         f"there.\n{first.error_trace}"
     )
@@ -231,7 +232,8 @@ def _check_failures(stage: Stage, folder: Location, manifest: StageManifest) -> 
         raise StageError(
             f"stage '{stage.name}': {manifest.num_failures:,} of {total:,} rows failed, more than "
             f"max_failed_fraction = {stage.max_failed_fraction:g} allows. Reasons are in "
-            f"{folder / ERRORS_TABLE}. Mend the rows, or raise max_failed_fraction to go on without them."
+            f"{folder / ERRORS_TABLE}. Mend the rows, or raise max_failed_fraction to go on "
+            "without them."
         )
 
 

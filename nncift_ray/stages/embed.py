@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import pyarrow as pa
 
 from nncift_ray.core.examples import embedding_text
 from nncift_ray.errors import StageError
-from nncift_ray.models.embedder import Embedder
 from nncift_ray.models.embedded import ResolvedModel
+from nncift_ray.models.embedder import Embedder
 from nncift_ray.stages.atoms import RowAtoms
 from nncift_ray.stages.stage import Shard, Stage, Worker
 from nncift_ray.storage import schemas
@@ -85,7 +85,9 @@ class EmbedStage(Stage):
             return
         dimension = schema.field("embedding").type.list_size
         if not schema.equals(schemas.embeddings_schema(dimension, self._dtype)):
-            raise StageError(f"stage 'embed', table '{table}': not a table of embeddings:\n{schema}")
+            raise StageError(
+                f"stage 'embed', table '{table}': not a table of embeddings:\n{schema}"
+            )
 
     def make_worker(self) -> Worker:
         """Load the embedder."""
@@ -107,18 +109,18 @@ def embed_rows(rows: pa.Table, embedder: Embedder, dtype: str) -> pa.Table:
     Raises:
         StageError: If a vector is not finite, naming the example.
     """
+    prompts = cast("list[str]", rows["prompt"].to_pylist())
+    responses = cast("list[str]", rows["response"].to_pylist())
     texts = [
         embedding_text(prompt, response)
-        for prompt, response in zip(
-            rows["prompt"].to_pylist(), rows["response"].to_pylist(), strict=True
-        )
+        for prompt, response in zip(prompts, responses, strict=True)
     ]
     vectors = embedder.embed(texts)
     broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
     if broken.size:
         example_id = rows["example_id"][int(broken[0])].as_py()
         raise StageError(f"the embedding of example {example_id} is not finite")
-    return pa.table(
+    return pa.Table.from_pydict(
         {
             "row_index": rows["row_index"],
             "example_id": rows["example_id"],

@@ -1,7 +1,7 @@
 """Fit: train the InfluenceNetwork of each block on the labels, with Ray Train.
 
-The training itself is ``core.training`` and knows no Ray; here it is given workers, and its result is
-measured pair by pair against the baselines that say whether anything was learnt.
+The training itself is ``core.training`` and knows no Ray; here it is given workers, and its result
+is measured pair by pair against the baselines that say whether anything was learnt.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nncift_ray.core.fidelity import fidelity_table
 from nncift_ray.core.factored import FactoredNetwork
+from nncift_ray.core.fidelity import fidelity_table
 from nncift_ray.core.network import InfluenceNetwork
 from nncift_ray.core.training import (
     EpochRecord,
@@ -46,6 +46,7 @@ class FitJob:
     blocks: tuple[str, ...]
     num_hidden: int
     training: TrainingConfig
+    min_steps: int = 0
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,7 @@ class FitStage(Stage):
             "blocks": list(self._job.blocks),
             "num_hidden": self._job.num_hidden,
             "training": training,
+            "min_steps": self._job.min_steps,
         }
 
     def num_items(self) -> int:
@@ -136,7 +138,7 @@ def load_block(job: FitJob, block: str) -> BlockLabels:
         StageError: If no pair is left to train on.
     """
     table = job.labels.read("labels", schema=schemas.LABELS)
-    table = table.filter(pc.equal(table["block"], block))
+    table = table.filter(pc.equal(table["block"], pa.scalar(block)))
     helped, helper = table["helped_index"].to_numpy(), table["helper_index"].to_numpy()
     split = np.array(table["split"].to_pylist(), dtype=object)
     if not (split == TRAIN).any():
@@ -170,21 +172,32 @@ def train_here(
     fitted: dict[str, FittedBlock] = {}
     for block in job.blocks:
         data = load_block(job, block)
-        network = InfluenceNetwork(
-            data.helped_ED.shape[1], job.num_hidden, seed=job.training.seed
-        )
+        network = InfluenceNetwork(data.helped_ED.shape[1], job.num_hidden, seed=job.training.seed)
         history = train_network(
             network,
             data.helped_ED,
             data.helper_ED,
             data.pairs(TRAIN),
             data.pairs(VALIDATION),
-            job.training,
+            stretch(job.training, int((data.split == TRAIN).sum()), job.min_steps),
             reduce_gradients=reduce_gradients,
             shard=shard,
         )
         fitted[block] = FittedBlock(network.factored().to_state(), history)
     return fitted
+
+
+def stretch(training: TrainingConfig, num_pairs: int, min_steps: int) -> TrainingConfig:
+    """Allow a small sample more epochs, and as much more patience, to make ``min_steps`` steps.
+
+    The paper's 20 epochs are hundreds of thousands of steps on its samples; on a thousand pairs
+    they are three hundred, and the network ends near the mean of the labels.
+    """
+    steps = training.num_epochs * -(-num_pairs // training.batch_size)
+    factor = max(1, -(-min_steps // steps))
+    return dataclasses.replace(
+        training, num_epochs=training.num_epochs * factor, patience=training.patience * factor
+    )
 
 
 def write_block(sink: Sink, block: str, data: BlockLabels, fitted: FittedBlock, seed: int) -> None:

@@ -242,7 +242,7 @@ def _read_ids(ingest: StageOutput) -> dict[str, np.ndarray]:
         text = "".join(cast("list[str]", batch.column("example_id").to_pylist()))
         ids = np.frombuffer(bytes.fromhex(text), dtype=">u8").reshape(-1, 2).astype(np.uint64)
         for role, of_role in parts.items():
-            mask = pc.equal(batch.column("role"), role).to_numpy(zero_copy_only=False)
+            mask = pc.equal(batch.column("role"), pa.scalar(role)).to_numpy(zero_copy_only=False)
             of_role.append(ids[mask])
     empty = np.empty((0, 2), dtype=np.uint64)
     return {role: np.concatenate([empty, *of_role]) for role, of_role in parts.items()}

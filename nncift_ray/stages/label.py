@@ -17,7 +17,7 @@ from nncift_ray.storage.arrays import column_matrix
 from nncift_ray.storage.output import Sink, StageOutput
 from nncift_ray.storage.schemas import CANDIDATE, TARGET, WITHIN
 
-DEFAULT_SHARD_PAIRS = 512
+DEFAULT_SHARD_PAIRS = 256
 
 TeacherFactory = Callable[[], Teacher]
 Key = tuple[str, int]  # role and row index

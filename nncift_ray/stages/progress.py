@@ -1,4 +1,4 @@
-"""What a run tells while it works: a Protocol, a bar a stage for terminals, plain lines elsewhere."""
+"""What a run tells while it works: a Protocol, a bar a stage on terminals, else plain lines."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Project: embeddings to the network's hidden activations, once an example and side.
 
-The first layer reads [e_i ; 0 ; e_j], so it splits into a row part and a column part; the pair stage
-never sees an embedding.
+The first layer reads [e_i ; 0 ; e_j], so it splits into a row part and a column part; the pair
+stage never sees an embedding.
 """
 
 from __future__ import annotations
@@ -98,8 +98,10 @@ class ProjectStage(Stage):
         )
         vectors = column_matrix(rows["embedding"])
         rows_side = span.name.endswith("_rows")
-        activation = network.project_rows(vectors) if rows_side else network.project_columns(vectors)
-        return pa.table(
+        activation = (
+            network.project_rows(vectors) if rows_side else network.project_columns(vectors)
+        )
+        return pa.Table.from_pydict(
             {
                 "row_index": rows["row_index"],
                 "activation": vectors_to_arrow(activation, "float32"),

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import ray
@@ -33,7 +33,7 @@ LOCAL_OBJECT_STORE_BYTES = 512 * 1024**2
 
 
 @contextlib.contextmanager
-def ray_session(cluster: ClusterConfig) -> Iterator[None]:
+def ray_session(cluster: ClusterConfig) -> Generator[None]:
     """Connect to the cluster of the recipe or of RAY_ADDRESS, else start Ray on this machine."""
     if ray.is_initialized():
         yield
@@ -61,7 +61,7 @@ def ray_session(cluster: ClusterConfig) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quiet_core(*, quiet: bool) -> Iterator[None]:
+def _quiet_core(*, quiet: bool) -> Generator[None]:
     """Keep Ray's compiled core from writing over the progress lines while it connects.
 
     It tells of its own internals at level error, and announces the variable that says not to; only

@@ -14,7 +14,7 @@ from nncift_ray.errors import DataError
 from nncift_ray.stages.stage import Shard, Stage, Worker
 from nncift_ray.storage import schemas
 from nncift_ray.storage.output import Sink, StageOutput
-from nncift_ray.storage.schemas import CANDIDATE, CROSS, TARGET, WITHIN
+from nncift_ray.storage.schemas import CANDIDATE, TARGET, WITHIN
 
 #: Requests of one group at most: what an engine is handed at a time, and no more.
 MAX_GROUP_PAIRS = 512

@@ -1,4 +1,4 @@
-"""Score pairs: the network's influence for every pair of a block, the best K helpers of every row kept.
+"""Score pairs: the network's influence for every pair of a block; keeps every row's best K helpers.
 
 Rows are sharded; columns stream through every shard tile by tile. Nothing of size rows x columns is
 ever held.
@@ -23,7 +23,7 @@ from nncift_ray.storage.output import Sink, StageOutput
 
 ATOM_ROWS = 256
 DEFAULT_SHARD_ROWS = 4096
-# Columns of a block are read once and kept while they fit in this; beyond, every shard streams them.
+# Columns of a block are read once and kept while they fit in this; else every shard streams them.
 COLUMN_CACHE_BYTES = 1024**3
 
 
@@ -157,7 +157,7 @@ def top_helpers_table(row_index: pa.ChunkedArray, top: TopK) -> pa.Table:
     """Write top-K lists as a table; rows with fewer helpers have shorter lists."""
     kept = top.index_IK >= 0
     offsets = pa.array(np.r_[0, np.cumsum(kept.sum(axis=1))], pa.int32())
-    return pa.table(
+    return pa.Table.from_pydict(
         {
             "row_index": row_index,
             "helper_index": pa.ListArray.from_arrays(offsets, pa.array(top.index_IK[kept])),

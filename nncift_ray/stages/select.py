@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import pyarrow as pa
@@ -134,7 +134,8 @@ def read_lists(
     indices: list[np.ndarray] = []
     data: list[np.ndarray] = []
     for batch in scores.iter_batches(f"{block}_top_helpers", ["helper_index", "influence"]):
-        helper, influence = batch.column(0), batch.column(1)
+        helper = cast("pa.ListArray[Any]", batch.column(0))
+        influence = cast("pa.ListArray[Any]", batch.column(1))
         lengths = np.asarray(helper.value_lengths().to_numpy(), np.int64)
         indptr.append(indptr[-1][-1] + np.cumsum(lengths))
         indices.append(helper.flatten().to_numpy())
@@ -144,9 +145,7 @@ def read_lists(
     )
 
 
-def read_column_max(
-    scores: StageOutput, num_candidates: int, scale: InfluenceScale
-) -> np.ndarray:
+def read_column_max(scores: StageOutput, num_candidates: int, scale: InfluenceScale) -> np.ndarray:
     """Return max_q s_qj over all targets for every candidate j, scaled: [J] float32."""
     largest = np.full(num_candidates, -np.inf, np.float32)
     for batch in scores.iter_batches("column_max", ["helper_index", "max_influence"]):
@@ -168,9 +167,9 @@ def random_objective(objective: Objective, size: int) -> float:
 
 def ranking_table(ranking: Ranking, names: pa.Table, best: np.ndarray) -> pa.Table:
     """Write the ranking with ids and how many rows each pick covers best."""
-    picked = names.take(pa.array(ranking.order))
+    picked = names.take(pa.array(ranking.order, pa.int64()))
     num_covered = np.bincount(best[best >= 0], minlength=names.num_rows)[ranking.order]
-    return pa.table(
+    return pa.Table.from_pydict(
         {
             "rank": pa.array(np.arange(1, len(ranking.order) + 1), pa.int32()),
             "row_index": picked["row_index"],

@@ -1,9 +1,9 @@
 """The stage contract: what a stage says of itself, and what the driver does for it.
 
-A stage numbers its work as items 0..num_items. An item is also the atom of numeric work: whatever a
-result could depend on by rounding (the texts of one padded batch, the pairs of one engine call) lies
-inside one item. Shards are runs of whole items, so their size and the number of actors never show in
-the rows.
+A stage numbers its work as items 0..num_items. An item is also the atom of numeric work: whatever
+a result could depend on by rounding (the texts of one padded batch, the pairs of one engine call)
+lies inside one item. Shards are runs of whole items, so their size and the number of actors never
+show in the rows.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ Worker = Callable[[Shard, Sink], None]
 class Stage(ABC):
     """One step of the pipeline.
 
-    Subclasses are small and picklable: they hold configuration and the outputs they read, never models
-    or tables. ``make_worker`` runs inside an actor and returns a plain callable, which a unit test calls
-    with no Ray at all.
+    Subclasses are small and picklable: they hold configuration and the outputs they read, never
+    models or tables. ``make_worker`` runs inside an actor and returns a plain callable, which a
+    unit test calls with no Ray at all.
     """
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
-    #: "pool": workers run in a Ray Data actor pool. "driver": the one item is run by the driver, for
-    #: stages that hand their work to another Ray library themselves.
+    #: "pool": workers run in a Ray Data actor pool. "driver": the one item is run by the driver,
+    #: for stages that hand their work to another Ray library themselves.
     placement: ClassVar[Literal["pool", "driver"]] = "pool"
     #: What the items are called in progress lines.
     unit: ClassVar[str] = "rows"

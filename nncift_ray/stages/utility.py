@@ -63,9 +63,7 @@ class UtilityStage(Stage):
                 for row in rows
                 if row["split"] is None
             }
-            labels = [
-                self._label(row, baselines, sink) for row in rows if row["split"] is not None
-            ]
+            labels = [self._label(row, baselines, sink) for row in rows if row["split"] is not None]
             sink.write_rows("labels", [label for label in labels if label], schemas.LABELS)
 
         return join
@@ -78,12 +76,14 @@ class UtilityStage(Stage):
         if self._needs_baseline and baseline is None:
             sink.error(
                 "no_baseline",
-                f"{row['block']} row {row['helped_index']}: the measurement without an example failed, "
-                "so its pairs have no utility",
+                f"{row['block']} row {row['helped_index']}: the measurement without an example "
+                "failed, so its pairs have no utility",
             )
             return None
         utility = self._utility(baseline, row["value"])
         if not np.isfinite(utility):
-            raise StageError(f"teacher {self._teacher}: utility {utility} is not finite: {dict(row)}")
+            raise StageError(
+                f"teacher {self._teacher}: utility {utility} is not finite: {dict(row)}"
+            )
         kept = {name: row[name] for name in ("block", "helped_index", "helper_index", "split")}
         return kept | {"utility": utility}

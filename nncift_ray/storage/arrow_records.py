@@ -1,5 +1,9 @@
 """Parquet and Arrow files read as a stream of records, batch by batch."""
 
+# pyarrow's stubs leave many type arguments open:
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false
+# pyright: reportUnknownVariableType=false
+
 from __future__ import annotations
 
 import base64
@@ -129,7 +133,7 @@ def _rows_of(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | Exception]:
     try:
         # Full validation: damaged offsets would otherwise be followed out of the buffer.
         batch.validate(full=True)
-        rows = cast("list[dict[str, Any]]", batch.to_pylist())
+        rows = batch.to_pylist()
     except (ValueError, OverflowError, pa.ArrowException):
         for offset in range(batch.num_rows):
             yield _row_of(batch.slice(offset, 1))
@@ -140,7 +144,7 @@ def _rows_of(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | Exception]:
 def _row_of(batch: pa.RecordBatch) -> dict[str, Any] | Exception:
     try:
         batch.validate(full=True)
-        return cast("dict[str, Any]", batch.to_pylist()[0])
+        return batch.to_pylist()[0]
     except (ValueError, OverflowError, pa.ArrowException) as error:
         return error
 

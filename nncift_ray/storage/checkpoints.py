@@ -23,4 +23,6 @@ def write_network(sink: Sink, block: str, network: FactoredNetwork, facts: dict[
 
 def read_network(output: StageOutput, block: str) -> FactoredNetwork:
     """Read the network of a block from the fit stage's output."""
-    return FactoredNetwork.from_state(safetensors.numpy.load(output.read_file(_weights_name(block))))
+    return FactoredNetwork.from_state(
+        safetensors.numpy.load(output.read_file(_weights_name(block)))
+    )

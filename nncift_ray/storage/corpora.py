@@ -8,7 +8,7 @@ import posixpath
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from pyarrow import fs as pafs
 
@@ -66,8 +66,7 @@ class _Folder:
     def list(self, *, recursive: bool) -> list[pafs.FileInfo]:
         """Return what lies below, sorted by path."""
         selector = pafs.FileSelector(self.path, recursive=recursive)
-        infos = cast("list[pafs.FileInfo]", self.fs.get_file_info(selector))
-        return sorted(infos, key=lambda info: info.path)
+        return sorted(self.fs.get_file_info(selector), key=lambda info: info.path)
 
 
 def expand_sources(patterns: Sequence[str]) -> list[SourceFile]:

@@ -1,5 +1,8 @@
 """The selected subset out: as it came in, as a table, and ready for two training programs."""
 
+# pyarrow's stubs leave many type arguments open:
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false
+
 from __future__ import annotations
 
 import json

@@ -1,7 +1,7 @@
 """Files by URI, on a disk or in an object store, written whole or not at all.
 
-A path without a scheme is local. ``s3://`` and ``gs://`` are Arrow's own file systems (credentials come
-from the environment only); any other scheme is asked of fsspec.
+A path without a scheme is local. ``s3://`` and ``gs://`` are Arrow's own file systems (credentials
+come from the environment only); any other scheme is asked of fsspec.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import io
 import os
 import posixpath
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import IO, Any, cast
 
@@ -40,17 +40,19 @@ def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
 
 
 def _resolve_with_fsspec(uri: str) -> tuple[pafs.FileSystem, str]:
-    import fsspec  # heavy and rarely needed
+    # Heavy and rarely needed.
+    import fsspec  # pyright: ignore[reportMissingTypeStubs]
 
     try:
-        fs, path = cast("tuple[Any, str]", fsspec.core.url_to_fs(uri))  # pyright: ignore
+        fs, path = cast("tuple[Any, str]", fsspec.core.url_to_fs(uri))  # pyright: ignore[reportUnknownMemberType]
     except (ImportError, ValueError) as error:
         scheme = uri.split("://", 1)[0]
         raise StorageError(
             f"{uri}: no file system for '{scheme}://' ({error}). "
             "Use a local path, s3:// or gs://, or install the fsspec package of that scheme."
         ) from error
-    return pafs.PyFileSystem(pafs.FSSpecHandler(fs)), path
+    handler = pafs.FSSpecHandler(fs)  # pyright: ignore[reportAbstractUsage]
+    return pafs.PyFileSystem(handler), path
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +90,12 @@ class Location:
 
     def exists(self) -> bool:
         """Whether a file or folder is there."""
-        info = cast(pafs.FileInfo, self.fs.get_file_info(self.path))
+        info = self.fs.get_file_info(self.path)
         return info.type != pafs.FileType.NotFound
 
     def size(self) -> int | None:
         """Bytes of the file, or None if there is no such file."""
-        info = cast(pafs.FileInfo, self.fs.get_file_info(self.path))
+        info = self.fs.get_file_info(self.path)
         return info.size if info.type == pafs.FileType.File else None
 
     def make_folder(self) -> None:
@@ -106,7 +108,7 @@ class Location:
     def list_files(self, *, recursive: bool = False) -> list[Location]:
         """Return the files below this folder by name; an absent folder holds none."""
         selector = pafs.FileSelector(self.path, allow_not_found=True, recursive=recursive)
-        infos = cast("list[pafs.FileInfo]", self.fs.get_file_info(selector))
+        infos = self.fs.get_file_info(selector)
         names = [info.path for info in infos if info.type == pafs.FileType.File]
         return [self / posixpath.relpath(name, self.path) for name in sorted(names)]
 
@@ -118,7 +120,7 @@ class Location:
         """
         try:
             with self.fs.open_input_stream(self.path) as stream:
-                return cast(bytes, stream.readall())
+                return stream.readall()
         except OSError as error:
             raise StorageError(f"{self}: cannot be read ({error})") from error
 
@@ -133,11 +135,11 @@ class Location:
             self.fs.delete_file(self.path)
 
     @contextlib.contextmanager
-    def open_whole(self) -> Iterator[HashingWriter]:
+    def open_whole(self) -> Generator[HashingWriter]:
         """Open for writing so that the file appears complete or not at all.
 
-        On a local disk the bytes go to a temporary name beside it and are renamed at the end; object
-        stores make an object visible only once its upload is finished, and have no rename.
+        On a local disk the bytes go to a temporary name beside it and are renamed at the end;
+        object stores make an object visible only once its upload is finished, and have no rename.
         """
         folder = Location(self.fs, posixpath.dirname(self.path), posixpath.dirname(self.uri))
         folder.make_folder()

@@ -1,7 +1,8 @@
 """What a stage has done: one small record a finished shard, one manifest when all are.
 
-A shard's record is written after its parts, so a record stands only for complete work. The manifest is
-written last and holds everything the records hold, so a finished stage is read from one file.
+A shard's record is written after its parts, so a record stands only for complete work. The
+manifest is written last and holds everything the records hold, so a finished stage is read from
+one file.
 """
 
 from __future__ import annotations
@@ -38,7 +39,6 @@ RECORDED_PACKAGES = (
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-
     @classmethod
     def read(cls, data: bytes, origin: str) -> Self:
         """Parse a record that lies at ``origin``.
@@ -50,8 +50,9 @@ class _Record(BaseModel):
             return cls.model_validate_json(data)
         except ValidationError as error:
             raise StorageError(
-                f"{origin}: not a record of this version of nncift_ray ({error.error_count()} problems, "
-                f"first: {error.errors()[0]['msg']}). Delete its stage's folder, or use another run_dir."
+                f"{origin}: not a record of this version of nncift_ray ({error.error_count()} "
+                f"problems, first: {error.errors()[0]['msg']}). Delete its stage's folder, or use "
+                "another run_dir."
             ) from error
 
 

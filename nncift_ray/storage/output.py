@@ -1,10 +1,13 @@
 """The folder of one stage's result: how a worker fills it and how later stages read it."""
 
+# pyarrow's stubs leave many type arguments open:
+# pyright: reportUnknownMemberType=false
+
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -38,11 +41,13 @@ class _AbandonedError(Exception):
 class Sink:
     """Where a worker puts the rows, files and bad rows of one shard.
 
-    Tables stream to Parquet: a worker may write many small tables without holding them. Nothing counts
-    until ``finish`` has returned the shard's record and the driver's folder holds it.
+    Tables stream to Parquet: a worker may write many small tables without holding them. Nothing
+    counts until ``finish`` has returned the shard's record and the driver's folder holds it.
     """
 
-    def __init__(self, folder: Location, stage: str, start: int, stop: int, check: SchemaCheck) -> None:
+    def __init__(
+        self, folder: Location, stage: str, start: int, stop: int, check: SchemaCheck
+    ) -> None:
         """Open a sink for the items [start, stop) of a stage in its folder."""
         self._folder, self._stage, self._check = folder, stage, check
         self._start, self._stop = start, stop
@@ -61,7 +66,9 @@ class Sink:
         self._writers[table_name][0].write_table(table, row_group_size=ROW_GROUP_ROWS)
         self._rows[table_name] += table.num_rows
 
-    def write_rows(self, table_name: str, rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> None:
+    def write_rows(
+        self, table_name: str, rows: Sequence[Mapping[str, Any]], schema: pa.Schema
+    ) -> None:
         """Append rows given as mappings."""
         self.write(table_name, pa.Table.from_pylist([dict(row) for row in rows], schema=schema))
 
@@ -178,9 +185,7 @@ class StageOutput:
         for part in self.manifest.table_parts(table):
             with self._open_part(part) as file:
                 names = None if columns is None else list(columns)
-                yield from cast(
-                    "Iterator[pa.RecordBatch]", file.iter_batches(batch_rows, columns=names)
-                )
+                yield from file.iter_batches(batch_rows, columns=names)
 
     def read(
         self, table: str, columns: Sequence[str] | None = None, schema: pa.Schema | None = None
@@ -219,12 +224,14 @@ class StageOutput:
         for batch in self.iter_batches(table, columns):
             low, high = np.searchsorted(wanted, [position, position + batch.num_rows])
             if high > low:
-                local = pa.array(wanted[low:high] - position)
+                local = pa.array(wanted[low:high] - position, pa.int64())
                 pieces.append(pa.Table.from_batches([batch]).take(local))
             position += batch.num_rows
         if not pieces or sum(piece.num_rows for piece in pieces) != len(wanted):
-            raise StorageError(f"{self.folder}: table '{table}' has no row {wanted.max(initial=-1)}")
-        return pa.concat_tables(pieces).take(pa.array(back))
+            raise StorageError(
+                f"{self.folder}: table '{table}' has no row {wanted.max(initial=-1)}"
+            )
+        return pa.concat_tables(pieces).take(pa.array(back, pa.int64()))
 
     def _part_range(
         self, part: PartRecord, start: int, stop: int, columns: Sequence[str] | None

@@ -49,7 +49,7 @@ EXAMPLES = pa.schema(
         pa.field("source", pa.string(), nullable=False),
         pa.field("line", pa.int64(), nullable=False),
         pa.field("layout", pa.string(), nullable=False),
-        pa.field("num_duplicates", pa.int32(), nullable=False),  # further copies that were collapsed
+        pa.field("num_duplicates", pa.int32(), nullable=False),  # further copies, now collapsed
     ]
 )
 
@@ -187,7 +187,7 @@ def embeddings_schema(dimension: int, dtype: str) -> pa.Schema:
         [
             pa.field("row_index", pa.int64(), nullable=False),
             pa.field("example_id", pa.string(), nullable=False),
-            pa.field("num_tokens", pa.int32(), nullable=False),  # by the embedder's tokenizer, uncut
+            pa.field("num_tokens", pa.int32(), nullable=False),  # of the embedder's tokenizer
             pa.field("embedding", pa.list_(value, dimension), nullable=False),
         ]
     )

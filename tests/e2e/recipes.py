@@ -1,4 +1,4 @@
-"""A small corpus and a recipe that runs every stage on it, DELIFT with a tiny random model included."""
+"""A small corpus and a recipe for every stage, DELIFT with a tiny random model included."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def write_recipe(folder: Path, *, teacher: str = "delift") -> Path:
         "data": {"candidates": [candidates], "targets": [targets]},
         "teacher": {"kind": teacher},
         "selection": {"objective": "facility_location", "budget": 0.1},
-        "network": {"num_epochs": 3},
+        "network": {"num_epochs": 3, "min_steps": 0},
         **POOLS,
         "embedder": {"model": "embedded:all-minilm-l6-v2", **POOLS["embedder"]},
         "labels": {"label_pairs": 120, **POOLS["labels"]},

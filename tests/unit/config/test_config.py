@@ -84,13 +84,11 @@ def test_mutual_information_without_targets_is_impossible() -> None:
 
 def test_facility_location_with_targets_takes_its_form_with_a_target() -> None:
     config = make_config(shortest(data__targets="t.jsonl"))
-    assert config.objective == "facility_location_mutual_information"
+    assert config.objective == "facility_location_query_mutual_information"
 
 
 def test_layout_and_columns_exclude_each_other() -> None:
-    message = complaint(
-        data__layout="alpaca", data__columns={"prompt": "q", "response": "a"}
-    )
+    message = complaint(data__layout="alpaca", data__columns={"prompt": "q", "response": "a"})
     assert "either layout or columns" in message
 
 

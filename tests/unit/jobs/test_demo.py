@@ -41,7 +41,7 @@ def test_demo_gives_the_recipe_its_own_corpus(
     monkeypatch.setattr(demo.pipeline, "run", lambda c: (seen.append(c), _select_first(c)))
     demo.main(["--run-dir", str(tmp_path / "a: odd [name]"), "--targets"])
     assert seen[0].data.candidates == (str(tmp_path / "a: odd [name]/corpus/candidates.jsonl"),)
-    assert seen[0].objective == "facility_location_mutual_information"
+    assert seen[0].objective == "facility_location_query_mutual_information"
 
 
 def test_demo_ends_with_the_exit_code_of_the_error(

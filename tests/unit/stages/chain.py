@@ -1,4 +1,4 @@
-"""The stages in a row, with no Ray, a hash for an embedder and a network trained in this process."""
+"""The stages in a row, with no Ray, a hash as embedder and a network trained in this process."""
 
 from __future__ import annotations
 
@@ -105,9 +105,7 @@ def run_chain(
     labels = run(UtilityStage(measured, DeliftSeTeacher.utility, "se 1", needs_baseline=False))
     job = FitJob(labels, embeddings, blocks, 8, TrainingConfig(num_epochs=3, seed=1))
     networks = run(FitStage(job, train_here))
-    activations = run(
-        ProjectStage(embeddings, networks, blocks, 8, shard_rows=sizes.project_rows)
-    )
+    activations = run(ProjectStage(embeddings, networks, blocks, 8, shard_rows=sizes.project_rows))
     scores = run(
         ScorePairsStage(
             activations,

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from nncift_ray.core.pair_scores import score_block
+from nncift_ray.core.training import TrainingConfig
+from nncift_ray.stages.fit import stretch
 from nncift_ray.storage.arrays import column_matrix
 from nncift_ray.storage.checkpoints import read_network
 from nncift_ray.storage.output import StageOutput
@@ -62,9 +65,7 @@ def test_statistics_cover_every_pair(outputs: dict[str, StageOutput]) -> None:
 
 
 def test_labelled_rows_stay_selectable(outputs: dict[str, StageOutput]) -> None:
-    labelled = {
-        row["helper_index"] for row in outputs["utility"].read("labels").to_pylist()
-    }
+    labelled = {row["helper_index"] for row in outputs["utility"].read("labels").to_pylist()}
     picked = set(outputs["select"].read("ranking")["row_index"].to_pylist())
     assert labelled & picked
 
@@ -99,3 +100,10 @@ def test_each_objective_selects_its_budget(tmp_path: Path, objective: str, targe
     gains = outputs["select"].read("ranking")["gain"].to_numpy()
     assert len(gains) == 12
     assert (np.diff(gains) <= 1e-9).all()
+
+
+def test_a_small_sample_trains_longer_and_a_large_one_as_the_paper() -> None:
+    config = TrainingConfig(num_epochs=20, batch_size=64, patience=5)
+    assert stretch(config, 640, 10_000) == replace(config, num_epochs=1000, patience=250)
+    assert stretch(config, 1_000_000, 10_000) == config
+    assert stretch(config, 640, 0) == config

@@ -122,7 +122,9 @@ def test_a_failed_shard_is_tried_once_more(tmp_path: Path) -> None:
     flaky = SquareStage(3, 1)
     flaky.fail_at = {1}
 
-    def heal_after_first(stage: Stage, folder: Location, shards: list[Shard]) -> Iterator[ShardOutcome]:
+    def heal_after_first(
+        stage: Stage, folder: Location, shards: list[Shard]
+    ) -> Iterator[ShardOutcome]:
         yield from execute_here(stage, folder, shards)
         flaky.fail_at = set()
 

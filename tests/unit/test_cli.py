@@ -1,0 +1,103 @@
+"""The command line: help, plan, errors and exit codes; no Ray is started."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from nncift_ray.cli import app
+
+COMMANDS = ("run", "plan", "stage", "status", "show-config", "doctor")
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    rows = [{"prompt": f"question {i}", "completion": f"answer {i}"} for i in range(60)]
+    (tmp_path / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tree: dict[str, Any] = {
+        "run_dir": str(tmp_path / "run"),
+        "data": {"candidates": [str(tmp_path / "corpus.jsonl")]},
+        "teacher": {"kind": "delift_se"},
+        "embedder": {"model": "embedded:all-minilm-l6-v2"},
+        "selection": {"objective": "facility_location", "budget": 0.1},
+    }
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+def invoke(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(app, list(arguments), env={"COLUMNS": "200", "TERM": "dumb"})
+    return result.exit_code, result.output
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(command: str) -> None:
+    code, output = invoke(command, "--help")
+    assert code == 0
+    assert f"nncift {command}" in output.split("Usage")[1].split("Example")[1]
+
+
+def test_plan_counts_and_starts_nothing(recipe: Path) -> None:
+    code, output = invoke("plan", str(recipe), "--json")
+    plan = json.loads(output)
+    assert code == 0
+    assert plan["corpus"]["num_candidates"] == 60
+    assert plan["num_pairs_to_score"] == 3600
+    assert {stage["state"] for stage in plan["stages"]} == {"to do"}
+    assert not (recipe.parent / "run").exists()
+
+
+def test_dry_run_is_the_plan(recipe: Path) -> None:
+    code, output = invoke("run", str(recipe), "--dry-run")
+    assert code == 0
+    assert "Nothing was started" in output
+    assert not (recipe.parent / "run").exists()
+
+
+def test_show_config_prints_a_recipe_that_loads(recipe: Path) -> None:
+    code, output = invoke("show-config", str(recipe), "-s", "network.num_hidden=7")
+    assert code == 0
+    assert yaml.safe_load(output)["network"]["num_hidden"] == 7
+
+
+@pytest.mark.parametrize(
+    ("override", "code", "words"),
+    [
+        ("data.candidats=[x]", 2, "did you mean 'candidates'"),
+        ("selection.budget=2.5", 2, "selection.budget"),
+        ("teacher.kind=less", 2, "not in this version"),
+        ("teacher.kind=nowhere.to:Find", 2, "cannot be imported"),
+        ("data.candidates=[absent.jsonl]", 3, "absent.jsonl"),
+        ("embedder.model=./no/such/folder", 4, "no/such/folder"),
+    ],
+)
+def test_what_is_wrong_is_named_before_anything_starts(
+    recipe: Path, override: str, code: int, words: str
+) -> None:
+    found, output = invoke("plan", str(recipe), "-s", override)
+    assert found == code
+    assert words in output
+
+
+def test_a_run_with_a_missing_file_leaves_no_run(recipe: Path) -> None:
+    code, output = invoke("run", str(recipe), "-s", "selection.objective=coverage")
+    assert (code, "facility_location" in output) == (2, True)
+    assert not (recipe.parent / "run").exists()
+
+
+def test_status_of_no_run_says_so(tmp_path: Path) -> None:
+    code, output = invoke("status", str(tmp_path))
+    assert code == 6
+    assert "no run here" in output
+
+
+def test_doctor_reports_every_part(recipe: Path) -> None:
+    _, output = invoke("doctor", "--json")
+    names = {finding["name"] for finding in json.loads(output)}
+    assert {"python", "GPU", "ray", "teacher engine", "embedder (auto)"} <= names
