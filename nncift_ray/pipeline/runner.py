@@ -109,7 +109,7 @@ def trainer_of(config: Config) -> Trainer:
     from nncift_ray.stages.ray_train import RayTrainer
 
     return RayTrainer(
-        storage_path=str(Location.of(config.run_dir) / TRAINING_FOLDER),
+        storage=Location.of(config.run_dir) / TRAINING_FOLDER,
         num_workers=config.network.num_workers,
         use_gpu=config.network.use_gpu,
     )

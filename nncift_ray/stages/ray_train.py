@@ -17,15 +17,16 @@ import torch.distributed
 from nncift_ray.core.training import EpochRecord
 from nncift_ray.errors import StageError
 from nncift_ray.stages.fit import FitJob, FittedBlock, train_here
+from nncift_ray.storage.filesystem import Location
 
 HISTORY_NAME = "history.json"
 
 
 @dataclasses.dataclass(frozen=True)
 class RayTrainer:
-    """Trains a fit job on Ray Train workers, which keep their result in ``storage_path``."""
+    """Trains a fit job on Ray Train workers, which keep their result in ``storage``."""
 
-    storage_path: str
+    storage: Location
     num_workers: int = 1
     use_gpu: bool = False
 
@@ -44,7 +45,8 @@ class RayTrainer:
             torch_config=ray.train.torch.TorchConfig(backend="gloo"),
             run_config=ray.train.RunConfig(
                 name="fit",
-                storage_path=self.storage_path,
+                storage_path=self.storage.path,
+                storage_filesystem=None if self.storage.is_local else self.storage.fs,
                 checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
                 failure_config=ray.train.FailureConfig(max_failures=2),
             ),

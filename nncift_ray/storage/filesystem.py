@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Generator
 from dataclasses import dataclass
 from typing import IO, Any, cast
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 from pyarrow import fs as pafs
@@ -29,10 +30,16 @@ def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
     """Return the file system of a URI or local path and the path inside it.
 
     Raises:
-        StorageError: If no file system is known for the scheme.
+        StorageError: If no file system is known for the scheme, or the URI holds credentials, which
+            would end up in manifests and logs.
     """
     if "://" not in uri:
         return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri))
+    if "@" in urlsplit(uri).netloc:
+        raise StorageError(
+            f"a {uri.split('://', 1)[0]}:// address holds credentials: take them out and set them in "
+            "the environment"
+        )
     try:
         return pafs.FileSystem.from_uri(uri)
     except (pa.ArrowInvalid, ValueError):
@@ -72,7 +79,9 @@ class Location:
 
     def __truediv__(self, name: str) -> Location:
         """Return the location ``name`` below this one."""
-        return Location(self.fs, posixpath.join(self.path, name), posixpath.join(self.uri, name))
+        base, mark, query = self.uri.partition("?")
+        uri = posixpath.join(base, name) + mark + query
+        return Location(self.fs, posixpath.join(self.path, name), uri)
 
     def __str__(self) -> str:
         """Return the URI; a plain path when local."""
@@ -104,6 +113,11 @@ class Location:
             os.makedirs(self.path, mode=PRIVATE_MODE, exist_ok=True)
         else:
             self.fs.create_dir(self.path, recursive=True)
+
+    def _make_parent(self) -> None:
+        # Object stores have no folders to make.
+        if self.is_local:
+            os.makedirs(posixpath.dirname(self.path), mode=PRIVATE_MODE, exist_ok=True)
 
     def list_files(self, *, recursive: bool = False) -> list[Location]:
         """Return the files below this folder by name; an absent folder holds none."""
@@ -141,8 +155,7 @@ class Location:
         On a local disk the bytes go to a temporary name beside it and are renamed at the end;
         object stores make an object visible only once its upload is finished, and have no rename.
         """
-        folder = Location(self.fs, posixpath.dirname(self.path), posixpath.dirname(self.uri))
-        folder.make_folder()
+        self._make_parent()
         target = self.path
         if self.is_local:
             target = f"{self.path}{TEMPORARY_MARK}{uuid.uuid4().hex[:8]}"

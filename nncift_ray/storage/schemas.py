@@ -83,7 +83,7 @@ MEASUREMENTS = pa.schema(
         pa.field("helper_index", pa.int64()),
         pa.field("split", pa.string()),
         pa.field("value", pa.float64(), nullable=False),  # teacher's unit, e.g. DELIFT distance
-        pa.field("num_tokens", pa.int32(), nullable=False),  # prompt tokens of the request
+        pa.field("num_tokens", pa.int32(), nullable=False),  # prompt and response
         pa.field("num_cached_tokens", pa.int32(), nullable=False),  # of them read from a cache
     ]
 )

@@ -24,7 +24,7 @@ MOMENTS = [
     (name, moment)
     for name in STAGE_NAMES
     for moment in (("1",) if name in SEVERAL_SHARDS else ("start",))
-] + [("fit", "1"), ("select", "1")]
+]
 
 
 @pytest.fixture(scope="module")

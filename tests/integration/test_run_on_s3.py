@@ -1,0 +1,57 @@
+"""A run directory in an object store, over the real protocol, served on this machine by moto."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pyarrow import fs as pafs
+
+from nncift_ray.errors import StorageError
+from nncift_ray.storage.filesystem import Location
+from nncift_ray.storage.output import MANIFEST_NAME
+from tests.unit.stages.chain import run_chain
+
+moto_server = pytest.importorskip("moto.server")
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    query = f"?endpoint_override=http%3A%2F%2F{host}%3A{port}&region=us-east-1"
+    fs, _ = pafs.FileSystem.from_uri(f"s3://runs/x{query}&allow_bucket_creation=true")
+    fs.create_dir("runs")
+    yield f"s3://runs/mine{query}"
+    server.stop()
+
+
+def test_a_run_in_a_bucket_ends_as_one_on_disk(bucket: str, tmp_path: Path) -> None:
+    remote = run_chain(tmp_path, num_candidates=80, num_targets=8, budget=9, run_dir=bucket)
+    local = run_chain(tmp_path, num_candidates=80, num_targets=8, budget=9)
+    assert remote["select"].read("ranking").equals(local["select"].read("ranking"))
+    assert remote["export"].read_file("subset.jsonl") == local["export"].read_file("subset.jsonl")
+
+
+def test_a_run_in_a_bucket_is_found_finished(bucket: str, tmp_path: Path) -> None:
+    first = run_chain(tmp_path, num_candidates=80, num_targets=8, budget=9, run_dir=bucket)
+    manifest = first["fit"].folder / MANIFEST_NAME
+    written = manifest.fs.get_file_info(manifest.path).mtime_ns
+    run_chain(tmp_path, num_candidates=80, num_targets=8, budget=9, run_dir=bucket)
+    assert manifest.fs.get_file_info(manifest.path).mtime_ns == written
+
+
+def test_an_address_below_a_bucket_keeps_its_query(bucket: str) -> None:
+    part = Location.of(bucket) / "embed" / "part.parquet"
+    assert part.path == "runs/mine/embed/part.parquet"
+    assert part.uri.startswith("s3://runs/mine/embed/part.parquet?endpoint_override=")
+
+
+def test_credentials_in_an_address_are_refused_and_not_repeated() -> None:
+    with pytest.raises(StorageError) as caught:
+        Location.of("s3://key:s3cr3t@bucket/run")
+    assert "s3cr3t" not in str(caught.value)
