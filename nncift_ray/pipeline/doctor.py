@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nncift_ray.errors import NnciftError
 from nncift_ray.models.embedded import ResolvedModel, resolve_embedder, resolve_language_model
@@ -39,6 +39,7 @@ def examine() -> list[Finding]:
     findings = [_python(), _memory(), _disk(), _gpu()]
     findings += [_package(name, "pip install nncift_ray", True) for name in NEEDED_PACKAGES]
     findings += [_package(name, remedy, False) for name, remedy in OPTIONAL_PACKAGES.items()]
+    findings = [replace(found, remedy="") if found.ok else found for found in findings]
     findings.append(_engine())
     findings.append(_model("embedder (auto)", resolve_embedder))
     findings.append(_model("language model (auto)", resolve_language_model))

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from nncift_ray.stages.stage import Stage
+
 
 @dataclass(frozen=True, slots=True)
 class RowSpan:
@@ -59,3 +61,23 @@ def merge_spans(spans: Sequence[RowSpan]) -> list[RowSpan]:
         else:
             merged.append(span)
     return merged
+
+
+class RowStage(Stage):
+    """A stage whose items are atoms of rows; subclasses set ``_atoms`` and ``_shard_rows``."""
+
+    _atoms: RowAtoms
+    _shard_rows: int
+
+    def num_items(self) -> int:
+        """Atoms of rows."""
+        return self._atoms.num_items
+
+    @property
+    def shard_items(self) -> int:
+        """Whole atoms a shard."""
+        return self._atoms.items_per_shard(self._shard_rows)
+
+    def item_weight(self, start: int, stop: int) -> int:
+        """Rows of some atoms."""
+        return self._atoms.num_rows(start, stop)

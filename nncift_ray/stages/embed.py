@@ -12,8 +12,8 @@ from nncift_ray.core.examples import embedding_text
 from nncift_ray.errors import StageError
 from nncift_ray.models.embedded import ResolvedModel
 from nncift_ray.models.embedder import Embedder
-from nncift_ray.stages.atoms import RowAtoms
-from nncift_ray.stages.stage import Shard, Stage, Worker
+from nncift_ray.stages.atoms import RowAtoms, RowStage
+from nncift_ray.stages.stage import Shard, Worker
 from nncift_ray.storage import schemas
 from nncift_ray.storage.arrays import vectors_to_arrow
 from nncift_ray.storage.output import ERRORS_TABLE, Sink, StageOutput
@@ -25,7 +25,7 @@ DEFAULT_SHARD_ROWS = 1024
 EmbedderFactory = Callable[[], Embedder]
 
 
-class EmbedStage(Stage):
+class EmbedStage(RowStage):
     """Write ``candidates`` and ``targets``: one vector an example, in row order."""
 
     name: ClassVar[str] = "embed"
@@ -64,19 +64,6 @@ class EmbedStage(Stage):
             "dtype": self._dtype,
             "atom_rows": ATOM_ROWS,
         }
-
-    def num_items(self) -> int:
-        """Atoms of texts."""
-        return self._atoms.num_items
-
-    @property
-    def shard_items(self) -> int:
-        """Whole atoms a shard."""
-        return self._atoms.items_per_shard(self._shard_rows)
-
-    def item_weight(self, start: int, stop: int) -> int:
-        """Rows of some atoms."""
-        return self._atoms.num_rows(start, stop)
 
     def check_schema(self, table: str, schema: pa.Schema) -> None:
         """Refuse any schema but that of embeddings of one dimension."""

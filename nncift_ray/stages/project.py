@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from nncift_ray.core.factored import FactoredNetwork
-from nncift_ray.stages.atoms import RowAtoms, RowSpan
-from nncift_ray.stages.stage import Shard, Stage, Worker
+from nncift_ray.stages.atoms import RowAtoms, RowSpan, RowStage
+from nncift_ray.stages.stage import Shard, Worker
 from nncift_ray.storage import schemas
 from nncift_ray.storage.arrays import column_matrix, vectors_to_arrow
 from nncift_ray.storage.checkpoints import read_network
@@ -23,7 +23,7 @@ ATOM_ROWS = 1024
 DEFAULT_SHARD_ROWS = 65_536
 
 
-class ProjectStage(Stage):
+class ProjectStage(RowStage):
     """Write ``<block>_rows`` and ``<block>_columns``: one activation vector an example."""
 
     name: ClassVar[str] = "project"
@@ -67,19 +67,6 @@ class ProjectStage(Stage):
     def settings(self) -> dict[str, Any]:
         """The blocks; the rest is in the inputs."""
         return {"blocks": list(self._blocks), "atom_rows": ATOM_ROWS}
-
-    def num_items(self) -> int:
-        """Atoms of rows, of all tables."""
-        return self._atoms.num_items
-
-    @property
-    def shard_items(self) -> int:
-        """Whole atoms a shard."""
-        return self._atoms.items_per_shard(self._shard_rows)
-
-    def item_weight(self, start: int, stop: int) -> int:
-        """Rows of some atoms."""
-        return self._atoms.num_rows(start, stop)
 
     def make_worker(self) -> Worker:
         """Load the networks."""

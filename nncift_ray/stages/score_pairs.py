@@ -14,8 +14,8 @@ import pyarrow as pa
 
 from nncift_ray.core.factored import FactoredNetwork
 from nncift_ray.core.pair_scores import ScoreTotal, TopK, top_k_rows
-from nncift_ray.stages.atoms import RowAtoms, RowSpan, merge_spans
-from nncift_ray.stages.stage import Shard, Stage, Worker
+from nncift_ray.stages.atoms import RowAtoms, RowSpan, RowStage, merge_spans
+from nncift_ray.stages.stage import Shard, Worker
 from nncift_ray.storage import schemas
 from nncift_ray.storage.arrays import column_matrix
 from nncift_ray.storage.checkpoints import read_network
@@ -27,7 +27,7 @@ DEFAULT_SHARD_ROWS = 4096
 COLUMN_CACHE_BYTES = 1024**3
 
 
-class ScorePairsStage(Stage):
+class ScorePairsStage(RowStage):
     """Write ``<block>_top_helpers``, ``statistics`` and, for cross, ``column_max``."""
 
     name: ClassVar[str] = "score_pairs"
@@ -66,19 +66,6 @@ class ScorePairsStage(Stage):
     def settings(self) -> dict[str, Any]:
         """What is kept; tiles and shards change nothing."""
         return {"blocks": list(self._blocks), "top_k": self._top_k, "mode": "exact"}
-
-    def num_items(self) -> int:
-        """Atoms of rows."""
-        return self._atoms.num_items
-
-    @property
-    def shard_items(self) -> int:
-        """Whole atoms a shard."""
-        return self._atoms.items_per_shard(self._shard_rows)
-
-    def item_weight(self, start: int, stop: int) -> int:
-        """Rows of some atoms."""
-        return self._atoms.num_rows(start, stop)
 
     def num_pairs(self) -> int:
         """Pairs of all blocks."""

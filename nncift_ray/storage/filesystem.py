@@ -37,8 +37,8 @@ def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
         return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri))
     if "@" in urlsplit(uri).netloc:
         raise StorageError(
-            f"a {uri.split('://', 1)[0]}:// address holds credentials: take them out and set them in "
-            "the environment"
+            f"a {uri.split('://', 1)[0]}:// address holds credentials: take them out and set them "
+            "in the environment"
         )
     try:
         return pafs.FileSystem.from_uri(uri)

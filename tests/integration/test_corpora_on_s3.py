@@ -11,31 +11,23 @@ from pyarrow import fs as pafs
 from nncift_ray.errors import DataError
 from nncift_ray.storage.corpora import expand_sources
 from nncift_ray.storage.example_rows import read_examples
-
-moto_server = pytest.importorskip("moto.server")
+from tests.s3 import s3_server
 
 ROW = b'{"prompt": "p", "response": "r"}\n'
 
 
 @pytest.fixture
 def options(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    query = f"?endpoint_override=http%3A%2F%2F{host}%3A{port}&region=us-east-1"
-    fs, _ = pafs.FileSystem.from_uri(f"s3://corpus/x{query}&allow_bucket_creation=true")
-    fs.create_dir("corpus")
-    for name, data in (
-        ("a.jsonl", ROW),
-        ("b.jsonl", ROW * 2),
-        ("s/c.jsonl.gz", gzip.compress(ROW)),
-    ):
-        with fs.open_output_stream(f"corpus/d/{name}", compression=None) as out:
-            out.write(data)
-    yield query
-    server.stop()
+    with s3_server(monkeypatch, "corpus") as query:
+        fs, _ = pafs.FileSystem.from_uri(f"s3://corpus/x{query}")
+        for name, data in (
+            ("a.jsonl", ROW),
+            ("b.jsonl", ROW * 2),
+            ("s/c.jsonl.gz", gzip.compress(ROW)),
+        ):
+            with fs.open_output_stream(f"corpus/d/{name}", compression=None) as out:
+                out.write(data)
+        yield query
 
 
 @pytest.mark.parametrize(

@@ -6,28 +6,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from pyarrow import fs as pafs
 
 from nncift_ray.errors import StorageError
 from nncift_ray.storage.filesystem import Location
 from nncift_ray.storage.output import MANIFEST_NAME
+from tests.s3 import s3_server
 from tests.unit.stages.chain import run_chain
-
-moto_server = pytest.importorskip("moto.server")
 
 
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    query = f"?endpoint_override=http%3A%2F%2F{host}%3A{port}&region=us-east-1"
-    fs, _ = pafs.FileSystem.from_uri(f"s3://runs/x{query}&allow_bucket_creation=true")
-    fs.create_dir("runs")
-    yield f"s3://runs/mine{query}"
-    server.stop()
+    with s3_server(monkeypatch, "runs") as query:
+        yield f"s3://runs/mine{query}"
 
 
 def test_a_run_in_a_bucket_ends_as_one_on_disk(bucket: str, tmp_path: Path) -> None:

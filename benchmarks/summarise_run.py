@@ -1,0 +1,160 @@
+"""Write what a finished run measured as Markdown and JSON, to file with the benchmarks.
+
+    python -m benchmarks.summarise_run runs/t0_delift --name t0_gsm8k_delift_cpu
+
+Reads the run directory only; nothing is computed anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from nncift_ray.pipeline.blueprint import STAGE_NAMES
+from nncift_ray.pipeline.runner import RUN_RECORD
+from nncift_ray.report.collect import collect_mix, count_duplicates
+from nncift_ray.storage import schemas
+from nncift_ray.storage.filesystem import Location
+from nncift_ray.storage.output import StageOutput
+
+NUM_GROUPS = 12
+MODELS = ("network", "row_column_mean", "mean", "zero", "random")
+
+
+def read_run(run_dir: Path) -> dict[str, Any]:
+    """Collect the figures of a finished run."""
+    record = json.loads((run_dir / RUN_RECORD).read_text())
+    outputs = {
+        name: StageOutput.open(Location.of(str(run_dir)) / name / record["stages"][name])
+        for name in STAGE_NAMES
+    }
+    done = {name: output for name, output in outputs.items() if output is not None}
+    examples, select = done["deduplicate"], done["select"]
+    ranking = select.read("ranking", schema=schemas.RANKING)
+    mix = collect_mix(
+        examples, ranking["row_index"].to_numpy(), record["config"]["data"]["group_by"]
+    )
+    measured = done["label"].read("measurements", schema=schemas.MEASUREMENTS)
+    return {
+        "commit": _commit(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {_processor()}",
+        "environment": done["fit"].manifest.environment,
+        "config": record["config"],
+        "num_candidates": examples.num_rows("candidates"),
+        "num_targets": examples.num_rows("targets"),
+        "num_duplicates": count_duplicates(examples),
+        "num_errors": sum(output.manifest.num_failures for output in done.values()),
+        "num_picks": ranking.num_rows,
+        "objective": select.manifest.settings["objective"],
+        "objective_value": ranking["objective"][-1].as_py(),
+        "random_objective": select.manifest.facts()["random_objective"],
+        "num_requests": measured.num_rows,
+        "request_tokens": sum(measured["num_tokens"].to_pylist()),
+        "cached_tokens": sum(measured["num_cached_tokens"].to_pylist()),
+        "stages": [
+            {
+                "stage": name,
+                "wall_seconds": round(output.manifest.wall_seconds, 1),
+                "worker_seconds": round(output.manifest.worker_seconds, 1),
+                "shards": len(output.manifest.shards),
+                "bad_rows": output.manifest.num_failures,
+            }
+            for name, output in done.items()
+        ],
+        "fidelity": done["fit"].read("fidelity", schema=schemas.FIDELITY).to_pylist(),
+        "groups": [
+            {"group": row.group, "pool": row.pool, "subset": row.subset}
+            for row in sorted(mix, key=lambda row: (-row.subset, row.group))
+        ],
+    }
+
+
+def to_markdown(name: str, run: dict[str, Any]) -> str:
+    """Lay the figures out as a page."""
+    parts = [
+        f"# {name}",
+        f"{run['num_candidates']:,} candidates, {run['num_targets']:,} targets "
+        f"({run['num_duplicates']} exact copies collapsed, {run['num_errors']} bad rows); "
+        f"{run['num_picks']:,} picks by {run['objective']}; "
+        f"objective {run['objective_value']:.1f}, a random subset {run['random_objective']:.1f}.",
+        f"Machine: {run['machine']}. Commit {run['commit']}. Teacher: "
+        f"{run['config']['teacher']['kind']}, {run['num_requests']:,} requests of "
+        f"{run['request_tokens']:,} tokens, {run['cached_tokens']:,} of them from the cache.",
+        "## Seconds by stage",
+        _table(run["stages"], ["stage", "wall_seconds", "worker_seconds", "shards", "bad_rows"]),
+        "## Fidelity by quadrant",
+    ]
+    for block in dict.fromkeys(row["block"] for row in run["fidelity"]):
+        parts += [f"### {block}", _table(_fidelity_rows(run["fidelity"], block), None)]
+    parts += ["## Groups most picked", _table(run["groups"][:NUM_GROUPS], None)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _fidelity_rows(rows: list[dict[str, Any]], block: str) -> list[dict[str, Any]]:
+    found = {(row["split"], row["model"]): row for row in rows if row["block"] == block}
+    splits = dict.fromkeys(split for split, _ in found)
+    table: list[dict[str, Any]] = []
+    for split in splits:
+        line: dict[str, Any] = {"split": split, "pairs": found[split, "network"]["num_pairs"]}
+        for model in MODELS:
+            line[f"MSE {model}"] = f"{found[split, model]['scaled_mse']:.4f}"
+        for model in MODELS[:2]:
+            for metric in ("r2", "spearman"):
+                value = found[split, model][metric]
+                line[f"{metric} {model}"] = "n/a" if value is None else f"{value:.2f}"
+        table.append(line)
+    return table
+
+
+def _table(rows: list[dict[str, Any]], columns: list[str] | None) -> str:
+    names = columns or list(rows[0])
+    lines = [" | ".join(names), " | ".join("---" for _ in names)]
+    lines += [" | ".join(str(row[name]) for name in names) for row in rows]
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def _without_folders(config: dict[str, Any]) -> dict[str, Any]:
+    """Keep the names of files, not where they lay."""
+    data = config["data"] | {
+        role: [Path(path).name for path in config["data"][role]]
+        for role in ("candidates", "targets")
+    }
+    return config | {"run_dir": Path(config["run_dir"]).name, "data": data}
+
+
+def _commit() -> str:
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    return done.stdout.strip() or "unknown"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def main() -> None:
+    """Write ``benchmarks/<name>.md`` and ``.json`` for a run directory."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("--name", required=True)
+    parser.add_argument("--folder", type=Path, default=Path(__file__).parent)
+    options = parser.parse_args()
+    run = read_run(options.run_dir)
+    run["config"] = _without_folders(run["config"])
+    (options.folder / f"{options.name}.md").write_text(to_markdown(options.name, run))
+    (options.folder / f"{options.name}.json").write_text(json.dumps(run, indent=1) + "\n")
+    print(to_markdown(options.name, run))
+
+
+if __name__ == "__main__":
+    main()
