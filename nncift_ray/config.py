@@ -24,6 +24,10 @@ from nncift_ray.errors import ConfigError
 _COUNT_UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9}
 _COUNT = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([KMBG]?)\s*$", re.IGNORECASE)
 BUILT_IN_TEACHERS = ("delift_se", "delift", "less", "selectit")
+_SECRET_NAME = re.compile(r"key|token|secret|passw|credential", re.IGNORECASE)
+_SIGNED = re.compile(
+    r"[?&](x-amz-signature|x-amz-credential|awsaccesskeyid|sig|signature|token)=", re.I
+)
 _IMPORT_PATH = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
 
 
@@ -71,6 +75,16 @@ class DataConfig(Section):
     max_chars: int = Field(default=200_000, ge=1)
     max_failed_fraction: float = Field(default=0.5, ge=0, le=1)
     group_by: str | None = None
+
+    @field_validator("candidates", "targets")
+    @classmethod
+    def _unsigned(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if any(_SIGNED.search(path) for path in value):
+            raise ValueError(
+                "a signed address holds a secret that would be written to every row's source; "
+                "give a plain address, and credentials by the environment"
+            )
+        return value
 
     @field_validator("candidates", "targets", mode="before")
     @classmethod
@@ -120,14 +134,12 @@ class EmbedderConfig(Section):
             reached), a hub id, a local folder, or "embedded:all-minilm-l6-v2".
         revision: Revision of a hub model.
         dtype: How vectors are stored.
-        batch_size: Texts a forward pass.
         pool: Actors.
     """
 
     model: str = "auto"
     revision: str | None = None
     dtype: Literal["float32", "float16"] = "float32"
-    batch_size: int = Field(default=64, ge=1)
     pool: PoolConfig = PoolConfig()
 
 
@@ -159,6 +171,23 @@ class TeacherConfig(Section):
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
     max_failed_fraction: float = Field(default=0.05, ge=0, le=1)
     options: dict[str, Any] = {}
+
+    @field_validator("options")
+    @classmethod
+    def _no_secrets(cls, value: dict[str, Any]) -> dict[str, Any]:
+        secret = [name for name in value if _SECRET_NAME.search(name)]
+        if secret:
+            raise ValueError(
+                f"{', '.join(secret)}: recipes are written to manifests and reports; let the "
+                "teacher read secrets from the environment"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _options_are_for_own_classes(self) -> Self:
+        if self.options and self.kind in BUILT_IN_TEACHERS:
+            raise ValueError(f"options are for a teacher class of your own; {self.kind} takes none")
+        return self
 
     @field_validator("kind")
     @classmethod
@@ -211,8 +240,7 @@ class NetworkConfig(Section):
         learning_rate: Adam's.
         patience: Epochs without a better held-out loss before training stops.
         seed: Seed of initial weights and batch order.
-        num_workers: Ray Train workers.
-        use_gpu: Whether workers hold a GPU each.
+        num_workers: Ray Train workers (CPU); another number changes the last bits of the weights.
     """
 
     num_hidden: int = Field(default=100, ge=1)
@@ -223,7 +251,6 @@ class NetworkConfig(Section):
     patience: int = Field(default=5, ge=1)
     seed: int = Field(default=0, ge=0)
     num_workers: int = Field(default=1, ge=1)
-    use_gpu: bool = False
 
 
 class PairScoresConfig(Section):

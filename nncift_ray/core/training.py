@@ -84,6 +84,7 @@ def train_network(
     validation: PairData,
     config: TrainingConfig,
     *,
+    early_stop: bool = True,
     on_epoch: Callable[[EpochRecord], None] | None = None,
     reduce_gradients: ReduceGradients | None = None,
     shard: tuple[int, int] = (0, 1),
@@ -94,8 +95,8 @@ def train_network(
     learning, because raw utilities are tiny (DELIFT: 0.03) beside a fresh network's outputs; at
     the end this is folded into the output layer, so that the network answers in the raw unit.
     Training labels that do not vary make a network that answers their one value.
-    The best epoch is the one of least mean squared error on `validation`; without held-out pairs
-    the last weights are kept and nothing stops early.
+    The best epoch is the one of least mean squared error on `validation`; without held-out pairs,
+    or without `early_stop`, the last weights are kept and nothing stops early.
 
     On n workers each gives the same arguments but its own `shard`, and takes a slice of every
     global batch; its loss is weighted so that the mean of the gradients over workers is the
@@ -110,6 +111,7 @@ def train_network(
         pairs: Training pairs.
         validation: Held-out pairs.
         config: How to train.
+        early_stop: Whether `validation` decides which weights are kept; if not, it is measured.
         on_epoch: Called after each epoch.
         reduce_gradients: Replaces `.grad` of each given parameter by its mean over the workers.
         shard: (rank, number of workers).
@@ -145,7 +147,7 @@ def train_network(
                 reduce, shard,
             )  # fmt: skip
             loss = _mean_over_workers(_evaluate(network, helped, helper, held_out), reduce)
-            improved = len(validation) == 0 or loss < best_loss
+            improved = not early_stop or len(validation) == 0 or loss < best_loss
             if improved:
                 best_loss, best_state, best_epoch = loss, _copy_state(network), epoch
             record = EpochRecord(epoch, train_loss * unit**2, loss * unit**2, improved)
@@ -158,6 +160,50 @@ def train_network(
     network.load_state_dict(best_state)
     _fold_standardisation(network, mean, scale)
     return history
+
+
+def unseen_folds(
+    helped: NDArray[np.integer],
+    helper: NDArray[np.integer],
+    *,
+    same_examples: bool,
+    num_folds: int,
+    seed: int,
+) -> list[NDArray[np.bool_]]:
+    """Deal the examples of some pairs into folds and say which pairs each fold holds out.
+
+    A fold holds out every pair that touches one of its rows or columns, so that a network trained
+    on the others meets it as it will meet nearly all pairs it scores: with examples it never saw.
+    Pairs held out at random share both examples with training and let memorising look like
+    learning.
+
+    Args:
+        helped: Row of each pair [P], any numbering.
+        helper: Column of each pair [P]; the numbering of `helped` where `same_examples`.
+        same_examples: Rows and columns are one set of examples: each goes to one fold on both axes.
+        num_folds: Folds, at least 2.
+        seed: Of the deal.
+
+    Returns:
+        Held-out mask [P] a fold; none where an axis has fewer examples than folds, or a fold would
+        leave nothing to train on or nothing to measure.
+    """
+    generator = np.random.default_rng(seed)
+    axes = [np.concatenate([helped, helper])] if same_examples else [helped, helper]
+    if min(len(np.unique(axis)) for axis in axes) < num_folds:
+        return []
+    dealt = np.concatenate([_deal(axis, num_folds, generator) for axis in axes])
+    rows, columns = dealt[: len(helped)], dealt[len(helped) :]
+    masks = [(rows == fold) | (columns == fold) for fold in range(num_folds)]
+    return [] if any(mask.all() or not mask.any() for mask in masks) else masks
+
+
+def _deal(
+    examples: NDArray[np.integer], num_folds: int, generator: np.random.Generator
+) -> NDArray[np.integer]:
+    """Return a fold for each entry, the same for equal entries, folds of nearly equal size."""
+    distinct, place = np.unique(examples, return_inverse=True)
+    return (generator.permutation(len(distinct)) % num_folds)[place]
 
 
 def _train_epoch(

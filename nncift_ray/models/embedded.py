@@ -8,33 +8,32 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 
 from nncift_ray.errors import ModelError
+from nncift_ray.models import hub
 
 PAPER_EMBEDDER = "BAAI/bge-large-en-v1.5"
 PAPER_LANGUAGE_MODEL = "microsoft/Phi-3-mini-4k-instruct"
 EMBEDDED_EMBEDDER = "embedded:all-minilm-l6-v2"
 EMBEDDED_LANGUAGE_MODEL = "embedded:smollm2-135m-instruct"
 AUTO = "auto"
-HUB_TIMEOUT_SECONDS = 3.0
+NOT_FETCHED = "not fetched"
 REVISION_HEX_LENGTH = 16
-# Never a pickle, never the copies of the weights in other formats.
-HUB_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.safetensors")
-HUB_SKIPPED = ("onnx/*", "openvino/*", "*/onnx/*")
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".gguf")
+DIGESTED_BYTES = 1 << 20  # at either end of a file
+_MODEL_FILES = (".json", ".txt", ".model", ".jinja", ".safetensors", ".bin", ".pt", ".gguf")
 
 
 @dataclass(frozen=True, slots=True)
 class ResolvedModel:
-    """A model that is on this machine."""
+    """A model that is on this machine, or (path "") will be once it is fetched or converted."""
 
     name: str  # give this name (never "auto") to another machine to get the same model there
     path: str
-    revision: str
-    notice: str | None = None  # one sentence for the user when a stand-in was taken
+    revision: str  # NOT_FETCHED where only fetching would tell
+    notice: str | None = None  # for the user: a stand-in was taken, or something is still to fetch
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,56 +61,73 @@ def cache_dir() -> Path:
     return Path(given) if given else Path.home() / ".cache" / "nncift_ray"
 
 
-def resolve_embedder(name: str) -> ResolvedModel:
+def resolve_embedder(
+    name: str, revision: str | None = None, *, fetch: bool = True
+) -> ResolvedModel:
     """Find an embedder.
 
     Args:
         name: "auto" (the paper's bge-large if it is in the hub's cache or the hub answers, else
             the packaged MiniLM), an "embedded:" name, a local folder, or the id of a hub model.
+        revision: Branch, tag or commit of a hub model; None is its newest state, or offline the
+            newest in the cache.
+        fetch: Download or convert what is not here yet. Without it that comes back with no path
+            and a notice, and what the cache holds of a hub model is taken for its newest state.
 
     Raises:
-        ModelError: If it cannot be found; the message says what to install or do.
+        ModelError: If it cannot be found, or a revision is given for anything but a hub id; the
+            message says what to install or do.
     """
     if name != AUTO:
-        return _resolve_named(name, "embedder")
+        return _resolve_named(name, "embedder", revision, fetch=fetch)
+    _refuse_revision(name, "embedder", revision)
     return _first_available(
         PAPER_EMBEDDER,
         EMBEDDED_EMBEDDER,
         wanted=True,
         why="it is not in the local cache and the hub does not answer",
+        fetch=fetch,
     )
 
 
-def resolve_language_model(name: str) -> ResolvedModel:
+def resolve_language_model(
+    name: str, revision: str | None = None, *, fetch: bool = True
+) -> ResolvedModel:
     """Find a causal language model.
 
     Args:
         name: "auto" (the paper's Phi-3-mini with a CUDA device and a hub that answers, else the
             packaged SmolLM2), an "embedded:" name, a local folder, or the id of a hub model.
+        revision: As for ``resolve_embedder``.
+        fetch: As for ``resolve_embedder``.
 
     Raises:
-        ModelError: If it cannot be found; the message says what to install or do.
+        ModelError: As ``resolve_embedder``.
     """
     if name != AUTO:
-        return _resolve_named(name, "language model")
+        return _resolve_named(name, "language model", revision, fetch=fetch)
+    _refuse_revision(name, "language model", revision)
     has_gpu = _has_cuda()
     return _first_available(
         PAPER_LANGUAGE_MODEL,
         EMBEDDED_LANGUAGE_MODEL,
         wanted=has_gpu,
         why="the hub does not answer" if has_gpu else "there is no GPU",
+        fetch=fetch,
     )
 
 
 def locate_model(model: ResolvedModel, role: str) -> ResolvedModel:
-    """Find a model that was resolved on another machine of the cluster on this one.
+    """Find a model on this machine that was resolved on another, or earlier on this one.
+
+    It is always looked up anew: a path that exists may hold another state of the model. A hub
+    model is asked for at the commit that was resolved, and fetched only where the cache lacks it.
 
     Raises:
         ModelError: If it is not here in the same revision.
     """
-    if Path(model.path).exists():
-        return model
-    found = _resolve_named(model.name, role)
+    revision = model.revision if _is_hub_id(model.name) else None
+    found = _resolve_named(model.name, role, revision)
     if found.revision != model.revision:
         raise ModelError(
             f"{role} {model.name!r} is {model.revision} where the run was started, but "
@@ -120,35 +136,69 @@ def locate_model(model: ResolvedModel, role: str) -> ResolvedModel:
     return found
 
 
-def _first_available(paper: str, packaged: str, *, wanted: bool, why: str) -> ResolvedModel:
+def _first_available(
+    paper: str, packaged: str, *, wanted: bool, why: str, fetch: bool
+) -> ResolvedModel:
     """Return the paper's model where it can be had, else the packaged one with a notice."""
     if wanted:
         cached = _from_hub_cache(paper)
         if cached is not None:
             return cached
-        if _hub_answers(paper):
-            return _download(paper)
-    model = _resolve_named(packaged, EMBEDDED[packaged].role)
+        if hub.hub_answers(paper):
+            return _download(paper) if fetch else _not_fetched(paper)
+    model = _resolve_named(packaged, EMBEDDED[packaged].role, fetch=fetch)
     notice = f"Using {packaged} in place of {paper}, because {why}."
-    return ResolvedModel(model.name, model.path, model.revision, notice)
+    return replace(model, notice=f"{notice} {model.notice}" if model.notice else notice)
 
 
-def _resolve_named(name: str, role: str) -> ResolvedModel:
+def _resolve_named(
+    name: str, role: str, revision: str | None = None, *, fetch: bool = True
+) -> ResolvedModel:
+    if _is_hub_id(name):
+        return _resolve_hub(name, revision, fetch=fetch)
+    _refuse_revision(name, role, revision)
     if name.startswith("embedded:"):
-        return _resolve_embedded(name, role)
+        return _resolve_embedded(name, role, fetch=fetch)
     folder = Path(name).expanduser()
     if folder.is_dir():
         return _resolve_folder(folder)
-    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+    raise ModelError(
+        f"{role} {name!r} is neither a folder that exists nor the id of a hub model "
+        f"(owner/name); or use {AUTO!r} or one of: {', '.join(_names(role))}"
+    )
+
+
+def _is_hub_id(name: str) -> bool:
+    """Say whether a name is owner/name and no folder here."""
+    if name.startswith(("embedded:", ".", "/", "~")) or name.count("/") != 1:
+        return False
+    return not Path(name).is_dir()
+
+
+def _refuse_revision(name: str, role: str, revision: str | None) -> None:
+    if revision is not None:
         raise ModelError(
-            f"{role} {name!r} is neither a folder that exists nor the id of a hub model "
-            f"(owner/name); or use {AUTO!r} or one of: {', '.join(_names(role))}"
+            f"revision {revision!r} is given for {role} {name!r}, but a revision is for hub ids "
+            "(owner/name) only; leave it out, or name the model by its hub id"
         )
-    cached = _from_hub_cache(name)
-    return cached if cached is not None and _is_offline() else _download(name)
 
 
-def _resolve_embedded(name: str, role: str) -> ResolvedModel:
+def _resolve_hub(name: str, revision: str | None, *, fetch: bool) -> ResolvedModel:
+    cached = _from_hub_cache(name, revision)
+    # A branch may have moved on since it was cached, so the hub is asked; a commit never moves.
+    if cached is not None and (not fetch or hub.is_offline() or hub.is_commit(revision)):
+        return cached
+    return _download(name, revision) if fetch else _not_fetched(name)
+
+
+def _not_fetched(name: str) -> ResolvedModel:
+    notice = f"{name} is not on this machine; it would be downloaded from the hub."
+    if hub.is_offline():
+        notice = f"{name} is not on this machine, and HF_HUB_OFFLINE forbids to download it."
+    return ResolvedModel(name, "", NOT_FETCHED, notice)
+
+
+def _resolve_embedded(name: str, role: str, *, fetch: bool = True) -> ResolvedModel:
     model = EMBEDDED.get(name)
     if model is None or model.role != role:
         raise ModelError(f"no {role} is named {name!r}; there is {', '.join(_names(role))}")
@@ -161,9 +211,12 @@ def _resolve_embedded(name: str, role: str) -> ResolvedModel:
         return ResolvedModel(name, str(source), revision)
     from nncift_ray.models.gguf_conversion import CONVERTER_VERSION, convert_once
 
+    revision = f"{revision}+c{CONVERTER_VERSION}"
     folder = f"{name.removeprefix('embedded:')}-{package.version}-c{CONVERTER_VERSION}"
-    path = convert_once(source, cache_dir() / "models" / folder)
-    return ResolvedModel(name, str(path), f"{revision}+c{CONVERTER_VERSION}")
+    path = cache_dir() / "models" / folder
+    if not fetch and not path.is_dir():
+        return ResolvedModel(name, "", revision, f"{name} will be converted once.")
+    return ResolvedModel(name, str(convert_once(source, path)), revision)
 
 
 def _find_package(model: EmbeddedModel, name: str) -> Distribution:
@@ -176,70 +229,54 @@ def _find_package(model: EmbeddedModel, name: str) -> Distribution:
 
 
 def _resolve_folder(folder: Path) -> ResolvedModel:
-    """Name a local model's state by its config and the names and sizes of its weight files.
+    """Name a local model's state by a digest of its files.
 
-    Reading the weights would take minutes for a large model; a new training changes the config or
-    a size, except in the rare case of the same model trained on, for which a new folder is due.
+    Counted are the path, the size and the first and last MiB of every config, tokenizer and weight
+    file, hidden folders left out; so files up to 2 MiB count in full, and a large model still takes
+    milliseconds. Training in place changes the ends of the weights; an edit in the middle of a
+    large file, of the same size, goes unnoticed. Times of change do not count: copies of a folder
+    on two nodes are the same model.
     """
-    config = folder / "config.json"
-    if not config.is_file():
+    if not (folder / "config.json").is_file():
         raise ModelError(f"{folder} holds no config.json, so it is not a model's folder")
-    digest = hashlib.sha256(config.read_bytes())
-    for file in sorted(folder.rglob("*")):
-        if file.suffix in _WEIGHTS:
-            digest.update(f"{file.relative_to(folder)}:{file.stat().st_size}\n".encode())
+    files = {
+        path.relative_to(folder).as_posix(): path
+        for path in folder.rglob("*")
+        if path.suffix in _MODEL_FILES and path.is_file()
+    }
+    digest = hashlib.sha256()
+    for name, path in sorted(files.items()):
+        if any(part.startswith(".") for part in name.split("/")):
+            continue
+        digest.update(f"{name}:{path.stat().st_size}\n".encode())
+        digest.update(_both_ends(path))
     return ResolvedModel(str(folder), str(folder), digest.hexdigest()[:REVISION_HEX_LENGTH])
 
 
-def _from_hub_cache(name: str) -> ResolvedModel | None:
+def _both_ends(path: Path) -> bytes:
+    """Return the first and the last MiB of a file, or all of it where they meet."""
+    with path.open("rb") as file:
+        head = file.read(DIGESTED_BYTES)
+        file.seek(max(DIGESTED_BYTES, path.stat().st_size - DIGESTED_BYTES))
+        return head + file.read(DIGESTED_BYTES)
+
+
+def _from_hub_cache(name: str, revision: str | None = None) -> ResolvedModel | None:
     """Return a hub model that is whole in the local cache, or None."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        path = Path(snapshot_download(name, local_files_only=True))
-    except (LocalEntryNotFoundError, OSError, ValueError):
-        return None
-    if not (path / "config.json").is_file() or not any(path.rglob("*.safetensors")):
-        return None
-    return ResolvedModel(name, str(path), path.name)
+    path = hub.cached_snapshot(name, revision)
+    return None if path is None else ResolvedModel(name, str(path), path.name)
 
 
-def _download(name: str) -> ResolvedModel:
+def _download(name: str, revision: str | None = None) -> ResolvedModel:
     """Fetch a hub model, or what the cache lacks of it."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
     try:
-        path = snapshot_download(
-            name, allow_patterns=list(HUB_FILES), ignore_patterns=list(HUB_SKIPPED)
-        )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        path = hub.download_snapshot(name, revision)
+    except ModelError as error:
+        embedded = ", ".join(EMBEDDED)
         raise ModelError(
-            f"{name} is not on this machine and cannot be fetched from the hub "
-            f"({_first_line(error)}); give a local folder, or an embedded model: "
-            f"{', '.join(EMBEDDED)}"
+            f"{error}; give a local folder, or an embedded model: {embedded}"
         ) from error
-    return ResolvedModel(name, path, Path(path).name)
-
-
-def _hub_answers(name: str) -> bool:
-    """Ask the hub about a model, with little patience."""
-    if _is_offline():
-        return False
-    import httpx
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-
-    try:
-        HfApi().model_info(name, timeout=HUB_TIMEOUT_SECONDS)
-    except (HfHubHTTPError, OfflineModeIsEnabled, httpx.HTTPError, OSError, ValueError):
-        return False
-    return True
-
-
-def _is_offline() -> bool:
-    return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+    return ResolvedModel(name, str(path), path.name)
 
 
 def _has_cuda() -> bool:
@@ -250,8 +287,3 @@ def _has_cuda() -> bool:
 
 def _names(role: str) -> list[str]:
     return [name for name, model in EMBEDDED.items() if model.role == role]
-
-
-def _first_line(error: Exception) -> str:
-    lines: list[str] = str(error).splitlines()
-    return lines[0] if lines else type(error).__name__

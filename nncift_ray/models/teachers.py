@@ -217,8 +217,8 @@ def load_teacher_class(kind: str) -> type[Any]:
         kind: A name in TEACHERS, or "package.module:Class" for a class of the user's own.
 
     Raises:
-        ConfigError: If the kind is unknown or reserved, the class cannot be imported, or it lacks
-            a member of the Teacher protocol.
+        ConfigError: If the kind is unknown or reserved, the class cannot be imported, lacks a
+            member of the Teacher protocol, or is pointwise (not in this version yet).
     """
     if kind in TEACHERS:
         return TEACHERS[kind]
@@ -262,6 +262,11 @@ def _check_members(kind: str, found: type[Any]) -> None:
         raise ConfigError(f"{kind}.utility must be a staticmethod: labels are made without a model")
     if found.kind not in ("pairwise", "pointwise"):
         raise ConfigError(f"{kind}.kind must be pairwise or pointwise, not {found.kind!r}")
+    if found.kind == "pointwise":
+        raise ConfigError(
+            f"teacher.kind {kind!r}: pointwise teachers are not in this version yet; "
+            "give a pairwise one"
+        )
 
 
 def _measure_distance(result: ScoringResult | ScoringFailure) -> Measurement | MeasurementFailure:

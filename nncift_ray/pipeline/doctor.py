@@ -95,9 +95,9 @@ def _engine() -> Finding:
     return Finding("teacher engine", True, "transformers", remedy)
 
 
-def _model(name: str, resolve: Callable[[str], ResolvedModel]) -> Finding:
+def _model(name: str, resolve: Callable[..., ResolvedModel]) -> Finding:
     try:
-        model = resolve("auto")
+        model = resolve("auto", fetch=False)
     except NnciftError as error:
         return Finding(name, False, "not found", str(error))
     return Finding(name, True, model.name, model.notice or "")

@@ -41,7 +41,7 @@ PAIRS_PER_SECOND_PER_CORE = 1.0e8
 INGEST_ROWS_PER_SECOND = 20_000.0
 STAGE_START_SECONDS = 4.0
 FIT_START_SECONDS = 25.0
-FIT_PAIRS_PER_SECOND = 60_000.0
+FIT_STEPS_PER_SECOND = 700.0
 
 
 @dataclass(frozen=True)
@@ -101,8 +101,9 @@ def make_plan(config: Config, *, hardware: Literal["cpu", "gpu"] | None = None) 
         NnciftError: What would stop the run at once: files or models that are not there.
     """
     run_dir = Location.of(config.run_dir)
-    blueprint = Blueprint(config, trainer_of)
     kind = hardware or detect_hardware()
+    blueprint = Blueprint(config, trainer_of, has_gpu=kind == "gpu", fetch=False)
+    blueprint.check()
     outputs, states, shards_left = _walk(blueprint, run_dir)
     corpus = estimate_corpus(config, outputs.get("deduplicate"))
     work = _Workload(config, blueprint, corpus, kind)
@@ -169,7 +170,7 @@ class _Workload:
         rows = columns if block == WITHIN else self.corpus.num_targets
         self.num_pairs += rows * columns
         try:
-            design = self.blueprint.sample_design(columns, self.corpus.num_targets)
+            design = self.blueprint.sample_designs(columns, self.corpus.num_targets)[block]
             sample = draw_block(rows, columns, block == WITHIN, design)
         except ValueError as error:
             raise DataError(f"no label sample of {rows} x {columns} examples: {error}") from error
@@ -186,13 +187,17 @@ class _Workload:
         """Estimate a stage's seconds."""
         kind, config = self.hardware, self.config
         speed = config.cluster.teacher_tokens_per_second or TEACHER_TOKENS_PER_SECOND[kind]
-        epochs = config.network.num_epochs
+        network = config.network
+        steps = max(
+            network.min_steps * len(self.blueprint.blocks),
+            self.num_labelled * network.num_epochs // network.batch_size,
+        )
         estimates: dict[str, Callable[[], float]] = {
             "ingest": lambda: self.num_rows / INGEST_ROWS_PER_SECOND,
             "deduplicate": lambda: self.num_rows / INGEST_ROWS_PER_SECOND,
             "embed": lambda: self.num_rows / EMBED_ROWS_PER_SECOND[kind],
             "label": lambda: self.teacher_tokens / speed,
-            "fit": lambda: FIT_START_SECONDS + self.num_labelled * epochs / FIT_PAIRS_PER_SECOND,
+            "fit": lambda: FIT_START_SECONDS + steps / FIT_STEPS_PER_SECOND,
             "score_pairs": lambda: (
                 self.num_pairs / (PAIRS_PER_SECOND_PER_CORE * (os.cpu_count() or 1))
             ),
@@ -210,7 +215,7 @@ class _Workload:
             "label": f"{self.num_requests:,} requests"
             + (f", about {self.teacher_tokens:,.0f} tokens" if self.teacher_tokens else ""),
             "utility": f"{self.num_labelled:,} labels",
-            "fit": f"{self.num_labelled:,} pairs, at most {self.config.network.num_epochs} epochs",
+            "fit": f"{self.num_labelled:,} pairs",
             "project": f"{about}{self.num_rows:,} examples",
             "score_pairs": f"{about}{self.num_pairs:,} pairs, top {self.config.pair_scores.top_k}",
             "select": _describe_budget(self.config, self.corpus.num_candidates),

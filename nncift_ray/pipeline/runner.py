@@ -19,7 +19,13 @@ from nncift_ray.report.render import render_report
 from nncift_ray.stages.driver import Executor, run_stage, stage_fingerprint
 from nncift_ray.stages.fit import Trainer
 from nncift_ray.stages.progress import LineReporter, Reporter
-from nncift_ray.stages.ray_pool import execute_on_ray, pool_resources, ray_session
+from nncift_ray.stages.ray_pool import (
+    cluster_address,
+    cluster_has_gpu,
+    execute_on_ray,
+    pool_resources,
+    ray_session,
+)
 from nncift_ray.stages.stage import Stage
 from nncift_ray.storage.filesystem import Location
 from nncift_ray.storage.output import FILES_TABLE, StageOutput
@@ -29,6 +35,7 @@ LOCK_NAME = ".lock"
 EXPORT_FOLDER = "export"
 REPORT_NAME = "report.html"
 TRAINING_FOLDER = "fit/training"
+MAX_FILES_TOLD = 10
 
 
 @dataclass(frozen=True)
@@ -64,16 +71,18 @@ def run(
         raise ConfigError(f"unknown stage '{until}'; the stages are {', '.join(STAGE_NAMES)}")
     reporter = reporter or LineReporter()
     run_dir = Location.of(config.run_dir)
+    blueprint = Blueprint(config, trainer_of)
+    blueprint.check()
+    for notice in blueprint.notices():
+        reporter.notice(notice)
     run_dir.make_folder()
     with locked(run_dir), ray_session(config.cluster):
-        blueprint = Blueprint(config, trainer_of)
-        for notice in blueprint.notices():
-            reporter.notice(notice)
+        blueprint.has_gpu = cluster_has_gpu()
         outputs = _run_stages(blueprint, run_dir, until, execute or execute_on_ray, reporter)
         if "export" not in outputs:
             return RunResult(run_dir, outputs, None, None, None)
         subset = publish_exports(outputs["export"], run_dir)
-        data = collect_report_data(outputs, _facts(blueprint, run_dir))
+        data = collect_report_data(outputs, _facts(blueprint, run_dir, outputs))
         report = run_dir / REPORT_NAME
         report.write_bytes(render_report(data).encode("utf-8"))
     return RunResult(run_dir, outputs, subset, report, data)
@@ -90,7 +99,21 @@ def _run_stages(
         fingerprints[name] = stage_fingerprint(stage)
         write_run_record(run_dir, blueprint.config, fingerprints)
         outputs[name] = run_stage(stage, run_dir, execute=execute, reporter=reporter)
+        if name == "ingest":
+            for line in describe_layouts(outputs[name]):
+                reporter.notice(line)
     return outputs
+
+
+def describe_layouts(ingest: StageOutput) -> list[str]:
+    """Say of every file in what layout it was read and how many rows it gave; a few files only."""
+    lines: list[str] = []
+    for source, found in ingest.manifest.facts().items():
+        layouts = ", ".join(f"{name} ({count:,})" for name, count in found["layouts"].items())
+        bad = f", {found['errors']:,} bad rows" if found["errors"] else ""
+        lines.append(f"{source}: layout {layouts or 'none'}{bad}")
+    more = len(lines) - MAX_FILES_TOLD
+    return lines[:MAX_FILES_TOLD] + ([f"and {more:,} more files"] if more > 0 else [])
 
 
 def _give_resources(stage: Stage, blueprint: Blueprint) -> None:
@@ -99,6 +122,7 @@ def _give_resources(stage: Stage, blueprint: Blueprint) -> None:
         use.pool,
         can_use_gpu=use.can_use_gpu,
         single_threaded=use.single_threaded,
+        local=cluster_address(blueprint.config.cluster) is None,
         max_actors=use.max_actors,
     )
 
@@ -111,7 +135,6 @@ def trainer_of(config: Config) -> Trainer:
     return RayTrainer(
         storage=Location.of(config.run_dir) / TRAINING_FOLDER,
         num_workers=config.network.num_workers,
-        use_gpu=config.network.use_gpu,
     )
 
 
@@ -140,7 +163,7 @@ def publish_exports(export: StageOutput, run_dir: Location) -> Location:
     return folder / "subset.jsonl"
 
 
-def _facts(blueprint: Blueprint, run_dir: Location) -> RunFacts:
+def _facts(blueprint: Blueprint, run_dir: Location, outputs: dict[str, StageOutput]) -> RunFacts:
     config = blueprint.config
     return RunFacts(
         run_name=config.report.title or run_dir.name,
@@ -149,7 +172,7 @@ def _facts(blueprint: Blueprint, run_dir: Location) -> RunFacts:
         config=config.model_dump(mode="json"),
         teacher=config.teacher.kind,
         objective=config.objective,
-        notices=tuple(blueprint.notices()),
+        notices=(*blueprint.notices(), *describe_layouts(outputs["ingest"])),
         group_by=config.data.group_by,
         num_picks=config.report.num_picks,
         price_per_gpu_hour=config.cluster.price_per_gpu_hour,

@@ -155,27 +155,27 @@ def collect_neighbours(
     covered_by = np.asarray(coverage["covered_by"].fill_null(pa.scalar(-1, pa.int64())).to_numpy())
     values = np.asarray(coverage["coverage"].to_numpy())
     covered_table = "targets" if covers_targets(select) else "candidates"
-    found: list[PickNeighbours] = []
+    shown: list[tuple[dict[str, Any], np.ndarray]] = []
     for rank in choose_sample_ranks(ranking.num_rows, num_picks):
         pick = ranking.slice(rank - 1, 1).to_pylist()[0]
         rows = np.flatnonzero(covered_by == pick["row_index"])
         if covered_table == "candidates":
             rows = rows[rows != pick["row_index"]]
         best = rows[np.argsort(-values[rows], kind="stable")][:COVERED_SHOWN]
-        texts = _texts(examples, covered_table, best)
-        found.append(
-            PickNeighbours(
-                rank=rank,
-                pick=_texts(examples, "candidates", np.array([pick["row_index"]]))[0],
-                gain=pick["gain"],
-                num_covered=pick["num_covered"],
-                covered=tuple(
-                    CoveredExample(text, float(values[row]))
-                    for text, row in zip(texts, best, strict=True)
-                ),
-            )
+        shown.append((pick, best))
+    pick_texts = _texts(examples, "candidates", np.array([p["row_index"] for p, _ in shown], int))
+    all_best = np.concatenate([best for _, best in shown] or [np.zeros(0, int)])
+    covered_texts = iter(_texts(examples, covered_table, all_best))
+    return tuple(
+        PickNeighbours(
+            rank=pick["rank"],
+            pick=text,
+            gain=pick["gain"],
+            num_covered=pick["num_covered"],
+            covered=tuple(CoveredExample(next(covered_texts), float(values[row])) for row in best),
         )
-    return tuple(found)
+        for (pick, best), text in zip(shown, pick_texts, strict=True)
+    )
 
 
 def _texts(examples: StageOutput, table: str, rows: np.ndarray) -> list[ExampleText]:
@@ -203,11 +203,12 @@ def merge_statistics(statistics: pa.Table) -> pa.Table:
 
 def collect_errors(outputs: Mapping[str, StageOutput]) -> pa.Table:
     """Return the first error rows of all stages; the manifests have the full counts."""
-    tables: list[pa.Table] = []
+    batches: list[pa.RecordBatch] = []
     room = MAX_ERRORS_SHOWN
     for output in outputs.values():
-        if room > 0 and output.manifest.num_failures:
-            table = output.read(ERRORS_TABLE, schema=schemas.ERRORS).slice(0, room)
-            tables.append(table)
-            room -= table.num_rows
-    return pa.concat_tables(tables) if tables else schemas.ERRORS.empty_table()
+        for batch in output.iter_batches(ERRORS_TABLE):
+            batches.append(batch.slice(0, room))
+            room -= batches[-1].num_rows
+            if room <= 0:
+                break
+    return pa.Table.from_batches(batches, schema=schemas.ERRORS)

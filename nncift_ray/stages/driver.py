@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from nncift_ray import errors as error_module
-from nncift_ray.errors import NnciftError, StageError
+from nncift_ray.errors import NnciftError, StageError, StorageError
 from nncift_ray.stages.progress import Reporter
 from nncift_ray.stages.stage import Shard, Stage, Worker
 from nncift_ray.storage.filesystem import Location, delete_temporaries
@@ -66,15 +66,25 @@ def stage_folder(stage: Stage, run_dir: Location) -> Location:
 
 
 def finished_shards(folder: Location) -> list[ShardRecord]:
-    """Read the records of finished shards whose parts are all there, of the recorded size."""
+    """Read the records of finished shards whose parts are all there, of the recorded size.
+
+    Where two overlap (a worker that outlived its driver), the later one is left out.
+    """
     records: list[ShardRecord] = []
+    covered = 0
     for location in (folder / SHARD_FOLDER).list_files():
         if not location.name.endswith(".json"):
             continue
         record = ShardRecord.read(location.read_bytes(), str(location))
-        if all((folder / part.name).size() == part.bytes for part in record.parts):
+        if record.start >= covered and not missing_parts(folder, record):
             records.append(record)
+            covered = record.stop
     return records
+
+
+def missing_parts(folder: Location, record: ShardRecord) -> list[str]:
+    """Return the parts of a shard that are not there in the recorded size."""
+    return [part.name for part in record.parts if (folder / part.name).size() != part.bytes]
 
 
 def execute_shard(stage: Stage, worker: Worker, folder: Location, shard: Shard) -> ShardOutcome:
@@ -170,6 +180,7 @@ def _run_remaining(
             if outcome.record is None:
                 failed.append(outcome)
                 continue
+            _check_visible(folder, outcome.record)
             finished.append(outcome.record)
             reporter.advanced(
                 stage.name, stage.item_weight(outcome.shard.start, outcome.shard.stop)
@@ -180,6 +191,16 @@ def _run_remaining(
     if failed:
         raise _error_of(stage, failed, len(finished))
     return finished
+
+
+def _check_visible(folder: Location, record: ShardRecord) -> None:
+    """Refuse a run directory that is a worker's own disk and not this one's."""
+    missing = missing_parts(folder, record) if folder.is_local else []
+    if missing:
+        raise StorageError(
+            f"{folder / missing[0]}: a worker wrote this file, but it is not here. On several "
+            "nodes run_dir must be a disk they share, or s3:// or gs://."
+        )
 
 
 def _is_users(outcome: ShardOutcome) -> bool:
@@ -206,6 +227,12 @@ def _make_manifest(
     stage: Stage, num_items: int, records: list[ShardRecord], wall_seconds: float
 ) -> StageManifest:
     shards = tuple(sorted(records, key=lambda record: record.start))
+    edges = [0, *(record.stop for record in shards)]
+    if [record.start for record in shards] != edges[:-1] or edges[-1] != num_items:
+        raise StorageError(
+            f"stage '{stage.name}': its shards do not cover each of {num_items} items once; two "
+            "runs may have worked in one run_dir. Delete the stage's folder and run again."
+        )
     return StageManifest(
         stage=stage.name,
         version=stage.version,

@@ -24,6 +24,7 @@ from nncift_ray.core.training import (
     ReduceGradients,
     TrainingConfig,
     train_network,
+    unseen_folds,
 )
 from nncift_ray.errors import StageError
 from nncift_ray.stages.stage import Shard, Stage, Worker
@@ -35,6 +36,8 @@ from nncift_ray.storage.schemas import WITHIN
 
 TRAIN, VALIDATION = "train", "validation"
 PAIRS_AT_ONCE = 65_536
+NUM_FOLDS = 5  # of unseen rows and columns; one alone is a few examples and far too noisy
+PATIENCE_SHARE = 0.1  # of the epochs a fold may train
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class FitJob:
     num_hidden: int
     training: TrainingConfig
     min_steps: int = 0
+    num_workers: int = 1  # sums over other numbers of workers round otherwise
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,10 @@ class BlockLabels:
 
     def pairs(self, split: str) -> PairData:
         """Return the pairs of a split."""
-        at = self.split == split
+        return self.pairs_at(self.split == split)
+
+    def pairs_at(self, at: np.ndarray) -> PairData:
+        """Return the pairs of a mask [P]."""
         return PairData(self.helped_pos[at], self.helper_pos[at], self.utility[at])
 
 
@@ -83,6 +90,7 @@ class FitStage(Stage):
     """Write a network a block, its training history, predictions and fidelity."""
 
     name: ClassVar[str] = "fit"
+    version: ClassVar[int] = 2
     placement: ClassVar[Literal["pool", "driver"]] = "driver"
     unit: ClassVar[str] = "runs"
 
@@ -114,6 +122,8 @@ class FitStage(Stage):
             "num_hidden": self._job.num_hidden,
             "training": training,
             "min_steps": self._job.min_steps,
+            "num_workers": self._job.num_workers,
+            "stop": {"num_folds": NUM_FOLDS, "patience_share": PATIENCE_SHARE},
         }
 
     def num_items(self) -> int:
@@ -168,23 +178,75 @@ def train_here(
     shard: tuple[int, int] = (0, 1),
     reduce_gradients: ReduceGradients | None = None,
 ) -> dict[str, FittedBlock]:
-    """Train all blocks in this process, as worker ``shard`` = (rank, number of workers)."""
+    """Train all blocks in this process, as worker ``shard`` = (rank, number of workers).
+
+    A sample too small for ``min_steps`` within its epochs is trained longer, for as many epochs as
+    suited examples left out of training; any other, or one of too few examples to leave some out,
+    stops on its validation pairs.
+    """
     fitted: dict[str, FittedBlock] = {}
     for block in job.blocks:
         data = load_block(job, block)
-        network = InfluenceNetwork(data.helped_ED.shape[1], job.num_hidden, seed=job.training.seed)
-        history = train_network(
-            network,
-            data.helped_ED,
-            data.helper_ED,
-            data.pairs(TRAIN),
-            data.pairs(VALIDATION),
-            stretch(job.training, int((data.split == TRAIN).sum()), job.min_steps),
-            reduce_gradients=reduce_gradients,
-            shard=shard,
+
+        def train(
+            pairs: PairData,
+            held_out: PairData,
+            training: TrainingConfig,
+            early_stop: bool = True,
+            data: BlockLabels = data,
+        ) -> tuple[InfluenceNetwork, list[EpochRecord]]:
+            dim = data.helped_ED.shape[1]
+            network = InfluenceNetwork(dim, job.num_hidden, seed=job.training.seed)
+            history = train_network(
+                network,
+                data.helped_ED,
+                data.helper_ED,
+                pairs,
+                held_out,
+                training,
+                early_stop=early_stop,
+                reduce_gradients=reduce_gradients,
+                shard=shard,
+            )
+            return network, history
+
+        training = stretch(job.training, int((data.split == TRAIN).sum()), job.min_steps)
+        folds = [] if training == job.training else split_unseen(data, block, job.training.seed)
+        if folds:
+            patience = max(job.training.patience, round(PATIENCE_SHARE * training.num_epochs))
+            trial = dataclasses.replace(training, patience=patience)
+            best = [best_epoch(train(pairs, held_out, trial)[1]) for pairs, held_out in folds]
+            # Folds differ tenfold, being few examples each: the geometric mean follows the minimum
+            # of their mean loss, where a median follows one fold.
+            num_epochs = round(float(np.exp(np.mean(np.log(best)))))
+            training = dataclasses.replace(training, num_epochs=num_epochs)
+        network, history = train(
+            data.pairs(TRAIN), data.pairs(VALIDATION), training, early_stop=not folds
         )
         fitted[block] = FittedBlock(network.factored().to_state(), history)
     return fitted
+
+
+def split_unseen(data: BlockLabels, block: str, seed: int) -> list[tuple[PairData, PairData]]:
+    """Return (training, held-out) pairs a fold, sharing no row and no column with a held-out one.
+
+    Only training and validation pairs are used: Q1..Q4 measure and must decide nothing. Empty
+    where the block has too few examples.
+    """
+    block_pairs = np.flatnonzero((data.split == TRAIN) | (data.split == VALIDATION))
+    masks = unseen_folds(
+        data.helped_index[block_pairs],
+        data.helper_index[block_pairs],
+        same_examples=block == WITHIN,
+        num_folds=NUM_FOLDS,
+        seed=seed,
+    )
+    return [(data.pairs_at(block_pairs[~mask]), data.pairs_at(block_pairs[mask])) for mask in masks]
+
+
+def best_epoch(history: list[EpochRecord]) -> int:
+    """Return the epoch whose weights were kept."""
+    return max(record.epoch for record in history if record.best)
 
 
 def stretch(training: TrainingConfig, num_pairs: int, min_steps: int) -> TrainingConfig:
@@ -215,7 +277,7 @@ def write_block(sink: Sink, block: str, data: BlockLabels, fitted: FittedBlock, 
             "embedding_dim": int(data.helped_ED.shape[1]),
             "num_hidden": len(network.w_H),
             "num_train_pairs": int((data.split == TRAIN).sum()),
-            "best_epoch": max(record.epoch for record in fitted.history if record.best),
+            "best_epoch": best_epoch(fitted.history),
         },
     )
     sink.write_rows("history", history, schemas.TRAINING_HISTORY)

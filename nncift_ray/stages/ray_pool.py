@@ -12,9 +12,11 @@ from typing import Any
 
 import ray
 import ray.data
+import ray.exceptions
 from ray.data import ActorPoolStrategy, DataContext
 
 from nncift_ray.config import ClusterConfig, PoolConfig
+from nncift_ray.errors import StageError
 from nncift_ray.stages.driver import (
     ShardOutcome,
     describe_outcome,
@@ -29,7 +31,20 @@ from nncift_ray.storage.filesystem import Location
 # On one machine Ray's CPUs are tickets: readers and the driver need some beside the actors.
 SPARE_LOCAL_CPUS = 2
 STDERR_DESCRIPTOR = 2
+# A lost node is one retry; a shard that kills every worker must not be tried for ever.
+MAX_LOST_WORKERS = 5
+CLUSTER_ACTOR_CPUS = 4.0
 LOCAL_OBJECT_STORE_BYTES = 512 * 1024**2
+
+
+def cluster_address(cluster: ClusterConfig) -> str | None:
+    """Return the address of the cluster to join, or None to start Ray on this machine."""
+    return cluster.address or os.environ.get("RAY_ADDRESS")
+
+
+def cluster_has_gpu() -> bool:
+    """Whether the connected cluster has a GPU now."""
+    return ray.cluster_resources().get("GPU", 0) > 0
 
 
 @contextlib.contextmanager
@@ -38,7 +53,7 @@ def ray_session(cluster: ClusterConfig) -> Generator[None]:
     if ray.is_initialized():
         yield
         return
-    address = cluster.address or os.environ.get("RAY_ADDRESS")
+    address = cluster_address(cluster)
     level = logging.INFO if cluster.worker_logs else logging.ERROR
     common: dict[str, Any] = {"logging_level": level, "log_to_driver": cluster.worker_logs}
     with warnings.catch_warnings(), _quiet_core(quiet=not cluster.worker_logs):
@@ -128,16 +143,28 @@ def execute_on_ray(stage: Stage, folder: Location, shards: list[Shard]) -> Itera
     resources = stage.resources
     rows = [{"start": shard.start, "stop": shard.stop} for shard in shards]
     most = max(1, min(resources.max_actors, len(shards)))
-    outcomes = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-        ShardActor,  # pyright: ignore[reportArgumentType]
-        fn_constructor_args=(stage, folder),
-        compute=ActorPoolStrategy(min_size=min(resources.min_actors, most), max_size=most),
-        num_cpus=resources.num_cpus,
-        num_gpus=resources.num_gpus or None,
-        resources=dict(resources.custom) or None,
-    )
-    for row in outcomes.iter_rows():
-        yield parse_outcome(row)
+    shards_of_rows = ray.data.from_items(rows, override_num_blocks=len(rows))
+    with warnings.catch_warnings():
+        # Ray 2.60 wants every remote argument by a name of its own, and has none for this one.
+        warnings.filterwarnings("ignore", message=".*ray_remote_args")
+        outcomes = shards_of_rows.map(
+            ShardActor,  # pyright: ignore[reportArgumentType]
+            fn_constructor_args=(stage, folder),
+            compute=ActorPoolStrategy(min_size=min(resources.min_actors, most), max_size=most),
+            num_cpus=resources.num_cpus,
+            num_gpus=resources.num_gpus or None,
+            resources=dict(resources.custom) or None,
+            max_task_retries=MAX_LOST_WORKERS,
+        )
+    try:
+        for row in outcomes.iter_rows():
+            yield parse_outcome(row)
+    except ray.exceptions.RayError as error:
+        raise StageError(
+            f"stage '{stage.name}': workers were lost {MAX_LOST_WORKERS + 1} times on one shard, "
+            "killed for memory or by the system; give its actors more memory or smaller shards "
+            f"(pool.shard_rows). Finished shards are kept. {str(error).strip().splitlines()[0]}"
+        ) from error
 
 
 def pool_resources(
@@ -145,6 +172,7 @@ def pool_resources(
     *,
     can_use_gpu: bool,
     single_threaded: bool,
+    local: bool,
     max_actors: int | None = None,
 ) -> Resources:
     """Size a stage's actor pool for the cluster that is there; the recipe's numbers win.
@@ -157,16 +185,14 @@ def pool_resources(
     num_gpus = pool.num_gpus
     if num_gpus is None:
         num_gpus = 1.0 if can_use_gpu and cluster_gpus else 0.0
-    cores = os.cpu_count() or 1
-    local = len(ray.nodes()) == 1
-    cluster_cpus = cores if local else int(seen.get("CPU", 1))
+    cluster_cpus = (os.cpu_count() or 1) if local else int(seen.get("CPU", 1))
     num_cpus = pool.num_cpus
     if num_cpus is None:
-        per_actor = float(cores) if local and not num_gpus else float(min(4, cluster_cpus))
-        num_cpus = 1.0 if single_threaded else per_actor
-    most = cluster_gpus // num_gpus if num_gpus else cluster_cpus // num_cpus
-    most = min(int(most), max_actors or int(most))
-    low, high = (1, max(1, most)) if pool.num_actors is None else _as_range(pool.num_actors)
+        whole = float(cluster_cpus) if local and not num_gpus else CLUSTER_ACTOR_CPUS
+        num_cpus = 1.0 if single_threaded else whole
+    most = int(cluster_gpus // num_gpus if num_gpus else cluster_cpus // num_cpus)
+    most = max(1, min(most, max_actors or most))
+    low, high = (1, most) if pool.num_actors is None else _as_range(pool.num_actors)
     return Resources(num_cpus, num_gpus, low, high, pool.resources)
 
 

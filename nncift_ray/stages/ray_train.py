@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import tempfile
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,6 @@ class RayTrainer:
 
     storage: Location
     num_workers: int = 1
-    use_gpu: bool = False
 
     def __call__(self, job: FitJob) -> dict[str, FittedBlock]:
         """Train and read the checkpoint back.
@@ -36,15 +36,15 @@ class RayTrainer:
         Raises:
             StageError: If the workers end without a checkpoint.
         """
+        # A name of its own: Ray Train would go on from the checkpoints of another fit's directory.
+        name = uuid.uuid4().hex[:8]
         trainer = ray.train.torch.TorchTrainer(
             _train_worker,
             train_loop_config={"job": job},
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=self.num_workers, use_gpu=self.use_gpu
-            ),
+            scaling_config=ray.train.ScalingConfig(num_workers=self.num_workers),
             torch_config=ray.train.torch.TorchConfig(backend="gloo"),
             run_config=ray.train.RunConfig(
-                name="fit",
+                name=name,
                 storage_path=self.storage.path,
                 storage_filesystem=None if self.storage.is_local else self.storage.fs,
                 checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
@@ -55,7 +55,9 @@ class RayTrainer:
         if checkpoint is None:
             raise StageError("Ray Train ended without a checkpoint")
         with checkpoint.as_directory() as folder:
-            return {block: _read_fitted(Path(folder), block) for block in job.blocks}
+            fitted = {block: _read_fitted(Path(folder), block) for block in job.blocks}
+        self.storage.fs.delete_dir((self.storage / name).path)
+        return fitted
 
 
 def _train_worker(config: dict[str, Any]) -> None:

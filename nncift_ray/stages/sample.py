@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -31,15 +31,14 @@ class SampleStage(Stage):
     def __init__(
         self,
         examples: StageOutput,
-        design: SampleDesign,
-        blocks: Sequence[str],
+        designs: Mapping[str, SampleDesign],
         *,
         needs_baseline: bool,
     ) -> None:
-        """Draw for the given blocks ("within", "cross")."""
-        self._examples, self._design, self._blocks = examples, design, tuple(blocks)
+        """Draw for each block ("within", "cross") by its design."""
+        self._examples, self._designs = examples, dict(designs)
         self._needs_baseline = needs_baseline
-        self.seed = design.seed
+        self.seed = next(iter(designs.values())).seed
 
     @property
     def produces(self) -> Mapping[str, pa.Schema]:
@@ -54,8 +53,9 @@ class SampleStage(Stage):
     def settings(self) -> dict[str, Any]:
         """The design of the sample."""
         return {
-            "design": dataclasses.asdict(self._design),
-            "blocks": list(self._blocks),
+            "designs": {
+                block: dataclasses.asdict(design) for block, design in self._designs.items()
+            },
             "needs_baseline": self._needs_baseline,
             "max_group_pairs": MAX_GROUP_PAIRS,
             "baseline_group_rows": BASELINE_GROUP_ROWS,
@@ -69,7 +69,7 @@ class SampleStage(Stage):
         """Return the draw."""
 
         def draw(shard: Shard, sink: Sink) -> None:
-            samples = {block: self._draw_block(block) for block in self._blocks}
+            samples = {block: self._draw_block(block) for block in self._designs}
             sink.write("pairs", group_pairs(samples, needs_baseline=self._needs_baseline))
             for role, rows in sampled_rows(samples).items():
                 texts = self._examples.take_rows(f"{role}s", rows, SAMPLE_COLUMNS)
@@ -83,7 +83,7 @@ class SampleStage(Stage):
         num_columns = self._examples.num_rows("candidates")
         num_rows = num_columns if block == WITHIN else self._examples.num_rows("targets")
         try:
-            return draw_block(num_rows, num_columns, block == WITHIN, self._design)
+            return draw_block(num_rows, num_columns, block == WITHIN, self._designs[block])
         except ValueError as error:
             raise DataError(
                 f"no label sample of {num_rows} x {num_columns} examples ({block}): {error}"

@@ -24,7 +24,8 @@ from nncift_ray.storage.output import Sink, StageOutput
 ATOM_ROWS = 256
 DEFAULT_SHARD_ROWS = 4096
 # Columns of a block are read once and kept while they fit in this; else every shard streams them.
-COLUMN_CACHE_BYTES = 1024**3
+COLUMN_CACHE_BYTES = 256 * 1024**2
+FLOAT_BYTES = 4
 
 
 class ScorePairsStage(RowStage):
@@ -76,7 +77,9 @@ class ScorePairsStage(RowStage):
         """Load the networks; columns are read as they are needed."""
         networks = {block: read_network(self._networks, block) for block in self._blocks}
         columns = {
-            block: ColumnTiles(self._activations, f"{block}_columns", self._column_tile)
+            block: ColumnTiles(
+                self._activations, f"{block}_columns", self._column_tile, networks[block].num_hidden
+            )
             for block in self._blocks
         }
 
@@ -115,29 +118,26 @@ class ScorePairsStage(RowStage):
 class ColumnTiles:
     """The column activations of a block, tile by tile; kept in memory where they fit."""
 
-    def __init__(self, activations: StageOutput, table: str, tile_rows: int) -> None:
+    def __init__(
+        self, activations: StageOutput, table: str, tile_rows: int, num_hidden: int
+    ) -> None:
         """Read ``table`` in tiles of ``tile_rows``."""
         self._activations, self._table, self._tile_rows = activations, table, tile_rows
+        self._num_rows = activations.num_rows(table)
+        self._fits = self._num_rows * num_hidden * FLOAT_BYTES <= COLUMN_CACHE_BYTES
         self._kept: list[tuple[int, np.ndarray]] | None = None
 
     def __iter__(self) -> Iterator[tuple[int, np.ndarray]]:
         """Yield (first column, activations [T, H])."""
-        if self._kept is not None:
-            yield from self._kept
-            return
-        kept: list[tuple[int, np.ndarray]] = []
-        num_bytes = 0
-        num_rows = self._activations.num_rows(self._table)
-        for start in range(0, num_rows, self._tile_rows):
-            stop = min(start + self._tile_rows, num_rows)
+        if self._kept is None and self._fits:
+            self._kept = list(self._read())
+        yield from self._read() if self._kept is None else self._kept
+
+    def _read(self) -> Iterator[tuple[int, np.ndarray]]:
+        for start in range(0, self._num_rows, self._tile_rows):
+            stop = min(start + self._tile_rows, self._num_rows)
             rows = self._activations.read_range(self._table, start, stop, ["activation"])
-            tile = column_matrix(rows["activation"])
-            num_bytes += tile.nbytes
-            if num_bytes <= COLUMN_CACHE_BYTES:
-                kept.append((start, tile))
-            yield start, tile
-        if num_bytes <= COLUMN_CACHE_BYTES:
-            self._kept = kept
+            yield start, column_matrix(rows["activation"])
 
 
 def top_helpers_table(row_index: pa.ChunkedArray, top: TopK) -> pa.Table:

@@ -164,10 +164,9 @@ class Location:
         try:
             yield writer
         except BaseException:
-            # Closing an unfinished upload would publish it: only a disk has a name to throw away.
-            if self.is_local:
-                stream.close()
-                self.fs.delete_file(target)
+            # On an object store closing publishes what was written so far, so it goes at once.
+            stream.close()
+            self.fs.delete_file(target)
             raise
         stream.close()
         if self.is_local:

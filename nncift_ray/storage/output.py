@@ -23,6 +23,7 @@ SHARD_FOLDER = "shards"
 ERRORS_TABLE = "errors"
 FILES_TABLE = "files"
 EXCERPT_LENGTH = 200
+ERRORS_HELD = 1024
 ROW_GROUP_ROWS = 65_536
 RANGE_DIGITS = 10
 
@@ -56,6 +57,7 @@ class Sink:
         self._rows: dict[str, int] = {}
         self._files: list[tuple[str, HashingWriter]] = []
         self._errors: list[dict[str, Any]] = []
+        self._num_errors = 0
         self.facts: dict[str, Any] = {}
 
     def write(self, table_name: str, table: pa.Table) -> None:
@@ -105,15 +107,22 @@ class Sink:
                 "excerpt": None if excerpt is None else excerpt[:EXCERPT_LENGTH],
             }
         )
+        if len(self._errors) >= ERRORS_HELD:
+            self._flush_errors()
 
     def write_errors(self, table: pa.Table) -> None:
         """Append rows to the errors table."""
-        self._errors.extend(table.to_pylist())
+        self._num_errors += table.num_rows
+        self.write(ERRORS_TABLE, table)
+
+    def _flush_errors(self) -> None:
+        if self._errors:
+            self.write_errors(pa.Table.from_pylist(self._errors, schema=schemas.ERRORS))
+            self._errors = []
 
     def finish(self, seconds: float) -> ShardRecord:
         """Close all parts and return what was written."""
-        if self._errors:
-            self.write_rows(ERRORS_TABLE, self._errors, schemas.ERRORS)
+        self._flush_errors()
         for writer, _, _ in self._writers.values():
             writer.close()
         self._stack.close()
@@ -126,7 +135,7 @@ class Sink:
             start=self._start,
             stop=self._stop,
             parts=tuple(parts),
-            num_failures=len(self._errors),
+            num_failures=self._num_errors,
             seconds=seconds,
             facts=self.facts,
         )

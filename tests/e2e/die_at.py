@@ -1,7 +1,8 @@
 """Run a recipe and die by SIGKILL at a moment of a stage: ``python -m tests.e2e.die_at``.
 
-Arguments: recipe, stage, moment. The moment is "start" (the stage has begun, nothing is done) or a
-number n (its n-th shard has just been finished).
+Arguments: recipe, stage, moment. The moment is "start" (the stage has begun, nothing is done), a
+number n (its n-th shard has just been finished), or "inside": a worker kills this process while it
+works on a shard (see ``deadly_teacher``).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from pathlib import Path
 
 from nncift_ray.config import load_config
 from nncift_ray.pipeline import run
@@ -34,4 +36,7 @@ class Assassin(SilentReporter):
 
 if __name__ == "__main__":
     recipe_path, stage_name, when = sys.argv[1:]
-    run(load_config(recipe_path), reporter=Assassin(stage_name, when))
+    recipe = load_config(recipe_path)
+    if when == "inside":
+        Path(recipe.teacher.options["victim"]).write_text(str(os.getpid()))
+    run(recipe, reporter=Assassin(stage_name, when))

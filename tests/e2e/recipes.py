@@ -10,7 +10,7 @@ import yaml
 
 from tests.tiny_models import make_tiny_llama
 
-NUM_CANDIDATES, NUM_TARGETS = 600, 40
+NUM_CANDIDATES, NUM_TARGETS, NUM_PAIRS = 600, 40, 120
 # Small shards, so that every stage that can have several has several.
 POOLS: dict[str, Any] = {
     "embedder": {"pool": {"shard_rows": 256}},
@@ -48,8 +48,10 @@ def write_recipe(folder: Path, *, teacher: str = "delift") -> Path:
         "network": {"num_epochs": 3, "min_steps": 0},
         **POOLS,
         "embedder": {"model": "embedded:all-minilm-l6-v2", **POOLS["embedder"]},
-        "labels": {"label_pairs": 120, **POOLS["labels"]},
+        "labels": {"label_pairs": NUM_PAIRS, **POOLS["labels"]},
     }
+    if ":" in teacher:
+        tree["teacher"]["options"] = {"victim": str(folder / "victim")}
     if teacher == "delift":
         model = make_tiny_llama(folder / "model")
         tree["teacher"] |= {"model": str(model), "engine": "transformers", "max_length": 256}

@@ -14,8 +14,8 @@ from nncift_ray.config import load_config
 from nncift_ray.pipeline import RunResult, run
 from nncift_ray.pipeline.blueprint import STAGE_NAMES
 from nncift_ray.stages.progress import SilentReporter
-from nncift_ray.storage.output import SHARD_FOLDER
-from tests.e2e.recipes import write_recipe
+from nncift_ray.storage.output import MANIFEST_NAME, SHARD_FOLDER
+from tests.e2e.recipes import NUM_PAIRS, write_recipe
 
 SECONDS_TO_LIVE = 280
 # Stages of several shards die after their first; the others before and after their only one.
@@ -66,6 +66,20 @@ def test_a_run_killed_in_every_stage_ends_as_an_undisturbed_one(
         assert first.read_bytes() == second.read_bytes()
     ranking = result.outputs["select"].read("ranking")
     assert ranking.equals(undisturbed.outputs["select"].read("ranking"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_run_killed_while_a_users_own_teacher_measures_goes_on(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, teacher="tests.e2e.deadly_teacher:DeadlyTeacher")
+    command = [sys.executable, "-m", "tests.e2e.die_at", str(recipe), "label", "inside"]
+    died = subprocess.run(command, timeout=SECONDS_TO_LIVE, check=False)  # noqa: S603
+    assert died.returncode == -signal.SIGKILL
+    assert not list((tmp_path / "run" / "label").glob(f"*/{MANIFEST_NAME}"))
+    result = run(load_config(recipe), reporter=SilentReporter(), until="utility")
+    labels = result.outputs["utility"].read("labels")
+    assert labels.num_rows == NUM_PAIRS
+    assert result.outputs["label"].manifest.num_failures == 0
 
 
 @pytest.mark.slow

@@ -90,9 +90,22 @@ def test_responses_are_never_read_from_the_cache(
 ) -> None:
     requests = _long_requests(engine)
     _assert_agree(requests, engine, oracle)
-    # By now whole responses lie in the cache; scoring them once more must not read them.
-    results = _assert_agree(requests, engine, oracle)
-    assert len(results) == len(requests)
+    # Twice in one call: the second half finds its whole responses in the cache.
+    results = _assert_agree([*requests, *requests], engine, oracle)
+    assert len(results) == 2 * len(requests)
+
+
+def test_scores_do_not_depend_on_earlier_calls(engine: VllmEngine) -> None:
+    teacher = DeliftTeacher(engine)
+    batch = [LabelRequest(i, HELPERS[0]) for i in HELPED]
+    alone = teacher.measure(batch)
+    # Shares the helper's whole prefix and parts of the queries: all of it cached by now.
+    teacher.measure([LabelRequest(i, HELPERS[0]) for i in reversed(HELPED[:5])])
+    after = teacher.measure(batch)
+    assert after == alone  # values to the last bit, and the cached tokens too
+    cached = [m.num_cached_tokens for m in after if isinstance(m, Measurement)]
+    assert cached[0] == 0
+    assert sum(n > 0 for n in cached) >= len(HELPED) - 1
 
 
 def test_one_bad_request_leaves_its_neighbours_alone(

@@ -134,3 +134,20 @@ def test_config_is_frozen() -> None:
     config: Config = make_config(shortest())
     with pytest.raises(ValueError, match="frozen"):
         config.run_dir = "elsewhere"  # pyright: ignore
+
+
+@pytest.mark.parametrize("name", ["api_key", "HF_TOKEN", "password"])
+def test_secrets_have_no_place_in_a_recipe(name: str) -> None:
+    message = complaint(teacher={"kind": "my.own:Teacher", "options": {name: "s3cr3t"}})
+    assert "from the environment" in message
+    assert "s3cr3t" not in message
+
+
+def test_signed_addresses_are_refused_and_not_repeated() -> None:
+    message = complaint(data__candidates=["https://host/c.jsonl?X-Amz-Signature=s3cr3t"])
+    assert "data.candidates: a signed address" in message
+    assert "s3cr3t" not in message
+
+
+def test_options_of_a_built_in_teacher_are_refused() -> None:
+    assert "delift_se takes none" in complaint(teacher={"kind": "delift_se", "options": {"a": 1}})

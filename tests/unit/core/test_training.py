@@ -9,7 +9,13 @@ import pytest
 import torch
 
 from nncift_ray.core.network import InfluenceNetwork
-from nncift_ray.core.training import EpochRecord, PairData, TrainingConfig, train_network
+from nncift_ray.core.training import (
+    EpochRecord,
+    PairData,
+    TrainingConfig,
+    train_network,
+    unseen_folds,
+)
 from nncift_ray.errors import ShapeError
 
 DIM, HIDDEN = 6, 8
@@ -71,6 +77,55 @@ def test_early_stop_restores_the_best_held_out_weights() -> None:
     assert len(history) == int(np.argmin(losses)) + 1 + config.patience
     assert held_out_mse(network, e, part(noise, 20, 40)) == pytest.approx(min(losses), rel=1e-3)
     assert min(losses) < losses[-1]
+
+
+def test_without_early_stop_the_last_weights_are_kept_and_held_out_loss_is_still_measured() -> None:
+    e, data = make_data(40)
+    network = InfluenceNetwork(DIM, HIDDEN, seed=1)
+    held_out = part(data, 20, 40)
+    noise = np.random.default_rng(1).standard_normal(20).astype(np.float32)
+    pairs = PairData(data.helped_pos[:20], data.helper_pos[:20], noise)
+    config = TrainingConfig(num_epochs=30, batch_size=4, learning_rate=1e-2, patience=1)
+    history = train_network(network, e, e, pairs, held_out, config, early_stop=False)
+    assert len(history) == config.num_epochs
+    last = history[-1].validation_loss
+    assert last > min(r.validation_loss for r in history)
+    assert held_out_mse(network, e, held_out) == pytest.approx(last, rel=1e-3)
+
+
+def grid_folds(rows: int, columns: int, same: bool, seed: int = 0) -> tuple[np.ndarray, ...]:
+    helped, helper = np.repeat(np.arange(rows), columns), np.tile(np.arange(columns), rows)
+    folds = unseen_folds(helped, helper, same_examples=same, num_folds=5, seed=seed)
+    return helped, helper, np.array(folds)
+
+
+@pytest.mark.parametrize(("rows", "columns", "same"), [(23, 11, False), (12, 12, True)])
+def test_folds_deal_every_example_once_and_hold_out_each_pair_that_touches_theirs(
+    rows: int, columns: int, same: bool
+) -> None:
+    """Each pair is held out for its row or its column; neither is left to train on then."""
+    helped, helper, folds = grid_folds(rows, columns, same)
+    out_rows = [set(range(rows)) - set(helped[~mask]) for mask in folds]
+    out_columns = [set(range(columns)) - set(helper[~mask]) for mask in folds]
+    assert sorted(row for fold in out_rows for row in fold) == list(range(rows))
+    assert sorted(column for fold in out_columns for column in fold) == list(range(columns))
+    for mask, unseen_rows, unseen_columns in zip(folds, out_rows, out_columns, strict=True):
+        touches = np.isin(helped, list(unseen_rows)) | np.isin(helper, list(unseen_columns))
+        np.testing.assert_array_equal(mask, touches)
+        assert not same or unseen_rows == unseen_columns
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "same"), [(2, 2, True), (2, 2, False), (1, 40, False), (40, 4, False)]
+)
+def test_too_few_examples_make_no_fold(rows: int, columns: int, same: bool) -> None:
+    assert len(grid_folds(rows, columns, same)[2]) == 0
+
+
+def test_folds_depend_on_the_seed_alone() -> None:
+    one, same, other = (grid_folds(20, 20, False, seed)[2] for seed in (3, 3, 4))
+    assert np.array_equal(one, same)
+    assert not np.array_equal(one, other)
 
 
 def test_same_seed_gives_the_same_bits_and_another_seed_other_weights() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from nncift_ray.errors import ConfigError, ModelError
-from nncift_ray.models import embedded, engines, vllm_engine
+from nncift_ray.models import embedded, engines, hub, vllm_engine
 from nncift_ray.models.embedded import ResolvedModel, resolve_embedder, resolve_language_model
 
 PAPER = ResolvedModel("BAAI/bge-large-en-v1.5", "/cache/bge", "abc")
@@ -21,7 +21,9 @@ def _make_folder(folder: Path, weights: bytes = b"1234", config: str = "{}") -> 
 @pytest.fixture
 def packaged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        embedded, "_resolve_embedded", lambda name, role: ResolvedModel(name, "/packaged", "p==1")
+        embedded,
+        "_resolve_embedded",
+        lambda name, role, *, fetch: ResolvedModel(name, "/packaged", "p==1"),
     )
 
 
@@ -30,7 +32,7 @@ def test_auto_embedder_without_cache_and_hub_is_the_packaged_one_and_says_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(embedded, "_from_hub_cache", lambda name: None)
-    monkeypatch.setattr(embedded, "_hub_answers", lambda name: False)
+    monkeypatch.setattr(hub, "hub_answers", lambda name: False)
     found = resolve_embedder("auto")
     assert found.name == embedded.EMBEDDED_EMBEDDER
     assert found.notice is not None
@@ -42,7 +44,7 @@ def test_auto_embedder_in_the_cache_asks_no_hub(monkeypatch: pytest.MonkeyPatch)
         raise AssertionError(f"the hub was asked about {name}")
 
     monkeypatch.setattr(embedded, "_from_hub_cache", lambda name: PAPER)
-    monkeypatch.setattr(embedded, "_hub_answers", refuse)
+    monkeypatch.setattr(hub, "hub_answers", refuse)
     assert resolve_embedder("auto") == PAPER
 
 
@@ -59,7 +61,7 @@ def test_auto_language_model_without_a_gpu_is_the_packaged_one(
 
 def test_offline_mode_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert not embedded._hub_answers("BAAI/bge-large-en-v1.5")
+    assert not hub.hub_answers("BAAI/bge-large-en-v1.5")
 
 
 def test_a_folders_revision_changes_with_its_config_or_weights(tmp_path: Path) -> None:

@@ -140,7 +140,7 @@ def test_a_teacher_that_cannot_be_made_says_why(kind: str, words: str) -> None:
 
 def test_a_users_class_is_made_from_the_context(monkeypatch: pytest.MonkeyPatch) -> None:
     class Constant:
-        kind: ClassVar[str] = "pointwise"
+        kind: ClassVar[str] = "pairwise"
         needs_baseline = needs_embeddings = needs_engine = False
         version = 3
 
@@ -165,3 +165,14 @@ def test_a_users_class_is_made_from_the_context(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "someones_teachers", module)
     teacher = make_teacher("someones_teachers:Constant", TeacherContext(options={"level": 0.5}))
     assert teacher.measure([LabelRequest(HELPED)]) == [Measurement(0.5)]
+
+
+def test_a_pointwise_teacher_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Pointwise(DeliftSeTeacher):
+        kind: ClassVar[str] = "pointwise"  # type: ignore[assignment]
+
+    module = ModuleType("someones_teachers")
+    module.Pointwise = Pointwise  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "someones_teachers", module)
+    with pytest.raises(ConfigError, match="pointwise teachers are not in this version yet"):
+        load_teacher_class("someones_teachers:Pointwise")

@@ -92,7 +92,7 @@ def run_chain(
     examples = run(DeduplicateStage(run(IngestStage(find_sources([candidates], [targets])))))
     embeddings = run(EmbedStage(examples, MODEL, make_embedder, shard_rows=sizes.embed_rows))
     design = SampleDesign(label_pairs=300, holdout_pairs_per_quadrant=20, seed=3)
-    sample = run(SampleStage(examples, design, blocks, needs_baseline=False))
+    sample = run(SampleStage(examples, dict.fromkeys(blocks, design), needs_baseline=False))
     measured = run(
         LabelStage(
             sample,

@@ -9,10 +9,11 @@ from typing import Any, ClassVar
 import pyarrow as pa
 import pytest
 
-from nncift_ray.errors import ModelError, StageError
+from nncift_ray.errors import ModelError, StageError, StorageError
 from nncift_ray.stages.driver import (
     ShardOutcome,
     execute_here,
+    execute_shard,
     finished_shards,
     parse_outcome,
     run_stage,
@@ -22,7 +23,7 @@ from nncift_ray.stages.driver import describe_outcome as describe
 from nncift_ray.stages.progress import LineReporter, SilentReporter
 from nncift_ray.stages.stage import Shard, Stage, Worker
 from nncift_ray.storage.filesystem import Location
-from nncift_ray.storage.output import MANIFEST_NAME, Sink, StageOutput
+from nncift_ray.storage.output import ERRORS_HELD, MANIFEST_NAME, Sink, StageOutput
 
 SQUARES = pa.schema([pa.field("item", pa.int64()), pa.field("square", pa.int64())])
 
@@ -209,3 +210,36 @@ def test_progress_says_what_was_skipped_and_resumed(tmp_path: Path) -> None:
         )
     assert lines[0] == "[square] started: 4 rows, 3 finished by an earlier run"
     assert lines[-1] == "[square] already done, skipped"
+
+
+def test_an_overlapping_record_of_a_worker_that_outlived_its_driver_is_left_out(
+    tmp_path: Path,
+) -> None:
+    stage = SquareStage(10, 4)
+    folder = stage_folder(stage, Location.of(str(tmp_path)))
+    for shard in (Shard(0, 4), Shard(2, 7)):
+        execute_shard(stage, stage.make_worker(), folder, shard)
+    assert squares(run(SquareStage(10, 3), tmp_path)) == [i * i for i in range(10)]
+
+
+def test_a_worker_that_wrote_to_another_disk_is_found_out(tmp_path: Path) -> None:
+    def lose_parts(stage: Stage, folder: Location, shards: list[Shard]) -> Iterator[ShardOutcome]:
+        for outcome in execute_here(stage, folder, shards):
+            assert outcome.record is not None
+            (folder / outcome.record.parts[0].name).delete()
+            yield outcome
+
+    with pytest.raises(StorageError, match="run_dir must be a disk they share"):
+        run_stage(
+            SquareStage(2, 1),
+            Location.of(str(tmp_path)),
+            execute=lose_parts,
+            reporter=SilentReporter(),
+        )
+
+
+def test_many_bad_rows_are_streamed_and_none_is_lost(tmp_path: Path) -> None:
+    stage = SquareStage(ERRORS_HELD * 2 + 5, 99_999)
+    stage.bad_rows = set(range(ERRORS_HELD * 2 + 3))
+    output = run(stage, tmp_path)
+    assert output.num_rows("errors") == output.manifest.num_failures == ERRORS_HELD * 2 + 3

@@ -62,7 +62,7 @@ def sample(folder: Path) -> StageOutput:
         DeduplicateStage(run(IngestStage(find_sources([candidates], [targets])), folder)), folder
     )
     design = SampleDesign(label_pairs=EXACT_PAIRS, holdout_pairs_per_quadrant=4)
-    return run(SampleStage(examples, design, ("within",), needs_baseline=True), folder)
+    return run(SampleStage(examples, {"within": design}, needs_baseline=True), folder)
 
 
 def measure(folder: Path, teacher: Teacher, shard_pairs: int = 16) -> StageOutput:

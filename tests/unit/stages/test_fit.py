@@ -1,0 +1,138 @@
+"""How many epochs a small sample is trained, on labels of a made-up teacher."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from nncift_ray.core.training import TrainingConfig
+from nncift_ray.stages import fit
+from nncift_ray.stages.fit import (
+    NUM_FOLDS,
+    TRAIN,
+    VALIDATION,
+    BlockLabels,
+    FitJob,
+    FittedBlock,
+    split_unseen,
+    train_here,
+)
+
+DIM = 6
+WORKER_TOLERANCE = 1e-4  # labels of size 1; workers add gradients in another order
+QUICK = TrainingConfig(num_epochs=2, batch_size=16, learning_rate=1e-2, patience=1, seed=4)
+
+
+def make_block(rows: int = 15, columns: int = 12) -> BlockLabels:
+    """Make a block labelled whole, with row and column effects that are only noise."""
+    rng = np.random.default_rng(0)
+    helped, helper = np.repeat(np.arange(rows), columns), np.tile(np.arange(columns), rows)
+    count = rows * columns
+    split = np.full(count, TRAIN, dtype=object)
+    split[rng.permutation(count)[: count // 5]] = VALIDATION
+    split[rng.permutation(count)[: count // 5]] = "Q1"
+    utility = rng.standard_normal(rows)[helped] + rng.standard_normal(columns)[helper]
+    return BlockLabels(
+        helped_ED=rng.standard_normal((rows, DIM)).astype(np.float32),
+        helper_ED=rng.standard_normal((columns, DIM)).astype(np.float32),
+        helped_pos=helped,
+        helper_pos=helper,
+        helped_index=helped * 10,
+        helper_index=helper * 10 + 1,
+        split=split,
+        utility=utility.astype(np.float32),
+    )
+
+
+def train(
+    monkeypatch: pytest.MonkeyPatch, data: BlockLabels, min_steps: int, **workers: object
+) -> FittedBlock:
+    monkeypatch.setattr(fit, "load_block", lambda job, block: data)
+    job = FitJob(None, None, ("cross",), 8, QUICK, min_steps)  # type: ignore[arg-type]
+    return train_here(job, **workers)["cross"]  # type: ignore[arg-type]
+
+
+def test_no_row_or_column_of_a_training_pair_is_the_reason_another_is_held_out() -> None:
+    for pairs, held_out in split_unseen(make_block(), "cross", seed=0):
+        old_rows, old_columns = set(pairs.helped_pos), set(pairs.helper_pos)
+        for row, column in zip(held_out.helped_pos, held_out.helper_pos, strict=True):
+            assert row not in old_rows or column not in old_columns
+
+
+def test_measuring_splits_are_in_no_fold() -> None:
+    data = make_block()
+    folds = split_unseen(data, "cross", seed=0)
+    usable = int(np.isin(data.split, [TRAIN, VALIDATION]).sum())
+    assert [len(pairs) + len(held_out) for pairs, held_out in folds] == [usable] * NUM_FOLDS
+
+
+def test_a_sample_that_memorises_stops_before_its_validation_pairs_would_stop_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data = make_block()
+    unseen = train(monkeypatch, data, min_steps=800)
+    monkeypatch.setattr(fit, "split_unseen", lambda *_: [])
+    drawn = train(monkeypatch, data, min_steps=800)
+    assert len(unseen.history) < fit.best_epoch(drawn.history)
+    assert fit.best_epoch(unseen.history) == len(unseen.history)
+
+
+def test_a_large_sample_trains_as_the_paper_with_no_fold(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fit, "split_unseen", lambda *_: pytest.fail("no fold is needed"))
+    assert len(train(monkeypatch, make_block(), min_steps=0).history) <= QUICK.num_epochs
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(2, 2), (1, 9), (30, 4)])
+def test_a_tiny_block_stops_on_its_validation_pairs(
+    monkeypatch: pytest.MonkeyPatch, rows: int, columns: int
+) -> None:
+    data = make_block(rows, columns)
+    data.split[0] = TRAIN
+    fitted = train(monkeypatch, data, min_steps=40)
+    assert len(split_unseen(data, "cross", seed=0)) == 0
+    assert all(np.isfinite(array).all() for array in fitted.state.values())
+
+
+def test_same_seed_trains_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, same = (train(monkeypatch, make_block(), min_steps=100) for _ in range(2))
+    assert one.history == same.history
+    assert all(np.array_equal(one.state[name], same.state[name]) for name in one.state)
+
+
+def test_two_workers_choose_the_epochs_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = make_block()
+    single = train(monkeypatch, data, min_steps=100)
+    barrier, slots = threading.Barrier(2, timeout=60), [None, None]
+    results: list[FittedBlock | None] = [None, None]
+
+    def work(rank: int) -> None:
+        def reduce(parameters: list[torch.nn.Parameter]) -> None:
+            slots[rank] = [p.grad.clone() for p in parameters]
+            barrier.wait()
+            means = [sum(grads) / 2 for grads in zip(*slots, strict=True)]
+            barrier.wait()
+            for p, mean in zip(parameters, means, strict=True):
+                p.grad.copy_(mean)
+
+        results[rank] = train(
+            monkeypatch, data, min_steps=100, shard=(rank, 2), reduce_gradients=reduce
+        )
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for result in results:
+        assert len(result.history) == len(single.history)
+        for name, array in single.state.items():
+            np.testing.assert_allclose(result.state[name], array, atol=WORKER_TOLERANCE)
+
+
+def test_the_rule_of_stopping_is_part_of_the_fingerprint() -> None:
+    stage = fit.FitStage(FitJob(None, None, ("cross",), 8, QUICK), train_here)  # type: ignore[arg-type]
+    assert stage.settings()["stop"] == {"num_folds": 5, "patience_share": 0.1}
+    assert stage.version == 2
