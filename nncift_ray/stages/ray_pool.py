@@ -161,9 +161,9 @@ def execute_on_ray(stage: Stage, folder: Location, shards: list[Shard]) -> Itera
             yield parse_outcome(row)
     except ray.exceptions.RayError as error:
         raise StageError(
-            f"stage '{stage.name}': workers were lost {MAX_LOST_WORKERS + 1} times on one shard, "
-            "killed for memory or by the system; give its actors more memory or smaller shards "
-            f"(pool.shard_rows). Finished shards are kept. {str(error).strip().splitlines()[0]}"
+            f"stage '{stage.name}': Ray gave up: {str(error).strip().splitlines()[0]} A lost "
+            f"worker is replaced {MAX_LOST_WORKERS} times; if it was killed for memory, give its actors "
+            "more of it or smaller shards (pool.shard_rows). Finished shards are kept."
         ) from error
 
 
