@@ -162,8 +162,8 @@ def execute_on_ray(stage: Stage, folder: Location, shards: list[Shard]) -> Itera
     except ray.exceptions.RayError as error:
         raise StageError(
             f"stage '{stage.name}': Ray gave up: {str(error).strip().splitlines()[0]} A lost "
-            f"worker is replaced {MAX_LOST_WORKERS} times; if it was killed for memory, give its actors "
-            "more of it or smaller shards (pool.shard_rows). Finished shards are kept."
+            f"worker is replaced {MAX_LOST_WORKERS} times; if it was killed for memory, give "
+            "its actors more of it or smaller shards (pool.shard_rows). Finished shards are kept."
         ) from error
 
 
