@@ -18,8 +18,8 @@ from nncift_ray.storage.output import MANIFEST_NAME, SHARD_FOLDER
 from tests.e2e.recipes import NUM_PAIRS, write_recipe
 
 SECONDS_TO_LIVE = 280
-# Stages of several shards die after their first, the others when they have begun. The stages left out
-# are one shard of bookkeeping each and go through the same driver.
+# Stages of several shards die after their first, the others when they have begun. Those left out
+# are one shard of bookkeeping each, and go through the same driver.
 MOMENTS = [
     ("ingest", "1"),
     ("embed", "1"),
