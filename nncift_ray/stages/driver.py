@@ -258,8 +258,8 @@ def _check_failures(stage: Stage, folder: Location, manifest: StageManifest) -> 
     if total and manifest.num_failures > stage.max_failed_fraction * total:
         raise StageError(
             f"stage '{stage.name}': {manifest.num_failures:,} of {total:,} rows failed, more than "
-            f"max_failed_fraction = {stage.max_failed_fraction:g} allows. Reasons are in "
-            f"{folder / ERRORS_TABLE}. Mend the rows, or raise max_failed_fraction to go on "
+            f"{stage.max_failed_key} = {stage.max_failed_fraction:g} allows. Reasons are in "
+            f"{folder / ERRORS_TABLE}. Mend the rows, or raise {stage.max_failed_key} to go on "
             "without them."
         )
 

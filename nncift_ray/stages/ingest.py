@@ -46,6 +46,7 @@ class IngestStage(Stage):
 
     name: ClassVar[str] = "ingest"
     unit: ClassVar[str] = "KiB"
+    max_failed_key: ClassVar[str] = "data.max_failed_fraction"
 
     def __init__(
         self,

@@ -28,6 +28,7 @@ class LabelStage(Stage):
 
     name: ClassVar[str] = "label"
     unit: ClassVar[str] = "requests"
+    max_failed_key: ClassVar[str] = "teacher.max_failed_fraction"
 
     def __init__(
         self,

@@ -62,6 +62,8 @@ class Stage(ABC):
     seed: int = 0
     resources: Resources = Resources()
     max_failed_fraction: float = 1.0
+    #: The recipe's key for it, for messages.
+    max_failed_key: ClassVar[str] = "max_failed_fraction"
 
     @property
     @abstractmethod
