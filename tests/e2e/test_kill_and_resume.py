@@ -26,7 +26,6 @@ MOMENTS = [
     ("label", "1"),
     ("fit", "start"),
     ("score_pairs", "1"),
-    ("select", "start"),
     ("export", "start"),
 ]
 
