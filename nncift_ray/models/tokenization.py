@@ -76,3 +76,23 @@ class SegmentTokenizer:
         bare = self._plain("x")
         dressed = list(self._tokenizer("x")["input_ids"])
         return dressed[: dressed.index(bare[0])] if bare and bare[0] in dressed else []
+
+
+class TokenizingEngine:
+    """The part of a scoring engine that is its tokenizer; engines set ``_tokenizer``."""
+
+    _tokenizer: SegmentTokenizer
+
+    @property
+    def start_ids(self) -> list[int]:
+        """Tokens the model expects at the start of every text."""
+        return self._tokenizer.start_ids
+
+    @property
+    def eos_id(self) -> int:
+        """The token that ends a response."""
+        return self._tokenizer.eos_id
+
+    def encode(self, text: str) -> list[int]:
+        """Tokenise a piece of a text, with no special tokens added."""
+        return self._tokenizer.encode(text)

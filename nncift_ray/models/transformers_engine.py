@@ -28,7 +28,7 @@ from nncift_ray.models.engine import (
     find_fault,
     make_result,
 )
-from nncift_ray.models.tokenization import SegmentTokenizer
+from nncift_ray.models.tokenization import SegmentTokenizer, TokenizingEngine
 
 MIN_SHARED_TOKENS = 8  # a shorter prefix costs more to share than to compute again
 LOGIT_ROWS = 512  # rows of [R, V] logits held at a time
@@ -36,7 +36,7 @@ CACHE_TOKENS_PER_BATCH_TOKEN = 16  # bound on the copies of a prefix: this times
 PROBE_TOLERANCE = 1e-5
 
 
-class TransformersEngine:
+class TransformersEngine(TokenizingEngine):
     """A causal language model of the transformers library as a scoring engine."""
 
     def __init__(
@@ -78,20 +78,6 @@ class TransformersEngine:
         self.name = f"transformers:{Path(model_path).name}:{dtype}"
         self._batch_tokens = batch_tokens or (512 if self._device.type == "cpu" else 16384)
         self._has_plain_head = self._probe_plain_head()
-
-    @property
-    def start_ids(self) -> list[int]:
-        """Tokens the model expects at the start of every text."""
-        return self._tokenizer.start_ids
-
-    @property
-    def eos_id(self) -> int:
-        """The token that ends a response."""
-        return self._tokenizer.eos_id
-
-    def encode(self, text: str) -> list[int]:
-        """Tokenise a piece of a text, with no special tokens added."""
-        return self._tokenizer.encode(text)
 
     def score(self, requests: Sequence[ScoringRequest]) -> list[ScoringResult | ScoringFailure]:
         """Score every request; the answers are in the order of the requests."""

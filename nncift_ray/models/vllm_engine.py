@@ -26,7 +26,7 @@ from nncift_ray.models.engine import (
     find_fault,
     make_result,
 )
-from nncift_ray.models.tokenization import SegmentTokenizer
+from nncift_ray.models.tokenization import SegmentTokenizer, TokenizingEngine
 
 CPU_BLOCK_TOKENS = 32  # the smallest block the CPU build takes; only whole blocks are reused
 CPU_KV_CACHE_BYTES = 1 << 30
@@ -39,7 +39,7 @@ def vllm_available() -> bool:
     return importlib.util.find_spec("vllm") is not None
 
 
-class VllmEngine:
+class VllmEngine(TokenizingEngine):
     """A causal language model in vLLM as a scoring engine, one process, one device."""
 
     def __init__(
@@ -128,20 +128,6 @@ class VllmEngine:
             self._llm: Any = vllm.LLM(**options)
         except (OSError, ValueError, RuntimeError) as error:
             raise ModelError(f"vLLM cannot load {model_path}: {error}") from error
-
-    @property
-    def start_ids(self) -> list[int]:
-        """Tokens the model expects at the start of every text."""
-        return self._tokenizer.start_ids
-
-    @property
-    def eos_id(self) -> int:
-        """The token that ends a response."""
-        return self._tokenizer.eos_id
-
-    def encode(self, text: str) -> list[int]:
-        """Tokenise a piece of a text, with no special tokens added."""
-        return self._tokenizer.encode(text)
 
     def score(self, requests: Sequence[ScoringRequest]) -> list[ScoringResult | ScoringFailure]:
         """Score every request; the answers are in the order of the requests.

@@ -44,6 +44,9 @@ FIT_START_SECONDS = 25.0
 FIT_STEPS_PER_SECOND = 700.0
 
 
+State = Literal["done", "begun", "to do"]
+
+
 @dataclass(frozen=True)
 class CorpusEstimate:
     """How large the corpus is."""
@@ -60,7 +63,7 @@ class StagePlan:
     """What one stage would do."""
 
     name: str
-    state: Literal["done", "begun", "to do"]
+    state: State
     amount: str  # what there is to do, in words
     num_shards: int | None  # left to run; None until the stages before it are done
     seconds: float  # estimated, of what is left
@@ -133,10 +136,10 @@ def detect_hardware() -> Literal["cpu", "gpu"]:
 
 def _walk(
     blueprint: Blueprint, run_dir: Location
-) -> tuple[dict[str, StageOutput], dict[str, str], dict[str, int]]:
+) -> tuple[dict[str, StageOutput], dict[str, State], dict[str, int]]:
     """Go through the stages as far as their inputs are finished."""
     outputs: dict[str, StageOutput] = {}
-    states: dict[str, str] = {}
+    states: dict[str, State] = {}
     shards_left: dict[str, int] = {}
     for name in STAGE_NAMES:
         stage = blueprint.build(name, outputs)
@@ -223,17 +226,14 @@ class _Workload:
         return words.get(name, "")
 
 
-def _plan_stage(name: str, state: str, shards: int | None, work: _Workload) -> StagePlan:
+def _plan_stage(name: str, state: State, shards: int | None, work: _Workload) -> StagePlan:
     seconds = 0.0 if state == "done" else work.seconds(name)
     prices = work.config.cluster
     on_gpu = work.hardware == "gpu" and work.blueprint.pool_use(name).can_use_gpu
     cpu_price = prices.price_per_cpu_hour * (os.cpu_count() or 1)
     price = prices.price_per_gpu_hour if on_gpu else cpu_price
-    kind: Literal["done", "begun", "to do"] = (
-        "done" if state == "done" else "begun" if state == "begun" else "to do"
-    )
     return StagePlan(
-        name, kind, work.describe(name), shards, seconds, seconds / SECONDS_PER_HOUR * price
+        name, state, work.describe(name), shards, seconds, seconds / SECONDS_PER_HOUR * price
     )
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
 
 import nncift_ray
+from nncift_ray.core.pair_scores import ScoreTotal
 from nncift_ray.report.data import (
     CoveredExample,
     ExampleText,
@@ -187,18 +188,13 @@ def _texts(examples: StageOutput, table: str, rows: np.ndarray) -> list[ExampleT
 
 def merge_statistics(statistics: pa.Table) -> pa.Table:
     """Merge the shards' score statistics to one row a block."""
-    merged: dict[str, dict[str, Any]] = {}
-    for row in statistics.to_pylist():
-        block = merged.get(row["block"])
-        if block is None:
-            merged[row["block"]] = row
-        else:
-            block["num_pairs"] += row["num_pairs"]
-            block["min"] = min(block["min"], row["min"])
-            block["max"] = max(block["max"], row["max"])
-            block["sum"] += row["sum"]
-            block["sum_of_squares"] += row["sum_of_squares"]
-    return pa.Table.from_pylist(list(merged.values()), schema=schemas.SCORE_STATISTICS)
+    merged: dict[str, ScoreTotal] = {}
+    for row in cast("list[dict[str, Any]]", statistics.to_pylist()):
+        block = row.pop("block")
+        total = ScoreTotal(**row)
+        merged[block] = merged[block].merge(total) if block in merged else total
+    rows = [{"block": block, **asdict(total)} for block, total in merged.items()]
+    return pa.Table.from_pylist(rows, schema=schemas.SCORE_STATISTICS)
 
 
 def collect_errors(outputs: Mapping[str, StageOutput]) -> pa.Table:

@@ -186,7 +186,7 @@ def _run_remaining(
                 stage.name, stage.item_weight(outcome.shard.start, outcome.shard.stop)
             )
         shards = [outcome.shard for outcome in failed]
-        if not failed or any(_is_users(outcome) for outcome in failed):
+        if not failed or any(_users_error(outcome) for outcome in failed):
             break
     if failed:
         raise _error_of(stage, failed, len(finished))
@@ -203,17 +203,17 @@ def _check_visible(folder: Location, record: ShardRecord) -> None:
         )
 
 
-def _is_users(outcome: ShardOutcome) -> bool:
-    """Whether trying again is pointless because the user has to act."""
+def _users_error(outcome: ShardOutcome) -> type[NnciftError] | None:
+    """Return the class of an error that the user has to mend, so that trying again is pointless."""
     kind = getattr(error_module, outcome.error_type, None)
-    return isinstance(kind, type) and issubclass(kind, NnciftError)
+    return kind if isinstance(kind, type) and issubclass(kind, NnciftError) else None
 
 
 def _error_of(stage: Stage, failed: list[ShardOutcome], num_finished: int) -> NnciftError:
     first = failed[0]
-    if _is_users(first):
-        kind: type[NnciftError] = getattr(error_module, first.error_type)
-        return kind(f"stage '{stage.name}': {first.error_message}")
+    users_error = _users_error(first)
+    if users_error is not None:
+        return users_error(f"stage '{stage.name}': {first.error_message}")
     return StageError(
         f"stage '{stage.name}': {len(failed)} shard(s) failed {MAX_SHARD_ATTEMPTS} times, the "
         f"first is items {first.shard.start}..{first.shard.stop}: {first.error_type}: "

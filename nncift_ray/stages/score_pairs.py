@@ -7,13 +7,14 @@ ever held.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 
 from nncift_ray.core.factored import FactoredNetwork
-from nncift_ray.core.pair_scores import ScoreTotal, TopK, top_k_rows
+from nncift_ray.core.pair_scores import TopK, top_k_rows
 from nncift_ray.stages.atoms import RowAtoms, RowSpan, RowStage, merge_spans
 from nncift_ray.stages.stage import Shard, Worker
 from nncift_ray.storage import schemas
@@ -68,11 +69,6 @@ class ScorePairsStage(RowStage):
         """What is kept; tiles and shards change nothing."""
         return {"blocks": list(self._blocks), "top_k": self._top_k, "mode": "exact"}
 
-    def num_pairs(self) -> int:
-        """Pairs of all blocks."""
-        columns = {b: self._activations.num_rows(f"{b}_columns") for b in self._blocks}
-        return sum(rows * columns[block] for block, rows in self._atoms.ranges)
-
     def make_worker(self) -> Worker:
         """Load the networks; columns are read as they are needed."""
         networks = {block: read_network(self._networks, block) for block in self._blocks}
@@ -110,7 +106,8 @@ class ScorePairsStage(RowStage):
         if top is None:
             return
         sink.write(f"{span.name}_top_helpers", top_helpers_table(rows["row_index"], top))
-        _write_statistics(sink, span.name, top.statistics.total())
+        statistics = {"block": span.name, **asdict(top.statistics.total())}
+        sink.write_rows("statistics", [statistics], schemas.SCORE_STATISTICS)
         if span.name == schemas.CROSS:
             sink.write("column_max", _column_max_table(span.name, np.concatenate(maxima)))
 
@@ -152,18 +149,6 @@ def top_helpers_table(row_index: pa.ChunkedArray, top: TopK) -> pa.Table:
         },
         schema=schemas.TOP_HELPERS,
     )
-
-
-def _write_statistics(sink: Sink, block: str, total: ScoreTotal) -> None:
-    row = {
-        "block": block,
-        "num_pairs": total.num_pairs,
-        "min": total.min,
-        "max": total.max,
-        "sum": total.sum,
-        "sum_of_squares": total.sum_of_squares,
-    }
-    sink.write_rows("statistics", [row], schemas.SCORE_STATISTICS)
 
 
 def _column_max_table(block: str, maxima: np.ndarray) -> pa.Table:
