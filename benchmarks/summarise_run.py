@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import subprocess
 from pathlib import Path
 from typing import Any
 
+from benchmarks.machine import describe_commit, describe_machine
 from nncift_ray.pipeline.blueprint import STAGE_NAMES
 from nncift_ray.pipeline.runner import RUN_RECORD
 from nncift_ray.report.collect import collect_mix, count_duplicates
@@ -41,8 +39,8 @@ def read_run(run_dir: Path) -> dict[str, Any]:
     )
     measured = done["label"].read("measurements", schema=schemas.MEASUREMENTS)
     return {
-        "commit": _commit(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {_processor()}",
+        "commit": describe_commit(),
+        "machine": describe_machine(),
         "environment": done["fit"].manifest.environment,
         "config": record["config"],
         "num_candidates": examples.num_rows("candidates"),
@@ -125,21 +123,6 @@ def _without_folders(config: dict[str, Any]) -> dict[str, Any]:
         for role in ("candidates", "targets")
     }
     return config | {"run_dir": Path(config["run_dir"]).name, "data": data}
-
-
-def _commit() -> str:
-    command = ["git", "rev-parse", "--short", "HEAD"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
-    return done.stdout.strip() or "unknown"
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def main() -> None:

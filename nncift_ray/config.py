@@ -64,6 +64,8 @@ class DataConfig(Section):
         max_failed_fraction: Stop when a larger share of the records is unusable.
         group_by: Field of the original record that names a source or task in the report; the file
             name when null.
+        subtask_by: Field of a target's original record that names its subtask; the objective top_k
+            takes the best of the subtasks (LESS). All targets are one subtask when null.
     """
 
     candidates: tuple[str, ...] = Field(min_length=1)
@@ -75,6 +77,7 @@ class DataConfig(Section):
     max_chars: int = Field(default=200_000, ge=1)
     max_failed_fraction: float = Field(default=0.5, ge=0, le=1)
     group_by: str | None = None
+    subtask_by: str | None = None
 
     @field_validator("candidates", "targets")
     @classmethod
@@ -143,6 +146,59 @@ class EmbedderConfig(Section):
     pool: PoolConfig = PoolConfig()
 
 
+class LessConfig(Section):
+    """The warm-up and the gradient features of LESS (defaults: arXiv 2402.04333).
+
+    Attributes:
+        warmup_fraction: Share of the candidates, drawn at random, that the warm-up trains on.
+        max_warmup_examples: Most examples that the fraction may come to.
+        num_epochs: Epochs of the warm-up; each leaves one checkpoint.
+        learning_rate: Peak of the linear schedule.
+        lr_warmup_fraction: Share of the steps in which the learning rate rises.
+        batch_size: Examples an optimiser step.
+        rank: Rank of the LoRA matrices.
+        alpha: LoRA's scale is alpha / rank.
+        dropout: LoRA's dropout while warming up; none while gradients are taken.
+        target_modules: Names of the linear layers that get an adapter.
+        quantization: "bitsandbytes" loads the frozen base in 4 bits.
+        projection_dim: Length of a projected gradient.
+        max_length: Tokens of the longest example; a longer one is an error row.
+        seed: Seed of the draw, of LoRA's first weights, of the order and of the projection.
+        num_workers: Ray Train workers of the warm-up.
+        pool: Actors that take gradients.
+    """
+
+    warmup_fraction: float = Field(default=0.05, gt=0, le=1)
+    max_warmup_examples: int = Field(default=20_000, ge=1)
+    num_epochs: int = Field(default=4, ge=1)
+    learning_rate: float = Field(default=2e-5, gt=0)
+    lr_warmup_fraction: float = Field(default=0.03, ge=0, lt=1)
+    batch_size: int = Field(default=32, ge=1)
+    rank: int = Field(default=128, ge=1)
+    alpha: float = Field(default=512.0, gt=0)
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+    quantization: Literal["bitsandbytes"] | None = None
+    projection_dim: int = Field(default=8192, ge=1)
+    max_length: int = Field(default=2048, ge=8)
+    seed: int = Field(default=0, ge=0)
+    num_workers: int = Field(default=1, ge=1)
+    pool: PoolConfig = PoolConfig()
+
+
+class SelectItConfig(Section):
+    """The reflections of SelectIT (arXiv 2402.16705).
+
+    Attributes:
+        models: Language models of different size whose scores are averaged by their number of
+            parameters; teacher.model alone when empty.
+        alpha: How much disagreement between the rating prompts lowers the score.
+    """
+
+    models: tuple[str, ...] = ()
+    alpha: float = Field(default=0.2, ge=0)
+
+
 class TeacherConfig(Section):
     """Who labels the sample.
 
@@ -156,8 +212,17 @@ class TeacherConfig(Section):
         max_length: Tokens of the longest request; examples are cut from their left to fit.
         kv_cache_memory_bytes: Memory of vLLM's key-value cache; null: 1 GiB on CPU, and on GPU what
             gpu_memory_utilization leaves.
-        gpu_memory_utilization: vLLM on GPU: share of the memory it takes.
+        gpu_memory_utilization: vLLM on GPU: share of the memory it takes, log-probabilities of the
+            prompts included.
+        batch_tokens: Tokens computed in one step of the engine; null: as many as the vocabulary and
+            the memory allow.
+        tensor_parallel_size: vLLM: GPUs that share one copy of the model.
+        quantization: "bitsandbytes" (4 bits, any engine), or what vLLM knows: awq, gptq, fp8...;
+            null: the weights as they are, or as the model's own files say.
+        adapter: Folder of a PEFT LoRA adapter on the model.
         max_failed_fraction: Stop when a larger share of the requests fails.
+        less: Warm-up and gradients of LESS.
+        selectit: Reflections of SelectIT.
         options: Keyword arguments of a teacher class of your own.
     """
 
@@ -169,7 +234,13 @@ class TeacherConfig(Section):
     max_length: int = Field(default=2048, ge=32)
     kv_cache_memory_bytes: int | None = Field(default=None, ge=1)
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
+    batch_tokens: int | None = Field(default=None, ge=32)
+    tensor_parallel_size: int = Field(default=1, ge=1)
+    quantization: str | None = None
+    adapter: str | None = None
     max_failed_fraction: float = Field(default=0.05, ge=0, le=1)
+    less: LessConfig = LessConfig()
+    selectit: SelectItConfig = SelectItConfig()
     options: dict[str, Any] = {}
 
     @field_validator("options")
@@ -210,6 +281,8 @@ class LabelsConfig(Section):
         holdout_pairs: Held-out pairs of each quadrant Q1..Q4; null: a twentieth of the labels, at
             most 500.
         validation_fraction: Share of the block that only decides when training stops.
+        group_pairs: Requests that the engine is handed at once, neighbours sharing a helper. Part
+            of what the labels are: another number changes their last digits.
         seed: Seed of the draw.
         pool: Actors.
     """
@@ -219,6 +292,7 @@ class LabelsConfig(Section):
     max_pairs: int = Field(default=1_000_000, ge=1)
     holdout_pairs: int | None = Field(default=None, ge=0)
     validation_fraction: float = Field(default=0.1, gt=0, lt=1)
+    group_pairs: int = Field(default=256, ge=1)
     seed: int = Field(default=0, ge=0)
     pool: PoolConfig = PoolConfig()
 
@@ -286,6 +360,7 @@ Objective = Literal[
     "facility_location",
     "facility_location_mutual_information",
     "facility_location_query_mutual_information",
+    "top_k",
 ]
 
 
@@ -294,7 +369,9 @@ class SelectionConfig(Section):
 
     Attributes:
         objective: facility_location covers the candidates; given targets it becomes its query
-            mutual information form. The two mutual information forms need targets.
+            mutual information form. The two mutual information forms need targets. top_k takes
+            the candidates of the highest score: a pointwise teacher's, or the mean influence on
+            the targets of the subtask where it is highest (LESS).
         budget: A fraction (below 1), a count (from 1), or {tokens: 5M}.
         eta: Weight of the target in the mutual information forms.
     """
@@ -384,6 +461,15 @@ class Config(Section):
             raise ValueError(
                 f"selection.objective: {self.selection.objective} needs data.targets; "
                 "give targets, or use facility_location"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _selectit_ranks(self) -> Self:
+        if self.teacher.kind == "selectit" and self.selection.objective != "top_k":
+            raise ValueError(
+                "teacher.kind selectit scores examples, not pairs, so selection.objective must be "
+                f"top_k (given: {self.selection.objective})"
             )
         return self
 

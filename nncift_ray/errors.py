@@ -27,6 +27,10 @@ class ModelError(NnciftError):
     exit_code = 4
 
 
+class EngineDiedError(ModelError):
+    """The process behind a language model is gone; a new one may be made."""
+
+
 class StageError(NnciftError):
     """A stage could not finish: failed shards, too many failed rows, a missing input."""
 

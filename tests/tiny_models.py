@@ -63,3 +63,33 @@ def write_tokenizer(folder: Path, vocabulary_size: int = 320) -> int:
     core.train_from_iterator(TRAINING_TEXT, trainer)
     PreTrainedTokenizerFast(tokenizer_object=core, eos_token=END).save_pretrained(folder)
     return core.get_vocab_size()
+
+
+def make_tiny_adapter(base: Path, folder: Path, *, rank: int = 4, seed: int = 1) -> Path:
+    """Write a LoRA adapter of random weights for a tiny model; returns the folder."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    settings = LoraConfig(
+        r=rank,
+        lora_alpha=2 * rank,
+        target_modules=["q_proj", "v_proj"],
+        task_type="CAUSAL_LM",
+        init_lora_weights=False,  # both matrices random: an adapter that changes something
+    )
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), settings)
+    model.save_pretrained(str(folder))
+    return folder
+
+
+def poison_weights(folder: Path) -> Path:
+    """Overwrite one row of a model's output layer with NaN; returns the folder."""
+    from safetensors.torch import load_file, save_file
+
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    weights["lm_head.weight"][5] = float("nan")
+    save_file(weights, path, metadata={"format": "pt"})
+    return folder

@@ -2,7 +2,7 @@
 
 A mean squared error says little alone: labels in a narrow band are met by any constant. So every
 split is also scored by a constant, by the means of rows and columns, and by the paper's two
-baselines. Suffix: P pairs.
+baselines. Suffix: P pairs (or examples, of a pointwise teacher).
 """
 
 from __future__ import annotations
@@ -107,21 +107,21 @@ def fidelity_table(
     predictions: Floats,
     splits: NDArray[np.str_],
     rows: Integers,
-    cols: Integers,
+    cols: Integers | None,
     seed: int,
 ) -> list[FidelityRow]:
     """Measure the network and the baselines on every split that has pairs.
 
     The baselines know the training pairs only: `zero` predicts 0 in the labels' own unit ("no
     example helps"), `random` draws uniformly over the range of the labels, `mean` is their mean,
-    `row_column_mean` is row mean + column mean - grand mean.
+    `row_column_mean` is row mean + column mean - grand mean, of pairs only.
 
     Args:
         labels: Teacher's utilities [P], raw and signed.
         predictions: The network's influence [P], in the same unit.
         splits: Split of each pair [P], one of `sampling.SPLITS`.
         rows: Helped example of each pair [P].
-        cols: Helper example of each pair [P].
+        cols: Helper example of each pair [P]; None where examples are labelled on their own.
         seed: Of the random baseline.
 
     Raises:
@@ -131,16 +131,17 @@ def fidelity_table(
     _check_table(labels, predictions, splits, rows, cols)
     fitted = splits == TRAIN
     train = _f64(labels)[fitted]
-    means = row_column_means(train, rows[fitted], cols[fitted])
     generator = np.random.Generator(np.random.PCG64(seed))
     num_pairs = len(labels)
     models: dict[str, F64] = {
         NETWORK: _f64(predictions),
         ZERO: np.zeros(num_pairs),
         RANDOM: generator.uniform(train.min(), train.max(), num_pairs),
-        MEAN: np.full(num_pairs, means.grand),
-        ROW_COLUMN_MEAN: means.predict(rows, cols),
+        MEAN: np.full(num_pairs, train.mean()),
     }
+    if cols is not None:
+        means = row_column_means(train, rows[fitted], cols[fitted])
+        models[ROW_COLUMN_MEAN] = means.predict(rows, cols)
     scale = float(labels.min()), float(labels.max())
     return [
         _measure(split, model, _f64(labels)[splits == split], predicted[splits == split], scale)
@@ -184,9 +185,10 @@ def _check_table(
     predictions: Floats,
     splits: NDArray[np.str_],
     rows: Integers,
-    cols: Integers,
+    cols: Integers | None,
 ) -> None:
-    lengths = [len(column) for column in (labels, predictions, splits, rows, cols)]
+    columns = (labels, predictions, splits, rows, rows if cols is None else cols)
+    lengths = [len(column) for column in columns]
     if len(set(lengths)) != 1:
         msg = f"labels, predictions, splits, rows, cols differ in length: {lengths}"
         raise ShapeError(msg)

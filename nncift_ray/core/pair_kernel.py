@@ -1,8 +1,9 @@
-"""The compiled loops of `pair_scores`: score four rows against a tile, fold into running lists.
+"""The compiled loops of `pair_scores` and `column_sums`: score four rows at once, fold them in.
 
 Only plain IEEE additions in a fixed order, and maxima and minima, which are exact: vectors run
 across columns, so a pair's score has the same bits in any tile, row group or vector width.
-Suffixes: I rows, R the four rows scored at once, T columns of a tile, K places of a heap, H hidden.
+Suffixes: I rows, R the four rows scored at once, T columns of a tile, K places of a heap, H hidden,
+G groups of rows.
 """
 
 from __future__ import annotations
@@ -11,97 +12,88 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nncift_ray.core.jit import compiled
+from nncift_ray.core.pair_vectors import (
+    NUM_ROWS,
+    PANEL_COLUMNS,
+    SUM_COLUMNS,
+    add_columns,
+    find_extremes,
+    score_panel,
+)
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
 
-ROWS_AT_ONCE = 4  # rows that share one pass over a tile: each loaded column value is used 4 times
-UNITS_AT_ONCE = 4  # hidden units added per pass over the accumulators
-SCAN_COLUMNS = 64  # columns that are dismissed at once when none reaches the top K
-NUM_LANES = 32  # partial extremes held apart, so that finding them becomes vector code
+UNITS_AT_ONCE = 4  # hidden units are padded to a multiple of this
+SCAN_COLUMNS = 16  # columns that are dismissed at once when none reaches the top K
+ONE = 2.0**32  # the fixed-point value of 1
+# A double this large has no bits below 1, so adding and taking it away rounds to a whole number
+# (half to even), below 2**51 either side; vectors have such additions and no rounded conversion.
+ROUND_TO_WHOLE = 1.5 * 2.0**52
+
+
+@compiled
+def weigh_columns(b_TH: F32, w_H: F32, place_H: I64, tile_HT: F32, base_T: F64) -> None:
+    """Write -w_h b_jh to the place of unit h in tile_HT and add w_h b_jh to base_T, h in order."""
+    num_columns, num_hidden = b_TH.shape
+    for first in range(0, num_columns, PANEL_COLUMNS):  # so many rows of b stay in the first cache
+        for h in range(num_hidden):
+            for j in range(first, min(first + PANEL_COLUMNS, num_columns)):
+                value = w_H[h] * b_TH[j, h]
+                tile_HT[place_H[h], j] = -value
+                base_T[j] += np.float64(value)
+
+
+@compiled
+def _pack_panels(tile_HT: F32, num_max: int) -> F32:
+    """Return a tile as panels [P, H, C], zero where padded, units of a minimum negated."""
+    num_hidden, num_columns = tile_HT.shape
+    num_panels = (num_columns + PANEL_COLUMNS - 1) // PANEL_COLUMNS
+    panel_PHC = np.zeros((num_panels, num_hidden, PANEL_COLUMNS), np.float32)
+    for p in range(num_panels):
+        first = p * PANEL_COLUMNS
+        for h in range(num_hidden):
+            sign = np.float32(1 if h < num_max else -1)
+            for c in range(min(PANEL_COLUMNS, num_columns - first)):
+                panel_PHC[p, h, c] = sign * tile_HT[h, first + c]
+    return panel_PHC
+
+
+@compiled
+def _pad_base(base_T: F32, num_columns: int) -> F32:
+    padded_T = np.zeros(num_columns, np.float32)
+    padded_T[: len(base_T)] = base_T
+    return padded_T
+
+
+@compiled
+def _unit_signs(num_hidden: int, num_max: int) -> F32:
+    """Return 1 for units of a maximum, -1 for units of a minimum: min(x, y) = -max(-x, -y)."""
+    sign_H = np.ones(num_hidden, np.float32)
+    sign_H[num_max:] = -1
+    return sign_H
 
 
 @compiled
 def _score_rows(
-    rows_IH: F32, tile_HT: F32, base_T: F32, num_max: int, r0: int, r1: int, r2: int, r3: int,
-    score_RT: F32,
+    rows_IH: F32, first: int, panel_PHC: F32, base_T: F32, sign_H: F32, num_columns: int,
+    group_HR: F32, score_RT: F32,
 ) -> None:  # fmt: skip
-    """Score four rows against a tile into score_RT; two loops, for maxima and for minima."""
-    num_columns = tile_HT.shape[1]
-    for j in range(num_columns):
-        score_RT[0, j] = base_T[j]
-        score_RT[1, j] = base_T[j]
-        score_RT[2, j] = base_T[j]
-        score_RT[3, j] = base_T[j]
-    for h in range(0, num_max, UNITS_AT_ONCE):
-        p0, p1, p2, p3 = rows_IH[r0, h], rows_IH[r0, h + 1], rows_IH[r0, h + 2], rows_IH[r0, h + 3]
-        q0, q1, q2, q3 = rows_IH[r1, h], rows_IH[r1, h + 1], rows_IH[r1, h + 2], rows_IH[r1, h + 3]
-        s0, s1, s2, s3 = rows_IH[r2, h], rows_IH[r2, h + 1], rows_IH[r2, h + 2], rows_IH[r2, h + 3]
-        t0, t1, t2, t3 = rows_IH[r3, h], rows_IH[r3, h + 1], rows_IH[r3, h + 2], rows_IH[r3, h + 3]
-        for j in range(num_columns):
-            b0, b1, b2, b3 = tile_HT[h, j], tile_HT[h + 1, j], tile_HT[h + 2, j], tile_HT[h + 3, j]
-            x = score_RT[0, j] + (p0 if p0 > b0 else b0)
-            x = x + (p1 if p1 > b1 else b1)
-            x = x + (p2 if p2 > b2 else b2)
-            score_RT[0, j] = x + (p3 if p3 > b3 else b3)
-            x = score_RT[1, j] + (q0 if q0 > b0 else b0)
-            x = x + (q1 if q1 > b1 else b1)
-            x = x + (q2 if q2 > b2 else b2)
-            score_RT[1, j] = x + (q3 if q3 > b3 else b3)
-            x = score_RT[2, j] + (s0 if s0 > b0 else b0)
-            x = x + (s1 if s1 > b1 else b1)
-            x = x + (s2 if s2 > b2 else b2)
-            score_RT[2, j] = x + (s3 if s3 > b3 else b3)
-            x = score_RT[3, j] + (t0 if t0 > b0 else b0)
-            x = x + (t1 if t1 > b1 else b1)
-            x = x + (t2 if t2 > b2 else b2)
-            score_RT[3, j] = x + (t3 if t3 > b3 else b3)
-    for h in range(num_max, tile_HT.shape[0], UNITS_AT_ONCE):
-        p0, p1, p2, p3 = rows_IH[r0, h], rows_IH[r0, h + 1], rows_IH[r0, h + 2], rows_IH[r0, h + 3]
-        q0, q1, q2, q3 = rows_IH[r1, h], rows_IH[r1, h + 1], rows_IH[r1, h + 2], rows_IH[r1, h + 3]
-        s0, s1, s2, s3 = rows_IH[r2, h], rows_IH[r2, h + 1], rows_IH[r2, h + 2], rows_IH[r2, h + 3]
-        t0, t1, t2, t3 = rows_IH[r3, h], rows_IH[r3, h + 1], rows_IH[r3, h + 2], rows_IH[r3, h + 3]
-        for j in range(num_columns):
-            b0, b1, b2, b3 = tile_HT[h, j], tile_HT[h + 1, j], tile_HT[h + 2, j], tile_HT[h + 3, j]
-            x = score_RT[0, j] + (p0 if p0 < b0 else b0)
-            x = x + (p1 if p1 < b1 else b1)
-            x = x + (p2 if p2 < b2 else b2)
-            score_RT[0, j] = x + (p3 if p3 < b3 else b3)
-            x = score_RT[1, j] + (q0 if q0 < b0 else b0)
-            x = x + (q1 if q1 < b1 else b1)
-            x = x + (q2 if q2 < b2 else b2)
-            score_RT[1, j] = x + (q3 if q3 < b3 else b3)
-            x = score_RT[2, j] + (s0 if s0 < b0 else b0)
-            x = x + (s1 if s1 < b1 else b1)
-            x = x + (s2 if s2 < b2 else b2)
-            score_RT[2, j] = x + (s3 if s3 < b3 else b3)
-            x = score_RT[3, j] + (t0 if t0 < b0 else b0)
-            x = x + (t1 if t1 < b1 else b1)
-            x = x + (t2 if t2 < b2 else b2)
-            score_RT[3, j] = x + (t3 if t3 < b3 else b3)
+    """Score eight rows from `first` on against a tile into score_RT.
 
-
-@compiled
-def _extremes(score_T: F32, low_L: F32, high_L: F32) -> tuple[float, float]:
-    """Return minimum and maximum, found lane by lane: a loop that becomes vector code."""
-    width = len(low_L)
-    low_L[:] = score_T[0]
-    high_L[:] = score_T[0]
-    num_whole = len(score_T) // width
-    for chunk in range(num_whole):
-        part_L = score_T[chunk * width : (chunk + 1) * width]
-        for lane in range(width):
-            value = part_L[lane]
-            low_L[lane] = value if value < low_L[lane] else low_L[lane]
-            high_L[lane] = value if value > high_L[lane] else high_L[lane]
-    low, high = low_L[0], high_L[0]
-    for lane in range(width):
-        low, high = min(low, low_L[lane]), max(high, high_L[lane])
-    for j in range(num_whole * width, len(score_T)):
-        low, high = min(low, score_T[j]), max(high, score_T[j])
-    return low, high
+    A last group that is not full repeats its last row, and a last panel its first column: both are
+    scored, and never counted twice.
+    """
+    for r in range(NUM_ROWS):
+        row_H = rows_IH[min(first + r, len(rows_IH) - 1)]
+        for h in range(len(row_H)):
+            group_HR[h, r] = sign_H[h] * row_H[h]
+    for p in range(len(panel_PHC)):
+        score_panel(group_HR, panel_PHC[p], sign_H, base_T, score_RT, p * PANEL_COLUMNS)
+    for r in range(NUM_ROWS):
+        score_RT[r, num_columns:] = score_RT[r, 0]
 
 
 @compiled
@@ -114,10 +106,11 @@ def _count_reaching(score_T: F32, threshold: float) -> int:
 
 @compiled
 def _raise_column_max(column_max_T: F32, score_RT: F32) -> None:
-    for j in range(len(column_max_T)):
-        top = max(score_RT[0, j], score_RT[1, j])
-        bottom = max(score_RT[2, j], score_RT[3, j])
-        column_max_T[j] = max(column_max_T[j], max(top, bottom))
+    for r in range(0, NUM_ROWS, 4):
+        for j in range(len(column_max_T)):
+            top = max(score_RT[r, j], score_RT[r + 1, j])
+            bottom = max(score_RT[r + 2, j], score_RT[r + 3, j])
+            column_max_T[j] = max(column_max_T[j], max(top, bottom))
 
 
 @compiled
@@ -182,42 +175,77 @@ def add_tile(
     column_max_T: F32,
 ) -> None:  # fmt: skip
     """Score all rows against one tile and fold the scores into the running state."""
-    num_rows, num_columns = rows_IH.shape[0], tile_HT.shape[1]
-    score_RT = np.empty((ROWS_AT_ONCE, num_columns), np.float32)
-    low_L, high_L = np.empty(NUM_LANES, np.float32), np.empty(NUM_LANES, np.float32)
-    for first in range(0, num_rows, ROWS_AT_ONCE):
-        # A last group that is not full repeats its last row: scored, never folded in twice.
-        r1, r2 = min(first + 1, num_rows - 1), min(first + 2, num_rows - 1)
-        r3 = min(first + 3, num_rows - 1)
-        _score_rows(rows_IH, tile_HT, base_T, num_max, first, r1, r2, r3, score_RT)
+    num_rows, num_columns, k = len(rows_IH), tile_HT.shape[1], index_IK.shape[1]
+    panel_PHC, sign_H = _pack_panels(tile_HT, num_max), _unit_signs(len(tile_HT), num_max)
+    padded_T = _pad_base(base_T, len(panel_PHC) * PANEL_COLUMNS)
+    group_HR = np.empty((len(tile_HT), NUM_ROWS), np.float32)
+    score_RT = np.empty((NUM_ROWS, len(padded_T)), np.float32)
+    low_P, high_P = np.empty(len(panel_PHC), np.float32), np.empty(len(panel_PHC), np.float32)
+    for first in range(0, num_rows, NUM_ROWS):
+        rows_here = min(NUM_ROWS, num_rows - first)
+        _score_rows(rows_IH, first, panel_PHC, padded_T, sign_H, num_columns, group_HR, score_RT)
         _raise_column_max(column_max_T, score_RT)
-        _add_sums(score_RT, sum_I, sum_of_squares_I, first, min(ROWS_AT_ONCE, num_rows - first))
-        for r in range(min(ROWS_AT_ONCE, num_rows - first)):
+        _add_sums(score_RT, num_columns, sum_I, sum_of_squares_I, first, rows_here)
+        for r in range(rows_here):
             i = first + r
-            size_I[i] = _offer_row(index_IK[i], score_IK[i], size_I[i], score_RT[r], first_column)
-            low, high = _extremes(score_RT[r], low_L, high_L)
+            find_extremes(score_RT[r], len(panel_PHC), low_P, high_P)
             num_pairs_I[i] += num_columns
-            min_I[i] = min(min_I[i], low)
-            max_I[i] = max(max_I[i], high)
+            for p in range(len(panel_PHC)):
+                min_I[i], max_I[i] = min(min_I[i], low_P[p]), max(max_I[i], high_P[p])
+                if size_I[i] == k and high_P[p] < score_IK[i, 0]:
+                    continue
+                start = p * PANEL_COLUMNS
+                part_T = score_RT[r, start : min(start + PANEL_COLUMNS, num_columns)]
+                size_I[i] = _offer_row(
+                    index_IK[i], score_IK[i], size_I[i], part_T, first_column + start
+                )
 
 
 @compiled
-def _add_sums(score_RT: F32, sum_I: F64, sum_of_squares_I: F64, first: int, num_rows: int) -> None:
+def sum_tile(
+    rows_IH: F32, tile_HT: F32, base_T: F32, num_max: int, group_I: I64,
+    num_pairs_I: I64, min_I: F32, max_I: F32, sum_I: F64, sum_of_squares_I: F64,
+    sum_GT: I64,
+) -> None:  # fmt: skip
+    """Score all rows against one tile and add each, in fixed point, to its group's columns."""
+    num_rows, num_columns = len(rows_IH), tile_HT.shape[1]
+    panel_PHC, sign_H = _pack_panels(tile_HT, num_max), _unit_signs(len(tile_HT), num_max)
+    padded_T = _pad_base(base_T, len(panel_PHC) * PANEL_COLUMNS)
+    group_HR = np.empty((len(tile_HT), NUM_ROWS), np.float32)
+    score_RT = np.empty((NUM_ROWS, len(padded_T)), np.float32)
+    low_P, high_P = np.empty(len(panel_PHC), np.float32), np.empty(len(panel_PHC), np.float32)
+    for first in range(0, num_rows, NUM_ROWS):
+        rows_here = min(NUM_ROWS, num_rows - first)
+        _score_rows(rows_IH, first, panel_PHC, padded_T, sign_H, num_columns, group_HR, score_RT)
+        _add_sums(score_RT, num_columns, sum_I, sum_of_squares_I, first, rows_here)
+        for r in range(rows_here):
+            i = first + r
+            find_extremes(score_RT[r], len(panel_PHC), low_P, high_P)
+            num_pairs_I[i] += num_columns
+            min_I[i], max_I[i] = min(min_I[i], low_P.min()), max(max_I[i], high_P.max())
+            sum_T = sum_GT[group_I[i]]
+            for j in range(num_columns):
+                whole = (np.float64(score_RT[r, j]) * ONE + ROUND_TO_WHOLE) - ROUND_TO_WHOLE
+                sum_T[j] += np.int64(whole)
+
+
+@compiled
+def _add_sums(
+    score_RT: F32, num_columns: int, sum_I: F64, sum_of_squares_I: F64, first: int, num_rows: int
+) -> None:  # fmt: skip
     """Add scores column after column, so that tiles do not change a bit of the sums."""
-    sums, squares = np.zeros(4), np.zeros(4)
-    for r in range(num_rows):
-        sums[r], squares[r] = sum_I[first + r], sum_of_squares_I[first + r]
-    u0, u1, u2, u3 = sums[0], sums[1], sums[2], sums[3]
-    v0, v1, v2, v3 = squares[0], squares[1], squares[2], squares[3]
-    for j in range(score_RT.shape[1]):  # eight chains at once hide the latency of an addition
-        x0, x1 = np.float64(score_RT[0, j]), np.float64(score_RT[1, j])
-        x2, x3 = np.float64(score_RT[2, j]), np.float64(score_RT[3, j])
-        u0, u1, u2, u3 = u0 + x0, u1 + x1, u2 + x2, u3 + x3
-        v0, v1, v2, v3 = v0 + x0 * x0, v1 + x1 * x1, v2 + x2 * x2, v3 + x3 * x3
-    sums[0], sums[1], sums[2], sums[3] = u0, u1, u2, u3
-    squares[0], squares[1], squares[2], squares[3] = v0, v1, v2, v3
-    for r in range(num_rows):
-        sum_I[first + r], sum_of_squares_I[first + r] = sums[r], squares[r]
+    sum_R, square_R = np.zeros(NUM_ROWS), np.zeros(NUM_ROWS)
+    sum_R[:num_rows] = sum_I[first : first + num_rows]
+    square_R[:num_rows] = sum_of_squares_I[first : first + num_rows]
+    num_blocks = num_columns // SUM_COLUMNS
+    add_columns(score_RT, num_blocks, sum_R, square_R)
+    for j in range(num_blocks * SUM_COLUMNS, num_columns):
+        for r in range(num_rows):
+            wide = np.float64(score_RT[r, j])
+            sum_R[r] += wide
+            square_R[r] += wide * wide
+    sum_I[first : first + num_rows] = sum_R[:num_rows]
+    sum_of_squares_I[first : first + num_rows] = square_R[:num_rows]
 
 
 @compiled

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from nncift_ray.core.pair_kernel import UNITS_AT_ONCE, add_tile, sort_heaps
+from nncift_ray.core.pair_kernel import UNITS_AT_ONCE, add_tile, sort_heaps, weigh_columns
 from nncift_ray.errors import ShapeError
 
 F32 = NDArray[np.float32]
@@ -45,6 +45,17 @@ class ScoreStatistics:
     max_I: F32
     sum_I: F64
     sum_of_squares_I: F64
+
+    @classmethod
+    def empty(cls, num_rows: int) -> ScoreStatistics:
+        """Return the statistics of no pair, for so many rows."""
+        return cls(
+            np.zeros(num_rows, np.int64),
+            np.full(num_rows, np.inf, np.float32),
+            np.full(num_rows, -np.inf, np.float32),
+            np.zeros(num_rows),
+            np.zeros(num_rows),
+        )
 
     def copy(self) -> ScoreStatistics:
         """Return a copy that further columns do not change."""
@@ -207,11 +218,11 @@ def top_k_rows(
         raise ShapeError(msg)
     column_max_J = np.full(len(b_JH), -np.inf, np.float32)
     if num_rows:
-        order_H, num_max = _unit_order(w_H)
-        rows_IH = _prepare_rows(a_IH, w_H, order_H)
+        order_H, num_max = unit_order(w_H)
+        rows_IH = prepare_rows(a_IH, w_H, order_H)
         for start in range(0, len(b_JH), tile_columns):
             part = slice(start, start + tile_columns)
-            tile_HT, base_T = _pack_tile(b_JH[part], w_H, order_H, bias)
+            tile_HT, base_T = pack_tile(b_JH[part], w_H, order_H, bias)
             add_tile(
                 rows_IH,
                 tile_HT,
@@ -271,22 +282,15 @@ def check_activations(a_IH: F32, b_JH: F32, w_H: F32, bias: float) -> None:
 
 
 def _empty_state(num_rows: int, k: int) -> TopKState:
-    statistics = ScoreStatistics(
-        np.zeros(num_rows, np.int64),
-        np.full(num_rows, np.inf, np.float32),
-        np.full(num_rows, -np.inf, np.float32),
-        np.zeros(num_rows),
-        np.zeros(num_rows),
-    )
     return TopKState(
         np.full((num_rows, k), NO_COLUMN, np.int32),
         np.full((num_rows, k), -np.inf, np.float32),
         np.zeros(num_rows, np.int64),
-        statistics,
+        ScoreStatistics.empty(num_rows),
     )
 
 
-def _unit_order(w_H: F32) -> tuple[I64, int]:
+def unit_order(w_H: F32) -> tuple[I64, int]:
     """Order hidden units: weights >= 0 first (a maximum), then < 0 (a minimum), each padded by -1.
 
     Returns the order, padded to whole passes, and how many of its places are maxima.
@@ -298,7 +302,7 @@ def _unit_order(w_H: F32) -> tuple[I64, int]:
     return np.concatenate(groups), len(groups[0])
 
 
-def _prepare_rows(a_IH: F32, w_H: F32, order_H: I64) -> F32:
+def prepare_rows(a_IH: F32, w_H: F32, order_H: I64) -> F32:
     """Return w_h a_ih in kernel order, zero where padded."""
     weighted_IH = np.zeros((len(a_IH), len(order_H)), np.float32)
     real_H = order_H >= 0
@@ -306,13 +310,12 @@ def _prepare_rows(a_IH: F32, w_H: F32, order_H: I64) -> F32:
     return weighted_IH
 
 
-def _pack_tile(b_TH: F32, w_H: F32, order_H: I64, bias: float) -> tuple[F32, F32]:
+def pack_tile(b_TH: F32, w_H: F32, order_H: I64, bias: float) -> tuple[F32, F32]:
     """Return -w_h b_jh as [H, T] in kernel order and the column term bias + sum_h w_h b_jh [T]."""
-    weighted_HT = np.ascontiguousarray((b_TH * w_H).T)
     tile_HT = np.zeros((len(order_H), len(b_TH)), np.float32)
-    real_H = order_H >= 0
-    tile_HT[real_H] = -weighted_HT[order_H[real_H]]
     base_T = np.full(len(b_TH), bias, np.float64)
-    for row_T in weighted_HT:  # one order for every column, whatever the tile
-        base_T += row_T
+    place_H = np.empty(len(w_H), np.int64)
+    real_H = order_H >= 0
+    place_H[order_H[real_H]] = np.flatnonzero(real_H)
+    weigh_columns(np.ascontiguousarray(b_TH), w_H, place_H, tile_HT, base_T)
     return tile_HT, base_T.astype(np.float32)

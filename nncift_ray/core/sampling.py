@@ -7,7 +7,8 @@ and Q1; the other quadrants measure the network on examples it never saw:
     Q3 row unseen, column seen    Q4 neither seen
 
 Unseen columns are few (about the square root of a quadrant's pairs), because each costs the
-teacher a prefix of its own. Sampled examples stay selectable: nothing here takes them away.
+teacher a prefix of its own. A pointwise teacher is asked about examples instead: there Q4 is what
+training never saw. Sampled examples stay selectable: nothing here takes them away.
 Source: NN-CIFT, arXiv 2502.09969 (5 % of the examples on each axis).
 """
 
@@ -25,8 +26,9 @@ TRAIN, VALIDATION = "train", "validation"
 QUADRANTS = ("Q1", "Q2", "Q3", "Q4")
 SPLITS = (TRAIN, VALIDATION, *QUADRANTS)
 
-COLUMN_STREAM, ROW_STREAM, PAIR_STREAM = 1, 2, 3  # one random stream a purpose
+COLUMN_STREAM, ROW_STREAM, PAIR_STREAM, POINT_STREAM = 1, 2, 3, 4  # one random stream a purpose
 MAX_HOLDOUT_SHARE = 0.5  # of label_pairs, over the four quadrants
+SMALLEST_VALIDATED = 4  # labels from which on one at least decides when training stops
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +67,12 @@ class PairSample:
 
     Attributes:
         helped: Row of each pair [P].
-        helper: Column of each pair [P].
+        helper: Column of each pair [P]; None where examples are labelled on their own.
         split: "train", "validation", "Q1", "Q2", "Q3" or "Q4" of each pair [P].
     """
 
     helped: I64
-    helper: I64
+    helper: I64 | None
     split: NDArray[np.str_]
 
     def __len__(self) -> int:
@@ -141,6 +143,37 @@ def draw_block(
     helped, helper, split = (np.concatenate(column) for column in zip(*parts, strict=True))
     order = np.lexsort((helped, helper))
     return PairSample(helped[order], helper[order], split[order])
+
+
+def draw_points(num_rows: int, design: SampleDesign) -> PairSample:
+    """Draw the examples that a pointwise teacher labels.
+
+    The same arguments give the same sample on any machine.
+
+    Args:
+        num_rows: Examples to draw from.
+        design: How many, and how split: ``label_fraction`` of the examples or ``label_pairs`` of
+            them, Q4 (``holdout_pairs_per_quadrant``, at most half) and validation included.
+
+    Returns:
+        Distinct examples in ascending order, without helpers.
+
+    Raises:
+        ValueError: If there is no example.
+    """
+    if num_rows < 1:
+        msg = "there is no example to label"
+        raise ValueError(msg)
+    wanted = design.label_pairs or max(1, round((design.label_fraction or 0.0) * num_rows))
+    generator = _generator(design.seed, POINT_STREAM)
+    drawn = generator.permutation(num_rows)[: min(wanted, num_rows)]
+    holdout = min(design.holdout_pairs_per_quadrant, int(len(drawn) * MAX_HOLDOUT_SHARE))
+    num_validation = _validation_size(len(drawn) - holdout, design.validation_fraction)
+    split = np.full(len(drawn), TRAIN, "<U10")
+    split[:holdout] = "Q4"
+    split[holdout : holdout + num_validation] = VALIDATION
+    order = np.argsort(drawn)
+    return PairSample(drawn[order], None, split[order])
 
 
 def _plan_block(
@@ -243,9 +276,7 @@ def _split_block(
     place_of_key = generator.permutation(len(keys))
     order = np.argsort(place_of_key[key_of_pair], kind="stable")
     num_q1 = min(holdout, num_pairs // len(QUADRANTS))
-    num_validation = round(validation_fraction * (num_pairs - num_q1))
-    if validation_fraction > 0 and num_pairs - num_q1 >= 4:
-        num_validation = max(1, num_validation)
+    num_validation = _validation_size(num_pairs - num_q1, validation_fraction)
     bounds = [
         _whole_group(key_of_pair[order], bound) for bound in (num_q1, num_q1 + num_validation)
     ]
@@ -253,6 +284,12 @@ def _split_block(
     split[order[: bounds[0]]] = "Q1"
     split[order[bounds[0] : bounds[1]]] = VALIDATION
     return split
+
+
+def _validation_size(num_labels: int, validation_fraction: float) -> int:
+    """Return how many labels decide when training stops; one at least is left to train on."""
+    size = min(round(validation_fraction * num_labels), max(0, num_labels - 1))
+    return max(1, size) if validation_fraction > 0 and num_labels >= SMALLEST_VALIDATED else size
 
 
 def _whole_group(key_of_place: I64, bound: int) -> int:

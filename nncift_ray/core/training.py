@@ -164,7 +164,7 @@ def train_network(
 
 def unseen_folds(
     helped: NDArray[np.integer],
-    helper: NDArray[np.integer],
+    helper: NDArray[np.integer] | None,
     *,
     same_examples: bool,
     num_folds: int,
@@ -179,7 +179,8 @@ def unseen_folds(
 
     Args:
         helped: Row of each pair [P], any numbering.
-        helper: Column of each pair [P]; the numbering of `helped` where `same_examples`.
+        helper: Column of each pair [P]; the numbering of `helped` where `same_examples`. None in
+            pointwise data: the rows alone are dealt.
         same_examples: Rows and columns are one set of examples: each goes to one fold on both axes.
         num_folds: Folds, at least 2.
         seed: Of the deal.
@@ -189,12 +190,14 @@ def unseen_folds(
         leave nothing to train on or nothing to measure.
     """
     generator = np.random.default_rng(seed)
-    axes = [np.concatenate([helped, helper])] if same_examples else [helped, helper]
+    axes = [helped] if helper is None else [helped, helper]
+    if same_examples:
+        axes = [np.concatenate(axes)]
     if min(len(np.unique(axis)) for axis in axes) < num_folds:
         return []
     dealt = np.concatenate([_deal(axis, num_folds, generator) for axis in axes])
-    rows, columns = dealt[: len(helped)], dealt[len(helped) :]
-    masks = [(rows == fold) | (columns == fold) for fold in range(num_folds)]
+    fold_AP = dealt.reshape(-1, len(helped))  # a row of folds for each axis
+    masks = [(fold_AP == fold).any(axis=0) for fold in range(num_folds)]
     return [] if any(mask.all() or not mask.any() for mask in masks) else masks
 
 

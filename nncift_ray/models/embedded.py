@@ -229,7 +229,13 @@ def _find_package(model: EmbeddedModel, name: str) -> Distribution:
 
 
 def _resolve_folder(folder: Path) -> ResolvedModel:
-    """Name a local model's state by a digest of its files.
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{folder} holds no config.json, so it is not a model's folder")
+    return ResolvedModel(str(folder), str(folder), folder_digest(folder))
+
+
+def folder_digest(folder: Path) -> str:
+    """Name the state of a local model or adapter by a digest of its files.
 
     Counted are the path, the size and the first and last MiB of every config, tokenizer and weight
     file, hidden folders left out; so files up to 2 MiB count in full, and a large model still takes
@@ -237,8 +243,6 @@ def _resolve_folder(folder: Path) -> ResolvedModel:
     large file, of the same size, goes unnoticed. Times of change do not count: copies of a folder
     on two nodes are the same model.
     """
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"{folder} holds no config.json, so it is not a model's folder")
     files = {
         path.relative_to(folder).as_posix(): path
         for path in folder.rglob("*")
@@ -250,7 +254,7 @@ def _resolve_folder(folder: Path) -> ResolvedModel:
             continue
         digest.update(f"{name}:{path.stat().st_size}\n".encode())
         digest.update(_both_ends(path))
-    return ResolvedModel(str(folder), str(folder), digest.hexdigest()[:REVISION_HEX_LENGTH])
+    return digest.hexdigest()[:REVISION_HEX_LENGTH]
 
 
 def _both_ends(path: Path) -> bytes:

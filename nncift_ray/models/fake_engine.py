@@ -8,10 +8,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from nncift_ray.models.engine import (
+    NextTokenRequest,
+    NextTokenResult,
     ScoringFailure,
     ScoringRequest,
     ScoringResult,
     find_fault,
+    make_next_token_result,
     make_result,
 )
 
@@ -34,6 +37,9 @@ class FakeEngine:
         self.start_ids: list[int] = []
         self.eos_id = NUM_BYTES
         self.num_requests = 0  # asked so far: tests count calls with it
+        self.num_parameters = 1_000
+        self.block_tokens = 1
+        self.busy_seconds = 0.0
 
     def encode(self, text: str) -> list[int]:
         """Return the bytes of the text in UTF-8."""
@@ -43,6 +49,13 @@ class FakeEngine:
         """Score every request; the answers are in the order of the requests."""
         self.num_requests += len(requests)
         return [self._score_one(request) for request in requests]
+
+    def next_token_log_probs(
+        self, requests: Sequence[NextTokenRequest]
+    ) -> list[NextTokenResult | ScoringFailure]:
+        """Return a hash of prompt and token for every wanted token, as a log-probability."""
+        self.num_requests += len(requests)
+        return [self._rate_one(request) for request in requests]
 
     def close(self) -> None:
         """Do nothing: there is nothing to free."""
@@ -57,3 +70,18 @@ class FakeEngine:
             state = zlib.crc32(int(token).to_bytes(4, "little"), state)
             log_probs_T[t] = np.nan if token == POISON_ID else -WORST_NATS * state / 2**32
         return make_result(log_probs_T, request.num_tokens, 0)
+
+    def _rate_one(self, request: NextTokenRequest) -> NextTokenResult | ScoringFailure:
+        fault = find_fault(request, self.max_length, NUM_BYTES + 1)
+        if fault is not None:
+            return fault
+        state = zlib.crc32(np.asarray(request.prompt_ids, dtype="<i4").tobytes())
+        log_probs_K = np.array(
+            [
+                -WORST_NATS * zlib.crc32(int(token).to_bytes(4, "little"), state) / 2**32
+                for token in request.token_ids
+            ]
+        )
+        if POISON_ID in request.prompt_ids:
+            log_probs_K[:] = np.nan
+        return make_next_token_result(log_probs_K, request.num_tokens, 0)

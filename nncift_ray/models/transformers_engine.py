@@ -1,43 +1,63 @@
 """Scoring with transformers: runs anywhere, is the oracle of the tests, and shares prefixes.
 
-Suffix legend: B requests of a batch, S suffix tokens (padded), R response tokens of the batch,
-V vocabulary.
+Suffix legend: B jobs of a batch, P prefix tokens, S suffix tokens (padded), R states that are read
+in a batch, D hidden size, V vocabulary.
 
-Requests with the same prefix share one key-value cache: the prefix is computed once, alone, and
-the suffixes are batched behind copies of it. Padding is on the right, where causal attention
-cannot see it.
+Jobs with the same prefix share one key-value cache: the prefix is computed once, alone, and the
+suffixes are batched behind copies of it. Padding is on the right, where causal attention cannot
+see it.
 """
 
 from __future__ import annotations
 
 import copy
 import gc
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from nncift_ray.errors import ModelError
+from nncift_ray.errors import EngineDiedError
+from nncift_ray.models.batching import Job, cut_batches, group_by_prefix, make_job
 from nncift_ray.models.engine import (
+    AnyRequest,
+    NextTokenRequest,
+    NextTokenResult,
     ScoringFailure,
     ScoringRequest,
     ScoringResult,
     find_fault,
+    make_next_token_result,
     make_result,
 )
+from nncift_ray.models.model_files import (
+    count_parameters,
+    engine_name,
+    longest_request,
+    read_adapter,
+    read_config,
+)
 from nncift_ray.models.tokenization import SegmentTokenizer, TokenizingEngine
+from nncift_ray.models.transformers_loading import load_language_model, pick_device
 
-MIN_SHARED_TOKENS = 8  # a shorter prefix costs more to share than to compute again
+CPU_BATCH_TOKENS = 512
+GPU_BATCH_TOKENS = 16_384
 LOGIT_ROWS = 512  # rows of [R, V] logits held at a time
-CACHE_TOKENS_PER_BATCH_TOKEN = 16  # bound on the copies of a prefix: this times batch_tokens
 PROBE_TOLERANCE = 1e-5
+
+LogProbs = npt.NDArray[np.float64]
+Result = TypeVar("Result", ScoringResult, NextTokenResult)
 
 
 class TransformersEngine(TokenizingEngine):
     """A causal language model of the transformers library as a scoring engine."""
+
+    block_tokens = 1  # a prefix is shared to the token
 
     def __init__(
         self,
@@ -48,6 +68,8 @@ class TransformersEngine(TokenizingEngine):
         max_length: int = 2048,
         batch_tokens: int | None = None,
         revision: str | None = None,
+        quantization: str | None = None,
+        adapter: str | Path | None = None,
         num_threads: int | None = None,
     ) -> None:
         """Load model and tokenizer.
@@ -59,36 +81,52 @@ class TransformersEngine(TokenizingEngine):
             max_length: Most tokens a request may have; lowered to what the model's positions hold.
             batch_tokens: Padded tokens computed at once; default 512 on a CPU, 16,384 on a GPU.
             revision: Commit on the hub.
+            quantization: "bitsandbytes" for 4-bit weights; None leaves them as the files say.
+            adapter: Folder of a LoRA adapter as PEFT writes it.
             num_threads: CPU threads of torch; None leaves them alone.
 
         Raises:
-            ModelError: If the model or its tokenizer cannot be loaded.
+            ModelError: If the model, its tokenizer or the adapter cannot be loaded.
         """
         if num_threads is not None:
             torch.set_num_threads(num_threads)
-        self._device = torch.device(_pick_device(device))
+        self._device = pick_device(device)
         self._tokenizer = SegmentTokenizer(model_path, revision)
-        self._model: Any = _load_model(model_path, revision, dtype).to(self._device).eval()
-        config = self._model.config.get_text_config()
+        config = read_config(model_path, revision)
+        self._model: Any = load_language_model(
+            model_path,
+            self._device,
+            dtype=dtype,
+            revision=revision,
+            quantization=quantization,
+            adapter=None if adapter is None else read_adapter(adapter),
+        )
         self._vocabulary_size = int(config.vocab_size)
-        # One position less than the model has: vLLM needs it for the token it must generate, and
-        # both engines are to refuse the same requests.
-        positions = getattr(config, "max_position_embeddings", None)
-        self.max_length = min(max_length, positions - 1) if positions else max_length
-        self.name = f"transformers:{Path(model_path).name}:{dtype}"
-        self._batch_tokens = batch_tokens or (512 if self._device.type == "cpu" else 16384)
+        self.max_length = longest_request(config, max_length)
+        self.num_parameters = count_parameters(config)
+        self.busy_seconds = 0.0
+        self.name = engine_name("transformers", model_path, dtype, quantization, adapter)
+        on_cpu = self._device.type == "cpu"
+        self._batch_tokens = batch_tokens or (CPU_BATCH_TOKENS if on_cpu else GPU_BATCH_TOKENS)
         self._has_plain_head = self._probe_plain_head()
 
     def score(self, requests: Sequence[ScoringRequest]) -> list[ScoringResult | ScoringFailure]:
-        """Score every request; the answers are in the order of the requests."""
-        answers: list[ScoringResult | ScoringFailure | None] = [
-            find_fault(request, self.max_length, self._vocabulary_size) for request in requests
-        ]
-        sound = [i for i, answer in enumerate(answers) if answer is None]
-        with torch.inference_mode():
-            for prefix_ids, members in _group_by_prefix(requests, sound):
-                self._score_group(requests, prefix_ids, members, answers)
-        return [_require(answer) for answer in answers]
+        """Score every request; the answers are in the order of the requests.
+
+        Raises:
+            EngineDiedError: If the accelerator failed; the process is of no more use.
+        """
+        return self._answer(requests, make_result)
+
+    def next_token_log_probs(
+        self, requests: Sequence[NextTokenRequest]
+    ) -> list[NextTokenResult | ScoringFailure]:
+        """Return the log-probabilities of some tokens after each prompt, in order.
+
+        Raises:
+            EngineDiedError: If the accelerator failed; the process is of no more use.
+        """
+        return self._answer(requests, make_next_token_result)
 
     def close(self) -> None:
         """Free the model's memory; the engine cannot be used afterwards."""
@@ -97,54 +135,64 @@ class TransformersEngine(TokenizingEngine):
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _score_group(
+    def _answer(
         self,
-        requests: Sequence[ScoringRequest],
-        prefix_ids: tuple[int, ...],
-        members: list[int],
-        answers: list[ScoringResult | ScoringFailure | None],
-    ) -> None:
-        """Compute the prefix once, then its suffixes in batches of similar length."""
-        cache = self._compute_prefix(prefix_ids) if prefix_ids else None
-        skip = len(prefix_ids)
-        members = sorted(members, key=lambda i: (requests[i].num_tokens, i))
-        first = members[0]
-        for batch in self._cut_batches(requests, members, skip):
-            rows = self._score_or_split([requests[i] for i in batch], cache, skip)
-            for i, row in zip(batch, rows, strict=True):
+        requests: Sequence[AnyRequest],
+        make: Callable[[LogProbs, int, int], Result | ScoringFailure],
+    ) -> list[Result | ScoringFailure]:
+        """Refuse the faulty requests and run the others, prefix by prefix."""
+        answers: dict[int, Result | ScoringFailure] = {}
+        sound: list[int] = []
+        for i, request in enumerate(requests):
+            fault = find_fault(request, self.max_length, self._vocabulary_size)
+            if fault is None:
+                sound.append(i)
+            else:
+                answers[i] = fault
+        jobs = [make_job(requests[i]) for i in sound]
+        for prefix_ids, members in group_by_prefix(jobs):
+            try:
+                rows = self._run_group([jobs[place] for place in members], prefix_ids)
+            except torch.AcceleratorError as error:  # every later call would fail with it too
+                raise EngineDiedError(f"{self.name} died: {error}") from error
+            for rank, (place, row) in enumerate(zip(members, rows, strict=True)):
                 if isinstance(row, ScoringFailure):
-                    answers[i] = row
-                    continue
-                # The first of a group counts as the one that paid for the prefix.
-                answers[i] = make_result(row, requests[i].num_tokens, 0 if i == first else skip)
+                    answers[sound[place]] = row
+                else:
+                    # The first of a group counts as the one that paid for the prefix.
+                    num_cached = len(prefix_ids) if rank else 0
+                    answers[sound[place]] = make(row, len(jobs[place].token_ids), num_cached)
+        return [answers[i] for i in range(len(requests))]
 
-    def _cut_batches(
-        self, requests: Sequence[ScoringRequest], members: list[int], skip: int
-    ) -> Iterator[list[int]]:
-        """Cut requests sorted by length so that padded and cached tokens stay below their bounds.
+    def _run_group(
+        self, jobs: list[Job], prefix_ids: tuple[int, ...]
+    ) -> list[LogProbs | ScoringFailure]:
+        """Compute the prefix once, then its suffixes in batches of similar length."""
+        rows: dict[int, LogProbs | ScoringFailure] = {}
+        skip = len(prefix_ids)
+        lengths = [len(job.token_ids) for job in jobs]
+        with torch.inference_mode(), self._busy():
+            cache = self._compute_prefix(prefix_ids) if prefix_ids else None
+            for batch in cut_batches(lengths, skip, self._batch_tokens):
+                found = self._run_or_split([jobs[place] for place in batch], cache, skip)
+                rows.update(zip(batch, found, strict=True))
+        return [rows[place] for place in range(len(jobs))]
 
-        Longest first: the batch that needs most memory fails early if it fails at all.
-        """
-        batch: list[int] = []
-        longest = 0
-        for i in reversed(members):
-            longest = longest or requests[i].num_tokens
-            rows = len(batch) + 1
-            too_wide = rows * (longest - skip) > self._batch_tokens
-            too_deep = rows * longest > self._batch_tokens * CACHE_TOKENS_PER_BATCH_TOKEN
-            if batch and (too_wide or too_deep):
-                yield batch
-                batch, longest = [], requests[i].num_tokens
-            batch.append(i)
-        if batch:
-            yield batch
-
-    def _score_or_split(
-        self, batch: list[ScoringRequest], cache: Any, skip: int
-    ) -> list[npt.NDArray[np.float64] | ScoringFailure]:
-        """Score a batch; where the accelerator's memory does not suffice, its halves."""
+    @contextmanager
+    def _busy(self) -> Iterator[None]:
+        """Count the time of a block; every batch in it ends with its numbers on the CPU."""
+        start = time.perf_counter()
         try:
-            return list(self._score_batch(batch, cache, skip))
+            yield
+        finally:
+            self.busy_seconds += time.perf_counter() - start
+
+    def _run_or_split(
+        self, batch: list[Job], cache: Any, skip: int
+    ) -> list[LogProbs | ScoringFailure]:
+        """Run a batch; where the accelerator's memory does not suffice, its halves."""
+        try:
+            return list(self._run_batch(batch, cache, skip))
         except torch.OutOfMemoryError as error:
             if len(batch) == 1:
                 return [ScoringFailure("out_of_memory", str(error).splitlines()[0])]
@@ -152,35 +200,27 @@ class TransformersEngine(TokenizingEngine):
         torch.cuda.empty_cache()
         half = len(batch) // 2
         return [
-            *self._score_or_split(batch[:half], cache, skip),
-            *self._score_or_split(batch[half:], cache, skip),
+            *self._run_or_split(batch[:half], cache, skip),
+            *self._run_or_split(batch[half:], cache, skip),
         ]
 
     def _compute_prefix(self, prefix_ids: tuple[int, ...]) -> Any:
         """Return the key-value cache of a prefix, batch size 1."""
+        from transformers import DynamicCache
+
         ids_1P = torch.tensor([prefix_ids], device=self._device)
-        cache = _empty_cache(self._model.config)
+        cache = DynamicCache(config=self._model.config)
         self._model.base_model(input_ids=ids_1P, past_key_values=cache, use_cache=True)
         return cache
 
-    def _score_batch(
-        self, batch: list[ScoringRequest], cache: Any, skip: int
-    ) -> list[npt.NDArray[np.float64]]:
-        """Return the log-probs of every request's response; ``skip`` tokens are in the cache."""
-        suffixes = [[*r.prompt_ids, *r.response_ids][skip:] for r in batch]
-        width = max(map(len, suffixes))
+    def _run_batch(self, batch: list[Job], cache: Any, skip: int) -> list[LogProbs]:
+        """Return the log-probs that every job asks for; ``skip`` tokens are in the cache."""
+        width = max(len(job.token_ids) for job in batch) - skip
         ids_BS = torch.zeros((len(batch), width), dtype=torch.long)
         mask_BS = torch.zeros((len(batch), skip + width), dtype=torch.long)
-        rows: list[int] = []
-        columns: list[int] = []
-        for b, (suffix, request) in enumerate(zip(suffixes, batch, strict=True)):
-            ids_BS[b, : len(suffix)] = torch.tensor(suffix)
-            mask_BS[b, : skip + len(suffix)] = 1
-            # The token at t is predicted by the state at t - 1.
-            last = len(suffix) - 1
-            columns += range(last - len(request.response_ids), last)
-            rows += [b] * len(request.response_ids)
-        targets_R = torch.tensor([t for r in batch for t in r.response_ids], device=self._device)
+        for b, job in enumerate(batch):
+            ids_BS[b, : len(job.token_ids) - skip] = torch.tensor(job.token_ids[skip:])
+            mask_BS[b, : len(job.token_ids)] = 1
         inputs = {
             "input_ids": ids_BS.to(self._device),
             "attention_mask": mask_BS.to(self._device),
@@ -188,12 +228,14 @@ class TransformersEngine(TokenizingEngine):
         }
         if cache is not None:
             inputs["past_key_values"] = _repeat(cache, len(batch))
-        where_R = (
-            torch.tensor(rows, device=self._device),
-            torch.tensor(columns, device=self._device),
+        rows = [b for b, job in enumerate(batch) for _ in job.positions]
+        columns = [position - skip for job in batch for position in job.positions]
+        targets = [target for job in batch for target in job.targets]
+        rows_R, columns_R, targets_R = (
+            torch.tensor(values, device=self._device) for values in (rows, columns, targets)
         )
-        log_probs_R = self._log_probs_at(inputs, where_R, targets_R).cpu().numpy()
-        ends = np.cumsum([len(r.response_ids) for r in batch])[:-1]
+        log_probs_R = self._log_probs_at(inputs, (rows_R, columns_R), targets_R).cpu().numpy()
+        ends = np.cumsum([len(job.targets) for job in batch])[:-1]
         return [part.astype(np.float64) for part in np.split(log_probs_R, ends)]
 
     def _log_probs_at(
@@ -237,37 +279,10 @@ class TransformersEngine(TokenizingEngine):
         )
 
 
-def _group_by_prefix(
-    requests: Sequence[ScoringRequest], indices: list[int]
-) -> Iterator[tuple[tuple[int, ...], list[int]]]:
-    """Yield shared prefixes with their requests, then all other requests with an empty prefix."""
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for i in indices:
-        request = requests[i]
-        # The last prompt token is always computed: it predicts the first response token.
-        length = min(request.prefix_length, len(request.prompt_ids) - 1)
-        prefix = tuple(request.prompt_ids[:length]) if length >= MIN_SHARED_TOKENS else ()
-        groups.setdefault(prefix, []).append(i)
-    alone = groups.pop((), [])
-    for prefix, members in groups.items():
-        if len(members) > 1:
-            yield prefix, members
-        else:
-            alone += members
-    if alone:
-        yield (), alone
-
-
 def _pick_log_probs(logits_RV: torch.Tensor, targets_R: torch.Tensor) -> torch.Tensor:
     logits_RV = logits_RV.float()
     chosen_R = logits_RV.gather(1, targets_R[:, None])[:, 0]
     return chosen_R - torch.logsumexp(logits_RV, dim=1)
-
-
-def _empty_cache(config: Any) -> Any:
-    from transformers import DynamicCache
-
-    return DynamicCache(config=config)
 
 
 def _repeat(cache: Any, num_copies: int) -> Any:
@@ -276,33 +291,3 @@ def _repeat(cache: Any, num_copies: int) -> Any:
     if num_copies > 1:
         copies.batch_repeat_interleave(num_copies)
     return copies
-
-
-def _pick_device(device: str) -> str:
-    if device != "auto":
-        return device
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _load_model(model_path: str | Path, revision: str | None, dtype: str) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    torch_dtype = getattr(torch, dtype, None)
-    if not isinstance(torch_dtype, torch.dtype):
-        raise ModelError(f"dtype {dtype!r} is unknown; use float32, bfloat16 or float16")
-    try:
-        return AutoModelForCausalLM.from_pretrained(
-            str(model_path),
-            revision=revision,
-            dtype=torch_dtype,
-            trust_remote_code=False,
-            use_safetensors=True,  # never a pickle
-            local_files_only=Path(model_path).is_dir(),
-        )
-    except (OSError, ValueError) as error:
-        raise ModelError(f"no language model can be loaded from {model_path}: {error}") from error
-
-
-def _require(answer: ScoringResult | ScoringFailure | None) -> ScoringResult | ScoringFailure:
-    assert answer is not None, "a request was neither scored nor refused"  # noqa: S101
-    return answer

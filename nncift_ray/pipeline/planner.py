@@ -16,17 +16,18 @@ from typing import Literal, cast
 import numpy as np
 
 from nncift_ray.config import Config, TokenBudget
-from nncift_ray.core.sampling import draw_block
+from nncift_ray.core.sampling import draw_block, draw_points
 from nncift_ray.errors import DataError
-from nncift_ray.pipeline.blueprint import STAGE_NAMES, Blueprint
-from nncift_ray.pipeline.runner import trainer_of
+from nncift_ray.pipeline.blueprint import Blueprint
+from nncift_ray.pipeline.runner import trainers_of
 from nncift_ray.stages.driver import finished_shards, plan_shards, stage_folder
+from nncift_ray.stages.select import TOP_K
 from nncift_ray.storage.corpora import SourceFile, expand_sources
 from nncift_ray.storage.example_rows import is_error, read_examples
 from nncift_ray.storage.filesystem import Location
 from nncift_ray.storage.output import StageOutput
 from nncift_ray.storage.rows import ExampleRow, ReadLimits
-from nncift_ray.storage.schemas import WITHIN
+from nncift_ray.storage.schemas import CROSS, POINTS, WITHIN
 
 COUNTED_WHOLE_BYTES = 32 * 1024**2
 SAMPLED_ROWS = 2000
@@ -105,14 +106,14 @@ def make_plan(config: Config, *, hardware: Literal["cpu", "gpu"] | None = None) 
     """
     run_dir = Location.of(config.run_dir)
     kind = hardware or detect_hardware()
-    blueprint = Blueprint(config, trainer_of, has_gpu=kind == "gpu", fetch=False)
+    blueprint = Blueprint(config, trainers_of, has_gpu=kind == "gpu", fetch=False)
     blueprint.check()
     outputs, states, shards_left = _walk(blueprint, run_dir)
     corpus = estimate_corpus(config, outputs.get("deduplicate"))
     work = _Workload(config, blueprint, corpus, kind)
     stages = tuple(
         _plan_stage(name, states.get(name, "to do"), shards_left.get(name), work)
-        for name in STAGE_NAMES
+        for name in blueprint.stage_names
     )
     return RunPlan(
         run_dir=str(run_dir),
@@ -141,7 +142,7 @@ def _walk(
     outputs: dict[str, StageOutput] = {}
     states: dict[str, State] = {}
     shards_left: dict[str, int] = {}
-    for name in STAGE_NAMES:
+    for name in blueprint.stage_names:
         stage = blueprint.build(name, outputs)
         folder = stage_folder(stage, run_dir)
         output = StageOutput.open(folder)
@@ -170,21 +171,25 @@ class _Workload:
 
     def _add_block(self, block: str) -> None:
         columns = self.corpus.num_candidates
-        rows = columns if block == WITHIN else self.corpus.num_targets
-        self.num_pairs += rows * columns
+        rows = self.corpus.num_targets if block == CROSS else columns
+        self.num_pairs += rows if block == POINTS else rows * columns
+        size = f"{rows}" if block == POINTS else f"{rows} x {columns}"
         try:
             design = self.blueprint.sample_designs(columns, self.corpus.num_targets)[block]
-            sample = draw_block(rows, columns, block == WITHIN, design)
+            if block == POINTS:
+                sample = draw_points(rows, design)
+            else:
+                sample = draw_block(rows, columns, block == WITHIN, design)
         except ValueError as error:
-            raise DataError(f"no label sample of {rows} x {columns} examples: {error}") from error
-        self.num_labelled += len(sample.helped)
-        helpers, helped = len(np.unique(sample.helper)), len(np.unique(sample.helped))
-        baselines = helped if self.blueprint.needs_baseline else 0
-        self.num_requests += len(sample.helped) + baselines
-        if self.blueprint.needs_language_model:
+            raise DataError(f"no label sample of {size} examples: {error}") from error
+        self.num_labelled += len(sample)
+        helpers = 0 if sample.helper is None else len(np.unique(sample.helper))
+        baselines = len(np.unique(sample.helped)) if self.blueprint.teaching.needs_baseline else 0
+        self.num_requests += len(sample) + baselines
+        if self.blueprint.teaching.needs_engine:
             query = (self.corpus.prompt_chars + self.corpus.response_chars) / CHARS_PER_TOKEN
-            # The example is computed once a helper, the query and response once a pair.
-            self.teacher_tokens += (len(sample.helped) + baselines + helpers) * query
+            # The example is computed once a helper, the query and response once a request.
+            self.teacher_tokens += (len(sample) + baselines + helpers) * query
 
     def seconds(self, name: str) -> float:
         """Estimate a stage's seconds."""
@@ -210,17 +215,22 @@ class _Workload:
     def describe(self, name: str) -> str:
         """Say in words how much a stage has to do."""
         about = "" if self.corpus.exact else "about "
+        unit, task, kept = "pairs", "to draw", f", top {self.config.pair_scores.top_k}"
+        if self.config.objective == TOP_K:
+            kept = ", summed by candidate"
+        if POINTS in self.blueprint.blocks:
+            unit, task, kept = "examples", "to rate", ""
         words = {
             "ingest": f"{about}{self.num_rows:,} records",
             "deduplicate": f"{about}{self.num_rows:,} records",
             "embed": f"{about}{self.num_rows:,} texts",
-            "sample": f"{self.num_labelled:,} pairs to draw",
+            "sample": f"{self.num_labelled:,} {unit} {task}",
             "label": f"{self.num_requests:,} requests"
             + (f", about {self.teacher_tokens:,.0f} tokens" if self.teacher_tokens else ""),
             "utility": f"{self.num_labelled:,} labels",
-            "fit": f"{self.num_labelled:,} pairs",
+            "fit": f"{self.num_labelled:,} {unit}",
             "project": f"{about}{self.num_rows:,} examples",
-            "score_pairs": f"{about}{self.num_pairs:,} pairs, top {self.config.pair_scores.top_k}",
+            "score_pairs": f"{about}{self.num_pairs:,} {unit}{kept}",
             "select": _describe_budget(self.config, self.corpus.num_candidates),
         }
         return words.get(name, "")

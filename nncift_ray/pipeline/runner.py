@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Generator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,12 +13,11 @@ from typing import IO
 import nncift_ray
 from nncift_ray.config import Config
 from nncift_ray.errors import ConfigError, StorageError
-from nncift_ray.pipeline.blueprint import STAGE_NAMES, Blueprint
+from nncift_ray.pipeline.blueprint import STAGE_NAMES, Blueprint, Trainers
 from nncift_ray.report.collect import RunFacts, collect_report_data
 from nncift_ray.report.data import ReportData
 from nncift_ray.report.render import render_report
 from nncift_ray.stages.driver import Executor, run_stage, stage_fingerprint
-from nncift_ray.stages.fit import Trainer
 from nncift_ray.stages.progress import LineReporter, Reporter
 from nncift_ray.stages.ray_pool import (
     cluster_address,
@@ -34,7 +34,7 @@ RUN_RECORD = "run.json"
 LOCK_NAME = ".lock"
 EXPORT_FOLDER = "export"
 REPORT_NAME = "report.html"
-TRAINING_FOLDER = "fit/training"
+TRAINING_FOLDER = "training"
 MAX_FILES_TOLD = 10
 
 
@@ -67,17 +67,18 @@ def run(
     Raises:
         NnciftError: With what is wrong and the remedy; finished shards are kept.
     """
-    if until not in STAGE_NAMES:
-        raise ConfigError(f"unknown stage '{until}'; the stages are {', '.join(STAGE_NAMES)}")
     reporter = reporter or LineReporter()
     run_dir = Location.of(config.run_dir)
-    blueprint = Blueprint(config, trainer_of)
+    blueprint = Blueprint(config, trainers_of)
+    if until not in blueprint.stage_names:
+        names = ", ".join(blueprint.stage_names)
+        raise ConfigError(f"unknown stage '{until}'; the stages of this recipe are {names}")
     blueprint.check()
     for notice in blueprint.notices():
         reporter.notice(notice)
     run_dir.make_folder()
     with locked(run_dir), ray_session(config.cluster):
-        blueprint.has_gpu = cluster_has_gpu()
+        blueprint.teaching.has_gpu = cluster_has_gpu()
         outputs = _run_stages(blueprint, run_dir, until, execute or execute_on_ray, reporter)
         if "export" not in outputs:
             return RunResult(run_dir, outputs, None, None, None)
@@ -93,11 +94,12 @@ def _run_stages(
 ) -> dict[str, StageOutput]:
     outputs: dict[str, StageOutput] = {}
     fingerprints: dict[str, str] = {}
-    for name in STAGE_NAMES[: STAGE_NAMES.index(until) + 1]:
+    names = blueprint.stage_names
+    for name in names[: names.index(until) + 1]:
         stage = blueprint.build(name, outputs)
         _give_resources(stage, blueprint)
         fingerprints[name] = stage_fingerprint(stage)
-        write_run_record(run_dir, blueprint.config, fingerprints)
+        write_run_record(run_dir, blueprint, fingerprints)
         outputs[name] = run_stage(stage, run_dir, execute=execute, reporter=reporter)
         if name == "ingest":
             for line in describe_layouts(outputs[name]):
@@ -127,22 +129,27 @@ def _give_resources(stage: Stage, blueprint: Blueprint) -> None:
     )
 
 
-def trainer_of(config: Config) -> Trainer:
+def trainers_of(config: Config, use_gpu: bool) -> Trainers:
     """Return Ray Train as the recipe sizes it; its working files lie in the run directory."""
     # Ray Train's import takes seconds, which a plan or a status need not pay.
-    from nncift_ray.stages.ray_train import RayTrainer
+    from nncift_ray.stages.ray_train import RayTrainer, RayWarmupTrainer
 
-    return RayTrainer(
-        storage=Location.of(config.run_dir) / TRAINING_FOLDER,
-        num_workers=config.network.num_workers,
+    storage, less = Location.of(config.run_dir) / TRAINING_FOLDER, config.teacher.less
+    num_cpus = less.pool.num_cpus or max(1, (os.cpu_count() or 1) // less.num_workers)
+    return Trainers(
+        fit=RayTrainer(storage=storage, num_workers=config.network.num_workers),
+        warm_up=RayWarmupTrainer(
+            storage=storage, num_workers=less.num_workers, num_cpus=num_cpus, use_gpu=use_gpu
+        ),
     )
 
 
-def write_run_record(run_dir: Location, config: Config, fingerprints: dict[str, str]) -> None:
+def write_run_record(run_dir: Location, blueprint: Blueprint, fingerprints: dict[str, str]) -> None:
     """Record the recipe and where each stage's work lies, for status and later commands."""
     record = {
         "version": nncift_ray.__version__,
-        "config": config.model_dump(mode="json"),
+        "config": blueprint.config.model_dump(mode="json"),
+        "stage_names": blueprint.stage_names,
         "stages": fingerprints,
         "written_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }

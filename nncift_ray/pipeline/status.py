@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from nncift_ray.errors import StorageError
-from nncift_ray.pipeline.blueprint import STAGE_NAMES
 from nncift_ray.pipeline.runner import RUN_RECORD
 from nncift_ray.stages.driver import finished_shards
 from nncift_ray.storage.filesystem import Location
@@ -52,7 +51,7 @@ def read_status(run_dir: str) -> RunStatus:
         )
     record = json.loads(record_file.read_bytes())
     stages = tuple(
-        _stage_status(location, name, record["stages"].get(name)) for name in STAGE_NAMES
+        _stage_status(location, name, record["stages"].get(name)) for name in record["stage_names"]
     )
     return RunStatus(str(location), record["config"], stages)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from nncift_ray.report.data import ReportData
+from nncift_ray.report.data import ReportData, unit_of
 from nncift_ray.report.formatting import (
     format_compact,
     format_count,
@@ -15,9 +15,12 @@ from nncift_ray.report.formatting import (
     format_usd,
 )
 from nncift_ray.report.headline import (
+    MEAN,
+    ROW_COLUMN_MEAN,
     final_objective,
     headline_fidelity,
     mean_coverage,
+    mean_score,
     num_picks,
     num_scored_pairs,
     total_cost,
@@ -26,6 +29,7 @@ from nncift_ray.report.headline import (
 
 GOOD, WARN = "good", "warn"
 MANY_ERRORS = 0.02  # share of all rows read
+BASELINE_NAMES = {ROW_COLUMN_MEAN: "row + column mean", MEAN: "the mean label"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +56,8 @@ def _picks(data: ReportData) -> Card:
 
 
 def _value(data: ReportData) -> Card | None:
+    if data.ranks_by_score:
+        return _score(data)
     coverage = mean_coverage(data)
     final = final_objective(data)
     if math.isfinite(coverage):
@@ -69,11 +75,23 @@ def _value(data: ReportData) -> Card | None:
     return None
 
 
+def _score(data: ReportData) -> Card | None:
+    mean = mean_score(data)
+    if not math.isfinite(mean):
+        return None
+    note = "mean over the picks"
+    if data.random_objective:
+        ratio = format_number(final_objective(data) / data.random_objective, 3)
+        note += f"; {ratio} × a random subset's"
+    return Card("Score (0 to 1)", format_number(mean), note)
+
+
 def _correlation(data: ReportData) -> Card | None:
     found = headline_fidelity(data)
     if found is None or not math.isfinite(found.spearman):
         return None
-    note = f"Spearman, {found.split} of {found.block}, {format_count(found.num_pairs)} pairs"
+    count = f"{format_count(found.num_pairs)} {unit_of(found.block)}"
+    note = f"Spearman, {found.split} of {found.block}, {count}"
     tone = GOOD if found.spearman >= 0.5 else WARN if found.spearman < 0.2 else ""
     return Card("Order agrees with teacher", f"{found.spearman:.2f}", note, tone)
 
@@ -90,17 +108,18 @@ def _error(data: ReportData) -> Card | None:
     if ratio > 2:
         value = f"{format_number(ratio, 2)} ×"
     tone = GOOD if ratio < 0.9 else WARN if ratio > 1.02 else ""
-    return Card("Error against row + column mean", value, note, tone)
+    return Card(f"Error against {BASELINE_NAMES[found.baseline]}", value, note, tone)
 
 
 def _labels(data: ReportData) -> Card | None:
     scored, labelled = num_scored_pairs(data), data.num_labelled_pairs
+    unit = data.unit.capitalize()
     if labelled is None:
         return None
     if not scored:
-        return Card("Pairs labelled", format_compact(labelled), "by the teacher")
+        return Card(f"{unit} labelled", format_compact(labelled), "by the teacher")
     note = f"{format_count(labelled)} labelled of {format_compact(scored)} scored"
-    return Card("Pairs the teacher saw", format_percent(labelled / scored), note)
+    return Card(f"{unit} the teacher saw", format_percent(labelled / scored), note)
 
 
 def _time(data: ReportData) -> Card | None:

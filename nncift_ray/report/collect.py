@@ -56,6 +56,7 @@ def collect_report_data(outputs: Mapping[str, StageOutput], facts: RunFacts) -> 
     picked = np.asarray(ranking["row_index"].to_numpy())
     lengths = np.asarray(outputs["embed"].read("candidates", ["num_tokens"])["num_tokens"])
     select_facts = select.manifest.facts()
+    config = cast("Any", facts.config)
     return ReportData(
         run_name=facts.run_name,
         run_dir=facts.run_dir,
@@ -63,10 +64,13 @@ def collect_report_data(outputs: Mapping[str, StageOutput], facts: RunFacts) -> 
         version=nncift_ray.__version__,
         teacher=facts.teacher,
         objective=facts.objective.replace("_", " "),
-        budget=json.dumps(cast("Any", facts.config)["selection"]["budget"]),
+        budget=json.dumps(config["selection"]["budget"]),
         num_candidates=examples.num_rows("candidates"),
         num_targets=examples.num_rows("targets"),
         covers_targets=covers_targets(select),
+        pointwise=schemas.POINTS in fit.manifest.settings["blocks"],
+        ranks_by_score=select.manifest.settings["objective"] == "top_k",
+        has_subtasks=config["data"].get("subtask_by") is not None,
         num_duplicates=count_duplicates(examples),
         num_errors=sum(output.manifest.num_failures for output in outputs.values()),
         num_labelled_pairs=outputs["utility"].num_rows("labels"),

@@ -27,9 +27,10 @@ from nncift_ray.report.svg import Chart, Panel
 MAX_GROUPS = 20
 MAX_LABEL_CHARS = 32
 NUM_LENGTH_BINS = 32
+NO_REDUNDANCY = "Each pick stands on its own score, so a group may be picked far beyond its use."
 
 
-def plot_mix(mix: Sequence[MixRow], group_name: str) -> Chart:
+def plot_mix(mix: Sequence[MixRow], group_name: str, *, ranks_by_score: bool = False) -> Chart:
     """Draw the share of each group in the subset (bar) beside its share in the pool (tick)."""
     pool, subset = mix_shares(mix)
     if len(mix) < 2:
@@ -55,7 +56,9 @@ def plot_mix(mix: Sequence[MixRow], group_name: str) -> Chart:
         (Panel(picture),),
         sees=f"each {group_name}'s share of the subset (bar) and of the pool (dark tick), the "
         f"{len(shown)} that moved most; the number is subset over pool." + others,
-        means="what grew helps more rows than its size says; what shrank repeats what others "
+        means=f"what grew has higher scores than the pool. {NO_REDUNDANCY}"
+        if ranks_by_score
+        else "what grew helps more rows than its size says; what shrank repeats what others "
         "already give, or helps few.",
     )
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from nncift_ray.storage.schemas import CROSS, WITHIN
+from nncift_ray.storage.schemas import CROSS, POINTS, WITHIN
 
 Lengths = npt.NDArray[np.integer]
 Cell = str | int | float | None
@@ -102,6 +102,9 @@ class ReportData:
     selection_note: str = ""  # how the picks were made, where it was not by greedy gains
     num_targets: int = 0
     covers_targets: bool = False  # whether the rows that the objective covers are the targets
+    pointwise: bool = False  # whether the teacher scores examples, not pairs
+    ranks_by_score: bool = False  # whether each pick stands on its own score and covers no row
+    has_subtasks: bool = False  # whether the score is that of a candidate's best subtask
     num_duplicates: int = 0
     num_errors: int = 0
     num_labelled_pairs: int | None = None
@@ -129,7 +132,14 @@ class ReportData:
     @property
     def main_block(self) -> str:
         """Name the block to look at first: ``cross`` with targets, else ``within``."""
+        if self.pointwise:
+            return POINTS
         return CROSS if self.num_targets else WITHIN
+
+    @property
+    def unit(self) -> str:
+        """Name what is labelled and scored."""
+        return unit_of(self.main_block)
 
     @property
     def ground_set(self) -> str:
@@ -139,6 +149,11 @@ class ReportData:
     def why_missing(self, part: str, default: str) -> str:
         """Say why a part is missing: the pipeline's own reason, else the default."""
         return self.unavailable.get(part, default)
+
+
+def unit_of(block: str) -> str:
+    """Name what a block's labels and scores speak of."""
+    return "examples" if block == POINTS else "pairs"
 
 
 def count_mix(pool_groups: Iterable[str], subset_groups: Iterable[str]) -> tuple[MixRow, ...]:

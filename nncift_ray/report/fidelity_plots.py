@@ -1,4 +1,4 @@
-"""Pictures of the network against its teacher: scatter, error, rank correlation."""
+"""Pictures of how well the network stands in for its teacher: error and rank correlation."""
 
 from __future__ import annotations
 
@@ -7,21 +7,23 @@ import math
 import numpy as np
 import pyarrow as pa
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from nncift_ray.report import svg
-from nncift_ray.report.formatting import format_count, format_number, format_percent, format_tick
+from nncift_ray.report.formatting import format_number, format_percent, format_tick
 from nncift_ray.report.headline import (
-    BEST_BASELINE,
     F64,
+    MEAN,
     NETWORK,
+    ROW_COLUMN_MEAN,
+    best_baseline,
     metric,
-    numbers,
     splits_of,
 )
+from nncift_ray.report.prediction_plots import split_label
 from nncift_ray.report.svg import Chart, Panel
+from nncift_ray.storage.schemas import POINTS
 
-MAX_SCATTER_POINTS = 300  # above it points hide each other and the file grows: draw density
 SAME_ERROR = 0.02  # relative difference that a few hundred pairs do not resolve
 # Order, colour and marker of the models; the markers tell them apart without colour.
 MODELS = {
@@ -32,109 +34,12 @@ MODELS = {
     "random": ("random", svg.GREY, "v"),
 }
 # The two that are compared most stand a little apart, so that equal errors do not hide each other.
-ROW_SHIFT = {NETWORK: 0.13, BEST_BASELINE: -0.13}
-SPLIT_MEANING = {
-    "Q1": "both seen",
-    "Q2": "one seen",
-    "Q3": "one seen",
-    "Q4": "neither seen",
-}
-
-
-def split_label(split: str) -> str:
-    """Name a split with what the network saw of its pairs in training."""
-    meaning = SPLIT_MEANING.get(split)
-    return f"{split}, {meaning}" if meaning else split
-
-
-def plot_predictions(predictions: pa.Table, block: str) -> Chart:
-    """Draw prediction against teacher's label, one panel per quadrant (PREDICTIONS, one block)."""
-    name, title = f"scatter-{block}", "Predicted against teacher"
-    utility, influence = numbers(predictions, "utility"), numbers(predictions, "influence")
-    finite = np.isfinite(utility) & np.isfinite(influence)
-    split = np.asarray(predictions["split"].to_pylist(), dtype=object)
-    groups = [(s, finite & (split == s)) for s in splits_of(predictions)]
-    groups = [(s, mask) for s, mask in groups if mask.any()]
-    if not groups:
-        return Chart(name, title, missing="no held-out pair was predicted.")
-    everything = np.concatenate([v[mask] for _, mask in groups for v in (utility, influence)])
-    limits = _padded_range(everything)
-    panels, correlations = [], []
-    for s, mask in groups:
-        correlations.append(rank_correlation(utility[mask], influence[mask]))
-        with svg.theme():
-            figure, axes = svg.new_axes(2.5, svg.PANEL_WIDTH)
-            _draw_scatter(axes, utility[mask], influence[mask], limits)
-            picture = svg.to_svg(figure, f"{name}-{s}", f"Predicted against teacher, {s}")
-        panels.append(Panel(picture, split_label(s)))
-    known = [c for c in correlations if math.isfinite(c)]
-    if known:
-        reach = f"{format_number(min(known), 2)} to {format_number(max(known), 2)}"
-        title = (
-            f"Rank correlation with the teacher: {reach if len(known) > 1 else reach.split()[0]}"
-        )
-    return Chart(
-        name,
-        title,
-        tuple(panels),
-        sees="each held-out pair by the teacher's label (across) and the network's prediction (up) "
-        "by what the network had seen of the two examples; stronger colour: more pairs.",
-        means="on the diagonal the network repeats the teacher; a flat cloud means it predicts "
-        "the mean. The last panel is what selection over unseen pairs rests on.",
-    )
-
-
-def rank_correlation(left: F64, right: F64) -> float:
-    """Return Spearman's correlation (mean ranks for ties), nan where either side is constant."""
-    ranks = [_mean_ranks(values) for values in (left, right)]
-    if len(left) < 2 or any(np.ptp(r) == 0 for r in ranks):
-        return math.nan
-    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
-
-
-def _mean_ranks(values: F64) -> F64:
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return (last - (counts - 1) / 2)[inverse]
-
-
-def _padded_range(values: F64) -> tuple[float, float]:
-    """Span the bulk of the values: a few outliers must not push the rest into a corner."""
-    low, high = (float(v) for v in np.quantile(values, [0.002, 0.998]))
-    pad = 0.06 * (high - low) or 0.5
-    return low - pad, high + pad
-
-
-def _draw_scatter(axes: Axes, utility: F64, influence: F64, limits: tuple[float, float]) -> None:
-    axes.axline((limits[0], limits[0]), slope=1, color=svg.GREY, linewidth=1.2)
-    inset = 0.03 * (limits[1] - limits[0])  # outliers stand at the edge, whole
-    x, y = (np.clip(v, limits[0] + inset, limits[1] - inset) for v in (utility, influence))
-    if len(x) <= MAX_SCATTER_POINTS:
-        axes.plot(x, y, "o", color=svg.BLUE, markersize=4, alpha=0.45, markeredgewidth=0)
-    else:
-        cells = axes.hexbin(x, y, gridsize=24, extent=(*limits, *limits), mincnt=1, linewidths=0)
-        counts = np.log1p(np.asarray(cells.get_array(), dtype=np.float64))
-        cells.set_array(None)
-        # Opacity, not lightness, carries the count: it reads on a light and on a dark page.
-        alphas = 0.14 + 0.86 * counts / counts.max()
-        cells.set_facecolor([(svg.BLUE, float(alpha)) for alpha in alphas])
-        cells.set_edgecolor("none")
-    axes.set_xlim(limits)
-    axes.set_ylim(limits)
-    axes.set_box_aspect(1)
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(MaxNLocator(4))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: format_tick(value)))
-    axes.set_xlabel("teacher")
-    axes.set_ylabel("network")
-    rho = format_number(rank_correlation(utility, influence), 2)
-    text = f"ρ {rho} · {format_count(len(x))} pairs"
-    axes.set_title(text, fontsize=svg.FONT_SIZE, color=svg.INK, loc="left")
+ROW_SHIFT = {NETWORK: 0.13, ROW_COLUMN_MEAN: -0.13}
 
 
 def plot_errors(fidelity: pa.Table, block: str) -> Chart:
     """Draw the scaled MSE of network and baselines by split, log axis (FIDELITY, one block)."""
-    name, title = f"mse-{block}", "Error by quadrant"
+    name, title = f"mse-{block}", _title_of("Error", block)
     splits = splits_of(fidelity)
     table = {
         model: np.array([metric(fidelity, split, model, "scaled_mse") for split in splits])
@@ -146,37 +51,54 @@ def plot_errors(fidelity: pa.Table, block: str) -> Chart:
         return Chart(name, title, missing="no error above zero was measured.")
     with svg.theme():
         figure, axes = svg.new_axes(1.0 + 0.37 * len(splits))
-        _draw_errors(axes, splits, table)
-        picture = svg.to_svg(figure, name, "Mean squared error by quadrant and model")
+        _draw_errors(axes, [split_label(split, block) for split in splits], table)
+        picture = svg.to_svg(figure, name, "Mean squared error by split and model")
     return Chart(
         name,
-        _error_title(splits, table),
+        _error_title(splits, table, block),
         (Panel(picture),),
         sees="the mean squared error on labels scaled to [0, 1], on a log scale: further left is "
         "better.",
-        means="zero and random never see a label; the row + column mean knows how good each "
-        "example is on average. Only what the network gains over it is knowledge of pairs.",
+        means=_errors_mean(block),
     )
 
 
-def _error_title(splits: list[str], table: dict[str, F64]) -> str:
-    ratios = table[NETWORK] / np.where(table[BEST_BASELINE] > 0, table[BEST_BASELINE], np.nan)
+def _title_of(measure: str, block: str) -> str:
+    return f"{measure} on held-out examples" if block == POINTS else f"{measure} by quadrant"
+
+
+def _errors_mean(block: str) -> str:
+    if block == POINTS:
+        return (
+            "zero and random never see a label; the mean knows the labels and no example. Only "
+            "what the network gains over it is knowledge of examples."
+        )
+    return (
+        "zero and random never see a label; the row + column mean knows how good each "
+        "example is on average. Only what the network gains over it is knowledge of pairs."
+    )
+
+
+def _error_title(splits: list[str], table: dict[str, F64], block: str) -> str:
+    baseline = best_baseline(block)
+    known = f"the {MODELS[baseline][0]}" + (" label" if baseline == MEAN else "")
+    ratios = table[NETWORK] / np.where(table[baseline] > 0, table[baseline], np.nan)
     usable = [(s, float(r)) for s, r in zip(splits, ratios, strict=True) if math.isfinite(r)]
     if not usable:
-        return "Error by quadrant"
+        return _title_of("Error", block)
     split, ratio = usable[-1]
     if abs(ratio - 1) < SAME_ERROR:
-        return f"In {split} the network does about as well as the row + column mean"
+        return f"In {split} the network does about as well as {known}"
     if ratio > 2:
         times = format_number(ratio, 2)
-        return f"In {split} the network's error is {times} times that of the row + column mean"
+        return f"In {split} the network's error is {times} times that of {known}"
     word = "below" if ratio < 1 else "above"
     change = format_percent(abs(1 - ratio))
-    return f"In {split} the network's error is {change} {word} that of the row + column mean"
+    return f"In {split} the network's error is {change} {word} that of {known}"
 
 
-def _draw_errors(axes: Axes, splits: list[str], table: dict[str, F64]) -> None:
-    rows = np.arange(len(splits))[::-1].astype(np.float64)
+def _draw_errors(axes: Axes, labels: list[str], table: dict[str, F64]) -> None:
+    rows = np.arange(len(labels))[::-1].astype(np.float64)
     for model, (label, colour, marker) in reversed(
         MODELS.items()
     ):  # the network comes last, on top
@@ -194,16 +116,16 @@ def _draw_errors(axes: Axes, splits: list[str], table: dict[str, F64]) -> None:
             )
     axes.set_xscale("log")
     _label_log_axis(axes)
-    axes.set_yticks(rows, [split_label(split) for split in splits])
-    axes.set_ylim(-0.5, len(splits) - 0.5)
+    axes.set_yticks(rows, labels)
+    axes.set_ylim(-0.5, len(labels) - 0.5)
     axes.tick_params(axis="y", length=0, labelcolor=svg.INK)
     axes.grid(axis="both")
     axes.spines["left"].set_visible(False)
     axes.set_xlabel("mean squared error, labels scaled to [0, 1] (log)")
-    handles, labels = axes.get_legend_handles_labels()
+    handles, names = axes.get_legend_handles_labels()
     axes.legend(
         handles[::-1],
-        labels[::-1],
+        names[::-1],
         loc="lower center",
         bbox_to_anchor=(0.4, 1.0),
         ncols=len(handles),
@@ -225,11 +147,12 @@ def _label_log_axis(axes: Axes) -> None:
 
 def plot_spearman(fidelity: pa.Table, block: str) -> Chart:
     """Draw Spearman's correlation by split, beside row + column mean (FIDELITY, one block)."""
-    name, title = f"spearman-{block}", "Rank correlation by quadrant"
+    name, title = f"spearman-{block}", _title_of("Rank correlation", block)
     splits = splits_of(fidelity)
     shown = {
         model: np.array([metric(fidelity, split, model, "spearman") for split in splits])
-        for model in (NETWORK, BEST_BASELINE)
+        # A constant such as the mean has no order.
+        for model in ((NETWORK,) if block == POINTS else (NETWORK, ROW_COLUMN_MEAN))
     }
     if not splits or not np.isfinite(np.concatenate(list(shown.values()))).any():
         return Chart(
@@ -243,8 +166,8 @@ def plot_spearman(fidelity: pa.Table, block: str) -> Chart:
         title = f"In {splits[hardest[-1]]} the network {word} the teacher's order: {value:.2f}"
     with svg.theme():
         figure, axes = svg.new_axes(1.0 + 0.44 * len(splits))
-        _draw_spearman(axes, splits, shown)
-        picture = svg.to_svg(figure, name, "Spearman correlation by quadrant")
+        _draw_spearman(axes, [split_label(split, block) for split in splits], shown)
+        picture = svg.to_svg(figure, name, "Spearman correlation by split")
     return Chart(
         name,
         title,
@@ -255,9 +178,10 @@ def plot_spearman(fidelity: pa.Table, block: str) -> Chart:
     )
 
 
-def _draw_spearman(axes: Axes, splits: list[str], shown: dict[str, F64]) -> None:
-    rows = np.arange(len(splits))[::-1].astype(np.float64)
-    for offset, (model, values) in zip((0.19, -0.19), shown.items(), strict=True):
+def _draw_spearman(axes: Axes, labels: list[str], shown: dict[str, F64]) -> None:
+    rows = np.arange(len(labels))[::-1].astype(np.float64)
+    offsets = (0.19, -0.19) if len(shown) > 1 else (0.0,)
+    for offset, (model, values) in zip(offsets, shown.items(), strict=True):
         label, colour, _ = MODELS[model]
         axes.barh(rows + offset, np.nan_to_num(values), height=0.34, color=colour, label=label)
         for row, value in zip(rows + offset, values, strict=True):
@@ -266,7 +190,7 @@ def _draw_spearman(axes: Axes, splits: list[str], shown: dict[str, F64]) -> None
             axes.text(at + 0.012, row, text, va="center", color=svg.INK)
     lowest = float(np.nan_to_num(np.concatenate(list(shown.values()))).min())
     axes.set_xlim(min(0.0, lowest * 1.05), 1.0)
-    axes.set_yticks(rows, [split_label(split) for split in splits])
+    axes.set_yticks(rows, labels)
     axes.tick_params(axis="y", length=0, labelcolor=svg.INK)
     axes.grid(axis="x")
     axes.spines["left"].set_visible(False)

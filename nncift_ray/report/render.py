@@ -8,7 +8,7 @@ from collections.abc import Callable
 import jinja2
 import pyarrow as pa
 
-from nncift_ray.report import corpus_plots, fidelity_plots, plots, run_plots, tables
+from nncift_ray.report import corpus_plots, fidelity_plots, leads, plots, run_plots, tables
 from nncift_ray.report.cards import make_cards
 from nncift_ray.report.data import CoveredExample, ExampleText, PickNeighbours, ReportData
 from nncift_ray.report.formatting import (
@@ -16,26 +16,26 @@ from nncift_ray.report.formatting import (
     clean_text,
     format_count,
     format_number,
-    format_percent,
-    format_seconds,
-    format_usd,
     shorten,
 )
 from nncift_ray.report.headline import (
     blocks_of,
-    num_picks,
     select_block,
-    total_cost,
-    total_seconds,
 )
+from nncift_ray.report.prediction_plots import plot_predictions
+from nncift_ray.report.score_plots import plot_scores
 from nncift_ray.report.svg import Chart
-from nncift_ray.storage.schemas import CROSS, WITHIN
+from nncift_ray.storage.schemas import CROSS, POINTS, WITHIN
 
 MAX_PROMPT_CHARS = 420
 MAX_RESPONSE_CHARS = 300
 MAX_COVERED_CHARS = 220
 NOT_RECORDED = "this run did not record it."
-BLOCK_NAMES = {CROSS: "Targets × candidates", WITHIN: "Candidates × candidates"}
+BLOCK_NAMES = {
+    CROSS: "Targets × candidates",
+    WITHIN: "Candidates × candidates",
+    POINTS: "Candidates",
+}
 
 
 def render_report(data: ReportData) -> str:
@@ -62,33 +62,23 @@ def render_report(data: ReportData) -> str:
 
 def _page_values(data: ReportData) -> dict[str, object]:
     fidelity_charts = _fidelity_blocks(data)
-    gain = _chart(
-        "gain",
-        "Gain curve",
-        data.ranking,
-        data.why_missing("ranking", "nothing was selected."),
-        lambda table: plots.plot_gain_curve(table, data.random_objective),
-    )
-    coverage = _chart(
-        "coverage",
-        "Coverage",
-        data.coverage,
-        data.why_missing("coverage", "this objective keeps no best pick for a row."),
-        lambda table: plots.plot_coverage(table, data.ground_set),
-    )
     return {
         "run_name": data.run_name,
-        "lead": _lead(data),
+        "lead": leads.head_lead(data),
         "chips": _chips(data),
         "cards": make_cards(data),
         "notices": list(data.notices),
-        "selection_lead": _selection_lead(data),
-        "selection_left": [gain, _lengths(data)],
-        "selection_right": [_mix(data), coverage],
+        "selection_lead": leads.selection_lead(data),
+        "selection_left": [_value(data), _lengths(data)],
+        "selection_right": [_mix(data), *_coverage(data)],
         "extra_tables": [tables.extra_table(table) for table in data.extra_tables],
-        "neighbours": [_pick(item) for item in data.neighbours],
+        "neighbours_title": "Sample picks"
+        if data.ranks_by_score
+        else "Sample picks and the rows they help",
+        "neighbours_lead": leads.neighbours_lead(data),
+        "neighbours": [_pick(item, data) for item in data.neighbours],
         "neighbours_missing": data.why_missing("neighbours", "no pick was sampled."),
-        "fidelity_lead": _fidelity_lead(data),
+        "fidelity_lead": leads.fidelity_lead(data),
         "fidelity_blocks": fidelity_charts,
         "training": _chart(
             "training",
@@ -105,17 +95,17 @@ def _page_values(data: ReportData) -> dict[str, object]:
             run_plots.plot_influence,
         ),
         "fidelity_table": tables.fidelity_table(data),
-        "cost_lead": _cost_lead(data),
+        "cost_lead": leads.cost_lead(data),
         "stage_chart": run_plots.plot_stage_seconds(data.stages),
         "stage_table": tables.stage_table(data),
-        "health_lead": _health_lead(data),
+        "health_lead": leads.health_lead(data),
         "reason_table": tables.reason_table(data),
         "error_table": tables.error_table(data),
         "output_table": tables.output_table(data),
         "fingerprint_table": tables.fingerprint_table(data),
         "config_table": tables.settings_table("Configuration", data.config),
         "environment_table": tables.settings_table("Environment", data.environment),
-        "footer": _footer(data),
+        "footer": leads.footer(data),
     }
 
 
@@ -126,10 +116,37 @@ def _chart(
     return Chart(name, title, missing=reason) if table is None else draw(table)
 
 
+def _value(data: ReportData) -> Chart:
+    """Draw what the picks are worth: the gain curve, or the scores where each stands alone."""
+    draw = plot_scores if data.ranks_by_score else plots.plot_gain_curve
+    return _chart(
+        "scores" if data.ranks_by_score else "gain",
+        "Scores of the picks" if data.ranks_by_score else "Gain curve",
+        data.ranking,
+        data.why_missing("ranking", "nothing was selected."),
+        lambda table: draw(table, data.random_objective),
+    )
+
+
+def _coverage(data: ReportData) -> list[Chart]:
+    """Draw the coverage of the ground set; nothing where the objective covers no row."""
+    if data.ranks_by_score:
+        return []
+    reason = data.why_missing("coverage", "this objective keeps no best pick for a row.")
+    chart = _chart(
+        "coverage",
+        "Coverage",
+        data.coverage,
+        reason,
+        lambda table: plots.plot_coverage(table, data.ground_set),
+    )
+    return [chart]
+
+
 def _mix(data: ReportData) -> Chart:
     if not data.mix and "mix" in data.unavailable:
         return Chart("mix", f"Mix by {data.mix_name}", missing=data.unavailable["mix"])
-    return corpus_plots.plot_mix(data.mix, data.mix_name)
+    return corpus_plots.plot_mix(data.mix, data.mix_name, ranks_by_score=data.ranks_by_score)
 
 
 def _lengths(data: ReportData) -> Chart:
@@ -158,9 +175,9 @@ def _fidelity_blocks(data: ReportData) -> list[dict[str, Chart | str]]:
 
 def _block_chart(name: str, data: ReportData, table: pa.Table | None, block: str) -> Chart:
     draw, title = {
-        "scatter": (fidelity_plots.plot_predictions, "Predicted against teacher"),
-        "errors": (fidelity_plots.plot_errors, "Error by quadrant"),
-        "spearman": (fidelity_plots.plot_spearman, "Rank correlation by quadrant"),
+        "scatter": (plot_predictions, "Predicted against teacher"),
+        "errors": (fidelity_plots.plot_errors, "Error on held-out labels"),
+        "spearman": (fidelity_plots.plot_spearman, "Rank correlation on held-out labels"),
     }[name]
     part = "predictions" if name == "scatter" else "fidelity"
     reason = data.why_missing(part, NOT_RECORDED)
@@ -173,28 +190,6 @@ def _block_chart(name: str, data: ReportData, table: pa.Table | None, block: str
     )
 
 
-def _lead(data: ReportData) -> list[dict[str, object]]:
-    picks = format_count(num_picks(data))
-    parts = [
-        (f"{picks} of {format_count(data.num_candidates)} examples", True),
-        (" selected ", False),
-    ]
-    if data.num_targets:
-        parts += [
-            ("for what they teach about ", False),
-            (f"{format_count(data.num_targets)} targets", True),
-        ]
-    else:
-        parts.append(("for what they teach about all the others", False))
-    if data.teacher:
-        parts += [
-            (", by influence learnt from a ", False),
-            (data.teacher, True),
-            (" teacher", False),
-        ]
-    return [{"text": text, "strong": strong} for text, strong in [*parts, (".", False)]]
-
-
 def _chips(data: ReportData) -> list[tuple[str, str]]:
     chips = [
         ("Teacher", data.teacher),
@@ -205,62 +200,13 @@ def _chips(data: ReportData) -> list[tuple[str, str]]:
     return [(name, value) for name, value in chips if value]
 
 
-def _selection_lead(data: ReportData) -> str:
-    picks = num_picks(data)
-    if not picks:
-        return "Nothing was selected."
-    if data.selection_note:
-        return data.selection_note
-    objective = data.objective or "the objective"
-    return (
-        f"{objective[0].upper()}{objective[1:]} was maximised over "
-        f"{format_count(data.num_candidates)} candidates: "
-        "each pick is the example that adds most to what the earlier picks already give the "
-        f"{data.ground_set}."
-    )
-
-
-def _fidelity_lead(data: ReportData) -> str:
-    text = (
-        "The teacher labels a sample of pairs, a small network learns them and predicts the rest. "
-        "Q1 to Q4 are held-out pairs: in Q1 both examples had other labelled pairs in training, in "
-        "Q4 neither had."
-    )
-    if data.num_labelled_pairs is not None:
-        text += f" The teacher labelled {format_count(data.num_labelled_pairs)} pairs here."
-    return text
-
-
-def _cost_lead(data: ReportData) -> str:
-    if not data.stages:
-        return "No stage was recorded."
-    text = f"{len(data.stages)} stages took {format_seconds(total_seconds(data))} together"
-    cost = total_cost(data)
-    return f"{text}, for {format_usd(cost)}." if cost is not None else f"{text}."
-
-
-def _health_lead(data: ReportData) -> str:
-    rows = data.num_candidates + data.num_duplicates + data.num_errors
-    share = data.num_errors / rows if rows else math.nan
-    return (
-        f"{format_count(data.num_errors)} rows were set aside as unusable "
-        f"({format_percent(share)}) and {format_count(data.num_duplicates)} exact duplicates were "
-        "collapsed into the first of their kind; neither were scored."
-    )
-
-
-def _footer(data: ReportData) -> str:
-    version = f" {data.version}" if data.version else ""
-    made = f", {data.created}" if data.created else ""
-    return f"Written by nncift_ray{version}{made}. Row = helped example, column = helper example."
-
-
-def _pick(item: PickNeighbours) -> dict[str, object]:
-    meta = [
-        f"best for {format_count(item.num_covered)} {'row' if item.num_covered == 1 else 'rows'}"
-    ]
+def _pick(item: PickNeighbours, data: ReportData) -> dict[str, object]:
+    meta: list[str] = []
+    if not data.ranks_by_score:
+        rows = "row" if item.num_covered == 1 else "rows"
+        meta.append(f"best for {format_count(item.num_covered)} {rows}")
     if item.gain is not None:
-        meta.append(f"gain {format_number(item.gain)}")
+        meta.append(f"{'score' if data.ranks_by_score else 'gain'} {format_number(item.gain)}")
     if item.pick.source:
         line = f":{item.pick.line}" if item.pick.line is not None else ""
         meta.append(f"{item.pick.source}{line}")

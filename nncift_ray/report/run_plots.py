@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from nncift_ray.report import svg
-from nncift_ray.report.data import StageSummary
+from nncift_ray.report.data import StageSummary, unit_of
 from nncift_ray.report.formatting import (
     clean_text,
     format_compact,
@@ -71,11 +71,12 @@ def plot_influence(statistics: pa.Table) -> Chart:
     count = numbers(statistics, "num_pairs")
     low, high = numbers(statistics, "min"), numbers(statistics, "max")
     if not len(count) or not (np.isfinite(low) & np.isfinite(high) & (count > 0)).all():
-        return Chart("influence", title, missing="no pair was scored.")
+        return Chart("influence", title, missing="nothing was scored.")
     mean = numbers(statistics, "sum") / count
     variance = numbers(statistics, "sum_of_squares") / count - mean**2
     spread = np.sqrt(np.maximum(variance, 0.0))  # rounding may leave a tiny negative
     blocks = [clean_text(str(name)) for name in statistics["block"].to_pylist()]
+    unit = unit_of(blocks[0])
     with svg.theme():
         figure, axes = svg.new_axes(0.75 + 0.5 * len(blocks))
         rows = np.arange(len(blocks))[::-1]
@@ -95,17 +96,17 @@ def plot_influence(statistics: pa.Table) -> Chart:
         axes.set_ylim(-0.6, len(blocks) - 0.3)
         axes.tick_params(axis="y", length=0, labelcolor=svg.INK)
         axes.spines["left"].set_visible(False)
-        axes.set_xlabel("influence, in the teacher's unit")
+        axes.set_xlabel(f"{'influence' if unit == 'pairs' else 'score'}, in the teacher's unit")
         picture = svg.to_svg(figure, "influence", "Range, spread and mean of the scores")
     total = format_compact(float(count.sum()))
     return Chart(
         "influence",
-        f"{total} pairs scored, from {format_number(float(low.min()), 2)} "
+        f"{total} {unit} scored, from {format_number(float(low.min()), 2)} "
         f"to {format_number(float(high.max()), 2)}",
         (Panel(picture),),
-        sees="for each block of pairs the lowest and highest score (line), the mean (dot) and one "
-        "standard deviation to each side (band).",
-        means="a narrow band means that the network tells few pairs apart, and the choice then "
+        sees=f"for each block of {unit} the lowest and highest score (line), the mean (dot) and "
+        "one standard deviation to each side (band).",
+        means=f"a narrow band means that the network tells few {unit} apart, and the choice then "
         "rests on small differences.",
     )
 
@@ -136,8 +137,8 @@ def plot_training(history: pa.Table) -> Chart:
         "training",
         title,
         tuple(panels),
-        sees="the loss on training and on held-out pairs after each epoch; the dot marks the epoch "
-        "that was kept.",
+        sees="the loss on training and on held-out labels after each epoch; the dot marks the "
+        "epoch that was kept.",
         means="a held-out loss that turns up while the training loss falls is memorising; one that "
         "still falls at the end asks for more epochs.",
     )

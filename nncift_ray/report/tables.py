@@ -69,14 +69,12 @@ def _cell(cell: Cell) -> str:
 
 def fidelity_table(data: ReportData) -> PageTable:
     """List every metric of every split and model (FIDELITY)."""
+    unit = data.unit.capitalize()
     columns = _columns(
         "Block",
         "Split",
         ("Model", KEY),
-        *(
-            (n, NUMBER)
-            for n in ("Pairs", "MSE, labels [0, 1]", "MSE, label unit²", "R²", "Spearman")
-        ),
+        *((n, NUMBER) for n in (unit, "MSE, labels [0, 1]", "MSE, label unit²", "R²", "Spearman")),
     )
     rows = data.fidelity.to_pylist() if data.fidelity is not None else []
     rows.sort(

@@ -8,16 +8,15 @@ manifest is written last. Both are small JSON files written whole or not at all.
 from __future__ import annotations
 
 import time
-import traceback
+import uuid
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 from nncift_ray import errors as error_module
 from nncift_ray.errors import NnciftError, StageError, StorageError
 from nncift_ray.stages.progress import Reporter
-from nncift_ray.stages.stage import Shard, Stage, Worker
+from nncift_ray.stages.shard_runner import ATTEMPTS_FOLDER, ShardOutcome, ShardRunner
+from nncift_ray.stages.stage import KILLED_WORKER, Shard, Stage
 from nncift_ray.storage.filesystem import Location, delete_temporaries
 from nncift_ray.storage.manifest import (
     ShardRecord,
@@ -31,23 +30,13 @@ from nncift_ray.storage.output import (
     ERRORS_TABLE,
     MANIFEST_NAME,
     SHARD_FOLDER,
-    Sink,
     StageOutput,
     shard_name,
 )
 
 MAX_SHARD_ATTEMPTS = 2
-
-
-@dataclass(frozen=True, slots=True)
-class ShardOutcome:
-    """What came of one shard: its record, or the error that stopped it."""
-
-    shard: Shard
-    record: ShardRecord | None
-    error_type: str = ""
-    error_message: str = ""
-    error_trace: str = ""
+#: So many shards lost to dying or unmakeable workers, with none finished, stop a stage at once.
+MAX_LOST_SHARDS = 3
 
 
 #: Runs shards somewhere and yields their outcomes as they come.
@@ -87,38 +76,14 @@ def missing_parts(folder: Location, record: ShardRecord) -> list[str]:
     return [part.name for part in record.parts if (folder / part.name).size() != part.bytes]
 
 
-def execute_shard(stage: Stage, worker: Worker, folder: Location, shard: Shard) -> ShardOutcome:
-    """Run one shard and write its parts, then its record. Errors are returned, not raised."""
-    sink = Sink(folder, stage.name, shard.start, shard.stop, stage.check_schema)
-    started = time.monotonic()
-    try:
-        worker(shard, sink)
-        record = sink.finish(time.monotonic() - started)
-        name = f"{shard_name(shard.start, shard.stop)}.json"
-        (folder / SHARD_FOLDER / name).write_bytes(record.model_dump_json().encode())
-    except Exception as error:  # noqa: BLE001  (a worker may raise anything; the driver decides)
-        sink.abort()
-        return failed_outcome(shard, error)
-    return ShardOutcome(shard, record)
-
-
-def failed_outcome(shard: Shard, error: BaseException) -> ShardOutcome:
-    """Describe an error so that it can cross a process boundary."""
-    return ShardOutcome(
-        shard, None, type(error).__name__, str(error), "".join(traceback.format_exception(error))
-    )
-
-
 def execute_here(stage: Stage, folder: Location, shards: list[Shard]) -> Iterator[ShardOutcome]:
     """Run shards one after another in this process (an Executor)."""
-    worker: Worker | None = None
+    runner = ShardRunner(stage, folder, session=uuid.uuid4().hex)
     for shard in shards:
-        try:
-            worker = worker or stage.make_worker()
-        except Exception as error:  # noqa: BLE001  (see execute_shard)
-            yield failed_outcome(shard, error)
+        outcome = runner.run(shard)
+        yield outcome
+        if outcome.cause == "start":
             return
-        yield execute_shard(stage, worker, folder, shard)
 
 
 def run_stage(
@@ -145,6 +110,7 @@ def run_stage(
     manifest = _make_manifest(stage, num_items, records, time.monotonic() - started)
     _check_failures(stage, folder, manifest)
     (folder / MANIFEST_NAME).write_bytes(manifest.model_dump_json(indent=1).encode())
+    _sweep(folder)
     reporter.stage_finished(stage.name, manifest.wall_seconds, manifest.num_failures)
     return StageOutput(folder, manifest)
 
@@ -172,25 +138,65 @@ def _run_remaining(
 ) -> list[ShardRecord]:
     """Run the missing shards; one that fails is tried again after the others."""
     shards = plan_shards(stage, num_items, records)
-    finished: list[ShardRecord] = []
+    finished: list[ShardOutcome] = []
     failed: list[ShardOutcome] = []
     for _ in range(MAX_SHARD_ATTEMPTS):
         failed = []
         for outcome in execute(stage, folder, shards) if shards else ():
             if outcome.record is None:
                 failed.append(outcome)
-                continue
-            _check_visible(folder, outcome.record)
-            finished.append(outcome.record)
-            reporter.advanced(
-                stage.name, stage.item_weight(outcome.shard.start, outcome.shard.stop)
-            )
+            else:
+                _check_visible(folder, outcome.record)
+                finished.append(outcome)
+                _report_finished(stage, outcome, reporter)
+            _check_survivors(stage, folder, failed, finished)
         shards = [outcome.shard for outcome in failed]
-        if not failed or any(_users_error(outcome) for outcome in failed):
+        if any(_users_error(outcome) for outcome in failed):
             break
     if failed:
         raise _error_of(stage, failed, len(finished))
-    return finished
+    return [outcome.record for outcome in finished if outcome.record is not None]
+
+
+def _check_survivors(
+    stage: Stage, folder: Location, failed: list[ShardOutcome], finished: list[ShardOutcome]
+) -> None:
+    """Stop at once where no worker can be made, or where whatever is tried kills it.
+
+    Raises:
+        NnciftError: What stopped the shards.
+    """
+    if any(outcome.cause == "start" and _users_error(outcome) for outcome in failed):
+        raise _error_of(stage, failed, len(finished))
+    if not all(_is_emptied(stage, outcome) for outcome in finished):
+        return
+    if len(finished) + sum(outcome.cause != "" for outcome in failed) < MAX_LOST_SHARDS:
+        return
+    for outcome in finished:  # the next run shall try their rows again
+        name = f"{shard_name(outcome.shard.start, outcome.shard.stop)}.json"
+        (folder / SHARD_FOLDER / name).delete()
+    if failed:
+        raise _error_of(stage, failed, 0)
+    raise StageError(
+        f"stage '{stage.name}': every row of the first {len(finished)} shards killed its worker. "
+        f"Most often that is memory: {stage.memory_advice}."
+    )
+
+
+def _is_emptied(stage: Stage, outcome: ShardOutcome) -> bool:
+    """Whether a shard was finished only by giving up all of its rows."""
+    num_failures = outcome.record.num_failures if outcome.record is not None else 0
+    rows = stage.row_numbers(outcome.shard.start, outcome.shard.stop)
+    return outcome.cause == "killed" and num_failures >= len(rows)
+
+
+def _report_finished(stage: Stage, outcome: ShardOutcome, reporter: Reporter) -> None:
+    reporter.advanced(stage.name, stage.item_weight(outcome.shard.start, outcome.shard.stop))
+    if outcome.cause == "killed" and outcome.record is not None and outcome.record.num_failures:
+        reporter.notice(
+            f"stage '{stage.name}': rows of items {outcome.shard.start}..{outcome.shard.stop} "
+            f"killed their worker each time; they are in its errors table as '{KILLED_WORKER}'"
+        )
 
 
 def _check_visible(folder: Location, record: ShardRecord) -> None:
@@ -210,17 +216,36 @@ def _users_error(outcome: ShardOutcome) -> type[NnciftError] | None:
 
 
 def _error_of(stage: Stage, failed: list[ShardOutcome], num_finished: int) -> NnciftError:
+    kept = (
+        f"{num_finished} other shard(s) were finished and are kept; the same command goes on from "
+        "there."
+    )
+    for outcome in failed:
+        users_error = _users_error(outcome)
+        if users_error is not None:
+            rest = f" {kept}" if outcome.cause == "killed" else ""
+            return users_error(f"stage '{stage.name}': {outcome.error_message}{rest}")
     first = failed[0]
-    users_error = _users_error(first)
-    if users_error is not None:
-        return users_error(f"stage '{stage.name}': {first.error_message}")
     return StageError(
         f"stage '{stage.name}': {len(failed)} shard(s) failed {MAX_SHARD_ATTEMPTS} times, the "
         f"first is items {first.shard.start}..{first.shard.stop}: {first.error_type}: "
-        f"{first.error_message}\n"
-        f"{num_finished} other shard(s) were finished and are kept; the same command goes on from "
-        f"there.\n{first.error_trace}"
+        f"{first.error_message}{_memory_advice(stage, first)}\n{kept}\n{first.error_trace}"
     )
+
+
+def _memory_advice(stage: Stage, outcome: ShardOutcome) -> str:
+    # torch.cuda's and Ray's errors are told by name: this process may have neither library.
+    if outcome.error_type not in ("MemoryError", "OutOfMemoryError"):
+        return ""
+    return f" (not enough memory: {stage.memory_advice})"
+
+
+def _sweep(folder: Location) -> None:
+    """Remove what only a run in progress needs, and what workers that died had not finished."""
+    attempts = folder / ATTEMPTS_FOLDER
+    if attempts.exists():
+        attempts.fs.delete_dir(attempts.path)
+        delete_temporaries(folder)
 
 
 def _make_manifest(
@@ -262,27 +287,3 @@ def _check_failures(stage: Stage, folder: Location, manifest: StageManifest) -> 
             f"{folder / ERRORS_TABLE}. Mend the rows, or raise {stage.max_failed_key} to go on "
             "without them."
         )
-
-
-def describe_outcome(outcome: ShardOutcome) -> dict[str, Any]:
-    """Write an outcome as a flat row of strings and numbers."""
-    return {
-        "start": outcome.shard.start,
-        "stop": outcome.shard.stop,
-        "record": "" if outcome.record is None else outcome.record.model_dump_json(),
-        "error_type": outcome.error_type,
-        "error_message": outcome.error_message,
-        "error_trace": outcome.error_trace,
-    }
-
-
-def parse_outcome(row: dict[str, Any]) -> ShardOutcome:
-    """Read what ``describe_outcome`` wrote."""
-    record = ShardRecord.model_validate_json(row["record"]) if row["record"] else None
-    return ShardOutcome(
-        Shard(int(row["start"]), int(row["stop"])),
-        record,
-        row["error_type"],
-        row["error_message"],
-        row["error_trace"],
-    )

@@ -13,11 +13,12 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from nncift_ray.core.factored import FactoredNetwork
 from nncift_ray.core.fidelity import fidelity_table
 from nncift_ray.core.network import InfluenceNetwork
+from nncift_ray.core.pair_scores import score_points
+from nncift_ray.core.sampling import TRAIN, VALIDATION
 from nncift_ray.core.training import (
     EpochRecord,
     PairData,
@@ -26,17 +27,15 @@ from nncift_ray.core.training import (
     train_network,
     unseen_folds,
 )
-from nncift_ray.errors import StageError
+from nncift_ray.stages.block_labels import BlockLabels, read_block_labels
 from nncift_ray.stages.stage import Shard, Stage, Worker
 from nncift_ray.storage import schemas
-from nncift_ray.storage.arrays import column_matrix
 from nncift_ray.storage.checkpoints import write_network
 from nncift_ray.storage.output import Sink, StageOutput
 from nncift_ray.storage.schemas import WITHIN
 
-TRAIN, VALIDATION = "train", "validation"
 PAIRS_AT_ONCE = 65_536
-NUM_FOLDS = 5  # of unseen rows and columns; one alone is a few examples and far too noisy
+NUM_FOLDS = 5  # of unseen examples; one alone is a few examples and far too noisy
 PATIENCE_SHARE = 0.1  # of the epochs a fold may train
 
 
@@ -51,28 +50,6 @@ class FitJob:
     training: TrainingConfig
     min_steps: int = 0
     num_workers: int = 1  # sums over other numbers of workers round otherwise
-
-
-@dataclass(frozen=True)
-class BlockLabels:
-    """The labelled pairs of one block with the embeddings they name."""
-
-    helped_ED: np.ndarray
-    helper_ED: np.ndarray
-    helped_pos: np.ndarray  # row of helped_ED, per pair
-    helper_pos: np.ndarray
-    helped_index: np.ndarray  # row_index, per pair
-    helper_index: np.ndarray
-    split: np.ndarray
-    utility: np.ndarray
-
-    def pairs(self, split: str) -> PairData:
-        """Return the pairs of a split."""
-        return self.pairs_at(self.split == split)
-
-    def pairs_at(self, at: np.ndarray) -> PairData:
-        """Return the pairs of a mask [P]."""
-        return PairData(self.helped_pos[at], self.helper_pos[at], self.utility[at])
 
 
 @dataclass(frozen=True)
@@ -136,40 +113,15 @@ class FitStage(Stage):
         def fit(shard: Shard, sink: Sink) -> None:
             fitted = self._train(self._job)
             for block in self._job.blocks:
-                write_block(sink, block, load_block(self._job, block), fitted[block], self.seed)
+                write_block(
+                    sink,
+                    block,
+                    read_block_labels(self._job.labels, self._job.embeddings, block),
+                    fitted[block],
+                    self.seed,
+                )
 
         return fit
-
-
-def load_block(job: FitJob, block: str) -> BlockLabels:
-    """Read the labels of a block and the embeddings of the examples they name.
-
-    Raises:
-        StageError: If no pair is left to train on.
-    """
-    table = job.labels.read("labels", schema=schemas.LABELS)
-    table = table.filter(pc.equal(table["block"], pa.scalar(block)))
-    helped, helper = table["helped_index"].to_numpy(), table["helper_index"].to_numpy()
-    split = np.array(table["split"].to_pylist(), dtype=object)
-    if not (split == TRAIN).any():
-        raise StageError(f"no label of the block '{block}' is left to train on; see label's errors")
-    helped_rows, helped_pos = np.unique(helped, return_inverse=True)
-    helper_rows, helper_pos = np.unique(helper, return_inverse=True)
-    helped_table = "candidates" if block == WITHIN else "targets"
-    return BlockLabels(
-        helped_ED=_vectors(job.embeddings, helped_table, helped_rows),
-        helper_ED=_vectors(job.embeddings, "candidates", helper_rows),
-        helped_pos=helped_pos,
-        helper_pos=helper_pos,
-        helped_index=helped,
-        helper_index=helper,
-        split=split,
-        utility=table["utility"].to_numpy(),
-    )
-
-
-def _vectors(embeddings: StageOutput, table: str, rows: np.ndarray) -> np.ndarray:
-    return column_matrix(embeddings.take_rows(table, rows, ["embedding"])["embedding"])
 
 
 def train_here(
@@ -186,7 +138,7 @@ def train_here(
     """
     fitted: dict[str, FittedBlock] = {}
     for block in job.blocks:
-        data = load_block(job, block)
+        data = read_block_labels(job.labels, job.embeddings, block)
 
         def train(
             pairs: PairData,
@@ -196,7 +148,7 @@ def train_here(
             data: BlockLabels = data,
         ) -> tuple[InfluenceNetwork, list[EpochRecord]]:
             dim = data.helped_ED.shape[1]
-            network = InfluenceNetwork(dim, job.num_hidden, seed=job.training.seed)
+            network = InfluenceNetwork(dim, job.num_hidden, data.pointwise, seed=job.training.seed)
             history = train_network(
                 network,
                 data.helped_ED,
@@ -236,7 +188,7 @@ def split_unseen(data: BlockLabels, block: str, seed: int) -> list[tuple[PairDat
     block_pairs = np.flatnonzero((data.split == TRAIN) | (data.split == VALIDATION))
     masks = unseen_folds(
         data.helped_index[block_pairs],
-        data.helper_index[block_pairs],
+        None if data.helper_index is None else data.helper_index[block_pairs],
         same_examples=block == WITHIN,
         num_folds=NUM_FOLDS,
         seed=seed,
@@ -273,7 +225,7 @@ def write_block(sink: Sink, block: str, data: BlockLabels, fitted: FittedBlock, 
         network,
         {
             "block": block,
-            "input": "[e_helped ; 0 ; e_helper]",
+            "input": "[e]" if data.pointwise else "[e_helped ; 0 ; e_helper]",
             "embedding_dim": int(data.helped_ED.shape[1]),
             "num_hidden": len(network.w_H),
             "num_train_pairs": int((data.split == TRAIN).sum()),
@@ -291,7 +243,10 @@ def write_block(sink: Sink, block: str, data: BlockLabels, fitted: FittedBlock, 
 
 def score_labelled(network: FactoredNetwork, data: BlockLabels) -> np.ndarray:
     """Return the network's influence [B] for the labelled pairs, a bounded number at a time."""
-    a_EH, b_EH = network.project_rows(data.helped_ED), network.project_columns(data.helper_ED)
+    a_EH = network.project_rows(data.helped_ED)
+    if data.helper_ED is None or data.helper_pos is None:
+        return score_points(a_EH, network.w_H, network.bias)[data.helped_pos]
+    b_EH = network.project_columns(data.helper_ED)
     influence = np.empty(len(data.utility), np.float32)
     for start in range(0, len(influence), PAIRS_AT_ONCE):
         part = slice(start, start + PAIRS_AT_ONCE)
@@ -306,7 +261,9 @@ def _predictions(block: str, data: BlockLabels, influence: np.ndarray) -> pa.Tab
         {
             "block": pa.array([block] * count, pa.string()),
             "helped_index": pa.array(data.helped_index, pa.int64()),
-            "helper_index": pa.array(data.helper_index, pa.int64()),
+            "helper_index": pa.nulls(count, pa.int64())
+            if data.helper_index is None
+            else pa.array(data.helper_index, pa.int64()),
             "split": pa.array(data.split, pa.string()),
             "utility": pa.array(data.utility, pa.float32()),
             "influence": pa.array(influence, pa.float32()),

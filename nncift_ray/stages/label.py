@@ -1,9 +1,10 @@
-"""Label: ask the teacher for the sampled pairs, a group of one helper at a time."""
+"""Label: ask the teacher for the sampled pairs, a group at a time."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,16 +12,15 @@ import pyarrow as pa
 
 from nncift_ray.core.examples import Example
 from nncift_ray.models.teachers import LabelRequest, MeasurementFailure, Teacher
-from nncift_ray.stages.stage import Shard, Stage, Worker
+from nncift_ray.stages.label_requests import RequestMaker, example_keys
+from nncift_ray.stages.stage import KILLED_WORKER, Shard, Stage, Worker
 from nncift_ray.storage import schemas
-from nncift_ray.storage.arrays import column_matrix
 from nncift_ray.storage.output import Sink, StageOutput
-from nncift_ray.storage.schemas import CANDIDATE, TARGET, WITHIN
+from nncift_ray.storage.sampled import ExampleKey
 
 DEFAULT_SHARD_PAIRS = 256
 
 TeacherFactory = Callable[[], Teacher]
-Key = tuple[str, int]  # role and row index
 
 
 class LabelStage(Stage):
@@ -29,6 +29,11 @@ class LabelStage(Stage):
     name: ClassVar[str] = "label"
     unit: ClassVar[str] = "requests"
     max_failed_key: ClassVar[str] = "teacher.max_failed_fraction"
+    divisible: ClassVar[bool] = True
+    memory_advice: ClassVar[str] = (
+        "lower teacher.batch_tokens, teacher.max_length or labels.group_pairs, set "
+        "teacher.kv_cache_memory_bytes, or give fewer actors (labels.pool) more memory"
+    )
 
     def __init__(
         self,
@@ -37,12 +42,13 @@ class LabelStage(Stage):
         teacher_settings: Mapping[str, Any],
         *,
         embeddings: StageOutput | None = None,
+        gradients: StageOutput | None = None,
         shard_pairs: int | None = None,
     ) -> None:
-        """Label a sample; ``embeddings`` is given where the teacher reads them."""
+        """Label a sample; embeddings and gradients are given where the teacher reads them."""
         self._sample, self._make_teacher = sample, make_teacher
         self._teacher_settings = dict(teacher_settings)
-        self._embeddings = embeddings
+        self._embeddings, self._gradients = embeddings, gradients
         self._shard_pairs = shard_pairs or DEFAULT_SHARD_PAIRS
 
     @property
@@ -52,10 +58,12 @@ class LabelStage(Stage):
 
     @property
     def inputs(self) -> Mapping[str, StageOutput]:
-        """The sample, and the embeddings where the teacher reads them."""
+        """The sample, and the embeddings and gradients where the teacher reads them."""
         inputs = {"sample": self._sample}
         if self._embeddings is not None:
             inputs["embeddings"] = self._embeddings
+        if self._gradients is not None:
+            inputs["gradients"] = self._gradients
         return inputs
 
     def settings(self) -> dict[str, Any]:
@@ -83,65 +91,84 @@ class LabelStage(Stage):
         """Requests of some groups."""
         return int(self._group_starts[stop] - self._group_starts[start])
 
+    def row_numbers(self, start: int, stop: int) -> range:
+        """Requests of some groups, by their place in the pairs table."""
+        return range(int(self._group_starts[start]), int(self._group_starts[stop]))
+
+    def condemned_with(self, killers: Sequence[int], rows: range) -> Mapping[int, str]:
+        """Condemn what holds an example that killed alone, or as the helped one of two helpers."""
+        helpers_of: defaultdict[ExampleKey, set[ExampleKey | None]] = defaultdict(set)
+        for row in killers:
+            helped, helper = self._examples_of(range(row, row + 1))[row]
+            helpers_of[helped].add(helper)
+        guilty = {key for key, helpers in helpers_of.items() if None in helpers or len(helpers) > 1}
+        if not guilty:
+            return {}
+        message = "other requests with the same example killed their worker; this was not tried"
+        return {
+            row: message
+            for row, examples in self._examples_of(rows).items()
+            if not guilty.isdisjoint(examples)
+        }
+
+    def _examples_of(self, rows: range) -> dict[int, tuple[ExampleKey, ExampleKey | None]]:
+        """Return the helped and the helper example of some requests."""
+        columns = ["block", "helped_index", "helper_index"]
+        pairs = self._sample.read_range("pairs", rows.start, rows.stop, columns).to_pylist()
+        return {row: example_keys(pair) for row, pair in zip(rows, pairs, strict=True)}
+
     def make_worker(self) -> Worker:
         """Load the teacher and the sampled texts."""
         teacher = self._make_teacher()
-        examples = load_sampled_examples(self._sample)
-        vectors = load_sampled_vectors(self._embeddings, examples)
+        maker = RequestMaker.load(self._sample, self._embeddings, self._gradients)
 
         def label_shard(shard: Shard, sink: Sink) -> None:
             for group in range(shard.start, shard.stop):
-                low, high = int(self._group_starts[group]), int(self._group_starts[group + 1])
-                pairs = self._sample.read_range("pairs", low, high).to_pylist()
-                label_group(pairs, teacher, examples, vectors, sink)
+                rows = overlap(self.row_numbers(group, group + 1), shard.rows)
+                if not rows:
+                    continue
+                pairs = self._sample.read_range("pairs", rows.start, rows.stop).to_pylist()
+                pairs = leave_out(pairs, rows, shard.skip, maker.examples, sink)
+                label_group(pairs, teacher, maker, sink)
 
         return label_shard
 
 
-def load_sampled_examples(sample: StageOutput) -> dict[Key, Example]:
-    """Read the texts of the sample."""
-    table = sample.read("sampled_examples", schema=schemas.SAMPLED_EXAMPLES)
-    return {
-        (row["role"], row["row_index"]): Example(row["example_id"], row["prompt"], row["response"])
-        for row in table.to_pylist()
-    }
+def overlap(rows: range, wanted: range | None) -> range:
+    """Return those rows that are wanted; None wants all."""
+    if wanted is None:
+        return rows
+    return range(max(rows.start, wanted.start), min(rows.stop, wanted.stop))
 
 
-def load_sampled_vectors(
-    embeddings: StageOutput | None, examples: Mapping[Key, Example]
-) -> dict[Key, np.ndarray]:
-    """Read the vectors of the sample, float32; none where the teacher reads none."""
-    vectors: dict[Key, np.ndarray] = {}
-    if embeddings is None:
-        return vectors
-    for role in (CANDIDATE, TARGET):
-        rows = np.array(sorted(row for kind, row in examples if kind == role), dtype=np.int64)
-        if rows.size:
-            table = embeddings.take_rows(f"{role}s", rows, ["embedding"])
-            matrix = column_matrix(table["embedding"])
-            vectors.update(((role, int(row)), matrix[at]) for at, row in enumerate(rows))
-    return vectors
+def leave_out(
+    pairs: list[dict[str, Any]],
+    rows: range,
+    skip: Mapping[int, str],
+    examples: Mapping[ExampleKey, Example],
+    sink: Sink,
+) -> list[dict[str, Any]]:
+    """Return the pairs not to be skipped; the others become rows in the errors table."""
+    kept: list[dict[str, Any]] = []
+    for row, pair in zip(rows, pairs, strict=True):
+        if row in skip:
+            helped, helper = example_keys(pair)
+            request = LabelRequest(examples[helped], examples[helper] if helper else None)
+            write_failure(request, MeasurementFailure(KILLED_WORKER, skip[row]), sink)
+        else:
+            kept.append(pair)
+    return kept
 
 
 def label_group(
-    pairs: list[dict[str, Any]],
-    teacher: Teacher,
-    examples: Mapping[Key, Example],
-    vectors: Mapping[Key, np.ndarray],
-    sink: Sink,
+    pairs: list[dict[str, Any]], teacher: Teacher, maker: RequestMaker, sink: Sink
 ) -> None:
     """Ask the teacher for one group; a request that fails becomes a row in the errors table."""
-    requests = [make_request(pair, examples, vectors) for pair in pairs]
+    requests = maker.make(pairs)
     rows: list[dict[str, Any]] = []
     for pair, request, answer in zip(pairs, requests, teacher.measure(requests), strict=True):
         if isinstance(answer, MeasurementFailure):
-            helper = request.helper.example_id if request.helper else "no example"
-            sink.error(
-                answer.reason,
-                f"{answer.message} (with {helper} in context)",
-                example_id=request.helped.example_id,
-                excerpt=request.helped.prompt,
-            )
+            write_failure(request, answer, sink)
             continue
         kept = {name: pair[name] for name in ("block", "helped_index", "helper_index", "split")}
         rows.append(
@@ -150,20 +177,18 @@ def label_group(
                 "value": answer.value,
                 "num_tokens": answer.num_tokens,
                 "num_cached_tokens": answer.num_cached_tokens,
+                "num_minimal_tokens": answer.num_minimal_tokens,
             }
         )
     sink.write_rows("measurements", rows, schemas.MEASUREMENTS)
 
 
-def make_request(
-    pair: Mapping[str, Any], examples: Mapping[Key, Example], vectors: Mapping[Key, np.ndarray]
-) -> LabelRequest:
-    """Look up the texts and vectors of a pair."""
-    helped: Key = (CANDIDATE if pair["block"] == WITHIN else TARGET, pair["helped_index"])
-    helper: Key | None = None if pair["helper_index"] is None else (CANDIDATE, pair["helper_index"])
-    return LabelRequest(
-        helped=examples[helped],
-        helper=None if helper is None else examples[helper],
-        helped_embedding=vectors.get(helped),
-        helper_embedding=None if helper is None else vectors.get(helper),
+def write_failure(request: LabelRequest, failure: MeasurementFailure, sink: Sink) -> None:
+    """Write a request without a measurement to the errors table."""
+    helper = request.helper.example_id if request.helper else "no example"
+    sink.error(
+        failure.reason,
+        f"{failure.message} (with {helper} in context)",
+        example_id=request.helped.example_id,
+        excerpt=request.helped.prompt,
     )

@@ -1,7 +1,7 @@
 """Project: embeddings to the network's hidden activations, once an example and side.
 
 The first layer reads [e_i ; 0 ; e_j], so it splits into a row part and a column part; the pair
-stage never sees an embedding.
+stage never sees an embedding. A pointwise network reads [e_i] and has rows only.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from nncift_ray.storage import schemas
 from nncift_ray.storage.arrays import column_matrix, vectors_to_arrow
 from nncift_ray.storage.checkpoints import read_network
 from nncift_ray.storage.output import Sink, StageOutput
+from nncift_ray.storage.schemas import CROSS, POINTS
 
 ATOM_ROWS = 1024
 DEFAULT_SHARD_ROWS = 65_536
@@ -45,13 +46,14 @@ class ProjectStage(RowStage):
         ranges: list[tuple[str, int]] = []
         for block in self._blocks:
             ranges.append((f"{block}_rows", rows[self._role(f"{block}_rows")]))
-            ranges.append((f"{block}_columns", rows["candidates"]))
+            if block != POINTS:
+                ranges.append((f"{block}_columns", rows["candidates"]))
         self._atoms = RowAtoms(tuple(ranges), ATOM_ROWS)
 
     @staticmethod
     def _role(table: str) -> str:
         """Return whose embeddings a table is made of."""
-        return "targets" if table == "cross_rows" else "candidates"
+        return "targets" if table == f"{CROSS}_rows" else "candidates"
 
     @property
     def produces(self) -> Mapping[str, pa.Schema]:

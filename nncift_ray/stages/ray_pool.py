@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import sys
+import uuid
 import warnings
 from collections.abc import Generator, Iterator
 from typing import Any
@@ -17,22 +18,19 @@ from ray.data import ActorPoolStrategy, DataContext
 
 from nncift_ray.config import ClusterConfig, PoolConfig
 from nncift_ray.errors import StageError
-from nncift_ray.stages.driver import (
+from nncift_ray.stages.driver import execute_here
+from nncift_ray.stages.shard_runner import (
     ShardOutcome,
+    ShardRunner,
     describe_outcome,
-    execute_here,
-    execute_shard,
-    failed_outcome,
     parse_outcome,
 )
-from nncift_ray.stages.stage import Resources, Shard, Stage, Worker
+from nncift_ray.stages.stage import Resources, Shard, Stage
 from nncift_ray.storage.filesystem import Location
 
 # On one machine Ray's CPUs are tickets: readers and the driver need some beside the actors.
 SPARE_LOCAL_CPUS = 2
 STDERR_DESCRIPTOR = 2
-# A lost node is one retry; a shard that kills every worker must not be tried for ever.
-MAX_LOST_WORKERS = 5
 CLUSTER_ACTOR_CPUS = 4.0
 LOCAL_OBJECT_STORE_BYTES = 512 * 1024**2
 
@@ -109,22 +107,20 @@ def quiet_ray_data(*, show: bool) -> None:
 
 
 class ShardActor:
-    """Runs the shards that Ray Data hands it with one worker, built on the first."""
+    """A ``ShardRunner`` in a process of its own.
 
-    def __init__(self, stage: Stage, folder: Location) -> None:
+    When the process dies Ray starts it again and hands it the same rows again, as often as it
+    takes: the runner counts deaths, and knows when to give a shard up.
+    """
+
+    def __init__(self, stage: Stage, folder: Location, session: str) -> None:
         """Keep the stage; models load with the first shard so that an error can be reported."""
-        self._stage, self._folder = stage, folder
-        self._worker: Worker | None = None
         _limit_threads(stage.resources.num_cpus)
+        self._runner = ShardRunner(stage, folder, session)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Run the shard of a row."""
-        shard = Shard(int(row["start"]), int(row["stop"]))
-        try:
-            self._worker = self._worker or self._stage.make_worker()
-        except Exception as error:  # noqa: BLE001  (reported to the driver, which decides)
-            return describe_outcome(failed_outcome(shard, error))
-        return describe_outcome(execute_shard(self._stage, self._worker, self._folder, shard))
+        return describe_outcome(self._runner.run(Shard(int(row["start"]), int(row["stop"]))))
 
 
 def _limit_threads(num_cpus: float) -> None:
@@ -143,27 +139,22 @@ def execute_on_ray(stage: Stage, folder: Location, shards: list[Shard]) -> Itera
     resources = stage.resources
     rows = [{"start": shard.start, "stop": shard.stop} for shard in shards]
     most = max(1, min(resources.max_actors, len(shards)))
-    shards_of_rows = ray.data.from_items(rows, override_num_blocks=len(rows))
-    with warnings.catch_warnings():
-        # Ray 2.60 wants every remote argument by a name of its own, and has none for this one.
-        warnings.filterwarnings("ignore", message=".*ray_remote_args")
-        outcomes = shards_of_rows.map(
-            ShardActor,  # pyright: ignore[reportArgumentType]
-            fn_constructor_args=(stage, folder),
-            compute=ActorPoolStrategy(min_size=min(resources.min_actors, most), max_size=most),
-            num_cpus=resources.num_cpus,
-            num_gpus=resources.num_gpus or None,
-            resources=dict(resources.custom) or None,
-            max_task_retries=MAX_LOST_WORKERS,
-        )
+    # Ray Data restarts a dead actor, and gives it its shard again, any number of times.
+    outcomes = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+        ShardActor,  # pyright: ignore[reportArgumentType]
+        fn_constructor_args=(stage, folder, uuid.uuid4().hex),
+        compute=ActorPoolStrategy(min_size=min(resources.min_actors, most), max_size=most),
+        num_cpus=resources.num_cpus,
+        num_gpus=resources.num_gpus or None,
+        resources=dict(resources.custom) or None,
+    )
     try:
         for row in outcomes.iter_rows():
             yield parse_outcome(row)
     except ray.exceptions.RayError as error:
         raise StageError(
-            f"stage '{stage.name}': Ray gave up: {str(error).strip().splitlines()[0]} A lost "
-            f"worker is replaced {MAX_LOST_WORKERS} times; if it was killed for memory, give "
-            "its actors more of it or smaller shards (pool.shard_rows). Finished shards are kept."
+            f"stage '{stage.name}': Ray gave up: {str(error).strip().splitlines()[0]} "
+            "Finished shards are kept; the same command goes on from there."
         ) from error
 
 

@@ -1,4 +1,8 @@
-"""A trainer for the fit stage: Ray Train's TorchTrainer around ``train_here``."""
+"""Ray Train around what trains in one process: the fit of the network, and the warm-up of LESS.
+
+Workers meet only where they average gradients, by gloo, which moves tensors of a CPU and of a GPU.
+Rank 0 leaves its result in one Ray Train checkpoint, which the driver reads and then deletes.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,9 @@ import dataclasses
 import json
 import tempfile
 import uuid
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray.train
 import ray.train.torch
@@ -15,70 +20,168 @@ import safetensors.numpy
 import torch
 import torch.distributed
 
-from nncift_ray.core.training import EpochRecord
-from nncift_ray.errors import StageError
+from nncift_ray.core.training import EpochRecord, ReduceGradients
+from nncift_ray.errors import NnciftError, StageError
+from nncift_ray.models.warmup import WarmupCheckpoint
 from nncift_ray.stages.fit import FitJob, FittedBlock, train_here
+from nncift_ray.stages.warmup import (
+    KeepCheckpoint,
+    UnfitExample,
+    WarmupJob,
+    checkpoint_files,
+    warm_up_here,
+)
+from nncift_ray.storage.checkpoints import parse_warmup
 from nncift_ray.storage.filesystem import Location
 
 HISTORY_NAME = "history.json"
+UNFIT_NAME = "unfit.json"
+MAX_LOST_WORKERS = 2
+
+Result = TypeVar("Result")
 
 
 @dataclasses.dataclass(frozen=True)
-class RayTrainer:
-    """Trains a fit job on Ray Train workers, which keep their result in ``storage``."""
+class RayWorkers:
+    """Ray Train workers, which keep their result in ``storage`` until it is read."""
 
     storage: Location
     num_workers: int = 1
+    num_cpus: float = 1  # of a worker, also its number of threads
+    use_gpu: bool = False  # one a worker
 
-    def __call__(self, job: FitJob) -> dict[str, FittedBlock]:
-        """Train and read the checkpoint back.
+    def run(
+        self,
+        work: Callable[[dict[str, Any]], None],
+        job: FitJob | WarmupJob,
+        read: Callable[[Path], Result],
+    ) -> Result:
+        """Run ``work`` on every worker and read the checkpoint that rank 0 left.
 
         Raises:
-            StageError: If the workers end without a checkpoint.
+            StageError: If the workers end without a checkpoint, or are lost too often.
+            NnciftError: Whatever a worker raised of that family, e.g. ModelError.
         """
-        # A name of its own: Ray Train would go on from the checkpoints of another fit's directory.
+        # A name of its own: Ray Train would go on from the checkpoints of another run's directory.
         name = uuid.uuid4().hex[:8]
         trainer = ray.train.torch.TorchTrainer(
-            _train_worker,
+            work,
             train_loop_config={"job": job},
-            scaling_config=ray.train.ScalingConfig(num_workers=self.num_workers),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=self.num_workers, use_gpu=self.use_gpu, resources_per_worker=self._each
+            ),
             torch_config=ray.train.torch.TorchConfig(backend="gloo"),
             run_config=ray.train.RunConfig(
                 name=name,
                 storage_path=self.storage.path,
                 storage_filesystem=None if self.storage.is_local else self.storage.fs,
                 checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
-                failure_config=ray.train.FailureConfig(max_failures=2),
+                failure_config=ray.train.FailureConfig(max_failures=MAX_LOST_WORKERS),
             ),
         )
-        checkpoint = trainer.fit().checkpoint
-        if checkpoint is None:
-            raise StageError("Ray Train ended without a checkpoint")
-        with checkpoint.as_directory() as folder:
-            fitted = {block: _read_fitted(Path(folder), block) for block in job.blocks}
-        self.storage.fs.delete_dir((self.storage / name).path)
-        return fitted
+        try:
+            checkpoint = trainer.fit().checkpoint
+            if checkpoint is None:
+                raise StageError("Ray Train ended without a checkpoint")
+            with checkpoint.as_directory() as folder:
+                return read(Path(folder))
+        except ray.train.TrainingFailedError as error:
+            raise worker_error(error) from error
+        finally:
+            if (self.storage / name).exists():
+                self.storage.fs.delete_dir((self.storage / name).path)
+
+    @property
+    def _each(self) -> dict[str, float]:
+        return {"CPU": self.num_cpus} | ({"GPU": 1} if self.use_gpu else {})
 
 
-def _train_worker(config: dict[str, Any]) -> None:
+def worker_error(error: ray.train.TrainingFailedError) -> NnciftError:
+    """Return what a worker raised for the user to mend, else that training failed and why."""
+    if isinstance(error, ray.train.WorkerGroupError):
+        for failure in error.worker_failures.values():
+            if isinstance(failure, NnciftError):
+                return failure
+    return StageError(f"training failed {MAX_LOST_WORKERS + 1} times: {error}")
+
+
+@dataclasses.dataclass(frozen=True)
+class RayTrainer(RayWorkers):
+    """Trains the networks of a fit job (a fit.Trainer)."""
+
+    def __call__(self, job: FitJob) -> dict[str, FittedBlock]:
+        """Train and read the networks back."""
+        return self.run(
+            _fit_worker, job, lambda folder: {b: _read_fitted(folder, b) for b in job.blocks}
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class RayWarmupTrainer(RayWorkers):
+    """Trains the adapter of a warm-up job (a warmup.WarmupTrainer)."""
+
+    def __call__(self, job: WarmupJob, keep: KeepCheckpoint) -> list[UnfitExample]:
+        """Train and hand over the checkpoints one at a time."""
+
+        def read(folder: Path) -> list[UnfitExample]:
+            for number in range(job.training.num_epochs):
+                groups, facts = parse_warmup(number, lambda name: (folder / name).read_bytes())
+                keep(WarmupCheckpoint(**groups, **facts))
+            unfit = json.loads((folder / UNFIT_NAME).read_text(encoding="utf-8"))
+            return [UnfitExample(**example) for example in unfit]
+
+        return self.run(_warmup_worker, job, read)
+
+
+def _fit_worker(config: dict[str, Any]) -> None:
     """Run in every Ray Train worker; rank 0 reports the networks."""
     job: FitJob = config["job"]
-    context = ray.train.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
-    fitted = train_here(
-        job, shard=(rank, world), reduce_gradients=average_gradients if world > 1 else None
-    )
+    shard, reduce_gradients = _place()
+    fitted = train_here(job, shard=shard, reduce_gradients=reduce_gradients)
     losses = {
         f"{block}_validation_loss": result.history[-1].validation_loss
         for block, result in fitted.items()
     }
-    if rank != 0:
-        ray.train.report(losses)
+
+    def write(folder: Path) -> None:
+        for block, result in fitted.items():
+            _write_fitted(folder, block, result)
+
+    _report(losses, write)
+
+
+def _warmup_worker(config: dict[str, Any]) -> None:
+    """Run in every Ray Train worker; rank 0 reports the checkpoints."""
+    job: WarmupJob = config["job"]
+    shard, reduce_gradients = _place()
+    checkpoints: list[WarmupCheckpoint] = []
+    unfit = warm_up_here(job, checkpoints.append, shard=shard, reduce_gradients=reduce_gradients)
+
+    def write(folder: Path) -> None:
+        for number, checkpoint in enumerate(checkpoints):
+            for name, content in checkpoint_files(number, checkpoint):
+                (folder / name).write_bytes(content)
+        told = json.dumps([dataclasses.asdict(example) for example in unfit])
+        (folder / UNFIT_NAME).write_text(told, encoding="utf-8")
+
+    _report({"train_loss": checkpoints[-1].train_loss}, write)
+
+
+def _place() -> tuple[tuple[int, int], ReduceGradients | None]:
+    """Return this worker's (rank, number of workers), and how it averages gradients."""
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    return (rank, world), average_gradients if world > 1 else None
+
+
+def _report(metrics: dict[str, float], write: Callable[[Path], None]) -> None:
+    """Report metrics; rank 0 adds the files that ``write`` makes."""
+    if ray.train.get_context().get_world_rank() != 0:
+        ray.train.report(metrics)
         return
     with tempfile.TemporaryDirectory() as folder:
-        for block, result in fitted.items():
-            _write_fitted(Path(folder), block, result)
-        ray.train.report(losses, checkpoint=ray.train.Checkpoint.from_directory(folder))
+        write(Path(folder))
+        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
 
 def average_gradients(parameters: list[torch.nn.Parameter]) -> None:

@@ -9,21 +9,19 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from nncift_ray.core.sampling import PairSample, SampleDesign, draw_block
+from nncift_ray.core.sampling import PairSample, SampleDesign, draw_block, draw_points
 from nncift_ray.errors import DataError
 from nncift_ray.stages.stage import Shard, Stage, Worker
 from nncift_ray.storage import schemas
 from nncift_ray.storage.output import Sink, StageOutput
-from nncift_ray.storage.schemas import CANDIDATE, TARGET, WITHIN
+from nncift_ray.storage.schemas import CANDIDATE, CROSS, POINTS, TARGET, WITHIN
 
-#: Requests of one group at most: what an engine is handed at a time, and no more.
-MAX_GROUP_PAIRS = 512
-BASELINE_GROUP_ROWS = 64
+DEFAULT_GROUP_PAIRS = 256
 SAMPLE_COLUMNS = ["row_index", "example_id", "prompt", "response"]
 
 
 class SampleStage(Stage):
-    """Write ``pairs`` (groups of one helper each) and the texts of the ``sampled_examples``."""
+    """Write ``pairs``, in groups that an engine is handed at once, and ``sampled_examples``."""
 
     name: ClassVar[str] = "sample"
     unit: ClassVar[str] = "draws"
@@ -34,10 +32,19 @@ class SampleStage(Stage):
         designs: Mapping[str, SampleDesign],
         *,
         needs_baseline: bool,
+        group_pairs: int = DEFAULT_GROUP_PAIRS,
     ) -> None:
-        """Draw for each block ("within", "cross") by its design."""
+        """Draw for each block by its design.
+
+        Args:
+            examples: The deduplicated examples.
+            designs: By block: "within" and "cross" of a pairwise teacher, "points" of a pointwise.
+            needs_baseline: Whether every helped example is to be measured alone, too.
+            group_pairs: Requests of a group at most: what an engine gets in one call. Rounding may
+                depend on it, so it is part of the labels' fingerprint.
+        """
         self._examples, self._designs = examples, dict(designs)
-        self._needs_baseline = needs_baseline
+        self._needs_baseline, self._group_pairs = needs_baseline, group_pairs
         self.seed = next(iter(designs.values())).seed
 
     @property
@@ -51,14 +58,13 @@ class SampleStage(Stage):
         return {"examples": self._examples}
 
     def settings(self) -> dict[str, Any]:
-        """The design of the sample."""
+        """The design of the sample and of its groups."""
         return {
             "designs": {
                 block: dataclasses.asdict(design) for block, design in self._designs.items()
             },
             "needs_baseline": self._needs_baseline,
-            "max_group_pairs": MAX_GROUP_PAIRS,
-            "baseline_group_rows": BASELINE_GROUP_ROWS,
+            "group_pairs": self._group_pairs,
         }
 
     def num_items(self) -> int:
@@ -70,7 +76,10 @@ class SampleStage(Stage):
 
         def draw(shard: Shard, sink: Sink) -> None:
             samples = {block: self._draw_block(block) for block in self._designs}
-            sink.write("pairs", group_pairs(samples, needs_baseline=self._needs_baseline))
+            requests = group_requests(
+                samples, self._group_pairs, needs_baseline=self._needs_baseline
+            )
+            sink.write("pairs", requests)
             for role, rows in sampled_rows(samples).items():
                 texts = self._examples.take_rows(f"{role}s", rows, SAMPLE_COLUMNS)
                 column = pa.array([role] * texts.num_rows, pa.string())
@@ -81,59 +90,80 @@ class SampleStage(Stage):
 
     def _draw_block(self, block: str) -> PairSample:
         num_columns = self._examples.num_rows("candidates")
-        num_rows = num_columns if block == WITHIN else self._examples.num_rows("targets")
+        num_rows = self._examples.num_rows(f"{helped_role(block)}s")
+        design = self._designs[block]
         try:
-            return draw_block(num_rows, num_columns, block == WITHIN, self._designs[block])
+            if block == POINTS:
+                return draw_points(num_rows, design)
+            return draw_block(num_rows, num_columns, block == WITHIN, design)
         except ValueError as error:
-            raise DataError(
-                f"no label sample of {num_rows} x {num_columns} examples ({block}): {error}"
-            ) from error
+            size = f"{num_rows}" if block == POINTS else f"{num_rows} x {num_columns}"
+            raise DataError(f"no label sample of {size} examples ({block}): {error}") from error
 
 
 def helped_role(block: str) -> str:
     """Return the role of the rows of a block."""
-    return CANDIDATE if block == WITHIN else TARGET
+    return TARGET if block == CROSS else CANDIDATE
 
 
 def sampled_rows(samples: Mapping[str, PairSample]) -> dict[str, np.ndarray]:
-    """Return, by role, the sorted row indices that any pair names."""
+    """Return, by role, the sorted row indices that any request names."""
     named: dict[str, list[np.ndarray]] = {}
     for block, sample in samples.items():
         named.setdefault(helped_role(block), []).append(sample.helped)
-        named.setdefault(CANDIDATE, []).append(sample.helper)
+        if sample.helper is not None:
+            named.setdefault(CANDIDATE, []).append(sample.helper)
     return {role: np.unique(np.concatenate(rows)) for role, rows in sorted(named.items())}
 
 
-def group_pairs(samples: Mapping[str, PairSample], *, needs_baseline: bool) -> pa.Table:
+def group_requests(
+    samples: Mapping[str, PairSample], group_pairs: int, *, needs_baseline: bool
+) -> pa.Table:
     """Lay the requests out in groups: baselines first, then each block's pairs by helper.
 
-    A group is what an engine is given at once. All pairs of a group share their helper, so its text
-    is computed once; a long run of one helper is cut so that no group grows without bound.
+    A group is what an engine is given at once, of one block and at most ``group_pairs`` requests.
+    Neighbours share their helper, whose text is computed once: a group holds the whole runs of as
+    many helpers as fit, and only a run that no group could hold is cut.
     """
     tables: list[pa.Table] = []
     next_group = 0
     if needs_baseline:
         for block, sample in samples.items():
             helped = np.unique(sample.helped)
-            groups = next_group + np.arange(len(helped)) // BASELINE_GROUP_ROWS
+            groups = next_group + np.arange(len(helped)) // group_pairs
             tables.append(_pair_table(groups, block, helped, None, None))
             next_group = int(groups[-1]) + 1
     for block, sample in samples.items():
-        order = np.lexsort((sample.helped, sample.helper))
-        helped, helper = sample.helped[order], sample.helper[order]
-        groups = next_group + _group_numbers(helper)
+        keys = (sample.helped,) if sample.helper is None else (sample.helped, sample.helper)
+        order = np.lexsort(keys)
+        helper = None if sample.helper is None else sample.helper[order]
+        runs = np.ones(len(order), np.int64) if helper is None else _run_lengths(helper)
+        groups = next_group + _group_numbers(runs, group_pairs)
         split = np.asarray(sample.split)[order]
-        tables.append(_pair_table(groups, block, helped, helper, split))
+        tables.append(_pair_table(groups, block, sample.helped[order], helper, split))
         next_group = int(groups[-1]) + 1
     return pa.concat_tables(tables)
 
 
-def _group_numbers(helper: np.ndarray) -> np.ndarray:
-    """Number runs of equal helpers from 0, cutting runs longer than ``MAX_GROUP_PAIRS``."""
+def _run_lengths(helper: np.ndarray) -> np.ndarray:
+    """Return how many neighbours are equal, run by run."""
     starts = np.flatnonzero(np.r_[True, helper[1:] != helper[:-1]])
-    run = np.repeat(starts, np.diff(np.r_[starts, len(helper)]))
-    opens = (np.arange(len(helper)) - run) % MAX_GROUP_PAIRS == 0
-    return np.cumsum(opens) - 1
+    return np.diff(np.r_[starts, len(helper)])
+
+
+def _group_numbers(runs: np.ndarray, group_pairs: int) -> np.ndarray:
+    """Number the requests of some runs by group, from 0; runs longer than a group are cut."""
+    group, room = -1, 0
+    counts: list[int] = []
+    for run in runs.tolist():
+        for piece in (group_pairs,) * (run // group_pairs) + (run % group_pairs,):
+            if piece > room:
+                group, room = group + 1, group_pairs
+                counts.append(0)
+            if piece:
+                counts[group] += piece
+                room -= piece
+    return np.repeat(np.arange(len(counts)), counts)
 
 
 def _pair_table(

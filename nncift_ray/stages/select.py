@@ -1,4 +1,4 @@
-"""Select: lists of helpers to a ranked subset, greedily."""
+"""Select: lists of helpers or sums of columns to a ranked subset, greedily."""
 
 from __future__ import annotations
 
@@ -9,22 +9,25 @@ from typing import Any, ClassVar, cast
 import numpy as np
 import pyarrow as pa
 
+from nncift_ray.core.column_sums import best_group_mean, check_sum_range
 from nncift_ray.core.greedy import Budget, Ranking, lazy_greedy
 from nncift_ray.core.objectives import (
     FacilityLocation,
     FacilityLocationMutualInformation,
     FacilityLocationQueryMutualInformation,
-    InfluenceScale,
     Objective,
-    SparseScores,
+    TopScores,
     coverage,
 )
+from nncift_ray.core.sparse_scores import InfluenceScale, SparseScores
+from nncift_ray.errors import StageError
 from nncift_ray.stages.stage import Shard, Stage, Worker
 from nncift_ray.storage import schemas
 from nncift_ray.storage.output import Sink, StageOutput
-from nncift_ray.storage.schemas import CROSS, WITHIN
+from nncift_ray.storage.schemas import CROSS, POINTS, WITHIN
 
-#: Which blocks of pairs an objective reads, and which of them its rows are.
+TOP_K = "top_k"
+#: Which blocks of pairs an objective reads that covers rows, and which of them its rows are.
 BLOCKS_OF_OBJECTIVE: dict[str, tuple[str, ...]] = {
     "facility_location": (WITHIN,),
     "facility_location_mutual_information": (WITHIN, CROSS),
@@ -33,9 +36,29 @@ BLOCKS_OF_OBJECTIVE: dict[str, tuple[str, ...]] = {
 ID_COLUMNS = ["row_index", "example_id", "num_tokens"]
 
 
+def blocks_of(objective: str, *, pointwise: bool, has_targets: bool) -> tuple[str, ...]:
+    """Return the blocks that an objective reads, so what is to be labelled, fitted and scored.
+
+    Args:
+        objective: An objective of the recipe.
+        pointwise: Whether the teacher scores examples, not pairs.
+        has_targets: Whether there are targets.
+
+    Raises:
+        ValueError: If the objective covers rows and the teacher has no pairs to cover them with.
+    """
+    if objective == TOP_K:
+        if pointwise:
+            return (POINTS,)
+        return (CROSS,) if has_targets else (WITHIN,)
+    if pointwise:
+        raise ValueError(f"a pointwise teacher scores no pairs, which {objective} needs; use top_k")
+    return BLOCKS_OF_OBJECTIVE[objective]
+
+
 @dataclass(frozen=True)
 class SelectionPlan:
-    """What to select: an objective of ``BLOCKS_OF_OBJECTIVE`` and one of three budgets."""
+    """What to select: an objective of the recipe and one of three budgets."""
 
     objective: str
     eta: float
@@ -86,7 +109,7 @@ class SelectStage(Stage):
 
         def select(shard: Shard, sink: Sink) -> None:
             names = self._embeddings.read("candidates", ID_COLUMNS)
-            scale = read_scale(self._scores, BLOCKS_OF_OBJECTIVE[self._plan.objective])
+            scale = read_scale(self._scores)
             objective = build_objective(self._scores, self._plan, names.num_rows, scale)
             ids = np.asarray(names["example_id"].to_pylist())
             tokens = names["num_tokens"].to_numpy().astype(np.float64)
@@ -105,17 +128,18 @@ class SelectStage(Stage):
         return select
 
 
-def read_scale(scores: StageOutput, blocks: tuple[str, ...]) -> InfluenceScale:
-    """Return the one scale of all blocks an objective mixes: over every pair, not only the kept."""
+def read_scale(scores: StageOutput) -> InfluenceScale:
+    """Return the one scale of all blocks scored: over every pair, not only what was kept."""
     rows = scores.read("statistics", schema=schemas.SCORE_STATISTICS).to_pylist()
-    used = [row for row in rows if row["block"] in blocks]
-    return InfluenceScale(min(row["min"] for row in used), max(row["max"] for row in used))
+    return InfluenceScale(min(row["min"] for row in rows), max(row["max"] for row in rows))
 
 
 def build_objective(
     scores: StageOutput, plan: SelectionPlan, num_candidates: int, scale: InfluenceScale
 ) -> Objective:
     """Build the objective of a plan from the score stage's tables."""
+    if plan.objective == TOP_K:
+        return TopScores(scale.apply_to_means(read_scores(scores, num_candidates, scale)))
     if plan.objective == "facility_location":
         return FacilityLocation(read_lists(scores, WITHIN, num_candidates, scale))
     target_J = read_column_max(scores, num_candidates, scale)
@@ -124,6 +148,33 @@ def build_objective(
         return FacilityLocationMutualInformation(within, target_J, plan.eta)
     cross = read_lists(scores, CROSS, num_candidates, scale)
     return FacilityLocationQueryMutualInformation(cross, target_J, plan.eta)
+
+
+def read_scores(scores: StageOutput, num_candidates: int, scale: InfluenceScale) -> np.ndarray:
+    """Return every candidate's score, raw and signed: [J] float64.
+
+    That is its mean influence on the rows of the subtask where the mean is highest, or what a
+    pointwise network says of it. The sums are whole numbers: the order of the shards is no matter.
+
+    Raises:
+        StageError: If a sum could pass 64 bits.
+    """
+    sums: dict[str | None, np.ndarray] = {}
+    num_rows: dict[str | None, int] = {}
+    for batch in scores.iter_batches("column_sums"):
+        subtask = batch.column("subtask").dictionary_encode("encode")
+        helper, rows = (batch.column(name).to_numpy() for name in ("helper_index", "num_rows"))
+        for code, name in enumerate(subtask.dictionary.to_pylist()):
+            at = subtask.indices.to_numpy() == code
+            sum_J = sums.setdefault(name, np.zeros(num_candidates, np.int64))
+            np.add.at(sum_J, helper[at], batch.column("sum").to_numpy()[at])
+            # A shard has one sum of every candidate: those of the first count its rows once.
+            num_rows[name] = num_rows.get(name, 0) + int(rows[at & (helper == 0)].sum())
+    try:
+        check_sum_range(max(num_rows.values()), scale.min, scale.max)
+        return best_group_mean(list(sums.values()), list(num_rows.values()))
+    except ValueError as error:
+        raise StageError(f"objective {TOP_K}: {error}") from error
 
 
 def read_lists(

@@ -9,7 +9,7 @@ show in the rows.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -19,13 +19,23 @@ from nncift_ray.errors import StageError
 from nncift_ray.storage import schemas
 from nncift_ray.storage.output import ERRORS_TABLE, Sink, StageOutput
 
+#: Reason in the errors table of a row that killed the process that worked on it.
+KILLED_WORKER = "killed_worker"
+
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """The items [start, stop) of a stage."""
+    """The items [start, stop) of a stage.
+
+    ``rows`` and ``skip`` are set only for a stage that is ``divisible``, after deaths.
+    """
 
     start: int
     stop: int
+    #: Do these row numbers only; None: all rows of the items.
+    rows: range | None = None
+    #: Row numbers to leave out, each with the message of its error row.
+    skip: Mapping[int, str] = field(default_factory=dict[int, str])
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +74,13 @@ class Stage(ABC):
     max_failed_fraction: float = 1.0
     #: The recipe's key for it, for messages.
     max_failed_key: ClassVar[str] = "max_failed_fraction"
+    #: Whether the worker can do some rows of an item and leave others out (``Shard.rows``,
+    #: ``Shard.skip``), so that a row that kills it becomes an error row.
+    divisible: ClassVar[bool] = False
+    #: What to do when a worker has not enough memory, for messages.
+    memory_advice: ClassVar[str] = (
+        "give its actors more of it (pool.num_cpus), or run fewer of them (pool.num_actors)"
+    )
 
     @property
     @abstractmethod
@@ -95,6 +112,17 @@ class Stage(ABC):
     def item_weight(self, start: int, stop: int) -> int:
         """How many ``unit`` the items [start, stop) stand for in progress lines."""
         return stop - start
+
+    def row_numbers(self, start: int, stop: int) -> range:
+        """Number the rows of the items [start, stop), in one count over the whole stage.
+
+        A stage that is not ``divisible`` counts items.
+        """
+        return range(start, stop)
+
+    def condemned_with(self, killers: Sequence[int], rows: range) -> Mapping[int, str]:
+        """Return which of some rows are not worth trying once others have killed, and why."""
+        return {}
 
     def check_schema(self, table: str, schema: pa.Schema) -> None:
         """Refuse a table that is not as declared.

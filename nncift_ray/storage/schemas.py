@@ -2,7 +2,8 @@
 
 Row = helped example, column = helper example, everywhere. ``row_index`` numbers the examples of one
 role (candidates or targets) from 0 in the order of their sources; ``block`` says which pairs a row
-speaks of: ``within`` (candidates x candidates) or ``cross`` (targets x candidates).
+speaks of: ``within`` (candidates x candidates), ``cross`` (targets x candidates), or ``points``
+(candidates on their own, of a pointwise teacher).
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from __future__ import annotations
 import pyarrow as pa
 
 CANDIDATE, TARGET = "candidate", "target"
-WITHIN, CROSS = "within", "cross"
+# POINTS: candidates on their own, for teachers that score examples instead of pairs.
+WITHIN, CROSS, POINTS = "within", "cross", "points"
 
 ERRORS = pa.schema(
     [
@@ -63,15 +65,16 @@ SAMPLED_EXAMPLES = pa.schema(
     ]
 )
 
-# What to ask the teacher, in groups that share a helper; helper_index is null for the helped
-# example on its own (the baseline a utility is measured against, or a pointwise label).
+# What to ask the teacher, in groups that an engine is handed at once, neighbours sharing a helper;
+# helper_index is null for the helped example on its own (the baseline a utility is measured
+# against, or a pointwise label).
 PAIRS = pa.schema(
     [
         pa.field("group", pa.int32(), nullable=False),
         pa.field("block", pa.string(), nullable=False),
         pa.field("helped_index", pa.int64(), nullable=False),
         pa.field("helper_index", pa.int64()),
-        # train | validation | Q1 | Q2 | Q3 | Q4, null for baselines
+        # train | validation | Q1 | Q2 | Q3 | Q4 (points: no Q1..Q3), null for baselines
         pa.field("split", pa.string()),
     ]
 )
@@ -85,6 +88,9 @@ MEASUREMENTS = pa.schema(
         pa.field("value", pa.float64(), nullable=False),  # teacher's unit, e.g. DELIFT distance
         pa.field("num_tokens", pa.int32(), nullable=False),  # prompt and response
         pa.field("num_cached_tokens", pa.int32(), nullable=False),  # of them read from a cache
+        # What had to be computed at the least: a shared prefix once, then what no whole block of
+        # the cache covers.
+        pa.field("num_minimal_tokens", pa.int32(), nullable=False),
     ]
 )
 
@@ -151,6 +157,29 @@ SCORE_STATISTICS = pa.schema(
     ]
 )
 
+# Sums of s_ij over the rows i of a subtask, for every candidate j, as whole numbers of 2**-32: such
+# a sum does not depend on where rows were cut. Of the block "points": the score itself.
+COLUMN_SUMS = pa.schema(
+    [
+        pa.field("block", pa.string(), nullable=False),
+        pa.field("subtask", pa.string()),  # null where there is only one
+        pa.field("num_rows", pa.int64(), nullable=False),
+        pa.field("helper_index", pa.int64(), nullable=False),
+        pa.field("sum", pa.int64(), nullable=False),
+    ]
+)
+
+# One row a checkpoint of the warm-up (LESS).
+WARMUP_CHECKPOINTS = pa.schema(
+    [
+        pa.field("checkpoint", pa.int32(), nullable=False),  # from 0
+        pa.field("epoch", pa.int32(), nullable=False),
+        pa.field("num_steps", pa.int64(), nullable=False),  # optimiser steps so far
+        pa.field("mean_learning_rate", pa.float64(), nullable=False),  # over the epoch's steps
+        pa.field("train_loss", pa.float64(), nullable=False),  # nats a response token
+    ]
+)
+
 COLUMN_MAX = pa.schema(
     [
         pa.field("block", pa.string(), nullable=False),
@@ -199,5 +228,23 @@ def activations_schema(num_hidden: int) -> pa.Schema:
         [
             pa.field("row_index", pa.int64(), nullable=False),
             pa.field("activation", pa.list_(pa.float32(), num_hidden), nullable=False),
+        ]
+    )
+
+
+def gradients_schema(projection_dim: int) -> pa.Schema:
+    """Return the schema of one checkpoint's features: projected, unit-norm gradients.
+
+    ``side`` is "helper" (preconditioned by Adam's state, as a training step would be) or "helped"
+    (the plain gradient). A row whose gradient could not be taken is not done and has no feature.
+    """
+    return pa.schema(
+        [
+            pa.field("side", pa.string(), nullable=False),
+            pa.field("role", pa.string(), nullable=False),
+            pa.field("row_index", pa.int64(), nullable=False),
+            pa.field("example_id", pa.string(), nullable=False),
+            pa.field("done", pa.bool_(), nullable=False),
+            pa.field("feature", pa.list_(pa.float32(), projection_dim)),
         ]
     )

@@ -2,15 +2,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
-from nncift_ray.core.examples import Example
-from nncift_ray.models.engine import ScoringFailure, ScoringRequest, ScoringResult
+from nncift_ray.errors import EngineDiedError
+from nncift_ray.models.engine import (
+    NextTokenRequest,
+    NextTokenResult,
+    ScoringEngine,
+    ScoringFailure,
+    ScoringRequest,
+    ScoringResult,
+    minimal_tokens,
+)
 from nncift_ray.models.teachers import DeliftTeacher, LabelRequest, Measurement
 from nncift_ray.models.transformers_engine import TransformersEngine
-from nncift_ray.models.vllm_engine import VllmEngine, vllm_available
+from nncift_ray.models.vllm_engine import VllmEngine
+from nncift_ray.models.vllm_loading import vllm_available
+from tests.scoring_requests import HELPED, HELPERS, delift_requests, stack_log_probs
 from tests.tiny_models import make_tiny_llama
 
 pytestmark = [
@@ -18,13 +30,10 @@ pytestmark = [
     pytest.mark.skipif(not vllm_available(), reason="vLLM is not installed"),
 ]
 
-NATS_TOLERANCE = 2e-3
+NATS_TOLERANCE = 1e-3  # between the two engines
+SAME_ENGINE_TOLERANCE = 1e-4  # of one engine, computed in another way
 UTILITY_TOLERANCE = 1e-3
-HELPERS = [
-    Example(f"j{n}", f"What is {n} and {n}? Answer in one word, in the same style.", "two " * n)
-    for n in range(3, 6)
-]
-HELPED = [Example(f"i{n}", f"Query {n}: the capital?", "Paris " * (1 + n % 4)) for n in range(8)]
+MINIMUM_RATIO = 1.1
 
 
 @pytest.fixture(scope="module")
@@ -130,3 +139,107 @@ def test_a_request_of_the_greatest_length_is_scored_by_both_engines(
     assert engine.max_length == oracle.max_length
     ids = (engine.encode("The capital of France is Paris. ") * 100)[: engine.max_length]
     _assert_agree([ScoringRequest(ids[:-9], ids[-9:])], engine, oracle)
+
+
+def test_the_same_pair_is_the_same_tokens_in_both_engines(
+    engine: VllmEngine, oracle: TransformersEngine
+) -> None:
+    requests = delift_requests(engine)
+    assert requests == delift_requests(oracle)
+    for start in range(0, len(requests), len(HELPED)):
+        group = requests[start : start + len(HELPED)]
+        prefixes = {tuple(r.prompt_ids[: r.prefix_length]) for r in group}
+        assert len(prefixes) == 1  # whatever the query: reuse changes no token
+
+
+def test_reuse_changes_no_score(engine: VllmEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = delift_requests(engine)
+    reused = engine.score(requests)
+    monkeypatch.setattr(engine._llm, "reset_prefix_cache", lambda: False)  # as if blocks were busy
+    computed = engine.score(requests)
+    assert sum(a.num_cached_tokens for a in computed if isinstance(a, ScoringResult)) == 0
+    assert sum(a.num_cached_tokens for a in reused if isinstance(a, ScoringResult)) > 0
+    np.testing.assert_allclose(
+        stack_log_probs(reused), stack_log_probs(computed), rtol=0, atol=SAME_ENGINE_TOLERANCE
+    )
+
+
+def test_a_call_computes_hardly_more_than_the_minimum(engine: VllmEngine) -> None:
+    requests = delift_requests(engine)
+    answers = [a for a in engine.score(requests) if isinstance(a, ScoringResult)]
+    computed = sum(a.num_tokens - a.num_cached_tokens for a in answers)
+    minimum = sum(minimal_tokens(requests, engine.block_tokens))
+    assert computed <= MINIMUM_RATIO * minimum
+    assert minimum < sum(r.num_tokens for r in requests) / 2
+
+
+def test_neither_order_nor_step_size_changes_a_score(engine: VllmEngine, tiny_path: Path) -> None:
+    # Whole prompts of up to 639 tokens, the others in steps of 64.
+    chunked = VllmEngine(tiny_path, batch_tokens=64)
+    requests = [*delift_requests(engine), *_long_requests(engine)]
+    ids = (engine.encode("The capital of France is Paris. ") * 100)[: engine.max_length]
+    requests.append(ScoringRequest(ids[:200], ids[200:]))
+    usual = stack_log_probs(engine.score(requests))
+    backwards = stack_log_probs(engine.score(requests[::-1])[::-1])
+    pieces = stack_log_probs(chunked.score(requests))
+    chunked.close()
+    np.testing.assert_array_equal(stack_log_probs(engine.score(requests)), usual)  # still alive
+    np.testing.assert_allclose(backwards, usual, rtol=0, atol=SAME_ENGINE_TOLERANCE)
+    np.testing.assert_allclose(pieces, usual, rtol=0, atol=SAME_ENGINE_TOLERANCE)
+
+
+def test_both_engines_give_the_same_next_tokens(
+    engine: VllmEngine, oracle: TransformersEngine
+) -> None:
+    wanted = [engine.encode(digit)[0] for digit in "12345"]
+    requests = [
+        NextTokenRequest(r.prompt_ids, wanted[: 1 + n % 5], r.prefix_length)
+        for n, r in enumerate(delift_requests(engine))
+    ]
+    bad = [NextTokenRequest([], [1]), NextTokenRequest([1], [10**6])]
+    found = engine.next_token_log_probs([*bad, *requests])
+    assert [a.reason for a in found[:2] if isinstance(a, ScoringFailure)] == [
+        "empty_prompt",
+        "bad_token",
+    ]
+    cached = 0
+    for answer, expected in zip(found[2:], oracle.next_token_log_probs(requests), strict=True):
+        assert isinstance(answer, NextTokenResult), answer
+        assert isinstance(expected, NextTokenResult), expected
+        np.testing.assert_allclose(
+            answer.log_probs, expected.log_probs, rtol=0, atol=NATS_TOLERANCE
+        )
+        cached += answer.num_cached_tokens
+    assert cached > 0
+
+
+def test_engines_agree_on_size_and_keep_their_time(
+    engine: VllmEngine, oracle: TransformersEngine
+) -> None:
+    assert isinstance(engine, ScoringEngine)
+    assert engine.num_parameters == oracle.num_parameters
+    assert engine._tokenizer._tokenizer.pad_token_id is None  # scores all the same
+    before = engine.busy_seconds
+    engine.score(delift_requests(engine))
+    assert engine.busy_seconds > before
+
+
+@pytest.mark.parametrize("method", ["score", "next_token_log_probs"])
+@pytest.mark.parametrize("kind", ["process", "step"])
+def test_a_dead_engine_is_told_from_a_bad_request(
+    engine: VllmEngine, monkeypatch: pytest.MonkeyPatch, method: str, kind: str
+) -> None:
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    def die() -> None:
+        raise EngineDeadError if kind == "process" else RuntimeError("CUDA error: made up")
+
+    dead = SimpleNamespace(step=die, add_request=lambda *_, **__: None)
+    llm = SimpleNamespace(llm_engine=dead, reset_prefix_cache=lambda: True)
+    monkeypatch.setattr(engine, "_llm", llm)
+    request: Any = {
+        "score": ScoringRequest([1, 2], [3]),
+        "next_token_log_probs": NextTokenRequest([1, 2], [3]),
+    }[method]
+    with pytest.raises(EngineDiedError, match="vllm:.* died"):
+        getattr(engine, method)([request])

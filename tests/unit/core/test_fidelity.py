@@ -147,3 +147,12 @@ def test_bad_tables_are_refused() -> None:
         fidelity_table(labels, labels, np.full(48, "test"), rows, columns, 0)
     with pytest.raises(ValueError, match="prediction of pair 3 is not finite"):
         fidelity_table(labels, np.where(np.arange(48) == 3, np.nan, 0), splits, rows, columns, 0)
+
+
+def test_examples_on_their_own_have_no_row_and_column_means() -> None:
+    labels, splits, rows, _ = make_block(noise=0.3)
+    table = fidelity_table(labels, labels, splits, rows, None, 0)
+    assert {row.model for row in table} == {"network", "zero", "random", "mean"}
+    held_out = next(row for row in table if (row.split, row.model) == ("Q4", "mean"))
+    expected = np.mean((labels[splits == "Q4"] - labels[splits == "train"].mean()) ** 2)
+    assert held_out.mse == pytest.approx(expected)

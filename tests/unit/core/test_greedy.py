@@ -14,10 +14,10 @@ from nncift_ray.core.objectives import (
     FacilityLocation,
     FacilityLocationMutualInformation,
     FacilityLocationQueryMutualInformation,
-    InfluenceScale,
     Objective,
-    SparseScores,
+    TopScores,
 )
+from nncift_ray.core.sparse_scores import InfluenceScale, SparseScores
 from nncift_ray.errors import ShapeError
 
 GREEDY_BOUND = 1 - 1 / np.e  # Nemhauser et al. 1978
@@ -35,6 +35,9 @@ def make_scores(seed: int, rows: int, columns: int, per_row: int) -> SparseScore
 
 
 def make_objective(kind: int, seed: int, size: int) -> Objective:
+    if kind == 3:
+        score = np.random.default_rng(seed).choice(np.array([-2.0, -0.5, 0.0, 0.25, 3.0]), size)
+        return TopScores(score)
     column_max = np.random.default_rng(seed + 1).random(size).astype(np.float32).round(1)
     scores = make_scores(seed, size if kind < 2 else size // 2, size, 5)
     if kind == 0:
@@ -59,7 +62,7 @@ def assert_same_ranking(one: Ranking, other: Ranking) -> None:
 
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(
-    kind=st.integers(0, 2),
+    kind=st.integers(0, 3),
     seed=st.integers(0, 2**20),
     size=st.integers(1, 25),
     max_count=st.one_of(st.none(), st.integers(0, 30)),

@@ -5,16 +5,16 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from nncift_ray.core.greedy import Budget, lazy_greedy
+from nncift_ray.core.greedy import Budget, lazy_greedy, naive_greedy
 from nncift_ray.core.objectives import (
     FacilityLocation,
     FacilityLocationMutualInformation,
     FacilityLocationQueryMutualInformation,
-    InfluenceScale,
     Objective,
-    SparseScores,
+    TopScores,
     coverage,
 )
+from nncift_ray.core.sparse_scores import InfluenceScale, SparseScores
 from nncift_ray.errors import ShapeError
 
 VALUE_TOLERANCE = 1e-5  # float32 scores summed in float64
@@ -137,3 +137,30 @@ def test_coverage_of_facility_location_sums_to_its_value() -> None:
     best, value = coverage(objective, ranking.order)
     assert value.sum(dtype=np.float64) == pytest.approx(ranking.objective[-1])
     assert set(best.tolist()) <= set(ranking.order.tolist())
+
+
+def test_top_scores_are_picked_by_a_sort_with_negative_ones_last() -> None:
+    score = np.array([0.5, -2.0, 3.0, -0.5, 3.0])
+    by_id = np.array([0, 1, 4, 3, 2])  # the second 3.0 has the smaller id
+    for optimise in (lazy_greedy, naive_greedy):
+        ranking = optimise(TopScores(score), Budget(max_count=5), tie_rank=by_id)
+        assert ranking.order.tolist() == [4, 2, 0, 3, 1]
+        assert ranking.gain.tolist() == [3.0, 3.0, 0.5, -0.5, -2.0]
+
+
+def test_top_scores_cover_no_row() -> None:
+    best, value = coverage(TopScores(np.arange(4.0)), np.array([3, 2]))
+    assert best.shape == value.shape == (0,)
+
+
+def test_a_score_that_is_not_finite_is_refused() -> None:
+    with pytest.raises(ValueError, match="candidate 1 is not finite"):
+        TopScores(np.array([1.0, np.nan]))
+
+
+def test_means_are_scaled_as_the_mean_of_the_scaled() -> None:
+    scale, raw = InfluenceScale(-0.5, 1.5), np.array([-0.5, 0.25, 1.5], np.float32)
+    mean = np.array([raw.astype(np.float64).mean()])
+    expected = scale.apply(raw).mean()
+    np.testing.assert_allclose(scale.apply_to_means(mean), expected, rtol=VALUE_TOLERANCE)
+    assert InfluenceScale(0.3, 0.3).apply_to_means(mean).tolist() == [0.0]

@@ -5,7 +5,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nncift_ray.core.sampling import QUADRANTS, SPLITS, PairSample, SampleDesign, draw_block
+from nncift_ray.core.sampling import (
+    QUADRANTS,
+    SPLITS,
+    PairSample,
+    SampleDesign,
+    draw_block,
+    draw_points,
+)
 
 TOTAL_TOLERANCE = 0.02  # share of label_pairs that may stay unused
 
@@ -165,3 +172,44 @@ FROZEN = [
     (0, 4, "train"),
     (4, 4, "train"),
 ]
+
+
+def counts_of(sample: PairSample) -> dict[str, int]:
+    names, counts = np.unique(sample.split, return_counts=True)
+    return dict(zip(names.tolist(), counts.tolist(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("design", "counts"),
+    [
+        (SampleDesign(0.05, None, 40), {"train": 144, "validation": 16, "Q4": 40}),
+        (SampleDesign(None, 100, 20), {"train": 72, "validation": 8, "Q4": 20}),
+        (SampleDesign(None, 10, 200), {"train": 4, "validation": 1, "Q4": 5}),
+        (SampleDesign(None, 1, 9, 0.9), {"train": 1}),
+        (SampleDesign(1.0, None, 0, 0.0), {"train": 4000}),
+    ],
+)
+def test_points_are_split_as_designed(design: SampleDesign, counts: dict[str, int]) -> None:
+    sample = draw_points(4000, design)
+    assert counts_of(sample) == counts
+    assert sample.helper is None
+    assert (np.diff(sample.helped) > 0).all()
+    assert 0 <= sample.helped[0] <= sample.helped[-1] < 4000
+
+
+def test_points_follow_the_seed_and_are_no_prefix_of_the_rows() -> None:
+    one, same, other = (
+        draw_points(1000, SampleDesign(label_pairs=50, seed=seed)) for seed in (1, 1, 2)
+    )
+    assert one.helped.tolist() == same.helped.tolist() != other.helped.tolist()
+    assert one.split.tolist() == same.split.tolist()
+    assert one.helped[-1] > 500
+
+
+def test_more_points_than_examples_label_all_of_them() -> None:
+    assert draw_points(7, SampleDesign(label_pairs=100)).helped.tolist() == list(range(7))
+
+
+def test_no_example_makes_no_point() -> None:
+    with pytest.raises(ValueError, match="no example to label"):
+        draw_points(0, SampleDesign())

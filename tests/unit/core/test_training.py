@@ -236,3 +236,14 @@ def test_embeddings_of_another_length_are_refused() -> None:
     e, data = make_data(10)
     with pytest.raises(ShapeError, match="the network reads 7"):
         train_network(InfluenceNetwork(7, HIDDEN), e, e, data, part(data, 0, 0), FAST)
+
+
+def test_folds_of_single_examples_hold_each_out_once() -> None:
+    rows = np.array([3, 1, 4, 1, 5, 9, 2, 6])
+    masks = unseen_folds(rows, None, same_examples=False, num_folds=4, seed=0)
+    assert np.sum(masks, axis=0).tolist() == [1] * len(rows)
+    assert all(mask[1] == mask[3] for mask in masks)  # both are example 1
+
+
+def test_fewer_examples_than_folds_make_none() -> None:
+    assert unseen_folds(np.arange(3), None, same_examples=False, num_folds=4, seed=0) == []

@@ -7,12 +7,14 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
+from nncift_ray.config import BUILT_IN_TEACHERS
 from nncift_ray.core.delift import delift_segments, distance
 from nncift_ray.core.examples import Example
 from nncift_ray.errors import ConfigError
 from nncift_ray.models.engine import ScoringRequest, ScoringResult
 from nncift_ray.models.fake_engine import FakeEngine
 from nncift_ray.models.teachers import (
+    TEACHERS,
     DeliftSeTeacher,
     DeliftTeacher,
     LabelRequest,
@@ -108,9 +110,13 @@ def test_delift_se_without_a_usable_embedding_fails(bad: np.ndarray | None) -> N
 
 
 def test_built_in_teachers_follow_the_protocol() -> None:
-    context = TeacherContext(make_engine=FakeEngine)
-    for kind in ("delift", "delift_se"):
+    context = TeacherContext((FakeEngine,), checkpoint_weights=(1.0,))
+    for kind in TEACHERS:
         assert isinstance(make_teacher(kind, context), Teacher)
+
+
+def test_the_recipe_knows_the_registrys_teachers() -> None:
+    assert set(BUILT_IN_TEACHERS) == set(TEACHERS)
 
 
 def test_a_planned_class_loads_no_model() -> None:
@@ -123,8 +129,6 @@ def test_a_planned_class_loads_no_model() -> None:
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        ("less", "not in this version yet"),
-        ("selectit", "not in this version yet"),
         ("delft", "unknown.*delift_se"),
         ("no.such.module:Class", "cannot be imported"),
         ("json:NoSuchClass", "cannot be imported"),
@@ -165,14 +169,3 @@ def test_a_users_class_is_made_from_the_context(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "someones_teachers", module)
     teacher = make_teacher("someones_teachers:Constant", TeacherContext(options={"level": 0.5}))
     assert teacher.measure([LabelRequest(HELPED)]) == [Measurement(0.5)]
-
-
-def test_a_pointwise_teacher_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Pointwise(DeliftSeTeacher):
-        kind: ClassVar[str] = "pointwise"  # type: ignore[assignment]
-
-    module = ModuleType("someones_teachers")
-    module.Pointwise = Pointwise  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "someones_teachers", module)
-    with pytest.raises(ConfigError, match="pointwise teachers are not in this version yet"):
-        load_teacher_class("someones_teachers:Pointwise")

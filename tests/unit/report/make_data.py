@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from nncift_ray.report.data import (
     CoveredExample,
@@ -145,3 +146,30 @@ def make_report_data(num_picks: int = 20, text: str = "What is two and two?") ->
 def make_minimal_data(**changes: object) -> ReportData:
     """Make a report of a run that recorded nothing but the size of its pool."""
     return replace(ReportData("bare", num_candidates=10), **changes)  # type: ignore[arg-type]
+
+
+def make_ranked_data(*, pointwise: bool) -> ReportData:
+    """Make a report of a run whose picks stand on their own scores, by examples or by pairs."""
+    block = "points" if pointwise else "cross"
+    fidelity, predictions = make_fidelity(block), make_predictions(30, block)
+    statistics = {"block": [block], "num_pairs": [10_000], "min": [-0.2], "max": [0.4]}
+    statistics |= {"sum": [500.0], "sum_of_squares": [120.0]}
+    if pointwise:
+        fidelity = fidelity.filter(
+            (pc.field("split") == "Q4") & (pc.field("model") != "row_column_mean")
+        )
+        predictions = predictions.filter(pc.field("split") == "Q4")
+    return replace(
+        make_report_data(),
+        objective="top k",
+        num_targets=0 if pointwise else 40,
+        pointwise=pointwise,
+        ranks_by_score=True,
+        has_subtasks=not pointwise,
+        neighbours=(PickNeighbours(1, ExampleText(4, "What?", "That."), 0.9, 0),),
+        coverage=schemas.COVERAGE.empty_table(),
+        fidelity=fidelity,
+        predictions=predictions,
+        training_history=make_history(block),
+        score_statistics=pa.table(statistics).cast(schemas.SCORE_STATISTICS),
+    )

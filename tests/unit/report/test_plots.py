@@ -11,15 +11,12 @@ from scipy.stats import spearmanr
 
 from nncift_ray.report.corpus_plots import plot_lengths, plot_mix
 from nncift_ray.report.data import MixRow, choose_sample_ranks, count_mix
-from nncift_ray.report.fidelity_plots import (
-    plot_errors,
-    plot_predictions,
-    plot_spearman,
-    rank_correlation,
-)
+from nncift_ray.report.fidelity_plots import plot_errors, plot_spearman
 from nncift_ray.report.headline import headline_fidelity
 from nncift_ray.report.plots import MAX_CURVE_POINTS, plot_coverage, plot_gain_curve, thin_curve
+from nncift_ray.report.prediction_plots import plot_predictions, rank_correlation
 from nncift_ray.report.run_plots import plot_influence, plot_stage_seconds, plot_training
+from nncift_ray.report.score_plots import plot_scores
 from nncift_ray.storage import schemas
 from tests.unit.report.make_data import (
     make_coverage,
@@ -27,6 +24,7 @@ from tests.unit.report.make_data import (
     make_history,
     make_minimal_data,
     make_predictions,
+    make_ranked_data,
     make_ranking,
     make_report_data,
 )
@@ -194,3 +192,32 @@ def test_sample_ranks_are_distinct_ascending_and_end_at_the_last(num_picks: int)
     assert ranks == sorted(set(ranks))
     assert len(ranks) <= 8
     assert ranks[:1] + ranks[-1:] == ([1, num_picks] if num_picks else [])
+
+
+def test_headline_of_points_stands_beside_the_mean_label() -> None:
+    found = headline_fidelity(make_ranked_data(pointwise=True))
+    assert found is not None
+    assert (found.block, found.split, found.baseline) == ("points", "Q4", "mean")
+    assert found.error_ratio == pytest.approx(0.02 / 0.06)
+
+
+def test_scores_say_what_a_random_example_would_have() -> None:
+    chart = plot_scores(make_ranking(4), random_objective=0.4)
+    assert chart.title == "Scores fall from 1.00 at the first pick to 0.250 at the last"
+    assert "a random example scores 0.100" in chart.means
+    assert "hardly better" not in chart.means
+
+
+def test_scores_that_reach_a_random_example_ask_for_a_smaller_budget() -> None:
+    assert "a smaller budget" in plot_scores(make_ranking(20), random_objective=1.0).means
+
+
+def test_scores_without_picks_say_so() -> None:
+    assert "no pick" in plot_scores(schemas.RANKING.empty_table()).missing
+
+
+def test_points_show_one_correlation_and_pairs_two() -> None:
+    points = plot_spearman(make_ranked_data(pointwise=True).fidelity, "points")
+    pairs = plot_spearman(make_fidelity("cross"), "cross")
+    assert "row + column mean" not in points.panels[0].svg
+    assert "row + column mean" in pairs.panels[0].svg

@@ -11,6 +11,7 @@ from nncift_ray.report.render import render_report
 from tests.unit.report.make_data import (
     make_fidelity,
     make_minimal_data,
+    make_ranked_data,
     make_ranking,
     make_report_data,
 )
@@ -154,3 +155,45 @@ def test_hundred_thousand_picks_stay_a_small_page() -> None:
 def test_values_that_clash_with_the_palette_stay_as_written() -> None:
     page = render_report(make_report_data(text='style="fill: #0b6bcb" url(#x)'))
     assert "style=&#34;fill: #0b6bcb&#34; url(#x)" in page
+
+
+def visible_text(page: str) -> str:
+    """Return what a reader reads, without style and tags."""
+    body = page[page.index("<body>") :]
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", body))
+
+
+@pytest.fixture(scope="module")
+def points_text() -> str:
+    return visible_text(render_report(make_ranked_data(pointwise=True)))
+
+
+@pytest.fixture(scope="module")
+def ranked_text() -> str:
+    return visible_text(render_report(make_ranked_data(pointwise=False)))
+
+
+def test_a_pointwise_report_speaks_of_examples_and_never_of_pairs(points_text: str) -> None:
+    assert not re.search(
+        r"\b(pairs?|quadrant|row \+ column|Q1|Q2|Q3)\b", points_text, re.IGNORECASE
+    )
+    assert "Not available" not in points_text
+    assert "Q4, not seen" in points_text
+    assert "Error against the mean label" in points_text
+    assert "Examples the teacher saw" in points_text
+
+
+@pytest.mark.parametrize("kind", ["points_text", "ranked_text"])
+def test_picks_by_score_show_scores_and_no_coverage(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
+    text = request.getfixturevalue(kind)
+    assert "Scores fall from 1.00 at the first pick to 0.0500 at the last" in text
+    assert "score 0.900" in text
+    words = r"\b(coverage|best for|gain|adds most|earlier picks)\b"
+    assert re.findall(words, text, re.IGNORECASE) == []
+
+
+def test_a_score_over_targets_says_whose_mean_it_is(ranked_text: str) -> None:
+    assert "predicted to do for the targets of the subtask that it helps most" in ranked_text
+    assert "Not available" not in ranked_text

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar, Literal
 
 from nncift_ray.core.sampling import SampleDesign
 from nncift_ray.core.training import TrainingConfig
 from nncift_ray.models.embedded import ResolvedModel
 from nncift_ray.models.embedder import Embedder, HashEmbedder
-from nncift_ray.models.teachers import DeliftSeTeacher, Teacher
+from nncift_ray.models.teachers import DeliftSeTeacher, LabelRequest, Measurement
 from nncift_ray.stages.driver import execute_here, run_stage
 from nncift_ray.stages.embed import EmbedStage
 from nncift_ray.stages.export import ExportStage
 from nncift_ray.stages.fit import FitJob, FitStage, train_here
 from nncift_ray.stages.ingest import DeduplicateStage, IngestStage, find_sources
-from nncift_ray.stages.label import LabelStage
+from nncift_ray.stages.label import LabelStage, TeacherFactory
 from nncift_ray.stages.progress import SilentReporter
 from nncift_ray.stages.project import ProjectStage
 from nncift_ray.stages.sample import SampleStage
 from nncift_ray.stages.score_pairs import ScorePairsStage
-from nncift_ray.stages.select import BLOCKS_OF_OBJECTIVE, SelectionPlan, SelectStage
+from nncift_ray.stages.select import TOP_K, SelectionPlan, SelectStage, blocks_of
 from nncift_ray.stages.stage import Stage
 from nncift_ray.stages.utility import UtilityStage
 from nncift_ray.storage.filesystem import Location
@@ -42,14 +44,31 @@ class Sizes:
     column_tile: int = 4096
 
 
+class LastDigitTeacher:
+    """A pointwise teacher that likes examples by the last digit of their prompt: -4 to 5."""
+
+    kind: ClassVar[Literal["pairwise", "pointwise"]] = "pointwise"
+    needs_baseline: ClassVar[bool] = False
+    needs_embeddings: ClassVar[bool] = False
+    needs_engine: ClassVar[bool] = False
+    version: ClassVar[int] = 1
+
+    def measure(self, requests: Sequence[LabelRequest]) -> list[Measurement]:
+        assert all(request.helper is None for request in requests)
+        return [Measurement(float(request.helped.prompt[-1]) - 4) for request in requests]
+
+    @staticmethod
+    def utility(baseline: float | None, value: float) -> float:
+        assert baseline is None
+        return value
+
+    def close(self) -> None:
+        pass
+
+
 def make_embedder() -> Embedder:
     """Make the embedder of the tests."""
     return HashEmbedder(DIMENSION)
-
-
-def make_se_teacher() -> Teacher:
-    """Make the teacher of the tests."""
-    return DeliftSeTeacher()
 
 
 def write_corpus(folder: Path, num_candidates: int, num_targets: int) -> tuple[str, str]:
@@ -58,7 +77,11 @@ def write_corpus(folder: Path, num_candidates: int, num_targets: int) -> tuple[s
     names = []
     for role, count in (("candidates", num_candidates), ("targets", num_targets)):
         rows = [
-            {"prompt": f"{role} question {i}", "completion": f"answer {i % 7} of {i}"}
+            {
+                "prompt": f"{role} question {i}",
+                "completion": f"answer {i % 7} of {i}",
+                "task": f"task {i % 3}",
+            }
             for i in range(count)
         ]
         path = folder / f"{role}.jsonl"
@@ -74,6 +97,8 @@ def run_chain(
     num_targets: int = 40,
     objective: str = "facility_location_mutual_information",
     budget: int = 30,
+    make_teacher: TeacherFactory = DeliftSeTeacher,
+    subtask_by: str | None = None,
     sizes: Sizes | None = None,
     run_dir: str | None = None,
 ) -> dict[str, StageOutput]:
@@ -88,21 +113,27 @@ def run_chain(
         return output
 
     candidates, targets = write_corpus(folder / "corpus", num_candidates, num_targets)
-    blocks = BLOCKS_OF_OBJECTIVE[objective]
-    examples = run(DeduplicateStage(run(IngestStage(find_sources([candidates], [targets])))))
+    teacher = make_teacher()
+    pointwise = teacher.kind == "pointwise"
+    blocks = blocks_of(objective, pointwise=pointwise, has_targets=num_targets > 0)
+    sources = find_sources([candidates], [targets] if num_targets else [])
+    examples = run(DeduplicateStage(run(IngestStage(sources))))
     embeddings = run(EmbedStage(examples, MODEL, make_embedder, shard_rows=sizes.embed_rows))
     design = SampleDesign(label_pairs=300, holdout_pairs_per_quadrant=20, seed=3)
-    sample = run(SampleStage(examples, dict.fromkeys(blocks, design), needs_baseline=False))
+    designs = dict.fromkeys(blocks, design)
+    needs_baseline = teacher.needs_baseline
+    sample = run(SampleStage(examples, designs, needs_baseline=needs_baseline, group_pairs=32))
+    name = type(teacher).__name__
     measured = run(
         LabelStage(
             sample,
-            make_se_teacher,
-            {"kind": "delift_se"},
+            make_teacher,
+            {"kind": name},
             embeddings=embeddings,
             shard_pairs=sizes.label_pairs,
         )
     )
-    labels = run(UtilityStage(measured, DeliftSeTeacher.utility, "se 1", needs_baseline=False))
+    labels = run(UtilityStage(measured, teacher.utility, name, needs_baseline=needs_baseline))
     job = FitJob(labels, embeddings, blocks, 8, TrainingConfig(num_epochs=3, seed=1))
     networks = run(FitStage(job, train_here))
     activations = run(ProjectStage(embeddings, networks, blocks, 8, shard_rows=sizes.project_rows))
@@ -111,7 +142,9 @@ def run_chain(
             activations,
             networks,
             blocks,
-            top_k=10,
+            top_k=None if objective == TOP_K else 10,
+            examples=examples,
+            subtask_by=subtask_by,
             column_tile=sizes.column_tile,
             shard_rows=sizes.score_rows,
         )

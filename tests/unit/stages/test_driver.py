@@ -11,16 +11,15 @@ import pytest
 
 from nncift_ray.errors import ModelError, StageError, StorageError
 from nncift_ray.stages.driver import (
-    ShardOutcome,
+    MAX_LOST_SHARDS,
     execute_here,
-    execute_shard,
     finished_shards,
-    parse_outcome,
     run_stage,
     stage_folder,
 )
-from nncift_ray.stages.driver import describe_outcome as describe
 from nncift_ray.stages.progress import LineReporter, SilentReporter
+from nncift_ray.stages.shard_runner import ShardOutcome, execute_shard, parse_outcome
+from nncift_ray.stages.shard_runner import describe_outcome as describe
 from nncift_ray.stages.stage import Shard, Stage, Worker
 from nncift_ray.storage.filesystem import Location
 from nncift_ray.storage.output import ERRORS_HELD, MANIFEST_NAME, Sink, StageOutput
@@ -36,8 +35,10 @@ class SquareStage(Stage):
     def __init__(self, count: int, shard: int, power: int = 2) -> None:
         self.count, self.shard, self.power = count, shard, power
         self.calls: list[Shard] = []
+        self.num_loads = 0
+        self.load_error: Exception | None = None
         self.fail_at: set[int] = set()
-        self.error: Exception = RuntimeError("broken")
+        self.error: BaseException = RuntimeError("broken")
         self.bad_rows: set[int] = set()
         self.schema = SQUARES
 
@@ -60,6 +61,10 @@ class SquareStage(Stage):
         return self.shard
 
     def make_worker(self) -> Worker:
+        self.num_loads += 1
+        if self.load_error is not None:
+            raise self.load_error
+
         def square(shard: Shard, sink: Sink) -> None:
             self.calls.append(shard)
             for item in range(shard.start, shard.stop):
@@ -80,7 +85,7 @@ def run(stage: Stage, folder: Path) -> StageOutput:
     )
 
 
-def squares(output: StageOutput) -> list[int]:
+def squares(output: StageOutput) -> list[Any]:
     return output.read("squares", schema=SQUARES)["square"].to_pylist()
 
 
@@ -142,6 +147,37 @@ def test_a_users_error_keeps_its_class_and_is_not_retried(tmp_path: Path) -> Non
     assert len(stage.calls) == 1
 
 
+def run_everywhere(stage: Stage, folder: Location, shards: list[Shard]) -> Iterator[ShardOutcome]:
+    """Give every shard an actor of its own, which tries to make a worker."""
+    for shard in shards:
+        yield from execute_here(stage, folder, [shard])
+
+
+def test_a_model_that_cannot_be_loaded_is_loaded_once_however_many_shards(tmp_path: Path) -> None:
+    stage = SquareStage(50, 1)
+    stage.load_error = ModelError("no such model; install it")
+    run_dir = Location.of(str(tmp_path))
+    with pytest.raises(ModelError, match="no such model; install it"):
+        run_stage(stage, run_dir, execute=run_everywhere, reporter=SilentReporter())
+    assert stage.num_loads == 1
+
+
+def test_memory_that_never_suffices_to_load_stops_the_stage_with_advice(tmp_path: Path) -> None:
+    stage = SquareStage(50, 1)
+    stage.load_error = MemoryError("2 GiB wanted")
+    run_dir = Location.of(str(tmp_path))
+    with pytest.raises(StageError, match="not enough memory.*pool.num_cpus"):
+        run_stage(stage, run_dir, execute=run_everywhere, reporter=SilentReporter())
+    assert stage.num_loads == MAX_LOST_SHARDS
+
+
+def test_a_worker_that_leaves_by_sys_exit_is_an_error_like_others(tmp_path: Path) -> None:
+    stage = SquareStage(3, 1)
+    stage.fail_at, stage.error = {1}, SystemExit("enough")
+    with pytest.raises(StageError, match="items 1..2: SystemExit: enough"):
+        run(stage, tmp_path)
+
+
 def test_a_part_that_lost_bytes_is_computed_again(tmp_path: Path) -> None:
     first = run(SquareStage(4, 2), tmp_path)
     (first.folder / MANIFEST_NAME).delete()
@@ -191,7 +227,7 @@ def test_a_stage_with_no_items_is_complete_and_empty(tmp_path: Path) -> None:
 
 
 def test_outcomes_survive_the_way_between_processes() -> None:
-    outcome = ShardOutcome(Shard(3, 9), None, "ValueError", "why", "trace")
+    outcome = ShardOutcome(Shard(3, 9), None, "ValueError", "why", "trace", "killed")
     assert parse_outcome(describe(outcome)) == outcome
 
 

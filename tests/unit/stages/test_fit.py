@@ -8,20 +8,22 @@ import numpy as np
 import pytest
 import torch
 
+from nncift_ray.core.factored import FactoredNetwork
+from nncift_ray.core.sampling import TRAIN, VALIDATION
 from nncift_ray.core.training import TrainingConfig
 from nncift_ray.stages import fit
+from nncift_ray.stages.block_labels import BlockLabels
 from nncift_ray.stages.fit import (
     NUM_FOLDS,
-    TRAIN,
-    VALIDATION,
-    BlockLabels,
     FitJob,
     FittedBlock,
+    score_labelled,
     split_unseen,
     train_here,
 )
 
 DIM = 6
+LEARNT_CORRELATION = 0.9  # labels without noise, 42 of them
 WORKER_TOLERANCE = 1e-4  # labels of size 1; workers add gradients in another order
 QUICK = TrainingConfig(num_epochs=2, batch_size=16, learning_rate=1e-2, patience=1, seed=4)
 
@@ -47,10 +49,28 @@ def make_block(rows: int = 15, columns: int = 12) -> BlockLabels:
     )
 
 
+def make_points(rows: int = 60) -> BlockLabels:
+    """Make labels of single examples that are their embedding's first number."""
+    rng = np.random.default_rng(1)
+    vectors = rng.standard_normal((rows, DIM)).astype(np.float32)
+    split = np.full(rows, TRAIN, dtype=object)
+    split[:12], split[12:18] = "Q4", VALIDATION
+    return BlockLabels(
+        helped_ED=vectors,
+        helper_ED=None,
+        helped_pos=np.arange(rows),
+        helper_pos=None,
+        helped_index=np.arange(rows) * 10,
+        helper_index=None,
+        split=split,
+        utility=vectors[:, 0].copy(),
+    )
+
+
 def train(
     monkeypatch: pytest.MonkeyPatch, data: BlockLabels, min_steps: int, **workers: object
 ) -> FittedBlock:
-    monkeypatch.setattr(fit, "load_block", lambda job, block: data)
+    monkeypatch.setattr(fit, "read_block_labels", lambda labels, embeddings, block: data)
     job = FitJob(None, None, ("cross",), 8, QUICK, min_steps)  # type: ignore[arg-type]
     return train_here(job, **workers)["cross"]  # type: ignore[arg-type]
 
@@ -130,6 +150,21 @@ def test_two_workers_choose_the_epochs_of_one(monkeypatch: pytest.MonkeyPatch) -
         assert len(result.history) == len(single.history)
         for name, array in single.state.items():
             np.testing.assert_allclose(result.state[name], array, atol=WORKER_TOLERANCE)
+
+
+def test_a_pointwise_network_learns_single_examples(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = make_points()
+    network = FactoredNetwork.from_state(train(monkeypatch, data, min_steps=300).state)
+    assert network.pointwise
+    held_out = data.split == "Q4"
+    found = np.corrcoef(score_labelled(network, data)[held_out], data.utility[held_out])[0, 1]
+    assert found > LEARNT_CORRELATION
+
+
+def test_folds_of_single_examples_share_none_with_training() -> None:
+    folds = split_unseen(make_points(), "points", seed=0)
+    assert len(folds) == NUM_FOLDS
+    assert all(not set(pairs.helped_pos) & set(held.helped_pos) for pairs, held in folds)
 
 
 def test_the_rule_of_stopping_is_part_of_the_fingerprint() -> None:

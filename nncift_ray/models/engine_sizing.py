@@ -1,0 +1,225 @@
+"""How large vLLM may make a step and its cache: plain arithmetic on a model's shape and the memory.
+
+For the log-probabilities of a prompt vLLM holds the logits of all its tokens of a step, in copies,
+and its own measurement of memory does not count them (vLLM issues 5907 and 5550): a prompt of
+2,048 tokens and a vocabulary of 150,000 words are 1.2 GB a copy. A step is therefore cut to as many
+tokens as the memory can bear; a longer prompt is computed in several steps, with the same result.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from nncift_ray.errors import ModelError
+
+LOGIT_BYTES = 4
+#: How often the model runner of vLLM 0.29 holds the logits of a prompt, at its worst moment: raw
+#: and as log-probabilities, for the prompt before it too. Not compiled, the comparison that ranks
+#: them takes two copies more (4.3 were measured on a CPU).
+LOGIT_COPIES_ON_CPU = 5
+LOGIT_COPIES_ON_GPU = 3
+LOGITS_SHARE_OF_CPU = 1 / 8  # of the memory that is free
+LOGITS_SHARE_OF_GPU = 1 / 10  # of the device
+MAX_LOGITS_BYTES_ON_CPU = 1 << 30  # larger steps compute no faster there
+MAX_STEP_TOKENS_ON_CPU = 2048
+MAX_STEP_TOKENS_ON_GPU = 8192
+MIN_STEP_TOKENS = 64
+STEP_TOKENS_MULTIPLE = 32  # whole cache blocks
+TOKENS_PER_SEQUENCE = 16  # fewer new tokens a request has hardly ever
+MAX_SEQUENCES = 256
+MIN_SEQUENCES = 8
+CACHED_REQUESTS_ON_CPU = 4  # of the greatest length: a helper's prefix and what runs beside it
+CACHE_SHARE_OF_CPU = 1 / 2  # of the memory that weights and logits leave free
+BYTES_PER_QUANTISED_WEIGHT = 0.5  # at the least
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+GIB = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """What of a model decides how much memory it takes."""
+
+    vocabulary_size: int
+    num_parameters: int
+    bytes_per_weight: float
+    cache_bytes_per_token: int  # keys and values of all layers
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights; of quantised ones a lower bound."""
+        return math.ceil(self.num_parameters * self.bytes_per_weight)
+
+    def logit_bytes(self, step_tokens: int, copies: int) -> int:
+        """Bytes that a step of prompt tokens takes for their log-probabilities."""
+        return copies * LOGIT_BYTES * self.vocabulary_size * step_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSize:
+    """Settings of vLLM that its memory depends on."""
+
+    max_num_batched_tokens: int  # computed in one step
+    max_num_seqs: int  # requests in one step
+    kv_cache_memory_bytes: int | None  # None: what the GPU's share leaves
+    gpu_memory_utilization: float | None  # None on a CPU
+
+
+def shape_of(config: Any, num_parameters: int, dtype: str, *, quantised: bool) -> ModelShape:
+    """Read a model's shape off its transformers configuration.
+
+    Layers that look back over a window only count as layers that look back over everything, so
+    ``cache_bytes_per_token`` is an upper bound for such models.
+
+    Raises:
+        ModelError: If ``dtype`` is unknown.
+    """
+    dtype_bytes = DTYPE_BYTES.get(dtype)
+    if dtype_bytes is None:
+        raise ModelError(f"dtype {dtype!r} is unknown; use {', '.join(DTYPE_BYTES)}")
+    num_heads = getattr(config, "num_attention_heads", None)
+    if not num_heads:  # a state of fixed size in place of a cache
+        numbers = 0
+    elif getattr(config, "kv_lora_rank", None):  # latent attention: one small vector
+        numbers = config.kv_lora_rank + config.qk_rope_head_dim
+    else:
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // num_heads
+        num_kv_heads = getattr(config, "num_key_value_heads", None) or num_heads
+        numbers = 2 * num_kv_heads * head_dim
+    return ModelShape(
+        vocabulary_size=int(config.vocab_size),
+        num_parameters=num_parameters,
+        bytes_per_weight=BYTES_PER_QUANTISED_WEIGHT if quantised else dtype_bytes,
+        cache_bytes_per_token=config.num_hidden_layers * numbers * dtype_bytes,
+    )
+
+
+def size_for_cpu(
+    shape: ModelShape,
+    max_length: int,
+    free_bytes: int,
+    *,
+    batch_tokens: int | None = None,
+    kv_cache_memory_bytes: int | None = None,
+) -> EngineSize:
+    """Size an engine that shares a machine's memory.
+
+    Args:
+        shape: The model.
+        max_length: Tokens of the longest request.
+        free_bytes: Memory free before the model is loaded.
+        batch_tokens: Tokens of a step, where the user says so.
+        kv_cache_memory_bytes: Bytes of the cache, where the user says so.
+
+    Raises:
+        ModelError: If the weights, the logits of a step or the cache of one request do not fit.
+    """
+    left = free_bytes - shape.weight_bytes
+    if left <= 0:
+        raise ModelError(
+            f"not enough memory: the weights take {_gib(shape.weight_bytes)}, "
+            f"{_gib(free_bytes)} are free; choose a smaller teacher.model or a dtype of fewer bytes"
+        )
+    budget = min(MAX_LOGITS_BYTES_ON_CPU, left * LOGITS_SHARE_OF_CPU)
+    copies = LOGIT_COPIES_ON_CPU
+    tokens = batch_tokens or _step_tokens(shape, copies, budget, MAX_STEP_TOKENS_ON_CPU)
+    left -= _require_logits(shape, copies, tokens, left)
+    cache = kv_cache_memory_bytes
+    if cache is None:
+        request = shape.cache_bytes_per_token * (max_length + STEP_TOKENS_MULTIPLE)
+        cache = min(CACHED_REQUESTS_ON_CPU * request, int(left * CACHE_SHARE_OF_CPU))
+        if cache < request:
+            raise ModelError(
+                f"not enough memory: the key-value cache of one request of {max_length} tokens "
+                f"takes {_gib(request)}, and only {_gib(cache)} of {_gib(free_bytes)} may be taken "
+                "for it; lower teacher.max_length or choose a smaller teacher.model"
+            )
+    return EngineSize(tokens, _sequences(tokens), cache, None)
+
+
+def size_for_gpu(
+    shape: ModelShape,
+    device_bytes: int,
+    gpu_memory_utilization: float,
+    *,
+    tensor_parallel_size: int = 1,
+    batch_tokens: int | None = None,
+    kv_cache_memory_bytes: int | None = None,
+) -> EngineSize:
+    """Size an engine that has a share of each of its GPUs.
+
+    The logits are taken off the share that vLLM is told of; it measures the rest itself and gives
+    to the cache what is left.
+
+    Args:
+        shape: The model.
+        device_bytes: Memory of one GPU.
+        gpu_memory_utilization: Share of it for weights, cache, activations and logits.
+        tensor_parallel_size: GPUs that share the weights; each may hold whole logits.
+        batch_tokens: Tokens of a step, where the user says so.
+        kv_cache_memory_bytes: Bytes of the cache on each GPU, where the user says so.
+
+    Raises:
+        ModelError: If the weights or the logits of a step do not fit.
+    """
+    share = int(device_bytes * gpu_memory_utilization)
+    left = share - shape.weight_bytes // tensor_parallel_size
+    if left <= 0:
+        raise ModelError(
+            f"not enough memory: the weights take {_gib(shape.weight_bytes)} on "
+            f"{tensor_parallel_size} GPU(s), each with {_gib(share)} for the teacher; raise "
+            "teacher.tensor_parallel_size or teacher.gpu_memory_utilization, or set "
+            "teacher.quantization"
+        )
+    budget = min(device_bytes * LOGITS_SHARE_OF_GPU, left / 2)
+    copies = LOGIT_COPIES_ON_GPU
+    tokens = batch_tokens or _step_tokens(shape, copies, budget, MAX_STEP_TOKENS_ON_GPU)
+    logits = _require_logits(shape, copies, tokens, left)
+    utilization = gpu_memory_utilization - logits / device_bytes
+    return EngineSize(tokens, _sequences(tokens), kv_cache_memory_bytes, utilization)
+
+
+def cache_remedy(shape: ModelShape, max_length: int, cache_bytes: float) -> str | None:
+    """Say what to change where a cache cannot hold one request; None where it can.
+
+    Args:
+        shape: The model.
+        max_length: Tokens of the longest request.
+        cache_bytes: The most that the cache can have had, over all GPUs.
+    """
+    request = shape.cache_bytes_per_token * (max_length + 1)
+    if request <= cache_bytes:
+        return None
+    return (
+        f"the key-value cache of one request of {max_length} tokens takes {_gib(request)} and "
+        f"{_gib(max(0, cache_bytes))} are left for it: lower teacher.max_length, raise "
+        "teacher.kv_cache_memory_bytes or teacher.gpu_memory_utilization, set "
+        "teacher.quantization, or raise teacher.tensor_parallel_size"
+    )
+
+
+def _step_tokens(shape: ModelShape, copies: int, budget: float, most: int) -> int:
+    tokens = int(budget // shape.logit_bytes(1, copies))
+    whole = tokens // STEP_TOKENS_MULTIPLE * STEP_TOKENS_MULTIPLE
+    return max(MIN_STEP_TOKENS, min(most, whole))
+
+
+def _sequences(step_tokens: int) -> int:
+    return min(step_tokens, MAX_SEQUENCES, max(MIN_SEQUENCES, step_tokens // TOKENS_PER_SEQUENCE))
+
+
+def _require_logits(shape: ModelShape, copies: int, step_tokens: int, left: float) -> int:
+    """Return the bytes of a step's logits, which must leave some of what there is."""
+    taken = shape.logit_bytes(step_tokens, copies)
+    if taken >= left:
+        raise ModelError(
+            f"not enough memory: the log-probabilities of a step of {step_tokens} tokens take "
+            f"{_gib(taken)} with a vocabulary of {shape.vocabulary_size}, and {_gib(left)} are "
+            "left beside the weights; lower teacher.batch_tokens, or choose a smaller teacher.model"
+        )
+    return taken
+
+
+def _gib(num_bytes: float) -> str:
+    return f"{num_bytes / GIB:.2f} GiB"

@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from nncift_ray.core.examples import Example
+from nncift_ray.core.less import precondition
+from nncift_ray.errors import ModelError
+from nncift_ray.models import warmup
+from nncift_ray.models.lora_model import AdapterSpec, LoraModel, TrainingExample
+from nncift_ray.models.per_example import per_example_gradients
+from nncift_ray.models.warmup import WarmupCheckpoint, WarmupSettings, warm_up
+from tests.tiny_models import make_tiny_llama
+
+SPEC = AdapterSpec(4, 16.0, 0.0, ("q_proj", "v_proj"), seed=1)
+SETTINGS = WarmupSettings(
+    num_epochs=2, learning_rate=1e-2, lr_warmup_fraction=0.1, batch_size=3, seed=0
+)
+STEPS_AN_EPOCH = 3  # 7 examples by 3
+TOLERANCE = 1e-5  # of weights that two orders of summation reached
+TEXTS = [Example(str(n), f"What is {n} and {n}?", f"{2 * n}.") for n in range(7)]
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_llama(tmp_path_factory.mktemp("tiny"))
+
+
+def make_model(path: Path, spec: AdapterSpec = SPEC) -> tuple[LoraModel, list[TrainingExample]]:
+    model = LoraModel(path, spec, num_threads=1)
+    encoded = [model.encode(text) for text in TEXTS]
+    return model, [one for one in encoded if isinstance(one, TrainingExample)]
+
+
+def assert_same_state(first: WarmupCheckpoint, second: WarmupCheckpoint, tolerance: float) -> None:
+    for name in first.adapter:
+        np.testing.assert_allclose(first.adapter[name], second.adapter[name], atol=tolerance)
+        np.testing.assert_allclose(first.exp_avg[name], second.exp_avg[name], atol=tolerance)
+
+
+def test_the_loss_falls_and_each_epoch_leaves_its_own_checkpoint(path: Path) -> None:
+    model, examples = make_model(path)
+    steps: list[tuple[int, int]] = []
+    checkpoints = warm_up(
+        model, examples, replace(SETTINGS, num_epochs=4), on_step=lambda *at: steps.append(at)
+    )
+    losses = [checkpoint.train_loss for checkpoint in checkpoints]
+    assert losses[-1] < 0.8 * losses[0]
+    assert [c.num_steps for c in checkpoints] == [3, 6, 9, 12]
+    assert steps == [(n, 12) for n in range(1, 13)]
+    name = model.parameter_names[1]
+    assert not np.array_equal(checkpoints[0].adapter[name], checkpoints[1].adapter[name])
+
+
+def test_the_moments_foretell_the_optimisers_next_step(path: Path) -> None:
+    model, examples = make_model(path)
+    settings = replace(SETTINGS, batch_size=len(examples), lr_warmup_fraction=0.0)
+    first, second = warm_up(model, examples, settings)
+    model.load_adapter(first.adapter)
+    gradients = per_example_gradients(model, examples)
+    for name in model.parameter_names:
+        direction = precondition(
+            gradients[name].mean(0),
+            torch.from_numpy(first.exp_avg[name]),
+            torch.from_numpy(first.exp_avg_sq[name]),
+            first.num_steps,
+        )
+        step = (first.adapter[name] - second.adapter[name]) / second.mean_learning_rate
+        # An entry of hardly any gradient moves by a ratio of two roundings.
+        assert np.mean(np.abs(step - direction.numpy()) < 1e-2) > 0.99
+
+
+def test_two_shards_that_average_gradients_equal_one_worker(path: Path) -> None:
+    model, examples = make_model(path)
+    alone = warm_up(model, examples, SETTINGS)
+    together = run_two_workers(path, examples)
+    for checkpoints in together:
+        for one, other in zip(alone, checkpoints, strict=True):
+            assert_same_state(one, other, TOLERANCE)
+            assert other.train_loss == pytest.approx(one.train_loss, rel=TOLERANCE)
+
+
+def run_two_workers(path: Path, examples: list[TrainingExample]) -> list[list[WarmupCheckpoint]]:
+    """Two threads that meet at a barrier in place of two processes that all-reduce."""
+    barrier = threading.Barrier(2, timeout=60)
+    grads: list[list[torch.Tensor]] = [[], []]
+    results: list[list[WarmupCheckpoint]] = [[], []]
+
+    def make_reduce(rank: int) -> Callable[[list[torch.nn.Parameter]], None]:
+        def reduce(parameters: list[torch.nn.Parameter]) -> None:
+            grads[rank] = [parameter.grad.clone() for parameter in parameters]
+            barrier.wait()
+            for parameter, a, b in zip(parameters, *grads, strict=True):
+                parameter.grad = (a + b) / 2
+            barrier.wait()
+
+        return reduce
+
+    def work(rank: int) -> None:
+        model, _ = models[rank]
+        results[rank] = warm_up(
+            model, examples, SETTINGS, shard=(rank, 2), reduce_gradients=make_reduce(rank)
+        )
+
+    models = [make_model(path), make_model(path)]
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
+
+
+def test_the_size_of_a_pass_does_not_change_the_steps(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = warm_up(*make_model(path), SETTINGS)[-1]
+    monkeypatch.setitem(warmup.PASS_TOKENS, "cpu", 1)
+    parts = warm_up(*make_model(path), SETTINGS)[-1]
+    assert_same_state(whole, parts, TOLERANCE)
+
+
+def test_a_seed_gives_the_same_checkpoints_again_dropout_included(path: Path) -> None:
+    spec = replace(SPEC, dropout=0.5)
+    runs = []
+    for noise in (1, 2):
+        torch.manual_seed(noise)
+        runs.append(warm_up(*make_model(path, spec), SETTINGS)[-1])
+    assert_same_state(runs[0], runs[1], 0.0)
+    undropped = warm_up(*make_model(path), SETTINGS)[-1]
+    assert undropped.train_loss != runs[0].train_loss
+
+
+def test_training_leaves_the_random_numbers_of_the_process_alone(path: Path) -> None:
+    model, examples = make_model(path, replace(SPEC, dropout=0.5))
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    warm_up(model, examples, SETTINGS)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_mean_learning_rates_follow_the_schedule(path: Path) -> None:
+    checkpoints = warm_up(*make_model(path), replace(SETTINGS, lr_warmup_fraction=0.0))
+    rates = [checkpoint.mean_learning_rate for checkpoint in checkpoints]
+    assert rates == pytest.approx([1e-2 * 5 / 6, 1e-2 * 2 / 6])
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_key_to_change(path: Path) -> None:
+    model, examples = make_model(path)
+    with torch.no_grad():
+        model.model.get_output_embeddings().weight.fill_(float("nan"))
+    with pytest.raises(ModelError, match="teacher.less.learning_rate"):
+        warm_up(model, examples, SETTINGS)
+
+
+def test_workers_that_would_not_meet_are_refused(path: Path) -> None:
+    model, examples = make_model(path)
+    with pytest.raises(ValueError, match="reduce_gradients"):
+        warm_up(model, examples, SETTINGS, shard=(0, 2))

@@ -1,0 +1,22 @@
+"""The recipes that are shipped are recipes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nncift_ray.config import load_config
+
+RECIPES = sorted((Path(__file__).parents[3] / "jobs" / "recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_a_shipped_recipe_is_valid(recipe: Path) -> None:
+    config = load_config(recipe)
+    assert config.run_dir.startswith("runs/")
+
+
+def test_the_recipes_cover_every_teacher() -> None:
+    kinds = {load_config(recipe).teacher.kind for recipe in RECIPES}
+    assert kinds == {"delift", "delift_se", "less", "selectit"}

@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from nncift_ray.errors import ModelError
+from nncift_ray.models.engine_sizing import (
+    GIB,
+    LOGIT_COPIES_ON_CPU,
+    LOGIT_COPIES_ON_GPU,
+    ModelShape,
+    cache_remedy,
+    shape_of,
+    size_for_cpu,
+    size_for_gpu,
+)
+
+LLAMA_8B = ModelShape(
+    vocabulary_size=128_256,
+    num_parameters=8_030_261_248,
+    bytes_per_weight=2,
+    cache_bytes_per_token=32 * 2 * 8 * 128 * 2,
+)
+SMOLLM2 = ModelShape(49_152, 134_515_008, 4, 30 * 2 * 3 * 64 * 4)
+WIDE = ModelShape(151_936, 10_000_000, 4, 1024)
+
+
+def test_a_shape_is_read_off_the_configuration() -> None:
+    config = SimpleNamespace(
+        vocab_size=128_256,
+        hidden_size=4096,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+    )
+    assert shape_of(config, LLAMA_8B.num_parameters, "bfloat16", quantised=False) == LLAMA_8B
+    quantised = shape_of(config, LLAMA_8B.num_parameters, "bfloat16", quantised=True)
+    assert quantised.weight_bytes == pytest.approx(LLAMA_8B.weight_bytes / 4)
+
+
+def test_latent_attention_and_models_without_a_cache_have_their_own_size() -> None:
+    latent = SimpleNamespace(
+        vocab_size=10,
+        num_hidden_layers=2,
+        num_attention_heads=16,
+        kv_lora_rank=512,
+        qk_rope_head_dim=64,
+    )
+    assert shape_of(latent, 1, "float16", quantised=False).cache_bytes_per_token == 2 * 576 * 2
+    recurrent = SimpleNamespace(vocab_size=10, num_hidden_layers=2)
+    assert shape_of(recurrent, 1, "float16", quantised=False).cache_bytes_per_token == 0
+
+
+def test_an_unknown_dtype_is_a_model_error() -> None:
+    with pytest.raises(ModelError, match="float32, bfloat16, float16"):
+        shape_of(SimpleNamespace(), 1, "float31", quantised=False)
+
+
+@pytest.mark.parametrize("shape", [WIDE, SMOLLM2, LLAMA_8B])
+@pytest.mark.parametrize("free", [20 * GIB, 64 * GIB])
+def test_a_step_on_a_cpu_takes_at_most_a_gib_of_logits(shape: ModelShape, free: int) -> None:
+    size = size_for_cpu(shape, 2048, free)
+    logits = shape.logit_bytes(size.max_num_batched_tokens, LOGIT_COPIES_ON_CPU)
+    assert logits <= GIB
+    assert size.max_num_seqs <= size.max_num_batched_tokens
+    assert size.kv_cache_memory_bytes is not None
+    assert size.kv_cache_memory_bytes + logits + shape.weight_bytes < free
+    assert size.kv_cache_memory_bytes >= 2048 * shape.cache_bytes_per_token
+
+
+def test_the_bytes_of_logits_grow_with_the_vocabulary() -> None:
+    assert SMOLLM2.logit_bytes(10, 3) == 10 * 3 * 4 * 49_152
+
+
+def test_what_the_user_says_is_taken() -> None:
+    size = size_for_cpu(SMOLLM2, 2048, 8 * GIB, batch_tokens=96, kv_cache_memory_bytes=GIB)
+    assert (size.max_num_batched_tokens, size.kv_cache_memory_bytes) == (96, GIB)
+
+
+def test_on_a_gpu_the_logits_come_off_the_share_that_vllm_is_told_of() -> None:
+    device = 80 * GIB
+    size = size_for_gpu(LLAMA_8B, device, 0.9)
+    logits = LLAMA_8B.logit_bytes(size.max_num_batched_tokens, LOGIT_COPIES_ON_GPU)
+    assert size.gpu_memory_utilization == pytest.approx(0.9 - logits / device)
+    assert 2048 <= size.max_num_batched_tokens <= 8192
+    assert logits <= device / 10
+    assert size.kv_cache_memory_bytes is None
+
+
+def test_several_gpus_hold_what_one_cannot() -> None:
+    with pytest.raises(ModelError, match="tensor_parallel_size"):
+        size_for_gpu(LLAMA_8B, 12 * GIB, 0.9)
+    assert size_for_gpu(LLAMA_8B, 12 * GIB, 0.9, tensor_parallel_size=4).max_num_batched_tokens
+
+
+def test_steps_shrink_where_weights_leave_little() -> None:
+    roomy = size_for_gpu(LLAMA_8B, 24 * GIB, 0.9)
+    tight = size_for_gpu(LLAMA_8B, 24 * GIB, 0.65)
+    assert tight.max_num_batched_tokens < roomy.max_num_batched_tokens
+    assert tight.gpu_memory_utilization is not None
+    assert tight.gpu_memory_utilization * 24 * GIB > LLAMA_8B.weight_bytes
+
+
+@pytest.mark.parametrize(
+    ("free", "batch_tokens", "key"),
+    [
+        (14 * GIB, None, "teacher.model"),  # weights
+        (15 * GIB + (300 << 20), None, "teacher.max_length"),  # cache
+        (16 * GIB, 4096, "teacher.batch_tokens"),  # logits
+    ],
+)
+def test_too_little_memory_on_a_cpu_names_what_to_change(
+    free: int, batch_tokens: int | None, key: str
+) -> None:
+    with pytest.raises(ModelError, match=key):
+        size_for_cpu(LLAMA_8B, 2048, free, batch_tokens=batch_tokens)
+
+
+def test_a_cache_too_small_for_one_request_names_all_that_helps() -> None:
+    remedy = cache_remedy(LLAMA_8B, 2048, 2047 * LLAMA_8B.cache_bytes_per_token)
+    assert remedy is not None
+    for key in ("max_length", "kv_cache_memory_bytes", "gpu_memory_utilization", "quantization"):
+        assert f"teacher.{key}" in remedy
+    assert cache_remedy(LLAMA_8B, 2048, 2049 * LLAMA_8B.cache_bytes_per_token) is None

@@ -1,0 +1,52 @@
+"""What a plan counts for a pointwise teacher and for the objective top_k."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nncift_ray.config import make_config
+from nncift_ray.errors import DataError
+from nncift_ray.pipeline.planner import RunPlan, make_plan
+from tests.unit.stages.chain import write_corpus
+
+RATER = "tests.unit.stages.chain:LastDigitTeacher"
+
+
+def plan(folder: Path, *, kind: str, num_candidates: int = 80, num_targets: int = 0) -> RunPlan:
+    candidates, targets = write_corpus(folder, num_candidates, num_targets)
+    tree = {
+        "run_dir": str(folder / "run"),
+        "data": {"candidates": [candidates], "targets": [targets] if num_targets else []},
+        "teacher": {"kind": kind},
+        "embedder": {"model": "embedded:all-minilm-l6-v2"},
+        "labels": {"label_pairs": 20},
+        "selection": {"objective": "top_k", "budget": 0.1},
+    }
+    return make_plan(make_config(tree))
+
+
+def amounts(plan: RunPlan) -> dict[str, str]:
+    return {stage.name: stage.amount for stage in plan.stages}
+
+
+def test_a_pointwise_teacher_is_asked_once_for_each_example(tmp_path: Path) -> None:
+    made = plan(tmp_path, kind=RATER)
+    assert (made.num_requests, made.num_pairs_to_label, made.num_pairs_to_score) == (20, 20, 80)
+    assert amounts(made)["sample"] == "20 examples to rate"
+    assert amounts(made)["label"] == "20 requests"
+    assert amounts(made)["fit"] == "20 examples"
+    assert amounts(made)["score_pairs"] == "80 examples"
+
+
+@pytest.mark.parametrize(("targets", "pairs"), [(5, "400"), (0, "6,400")])
+def test_top_k_sums_pairs_and_keeps_no_list(tmp_path: Path, targets: int, pairs: str) -> None:
+    made = plan(tmp_path, num_targets=targets, kind="delift_se")
+    assert amounts(made)["sample"] == "20 pairs to draw"
+    assert amounts(made)["score_pairs"] == f"{pairs} pairs, summed by candidate"
+
+
+def test_a_corpus_of_no_example_has_no_plan(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no usable example"):
+        plan(tmp_path, num_candidates=0, kind=RATER)
