@@ -95,9 +95,11 @@ class DataConfig(Section):
         return [value] if isinstance(value, str) else value
 
     @model_validator(mode="after")
-    def _columns_stand_alone(self) -> Self:
+    def _keys_agree(self) -> Self:
         if self.columns is not None and self.layout != "auto":
             raise ValueError("give either layout or columns, not both: columns is itself a layout")
+        if self.subtask_by is not None and not self.targets:
+            raise ValueError("subtask_by names a field of targets, and there are none")
         if self.columns is not None and not {"prompt", "response"} <= set(self.columns):
             raise ValueError("columns needs the keys 'prompt' and 'response'")
         return self
@@ -210,15 +212,15 @@ class TeacherConfig(Section):
         engine: vLLM where it is installed, else transformers, when "auto".
         dtype: Weights of the language model; "auto" is float32 on CPU, bfloat16 on GPU.
         max_length: Tokens of the longest request; examples are cut from their left to fit.
-        kv_cache_memory_bytes: Memory of vLLM's key-value cache; null: 1 GiB on CPU, and on GPU what
-            gpu_memory_utilization leaves.
+        kv_cache_memory_bytes: Memory of vLLM's key-value cache; null: on CPU four requests of
+            max_length, at most half of what is free, and on GPU what gpu_memory_utilization leaves.
         gpu_memory_utilization: vLLM on GPU: share of the memory it takes, log-probabilities of the
             prompts included.
         batch_tokens: Tokens computed in one step of the engine; null: as many as the vocabulary and
             the memory allow.
         tensor_parallel_size: vLLM: GPUs that share one copy of the model.
-        quantization: "bitsandbytes" (4 bits, any engine), or what vLLM knows: awq, gptq, fp8...;
-            null: the weights as they are, or as the model's own files say.
+        quantization: "bitsandbytes" (4 bits; transformers, or vLLM with its plugin for it), or what
+            the installed vLLM knows, such as awq, gptq or fp8; null: as the model's files say.
         adapter: Folder of a PEFT LoRA adapter on the model.
         max_failed_fraction: Stop when a larger share of the requests fails.
         less: Warm-up and gradients of LESS.

@@ -179,7 +179,7 @@ class LoraModel:
                 f"this model has {expected.get(odd)}"
             )
         for name, parameter in self._parameters.items():
-            parameter.copy_(torch.from_numpy(np.asarray(state[name], np.float32)))
+            parameter.copy_(torch.tensor(state[name]))  # copied: it may be read-only
 
     def close(self) -> None:
         """Free the model's memory; it cannot be used afterwards."""

@@ -112,7 +112,7 @@ def _precondition(gradients_ND: Tensor, model: LoraModel, checkpoint: WarmupChec
     low = 0
     for name in model.parameter_names:
         mean_D, square_D = (
-            torch.from_numpy(moments[name]).flatten().to(gradients_ND.device)
+            torch.tensor(moments[name], device=gradients_ND.device).flatten()
             for moments in (checkpoint.exp_avg, checkpoint.exp_avg_sq)
         )
         part_ND = gradients_ND[:, low : low + len(mean_D)]

@@ -274,7 +274,7 @@ class Blueprint:
             self.teaching.lora_factory(),
             projection_dim=teacher.less.projection_dim,
             seed=teacher.less.seed,
-            batch_tokens=teacher.batch_tokens,
+            batch_tokens=self.teaching.gradient_batch_tokens,
             shard_rows=teacher.less.pool.shard_rows,
         )
         stage.max_failed_fraction = teacher.max_failed_fraction

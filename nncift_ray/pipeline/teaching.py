@@ -18,6 +18,10 @@ from nncift_ray.pipeline.factories import EngineFactory, LoraFactory, TeacherFac
 from nncift_ray.storage.output import StageOutput
 
 
+# On a CPU larger batches are no faster and pad more; a GPU wants them full.
+CPU_GRADIENT_TOKENS, GPU_GRADIENT_TOKENS = 512, 8192
+
+
 class Teaching:
     """Reads the recipe's ``teacher`` section; models are found when they are first needed."""
 
@@ -154,6 +158,13 @@ class Teaching:
                 "adapter": folder_digest(Path(teacher.adapter)) if teacher.adapter else None,
             }
         return settings
+
+    @property
+    def gradient_batch_tokens(self) -> int:
+        """Padded tokens whose gradients are taken at once, where the recipe does not say."""
+        return self._teacher.batch_tokens or (
+            GPU_GRADIENT_TOKENS if self.has_gpu else CPU_GRADIENT_TOKENS
+        )
 
     def lora_factory(self) -> LoraFactory:
         """Return what loads the model of the warm-up and its gradients inside an actor."""

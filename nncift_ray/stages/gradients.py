@@ -40,7 +40,6 @@ from nncift_ray.storage.schemas import CANDIDATE, CROSS, TARGET
 #: Gradients that are padded, projected and stored together.
 ATOM_ROWS = GRADIENT_BLOCK_ROWS
 DEFAULT_SHARD_ROWS = 128
-DEFAULT_BATCH_TOKENS = 2048
 NOT_FINITE = "not_finite"
 
 
@@ -67,7 +66,7 @@ class GradientsStage(RowStage):
         *,
         projection_dim: int,
         seed: int,
-        batch_tokens: int | None = None,
+        batch_tokens: int,
         shard_rows: int | None = None,
     ) -> None:
         """Take gradients of a sample at a warm-up's checkpoints.
@@ -84,7 +83,7 @@ class GradientsStage(RowStage):
         """
         self._sample, self._warmup, self._make_model = sample, warmup, make_model
         self._projection_dim, self.seed = projection_dim, seed
-        self._batch_tokens = batch_tokens or DEFAULT_BATCH_TOKENS
+        self._batch_tokens = batch_tokens
         self._shard_rows = shard_rows or DEFAULT_SHARD_ROWS
         self._keys = list_gradients(sample)
         self._num_checkpoints = warmup.num_rows("checkpoints")
