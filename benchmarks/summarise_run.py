@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import describe_commit, describe_machine
-from nncift_ray.pipeline.blueprint import STAGE_NAMES
 from nncift_ray.pipeline.runner import RUN_RECORD
 from nncift_ray.report.collect import collect_mix, count_duplicates
 from nncift_ray.storage import schemas
@@ -29,7 +28,7 @@ def read_run(run_dir: Path) -> dict[str, Any]:
     record = json.loads((run_dir / RUN_RECORD).read_text())
     outputs = {
         name: StageOutput.open(Location.of(str(run_dir)) / name / record["stages"][name])
-        for name in STAGE_NAMES
+        for name in record["stage_names"]
     }
     done = {name: output for name, output in outputs.items() if output is not None}
     examples, select = done["deduplicate"], done["select"]
@@ -54,6 +53,7 @@ def read_run(run_dir: Path) -> dict[str, Any]:
         "num_requests": measured.num_rows,
         "request_tokens": sum(measured["num_tokens"].to_pylist()),
         "cached_tokens": sum(measured["num_cached_tokens"].to_pylist()),
+        "minimal_tokens": sum(measured["num_minimal_tokens"].to_pylist()),
         "stages": [
             {
                 "stage": name,
@@ -82,7 +82,8 @@ def to_markdown(name: str, run: dict[str, Any]) -> str:
         f"objective {run['objective_value']:.1f}, a random subset {run['random_objective']:.1f}.",
         f"Machine: {run['machine']}. Commit {run['commit']}. Teacher: "
         f"{run['config']['teacher']['kind']}, {run['num_requests']:,} requests of "
-        f"{run['request_tokens']:,} tokens, {run['cached_tokens']:,} of them from the cache.",
+        f"{run['request_tokens']:,} tokens, {run['cached_tokens']:,} of them from the cache"
+        f"{_over_minimum(run)}.",
         "## Seconds by stage",
         _table(run["stages"], ["stage", "wall_seconds", "worker_seconds", "shards", "bad_rows"]),
         "## Fidelity by quadrant",
@@ -93,15 +94,23 @@ def to_markdown(name: str, run: dict[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def _over_minimum(run: dict[str, Any]) -> str:
+    if not run["minimal_tokens"]:
+        return ""
+    computed = run["request_tokens"] - run["cached_tokens"]
+    return f" (computed over the least possible: {computed / run['minimal_tokens']:.2f})"
+
+
 def _fidelity_rows(rows: list[dict[str, Any]], block: str) -> list[dict[str, Any]]:
     found = {(row["split"], row["model"]): row for row in rows if row["block"] == block}
     splits = dict.fromkeys(split for split, _ in found)
     table: list[dict[str, Any]] = []
     for split in splits:
         line: dict[str, Any] = {"split": split, "pairs": found[split, "network"]["num_pairs"]}
-        for model in MODELS:
+        known = [model for model in MODELS if (split, model) in found]
+        for model in known:
             line[f"MSE {model}"] = f"{found[split, model]['scaled_mse']:.4f}"
-        for model in MODELS[:2]:
+        for model in [name for name in MODELS[:2] if name in known]:
             for metric in ("r2", "spearman"):
                 value = found[split, model][metric]
                 line[f"{metric} {model}"] = "n/a" if value is None else f"{value:.2f}"
