@@ -54,3 +54,13 @@ def gradients_one_by_one(
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         rows.append(torch.cat([gradient.flatten() for gradient in gradients]))
     return torch.stack(rows)
+
+
+def project_row(gradient: torch.Tensor, output_dim: int, chunk: int = 16_384) -> torch.Tensor:
+    """Project one gradient [D] with random signs written out chunk by chunk: [P]."""
+    generator = torch.Generator().manual_seed(0)
+    total_P = torch.zeros(output_dim)
+    for part in gradient.split(chunk):
+        signs = torch.randint(0, 2, (len(part), output_dim), generator=generator, dtype=torch.int8)
+        total_P += part @ (signs.float() * 2 - 1)
+    return total_P / output_dim**0.5

@@ -4,7 +4,7 @@
     python -m benchmarks.teacher --json       # the last line is one JSON object
     python -m benchmarks.teacher --full       # more pairs and rows, LESS with the paper's rank
 
-Texts are rows of T0 (``--data``), the model is the packaged SmolLM2-135M in float32, the engine vLLM.
+Texts are rows of T0 (``--data``), the model is the packaged SmolLM2-135M in float32 on vLLM.
 """
 
 from __future__ import annotations
