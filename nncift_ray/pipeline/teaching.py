@@ -17,7 +17,6 @@ from nncift_ray.models.vllm_engine import vllm_available
 from nncift_ray.pipeline.factories import EngineFactory, LoraFactory, TeacherFactory
 from nncift_ray.storage.output import StageOutput
 
-
 # On a CPU larger batches are no faster and pad more; a GPU wants them full.
 CPU_GRADIENT_TOKENS, GPU_GRADIENT_TOKENS = 512, 8192
 
@@ -64,6 +63,11 @@ class Teaching:
     def needs_embeddings(self) -> bool:
         """Whether it reads the embeddings of what it is asked about."""
         return self._class.needs_embeddings
+
+    @property
+    def prompts_per_request(self) -> int:
+        """Prompts that the models are shown for each thing to measure, all models together."""
+        return getattr(self._class, "prompts_per_request", 1) * max(1, len(self.language_models))
 
     @property
     def utility(self) -> Any:

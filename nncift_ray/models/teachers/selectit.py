@@ -35,6 +35,7 @@ class SelectItTeacher:
     needs_embeddings: ClassVar[bool] = False
     needs_engine: ClassVar[bool] = True
     version: ClassVar[int] = 1
+    prompts_per_request: ClassVar[int] = len(selectit.RATING_PROMPTS)  # of each model, for plans
 
     def __init__(self, engines: Sequence[ScoringEngine], alpha: float = selectit.ALPHA) -> None:
         """Make a teacher of one or more language models.
