@@ -28,6 +28,9 @@ EXAMPLE_TEMPLATE = (
     "{example_response}\n\n\nQuery:\n{query}\n"
 )
 
+#: Examples that are too long are cut by whole steps, so that those of one helper stay alike for
+#: queries of nearly the same length, and an engine can share them.
+CUT_STEP = 256
 ROUNDING = 1e-4  # a log-softmax in float32 may round a sure token to a hair above 0
 
 
@@ -107,6 +110,7 @@ def fit_to_length(
     A response that is cut would score as if it were easy (a response cut to nothing has distance
     0, "perfect"), and a query that is cut is another query: neither is ever touched. A pair whose
     example would vanish is a misfit too, since its label would say nothing about the example.
+    The cut is a multiple of ``CUT_STEP`` where that leaves some of the example.
 
     Args:
         head_ids: Tokens of instruction, example and bridge.
@@ -135,6 +139,8 @@ def fit_to_length(
             "no_room_for_example",
             f"query and response leave no room for the example in {max_length} tokens",
         )
+    stepped = -(-num_cut // CUT_STEP) * CUT_STEP
+    num_cut = stepped if stepped < stop - start else num_cut
     head = (*head_ids[:start], *head_ids[start + num_cut :])
     return FittedPrompt((*head, *query_ids), len(head), num_cut)
 

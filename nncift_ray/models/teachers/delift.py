@@ -13,6 +13,7 @@ from nncift_ray.models.engine import (
     ScoringFailure,
     ScoringRequest,
     ScoringResult,
+    minimal_tokens,
 )
 from nncift_ray.models.teachers.protocol import (
     LabelRequest,
@@ -31,7 +32,7 @@ class DeliftTeacher:
     needs_baseline: ClassVar[bool] = True
     needs_embeddings: ClassVar[bool] = False
     needs_engine: ClassVar[bool] = True
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     def __init__(self, engine: ScoringEngine) -> None:
         """Make a teacher of a language model."""
@@ -58,9 +59,10 @@ class DeliftTeacher:
                 answers[i] = outcome
             else:
                 prepared[i] = outcome
-        results = self._engine.score(list(prepared.values()))
-        for i, result in zip(prepared, results, strict=True):
-            answers[i] = _measure_distance(result)
+        asked = list(prepared.values())
+        least = minimal_tokens(asked, self._engine.block_tokens)
+        for i, result, tokens in zip(prepared, self._engine.score(asked), least, strict=True):
+            answers[i] = _measure_distance(result, tokens)
         return [answers[i] for i in range(len(requests))]
 
     @staticmethod
@@ -97,8 +99,10 @@ class DeliftTeacher:
         )
 
 
-def _measure_distance(result: ScoringResult | ScoringFailure) -> Measurement | MeasurementFailure:
+def _measure_distance(
+    result: ScoringResult | ScoringFailure, least_tokens: int
+) -> Measurement | MeasurementFailure:
     if isinstance(result, ScoringFailure):
         return MeasurementFailure(result.reason, result.message)
     value = delift.distance(result.log_probs)
-    return Measurement(value, result.num_tokens, result.num_cached_tokens)
+    return Measurement(value, result.num_tokens, result.num_cached_tokens, least_tokens)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from nncift_ray.core.delift import (
+    CUT_STEP,
     FittedPrompt,
     Misfit,
     delift_segments,
@@ -111,3 +112,20 @@ def test_an_over_long_baseline_is_too_long() -> None:
 def test_a_span_outside_the_head_is_refused() -> None:
     with pytest.raises(ShapeError, match="example_span"):
         fit_to_length(HEAD, (3, 11), QUERY, RESPONSE, max_length=100)
+
+
+def test_long_examples_are_cut_alike_for_queries_of_nearly_one_length() -> None:
+    example = tuple(range(1000, 2200))
+    fitted = [
+        fit_to_length(example, (0, len(example)), [7] * length, RESPONSE, max_length=1000)
+        for length in (20, 60, 110)
+    ]
+    cuts = [one.num_cut for one in fitted if isinstance(one, FittedPrompt)]
+    assert cuts == [CUT_STEP, 2 * CUT_STEP, 2 * CUT_STEP]
+    assert all(len(one.prompt_ids) + len(RESPONSE) <= 1000 for one in fitted)
+
+
+def test_a_cut_by_whole_steps_never_takes_all_of_the_example() -> None:
+    fitted = fit_to_length(range(100), (0, 100), [7] * 10, RESPONSE, max_length=50)
+    assert isinstance(fitted, FittedPrompt)
+    assert fitted.num_cut == 100 + 10 + len(RESPONSE) - 50

@@ -69,7 +69,19 @@ def test_a_failed_request_is_a_failure_between_measured_neighbours() -> None:
     assert [type(a) for a in answers] == [Measurement, *[MeasurementFailure] * 3, Measurement]
     reasons = [a.reason for a in answers if isinstance(a, MeasurementFailure)]
     assert reasons == ["not_finite", "no_response", "too_long"]
-    assert answers[-1] == DeliftTeacher(FakeEngine()).measure([LabelRequest(OTHER, HELPER)])[0]
+    alone = DeliftTeacher(FakeEngine()).measure([LabelRequest(OTHER, HELPER)])[0]
+    assert _value(answers[-1]) == _value(alone)
+
+
+def test_a_prefix_is_paid_for_once_in_the_least_that_is_computed() -> None:
+    first, second = DeliftTeacher(FakeEngine()).measure(
+        [LabelRequest(HELPED, HELPER), LabelRequest(OTHER, HELPER)]
+    )
+    assert isinstance(first, Measurement)
+    assert isinstance(second, Measurement)
+    assert first.num_minimal_tokens == first.num_tokens
+    shared = len(delift_segments(OTHER, HELPER).head)
+    assert second.num_minimal_tokens == second.num_tokens - shared
 
 
 def test_start_tokens_stand_before_the_instruction() -> None:
