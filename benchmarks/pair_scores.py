@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.machine import describe_commit, describe_machine
-from benchmarks.peak import peak_loops, seconds_of, vector_floats
+from benchmarks.peak import peak_loops, peak_rate, seconds_of, vector_floats
 from nncift_ray.core.factored import FactoredNetwork
 from nncift_ray.core.pair_scores import score_block, top_k_rows
 
@@ -108,19 +108,15 @@ def measure() -> dict[str, Any]:
     pool = ThreadPoolExecutor(2)
     halves = pairs.halves()
     kernel, two_cores = [], []
-    peaks: list[list[float]] = [[] for _ in loops]
+    peaks: list[float] = []
     rates: dict[str, list[float]] = {name: [] for name in rivals}
     for _ in range(ROUNDS):
-        for (loop, _), seconds in zip(loops, peaks, strict=True):
-            seconds.append(seconds_of(loop))
+        peaks.append(peak_rate(loops))
         kernel.append(seconds_of(pairs.keep_best))
         two_cores.append(_wall_seconds(lambda: list(pool.map(Pairs.keep_best, halves))))
         for name, (run, _) in rivals.items():
             rates[name].append(seconds_of(run))
-    peak = max(
-        steps * vector_floats() / min(seconds)
-        for (_, steps), seconds in zip(loops, peaks, strict=True)
-    )
+    peak = max(peaks)
     rate = pairs.num_pairs / min(kernel)
     rival = {name: rivals[name][1] / min(seconds) for name, seconds in rates.items()}
     return {

@@ -15,16 +15,26 @@ import numpy as np
 from nncift_ray.core import vector_code as code
 from nncift_ray.core.jit import compiled
 
-SHAPES = ((2, 4), (1, 8), (4, 4))  # vectors loaded a step x vectors kept; their product is summed
-STEPS = 20_000
+SHAPES = (
+    (2, 4),
+    (1, 8),
+    (4, 4),
+    (4, 5),
+)  # vectors loaded a step x vectors kept; their product is summed
+VECTOR_STEPS = 400_000_000  # some 50 ms: as long as a processor's moods, like the kernel's calls
 DATA_FLOATS = 4096  # 16 KB, in the first-level cache
 STEPS_BEFORE_REPEAT = 16
 
 
-def peak_loops() -> list[tuple[Callable[[], None], int]]:
-    """Return loops to time, each with the number of vector steps it does."""
+def peak_loops() -> list[Callable[[], None]]:
+    """Return loops to time, each of VECTOR_STEPS steps of a vector."""
     data = np.random.default_rng(0).standard_normal(DATA_FLOATS).astype(np.float32)
-    return [(_bind(_loop(*shape), data), STEPS * shape[0] * shape[1]) for shape in SHAPES]
+    return [_bind(_loop(*shape), data, VECTOR_STEPS // (shape[0] * shape[1])) for shape in SHAPES]
+
+
+def peak_rate(loops: list[Callable[[], None]]) -> float:
+    """Return the most floats a second that any of the loops goes through now."""
+    return VECTOR_STEPS * vector_floats() / min(map(seconds_of, loops))
 
 
 def vector_floats() -> int:
@@ -39,10 +49,10 @@ def seconds_of(function: Callable[[], Any]) -> float:
     return time.thread_time() - started
 
 
-def _bind(loop: Callable[..., None], data: np.ndarray) -> Callable[[], None]:
+def _bind(loop: Callable[..., None], data: np.ndarray, steps: int) -> Callable[[], None]:
     total = np.zeros(DATA_FLOATS, np.float32)
-    loop(data, 1, total)
-    return lambda: loop(data, STEPS, total)
+    loop(data, 1, total)  # compiles
+    return lambda: loop(data, steps, total)
 
 
 def _width(context: Any) -> int:

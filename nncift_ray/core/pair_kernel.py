@@ -1,9 +1,14 @@
-"""The compiled loops of `pair_scores` and `column_sums`: score four rows at once, fold them in.
+"""The compiled loops of `pair_scores` and `column_sums`: score eight rows at once, fold them in.
 
 Only plain IEEE additions in a fixed order, and maxima and minima, which are exact: vectors run
 across columns, so a pair's score has the same bits in any tile, row group or vector width.
-Suffixes: I rows, R the four rows scored at once, T columns of a tile, K places of a heap, H hidden,
-G groups of rows.
+
+A kept column is one 64-bit key: the score's bits in an order that integers share, then the column,
+counted down. A larger key is a better column, ties included, and no two are equal. A row's keys are
+a heap with the worst at its root; place k holds NO_KEY + k while it is empty.
+
+Suffixes: I rows, R the eight rows scored at once, T columns of a tile, P panels of C columns,
+K places of a heap, H hidden, G groups of rows.
 """
 
 from __future__ import annotations
@@ -23,10 +28,11 @@ from nncift_ray.core.pair_vectors import (
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
-I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
 
-UNITS_AT_ONCE = 4  # hidden units are padded to a multiple of this
+NO_KEY = -(2**63)
+FIRST_KEY = NO_KEY + 2**32  # keys below stand for empty places
+LAST_COLUMN = 2**31 - 1  # a column's place in its key is counted down from here
 SCAN_COLUMNS = 16  # columns that are dismissed at once when none reaches the top K
 ONE = 2.0**32  # the fixed-point value of 1
 # A double this large has no bits below 1, so adding and taking it away rounds to a whole number
@@ -38,12 +44,18 @@ ROUND_TO_WHOLE = 1.5 * 2.0**52
 def weigh_columns(b_TH: F32, w_H: F32, place_H: I64, tile_HT: F32, base_T: F64) -> None:
     """Write -w_h b_jh to the place of unit h in tile_HT and add w_h b_jh to base_T, h in order."""
     num_columns, num_hidden = b_TH.shape
-    for first in range(0, num_columns, PANEL_COLUMNS):  # so many rows of b stay in the first cache
+    value_HC = np.empty((num_hidden, PANEL_COLUMNS), np.float32)  # stays in the first cache
+    for first in range(0, num_columns, PANEL_COLUMNS):
+        width = min(PANEL_COLUMNS, num_columns - first)
+        for c in range(width):
+            for h in range(num_hidden):
+                value_HC[h, c] = w_H[h] * b_TH[first + c, h]
         for h in range(num_hidden):
-            for j in range(first, min(first + PANEL_COLUMNS, num_columns)):
-                value = w_H[h] * b_TH[j, h]
-                tile_HT[place_H[h], j] = -value
-                base_T[j] += np.float64(value)
+            place = place_H[h]
+            for c in range(width):
+                tile_HT[place, first + c] = -value_HC[h, c]
+            for c in range(width):
+                base_T[first + c] += np.float64(value_HC[h, c])
 
 
 @compiled
@@ -97,7 +109,7 @@ def _score_rows(
 
 
 @compiled
-def _count_reaching(score_T: F32, threshold: float) -> int:
+def _count_reaching(score_T: F32, threshold: np.float32) -> int:
     count = 0
     for j in range(len(score_T)):
         count += score_T[j] >= threshold
@@ -114,68 +126,58 @@ def _raise_column_max(column_max_T: F32, score_RT: F32) -> None:
 
 
 @compiled
-def _worse(score: float, index: int, other_score: float, other_index: int) -> bool:
-    return score < other_score or (score == other_score and index > other_index)
+def _key_of(score: np.float32, column: int) -> np.int64:
+    bits = np.int64(np.float32(score + 0).view(np.int32))  # -0 + 0 is 0: the two are equal
+    return ((bits ^ ((bits >> 31) & 0x7FFFFFFF)) << 32) + (LAST_COLUMN - column)
 
 
 @compiled
-def _sift_down(index_K: I32, score_K: F32, size: int, index: int, score: float) -> None:
-    """Put an entry at the root of a heap of `size` whose root is its worst, and restore it."""
-    place = 0
-    while True:
+def _score_of(key: np.int64) -> np.float32:
+    """Return the score in a key, -inf in an empty place."""
+    bits = key >> 32
+    score = np.int32(bits ^ ((bits >> 31) & 0x7FFFFFFF)).view(np.float32)
+    return score if key >= FIRST_KEY else np.float32(-np.inf)
+
+
+@compiled
+def _replace_worst(key_K: I64, key: np.int64) -> None:
+    """Put a key in place of the root and restore the heap."""
+    place, last = 0, len(key_K) - 1
+    while 2 * place + 1 <= last:
         child = 2 * place + 1
-        if child >= size:
+        child += key_K[min(child + 1, last)] < key_K[child]  # a branch would be foreseen by none
+        if key_K[child] >= key:
             break
-        right = child + 1
-        if right < size and _worse(score_K[right], index_K[right], score_K[child], index_K[child]):
-            child = right
-        if not _worse(score_K[child], index_K[child], score, index):
-            break
-        score_K[place], index_K[place] = score_K[child], index_K[child]
+        key_K[place] = key_K[child]
         place = child
-    score_K[place], index_K[place] = score, index
+    key_K[place] = key
 
 
 @compiled
-def _push(index_K: I32, score_K: F32, size: int, index: int, score: float) -> None:
-    """Add an entry to a heap of `size` entries that has room for one more."""
-    place = size
-    while place > 0:
-        parent = (place - 1) // 2
-        if not _worse(score, index, score_K[parent], index_K[parent]):
-            break
-        score_K[place], index_K[place] = score_K[parent], index_K[parent]
-        place = parent
-    score_K[place], index_K[place] = score, index
-
-
-@compiled
-def _offer_row(index_K: I32, score_K: F32, size: int, score_T: F32, first_column: int) -> int:
-    """Offer a row of scores to its heap and return the heap's size."""
-    k, num_columns = len(index_K), len(score_T)
-    for start in range(0, num_columns, SCAN_COLUMNS):
-        stop = min(start + SCAN_COLUMNS, num_columns)
-        if size == k and _count_reaching(score_T[start:stop], score_K[0]) == 0:
+def _offer(key_K: I64, score_T: F32, first_column: int) -> None:
+    """Offer scores to the heap of their row."""
+    threshold = _score_of(key_K[0])
+    for start in range(0, len(score_T), SCAN_COLUMNS):
+        stop = min(start + SCAN_COLUMNS, len(score_T))
+        if _count_reaching(score_T[start:stop], threshold) == 0:
             continue
         for j in range(start, stop):
-            score, index = score_T[j], first_column + j
-            if size < k:
-                _push(index_K, score_K, size, index, score)
-                size += 1
-            elif score >= score_K[0] and _worse(score_K[0], index_K[0], score, index):
-                _sift_down(index_K, score_K, k, index, score)
-    return size
+            if score_T[j] >= threshold:
+                key = _key_of(score_T[j], first_column + j)
+                if key > key_K[0]:
+                    _replace_worst(key_K, key)
+                    threshold = _score_of(key_K[0])
 
 
 @compiled
 def add_tile(
     rows_IH: F32, tile_HT: F32, base_T: F32, num_max: int, first_column: int,
-    index_IK: I32, score_IK: F32, size_I: I64,
+    key_IK: I64,
     num_pairs_I: I64, min_I: F32, max_I: F32, sum_I: F64, sum_of_squares_I: F64,
     column_max_T: F32,
 ) -> None:  # fmt: skip
     """Score all rows against one tile and fold the scores into the running state."""
-    num_rows, num_columns, k = len(rows_IH), tile_HT.shape[1], index_IK.shape[1]
+    num_rows, num_columns = len(rows_IH), tile_HT.shape[1]
     panel_PHC, sign_H = _pack_panels(tile_HT, num_max), _unit_signs(len(tile_HT), num_max)
     padded_T = _pad_base(base_T, len(panel_PHC) * PANEL_COLUMNS)
     group_HR = np.empty((len(tile_HT), NUM_ROWS), np.float32)
@@ -192,13 +194,10 @@ def add_tile(
             num_pairs_I[i] += num_columns
             for p in range(len(panel_PHC)):
                 min_I[i], max_I[i] = min(min_I[i], low_P[p]), max(max_I[i], high_P[p])
-                if size_I[i] == k and high_P[p] < score_IK[i, 0]:
-                    continue
-                start = p * PANEL_COLUMNS
-                part_T = score_RT[r, start : min(start + PANEL_COLUMNS, num_columns)]
-                size_I[i] = _offer_row(
-                    index_IK[i], score_IK[i], size_I[i], part_T, first_column + start
-                )
+                if high_P[p] >= _score_of(key_IK[i, 0]):
+                    start = p * PANEL_COLUMNS
+                    part_T = score_RT[r, start : min(start + PANEL_COLUMNS, num_columns)]
+                    _offer(key_IK[i], part_T, first_column + start)
 
 
 @compiled
@@ -246,15 +245,3 @@ def _add_sums(
             square_R[r] += wide * wide
     sum_I[first : first + num_rows] = sum_R[:num_rows]
     sum_of_squares_I[first : first + num_rows] = square_R[:num_rows]
-
-
-@compiled
-def sort_heaps(index_IK: I32, score_IK: F32, size_I: I64) -> tuple[I32, F32]:
-    """Return copies of the heaps as lists, best first, padded with -1 and -inf."""
-    index, score = index_IK.copy(), score_IK.copy()
-    for i in range(len(size_I)):
-        for last in range(size_I[i] - 1, 0, -1):  # the root is the worst: move it to the end
-            worst_index, worst_score = index[i, 0], score[i, 0]
-            _sift_down(index[i], score[i], last, index[i, last], score[i, last])
-            index[i, last], score[i, last] = worst_index, worst_score
-    return index, score

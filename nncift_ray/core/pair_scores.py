@@ -25,7 +25,13 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from nncift_ray.core.pair_kernel import UNITS_AT_ONCE, add_tile, sort_heaps, weigh_columns
+from nncift_ray.core.pair_kernel import (
+    FIRST_KEY,
+    LAST_COLUMN,
+    NO_KEY,
+    add_tile,
+    weigh_columns,
+)
 from nncift_ray.errors import ShapeError
 
 F32 = NDArray[np.float32]
@@ -103,14 +109,12 @@ class ScoreTotal:
 
 @dataclass(frozen=True, slots=True)
 class TopKState:
-    """What has been kept so far for I rows: heaps with the worst kept column at the root.
+    """What has been kept so far for I rows: a heap of keys (see `pair_kernel`) for each.
 
     Made by `top_k_rows` and changed in place by it; hand it back with further columns.
     """
 
-    index_IK: I32
-    score_IK: F32
-    size_I: I64
+    key_IK: I64
     statistics: ScoreStatistics
 
 
@@ -205,17 +209,11 @@ def top_k_rows(
     Memory: 8 * I * K bytes for the lists, 4 * I * H for the prepared rows, one tile.
     """
     check_activations(a_IH, b_JH, w_H, bias)
-    if k < 1 or tile_columns < 1:
-        msg = f"k and tile_columns must be at least 1; k is {k}, tile_columns {tile_columns}"
-        raise ValueError(msg)
-    if column_offset < 0 or column_offset + len(b_JH) > np.iinfo(np.int32).max:
-        msg = f"columns must be numbered 0..2**31-2; got {column_offset} + {len(b_JH)}"
+    if tile_columns < 1:
+        msg = f"tile_columns must be at least 1, got {tile_columns}"
         raise ValueError(msg)
     num_rows = len(a_IH)
-    state = _empty_state(num_rows, k) if state is None else state
-    if state.index_IK.shape != (num_rows, k):
-        msg = f"the state holds rows x K = {state.index_IK.shape}, this call {(num_rows, k)}"
-        raise ShapeError(msg)
+    state = start_state(num_rows, k, column_offset, len(b_JH), state)
     column_max_J = np.full(len(b_JH), -np.inf, np.float32)
     if num_rows:
         order_H, num_max = unit_order(w_H)
@@ -229,9 +227,7 @@ def top_k_rows(
                 base_T,
                 num_max,
                 column_offset + start,
-                state.index_IK,
-                state.score_IK,
-                state.size_I,
+                state.key_IK,
                 state.statistics.num_pairs_I,
                 state.statistics.min_I,
                 state.statistics.max_I,
@@ -239,7 +235,7 @@ def top_k_rows(
                 state.statistics.sum_of_squares_I,
                 column_max_J[part],
             )
-    index_IK, score_IK = sort_heaps(state.index_IK, state.score_IK, state.size_I)
+    index_IK, score_IK = read_keys(state.key_IK)
     return TopK(index_IK, score_IK, state.statistics.copy(), column_max_J, state)
 
 
@@ -281,41 +277,56 @@ def check_activations(a_IH: F32, b_JH: F32, w_H: F32, bias: float) -> None:
             raise ValueError(msg)
 
 
-def _empty_state(num_rows: int, k: int) -> TopKState:
-    return TopKState(
-        np.full((num_rows, k), NO_COLUMN, np.int32),
-        np.full((num_rows, k), -np.inf, np.float32),
-        np.zeros(num_rows, np.int64),
-        ScoreStatistics.empty(num_rows),
-    )
+def start_state(
+    num_rows: int, k: int, column_offset: int, num_columns: int, state: TopKState | None
+) -> TopKState:
+    """Return the state to go on with: the one given, checked, or an empty one.
+
+    Raises:
+        ShapeError: If the state is of other rows or another K.
+        ValueError: If k is below 1, or the columns pass the largest number that lists can hold.
+    """
+    if k < 1:
+        msg = f"k must be at least 1, got {k}"
+        raise ValueError(msg)
+    if column_offset < 0 or column_offset + num_columns > np.iinfo(np.int32).max:
+        msg = f"columns must be numbered 0..2**31-2; got {column_offset} + {num_columns}"
+        raise ValueError(msg)
+    if state is None:
+        empty_IK = np.tile(NO_KEY + np.arange(k, dtype=np.int64), (num_rows, 1))
+        return TopKState(empty_IK, ScoreStatistics.empty(num_rows))
+    if state.key_IK.shape != (num_rows, k):
+        msg = f"the state holds rows x K = {state.key_IK.shape}, this call {(num_rows, k)}"
+        raise ShapeError(msg)
+    return state
+
+
+def read_keys(key_IK: I64) -> tuple[I32, F32]:
+    """Return the columns and scores of keys, best first; -1 and -inf where places are empty."""
+    sorted_IK = np.sort(key_IK, axis=1)[:, ::-1]
+    none_IK = sorted_IK < FIRST_KEY
+    ordered_IK = (sorted_IK >> 32).astype(np.int32)
+    score_IK = (ordered_IK ^ ((ordered_IK >> 31) & 0x7FFFFFFF)).view(np.float32)
+    index_IK = (LAST_COLUMN - (sorted_IK & 0xFFFFFFFF)).astype(np.int32)
+    score_IK[none_IK], index_IK[none_IK] = -np.inf, NO_COLUMN
+    return index_IK, score_IK
 
 
 def unit_order(w_H: F32) -> tuple[I64, int]:
-    """Order hidden units: weights >= 0 first (a maximum), then < 0 (a minimum), each padded by -1.
-
-    Returns the order, padded to whole passes, and how many of its places are maxima.
-    """
-    groups: list[I64] = []
-    for members in (np.flatnonzero(w_H >= 0), np.flatnonzero(w_H < 0)):
-        padding = np.full(-len(members) % UNITS_AT_ONCE, -1, np.int64)
-        groups.append(np.concatenate([members.astype(np.int64), padding]))
-    return np.concatenate(groups), len(groups[0])
+    """Return hidden units with weights >= 0 (a maximum) first, and how many of them there are."""
+    return np.argsort(w_H < 0, kind="stable"), int((w_H >= 0).sum())
 
 
 def prepare_rows(a_IH: F32, w_H: F32, order_H: I64) -> F32:
-    """Return w_h a_ih in kernel order, zero where padded."""
-    weighted_IH = np.zeros((len(a_IH), len(order_H)), np.float32)
-    real_H = order_H >= 0
-    weighted_IH[:, real_H] = (a_IH * w_H)[:, order_H[real_H]]
-    return weighted_IH
+    """Return w_h a_ih in kernel order."""
+    return np.ascontiguousarray((a_IH * w_H)[:, order_H])
 
 
 def pack_tile(b_TH: F32, w_H: F32, order_H: I64, bias: float) -> tuple[F32, F32]:
     """Return -w_h b_jh as [H, T] in kernel order and the column term bias + sum_h w_h b_jh [T]."""
-    tile_HT = np.zeros((len(order_H), len(b_TH)), np.float32)
+    tile_HT = np.empty((len(order_H), len(b_TH)), np.float32)
     base_T = np.full(len(b_TH), bias, np.float64)
     place_H = np.empty(len(w_H), np.int64)
-    real_H = order_H >= 0
-    place_H[order_H[real_H]] = np.flatnonzero(real_H)
+    place_H[order_H] = np.arange(len(w_H))
     weigh_columns(np.ascontiguousarray(b_TH), w_H, place_H, tile_HT, base_T)
     return tile_HT, base_T.astype(np.float32)

@@ -1,12 +1,12 @@
-"""Exact influence of chosen pairs: the columns listed for each row, or a small block as a matrix.
+"""Exact influence of listed pairs: the columns that an approximate search proposed for each row.
 
 The arithmetic is that of `pair_scores`, addition by addition: a pair has the same bits here and in
-the streamed kernel. Columns that an approximate search proposes lie scattered, so each is kept as
-one run of memory (a column costs a few cache lines, not H of them), and eight are summed side by
-side to hide the latency of their additions.
+the streamed kernel. Listed columns lie scattered, so each is kept as one run of memory (a column
+costs a few cache lines, not H of them), and eight are summed side by side to hide the latency of
+their additions.
 
 Suffixes: I rows (helped), J columns (helpers), H hidden units (in kernel order where packed),
-C listed columns, K kept columns, T columns of a tile.
+C listed columns, K kept columns.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def rescore_rows(
     """
     check_activations(a_IH, np.zeros((0, len(columns.w_H)), np.float32), columns.w_H, columns.bias)
     _check_lists(len(a_IH), len(columns), candidate_IC, k)
-    # Ascending: equal columns are neighbours, and ties are met in the order that decides them.
+    # Ascending: equal columns are neighbours, and of tied ones the first to come is the one kept.
     listed_IC = np.sort(candidate_IC.astype(np.int32), axis=1)
     index_IK = np.full((len(a_IH), k), NO_COLUMN, np.int32)
     score_IK = np.full((len(a_IH), k), -np.inf, np.float32)
@@ -120,29 +120,6 @@ def rescore_rows(
         num_pairs_I,
     )
     return RescoredTopK(index_IK, score_IK, num_pairs_I)
-
-
-def score_matrix(a_IH: F32, b_JH: F32, w_H: F32, bias: float) -> F32:
-    """Score every pair of a block and return all scores [I, J], in the unit of the labels.
-
-    The scores have the bits of `pair_scores.top_k_rows`; `pair_scores.score_block` is the slow
-    oracle of both.
-
-    Raises:
-        ShapeError: If H differs between the arrays.
-        ValueError: If an activation is not finite; the message names the first such row.
-
-    Memory: 4 * I * J bytes for the result and one tile.
-    """
-    check_activations(a_IH, b_JH, w_H, bias)
-    order_H, num_max = unit_order(w_H)
-    rows_IH = prepare_rows(a_IH, w_H, order_H)
-    score_IJ = np.empty((len(a_IH), len(b_JH)), np.float32)
-    for start in range(0, len(b_JH), TILE_COLUMNS):
-        part = slice(start, start + TILE_COLUMNS)
-        tile_HT, base_T = pack_tile(b_JH[part], w_H, order_H, bias)
-        _score_tile(rows_IH, tile_HT, base_T, num_max, score_IJ[:, part])
-    return score_IJ
 
 
 def _check_lists(
@@ -175,7 +152,9 @@ def _score_lists(
         count = _move_distinct(listed_IC[i])
         num_pairs_I[i] = count
         _score_list(rows_IH[i], weighted_JH, base_J, num_max, listed_IC[i, :count], score_C)
-        _keep_best(listed_IC[i, :count], score_C, index_IK[i], score_IK[i])
+        for c in range(count):
+            if score_C[c] > score_IK[i, -1]:  # a tie with the last stays behind it: later columns
+                insert_best(index_IK[i], score_IK[i], listed_IC[i, c], score_C[c])
 
 
 @compiled
@@ -191,18 +170,17 @@ def _move_distinct(listed_C: I32) -> int:
 
 
 @compiled
-def _keep_best(listed_C: I32, score_C: F32, index_K: I32, score_K: F32) -> None:
-    """Insert scores into a list sorted best first; of equal ones the first to come stays ahead."""
-    last = len(score_K) - 1
-    for c in range(len(listed_C)):
-        score = score_C[c]
-        if not score > score_K[last]:
-            continue
-        place = last
-        while place > 0 and score_K[place - 1] < score:
-            index_K[place], score_K[place] = index_K[place - 1], score_K[place - 1]
-            place -= 1
-        index_K[place], score_K[place] = listed_C[c], score
+def insert_best(index_K: I32, score_K: F32, column: int, score: float) -> None:
+    """Insert a column into a list sorted best first, if it belongs there; ties by column."""
+    place = len(score_K)
+    while place > 0 and (
+        score > score_K[place - 1] or (score == score_K[place - 1] and column < index_K[place - 1])
+    ):
+        place -= 1
+        if place + 1 < len(score_K):
+            index_K[place + 1], score_K[place + 1] = index_K[place], score_K[place]
+    if place < len(score_K):
+        index_K[place], score_K[place] = column, score
 
 
 @compiled
@@ -240,33 +218,3 @@ def _score_list(
             x6, x7 = x6 + (p if p < b6 else b6), x7 + (p if p < b7 else b7)
         score_C[c], score_C[c1], score_C[c2], score_C[c3] = x0, x1, x2, x3
         score_C[c4], score_C[c5], score_C[c6], score_C[c7] = x4, x5, x6, x7
-
-
-@compiled
-def _score_tile(rows_IH: F32, tile_HT: F32, base_T: F32, num_max: int, score_IT: F32) -> None:
-    """Score all rows against one tile, four hidden units a pass over the columns."""
-    num_hidden, num_columns = tile_HT.shape
-    score_T = np.empty(num_columns, np.float32)
-    for i in range(len(rows_IH)):
-        score_T[:] = base_T
-        for h in range(0, num_max, 4):  # both groups of units are padded to multiples of four
-            p0, p1, p2, p3 = rows_IH[i, h], rows_IH[i, h + 1], rows_IH[i, h + 2], rows_IH[i, h + 3]
-            for j in range(num_columns):
-                b0, b1, b2, b3 = (
-                    tile_HT[h, j], tile_HT[h + 1, j], tile_HT[h + 2, j], tile_HT[h + 3, j],
-                )  # fmt: skip
-                x = score_T[j] + (p0 if p0 > b0 else b0)
-                x = x + (p1 if p1 > b1 else b1)
-                x = x + (p2 if p2 > b2 else b2)
-                score_T[j] = x + (p3 if p3 > b3 else b3)
-        for h in range(num_max, num_hidden, 4):
-            p0, p1, p2, p3 = rows_IH[i, h], rows_IH[i, h + 1], rows_IH[i, h + 2], rows_IH[i, h + 3]
-            for j in range(num_columns):
-                b0, b1, b2, b3 = (
-                    tile_HT[h, j], tile_HT[h + 1, j], tile_HT[h + 2, j], tile_HT[h + 3, j],
-                )  # fmt: skip
-                x = score_T[j] + (p0 if p0 < b0 else b0)
-                x = x + (p1 if p1 < b1 else b1)
-                x = x + (p2 if p2 < b2 else b2)
-                score_T[j] = x + (p3 if p3 < b3 else b3)
-        score_IT[i] = score_T

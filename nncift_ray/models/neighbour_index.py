@@ -35,9 +35,9 @@ U8 = npt.NDArray[np.uint8]
 
 IndexKind = Literal["flat", "ivf", "hnsw"]
 
-CELLS_PER_ROOT = 8  # 8 sqrt(J) cells balance comparing centres with scoring columns
+CELLS_PER_ROOT = 4  # 4 sqrt(J) cells balance comparing centres with scoring columns
 MOST_CELLS = 65_536
-COLUMNS_PER_CELL = 64  # at least, on average: shorter runs of columns waste the kernel's vectors
+COLUMNS_PER_CELL = 128  # on average, at least: shorter runs of columns waste the kernel's vectors
 SAMPLED_PER_CELL = 64  # columns of the sample that k-means uses, at most
 KMEANS_ROUNDS = 10
 SPREADS = 2.0  # standard deviations of a cell added to what its centre promises
@@ -46,9 +46,20 @@ GRAPH_BUILD_BREADTH = 80
 
 
 def num_cells(num_columns: int) -> int:
-    """Return the number of IVF cells for so many columns: 8 sqrt(J), or J / 64 if that is less."""
+    """Return the number of IVF cells for so many columns: 4 sqrt(J), or J / 128 if that is less."""
     wanted = int(CELLS_PER_ROOT * math.sqrt(num_columns))
     return max(1, min(wanted, num_columns // COLUMNS_PER_CELL, MOST_CELLS))
+
+
+def sample_size(num_columns: int) -> int:
+    """Return how many sampled columns an IVF index over so many columns makes use of."""
+    return min(num_columns, SAMPLED_PER_CELL * num_cells(num_columns))
+
+
+def build_comparisons(num_columns: int) -> int:
+    """Return how many vectors are compared while an IVF index is built: k-means, then adding."""
+    rounds = KMEANS_ROUNDS * sample_size(num_columns)
+    return (rounds + num_columns) * num_cells(num_columns)
 
 
 class NeighbourIndex:
@@ -76,7 +87,7 @@ class NeighbourIndex:
         Args:
             kind: See the module.
             sample_JF: Features of a random sample of the columns; an IVF index takes its cells
-                from it, at most one a sampled column; 64 columns a cell are plenty.
+                from it (at most one a sampled column), and has use for `sample_size` of them.
             num_columns: Columns that will be added.
             seed: Of k-means.
             num_threads: Threads of FAISS.
@@ -226,7 +237,7 @@ class NeighbourIndex:
             return self._index
         if self._gpu_copy is None:
             resources = faiss.StandardGpuResources()
-            copy = faiss.index_cpu_to_gpu(resources, 0, self._index)
+            copy: Any = faiss.index_cpu_to_gpu(resources, 0, self._index)
             copy.referenced_objects = [resources]  # FAISS does not keep them alive
             self._gpu_copy = copy
         return self._gpu_copy
@@ -235,7 +246,7 @@ class NeighbourIndex:
 def _empty_cells(sample_JF: F32, num_columns: int, seed: int) -> Any:
     """Return an IVF index whose cells are the k-means cells of the sample."""
     cells = min(num_cells(num_columns), len(sample_JF))
-    kmeans = faiss.Kmeans(
+    kmeans: Any = faiss.Kmeans(
         sample_JF.shape[1],
         cells,
         niter=KMEANS_ROUNDS,
@@ -244,7 +255,7 @@ def _empty_cells(sample_JF: F32, num_columns: int, seed: int) -> Any:
         max_points_per_centroid=SAMPLED_PER_CELL,
     )
     kmeans.train(np.ascontiguousarray(sample_JF))
-    centres = faiss.IndexFlatL2(sample_JF.shape[1])
+    centres: Any = faiss.IndexFlatL2(sample_JF.shape[1])
     centres.add(kmeans.centroids)
     index = faiss.IndexIVFFlat(centres, sample_JF.shape[1], cells, faiss.METRIC_INNER_PRODUCT)
     centres.this.disown()

@@ -18,18 +18,15 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from nncift_ray.core.candidates.protocol import F32, State, check_names
 from nncift_ray.core.factored import FactoredNetwork
-from nncift_ray.core.rescoring import score_matrix
+from nncift_ray.core.panels import score_matrix
 from nncift_ray.errors import ShapeError
 
-F64 = NDArray[np.float64]
-
 NUM_ANCHORS = 256
-NUM_LANDMARKS = 1024
-NUM_FEATURES = 32
+NUM_LANDMARKS = 512
+NUM_FEATURES = 64
 # Directions whose spread is below this share of the largest are rounding errors of float32 scores.
 SMALLEST_SPREAD = 1e-6
 
@@ -89,27 +86,17 @@ class AnchorGenerator:
         generator = np.random.default_rng(seed)
         anchor_RH = _draw(row_sample_IH, num_anchors, generator)
         landmark_CH = _draw(column_sample_JH, num_landmarks, generator)
-        profile_JR = score_matrix(anchor_RH, column_sample_JH, network.w_H, network.bias).T
-        mean_R = profile_JR.mean(axis=0, dtype=np.float64)
-        direction_RF = _principal_directions(profile_JR - mean_R, num_features)
-        fitted = cls(
-            anchor_RH,
-            mean_R.astype(np.float32),
-            direction_RF.astype(np.float32),
-            landmark_CH,
-            np.zeros((len(landmark_CH), direction_RF.shape[1]), np.float32),
-            network.w_H,
-            network.bias,
-        )
-        feature_CF = fitted.column_features(landmark_CH).astype(np.float64)
-        inverse_FC = np.linalg.pinv(feature_CF - feature_CF.mean(axis=0), rcond=SMALLEST_SPREAD)
-        fitted.fit_CF[:] = inverse_FC.T
-        return fitted
+        score_RJ = score_matrix(anchor_RH, column_sample_JH, network.w_H, network.bias)
+        mean_R = score_RJ.mean(axis=1, dtype=np.float64).astype(np.float32)
+        direction_RF = _principal_directions(score_RJ - mean_R[:, None], num_features)
+        score_RC = score_matrix(anchor_RH, landmark_CH, network.w_H, network.bias)
+        fit_CF = _fit_to_landmarks(_features(score_RC, mean_R, direction_RF))
+        return cls(anchor_RH, mean_R, direction_RF, landmark_CH, fit_CF, network.w_H, network.bias)
 
     def column_features(self, column_TX: F32) -> F32:
         """Return the profiles of columns in F directions [T, F], in the unit of the labels."""
         score_RT = score_matrix(self.anchor_RH, column_TX, self.w_H, self.bias)
-        return (score_RT.T - self.mean_R) @ self.direction_RF
+        return _features(score_RT, self.mean_R, self.direction_RF)
 
     def row_queries(self, row_IX: F32) -> F32:
         """Return the query vectors of rows [I, F] (dimensionless)."""
@@ -150,13 +137,29 @@ def _draw(sample_NH: F32, count: int, generator: np.random.Generator) -> F32:
     return np.ascontiguousarray(sample_NH[np.sort(chosen)])
 
 
-def _principal_directions(profile_JR: F64, num_features: int) -> F64:
+def _features(score_RT: F32, mean_R: F32, direction_RF: F32) -> F32:
+    centred_TR: F32 = score_RT.T - mean_R
+    return centred_TR @ direction_RF
+
+
+def _principal_directions(profile_RJ: F32, num_features: int) -> F32:
     """Return the directions of largest spread [R, F], each with its largest entry positive."""
-    spread_R, direction_RR = np.linalg.eigh(profile_JR.T @ profile_JR)
+    wide_RJ = profile_RJ.astype(np.float64)
+    spread_R, direction_RR = np.linalg.eigh(wide_RJ @ wide_RJ.T)
     order = np.argsort(-spread_R, kind="stable")[:num_features]
     kept = order[spread_R[order] > SMALLEST_SPREAD**2 * spread_R[order[0]]]
     if len(kept) == 0:  # every column scores alike: one feature, 0 for all of them
-        return np.zeros((len(spread_R), 1))
+        return np.zeros((len(spread_R), 1), np.float32)
     direction_RF = direction_RR[:, kept]
     largest_F = direction_RF[np.abs(direction_RF).argmax(axis=0), np.arange(len(kept))]
-    return direction_RF * np.sign(largest_F)
+    return np.asarray(direction_RF * np.sign(largest_F), np.float32)
+
+
+def _fit_to_landmarks(feature_CF: F32) -> F32:
+    """Return the matrix that turns a row's centred scores into its least-squares query."""
+    centred_CF = feature_CF.astype(np.float64) - feature_CF.mean(axis=0, dtype=np.float64)
+    square_F, direction_FF = np.linalg.eigh(centred_CF.T @ centred_CF)
+    # Directions in which the landmarks hardly differ say nothing: their part of a query is 0.
+    sure_F = square_F > SMALLEST_SPREAD**2 * square_F[-1]
+    inverse_F = np.divide(1.0, square_F, out=np.zeros_like(square_F), where=sure_F)
+    return np.asarray((centred_CF @ direction_FF * inverse_F) @ direction_FF.T, np.float32)

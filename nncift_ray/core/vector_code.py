@@ -1,0 +1,90 @@
+"""Words for writing LLVM vector code with numba's builder: loads, lanes, maxima, fused steps.
+
+Used where numba's own vector code falls short, inside `@intrinsic` functions. Values, types and
+builders are llvmlite's, which has no types of its own.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import llvmlite.ir as llvmlite_ir  # pyright: ignore[reportMissingTypeStubs]
+from numba.core import cgutils as numba_cgutils  # pyright: ignore[reportMissingTypeStubs]
+from numba.core import types as numba_types  # pyright: ignore[reportMissingTypeStubs]
+from numba.extending import (  # pyright: ignore[reportMissingTypeStubs]
+    intrinsic as numba_intrinsic,  # pyright: ignore[reportUnknownVariableType]
+)
+
+ir, cgutils, types = (cast("Any", module) for module in (llvmlite_ir, numba_cgutils, numba_types))
+intrinsic = cast("Any", numba_intrinsic)
+
+FLOAT, DOUBLE, INT32, INT64 = ir.FloatType(), ir.DoubleType(), ir.IntType(32), ir.IntType(64)
+
+
+def vector_of(kind: Any, width: int) -> Any:
+    """Return the type of so many floats or doubles side by side."""
+    return ir.VectorType(kind, width)
+
+
+def has_wide_registers(context: Any) -> bool:
+    """Return whether numba compiles for 32 registers of 16 floats (AVX-512), not 16 of 8."""
+    return "+avx512f" in context.codegen().magic_tuple()[2]
+
+
+def array(context: Any, builder: Any, signature: Any, arguments: Any, index: int) -> Any:
+    """Return the array that is an argument of the function; its `data` is a pointer."""
+    return context.make_array(signature.args[index])(context, builder, arguments[index])
+
+
+def const(value: int) -> Any:
+    """Return a 64-bit whole number."""
+    return ir.Constant(INT64, value)
+
+
+def register(builder: Any, value: Any) -> Any:
+    """Return a variable with this value; LLVM keeps it in a register."""
+    return cgutils.alloca_once_value(builder, value)
+
+
+def load(builder: Any, data: Any, index: Any, kind: Any) -> Any:
+    """Return the vector that starts at an index of the data."""
+    place = builder.bitcast(builder.gep(data, [index]), kind.as_pointer())
+    return builder.load(place, align=4)
+
+
+def store(builder: Any, value: Any, data: Any, index: Any) -> None:
+    """Write a vector at an index of the data."""
+    place = builder.bitcast(builder.gep(data, [index]), value.type.as_pointer())
+    builder.store(value, place, align=4)
+
+
+def spread(builder: Any, data: Any, index: Any, kind: Any) -> Any:
+    """Return a vector of one float, repeated."""
+    empty = ir.Constant(kind, ir.Undefined)
+    value = builder.load(builder.gep(data, [index]))
+    return pick(builder, builder.insert_element(empty, value, const(0)), empty, [0] * kind.count)
+
+
+def pick(builder: Any, x: Any, y: Any, lanes: list[int]) -> Any:
+    """Return the given lanes of two vectors laid end to end."""
+    return builder.shuffle_vector(x, y, ir.Constant(ir.VectorType(INT32, len(lanes)), lanes))
+
+
+def select(builder: Any, comparison: str, x: Any, y: Any) -> Any:
+    """Return lane by lane x where `x comparison y` holds, else y: a maximum with ">"."""
+    return builder.select(builder.fcmp_ordered(comparison, x, y), x, y)
+
+
+def fused(builder: Any, x: Any, y: Any, z: Any) -> Any:
+    """Return x * y + z, rounded once."""
+    kind = ir.FunctionType(x.type, [x.type] * 3)
+    name = f"llvm.fma.v{x.type.count}{'f32' if x.type.element == FLOAT else 'f64'}"
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [x, y, z])
+
+
+def keep_rolled(builder: Any, branch: Any) -> None:
+    """Forbid LLVM to unroll a loop: two steps at once need more registers than there are."""
+    rule = builder.module.add_metadata(["llvm.loop.unroll.disable"])
+    loop = builder.module.add_metadata([rule])
+    loop.operands = (loop, rule)  # a loop's name is a node that points to itself
+    branch.set_metadata("llvm.loop", loop)
