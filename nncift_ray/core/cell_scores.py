@@ -2,8 +2,9 @@
 
 Columns that behave alike lie in one cell (`models.neighbour_index`), and a row probes a few cells.
 The columns of a cell are packed side by side, and cells are taken one after the other, each with
-all rows that probe it: scoring runs at the speed of the streamed kernel, on a few per cent of the
-pairs, and needs no second pass. Scattered columns (`rescoring`) cost ten times as much a pair.
+all rows that probe it: the streamed kernel's inner loop runs on a few per cent of the pairs, at a
+quarter to half of its pace, and no second pass is needed. Scattered columns (`rescoring`) cost some
+ten times as much a pair.
 
 The arithmetic is that of `pair_scores`, so a score has the same bits; lists do not depend on which
 other rows are in the call.
