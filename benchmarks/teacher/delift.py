@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from transformers import AutoModelForCausalLM
 
 from benchmarks.baselines import score_in_batches
@@ -78,7 +79,9 @@ def measure_reference(
     model_path: str | Path, asked: Mapping[str, Sequence[ScoringRequest]]
 ) -> dict[str, dict[str, Any]]:
     """Score the same token sequences by the plain loop."""
-    model = AutoModelForCausalLM.from_pretrained(model_path, use_safetensors=True).eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        model_path, use_safetensors=True, dtype=torch.float32
+    ).eval()
     found: dict[str, dict[str, Any]] = {}
     for name, requests in asked.items():
         score_in_batches(model, requests[:2], REFERENCE_BATCH)

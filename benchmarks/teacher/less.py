@@ -21,7 +21,7 @@ from nncift_ray.models.tokenization import SegmentTokenizer
 TOKENS = (20, 120)
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
 BATCH_TOKENS = 512
-ROWS_PROJECTED_ALONE = 2  # the loop's projection is slow: it is timed on few rows
+ROWS_PROJECTED_ALONE = 1  # the loop's projection is slow: it is timed on few rows
 ADAPTER_DEVIATION = 0.02  # fresh adapters have a zero half, and so a zero gradient
 
 
