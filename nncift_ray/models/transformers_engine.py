@@ -31,9 +31,9 @@ from nncift_ray.models.engine import (
     ScoringFailure,
     ScoringRequest,
     ScoringResult,
-    find_fault,
     make_next_token_result,
     make_result,
+    refuse_faulty,
 )
 from nncift_ray.models.model_files import (
     count_parameters,
@@ -141,14 +141,8 @@ class TransformersEngine(TokenizingEngine):
         make: Callable[[LogProbs, int, int], Result | ScoringFailure],
     ) -> list[Result | ScoringFailure]:
         """Refuse the faulty requests and run the others, prefix by prefix."""
-        answers: dict[int, Result | ScoringFailure] = {}
-        sound: list[int] = []
-        for i, request in enumerate(requests):
-            fault = find_fault(request, self.max_length, self._vocabulary_size)
-            if fault is None:
-                sound.append(i)
-            else:
-                answers[i] = fault
+        faults, sound = refuse_faulty(requests, self.max_length, self._vocabulary_size)
+        answers: dict[int, Result | ScoringFailure] = dict(faults)
         jobs = [make_job(requests[i]) for i in sound]
         for prefix_ids, members in group_by_prefix(jobs):
             try:

@@ -25,9 +25,9 @@ from nncift_ray.models.engine import (
     ScoringFailure,
     ScoringRequest,
     ScoringResult,
-    find_fault,
     make_next_token_result,
     make_result,
+    refuse_faulty,
 )
 from nncift_ray.models.model_files import engine_name
 from nncift_ray.models.tokenization import SegmentTokenizer, TokenizingEngine
@@ -160,14 +160,8 @@ class VllmEngine(TokenizingEngine):
         run: Callable[[list[Request], bool], dict[int, Result | ScoringFailure]],
     ) -> list[Result | ScoringFailure]:
         """Refuse the faulty requests and run the others; ``run`` answers by their places."""
-        answers: dict[int, Result | ScoringFailure] = {}
-        sound: list[int] = []
-        for i, request in enumerate(requests):
-            fault = find_fault(request, self.max_length, self._vocabulary_size)
-            if fault is None:
-                sound.append(i)
-            else:
-                answers[i] = fault
+        faults, sound = refuse_faulty(requests, self.max_length, self._vocabulary_size)
+        answers: dict[int, Result | ScoringFailure] = dict(faults)
         from vllm.v1.engine.exceptions import EngineDeadError
 
         try:

@@ -35,6 +35,7 @@ from nncift_ray.storage.corpora import expand_sources
 from nncift_ray.storage.output import StageOutput
 from nncift_ray.storage.rows import ReadLimits
 from nncift_ray.storage.schemas import CROSS, POINTS, WITHIN
+from nncift_ray.storage.subtasks import read_subtasks
 
 #: Every stage there is, in order; which of them a recipe has is ``Blueprint.stage_names``.
 STAGE_NAMES = (
@@ -237,12 +238,22 @@ class Blueprint:
 
     def _sample(self, outputs: Outputs) -> Stage:
         examples = outputs["deduplicate"]
+        if self._subtask_by is not None:
+            read_subtasks(
+                examples, self._subtask_by
+            )  # a missing field stops here, not after labels
         return SampleStage(
             examples,
             self.sample_designs(examples.num_rows("candidates"), examples.num_rows("targets")),
             needs_baseline=self.teaching.needs_baseline,
             group_pairs=self.config.labels.group_pairs,
         )
+
+    @property
+    def _subtask_by(self) -> str | None:
+        """The field that names subtasks, where the objective reads them."""
+        reads = self.config.objective == TOP_K and POINTS not in self.blocks
+        return self.config.data.subtask_by if reads else None
 
     def _trainers(self) -> Trainers:
         return self._make_trainers(self.config, self.teaching.has_gpu)
@@ -327,13 +338,12 @@ class Blueprint:
         )
 
     def _score_pairs(self, outputs: Outputs) -> Stage:
-        section, keeps_lists = self.config.pair_scores, self.config.objective != TOP_K
-        subtask_by = None if keeps_lists or POINTS in self.blocks else self.config.data.subtask_by
+        section, subtask_by = self.config.pair_scores, self._subtask_by
         return ScorePairsStage(
             outputs["project"],
             outputs["fit"],
             self.blocks,
-            section.top_k if keeps_lists else None,
+            None if self.config.objective == TOP_K else section.top_k,
             examples=None if subtask_by is None else outputs["deduplicate"],
             subtask_by=subtask_by,
             column_tile=section.column_tile,

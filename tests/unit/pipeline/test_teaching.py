@@ -1,0 +1,65 @@
+"""What a recipe asks of its teacher is checked before anything runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nncift_ray.config import Config, make_config
+from nncift_ray.errors import ConfigError, ModelError
+from nncift_ray.pipeline.blueprint import GRADIENT_STAGES, STAGE_NAMES, Blueprint
+from nncift_ray.pipeline.runner import trainers_of
+from nncift_ray.pipeline.teaching import Teaching
+
+
+def recipe(objective: str = "top_k", **teacher: Any) -> Config:
+    return make_config(
+        {
+            "run_dir": "runs/x",
+            "data": {"candidates": ["corpus.jsonl"]},
+            "teacher": {"model": "embedded:smollm2-135m-instruct", **teacher},
+            "selection": {"objective": objective, "budget": 0.1},
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"quantization": "awq"}, "teacher.quantization: awq needs vLLM"),
+        ({"tensor_parallel_size": 2}, "teacher.tensor_parallel_size: only vLLM"),
+    ],
+)
+def test_what_transformers_cannot_do_is_refused(options: dict[str, Any], words: str) -> None:
+    config = recipe(kind="delift", engine="transformers", **options)
+    with pytest.raises(ConfigError, match=words):
+        Teaching(config, has_gpu=False, fetch=False).check()
+
+
+def test_an_adapter_that_is_not_there_is_named(tmp_path: Path) -> None:
+    config = recipe(kind="delift", engine="transformers", adapter=str(tmp_path / "none"))
+    with pytest.raises(ModelError, match=r"teacher.adapter: .*none is no folder"):
+        Teaching(config, has_gpu=False, fetch=False).check()
+
+
+def test_only_a_teacher_of_gradients_has_their_stages() -> None:
+    less = Blueprint(recipe(kind="less"), trainers_of, fetch=False)
+    delift = Blueprint(recipe(kind="delift"), trainers_of, fetch=False)
+    assert less.stage_names == STAGE_NAMES
+    assert set(STAGE_NAMES) - set(delift.stage_names) == set(GRADIENT_STAGES)
+
+
+def test_actors_of_a_split_model_hold_all_its_gpus() -> None:
+    split = Teaching(recipe(kind="delift", tensor_parallel_size=4), has_gpu=True, fetch=False)
+    assert split.pool.num_gpus == 4.0
+    assert Teaching(recipe(kind="delift"), has_gpu=True, fetch=False).pool.num_gpus is None
+
+
+def test_the_settings_of_two_quantisations_differ() -> None:
+    plain = Teaching(recipe(kind="delift"), has_gpu=False, fetch=False)
+    packed = Teaching(
+        recipe(kind="delift", quantization="bitsandbytes"), has_gpu=False, fetch=False
+    )
+    assert plain.settings() != packed.settings()
