@@ -14,7 +14,7 @@ from nncift_ray.errors import StageError
 from nncift_ray.storage import schemas
 from nncift_ray.storage.arrays import column_matrix
 from nncift_ray.storage.output import StageOutput
-from nncift_ray.storage.schemas import CROSS, POINTS
+from nncift_ray.storage.schemas import POINTS, helped_role
 
 
 @dataclass(frozen=True)
@@ -66,9 +66,8 @@ def read_block_labels(labels: StageOutput, embeddings: StageOutput, block: str) 
     if helper is not None:
         helper_rows, helper_pos = np.unique(helper, return_inverse=True)
         helper_ED = _vectors(embeddings, "candidates", helper_rows)
-    helped_table = "targets" if block == CROSS else "candidates"
     return BlockLabels(
-        helped_ED=_vectors(embeddings, helped_table, helped_rows),
+        helped_ED=_vectors(embeddings, f"{helped_role(block)}s", helped_rows),
         helper_ED=helper_ED,
         helped_pos=helped_pos,
         helper_pos=helper_pos,

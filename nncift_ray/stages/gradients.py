@@ -142,11 +142,7 @@ class GradientsStage(RowStage):
 
         def take_shard(shard: Shard, sink: Sink) -> None:
             for span in self._atoms.spans(shard.start, shard.stop):
-                numbers = [
-                    number
-                    for number in self._numbers(span)
-                    if shard.rows is None or number in shard.rows
-                ]
+                numbers = shard.wanted(self._numbers(span))
                 if not numbers:
                     continue
                 taker.load_checkpoint(checkpoint_of_table(span.name))

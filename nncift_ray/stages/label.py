@@ -124,7 +124,7 @@ class LabelStage(Stage):
 
         def label_shard(shard: Shard, sink: Sink) -> None:
             for group in range(shard.start, shard.stop):
-                rows = overlap(self.row_numbers(group, group + 1), shard.rows)
+                rows = shard.wanted(self.row_numbers(group, group + 1))
                 if not rows:
                     continue
                 pairs = self._sample.read_range("pairs", rows.start, rows.stop).to_pylist()
@@ -132,13 +132,6 @@ class LabelStage(Stage):
                 label_group(pairs, teacher, maker, sink)
 
         return label_shard
-
-
-def overlap(rows: range, wanted: range | None) -> range:
-    """Return those rows that are wanted; None wants all."""
-    if wanted is None:
-        return rows
-    return range(max(rows.start, wanted.start), min(rows.stop, wanted.stop))
 
 
 def leave_out(

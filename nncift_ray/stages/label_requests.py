@@ -20,7 +20,7 @@ from nncift_ray.storage.sampled import (
     GradientReader,
     load_sampled_examples,
 )
-from nncift_ray.storage.schemas import CANDIDATE, CROSS, TARGET
+from nncift_ray.storage.schemas import CANDIDATE, TARGET, helped_role
 
 Vectors = Mapping[ExampleKey, np.ndarray]
 Gradients = Mapping[GradientKey, np.ndarray]
@@ -66,7 +66,7 @@ class RequestMaker:
 
 def example_keys(pair: Mapping[str, Any]) -> tuple[ExampleKey, ExampleKey | None]:
     """Return the helped and the helper example of a pair."""
-    helped: ExampleKey = (TARGET if pair["block"] == CROSS else CANDIDATE, pair["helped_index"])
+    helped: ExampleKey = (helped_role(pair["block"]), pair["helped_index"])
     helper = pair["helper_index"]
     return helped, None if helper is None else (CANDIDATE, helper)
 

@@ -18,7 +18,7 @@ from nncift_ray.storage import schemas
 from nncift_ray.storage.arrays import column_matrix, vectors_to_arrow
 from nncift_ray.storage.checkpoints import read_network
 from nncift_ray.storage.output import Sink, StageOutput
-from nncift_ray.storage.schemas import CROSS, POINTS
+from nncift_ray.storage.schemas import CANDIDATE, POINTS, helped_role
 
 ATOM_ROWS = 1024
 DEFAULT_SHARD_ROWS = 65_536
@@ -53,7 +53,8 @@ class ProjectStage(RowStage):
     @staticmethod
     def _role(table: str) -> str:
         """Return whose embeddings a table is made of."""
-        return "targets" if table == f"{CROSS}_rows" else "candidates"
+        block, side = table.rsplit("_", 1)
+        return f"{helped_role(block) if side == 'rows' else CANDIDATE}s"
 
     @property
     def produces(self) -> Mapping[str, pa.Schema]:

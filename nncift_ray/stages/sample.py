@@ -14,7 +14,7 @@ from nncift_ray.errors import DataError
 from nncift_ray.stages.stage import Shard, Stage, Worker
 from nncift_ray.storage import schemas
 from nncift_ray.storage.output import Sink, StageOutput
-from nncift_ray.storage.schemas import CANDIDATE, CROSS, POINTS, TARGET, WITHIN
+from nncift_ray.storage.schemas import CANDIDATE, POINTS, WITHIN, helped_role
 
 DEFAULT_GROUP_PAIRS = 256
 SAMPLE_COLUMNS = ["row_index", "example_id", "prompt", "response"]
@@ -99,11 +99,6 @@ class SampleStage(Stage):
         except ValueError as error:
             size = f"{num_rows}" if block == POINTS else f"{num_rows} x {num_columns}"
             raise DataError(f"no label sample of {size} examples ({block}): {error}") from error
-
-
-def helped_role(block: str) -> str:
-    """Return the role of the rows of a block."""
-    return TARGET if block == CROSS else CANDIDATE
 
 
 def sampled_rows(samples: Mapping[str, PairSample]) -> dict[str, np.ndarray]:

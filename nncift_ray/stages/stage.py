@@ -37,6 +37,12 @@ class Shard:
     #: Row numbers to leave out, each with the message of its error row.
     skip: Mapping[int, str] = field(default_factory=dict[int, str])
 
+    def wanted(self, rows: range) -> range:
+        """Return those of some neighbouring rows that are to be done."""
+        if self.rows is None:
+            return rows
+        return range(max(rows.start, self.rows.start), min(rows.stop, self.rows.stop))
+
 
 @dataclass(frozen=True, slots=True)
 class Resources:

@@ -209,6 +209,11 @@ COVERAGE = pa.schema(
 )
 
 
+def helped_role(block: str) -> str:
+    """Return the role of a block's rows, the helped examples; its helpers are always candidates."""
+    return TARGET if block == CROSS else CANDIDATE
+
+
 def embeddings_schema(dimension: int, dtype: str) -> pa.Schema:
     """Return the schema of embeddings: unit-norm vectors of ``dimension`` float32 or float16."""
     value = {"float32": pa.float32(), "float16": pa.float16()}[dtype]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +17,15 @@ from nncift_ray.stages.label import LabelStage
 from nncift_ray.stages.poison import MAX_DEATHS
 from nncift_ray.stages.progress import SilentReporter
 from nncift_ray.stages.sample import SampleStage
-from nncift_ray.stages.shard_runner import ShardOutcome, ShardRunner
-from nncift_ray.stages.stage import KILLED_WORKER, Shard, Stage
+from nncift_ray.stages.stage import KILLED_WORKER, Stage
 from nncift_ray.storage.filesystem import Location
 from nncift_ray.storage.output import StageOutput
 from tests.unit.stages.chain import write_corpus
+from tests.unit.stages.dying import KilledError, replace_the_dead
 
 LABEL_PAIRS = 150
 
 Deadly = Callable[[LabelRequest], bool]
-
-
-class KilledError(BaseException):
-    """Stands for SIGKILL."""
 
 
 class Mortal(DeliftTeacher):
@@ -45,18 +41,6 @@ class Mortal(DeliftTeacher):
             self.num_deaths += 1
             raise KilledError
         return super().measure(requests)
-
-
-def replace_the_dead(stage: Stage, folder: Location, shards: list[Shard]) -> Iterator[ShardOutcome]:
-    runner = ShardRunner(stage, folder, "session")
-    for shard in shards:
-        outcome: ShardOutcome | None = None
-        while outcome is None:
-            try:
-                outcome = runner.run(shard)
-            except KilledError:
-                runner = ShardRunner(stage, folder, "session")
-        yield outcome
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ Ray does: it makes the actor again and hands it the same shard again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,18 +17,15 @@ from nncift_ray.errors import EngineDiedError, NnciftError, StageError
 from nncift_ray.stages.driver import execute_here, finished_shards, run_stage, stage_folder
 from nncift_ray.stages.poison import MAX_DEATHS, MAX_KILLERS_OF_AN_ITEM
 from nncift_ray.stages.progress import LineReporter, SilentReporter
-from nncift_ray.stages.shard_runner import ATTEMPTS_FOLDER, ShardOutcome, ShardRunner
+from nncift_ray.stages.shard_runner import ATTEMPTS_FOLDER
 from nncift_ray.stages.stage import KILLED_WORKER, Shard, Stage, Worker
 from nncift_ray.storage.filesystem import Location
 from nncift_ray.storage.output import Sink, StageOutput
+from tests.unit.stages.dying import KilledError, replace_the_dead
 
 ROWS = pa.schema([pa.field("row", pa.int64()), pa.field("text", pa.string())])
 EDGES = (0, 13, 30, 31, 50, 64, 90, 100)  # 100 rows in 7 items
 MAX_STARTS = 200
-
-
-class KilledError(BaseException):
-    """Stands for SIGKILL."""
 
 
 class GroupStage(Stage):
@@ -103,18 +100,6 @@ def wanted(row: int, shard: Shard) -> bool:
 
 def contains(*poison: int) -> Callable[[Sequence[int]], bool]:
     return lambda rows: not set(poison).isdisjoint(rows)
-
-
-def replace_the_dead(stage: Stage, folder: Location, shards: list[Shard]) -> Iterator[ShardOutcome]:
-    runner = ShardRunner(stage, folder, "session")
-    for shard in shards:
-        outcome: ShardOutcome | None = None
-        while outcome is None:
-            try:
-                outcome = runner.run(shard)
-            except KilledError:
-                runner = ShardRunner(stage, folder, "session")
-        yield outcome
 
 
 def run(stage: Stage, folder: Path) -> StageOutput:
