@@ -26,8 +26,8 @@ from rich.table import Table
 
 from benchmarks.machine import describe_commit, describe_machine
 from benchmarks.peak import peak_loops, peak_rate, seconds_of, vector_floats
-from nncift_ray.core.factored import FactoredNetwork
-from nncift_ray.core.pair_scores import score_block, top_k_rows
+from nncift_ray.core.network.factored import FactoredNetwork
+from nncift_ray.core.pairs.pair_scores import score_block, top_k_rows
 
 DIM, HIDDEN, TOP_K = 1024, 100, 64
 ROWS, COLUMNS = 2048, 131_072

@@ -13,7 +13,7 @@ import torch
 from benchmarks.baselines import gradients_one_by_one, project_row
 from benchmarks.teacher.texts import choose
 from nncift_ray.core.examples import Example
-from nncift_ray.core.projection import RademacherProjector
+from nncift_ray.core.teaching.projection import RademacherProjector
 from nncift_ray.models.lora_model import AdapterSpec, LoraModel, TrainingExample
 from nncift_ray.models.per_example import project_gradients
 from nncift_ray.models.tokenization import SegmentTokenizer

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from nncift_ray.core import delift
 from nncift_ray.core.examples import Example
+from nncift_ray.core.teaching import delift
 from nncift_ray.models.engine import ScoringRequest
 
 NUM_HELPERS, NUM_QUERIES = 3, 24

@@ -6,7 +6,7 @@ searched a row) and `hnsw` (a graph; needs no sample, slow to build).
 Cells are made, and columns assigned to them, by Euclidean distance, so that they stay even in size;
 a row probes cells by the inner product that their columns may reach. (FAISS's own inner-product
 cells give long columns' centres nearly everything.) `search` lists single columns, to be scored
-anew by `core.rescoring`; `cells` and `probe` name whole cells, for `core.cell_scores`.
+anew by `core.pairs.rescoring`; `cells` and `probe` name whole cells, for `core.pairs.cell_scores`.
 
 What is stable: k-means is seeded and columns are added in the order they come, so one build on one
 machine gives one index; a search depends on the index and the row. Searches of other sizes, and
@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 from faiss.contrib.inspect_tools import get_invlist
 
-from nncift_ray.core.pair_scores import NO_COLUMN
+from nncift_ray.core.pairs.pair_scores import NO_COLUMN
 from nncift_ray.errors import ModelError, ShapeError
 
 F32 = npt.NDArray[np.float32]

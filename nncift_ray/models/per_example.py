@@ -22,8 +22,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from nncift_ray.core import less
-from nncift_ray.core.projection import RademacherProjector
+from nncift_ray.core.teaching import less
+from nncift_ray.core.teaching.projection import RademacherProjector
 from nncift_ray.models.batching import cut_batches
 from nncift_ray.models.lora_model import LoraModel, TrainingExample
 from nncift_ray.models.warmup import WarmupCheckpoint

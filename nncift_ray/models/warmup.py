@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from nncift_ray.core.less import learning_rate_at
-from nncift_ray.core.training import ReduceGradients
+from nncift_ray.core.network.training import ReduceGradients
+from nncift_ray.core.teaching.less import learning_rate_at
 from nncift_ray.errors import ModelError
 from nncift_ray.models.batching import cut_batches
 from nncift_ray.models.lora_model import LoraModel, TrainingExample

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from nncift_ray.config import Config, PoolConfig, TokenBudget
-from nncift_ray.core.sampling import SampleDesign
-from nncift_ray.core.training import TrainingConfig
+from nncift_ray.core.network.sampling import SampleDesign
+from nncift_ray.core.network.training import TrainingConfig
 from nncift_ray.errors import ConfigError
 from nncift_ray.models.embedded import ResolvedModel, resolve_embedder
 from nncift_ray.models.warmup import WarmupSettings

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from nncift_ray.config import Config, PoolConfig
-from nncift_ray.core.less import checkpoint_weights
+from nncift_ray.core.teaching.less import checkpoint_weights
 from nncift_ray.errors import ConfigError, ModelError
 from nncift_ray.models.embedded import ResolvedModel, folder_digest, resolve_language_model
 from nncift_ray.models.engines import resolve_engine_kind

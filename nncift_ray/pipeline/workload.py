@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from nncift_ray.config import Config, TokenBudget
-from nncift_ray.core.sampling import draw_block, draw_points
+from nncift_ray.core.network.sampling import draw_block, draw_points
 from nncift_ray.errors import DataError
 from nncift_ray.pipeline.blueprint import Blueprint
 from nncift_ray.pipeline.corpus_size import CorpusEstimate

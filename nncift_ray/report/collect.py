@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 import nncift_ray
-from nncift_ray.core.pair_scores import ScoreTotal
+from nncift_ray.core.pairs.pair_scores import ScoreTotal
 from nncift_ray.report.data import (
     CoveredExample,
     ExampleText,

@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nncift_ray.core.sampling import TRAIN
-from nncift_ray.core.training import PairData
+from nncift_ray.core.network.sampling import TRAIN
+from nncift_ray.core.network.training import PairData
 from nncift_ray.errors import StageError
 from nncift_ray.storage import schemas
 from nncift_ray.storage.arrays import column_matrix

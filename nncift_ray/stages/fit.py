@@ -1,7 +1,7 @@
 """Fit: train the InfluenceNetwork of each block on the labels, with Ray Train.
 
-The training itself is ``core.training`` and knows no Ray; here it is given workers, and its result
-is measured pair by pair against the baselines that say whether anything was learnt.
+The training itself is ``core.network.training`` and knows no Ray; here it is given workers, and its
+result is measured pair by pair against the baselines that say whether anything was learnt.
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import pyarrow as pa
 
-from nncift_ray.core.factored import FactoredNetwork
-from nncift_ray.core.fidelity import fidelity_table
-from nncift_ray.core.network import InfluenceNetwork
-from nncift_ray.core.pair_scores import score_points
-from nncift_ray.core.sampling import TRAIN, VALIDATION
-from nncift_ray.core.training import (
+from nncift_ray.core.network.factored import FactoredNetwork
+from nncift_ray.core.network.fidelity import fidelity_table
+from nncift_ray.core.network.influence_network import InfluenceNetwork
+from nncift_ray.core.network.sampling import TRAIN, VALIDATION
+from nncift_ray.core.network.training import (
     EpochRecord,
     PairData,
     ReduceGradients,
@@ -27,6 +26,7 @@ from nncift_ray.core.training import (
     train_network,
     unseen_folds,
 )
+from nncift_ray.core.pairs.pair_scores import score_points
 from nncift_ray.stages.block_labels import BlockLabels, read_block_labels
 from nncift_ray.stages.stage import Shard, Stage, Worker
 from nncift_ray.storage import schemas

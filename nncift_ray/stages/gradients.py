@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nncift_ray.core.examples import Example
-from nncift_ray.core.projection import RademacherProjector
+from nncift_ray.core.teaching.projection import RademacherProjector
 from nncift_ray.models.engine import ScoringFailure
 from nncift_ray.models.lora_model import LoraModel, TrainingExample
 from nncift_ray.models.per_example import project_gradients

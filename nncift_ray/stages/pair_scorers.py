@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import pyarrow as pa
 
-from nncift_ray.core.column_sums import sum_columns, to_fixed_point
-from nncift_ray.core.factored import FactoredNetwork
-from nncift_ray.core.pair_scores import (
+from nncift_ray.core.network.factored import FactoredNetwork
+from nncift_ray.core.pairs.column_sums import sum_columns, to_fixed_point
+from nncift_ray.core.pairs.pair_scores import (
     ScoreStatistics,
     ScoreTotal,
     TopK,

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from nncift_ray.core.factored import FactoredNetwork
+from nncift_ray.core.network.factored import FactoredNetwork
 from nncift_ray.stages.atoms import RowAtoms, RowSpan, RowStage
 from nncift_ray.stages.stage import Shard, Worker
 from nncift_ray.storage import schemas

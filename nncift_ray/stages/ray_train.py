@@ -20,7 +20,7 @@ import safetensors.numpy
 import torch
 import torch.distributed
 
-from nncift_ray.core.training import EpochRecord, ReduceGradients
+from nncift_ray.core.network.training import EpochRecord, ReduceGradients
 from nncift_ray.errors import NnciftError, StageError
 from nncift_ray.models.warmup import WarmupCheckpoint
 from nncift_ray.stages.fit import FitJob, FittedBlock, train_here

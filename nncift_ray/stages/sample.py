@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from nncift_ray.core.sampling import PairSample, SampleDesign, draw_block, draw_points
+from nncift_ray.core.network.sampling import PairSample, SampleDesign, draw_block, draw_points
 from nncift_ray.errors import DataError
 from nncift_ray.stages.stage import Shard, Stage, Worker
 from nncift_ray.storage import schemas

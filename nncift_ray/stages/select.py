@@ -9,9 +9,9 @@ from typing import Any, ClassVar, cast
 import numpy as np
 import pyarrow as pa
 
-from nncift_ray.core.column_sums import best_group_mean, check_sum_range
-from nncift_ray.core.greedy import Budget, Ranking, lazy_greedy
-from nncift_ray.core.objectives import (
+from nncift_ray.core.pairs.column_sums import best_group_mean, check_sum_range
+from nncift_ray.core.selection.greedy import Budget, Ranking, lazy_greedy
+from nncift_ray.core.selection.objectives import (
     FacilityLocation,
     FacilityLocationMutualInformation,
     FacilityLocationQueryMutualInformation,
@@ -19,7 +19,7 @@ from nncift_ray.core.objectives import (
     TopScores,
     coverage,
 )
-from nncift_ray.core.sparse_scores import InfluenceScale, SparseScores
+from nncift_ray.core.selection.sparse_scores import InfluenceScale, SparseScores
 from nncift_ray.errors import StageError
 from nncift_ray.stages.stage import Shard, Stage, Worker
 from nncift_ray.storage import schemas

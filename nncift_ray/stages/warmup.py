@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from nncift_ray.core.examples import Example
-from nncift_ray.core.training import ReduceGradients
+from nncift_ray.core.network.training import ReduceGradients
 from nncift_ray.errors import StageError
 from nncift_ray.models.engine import ScoringFailure
 from nncift_ray.models.lora_model import LoraModel, TrainingExample
@@ -26,7 +26,7 @@ from nncift_ray.storage import schemas
 from nncift_ray.storage.checkpoints import warmup_files
 from nncift_ray.storage.output import Sink, StageOutput
 
-WARMUP_STREAM = 16  # random stream of the draw, apart from those of core.sampling
+WARMUP_STREAM = 16  # random stream of the draw, apart from those of core.network.sampling
 EXAMPLE_COLUMNS = ["example_id", "prompt", "response"]
 TENSOR_GROUPS = ("adapter", "exp_avg", "exp_avg_sq")
 

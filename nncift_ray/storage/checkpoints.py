@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import safetensors.numpy
 
-from nncift_ray.core.factored import FactoredNetwork
+from nncift_ray.core.network.factored import FactoredNetwork
 from nncift_ray.storage.output import Sink, StageOutput
 
 GROUP_SEPARATOR = "/"

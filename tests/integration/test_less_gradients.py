@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from nncift_ray.core.examples import Example
-from nncift_ray.core.less import precondition
-from nncift_ray.core.projection import RademacherProjector
+from nncift_ray.core.teaching.less import precondition
+from nncift_ray.core.teaching.projection import RademacherProjector
 from nncift_ray.errors import ModelError
 from nncift_ray.models import per_example
 from nncift_ray.models.engine import ScoringFailure

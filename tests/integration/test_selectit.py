@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from nncift_ray.core.examples import Example
-from nncift_ray.core.selectit import (
+from nncift_ray.core.teaching.selectit import (
     RATING_PROMPTS,
     RATINGS,
     TAIL,

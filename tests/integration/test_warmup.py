@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from nncift_ray.core.examples import Example
-from nncift_ray.core.less import precondition
+from nncift_ray.core.teaching.less import precondition
 from nncift_ray.errors import ModelError
 from nncift_ray.models import warmup
 from nncift_ray.models.lora_model import AdapterSpec, LoraModel, TrainingExample

@@ -20,8 +20,8 @@ from typing import ClassVar, Literal, Self
 import numpy as np
 
 from nncift_ray.core.candidates.protocol import F32, State, check_names
-from nncift_ray.core.factored import FactoredNetwork
-from nncift_ray.core.panels import score_matrix
+from nncift_ray.core.network.factored import FactoredNetwork
+from nncift_ray.core.pairs.panels import score_matrix
 from nncift_ray.errors import ShapeError
 
 NUM_ANCHORS = 256

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal, Self
 import numpy as np
 
 from nncift_ray.core.candidates.protocol import F32, State, check_names
-from nncift_ray.core.factored import FactoredNetwork
+from nncift_ray.core.network.factored import FactoredNetwork
 
 
 @dataclass(frozen=True, slots=True)

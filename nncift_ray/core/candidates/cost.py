@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nncift_ray.core.candidates.protocol import CandidateGenerator
-from nncift_ray.core.cell_scores import PackedCells, score_cells
-from nncift_ray.core.pair_scores import top_k_rows
+from nncift_ray.core.pairs.cell_scores import PackedCells, score_cells
+from nncift_ray.core.pairs.pair_scores import top_k_rows
 
 F32 = NDArray[np.float32]
 

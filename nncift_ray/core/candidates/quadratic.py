@@ -17,7 +17,7 @@ from typing import ClassVar, Literal, Self
 import numpy as np
 
 from nncift_ray.core.candidates.protocol import F32, State, check_names
-from nncift_ray.core.factored import FactoredNetwork
+from nncift_ray.core.network.factored import FactoredNetwork
 from nncift_ray.errors import ShapeError
 
 NUM_SAMPLED = 256  # rows and columns whose pairs the parabolas are fitted on

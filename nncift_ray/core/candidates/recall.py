@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from nncift_ray.core.rescoring import RescoredTopK
+from nncift_ray.core.pairs.rescoring import RescoredTopK
 from nncift_ray.errors import ShapeError
 
 F32 = NDArray[np.float32]

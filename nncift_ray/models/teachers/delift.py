@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import ClassVar, Literal
 
-from nncift_ray.core import delift
+from nncift_ray.core.teaching import delift
 from nncift_ray.errors import ConfigError
 from nncift_ray.models.engine import (
     ScoringEngine,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
-from nncift_ray.core import less
+from nncift_ray.core.teaching import less
 from nncift_ray.errors import ConfigError
 from nncift_ray.models.teachers.protocol import (
     LabelRequest,

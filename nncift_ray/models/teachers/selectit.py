@@ -9,8 +9,8 @@ from typing import ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 
-from nncift_ray.core import selectit
 from nncift_ray.core.examples import Example
+from nncift_ray.core.teaching import selectit
 from nncift_ray.errors import ConfigError, ModelError
 from nncift_ray.models.engine import (
     NextTokenRequest,

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nncift_ray.core.pair_scores import NO_COLUMN
+from nncift_ray.core.pairs.pair_scores import NO_COLUMN
 from nncift_ray.errors import ModelError, ShapeError
 from nncift_ray.models.neighbour_index import (
     COLUMNS_PER_CELL,

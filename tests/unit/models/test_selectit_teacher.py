@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from nncift_ray.core.examples import Example
-from nncift_ray.core.selectit import (
+from nncift_ray.core.teaching.selectit import (
     RATING_PROMPTS,
     TAIL,
     example_text,

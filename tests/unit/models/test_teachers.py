@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from nncift_ray.config import BUILT_IN_TEACHERS
-from nncift_ray.core.delift import delift_segments, distance
 from nncift_ray.core.examples import Example
+from nncift_ray.core.teaching.delift import delift_segments, distance
 from nncift_ray.errors import ConfigError
 from nncift_ray.models.engine import ScoringRequest, ScoringResult
 from nncift_ray.models.fake_engine import FakeEngine

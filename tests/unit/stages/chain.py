@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from nncift_ray.core.sampling import SampleDesign
-from nncift_ray.core.training import TrainingConfig
+from nncift_ray.core.network.sampling import SampleDesign
+from nncift_ray.core.network.training import TrainingConfig
 from nncift_ray.models.embedded import ResolvedModel
 from nncift_ray.models.embedder import Embedder, HashEmbedder
 from nncift_ray.models.teachers import DeliftSeTeacher, LabelRequest, Measurement

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from nncift_ray.core.sampling import SampleDesign
+from nncift_ray.core.network.sampling import SampleDesign
 from nncift_ray.models.lora_model import AdapterSpec, LoraModel
 from nncift_ray.models.warmup import WarmupSettings
 from nncift_ray.stages.driver import execute_here, run_stage

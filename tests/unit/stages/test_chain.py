@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nncift_ray.core.pair_scores import score_block
-from nncift_ray.core.training import TrainingConfig
+from nncift_ray.core.network.training import TrainingConfig
+from nncift_ray.core.pairs.pair_scores import score_block
 from nncift_ray.stages.fit import stretch
 from nncift_ray.storage.arrays import column_matrix
 from nncift_ray.storage.checkpoints import read_network

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from nncift_ray.core.factored import FactoredNetwork
-from nncift_ray.core.sampling import TRAIN, VALIDATION
-from nncift_ray.core.training import TrainingConfig
+from nncift_ray.core.network.factored import FactoredNetwork
+from nncift_ray.core.network.sampling import TRAIN, VALIDATION
+from nncift_ray.core.network.training import TrainingConfig
 from nncift_ray.stages import fit
 from nncift_ray.stages.block_labels import BlockLabels
 from nncift_ray.stages.fit import (

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from nncift_ray.core.projection import RademacherProjector
+from nncift_ray.core.teaching.projection import RademacherProjector
 from nncift_ray.errors import EngineDiedError
 from nncift_ray.models.lora_model import LoraModel
 from nncift_ray.models.per_example import project_gradients

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from nncift_ray.core.delift import utility
-from nncift_ray.core.sampling import SampleDesign
+from nncift_ray.core.network.sampling import SampleDesign
+from nncift_ray.core.teaching.delift import utility
 from nncift_ray.models.fake_engine import FakeEngine
 from nncift_ray.models.teachers import (
     DeliftTeacher,

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from nncift_ray.core.sampling import SampleDesign
+from nncift_ray.core.network.sampling import SampleDesign
 from nncift_ray.models.fake_engine import FakeEngine
 from nncift_ray.models.teachers import DeliftTeacher, LabelRequest
 from nncift_ray.stages.driver import execute_here, run_stage

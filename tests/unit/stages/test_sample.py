@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from nncift_ray.core.sampling import PairSample, SampleDesign, draw_block, draw_points
+from nncift_ray.core.network.sampling import PairSample, SampleDesign, draw_block, draw_points
 from nncift_ray.stages.sample import group_requests, sampled_rows
 
 GROUP_PAIRS = 16

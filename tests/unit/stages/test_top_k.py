@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from nncift_ray.core.network import InfluenceNetwork
-from nncift_ray.core.pair_scores import score_block
+from nncift_ray.core.network.influence_network import InfluenceNetwork
+from nncift_ray.core.pairs.pair_scores import score_block
 from nncift_ray.errors import DataError
 from nncift_ray.stages.select import blocks_of
 from nncift_ray.storage.arrays import column_matrix

@@ -1,0 +1,126 @@
+"""From YAML and overrides to a checked recipe, and back."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from nncift_ray.config.recipe import Config
+from nncift_ray.errors import ConfigError
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a recipe and apply ``key.path=value`` overrides (values are YAML).
+
+    Raises:
+        ConfigError: Naming the key and the remedy; nothing has been started then.
+    """
+    tree = _read_yaml(Path(path))
+    for override in overrides:
+        _apply_override(tree, override)
+    return make_config(tree, str(path))
+
+
+def make_config(tree: Mapping[str, Any], origin: str = "config") -> Config:
+    """Check a tree of plain values.
+
+    Raises:
+        ConfigError: With one line for every key that is wrong.
+    """
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        lines = [_explain(cast("Mapping[str, Any]", item)) for item in error.errors()]
+        raise ConfigError(f"{origin}:\n  " + "\n  ".join(dict.fromkeys(lines))) from None
+
+
+def dump_config(config: Config) -> str:
+    """Write the whole recipe, defaults included, as YAML."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Safe YAML that refuses a key given twice instead of keeping the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Build a mapping of unique keys."""
+        seen: set[object] = set()
+        for key_node, _ in node.value:
+            key = cast(object, self.construct_object(key_node, deep=True))  # pyright: ignore
+            if key in seen:
+                raise yaml.YAMLError(f"key {key!r} is given twice, {key_node.start_mark}")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: the recipe cannot be read ({error})") from error
+    try:
+        tree = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506  (a SafeLoader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: a recipe is a mapping with the keys {', '.join(_keys(Config))}")
+    return cast("dict[str, Any]", tree)
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set {override}: write key.path=value, e.g. selection.budget=0.2")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override}: the value is not YAML: {error}") from error
+    *parents, last = key.strip().split(".")
+    node = tree
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"--set {override}: '{parent}' is a value, not a section")
+        node = cast("dict[str, Any]", child)
+    node[last] = value
+
+
+def _keys(section: type[BaseModel]) -> list[str]:
+    return list(section.model_fields)
+
+
+def _section_at(path: Sequence[object]) -> type[BaseModel] | None:
+    """Return the section class that a key path leads to."""
+    section: type[BaseModel] = Config
+    for key in path:
+        field = section.model_fields.get(str(key))
+        kind = None if field is None else field.annotation
+        if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
+            return None
+        section = kind
+    return section
+
+
+def _explain(item: Mapping[str, Any]) -> str:
+    """Turn one pydantic error into a line with key path, what is wrong and the remedy."""
+    path = [str(part) for part in cast("Sequence[object]", item["loc"])]
+    # Members of a union show up as extra path entries that are no keys of the recipe.
+    shown = ".".join(part for part in path if re.fullmatch(r"\w+", part))
+    section = _section_at(path[:-1])
+    if item["type"] == "extra_forbidden" and section is not None:
+        known = _keys(section)
+        close = difflib.get_close_matches(path[-1], known, n=1)
+        hint = f"did you mean '{close[0]}'? " if close else ""
+        return f"{shown}: unknown key; {hint}Keys here: {', '.join(known)}"
+    if item["type"] == "missing":
+        return f"{shown}: is required"
+    message = str(item["msg"]).removeprefix("Value error, ")
+    given = item.get("input")
+    suffix = f" (given: {given!r})" if isinstance(given, str | int | float) and shown else ""
+    return f"{shown}: {message}{suffix}" if shown else message

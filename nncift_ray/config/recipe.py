@@ -1,0 +1,91 @@
+"""The whole recipe: its sections, and the rules that join them."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from nncift_ray.config.data import DataConfig, EmbedderConfig
+from nncift_ray.config.scoring import NetworkConfig, PairScoresConfig
+from nncift_ray.config.sections import Section
+from nncift_ray.config.selection import Objective, SelectionConfig
+from nncift_ray.config.teacher import LabelsConfig, TeacherConfig
+
+
+class EvaluationConfig(Section):
+    """Evaluations to run on the subset; none in this version."""
+
+    methods: tuple[()] = ()
+
+
+class ClusterConfig(Section):
+    """Where to run.
+
+    Attributes:
+        address: Ray address; null: RAY_ADDRESS if set, else a Ray of our own on this machine.
+        worker_logs: Show what workers print.
+        price_per_gpu_hour: US dollars, for `nncift plan` and the report.
+        price_per_cpu_hour: US dollars.
+        teacher_tokens_per_second: Speed of one teacher actor, for `nncift plan`; null: a guess by
+            hardware.
+    """
+
+    address: str | None = None
+    worker_logs: bool = False
+    price_per_gpu_hour: float = Field(default=2.5, ge=0)
+    price_per_cpu_hour: float = Field(default=0.04, ge=0)
+    teacher_tokens_per_second: float | None = Field(default=None, gt=0)
+
+
+class ReportConfig(Section):
+    """The HTML report.
+
+    Attributes:
+        title: Heading; the run directory's name when null.
+        num_picks: Picks shown with what they cover.
+    """
+
+    title: str | None = None
+    num_picks: int = Field(default=12, ge=1, le=200)
+
+
+class Config(Section):
+    """A whole recipe."""
+
+    run_dir: str = Field(min_length=1)
+    data: DataConfig
+    teacher: TeacherConfig
+    selection: SelectionConfig
+    embedder: EmbedderConfig = EmbedderConfig()
+    labels: LabelsConfig = LabelsConfig()
+    network: NetworkConfig = NetworkConfig()
+    pair_scores: PairScoresConfig = PairScoresConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    report: ReportConfig = ReportConfig()
+
+    @model_validator(mode="after")
+    def _targets_where_needed(self) -> Self:
+        if "mutual_information" in self.selection.objective and not self.data.targets:
+            raise ValueError(
+                f"selection.objective: {self.selection.objective} needs data.targets; "
+                "give targets, or use facility_location"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _selectit_ranks(self) -> Self:
+        if self.teacher.kind == "selectit" and self.selection.objective != "top_k":
+            raise ValueError(
+                "teacher.kind selectit scores examples, not pairs, so selection.objective must be "
+                f"top_k (given: {self.selection.objective})"
+            )
+        return self
+
+    @property
+    def objective(self) -> Objective:
+        """What runs: facility_location with targets is its mutual information form."""
+        if self.selection.objective == "facility_location" and self.data.targets:
+            return "facility_location_query_mutual_information"
+        return self.selection.objective

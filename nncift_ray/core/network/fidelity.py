@@ -1,0 +1,206 @@
+"""How well the network stands in for the teacher, beside models that know less.
+
+A mean squared error says little alone: labels in a narrow band are met by any constant. So every
+split is also scored by a constant, by the means of rows and columns, and by the paper's two
+baselines. Suffix: P pairs (or examples, of a pointwise teacher).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+
+from nncift_ray.core.network.sampling import SPLITS, TRAIN
+from nncift_ray.errors import ShapeError
+
+F64 = NDArray[np.float64]
+Floats = NDArray[np.floating]
+Integers = NDArray[np.integer]
+
+NETWORK, ZERO, RANDOM, MEAN, ROW_COLUMN_MEAN = (
+    "network",
+    "zero",
+    "random",
+    "mean",
+    "row_column_mean",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class FidelityRow:
+    """One model on one split."""
+
+    split: str
+    model: str
+    num_pairs: int
+    mse: float  # squared label unit
+    scaled_mse: float  # labels min-max scaled to [0, 1] over the whole block; NaN if all are equal
+    r2: float | None  # None where the labels do not vary
+    spearman: float | None  # None where either side does not vary
+
+
+def mse(labels: Floats, predictions: Floats) -> float:
+    """Return the mean squared error, in squared label unit."""
+    return float(np.mean(np.square(_f64(labels) - _f64(predictions))))
+
+
+def scaled_mse(labels: Floats, predictions: Floats, minimum: float, maximum: float) -> float:
+    """Return the mean squared error after mapping [minimum, maximum] to [0, 1], as in the paper.
+
+    Both sides are mapped with the one scale given, that of all labels of the block. NaN when the
+    scale has no width.
+    """
+    width = maximum - minimum
+    return mse(labels, predictions) / width**2 if width > 0 else float("nan")
+
+
+def r2(labels: Floats, predictions: Floats) -> float | None:
+    """Return 1 - residual / total sum of squares; None when the labels do not vary."""
+    truth = _f64(labels)
+    if np.ptp(truth) == 0:
+        return None
+    total = float(np.square(truth - truth.mean()).sum())
+    return 1.0 - float(np.square(truth - _f64(predictions)).sum()) / total
+
+
+def spearman(labels: Floats, predictions: Floats) -> float | None:
+    """Return the rank correlation, ties averaged; None when either side does not vary."""
+    if np.ptp(labels) == 0 or np.ptp(predictions) == 0:
+        return None
+    return float(np.corrcoef(rankdata(labels), rankdata(predictions))[0, 1])
+
+
+def row_column_means(labels: Floats, rows: Integers, columns: Integers) -> RowColumnMeans:
+    """Fit row mean + column mean - grand mean.
+
+    Raises:
+        ValueError: If there are no labels.
+    """
+    if len(labels) == 0:
+        msg = "row and column means need at least one training pair"
+        raise ValueError(msg)
+    return RowColumnMeans(
+        float(_f64(labels).mean()), _means_by(rows, labels), _means_by(columns, labels)
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RowColumnMeans:
+    """The additive model of labels; what it cannot explain is true interaction of two examples."""
+
+    grand: float
+    by_row: tuple[Integers, F64]  # sorted row numbers and their means
+    by_column: tuple[Integers, F64]
+
+    def predict(self, rows: Integers, columns: Integers) -> F64:
+        """Predict pairs [P]; an unseen row (column) counts as average."""
+        row_P = _look_up(rows, self.by_row, self.grand)
+        column_P = _look_up(columns, self.by_column, self.grand)
+        return row_P + column_P - self.grand
+
+
+def fidelity_table(
+    labels: Floats,
+    predictions: Floats,
+    splits: NDArray[np.str_],
+    rows: Integers,
+    cols: Integers | None,
+    seed: int,
+) -> list[FidelityRow]:
+    """Measure the network and the baselines on every split that has pairs.
+
+    The baselines know the training pairs only: `zero` predicts 0 in the labels' own unit ("no
+    example helps"), `random` draws uniformly over the range of the labels, `mean` is their mean,
+    `row_column_mean` is row mean + column mean - grand mean, of pairs only.
+
+    Args:
+        labels: Teacher's utilities [P], raw and signed.
+        predictions: The network's influence [P], in the same unit.
+        splits: Split of each pair [P], one of `sampling.SPLITS`.
+        rows: Helped example of each pair [P].
+        cols: Helper example of each pair [P]; None where examples are labelled on their own.
+        seed: Of the random baseline.
+
+    Raises:
+        ShapeError: If the columns differ in length.
+        ValueError: If there is no training pair, a split is unknown or a value is not finite.
+    """
+    _check_table(labels, predictions, splits, rows, cols)
+    fitted = splits == TRAIN
+    train = _f64(labels)[fitted]
+    generator = np.random.Generator(np.random.PCG64(seed))
+    num_pairs = len(labels)
+    models: dict[str, F64] = {
+        NETWORK: _f64(predictions),
+        ZERO: np.zeros(num_pairs),
+        RANDOM: generator.uniform(train.min(), train.max(), num_pairs),
+        MEAN: np.full(num_pairs, train.mean()),
+    }
+    if cols is not None:
+        means = row_column_means(train, rows[fitted], cols[fitted])
+        models[ROW_COLUMN_MEAN] = means.predict(rows, cols)
+    scale = float(labels.min()), float(labels.max())
+    return [
+        _measure(split, model, _f64(labels)[splits == split], predicted[splits == split], scale)
+        for split in SPLITS
+        if (splits == split).any()
+        for model, predicted in models.items()
+    ]
+
+
+def _measure(
+    split: str, model: str, labels: F64, predicted: F64, scale: tuple[float, float]
+) -> FidelityRow:
+    return FidelityRow(
+        split,
+        model,
+        len(labels),
+        mse(labels, predicted),
+        scaled_mse(labels, predicted, *scale),
+        r2(labels, predicted),
+        spearman(labels, predicted),
+    )
+
+
+def _means_by(groups: Integers, labels: Floats) -> tuple[Integers, F64]:
+    numbers, place = np.unique(groups, return_inverse=True)
+    return numbers, np.bincount(place, weights=_f64(labels)) / np.bincount(place)
+
+
+def _look_up(groups: Integers, table: tuple[Integers, F64], default: float) -> F64:
+    numbers, means = table
+    place = np.minimum(np.searchsorted(numbers, groups), len(numbers) - 1)
+    return np.where(numbers[place] == groups, means[place], default)
+
+
+def _f64(values: Floats) -> F64:
+    return values.astype(np.float64)
+
+
+def _check_table(
+    labels: Floats,
+    predictions: Floats,
+    splits: NDArray[np.str_],
+    rows: Integers,
+    cols: Integers | None,
+) -> None:
+    columns = (labels, predictions, splits, rows, rows if cols is None else cols)
+    lengths = [len(column) for column in columns]
+    if len(set(lengths)) != 1:
+        msg = f"labels, predictions, splits, rows, cols differ in length: {lengths}"
+        raise ShapeError(msg)
+    unknown = set(np.unique(splits).tolist()) - set(SPLITS)
+    if unknown:
+        msg = f"unknown splits {sorted(unknown)}, expected some of {SPLITS}"
+        raise ValueError(msg)
+    for name, values in (("label", labels), ("prediction", predictions)):
+        bad = np.flatnonzero(~np.isfinite(values))
+        if len(bad):
+            msg = f"{name} of pair {bad[0]} is not finite ({len(bad)} such pairs)"
+            raise ValueError(msg)
+    if not (splits == TRAIN).any():
+        msg = "no training pair: the baselines have nothing to be fitted on"
+        raise ValueError(msg)

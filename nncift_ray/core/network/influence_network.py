@@ -1,0 +1,154 @@
+"""The InfluenceNetwork: two embeddings in, the influence of one example on the other out.
+
+Suffixes: B pairs, U distinct helped, V distinct helpers, N examples, D embedding, H hidden units.
+Source: NN-CIFT, arXiv 2502.09969, section 3.
+"""
+
+# torch ships partial type information: what its functions return is annotated where it enters.
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false
+# pyright: reportUnknownVariableType=false
+from __future__ import annotations
+
+import math
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from nncift_ray.core.network.factored import FactoredNetwork
+from nncift_ray.errors import ShapeError
+
+__all__ = ["FactoredNetwork", "InfluenceNetwork"]
+
+
+class InfluenceNetwork(nn.Module):
+    """A network of one hidden layer over [e_i ; 0 ; e_j] (pairwise) or [e_i] (pointwise).
+
+    Pairwise: 2D + 1 inputs, H ReLU units, one output: 205,101 parameters at D = 1024, H = 100.
+    The output is in the unit of the labels it was trained on.
+    """
+
+    def __init__(
+        self,
+        embedding_dim: int,
+        num_hidden: int = 100,
+        pointwise: bool = False,
+        *,
+        seed: int | None = None,
+    ) -> None:
+        """Make an untrained network.
+
+        Args:
+            embedding_dim: Length D of one embedding.
+            num_hidden: Hidden units H.
+            pointwise: Read one embedding (SelectIT) in place of a pair.
+            seed: Draw the weights from a generator of their own, so that every worker starts the
+                same; None takes torch's global generator.
+        """
+        super().__init__()
+        self.embedding_dim, self.num_hidden, self.pointwise = embedding_dim, num_hidden, pointwise
+        num_inputs = embedding_dim if pointwise else 2 * embedding_dim + 1
+        self.hidden = nn.Linear(num_inputs, num_hidden)
+        self.output = nn.Linear(num_hidden, 1)
+        if seed is not None:
+            self._draw_weights(torch.Generator().manual_seed(seed))
+
+    def forward(self, helped_BD: Tensor, helper_BD: Tensor | None = None) -> Tensor:
+        """Return the influence [B] of each helper on its helped example, as the paper writes it.
+
+        Raises:
+            ShapeError: If a pairwise network gets no helpers, or a pointwise one gets some.
+        """
+        if (helper_BD is None) != self.pointwise:
+            msg = "a pointwise network reads one embedding, a pairwise network two"
+            raise ShapeError(msg)
+        if helper_BD is None:
+            inputs = helped_BD
+        else:
+            separator_B1 = helped_BD.new_zeros(len(helped_BD), 1)
+            inputs = torch.cat([helped_BD, separator_B1, helper_BD], dim=1)
+        return self.output(torch.relu(self.hidden(inputs))).squeeze(1)
+
+    def forward_pairs(
+        self,
+        helped_UD: Tensor,
+        helped_pos_B: Tensor,
+        helper_VD: Tensor | None = None,
+        helper_pos_B: Tensor | None = None,
+    ) -> Tensor:
+        """Return the influence [B] of pairs given by positions: each distinct example goes once.
+
+        Equal to `forward` on the gathered embeddings, up to rounding, at a fraction of the work
+        where pairs share examples.
+
+        Raises:
+            ShapeError: If a pairwise network gets no helpers, or a pointwise one gets some.
+        """
+        hidden_BH = self.project_rows(helped_UD)[helped_pos_B]
+        if (helper_VD is None or helper_pos_B is None) != self.pointwise:
+            msg = "a pointwise network reads one embedding, a pairwise network two"
+            raise ShapeError(msg)
+        if helper_VD is not None and helper_pos_B is not None:
+            hidden_BH = hidden_BH + self.project_columns(helper_VD)[helper_pos_B]
+        return self.output(torch.relu(hidden_BH)).squeeze(1)
+
+    def project_rows(self, e_ND: Tensor) -> Tensor:
+        """Return row (helped) activations a [N, H], first-layer bias included."""
+        return functional.linear(
+            e_ND, self.hidden.weight[:, : self.embedding_dim], self.hidden.bias
+        )
+
+    def project_columns(self, e_ND: Tensor) -> Tensor:
+        """Return column (helper) activations b [N, H].
+
+        Raises:
+            ShapeError: If the network is pointwise.
+        """
+        if self.pointwise:
+            msg = "a pointwise network has no columns"
+            raise ShapeError(msg)
+        return functional.linear(e_ND, self.hidden.weight[:, self.embedding_dim + 1 :])
+
+    def output_weights(self) -> tuple[NDArray[np.float32], float]:
+        """Return the output layer as (w [H], bias)."""
+        return _numpy(self.output.weight)[0].copy(), float(self.output.bias.detach()[0])
+
+    def factored(self) -> FactoredNetwork:
+        """Return a copy of the weights cut into row, column and output parts, for scoring."""
+        weight, dim = _numpy(self.hidden.weight), self.embedding_dim
+        column = weight[:, :0] if self.pointwise else weight[:, dim + 1 :]
+        w_H, bias = self.output_weights()
+        return FactoredNetwork(
+            w_row_HD=np.ascontiguousarray(weight[:, :dim]).copy(),
+            b_row_H=_numpy(self.hidden.bias).copy(),
+            w_col_HD=np.ascontiguousarray(column).copy(),
+            w_H=w_H,
+            bias=bias,
+        )
+
+    @classmethod
+    def from_factored(cls, factored: FactoredNetwork) -> InfluenceNetwork:
+        """Rebuild a network; the weights of the separator, which never act, become 0."""
+        network = cls(factored.embedding_dim, factored.num_hidden, factored.pointwise, seed=0)
+        separator = np.zeros((factored.num_hidden, 0 if factored.pointwise else 1), np.float32)
+        parts = [factored.w_row_HD, separator, factored.w_col_HD]
+        with torch.no_grad():
+            network.hidden.weight.copy_(torch.from_numpy(np.concatenate(parts, axis=1)))
+            network.hidden.bias.copy_(torch.from_numpy(factored.b_row_H.copy()))
+            network.output.weight.copy_(torch.from_numpy(factored.w_H[None].copy()))
+            network.output.bias.fill_(factored.bias)
+        return network
+
+    def _draw_weights(self, generator: torch.Generator) -> None:
+        """Draw as torch's own Linear does: uniform within 1 / sqrt(inputs), biases too."""
+        for layer in (self.hidden, self.output):
+            bound = 1.0 / math.sqrt(layer.in_features)
+            for parameter in (layer.weight, layer.bias):
+                nn.init.uniform_(parameter, -bound, bound, generator=generator)
+
+
+def _numpy(tensor: Tensor) -> NDArray[np.float32]:
+    return cast("NDArray[np.float32]", tensor.detach().cpu().numpy())

@@ -1,0 +1,1 @@
+"""All pairs: influence from projected activations, exact and streamed, on CPU or a device."""

@@ -1,0 +1,1 @@
+"""Set functions over influence, and the greedy search for a subset."""

@@ -1,0 +1,1 @@
+"""What the teachers compute: distances, ratings and projected gradients."""

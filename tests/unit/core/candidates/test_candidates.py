@@ -1,0 +1,237 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from nncift_ray.core.candidates.anchor import AnchorGenerator
+from nncift_ray.core.candidates.cosine import CosineGenerator
+from nncift_ray.core.candidates.cost import CostEstimate, Rates, estimate_cost, measure_rates
+from nncift_ray.core.candidates.protocol import CandidateGenerator
+from nncift_ray.core.candidates.quadratic import QuadraticGenerator
+from nncift_ray.core.candidates.recall import (
+    SearchSettings,
+    listing_schedule,
+    recall_at_k,
+    tune,
+    widening_schedule,
+)
+from nncift_ray.core.network.factored import FactoredNetwork
+from nncift_ray.core.pairs.cell_scores import pack_cells, score_cells
+from nncift_ray.core.pairs.pair_scores import score_block, top_k_rows
+from nncift_ray.core.pairs.rescoring import RescoredTopK
+from nncift_ray.errors import ShapeError
+
+DIM, HIDDEN, ROWS, COLUMNS, K = 12, 20, 60, 900, 10
+PRODUCT_TOLERANCE = 1e-3  # of the scores' spread: float32 products of 64 features
+FitRows = tuple[FactoredNetwork, np.ndarray, np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def network() -> FactoredNetwork:
+    rng = np.random.default_rng(5)
+    shapes = ((HIDDEN, DIM), (HIDDEN,), (HIDDEN, DIM), (HIDDEN,))
+    w_row, b_row, w_col, w = (rng.standard_normal(shape).astype(np.float32) for shape in shapes)
+    return FactoredNetwork(w_row, 0.3 * b_row, w_col, w, 2.5)
+
+
+@pytest.fixture(scope="module")
+def embeddings() -> tuple[np.ndarray, np.ndarray]:
+    vectors = np.random.default_rng(6).standard_normal((ROWS + COLUMNS, DIM)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors[:ROWS], vectors[ROWS:]
+
+
+@pytest.fixture(scope="module")
+def activations(network: FactoredNetwork, embeddings: tuple[np.ndarray, np.ndarray]) -> FitRows:
+    rows, columns = embeddings
+    return network, network.project_rows(rows), network.project_columns(columns)
+
+
+def recall_of(products: np.ndarray, scores: np.ndarray, num_candidates: int) -> float:
+    """Return the share of each row's K best among its candidates of largest product."""
+    listed = np.argsort(-products, axis=1)[:, :num_candidates]
+    found = np.take_along_axis(scores, listed, axis=1)
+    return float((found >= -np.sort(-scores, axis=1)[:, K - 1 : K]).sum(axis=1).mean() / K)
+
+
+def found_lists(score_IK: np.ndarray) -> RescoredTopK:
+    pairs = np.full(len(score_IK), score_IK.shape[1])
+    return RescoredTopK(np.zeros(score_IK.shape, np.int32), score_IK.astype(np.float32), pairs)
+
+
+def test_anchor_products_follow_influence_up_to_a_constant_of_the_row(activations: FitRows) -> None:
+    network, a, b = activations
+    generator = AnchorGenerator.fit(network, a, b, seed=0, num_anchors=60, num_features=60)
+    products = generator.row_queries(a) @ generator.column_features(b).T
+    offset = score_block(a, b, network.w_H, network.bias) - products
+    left = offset - offset.mean(axis=1, keepdims=True)
+    assert left.std() < PRODUCT_TOLERANCE * products.std()
+
+
+def test_network_features_find_what_cosine_misses(
+    activations: FitRows, embeddings: tuple[np.ndarray, np.ndarray]
+) -> None:
+    network, a, b = activations
+    rows, columns = embeddings
+    scores = score_block(a, b, network.w_H, network.bias)
+    recall = {}
+    for kind, inputs in (
+        (AnchorGenerator, (a, b)),
+        (QuadraticGenerator, (a, b)),
+        (CosineGenerator, (rows, columns)),
+    ):
+        generator = kind.fit(network, a[30:], b, seed=0)
+        products = generator.row_queries(inputs[0]) @ generator.column_features(inputs[1]).T
+        recall[kind] = recall_of(products, scores, 4 * K)
+    assert recall[AnchorGenerator] > 0.99
+    assert recall[AnchorGenerator] > recall[QuadraticGenerator] > 2 * recall[CosineGenerator]
+
+
+@pytest.mark.parametrize("kind", [AnchorGenerator, QuadraticGenerator, CosineGenerator])
+def test_a_generator_survives_as_plain_arrays(kind: type, activations: FitRows) -> None:
+    network, a, b = activations
+    fitted: CandidateGenerator = kind.fit(network, a, b, seed=1)
+    state = fitted.to_state()
+    again: CandidateGenerator = kind.from_state(state)
+    assert {array.dtype for array in state.values()} == {np.dtype(np.float32)}
+    assert again.num_features == fitted.num_features
+    width = DIM if fitted.reads == "embeddings" else HIDDEN
+    sample = np.random.default_rng(0).standard_normal((9, width)).astype(np.float32)
+    assert fitted.column_features(sample).shape == (9, fitted.num_features)
+    np.testing.assert_array_equal(again.column_features(sample), fitted.column_features(sample))
+    np.testing.assert_array_equal(again.row_queries(sample), fitted.row_queries(sample))
+
+
+def test_the_state_of_another_generator_is_refused(activations: FitRows) -> None:
+    state = QuadraticGenerator.fit(*activations, seed=0).to_state()
+    with pytest.raises(ShapeError, match="generator 'anchor' holds"):
+        AnchorGenerator.from_state(state)
+
+
+def test_the_same_seed_gives_the_same_features(activations: FitRows) -> None:
+    network, a, b = activations
+    one, same, other = (
+        AnchorGenerator.fit(network, a, b, seed=seed, num_anchors=16) for seed in (3, 3, 4)
+    )
+    np.testing.assert_array_equal(one.column_features(b), same.column_features(b))
+    assert not np.array_equal(one.anchor_RH, other.anchor_RH)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (1, 5), (2, 1)])
+def test_anchors_fit_on_tiny_samples(activations: FitRows, rows: int, columns: int) -> None:
+    network, a, b = activations
+    generator = AnchorGenerator.fit(network, a[:rows], b[:columns], seed=0)
+    assert np.isfinite(generator.column_features(b)).all()
+    assert np.isfinite(generator.row_queries(a)).all()
+
+
+def test_columns_that_all_score_alike_have_features_of_zero(activations: FitRows) -> None:
+    network, a, b = activations
+    generator = AnchorGenerator.fit(network, a, np.tile(b[:1], (50, 1)), seed=0)
+    np.testing.assert_array_equal(generator.column_features(b), np.zeros((COLUMNS, 1)))
+
+
+@pytest.mark.parametrize("kind", [AnchorGenerator, QuadraticGenerator])
+def test_fitting_on_nothing_is_refused(kind: type, activations: FitRows) -> None:
+    network, a, b = activations
+    with pytest.raises(ShapeError, match="cannot fit on 0 rows and 900 columns"):
+        kind.fit(network, a[:0], b, seed=0)
+
+
+def test_recall_counts_the_true_best_that_were_found() -> None:
+    exact = np.array([[9, 8, 7], [9, 8, 7]], np.float32)
+    found = np.array([[9, 7, 5], [6, 5, 4]], np.float32)
+    np.testing.assert_allclose(recall_at_k(found, exact), [2 / 3, 0])
+
+
+def test_recall_takes_a_tie_with_the_last_for_as_good() -> None:
+    exact, found = np.array([[9, 7, 7]], np.float32), np.array([[7, 7, 7]], np.float32)
+    np.testing.assert_allclose(recall_at_k(found, exact), [1.0])
+
+
+def test_recall_of_short_lists_is_of_what_there_is() -> None:
+    exact = np.array([[5, 4, -np.inf], [-np.inf] * 3], np.float32)
+    found = np.array([[5, -np.inf, -np.inf], [-np.inf] * 3], np.float32)
+    np.testing.assert_allclose(recall_at_k(found, exact), [0.5, 1.0])
+
+
+def test_tuning_takes_the_first_setting_that_finds_enough() -> None:
+    exact = np.tile(np.arange(4, 0, -1, np.float32), (5, 1))
+    found = {4: [4, 0, 0, 0], 8: [4, 3, 2, 0], 16: [4, 3, 2, 1]}
+
+    def search(settings: SearchSettings) -> RescoredTopK:
+        return found_lists(np.tile(found[settings.num_probes], (5, 1)))
+
+    tuning = tune(search, exact, 8, widening_schedule(16), wanted_recall=0.7)
+    assert tuning.chosen is tuning.best
+    assert [point.recall for point in tuning.points] == [0.25, 0.75]
+    assert tuning.best.settings == SearchSettings(8)
+    assert tuning.best.scored_fraction == 0.5
+
+
+def test_tuning_says_when_no_setting_finds_enough() -> None:
+    exact = np.ones((3, 2), np.float32)
+    tuning = tune(
+        lambda _: found_lists(np.tile([1.0, 0.0], (3, 1))), exact, 9, widening_schedule(6), 0.9
+    )
+    assert tuning.chosen is None
+    assert tuning.best.recall == 0.5
+    assert [point.settings.num_probes for point in tuning.points] == [4, 6]
+
+
+def test_schedules_end_with_everything_and_never_ask_for_more() -> None:
+    assert [s.num_probes for s in widening_schedule(1)] == [1]
+    assert [s.num_probes for s in widening_schedule(20)] == [4, 8, 16, 20]
+    listing = listing_schedule(k=10, num_columns=50, num_cells=5)
+    assert {s.num_candidates for s in listing} == {20, 40, 50}
+    assert listing[-1] == SearchSettings(5, 50)
+
+
+def test_estimate_adds_up_what_each_step_costs() -> None:
+    rates = Rates(
+        exact_pairs=1e6, featured_columns=100, queried_rows=50, comparisons=1e3, probed_pairs=1e5
+    )
+    cost = estimate_cost(
+        rates,
+        num_rows=200,
+        num_columns=1000,
+        num_cells=10,
+        scored_fraction=0.1,
+        build_comparisons=5000,
+        num_workers=2,
+    )
+    # A row: 1/50 to query, 10/1e3 to compare cells, 100/1e5 to score.
+    expected = CostEstimate(exact_seconds=0.1, build_seconds=15.0, search_seconds=100 * 0.031)
+    assert cost.exact_seconds == pytest.approx(expected.exact_seconds)
+    assert cost.build_seconds == pytest.approx(expected.build_seconds)
+    assert cost.search_seconds == pytest.approx(expected.search_seconds)
+    assert not cost.pruning_pays
+
+
+def test_measured_rates_are_positive_and_finite(activations: FitRows) -> None:
+    network, a, b = activations
+    cells = pack_cells(b, network.w_H, network.bias, np.arange(COLUMNS) % 5, 5)
+    generator = AnchorGenerator.fit(network, a, b, seed=0)
+    rates = measure_rates(generator, _first_cells, cells, a, b, K, num_probes=2)
+    speeds = np.array([getattr(rates, name) for name in Rates.__slots__])
+    assert (np.isfinite(speeds) & (speeds > 0)).all()
+
+
+def test_cells_probed_in_order_of_use_reach_full_recall(activations: FitRows) -> None:
+    network, a, b = activations
+    cells = pack_cells(b, network.w_H, network.bias, np.arange(COLUMNS) % 8, 8)
+    exact = top_k_rows(a, b, network.w_H, network.bias, K)
+    tuning = tune(
+        lambda settings: score_cells(a, cells, _first_cells(a, settings.num_probes), K),
+        exact.score_IK,
+        COLUMNS,
+        widening_schedule(8),
+        wanted_recall=1.0,
+    )
+    assert [point.settings.num_probes for point in tuning.points] == [4, 8]
+    assert 0.2 < tuning.points[0].recall < 0.8  # half of the columns, at random
+    assert tuning.best.recall == 1.0
+
+
+def _first_cells(query_IF: np.ndarray, num_probes: int) -> np.ndarray:
+    return np.tile(np.arange(num_probes), (len(query_IF), 1))
