@@ -7,8 +7,10 @@ and Q1; the other quadrants measure the network on examples it never saw:
     Q3 row unseen, column seen    Q4 neither seen
 
 Unseen columns are few (about the square root of a quadrant's pairs), because each costs the
-teacher a prefix of its own. A pointwise teacher is asked about examples instead: there Q4 is what
-training never saw. Sampled examples stay selectable: nothing here takes them away.
+teacher a prefix of its own. Rows are few too (twice that), so that each has several held-out
+pairs: which of its helpers is best can only be asked within a row. A pointwise teacher is asked
+about examples instead: there Q4 is what training never saw. Sampled examples stay selectable:
+nothing here takes them away.
 Source: NN-CIFT, arXiv 2502.09969 (5 % of the examples on each axis).
 """
 
@@ -126,14 +128,20 @@ def draw_block(
     helped, helper = _grid(seen_rows, seen_columns, same_examples)
     kept = np.sort(generator.permutation(len(helped))[:num_block_pairs])
     helped, helper = helped[kept], helper[kept]
-    split = _split_block(helped, helper, max(num_rows, num_columns), same_examples, holdout,
-                         design.validation_fraction, generator)  # fmt: skip
+    # Half of the measured rows' pairs or more stay in training: their rows are seen.
+    measured = seen_rows[: _few_rows(len(seen_columns), 2 * holdout)]
+    in_measured = np.isin(helped, measured)
+    if same_examples:  # a pair's mirror image is measured with it
+        in_measured &= np.isin(helper, measured)
+    split = _split_block(helped, helper, max(num_rows, num_columns), same_examples, in_measured,
+                         holdout, design.validation_fraction, generator)  # fmt: skip
     parts = [(helped, helper, split)]
     few = math.ceil(math.sqrt(holdout))
     # Rows of a table of their own cost a baseline each: twice as many as columns, no more.
     new_rows, new_columns = unseen_rows[: 2 * few], unseen_columns[:few]
+    measured_rows = seen_rows[: _few_rows(len(new_columns), holdout)]
     for name, row_pool, column_pool in (
-        ("Q2", seen_rows, new_columns),
+        ("Q2", measured_rows, new_columns),
         ("Q3", new_rows, seen_columns[generator.permutation(len(seen_columns))[:few]]),
         ("Q4", new_rows, new_columns),
     ):
@@ -207,6 +215,11 @@ def _plan_block(
     return size, min(wanted, _num_pairs(*size, same_examples)), holdout
 
 
+def _few_rows(num_columns: int, num_pairs: int) -> int:
+    """Return how many rows a quadrant measures: few, but enough for its pairs."""
+    return max(2 * math.ceil(math.sqrt(num_pairs)), math.ceil(num_pairs / max(1, num_columns)))
+
+
 def _outside_pairs(
     size: tuple[int, int], num_rows: int, num_columns: int, same_examples: bool, holdout: int
 ) -> int:
@@ -259,12 +272,14 @@ def _split_block(
     helper: I64,
     num_examples: int,
     same_examples: bool,
+    measured: NDArray[np.bool_],
     holdout: int,
     validation_fraction: float,
     generator: np.random.Generator,
 ) -> NDArray[np.str_]:
     """Split the block's pairs at random into Q1, validation and train (never left empty).
 
+    Q1 comes from the pairs ``measured`` [P] as far as they suffice.
     Where rows and columns are the same examples a pair and its mirror image go together: a
     symmetric teacher gives both one label, and the held-out half would not be held out.
     """
@@ -274,15 +289,16 @@ def _split_block(
         first, second = np.minimum(helped, helper), np.maximum(helped, helper)
     keys, key_of_pair = np.unique(first * num_examples + second, return_inverse=True)
     place_of_key = generator.permutation(len(keys))
-    order = np.argsort(place_of_key[key_of_pair], kind="stable")
+    place = place_of_key[key_of_pair]
     num_q1 = min(holdout, num_pairs // len(QUADRANTS))
     num_validation = _validation_size(num_pairs - num_q1, validation_fraction)
-    bounds = [
-        _whole_group(key_of_pair[order], bound) for bound in (num_q1, num_q1 + num_validation)
-    ]
     split = np.full(num_pairs, TRAIN, "<U10")
-    split[order[: bounds[0]]] = "Q1"
-    split[order[bounds[0] : bounds[1]]] = VALIDATION
+    for name, order, size in (
+        ("Q1", np.lexsort((place, ~measured)), num_q1),
+        (VALIDATION, np.argsort(place, kind="stable"), num_validation),
+    ):
+        free = order[split[order] == TRAIN]
+        split[free[: _whole_group(key_of_pair[free], size)]] = name
     return split
 
 

@@ -67,6 +67,28 @@ def test_held_out_helpers_are_few() -> None:
     assert len({j for _, j in pairs_of(sample, "Q3")}) <= 15
 
 
+@pytest.mark.parametrize(("rows", "same"), [(5000, True), (500, False)])
+def test_rows_of_every_quadrant_have_several_pairs_to_rank(rows: int, same: bool) -> None:
+    sample = draw_block(rows, 5000, same, SampleDesign(label_pairs=8000))
+    for name in QUADRANTS:
+        _, counts = np.unique(sample.helped[sample.split == name], return_counts=True)
+        assert counts[counts >= 4].sum() >= 0.8 * counts.sum()
+
+
+@pytest.mark.parametrize("same", [False, True])
+def test_rows_that_measure_q1_keep_half_of_their_pairs_in_training(same: bool) -> None:
+    sample = draw_block(1000, 1000, same, SampleDesign(label_pairs=1500))
+    trained = np.bincount(sample.helped[sample.split == "train"], minlength=1000)
+    held_out = np.bincount(sample.helped[sample.split == "Q1"], minlength=1000)
+    assert (trained >= held_out).all()
+
+
+def test_validation_pairs_are_of_all_rows_and_not_of_those_that_measure() -> None:
+    sample = draw_block(5000, 5000, False, SampleDesign(label_pairs=8000))
+    validated, measured = (set(sample.helped[sample.split == n]) for n in ("validation", "Q1"))
+    assert len(validated - measured) > len(validated & measured)
+
+
 def test_sample_is_drawn_and_not_the_first_rows() -> None:
     """Published error 6: the first 5 % of the rows as sample."""
     sample = draw_block(1000, 1000, True, SampleDesign(label_fraction=0.05))
