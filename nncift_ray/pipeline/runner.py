@@ -14,6 +14,7 @@ import nncift_ray
 from nncift_ray.config import Config
 from nncift_ray.errors import ConfigError, StorageError
 from nncift_ray.pipeline.blueprint import STAGE_NAMES, Blueprint, Trainers
+from nncift_ray.pipeline.opening import RUN_RECORD
 from nncift_ray.report.collect import RunFacts, collect_report_data
 from nncift_ray.report.data import ReportData
 from nncift_ray.report.render import render_report
@@ -30,7 +31,6 @@ from nncift_ray.stages.stage import Stage
 from nncift_ray.storage.filesystem import Location
 from nncift_ray.storage.output import FILES_TABLE, StageOutput
 
-RUN_RECORD = "run.json"
 LOCK_NAME = ".lock"
 EXPORT_FOLDER = "export"
 REPORT_NAME = "report.html"

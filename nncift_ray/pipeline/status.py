@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from nncift_ray.errors import StorageError
-from nncift_ray.pipeline.runner import RUN_RECORD
+from nncift_ray.pipeline.opening import read_record
 from nncift_ray.stages.driver import finished_shards
 from nncift_ray.storage.filesystem import Location
 from nncift_ray.storage.output import StageOutput
@@ -44,12 +42,7 @@ def read_status(run_dir: str) -> RunStatus:
         StorageError: If there is no run.
     """
     location = Location.of(run_dir)
-    record_file = location / RUN_RECORD
-    if not record_file.exists():
-        raise StorageError(
-            f"{location}: no run here (no {RUN_RECORD}); give a run_dir of `nncift run`"
-        )
-    record = json.loads(record_file.read_bytes())
+    record = read_record(location)
     stages = tuple(
         _stage_status(location, name, record["stages"].get(name)) for name in record["stage_names"]
     )

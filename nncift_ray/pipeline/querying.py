@@ -1,0 +1,291 @@
+"""Ask a finished run about one example: what helps it most, and what it helps most.
+
+Both directions are scored anew from the projected activations, by the kernel that scored the run,
+so they are exact, also where the run kept no lists (``top_k``) or shorter ones than are asked for.
+Activations are streamed: memory is one tile of them.
+
+Suffixes: I rows (helped), J columns (helpers), H hidden units, N examples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import numpy as np
+import pyarrow as pa
+
+from nncift_ray.core.network.factored import FactoredNetwork
+from nncift_ray.core.pairs.pair_scores import TopKState, top_k_rows, top_k_vector
+from nncift_ray.pipeline.example_ids import Place, find_example
+from nncift_ray.pipeline.opening import OpenedRun
+from nncift_ray.stages.select import read_scale, read_scores
+from nncift_ray.storage import schemas
+from nncift_ray.storage.arrays import column_matrix
+from nncift_ray.storage.checkpoints import read_network
+from nncift_ray.storage.output import StageOutput
+from nncift_ray.storage.schemas import CANDIDATE, POINTS, TARGET, helped_role
+
+TILE_ROWS = 65_536
+TEXT_COLUMNS = ["row_index", "example_id", "prompt", "response", "source", "line"]
+#: What a label of a built-in teacher is measured in.
+UNITS = {
+    "delift": "difference of DELIFT distances, from -1 to 1",
+    "delift_se": "cosine of the two embeddings, from -1 to 1",
+    "less": "cosine of gradients, averaged over checkpoints by learning rate",
+    "selectit": "SelectIT rating",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class FoundExample:
+    """An example of the run; ``subset_rank`` is None where it was not selected."""
+
+    role: str
+    row_index: int
+    example_id: str
+    prompt: str
+    response: str
+    source: str
+    line: int
+    subset_rank: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """One example of a list; influence is raw and signed, in the unit of the labels."""
+
+    rank: int
+    influence: float
+    example: FoundExample
+
+
+@dataclass(frozen=True, slots=True)
+class InfluenceList:
+    """Who helps an example ("helpers"), or whom it helps ("helped"), best first."""
+
+    direction: Literal["helpers", "helped"]
+    block: str
+    of_role: str  # as what the example asked about was taken
+    num_scored: int
+    neighbours: tuple[Neighbour, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What an example is ranked by where the objective is ``top_k``."""
+
+    value: float
+    rank: int  # 1-based, among all candidates; equal scores share the best rank
+    num_candidates: int
+    meaning: str
+
+
+@dataclass(frozen=True, slots=True)
+class QueryAnswer:
+    """What a run knows of one example."""
+
+    run_dir: str
+    unit: str
+    found_as: tuple[FoundExample, ...]  # a target that is also a candidate is found as both
+    score: Score | None
+    lists: tuple[InfluenceList, ...]
+    notes: tuple[str, ...]
+
+
+def query(run: OpenedRun, example_id: str, top: int = 10) -> QueryAnswer:
+    """Answer for one example of a run that is scored.
+
+    Args:
+        run: The run.
+        example_id: An id, or the beginning of one that no other id shares.
+        top: Neighbours of each list; the example itself is never one.
+
+    Raises:
+        DataError: If no id or several ids begin so.
+        StageError: If the run is not scored yet.
+    """
+    run.need("deduplicate", "fit", "project", "score_pairs")
+    places = find_example(run.outputs["deduplicate"], example_id)
+    blocks = list(run.outputs["project"].manifest.settings["blocks"])
+    ranks = _subset_ranks(run.outputs.get("select"))
+    lists = [
+        made
+        for block in blocks
+        if block != POINTS
+        for place in places
+        for made in _lists_of(run, block, place, top, ranks)
+    ]
+    notes = _notes(run, blocks, places)
+    if "select" not in run.outputs:
+        notes.append("nothing is selected yet, so no example is marked as in the subset")
+    return QueryAnswer(
+        run_dir=str(run.run_dir),
+        unit=UNITS.get(run.config.teacher.kind, f"labels of {run.config.teacher.kind}"),
+        found_as=tuple(
+            _texts(run.outputs["deduplicate"], place.role, [place.row_index], ranks)[0]
+            for place in places
+        ),
+        score=_score(run, blocks, places),
+        lists=tuple(lists),
+        notes=tuple(notes),
+    )
+
+
+def _lists_of(
+    run: OpenedRun, block: str, place: Place, top: int, ranks: dict[int, int]
+) -> Iterator[InfluenceList]:
+    """Make the lists in which an example at one place has a part in a block."""
+    activations, network = run.outputs["project"], read_network(run.outputs["fit"], block)
+    examples, row_role = run.outputs["deduplicate"], helped_role(block)
+    if place.role == row_role:
+        own = CANDIDATE == row_role
+        index, score = score_helpers(activations, network, block, place.row_index, top + own)
+        yield _make_list("helpers", block, place, top, CANDIDATE, index, score, activations,
+                         examples, ranks)  # fmt: skip
+    if place.role == CANDIDATE:
+        own = CANDIDATE == row_role
+        index, score = score_helped(activations, network, block, place.row_index, top + own)
+        yield _make_list("helped", block, place, top, row_role, index, score, activations,
+                         examples, ranks)  # fmt: skip
+
+
+def _make_list(
+    direction: Literal["helpers", "helped"],
+    block: str,
+    place: Place,
+    top: int,
+    role: str,
+    index: np.ndarray,
+    score: np.ndarray,
+    activations: StageOutput,
+    examples: StageOutput,
+    ranks: dict[int, int],
+) -> InfluenceList:
+    others = (index != place.row_index) | (role != place.role)
+    index, score = index[others][:top], score[others][:top]
+    texts = _texts(examples, role, index.tolist(), ranks)
+    side = "columns" if direction == "helpers" else "rows"
+    return InfluenceList(
+        direction=direction,
+        block=block,
+        of_role=place.role,
+        num_scored=activations.num_rows(f"{block}_{side}") - (role == place.role),
+        neighbours=tuple(
+            Neighbour(at + 1, float(value), text)
+            for at, (value, text) in enumerate(zip(score, texts, strict=True))
+        ),
+    )
+
+
+def score_helpers(
+    activations: StageOutput, network: FactoredNetwork, block: str, row: int, top: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Score one row against all columns of a block; return the best columns and their influence.
+
+    Equal scores stand by smaller column, as in the lists of the run.
+    """
+    a_1H = column_matrix(
+        activations.read_range(f"{block}_rows", row, row + 1, ["activation"])["activation"]
+    )
+    state: TopKState | None = None
+    index, score = np.zeros(0, np.int64), np.zeros(0, np.float32)
+    for start, b_JH in _tiles(activations, f"{block}_columns"):
+        found = top_k_rows(
+            a_1H, b_JH, network.w_H, network.bias, top, column_offset=start, state=state
+        )
+        state = found.state
+        kept = found.index_IK[0] >= 0
+        index, score = found.index_IK[0][kept], found.score_IK[0][kept]
+    return index, score
+
+
+def score_helped(
+    activations: StageOutput, network: FactoredNetwork, block: str, column: int, top: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Score all rows of a block against one column; return the best rows and their influence.
+
+    Equal scores stand by smaller row.
+    """
+    b_1H = column_matrix(
+        activations.read_range(f"{block}_columns", column, column + 1, ["activation"])["activation"]
+    )
+    index, score = np.zeros(0, np.int64), np.zeros(0, np.float32)
+    for start, a_IH in _tiles(activations, f"{block}_rows"):
+        score_I = top_k_rows(a_IH, b_1H, network.w_H, network.bias, 1).score_IK[:, 0]
+        index = np.r_[index, np.arange(start, start + len(a_IH))]
+        place, score = top_k_vector(np.r_[score, score_I], top)
+        index = index[place]
+    return index, score
+
+
+def _tiles(activations: StageOutput, table: str) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield (first row, activations [N, H]) of a table, tile by tile."""
+    start = 0
+    for batch in activations.iter_batches(table, ["activation"], TILE_ROWS):
+        tile = pa.Table.from_batches([batch])
+        yield start, column_matrix(tile["activation"])
+        start += batch.num_rows
+
+
+def _subset_ranks(select: StageOutput | None) -> dict[int, int]:
+    """Return the rank of every selected candidate."""
+    if select is None:
+        return {}
+    ranking = select.read("ranking", ["row_index", "rank"], schemas.RANKING)
+    return {row["row_index"]: row["rank"] for row in ranking.to_pylist()}
+
+
+def _texts(
+    examples: StageOutput, role: str, rows: list[int], ranks: dict[int, int]
+) -> list[FoundExample]:
+    if not rows:
+        return []
+    found = examples.take_rows(f"{role}s", np.asarray(rows), TEXT_COLUMNS).to_pylist()
+    return [
+        FoundExample(
+            role=role,
+            subset_rank=ranks.get(row["row_index"]) if role == CANDIDATE else None,
+            **cast("dict[str, Any]", row),
+        )
+        for row in found
+    ]
+
+
+def _score(run: OpenedRun, blocks: list[str], places: list[Place]) -> Score | None:
+    """Return what a candidate is ranked by, of a run that ranks by score."""
+    at = [place.row_index for place in places if place.role == CANDIDATE]
+    scores = run.outputs["score_pairs"]
+    if not at or scores.num_rows("column_sums") == 0:
+        return None
+    num_candidates = run.outputs["deduplicate"].num_rows("candidates")
+    score_J = read_scores(scores, num_candidates, read_scale(scores))
+    value = float(score_J[at[0]])
+    if POINTS in blocks:
+        meaning = "what the network says of the example"
+    elif run.config.data.subtask_by:
+        meaning = "mean influence on the rows of the subtask that it helps most"
+    else:
+        meaning = f"mean influence on all {helped_role(blocks[0])}s"
+    return Score(value, int((score_J > value).sum()) + 1, len(score_J), meaning)
+
+
+def _notes(run: OpenedRun, blocks: list[str], places: list[Place]) -> list[str]:
+    """Say what was not scored in this run, so is not listed."""
+    objective = run.config.objective
+    if blocks == [POINTS]:
+        return [
+            f"the teacher '{run.config.teacher.kind}' scores examples, not pairs, so there is no "
+            "influence of one on another"
+        ]
+    notes: list[str] = []
+    roles = {place.role for place in places}
+    if CANDIDATE in roles and schemas.WITHIN not in blocks:
+        notes.append(
+            f"the objective {objective} scores what candidates do for targets; what helps a "
+            "candidate was not scored"
+        )
+    if TARGET in roles and schemas.CROSS not in blocks:
+        notes.append(f"the objective {objective} does not score what helps a target")
+    return notes

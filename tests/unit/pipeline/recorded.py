@@ -1,0 +1,46 @@
+"""Chains of stages (``tests.unit.stages.chain``) made to look like runs, by their record."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from nncift_ray.config import make_config
+from nncift_ray.pipeline.opening import RUN_RECORD
+from nncift_ray.storage.filesystem import Location
+from nncift_ray.storage.output import StageOutput
+
+
+def record_run(
+    folder: Path, outputs: dict[str, StageOutput], *, run_dir: str | None = None, **data: Any
+) -> str:
+    """Write the record of a chain that ran in ``folder`` and return its run directory."""
+    run_dir = run_dir or str(folder / "run")
+    settings = outputs["select"].manifest.settings
+    targets = [str(folder / "corpus" / "targets.jsonl")]
+    has_targets = bool(outputs["deduplicate"].num_rows("targets"))
+    pointwise = outputs["fit"].manifest.settings["blocks"] == ["points"]
+    config = make_config(
+        {
+            "run_dir": run_dir,
+            "data": {
+                "candidates": [str(folder / "corpus" / "candidates.jsonl")],
+                "targets": targets if has_targets else [],
+                **data,
+            },
+            "teacher": {"kind": "selectit" if pointwise else "delift_se"},
+            "network": {"num_hidden": 8},
+            "pair_scores": {"top_k": 10},
+            "selection": {"objective": settings["objective"], "budget": settings["count"]},
+        }
+    )
+    record = {
+        "version": "0",
+        "config": config.model_dump(mode="json"),
+        "stage_names": list(outputs),
+        "stages": {name: output.fingerprint for name, output in outputs.items()},
+        "written_at": "",
+    }
+    (Location.of(run_dir) / RUN_RECORD).write_bytes(json.dumps(record).encode())
+    return run_dir
