@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, model_validator
 
-from nncift_ray.config.sections import PoolConfig, Section
+from nncift_ray.config.sections import PoolConfig, Section, parse_count
+
+#: A number of bytes, or one such as "4G" (decimal).
+ByteCount = Annotated[int, BeforeValidator(parse_count)]
 
 
 class NetworkConfig(Section):
@@ -38,14 +41,46 @@ class PairScoresConfig(Section):
     """The all-pairs stage.
 
     Attributes:
-        mode: "exact" scores every pair.
+        mode: "exact" scores every pair. "pruned" scores the pairs that an index of the network's own
+            features proposes. "auto" measures both on this machine and takes the faster.
         top_k: Helpers kept of every row.
-        column_tile: Columns scored at a time: the bound of a worker's memory. Never changes a
-            result.
-        pool: Actors.
+        generator: What the index is built on: how columns help sampled rows ("anchor"), parabolas
+            in place of the hidden units ("quadratic"), or the embeddings ("cosine", a baseline).
+        index: "ivf" scores whole cells of columns, "hnsw" and "flat" list single columns; "auto"
+            is "ivf".
+        min_recall: Share of the true top K that a pruned run must find, on average over rows.
+        recall_rows: Rows the search is tuned on, and as many others that it is checked on.
+        on_low_recall: What to do where even the widest search finds too little: stop, or go exact.
+        seed: Of the samples that the index is built, tuned and checked on.
+        activation_dtype: How projected activations are stored; "float16" halves them, and the run
+            reports what that does to scores.
+        half: Score in half precision, on GPUs only.
+        dense: Also write all scores, as a table of one list a row; exact mode only.
+        max_dense_bytes: Largest such table.
+        max_worker_bytes: Memory that one worker may take, estimated before the stage starts. More
+            lets it keep more columns in memory. Never changes a result.
+        column_tile: Columns scored at a time. Never changes a result.
+        pool: Actors; each scores with as many threads as it has CPUs.
     """
 
-    mode: Literal["exact"] = "exact"
+    mode: Literal["exact", "pruned", "auto"] = "exact"
     top_k: int = Field(default=64, ge=1)
+    generator: Literal["anchor", "quadratic", "cosine"] = "anchor"
+    index: Literal["auto", "ivf", "hnsw", "flat"] = "auto"
+    min_recall: float = Field(default=0.98, gt=0, le=1)
+    recall_rows: int = Field(default=256, ge=1)
+    on_low_recall: Literal["stop", "exact"] = "stop"
+    seed: int = Field(default=0, ge=0)
+    activation_dtype: Literal["float32", "float16"] = "float32"
+    half: bool = False
+    dense: bool = False
+    max_dense_bytes: ByteCount = 2 * 10**9
+    max_worker_bytes: ByteCount = 4 * 10**9
     column_tile: int = Field(default=65_536, ge=16)
     pool: PoolConfig = PoolConfig()
+
+    @model_validator(mode="after")
+    def _dense_needs_every_pair(self) -> Self:
+        if self.dense and self.mode != "exact":
+            raise ValueError(f"dense writes every pair, so mode must be exact (given: {self.mode})")
+        return self
