@@ -41,8 +41,8 @@ class PairScoresConfig(Section):
     """The all-pairs stage.
 
     Attributes:
-        mode: "exact" scores every pair. "pruned" scores the pairs that an index of the network's own
-            features proposes. "auto" measures both on this machine and takes the faster.
+        mode: "exact" scores every pair. "pruned" scores the pairs that an index of the network's
+            own features proposes. "auto" measures both on this machine and takes the faster.
         top_k: Helpers kept of every row.
         generator: What the index is built on: how columns help sampled rows ("anchor"), parabolas
             in place of the hidden units ("quadratic"), or the embeddings ("cosine", a baseline).

@@ -31,6 +31,7 @@ from nncift_ray.core.pairs.pair_scores import (
     prepare_rows,
     unit_order,
 )
+from nncift_ray.core.pairs.score_histogram import CountedRows
 from nncift_ray.errors import ShapeError
 
 F32 = NDArray[np.float32]
@@ -59,6 +60,7 @@ def sum_columns(
     *,
     tile_columns: int = 1024,
     statistics: ScoreStatistics | None = None,
+    counted: CountedRows | None = None,
 ) -> ColumnSums:
     """Score all pairs tile by tile and add up each column within each group of rows.
 
@@ -72,6 +74,7 @@ def sum_columns(
         tile_columns: Columns scored at once; changes no bit (see `pair_scores.top_k_rows`).
         statistics: What an earlier call returned for the same rows, to go on with further columns;
             changed in place.
+        counted: Rows whose scores are counted, and the counts; changed in place.
 
     Returns:
         Sums of the columns given, and statistics of the raw scores. The scores are those of
@@ -90,6 +93,7 @@ def sum_columns(
     sum_GJ = np.zeros((num_groups, len(b_JH)), np.int64)
     if len(a_IH) == 0:
         return ColumnSums(sum_GJ, statistics)
+    counted = CountedRows.none(len(a_IH)) if counted is None else counted
     order_H, num_max = unit_order(w_H)
     rows_IH = prepare_rows(a_IH, w_H, order_H)
     for start in range(0, len(b_JH), tile_columns):
@@ -107,6 +111,8 @@ def sum_columns(
             statistics.max_I,
             statistics.sum_I,
             statistics.sum_of_squares_I,
+            counted.is_counted_I,
+            counted.count_B,
             sum_GT,
         )
         sum_GJ[:, part] = sum_GT

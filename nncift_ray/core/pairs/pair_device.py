@@ -27,6 +27,12 @@ from nncift_ray.core.pairs.pair_scores import (
     start_state,
     unit_order,
 )
+from nncift_ray.core.pairs.score_histogram import (
+    BITS_DROPPED,
+    FIRST_BIN,
+    NUM_BINS,
+    CountedRows,
+)
 
 F32 = NDArray[np.float32]
 
@@ -71,6 +77,7 @@ def top_k_rows_on(
     half: bool = False,
     column_offset: int = 0,
     state: TopKState | None = None,
+    counted: CountedRows | None = None,
 ) -> TopK:
     """Score all pairs on a device and keep the K best columns of every row.
 
@@ -89,6 +96,7 @@ def top_k_rows_on(
             they vanish, above 65,504 they overflow.
         column_offset: Index of the first column of `b_JH` among all columns.
         state: What an earlier call returned for the same rows.
+        counted: Rows whose scores are counted, and the counts; changed in place.
 
     Raises:
         ShapeError: If H differs between the arrays, or the state is of other rows or another K.
@@ -115,21 +123,45 @@ def top_k_rows_on(
     on_device = _to_device(state, len(b_JH), device)
     if len(a_IH) and len(b_JH):
         fold(pairs, on_device)
+        if counted is not None:
+            _count_scores(pairs, counted)
     return _to_host(on_device, state, len(b_JH))
 
 
 def fold_in_torch(pairs: DevicePairs, state: DeviceState) -> None:
     """Score tile by tile with whole-tile operations, on any device; the kernel's oracle."""
-    num_hidden, num_columns = pairs.columns_HJ.shape
-    for start in range(0, num_columns, TILE_COLUMNS):
+    for start in range(0, pairs.columns_HJ.shape[1], TILE_COLUMNS):
         part = slice(start, start + TILE_COLUMNS)
-        score_IT = pairs.base_J[part].repeat(pairs.rows_HI.shape[1], 1)
-        for h in range(num_hidden):
-            larger = torch.maximum if h < pairs.num_max else torch.minimum
-            score_IT += larger(pairs.rows_HI[h, :, None], pairs.columns_HJ[h, None, part])
+        score_IT = _score_tile(pairs, pairs.rows_HI, part)
         _fold_statistics(score_IT, state)
         state.column_max_J[part] = score_IT.amax(dim=0)
         _fold_lists(score_IT, pairs.first_column + start, state.key_IK)
+
+
+def _score_tile(pairs: DevicePairs, rows_HI: torch.Tensor, part: slice) -> torch.Tensor:
+    score_IT = pairs.base_J[part].repeat(rows_HI.shape[1], 1)
+    for h, (row_I, column_J) in enumerate(zip(rows_HI, pairs.columns_HJ, strict=True)):
+        larger = torch.maximum if h < pairs.num_max else torch.minimum
+        score_IT += larger(row_I[:, None], column_J[None, part])
+    return score_IT
+
+
+def _count_scores(pairs: DevicePairs, counted: CountedRows) -> None:
+    """Score the counted rows once more, a few of many, and add them to the counts."""
+    is_counted_I = torch.asarray(counted.is_counted_I, device=pairs.rows_HI.device)
+    rows_HN = pairs.rows_HI[:, is_counted_I]
+    count_B = torch.zeros(NUM_BINS, dtype=torch.int64, device=rows_HN.device)
+    for start in range(0, pairs.columns_HJ.shape[1], TILE_COLUMNS):
+        score_NT = _score_tile(pairs, rows_HN, slice(start, start + TILE_COLUMNS))
+        bin_NT = (_ordered_bits(score_NT) >> BITS_DROPPED) - FIRST_BIN
+        count_B += torch.bincount(bin_NT.ravel(), minlength=NUM_BINS)
+    counted.count_B[:] += count_B.cpu().numpy()
+
+
+def _ordered_bits(score: torch.Tensor) -> torch.Tensor:
+    """Return the bits of scores in an order that integers share."""
+    bits = score.contiguous().view(torch.int32)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
 def _fold_statistics(score_IT: torch.Tensor, state: DeviceState) -> None:
@@ -153,9 +185,7 @@ def _fold_lists(score_IT: torch.Tensor, first_column: int, key_IK: torch.Tensor)
 def _keys_of(score: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
     """Return the keys of `pair_kernel`."""
     score = torch.where(score == 0, 0.0, score)  # -0 equals 0
-    bits = score.view(torch.int32)
-    ordered = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long()
-    return ordered * 2**32 + (LAST_COLUMN - column)
+    return _ordered_bits(score).long() * 2**32 + (LAST_COLUMN - column)
 
 
 def _column_terms(weighted_HJ: torch.Tensor, bias: float) -> torch.Tensor:

@@ -25,10 +25,12 @@ from nncift_ray.core.pairs.pair_vectors import (
     find_extremes,
     score_panel,
 )
+from nncift_ray.core.pairs.score_histogram import count_scores
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
+Bool = NDArray[np.bool_]
 
 NO_KEY = -(2**63)
 FIRST_KEY = NO_KEY + 2**32  # keys below stand for empty places
@@ -174,6 +176,7 @@ def add_tile(
     rows_IH: F32, tile_HT: F32, base_T: F32, num_max: int, first_column: int,
     key_IK: I64,
     num_pairs_I: I64, min_I: F32, max_I: F32, sum_I: F64, sum_of_squares_I: F64,
+    is_counted_I: Bool, count_B: I64,
     column_max_T: F32,
 ) -> None:  # fmt: skip
     """Score all rows against one tile and fold the scores into the running state."""
@@ -192,6 +195,8 @@ def add_tile(
             i = first + r
             find_extremes(score_RT[r], len(panel_PHC), low_P, high_P)
             num_pairs_I[i] += num_columns
+            if is_counted_I[i]:
+                count_scores(score_RT[r], num_columns, count_B)
             for p in range(len(panel_PHC)):
                 min_I[i], max_I[i] = min(min_I[i], low_P[p]), max(max_I[i], high_P[p])
                 if high_P[p] >= _score_of(key_IK[i, 0]):
@@ -204,6 +209,7 @@ def add_tile(
 def sum_tile(
     rows_IH: F32, tile_HT: F32, base_T: F32, num_max: int, group_I: I64,
     num_pairs_I: I64, min_I: F32, max_I: F32, sum_I: F64, sum_of_squares_I: F64,
+    is_counted_I: Bool, count_B: I64,
     sum_GT: I64,
 ) -> None:  # fmt: skip
     """Score all rows against one tile and add each, in fixed point, to its group's columns."""
@@ -221,6 +227,8 @@ def sum_tile(
             i = first + r
             find_extremes(score_RT[r], len(panel_PHC), low_P, high_P)
             num_pairs_I[i] += num_columns
+            if is_counted_I[i]:
+                count_scores(score_RT[r], num_columns, count_B)
             min_I[i], max_I[i] = min(min_I[i], low_P.min()), max(max_I[i], high_P.max())
             sum_T = sum_GT[group_I[i]]
             for j in range(num_columns):

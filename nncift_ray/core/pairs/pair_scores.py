@@ -32,6 +32,7 @@ from nncift_ray.core.pairs.pair_kernel import (
     add_tile,
     weigh_columns,
 )
+from nncift_ray.core.pairs.score_histogram import CountedRows
 from nncift_ray.errors import ShapeError
 
 F32 = NDArray[np.float32]
@@ -183,6 +184,7 @@ def top_k_rows(
     column_offset: int = 0,
     tile_columns: int = 1024,
     state: TopKState | None = None,
+    counted: CountedRows | None = None,
 ) -> TopK:
     """Score all pairs tile by tile and keep the K best columns of every row.
 
@@ -197,6 +199,7 @@ def top_k_rows(
             stay in the second-level cache; the result does not depend on it.
         state: What an earlier call returned for the same rows, to go on with further columns.
             The order in which columns arrive does not change the lists.
+        counted: Rows whose scores are counted, and the counts; changed in place.
 
     Returns:
         Lists, statistics and column maxima in the unit of the labels (raw and signed).
@@ -215,6 +218,7 @@ def top_k_rows(
     num_rows = len(a_IH)
     state = start_state(num_rows, k, column_offset, len(b_JH), state)
     column_max_J = np.full(len(b_JH), -np.inf, np.float32)
+    counted = CountedRows.none(num_rows) if counted is None else counted
     if num_rows:
         order_H, num_max = unit_order(w_H)
         rows_IH = prepare_rows(a_IH, w_H, order_H)
@@ -233,6 +237,8 @@ def top_k_rows(
                 state.statistics.max_I,
                 state.statistics.sum_I,
                 state.statistics.sum_of_squares_I,
+                counted.is_counted_I,
+                counted.count_B,
                 column_max_J[part],
             )
     index_IK, score_IK = read_keys(state.key_IK)

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from nncift_ray.core.pairs.cell_scores import pack_cells, score_cells
+from nncift_ray.core.pairs.column_sums import sum_columns
+from nncift_ray.core.pairs.pair_scores import TopK, top_k_rows
+from nncift_ray.core.pairs.pair_threads import CpuThreads, run_parts
+from nncift_ray.core.pairs.rescoring import pack_columns, rescore_rows
+from nncift_ray.core.pairs.score_histogram import CountedRows
+
+ROWS, COLUMNS, HIDDEN, K = 45, 210, 11, 6
+THREADS = (1, 2, 3, 7, 64)
+Pairs = tuple[np.ndarray, np.ndarray, np.ndarray, float]
+
+
+@pytest.fixture(scope="module")
+def pairs() -> Pairs:
+    rng = np.random.default_rng(3)
+    a, b, w = (
+        rng.standard_normal(n, np.float32) for n in ((ROWS, HIDDEN), (COLUMNS, HIDDEN), HIDDEN)
+    )
+    return a, b, w, 0.5
+
+
+def stream(pairs: Pairs, num_threads: int | None) -> tuple[TopK, np.ndarray]:
+    """Score the columns in two calls, counting every row."""
+    a, b, w, bias = pairs
+    score = top_k_rows if num_threads is None else CpuThreads(num_threads).top_k_rows
+    counted = CountedRows.of_range(0, ROWS, ROWS)
+    first = score(a, b[:100], w, bias, K, counted=counted)
+    rest = score(a, b[100:], w, bias, K, column_offset=100, state=first.state, counted=counted)
+    return rest, counted.count_B
+
+
+@pytest.mark.parametrize("num_threads", THREADS)
+def test_threads_change_no_bit_of_lists_statistics_maxima_and_counts(
+    pairs: Pairs, num_threads: int
+) -> None:
+    (one, counts), (other, other_counts) = stream(pairs, None), stream(pairs, num_threads)
+    for name in ("index_IK", "score_IK", "column_max_J"):
+        assert getattr(one, name).tobytes() == getattr(other, name).tobytes()
+    for name in ("num_pairs_I", "min_I", "max_I", "sum_I", "sum_of_squares_I"):
+        found, expected = getattr(other.statistics, name), getattr(one.statistics, name)
+        assert found.tobytes() == expected.tobytes()
+    np.testing.assert_array_equal(counts, other_counts)
+
+
+@pytest.mark.parametrize("num_threads", THREADS)
+def test_threads_change_no_sum_of_a_column(pairs: Pairs, num_threads: int) -> None:
+    a, b, w, bias = pairs
+    group = np.arange(ROWS) % 3
+    one = sum_columns(a, b, w, bias, group, 3)
+    other = CpuThreads(num_threads).sum_columns(a, b, w, bias, group, 3)
+    np.testing.assert_array_equal(one.sum_GJ, other.sum_GJ)
+    assert one.statistics.sum_I.tobytes() == other.statistics.sum_I.tobytes()
+
+
+@pytest.mark.parametrize("num_threads", THREADS)
+def test_threads_change_no_pruned_list(pairs: Pairs, num_threads: int) -> None:
+    a, b, w, bias = pairs
+    rng = np.random.default_rng(4)
+    cells = pack_cells(b, w, bias, rng.integers(0, 5, COLUMNS), 5)
+    probed = np.argsort(rng.random((ROWS, 5)), axis=1)[:, :2]
+    listed = rng.integers(0, COLUMNS, (ROWS, 30))
+    columns, threads = pack_columns(b, w, bias), CpuThreads(num_threads)
+    for one, other in (
+        (score_cells(a, cells, probed, K), threads.score_cells(a, cells, probed, K)),
+        (rescore_rows(a, columns, listed, K), threads.rescore_rows(a, columns, listed, K)),
+    ):
+        assert one.index_IK.tobytes() == other.index_IK.tobytes()
+        assert one.score_IK.tobytes() == other.score_IK.tobytes()
+        np.testing.assert_array_equal(one.num_pairs_I, other.num_pairs_I)
+
+
+def test_no_rows_and_one_row_need_no_second_thread(pairs: Pairs) -> None:
+    a, b, w, bias = pairs
+    assert CpuThreads(4).top_k_rows(a[:0], b, w, bias, K).index_IK.shape == (0, K)
+    assert run_parts(1, 4, lambda rows: rows) == [slice(0, 1)]
+
+
+@pytest.mark.parametrize(("num_rows", "num_threads"), [(17, 2), (64, 8), (65, 8), (100, 3)])
+def test_parts_cover_each_row_once_in_order(num_rows: int, num_threads: int) -> None:
+    parts = run_parts(num_rows, num_threads, lambda rows: list(range(num_rows))[rows])
+    assert [row for part in parts for row in part] == list(range(num_rows))
+    assert len(parts) <= num_threads
+
+
+def test_an_error_on_a_thread_is_raised_and_names_the_row(pairs: Pairs) -> None:
+    a, b, w, bias = pairs
+    bad = b.copy()
+    bad[3, 0] = np.nan
+    with pytest.raises(ValueError, match=r"column \(helper\) activations: row 3 is not finite"):
+        CpuThreads(4).top_k_rows(a, bad, w, bias, K)
