@@ -233,6 +233,7 @@ class Blueprint:
                 holdout_pairs_per_quadrant=default_holdout if holdout is None else holdout,
                 validation_fraction=labels.validation_fraction,
                 seed=labels.seed,
+                layout=labels.design,
             )
         return designs
 

@@ -24,7 +24,7 @@ class SampleStage(Stage):
     """Write ``pairs``, in groups that an engine is handed at once, and ``sampled_examples``."""
 
     name: ClassVar[str] = "sample"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     unit: ClassVar[str] = "draws"
 
     def __init__(

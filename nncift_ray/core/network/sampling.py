@@ -1,16 +1,19 @@
 """The label sample: which pairs the teacher is asked about, and what each is for.
 
-A block of R random rows times C random columns is labelled whole and split into train, validation
-and Q1; the other quadrants measure the network on examples it never saw:
+A block of R random rows and C random columns is labelled, whole or in part as its layout says
+(``sample_layouts``), and split into train, validation and Q1; the other quadrants measure the
+network on examples it never saw:
 
     Q1 row seen, column seen      Q2 row seen, column unseen
     Q3 row unseen, column seen    Q4 neither seen
 
 Unseen columns are few (about the square root of a quadrant's pairs), because each costs the
 teacher a prefix of its own. Rows are few too (twice that), so that each has several held-out
-pairs: which of its helpers is best can only be asked within a row. A pointwise teacher is asked
-about examples instead: there Q4 is what training never saw. Sampled examples stay selectable:
-nothing here takes them away.
+pairs: which of its helpers is best can only be asked within a row. Unseen examples are those the
+seed's order puts last: the same for every layout and, where enough are left, for every budget, so
+that Q4 of two samples of one seed can be compared. A pointwise teacher is asked about examples
+instead: there Q4 is what training never saw. Sampled examples stay selectable: nothing here takes
+them away.
 Source: NN-CIFT, arXiv 2502.09969 (5 % of the examples on each axis).
 """
 
@@ -22,13 +25,25 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from nncift_ray.core.network.sample_layouts import (
+    LAYOUTS,
+    PAPER,
+    Layout,
+    all_pairs,
+    block_size,
+    choose_evenly,
+    count_pairs,
+    draw_pairs,
+)
+
 I64 = NDArray[np.int64]
 
 TRAIN, VALIDATION = "train", "validation"
 QUADRANTS = ("Q1", "Q2", "Q3", "Q4")
 SPLITS = (TRAIN, VALIDATION, *QUADRANTS)
 
-COLUMN_STREAM, ROW_STREAM, PAIR_STREAM, POINT_STREAM = 1, 2, 3, 4  # one random stream a purpose
+#: One random stream a purpose.
+COLUMN_STREAM, ROW_STREAM, PAIR_STREAM, POINT_STREAM, HOLDOUT_STREAM = 1, 2, 3, 4, 5
 MAX_HOLDOUT_SHARE = 0.5  # of label_pairs, over the four quadrants
 SMALLEST_VALIDATED = 4  # labels from which on one at least decides when training stops
 
@@ -38,7 +53,8 @@ class SampleDesign:
     """How many labels to ask for and how to split them."""
 
     label_fraction: float | None = 0.05
-    """Share of the rows and of the columns in the block; ignored when label_pairs is given."""
+    """Share of the rows and of the columns in the block; ignored when label_pairs is given.
+    Other layouts than the square block label as many pairs as it would."""
     label_pairs: int | None = None
     """Total number of labelled pairs, held-out ones included."""
     holdout_pairs_per_quadrant: int = 200
@@ -46,6 +62,8 @@ class SampleDesign:
     validation_fraction: float = 0.1
     """Share of the block's other pairs that decides when training stops."""
     seed: int = 0
+    layout: str = PAPER
+    """Which pairs: a name in `sample_layouts.LAYOUTS`."""
 
     def __post_init__(self) -> None:
         """Raise ValueError on a design that cannot be drawn."""
@@ -60,6 +78,9 @@ class SampleDesign:
             raise ValueError(msg)
         if self.holdout_pairs_per_quadrant < 0 or not 0 <= self.validation_fraction < 1:
             msg = "holdout_pairs_per_quadrant must be >= 0 and validation_fraction in [0, 1)"
+            raise ValueError(msg)
+        if self.layout not in LAYOUTS:
+            msg = f"layout must be one of {', '.join(LAYOUTS)}, got {self.layout!r}"
             raise ValueError(msg)
 
 
@@ -107,7 +128,7 @@ def draw_block(
     if same_examples and num_rows != num_columns:
         msg = f"the same examples cannot be {num_rows} rows and {num_columns} columns"
         raise ValueError(msg)
-    if _num_pairs(num_rows, num_columns, same_examples) < 1:
+    if count_pairs(num_rows, num_columns, same_examples) < 1:
         msg = (
             f"{num_rows} helped and {num_columns} helper examples make no pair to label:"
             " at least one pair of two different examples is needed"
@@ -118,36 +139,24 @@ def draw_block(
         rows = columns
     else:
         rows = _generator(design.seed, ROW_STREAM).permutation(num_rows)
+    plan = _plan_block(num_rows, num_columns, same_examples, design)
     generator = _generator(design.seed, PAIR_STREAM)
-    block_size, num_block_pairs, holdout = _plan_block(num_rows, num_columns, same_examples, design)
-    seen_rows, seen_columns = rows[: block_size[0]], columns[: block_size[1]]
+    seen_rows, seen_columns = rows[: plan.num_rows], columns[: plan.num_columns]
+    helped, helper = draw_pairs(seen_rows, seen_columns, same_examples, plan.num_pairs,
+                                LAYOUTS[design.layout], generator)  # fmt: skip
+    key_of_pair = _mirror_keys(helped, helper, max(num_rows, num_columns), same_examples)
+    measured = _measured_pairs(helped, helper, rows, same_examples, plan.holdout)
+    split = _split_block(helped, helper, key_of_pair, measured, plan.holdout,
+                         design.validation_fraction, generator)  # fmt: skip
     # In `within` an unseen example was drawn on neither axis.
-    first_unseen = max(block_size) if same_examples else block_size[0]
-    unseen_rows = rows[first_unseen:]
-    unseen_columns = columns[first_unseen if same_examples else block_size[1] :]
-    helped, helper = _grid(seen_rows, seen_columns, same_examples)
-    kept = np.sort(generator.permutation(len(helped))[:num_block_pairs])
-    helped, helper = helped[kept], helper[kept]
-    # Half of the measured rows' pairs or more stay in training: their rows are seen.
-    measured = seen_rows[: _few_rows(len(seen_columns), 2 * holdout)]
-    in_measured = np.isin(helped, measured)
-    if same_examples:  # a pair's mirror image is measured with it
-        in_measured &= np.isin(helper, measured)
-    split = _split_block(helped, helper, max(num_rows, num_columns), same_examples, in_measured,
-                         holdout, design.validation_fraction, generator)  # fmt: skip
+    both = max(plan.num_rows, plan.num_columns)
+    new_rows = rows[both if same_examples else plan.num_rows :][::-1]
+    new_columns = columns[both if same_examples else plan.num_columns :][::-1]
     parts = [(helped, helper, split)]
-    few = math.ceil(math.sqrt(holdout))
-    # Rows of a table of their own cost a baseline each: twice as many as columns, no more.
-    new_rows, new_columns = unseen_rows[: 2 * few], unseen_columns[:few]
-    measured_rows = seen_rows[: _few_rows(len(new_columns), holdout)]
-    for name, row_pool, column_pool in (
-        ("Q2", measured_rows, new_columns),
-        ("Q3", new_rows, seen_columns[generator.permutation(len(seen_columns))[:few]]),
-        ("Q4", new_rows, new_columns),
-    ):
-        grid = _grid(row_pool, column_pool, same_examples)
-        chosen = generator.permutation(len(grid[0]))[:holdout]
-        parts.append((grid[0][chosen], grid[1][chosen], np.full(len(chosen), name, "<U10")))
+    parts += _draw_quadrants(
+        (seen_rows[np.isin(seen_rows, helped)], seen_columns[np.isin(seen_columns, helper)]),
+        (new_rows, new_columns), same_examples, plan.holdout, design.seed,
+    )  # fmt: skip
     helped, helper, split = (np.concatenate(column) for column in zip(*parts, strict=True))
     order = np.lexsort((helped, helper))
     return PairSample(helped[order], helper[order], split[order])
@@ -184,35 +193,61 @@ def draw_points(num_rows: int, design: SampleDesign) -> PairSample:
     return PairSample(drawn[order], None, split[order])
 
 
+@dataclass(frozen=True, slots=True)
+class _BlockPlan:
+    """How large the block is, how many of its pairs are labelled, how many a quadrant holds out."""
+
+    num_rows: int
+    num_columns: int
+    num_pairs: int
+    holdout: int
+
+
 def _plan_block(
     num_rows: int, num_columns: int, same_examples: bool, design: SampleDesign
-) -> tuple[tuple[int, int], int, int]:
-    """Return the block's (rows, columns), how many of its pairs are kept, pairs a quadrant."""
+) -> _BlockPlan:
     holdout = design.holdout_pairs_per_quadrant
+    table, layout = (num_rows, num_columns), LAYOUTS[design.layout]
     if design.label_pairs is None:
-        fraction = design.label_fraction or 0.0
         smallest = 2 if same_examples else 1
-        rows = max(smallest, round(fraction * num_rows))
-        columns = max(smallest, round(fraction * num_columns))
-        num_pairs = _num_pairs(rows, columns, same_examples)
+        square = [max(smallest, round((design.label_fraction or 0.0) * size)) for size in table]
+        num_pairs = count_pairs(square[0], square[1], same_examples)
         # A tiny block is not worth more held-out labels than it has itself.
-        return (rows, columns), num_pairs, min(holdout, num_pairs // len(QUADRANTS))
+        holdout = min(holdout, num_pairs // len(QUADRANTS))
+        size = square[0], square[1]
+        if layout != LAYOUTS[PAPER]:
+            spare = _spare(table, same_examples, holdout)
+            size = block_size(num_pairs, table, same_examples, layout, spare)
+        return _BlockPlan(*size, num_pairs, holdout)
     holdout = min(holdout, int(design.label_pairs * MAX_HOLDOUT_SHARE) // len(QUADRANTS))
-    total = design.label_pairs
+    return _plan_total(design.label_pairs, table, same_examples, layout, holdout)
+
+
+def _plan_total(
+    total: int, table: tuple[int, int], same_examples: bool, layout: Layout, holdout: int
+) -> _BlockPlan:
+    """Size a block so that it and the quadrants outside come to a number of pairs."""
+    spare = _spare(table, same_examples, holdout)
     wanted = total - (len(QUADRANTS) - 1) * holdout
-    size = _near_square(wanted, num_rows, num_columns, same_examples)
+    size = block_size(wanted, table, same_examples, layout, spare)
     while True:
         # What the quadrants outside the block cannot use (too few unseen examples) goes to the
         # block, which may leave fewer unseen again; the block only grows, so this ends.
-        outside = _outside_pairs(size, num_rows, num_columns, same_examples, holdout)
+        outside = _outside_pairs(size, table, same_examples, holdout)
         wanted = max(wanted, total - outside)
-        larger = _near_square(wanted, num_rows, num_columns, same_examples)
+        larger = block_size(wanted, table, same_examples, layout, spare)
         larger = max(size[0], larger[0]), max(size[1], larger[1])
         if larger == size:
             break
         size = larger
-    wanted = total - outside
-    return size, min(wanted, _num_pairs(*size, same_examples)), holdout
+    return _BlockPlan(*size, min(total - outside, count_pairs(*size, same_examples)), holdout)
+
+
+def _spare(table: tuple[int, int], same_examples: bool, holdout: int) -> tuple[int, int]:
+    """Return the rows and columns to leave unseen; never more than half."""
+    few = math.ceil(math.sqrt(holdout))
+    columns = 2 * few if same_examples else few
+    return min(2 * few, table[0] // 2), min(columns, table[1] // 2)
 
 
 def _few_rows(num_columns: int, num_pairs: int) -> int:
@@ -221,12 +256,12 @@ def _few_rows(num_columns: int, num_pairs: int) -> int:
 
 
 def _outside_pairs(
-    size: tuple[int, int], num_rows: int, num_columns: int, same_examples: bool, holdout: int
+    size: tuple[int, int], table: tuple[int, int], same_examples: bool, holdout: int
 ) -> int:
     """Return how many pairs Q2, Q3 and Q4 will hold beside a block of this size."""
     few = math.ceil(math.sqrt(holdout))
     seen = (max(size), max(size)) if same_examples else size
-    new_rows, new_columns = min(2 * few, num_rows - seen[0]), min(few, num_columns - seen[1])
+    new_rows, new_columns = min(2 * few, table[0] - seen[0]), min(few, table[1] - seen[1])
     # Only Q4 in `within` meets an example on both axes: both pools begin with the same ones.
     self_pairs = min(new_rows, new_columns) if same_examples else 0
     return (
@@ -236,42 +271,62 @@ def _outside_pairs(
     )
 
 
-def _near_square(
-    num_pairs: int, num_rows: int, num_columns: int, same_examples: bool
-) -> tuple[int, int]:
-    """Return the smallest near-square (rows, columns) that hold so many pairs, if they can."""
-    rows = min(num_rows, max(1, math.isqrt(num_pairs)))
-    columns = min(num_columns, math.ceil(num_pairs / rows))
-    rows = min(num_rows, max(rows, math.ceil(num_pairs / columns)))
-    while _num_pairs(rows, columns, same_examples) < num_pairs:
-        if columns < num_columns and (columns <= rows or rows == num_rows):
-            columns += 1
-        elif rows < num_rows:
-            rows += 1
-        else:
-            break
-    return rows, columns
+def _draw_quadrants(
+    seen: tuple[I64, I64], unseen: tuple[I64, I64], same_examples: bool, holdout: int, seed: int
+) -> list[tuple[I64, I64, NDArray[np.str_]]]:
+    """Draw Q2, Q3 and Q4 from the first of the seen and unseen (rows, columns)."""
+    few = math.ceil(math.sqrt(holdout))
+    # Rows of a table of their own cost a baseline each: twice as many as columns, no more.
+    new_rows, new_columns = unseen[0][: 2 * few], unseen[1][:few]
+    measured_rows = seen[0][: _few_rows(len(new_columns), holdout)]
+    parts: list[tuple[I64, I64, NDArray[np.str_]]] = []
+    for name, row_pool, column_pool in (
+        ("Q2", measured_rows, new_columns),
+        ("Q3", new_rows, seen[1][:few]),
+        ("Q4", new_rows, new_columns),
+    ):
+        helped, helper = all_pairs(row_pool, column_pool, same_examples)
+        generator = _generator(seed, HOLDOUT_STREAM, QUADRANTS.index(name))
+        chosen = choose_evenly(helped, holdout, generator)
+        parts.append((helped[chosen], helper[chosen], np.full(len(chosen), name, "<U10")))
+    return parts
 
 
-def _num_pairs(num_rows: int, num_columns: int, same_examples: bool) -> int:
-    self_pairs = min(num_rows, num_columns) if same_examples else 0
-    return num_rows * num_columns - self_pairs
+def _mirror_keys(helped: I64, helper: I64, num_examples: int, same_examples: bool) -> I64:
+    """Return a number [P] that a pair shares with its mirror image only.
 
-
-def _grid(rows: I64, columns: I64, same_examples: bool) -> tuple[I64, I64]:
-    """Return all pairs of two pools, self pairs left out."""
-    helped, helper = np.repeat(rows, len(columns)), np.tile(columns, len(rows))
+    Where rows and columns are the same examples the two go together: a symmetric teacher gives
+    both one label, and the held-out half would not be held out.
+    """
+    first, second = helped, helper
     if same_examples:
-        different = helped != helper
-        helped, helper = helped[different], helper[different]
-    return helped, helper
+        first, second = np.minimum(helped, helper), np.maximum(helped, helper)
+    return np.unique(first * num_examples + second, return_inverse=True)[1]
+
+
+def _measured_pairs(
+    helped: I64, helper: I64, rows: I64, same_examples: bool, holdout: int
+) -> NDArray[np.bool_]:
+    """Return the pairs [P] of the few rows that Q1 is drawn from.
+
+    They are twice as many as Q1 takes: the rest stays in training, and the rows are seen.
+    """
+    if len(helped) == 0 or holdout == 0:
+        return np.zeros(len(helped), np.bool_)
+    place_of_row = np.empty(len(rows), np.int64)
+    place_of_row[rows] = np.arange(len(rows))
+    place = place_of_row[helped]
+    if same_examples:  # a pair's mirror image is measured with it
+        place = np.maximum(place, place_of_row[helper])
+    enough = min(2 * holdout, len(place)) - 1
+    few = 2 * math.ceil(math.sqrt(2 * holdout))
+    return place < max(few, int(np.partition(place, enough)[enough]) + 1)
 
 
 def _split_block(
     helped: I64,
     helper: I64,
-    num_examples: int,
-    same_examples: bool,
+    key_of_pair: I64,
     measured: NDArray[np.bool_],
     holdout: int,
     validation_fraction: float,
@@ -279,26 +334,23 @@ def _split_block(
 ) -> NDArray[np.str_]:
     """Split the block's pairs at random into Q1, validation and train (never left empty).
 
-    Q1 comes from the pairs ``measured`` [P] as far as they suffice.
-    Where rows and columns are the same examples a pair and its mirror image go together: a
-    symmetric teacher gives both one label, and the held-out half would not be held out.
+    Q1 comes from the pairs ``measured`` [P] as far as they suffice. A pair whose row or column has
+    no pair beside Q1 is not one of seen examples, and is trained on.
     """
     num_pairs = len(helped)
-    first, second = helped, helper
-    if same_examples:
-        first, second = np.minimum(helped, helper), np.maximum(helped, helper)
-    keys, key_of_pair = np.unique(first * num_examples + second, return_inverse=True)
-    place_of_key = generator.permutation(len(keys))
-    place = place_of_key[key_of_pair]
+    place = generator.permutation(int(key_of_pair.max(initial=-1)) + 1)[key_of_pair]
     num_q1 = min(holdout, num_pairs // len(QUADRANTS))
-    num_validation = _validation_size(num_pairs - num_q1, validation_fraction)
+    order = np.lexsort((place, ~measured))
+    in_q1 = np.zeros(num_pairs, np.bool_)
+    in_q1[order[: _whole_group(key_of_pair[order], num_q1)]] = True
+    seen = np.isin(helped, helped[~in_q1]) & np.isin(helper, helper[~in_q1])
+    in_q1 &= ~np.isin(key_of_pair, key_of_pair[in_q1 & ~seen])
+    num_validation = _validation_size(num_pairs - int(in_q1.sum()), validation_fraction)
+    free = np.argsort(place, kind="stable")
+    free = free[~in_q1[free]]
     split = np.full(num_pairs, TRAIN, "<U10")
-    for name, order, size in (
-        ("Q1", np.lexsort((place, ~measured)), num_q1),
-        (VALIDATION, np.argsort(place, kind="stable"), num_validation),
-    ):
-        free = order[split[order] == TRAIN]
-        split[free[: _whole_group(key_of_pair[free], size)]] = name
+    split[in_q1] = "Q1"
+    split[free[: _whole_group(key_of_pair[free], num_validation)]] = VALIDATION
     return split
 
 
@@ -315,5 +367,5 @@ def _whole_group(key_of_place: I64, bound: int) -> int:
     return bound
 
 
-def _generator(seed: int, stream: int) -> np.random.Generator:
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, stream])))
+def _generator(seed: int, *stream: int) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, *stream])))

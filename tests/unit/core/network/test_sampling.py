@@ -176,21 +176,21 @@ def test_tables_without_a_pair_are_refused_in_a_sentence(
 @pytest.mark.parametrize(
     "design",
     [{"label_fraction": 0.0}, {"label_fraction": 5}, {"label_pairs": 0}, {"label_fraction": None},
-     {"validation_fraction": 1.0}, {"holdout_pairs_per_quadrant": -1}],
+     {"validation_fraction": 1.0}, {"holdout_pairs_per_quadrant": -1}, {"layout": "rwos"}],
 )  # fmt: skip
 def test_designs_out_of_range_are_refused(design: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="label_|holdout_"):
+    with pytest.raises(ValueError, match="label_|holdout_|layout must be one of paper"):
         SampleDesign(**design)
 
 
 FROZEN = [
-    (0, 0, "Q2"),
-    (1, 0, "Q4"),
     (0, 1, "train"),
-    (1, 1, "Q3"),
     (4, 1, "validation"),
     (0, 2, "train"),
+    (3, 2, "Q3"),
     (4, 2, "Q1"),
+    (4, 3, "Q2"),
+    (5, 3, "Q4"),
     (0, 4, "train"),
     (4, 4, "train"),
 ]
