@@ -111,7 +111,7 @@ def _fidelity_rows(rows: list[dict[str, Any]], block: str) -> list[dict[str, Any
         for model in known:
             line[f"MSE {model}"] = f"{found[split, model]['scaled_mse']:.4f}"
         for model in [name for name in MODELS[:2] if name in known]:
-            for metric in ("r2", "spearman"):
+            for metric in ("r2", "spearman", "centred_r2", "row_spearman", "top_overlap"):
                 value = found[split, model][metric]
                 line[f"{metric} {model}"] = "n/a" if value is None else f"{value:.2f}"
         table.append(line)

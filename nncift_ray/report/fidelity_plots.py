@@ -1,4 +1,4 @@
-"""Pictures of how well the network stands in for its teacher: error and rank correlation."""
+"""Picture of how far the network is from its teacher: error, beside models that know less."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ ROW_SHIFT = {NETWORK: 0.13, ROW_COLUMN_MEAN: -0.13}
 
 def plot_errors(fidelity: pa.Table, block: str) -> Chart:
     """Draw the scaled MSE of network and baselines by split, log axis (FIDELITY, one block)."""
-    name, title = f"mse-{block}", _title_of("Error", block)
+    name, title = f"mse-{block}", title_of("Error", block)
     splits = splits_of(fidelity)
     table = {
         model: np.array([metric(fidelity, split, model, "scaled_mse") for split in splits])
@@ -63,7 +63,8 @@ def plot_errors(fidelity: pa.Table, block: str) -> Chart:
     )
 
 
-def _title_of(measure: str, block: str) -> str:
+def title_of(measure: str, block: str) -> str:
+    """Name a measure without a finding."""
     return f"{measure} on held-out examples" if block == POINTS else f"{measure} by quadrant"
 
 
@@ -85,7 +86,7 @@ def _error_title(splits: list[str], table: dict[str, F64], block: str) -> str:
     ratios = table[NETWORK] / np.where(table[baseline] > 0, table[baseline], np.nan)
     usable = [(s, float(r)) for s, r in zip(splits, ratios, strict=True) if math.isfinite(r)]
     if not usable:
-        return _title_of("Error", block)
+        return title_of("Error", block)
     split, ratio = usable[-1]
     if abs(ratio - 1) < SAME_ERROR:
         return f"In {split} the network does about as well as {known}"
@@ -143,59 +144,3 @@ def _label_log_axis(axes: Axes) -> None:
     axes.xaxis.set_major_locator(LogLocator(subs=subs, numticks=12))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_tick(value)))
     axes.xaxis.set_minor_formatter(NullFormatter())
-
-
-def plot_spearman(fidelity: pa.Table, block: str) -> Chart:
-    """Draw Spearman's correlation by split, beside row + column mean (FIDELITY, one block)."""
-    name, title = f"spearman-{block}", _title_of("Rank correlation", block)
-    splits = splits_of(fidelity)
-    shown = {
-        model: np.array([metric(fidelity, split, model, "spearman") for split in splits])
-        # A constant such as the mean has no order.
-        for model in ((NETWORK,) if block == POINTS else (NETWORK, ROW_COLUMN_MEAN))
-    }
-    if not splits or not np.isfinite(np.concatenate(list(shown.values()))).any():
-        return Chart(
-            name, title, missing="no correlation is defined: labels or predictions do not vary."
-        )
-    network = shown[NETWORK]
-    hardest = [i for i in range(len(splits)) if math.isfinite(network[i])]
-    if hardest:
-        value = float(network[hardest[-1]])
-        word = "follows" if value >= 0.3 else "barely follows" if value > 0 else "does not follow"
-        title = f"In {splits[hardest[-1]]} the network {word} the teacher's order: {value:.2f}"
-    with svg.theme():
-        figure, axes = svg.new_axes(1.0 + 0.44 * len(splits))
-        _draw_spearman(axes, [split_label(split, block) for split in splits], shown)
-        picture = svg.to_svg(figure, name, "Spearman correlation by split")
-    return Chart(
-        name,
-        title,
-        (Panel(picture),),
-        sees="how well the order of the predictions follows the order of the teacher's labels "
-        "(1: the same order, 0: none).",
-        means="selection compares scores, so order matters more to it than error.",
-    )
-
-
-def _draw_spearman(axes: Axes, labels: list[str], shown: dict[str, F64]) -> None:
-    rows = np.arange(len(labels))[::-1].astype(np.float64)
-    offsets = (0.19, -0.19) if len(shown) > 1 else (0.0,)
-    for offset, (model, values) in zip(offsets, shown.items(), strict=True):
-        label, colour, _ = MODELS[model]
-        axes.barh(rows + offset, np.nan_to_num(values), height=0.34, color=colour, label=label)
-        for row, value in zip(rows + offset, values, strict=True):
-            text = f"{value:.2f}" if math.isfinite(value) else "not defined"
-            at = max(float(np.nan_to_num(value)), 0.0)
-            axes.text(at + 0.012, row, text, va="center", color=svg.INK)
-    lowest = float(np.nan_to_num(np.concatenate(list(shown.values()))).min())
-    axes.set_xlim(min(0.0, lowest * 1.05), 1.0)
-    axes.set_yticks(rows, labels)
-    axes.tick_params(axis="y", length=0, labelcolor=svg.INK)
-    axes.grid(axis="x")
-    axes.spines["left"].set_visible(False)
-    axes.axvline(0, color=svg.GREY, linewidth=1)
-    axes.set_xlabel("Spearman's rank correlation")
-    axes.legend(
-        loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=2, handlelength=1.2, borderaxespad=0.2
-    )

@@ -22,6 +22,7 @@ from nncift_ray.report.headline import (
     blocks_of,
     select_block,
 )
+from nncift_ray.report.order_plots import plot_order
 from nncift_ray.report.prediction_plots import plot_predictions
 from nncift_ray.report.score_plots import plot_scores
 from nncift_ray.report.svg import Chart
@@ -167,7 +168,7 @@ def _fidelity_blocks(data: ReportData) -> list[dict[str, Chart | str]]:
             "kicker": BLOCK_NAMES.get(block, block) if len(blocks) > 1 else "",
             "scatter": _block_chart("scatter", data, data.predictions, block),
             "errors": _block_chart("errors", data, data.fidelity, block),
-            "spearman": _block_chart("spearman", data, data.fidelity, block),
+            "order": _block_chart("order", data, data.fidelity, block),
         }
         for block in blocks
     ]
@@ -177,7 +178,7 @@ def _block_chart(name: str, data: ReportData, table: pa.Table | None, block: str
     draw, title = {
         "scatter": (plot_predictions, "Predicted against teacher"),
         "errors": (fidelity_plots.plot_errors, "Error on held-out labels"),
-        "spearman": (fidelity_plots.plot_spearman, "Rank correlation on held-out labels"),
+        "order": (plot_order, "Rank correlation on held-out labels"),
     }[name]
     part = "predictions" if name == "scatter" else "fidelity"
     reason = data.why_missing(part, NOT_RECORDED)

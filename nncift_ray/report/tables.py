@@ -20,6 +20,25 @@ MAX_ERROR_ROWS = 100
 MAX_SETTING_CHARS = 300
 MODEL_ORDER = ("network", "row_column_mean", "mean", "zero", "random")
 NUMBER, TEXT, KEY = "num", "text", "key"
+FIDELITY_METRICS = {
+    "scaled_mse": "MSE, labels [0, 1]",
+    "mse": "MSE, label unit²",
+    "r2": "R²",
+    "spearman": "Spearman",
+}
+WITHIN_ROW_METRICS = {
+    "centred_r2": "R², rows centred",
+    "centred_spearman": "Spearman, rows centred",
+    "row_spearman": "Spearman within a row",
+    "top_overlap": "Best helpers found",
+    "chance_overlap": "By chance",
+}
+WITHIN_ROW_READING = (
+    "A row's mean moves all its helpers alike and chooses none, so the last columns look within "
+    "rows. Centred: each row's mean is taken away on both sides. Best helpers found: of the "
+    "quarter of a row's held-out helpers that the teacher likes best, the share that the model "
+    "likes best too."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +88,15 @@ def _cell(cell: Cell) -> str:
 
 def fidelity_table(data: ReportData) -> PageTable:
     """List every metric of every split and model (FIDELITY)."""
-    unit = data.unit.capitalize()
+    metrics = FIDELITY_METRICS | ({} if data.pointwise else WITHIN_ROW_METRICS)
+    counts = {"num_pairs": data.unit.capitalize()}
+    if not data.pointwise:
+        counts |= {"num_rows": "Rows ranked"}
     columns = _columns(
         "Block",
         "Split",
         ("Model", KEY),
-        *((n, NUMBER) for n in (unit, "MSE, labels [0, 1]", "MSE, label unit²", "R²", "Spearman")),
+        *((name, NUMBER) for name in (*counts.values(), *metrics.values())),
     )
     rows = data.fidelity.to_pylist() if data.fidelity is not None else []
     rows.sort(
@@ -92,11 +114,12 @@ def fidelity_table(data: ReportData) -> PageTable:
                 row["block"],
                 row["split"],
                 row["model"].replace("_", " "),
-                format_count(row["num_pairs"]),
-                *(format_number(row[name]) for name in ("scaled_mse", "mse", "r2", "spearman")),
+                *(format_count(row[name]) for name in counts),
+                *(format_number(row[name]) for name in metrics),
             )
             for row in rows
         ],
+        reading="" if data.pointwise else WITHIN_ROW_READING,
         missing=f"Not available because {reason}",
     )
 

@@ -67,7 +67,7 @@ class FitStage(Stage):
     """Write a network a block, its training history, predictions and fidelity."""
 
     name: ClassVar[str] = "fit"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     placement: ClassVar[Literal["pool", "driver"]] = "driver"
     unit: ClassVar[str] = "runs"
 
@@ -237,7 +237,7 @@ def write_block(sink: Sink, block: str, data: BlockLabels, fitted: FittedBlock, 
     rows = fidelity_table(
         data.utility, influence, data.split, data.helped_index, data.helper_index, seed
     )
-    fidelity = [dataclasses.asdict(row) | {"block": block} for row in rows]
+    fidelity = [row.flat() | {"block": block} for row in rows]
     sink.write_rows("fidelity", fidelity, schemas.FIDELITY)
 
 

@@ -2,18 +2,21 @@
 
 A mean squared error says little alone: labels in a narrow band are met by any constant. So every
 split is also scored by a constant, by the means of rows and columns, and by the paper's two
-baselines. Suffix: P pairs (or examples, of a pointwise teacher).
+baselines; and since a row's offset chooses no helper, every model also within rows
+(``within_rows``). Suffix: P pairs (or examples, of a pointwise teacher).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from nncift_ray.core.network.sampling import SPLITS, TRAIN
+from nncift_ray.core.network.within_rows import WithinRows, measure_within_rows
 from nncift_ray.errors import ShapeError
 
 F64 = NDArray[np.float64]
@@ -40,6 +43,16 @@ class FidelityRow:
     scaled_mse: float  # labels min-max scaled to [0, 1] over the whole block; NaN if all are equal
     r2: float | None  # None where the labels do not vary
     spearman: float | None  # None where either side does not vary
+    within_rows: WithinRows  # of pairs; nothing is defined for examples on their own
+
+    def flat(self) -> dict[str, Any]:
+        """Return all figures by name, those within rows beside the others."""
+        return {
+            field.name: getattr(holder, field.name)
+            for holder in (self, self.within_rows)
+            for field in fields(holder)
+            if field.name != "within_rows"
+        }
 
 
 def mse(labels: Floats, predictions: Floats) -> float:
@@ -144,7 +157,14 @@ def fidelity_table(
         models[ROW_COLUMN_MEAN] = means.predict(rows, cols)
     scale = float(labels.min()), float(labels.max())
     return [
-        _measure(split, model, _f64(labels)[splits == split], predicted[splits == split], scale)
+        _measure(
+            split,
+            model,
+            _f64(labels)[splits == split],
+            predicted[splits == split],
+            None if cols is None else rows[splits == split],
+            scale,
+        )
         for split in SPLITS
         if (splits == split).any()
         for model, predicted in models.items()
@@ -152,7 +172,12 @@ def fidelity_table(
 
 
 def _measure(
-    split: str, model: str, labels: F64, predicted: F64, scale: tuple[float, float]
+    split: str,
+    model: str,
+    labels: F64,
+    predicted: F64,
+    rows: Integers | None,
+    scale: tuple[float, float],
 ) -> FidelityRow:
     return FidelityRow(
         split,
@@ -162,6 +187,7 @@ def _measure(
         scaled_mse(labels, predicted, *scale),
         r2(labels, predicted),
         spearman(labels, predicted),
+        WithinRows() if rows is None else measure_within_rows(labels, predicted, rows),
     )
 
 

@@ -20,13 +20,14 @@ from nncift_ray.report.data import (
 from nncift_ray.storage import schemas
 
 QUADRANTS = ("Q1", "Q2", "Q3", "Q4")
-# Scaled MSE and Spearman of each model; constant predictions have no rank correlation.
+WITHIN_ROWS = ("centred_r2", "centred_spearman", "row_spearman", "top_overlap", "chance_overlap")
+# Scaled MSE, Spearman and top overlap of each model; constants have no rank correlation.
 MODEL_METRICS = {
-    "network": (0.02, 0.6),
-    "row_column_mean": (0.04, 0.3),
-    "mean": (0.06, None),
-    "zero": (0.08, None),
-    "random": (0.3, 0.0),
+    "network": (0.02, 0.6, 0.5),
+    "row_column_mean": (0.04, 0.3, 0.3),
+    "mean": (0.06, None, 0.28),
+    "zero": (0.08, None, 0.28),
+    "random": (0.3, 0.0, 0.28),
 }
 
 
@@ -67,11 +68,18 @@ def make_fidelity(block: str = "within", **scaled_mse: float) -> pa.Table:
             "scaled_mse": scaled_mse.get(model, mse),
             "r2": None if model == "mean" else 0.5,
             "spearman": spearman,
+            "num_rows": 0 if block == "points" else 30,
         }
+        | (dict.fromkeys(WITHIN_ROWS) if block == "points" else _within_rows(spearman, overlap))
         for split in QUADRANTS
-        for model, (mse, spearman) in MODEL_METRICS.items()
+        for model, (mse, spearman, overlap) in MODEL_METRICS.items()
     ]
     return pa.Table.from_pylist(rows, schemas.FIDELITY)
+
+
+def _within_rows(spearman: float | None, overlap: float) -> dict[str, float | None]:
+    half = None if spearman is None else spearman / 2
+    return dict(zip(WITHIN_ROWS, (half or 0.0, half, half, overlap, 0.28), strict=True))
 
 
 def make_predictions(num_pairs: int, block: str = "within") -> pa.Table:

@@ -11,8 +11,9 @@ from scipy.stats import spearmanr
 
 from nncift_ray.report.corpus_plots import plot_lengths, plot_mix
 from nncift_ray.report.data import MixRow, choose_sample_ranks, count_mix
-from nncift_ray.report.fidelity_plots import plot_errors, plot_spearman
+from nncift_ray.report.fidelity_plots import plot_errors
 from nncift_ray.report.headline import headline_fidelity
+from nncift_ray.report.order_plots import plot_order
 from nncift_ray.report.plots import MAX_CURVE_POINTS, plot_coverage, plot_gain_curve, thin_curve
 from nncift_ray.report.prediction_plots import plot_predictions, rank_correlation
 from nncift_ray.report.run_plots import plot_influence, plot_stage_seconds, plot_training
@@ -114,8 +115,10 @@ def test_zero_error_has_a_reason_in_place_of_a_log_axis() -> None:
 def test_undefined_correlations_have_a_reason() -> None:
     table = make_fidelity()
     nulls = pa.nulls(table.num_rows, pa.float64())
-    chart = plot_spearman(table.set_column(7, schemas.FIDELITY.field("spearman"), nulls), "within")
-    assert not chart.available
+    for name in ("spearman", "row_spearman", "centred_r2", "top_overlap"):
+        place = table.schema.get_field_index(name)
+        table = table.set_column(place, schemas.FIDELITY.field(name), nulls)
+    assert not plot_order(table, "within").available
 
 
 def test_rank_correlation_matches_scipy_with_ties() -> None:
@@ -217,7 +220,27 @@ def test_scores_without_picks_say_so() -> None:
 
 
 def test_points_show_one_correlation_and_pairs_two() -> None:
-    points = plot_spearman(make_ranked_data(pointwise=True).fidelity, "points")
-    pairs = plot_spearman(make_fidelity("cross"), "cross")
+    points = plot_order(make_ranked_data(pointwise=True).fidelity, "points")
+    pairs = plot_order(make_fidelity("cross"), "cross")
     assert "row + column mean" not in points.panels[0].svg
     assert "row + column mean" in pairs.panels[0].svg
+
+
+def test_order_stands_over_all_pairs_and_within_rows() -> None:
+    chart = plot_order(make_fidelity("cross"), "cross")
+    assert [panel.caption for panel in chart.panels] == [
+        "Order of all pairs",
+        "Order within a row",
+        "Values, rows centred",
+        "Best helpers found",
+    ]
+    assert chart.title == "In Q4 the network follows the teacher's order within rows: 0.30"
+
+
+def test_a_measure_that_is_nowhere_defined_has_no_panel() -> None:
+    table = make_fidelity("cross")
+    nulls = pa.nulls(table.num_rows, pa.float64())
+    place = table.schema.get_field_index("row_spearman")
+    chart = plot_order(table.set_column(place, schemas.FIDELITY.field("row_spearman"), nulls), "x")
+    assert len(chart.panels) == 3
+    assert chart.title == "In Q4 the network follows the teacher's order: 0.60"

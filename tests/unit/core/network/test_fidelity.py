@@ -15,7 +15,9 @@ from nncift_ray.core.network.fidelity import (
     scaled_mse,
     spearman,
 )
+from nncift_ray.core.network.within_rows import WithinRows
 from nncift_ray.errors import ShapeError
+from nncift_ray.storage import schemas
 
 EXACT = 1e-12  # float64 arithmetic on numbers of size 1
 
@@ -137,6 +139,24 @@ def test_labels_that_are_all_equal_have_no_scaled_error() -> None:
     assert row.r2 is None
 
 
+def test_row_and_column_means_know_no_unseen_column_from_another() -> None:
+    labels, splits, rows, columns = make_block(noise=0.3)
+    seen, unseen = (
+        table_of(labels, labels, splits, np.zeros(48, int), columns)[split, "row_column_mean"]
+        for split in ("train", "Q2")
+    )
+    assert seen.within_rows.centred_r2 > 0
+    assert unseen.within_rows.centred_r2 == 0
+    assert unseen.within_rows.top_overlap == unseen.within_rows.chance_overlap
+
+
+def test_flat_rows_hold_every_figure_once() -> None:
+    labels, splits, rows, columns = make_block(noise=0.3)
+    flat = table_of(labels, labels, splits, rows, columns)["train", "network"].flat()
+    assert (flat["split"], flat["r2"], flat["centred_r2"], flat["num_rows"]) == ("train", 1, 1, 6)
+    assert {"block", *flat} == set(schemas.FIDELITY.names)
+
+
 def test_bad_tables_are_refused() -> None:
     labels, splits, rows, columns = make_block()
     with pytest.raises(ShapeError, match="differ in length"):
@@ -153,6 +173,7 @@ def test_examples_on_their_own_have_no_row_and_column_means() -> None:
     labels, splits, rows, _ = make_block(noise=0.3)
     table = fidelity_table(labels, labels, splits, rows, None, 0)
     assert {row.model for row in table} == {"network", "zero", "random", "mean"}
+    assert {row.within_rows for row in table} == {WithinRows()}
     held_out = next(row for row in table if (row.split, row.model) == ("Q4", "mean"))
     expected = np.mean((labels[splits == "Q4"] - labels[splits == "train"].mean()) ** 2)
     assert held_out.mse == pytest.approx(expected)
