@@ -7,6 +7,7 @@ result is measured pair by pair against the baselines that say whether anything 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -130,53 +131,73 @@ def train_here(
     shard: tuple[int, int] = (0, 1),
     reduce_gradients: ReduceGradients | None = None,
 ) -> dict[str, FittedBlock]:
-    """Train all blocks in this process, as worker ``shard`` = (rank, number of workers).
+    """Train all blocks in this process, as worker ``shard`` = (rank, number of workers)."""
+    fitted: dict[str, FittedBlock] = {}
+    for block in job.blocks:
+        data = read_block_labels(job.labels, job.embeddings, block)
+        network, history = train_block(
+            data,
+            block,
+            job.training,
+            job.min_steps,
+            functools.partial(make_network, data, job.num_hidden, job.training.seed),
+            shard=shard,
+            reduce_gradients=reduce_gradients,
+        )
+        fitted[block] = FittedBlock(network.factored().to_state(), history)
+    return fitted
+
+
+def make_network(data: BlockLabels, num_hidden: int, seed: int) -> InfluenceNetwork:
+    """Return a fresh network for the labels of a block."""
+    return InfluenceNetwork(data.helped_ED.shape[1], num_hidden, data.pointwise, seed=seed)
+
+
+def train_block(
+    data: BlockLabels,
+    block: str,
+    training: TrainingConfig,
+    min_steps: int,
+    make: Callable[[], InfluenceNetwork],
+    *,
+    shard: tuple[int, int] = (0, 1),
+    reduce_gradients: ReduceGradients | None = None,
+) -> tuple[InfluenceNetwork, list[EpochRecord]]:
+    """Train the network of one block, made by ``make`` (each time the same).
 
     A sample too small for ``min_steps`` within its epochs is trained longer, for as many epochs as
     suited examples left out of training; any other, or one of too few examples to leave some out,
     stops on its validation pairs.
     """
-    fitted: dict[str, FittedBlock] = {}
-    for block in job.blocks:
-        data = read_block_labels(job.labels, job.embeddings, block)
 
-        def train(
-            pairs: PairData,
-            held_out: PairData,
-            training: TrainingConfig,
-            early_stop: bool = True,
-            data: BlockLabels = data,
-        ) -> tuple[InfluenceNetwork, list[EpochRecord]]:
-            dim = data.helped_ED.shape[1]
-            network = InfluenceNetwork(dim, job.num_hidden, data.pointwise, seed=job.training.seed)
-            history = train_network(
-                network,
-                data.helped_ED,
-                data.helper_ED,
-                pairs,
-                held_out,
-                training,
-                early_stop=early_stop,
-                reduce_gradients=reduce_gradients,
-                shard=shard,
-            )
-            return network, history
-
-        training = stretch(job.training, int((data.split == TRAIN).sum()), job.min_steps)
-        folds = [] if training == job.training else split_unseen(data, block, job.training.seed)
-        if folds:
-            patience = max(job.training.patience, round(PATIENCE_SHARE * training.num_epochs))
-            trial = dataclasses.replace(training, patience=patience)
-            best = [best_epoch(train(pairs, held_out, trial)[1]) for pairs, held_out in folds]
-            # Folds differ tenfold, being few examples each: the geometric mean follows the minimum
-            # of their mean loss, where a median follows one fold.
-            num_epochs = round(float(np.exp(np.mean(np.log(best)))))
-            training = dataclasses.replace(training, num_epochs=num_epochs)
-        network, history = train(
-            data.pairs(TRAIN), data.pairs(VALIDATION), training, early_stop=not folds
+    def train(
+        pairs: PairData, held_out: PairData, training: TrainingConfig, early_stop: bool = True
+    ) -> tuple[InfluenceNetwork, list[EpochRecord]]:
+        network = make()
+        history = train_network(
+            network,
+            data.helped_ED,
+            data.helper_ED,
+            pairs,
+            held_out,
+            training,
+            early_stop=early_stop,
+            reduce_gradients=reduce_gradients,
+            shard=shard,
         )
-        fitted[block] = FittedBlock(network.factored().to_state(), history)
-    return fitted
+        return network, history
+
+    stretched = stretch(training, int((data.split == TRAIN).sum()), min_steps)
+    folds = [] if stretched == training else split_unseen(data, block, training.seed)
+    if folds:
+        patience = max(training.patience, round(PATIENCE_SHARE * stretched.num_epochs))
+        trial = dataclasses.replace(stretched, patience=patience)
+        best = [best_epoch(train(pairs, held_out, trial)[1]) for pairs, held_out in folds]
+        # Folds differ tenfold, being few examples each: the geometric mean follows the minimum
+        # of their mean loss, where a median follows one fold.
+        num_epochs = round(float(np.exp(np.mean(np.log(best)))))
+        stretched = dataclasses.replace(stretched, num_epochs=num_epochs)
+    return train(data.pairs(TRAIN), data.pairs(VALIDATION), stretched, early_stop=not folds)
 
 
 def split_unseen(data: BlockLabels, block: str, seed: int) -> list[tuple[PairData, PairData]]:

@@ -70,7 +70,7 @@ class InfluenceNetwork(nn.Module):
         else:
             separator_B1 = helped_BD.new_zeros(len(helped_BD), 1)
             inputs = torch.cat([helped_BD, separator_B1, helper_BD], dim=1)
-        return self.output(torch.relu(self.hidden(inputs))).squeeze(1)
+        return self.read_out(self.hidden(inputs))
 
     def forward_pairs(
         self,
@@ -93,6 +93,10 @@ class InfluenceNetwork(nn.Module):
             raise ShapeError(msg)
         if helper_VD is not None and helper_pos_B is not None:
             hidden_BH = hidden_BH + self.project_columns(helper_VD)[helper_pos_B]
+        return self.read_out(hidden_BH)
+
+    def read_out(self, hidden_BH: Tensor) -> Tensor:
+        """Return the influence [B] from the first layer's sums [B, H]."""
         return self.output(torch.relu(hidden_BH)).squeeze(1)
 
     def project_rows(self, e_ND: Tensor) -> Tensor:
