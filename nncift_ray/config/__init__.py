@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from nncift_ray.config.data import DataConfig, EmbedderConfig
 from nncift_ray.config.loading import dump_config, load_config, make_config
+from nncift_ray.config.optimizer import OptimizerConfig
+from nncift_ray.config.quotas import QuotasConfig
 from nncift_ray.config.recipe import ClusterConfig, Config, EvaluationConfig, ReportConfig
 from nncift_ray.config.scoring import NetworkConfig, PairScoresConfig
 from nncift_ray.config.sections import PoolConfig, Section, parse_count
@@ -35,8 +37,10 @@ __all__ = [
     "LessConfig",
     "NetworkConfig",
     "Objective",
+    "OptimizerConfig",
     "PairScoresConfig",
     "PoolConfig",
+    "QuotasConfig",
     "ReportConfig",
     "Section",
     "SelectItConfig",

@@ -20,6 +20,8 @@ class DataConfig(Section):
     Attributes:
         candidates: Files, globs or folders to choose from.
         targets: What the model should be good at; the candidates themselves when empty.
+        existing: Data that the model already has; a conditional gain looks for what they lack. They
+            are not selected again, and are never labelled.
         layout: Layout of all files, or "auto" to find it per file.
         columns: Explicit mapping for other layouts, e.g. {prompt: q, response: a}.
         max_chars: A longer prompt or response makes a row an error.
@@ -32,6 +34,7 @@ class DataConfig(Section):
 
     candidates: tuple[str, ...] = Field(min_length=1)
     targets: tuple[str, ...] = ()
+    existing: tuple[str, ...] = ()
     layout: Literal[
         "auto", "alpaca", "prompt_completion", "question_answer", "sharegpt", "messages"
     ] = "auto"
@@ -41,7 +44,7 @@ class DataConfig(Section):
     group_by: str | None = None
     subtask_by: str | None = None
 
-    @field_validator("candidates", "targets")
+    @field_validator("candidates", "targets", "existing")
     @classmethod
     def _unsigned(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if any(_SIGNED.search(path) for path in value):
@@ -51,7 +54,7 @@ class DataConfig(Section):
             )
         return value
 
-    @field_validator("candidates", "targets", mode="before")
+    @field_validator("candidates", "targets", "existing", mode="before")
     @classmethod
     def _one_is_a_list(cls, value: object) -> object:
         return [value] if isinstance(value, str) else value

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from nncift_ray.config.data import DataConfig, EmbedderConfig
 from nncift_ray.config.scoring import NetworkConfig, PairScoresConfig
 from nncift_ray.config.sections import Section
-from nncift_ray.config.selection import Objective, SelectionConfig
+from nncift_ray.config.selection import (
+    CONDITIONAL,
+    WITHOUT_TARGETS,
+    Objective,
+    SelectionConfig,
+)
 from nncift_ray.config.teacher import LabelsConfig, TeacherConfig
 
 
@@ -38,6 +43,23 @@ class ClusterConfig(Section):
     teacher_tokens_per_second: float | None = Field(default=None, gt=0)
 
 
+class ExportConfig(Section):
+    """The files of the subset. ``subset.jsonl`` and ``subset.parquet`` are always written.
+
+    Attributes:
+        formats: Other forms: alpaca, messages and sharegpt for training programs, dataset (a folder
+            with a card that Hugging Face datasets loads), ids (one a line).
+    """
+
+    formats: tuple[Literal["alpaca", "messages", "sharegpt", "dataset", "ids"], ...] = (
+        "alpaca",
+        "messages",
+        "sharegpt",
+        "dataset",
+        "ids",
+    )
+
+
 class ReportConfig(Section):
     """The HTML report.
 
@@ -63,6 +85,7 @@ class Config(Section):
     pair_scores: PairScoresConfig = PairScoresConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     cluster: ClusterConfig = ClusterConfig()
+    export: ExportConfig = ExportConfig()
     report: ReportConfig = ReportConfig()
 
     @model_validator(mode="after")
@@ -75,8 +98,27 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _roles_are_read(self) -> Self:
+        objective = self.selection.objective
+        if objective in CONDITIONAL and not self.data.existing:
+            raise ValueError(
+                f"selection.objective: {objective} needs data.existing, what the model already has"
+            )
+        if self.data.existing and self.objective not in CONDITIONAL:
+            raise ValueError(
+                f"data.existing: {objective} reads no existing data; use "
+                f"{' or '.join(CONDITIONAL)}, or take the key out"
+            )
+        if self.data.targets and objective in WITHOUT_TARGETS:
+            raise ValueError(
+                f"data.targets: {objective} reads no targets; use graph_cut_mutual_information, or "
+                "take the key out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _selectit_ranks(self) -> Self:
-        if self.teacher.kind == "selectit" and self.selection.objective != "top_k":
+        if self.teacher.kind == "selectit" and self.selection.objective not in ("top_k", "random"):
             raise ValueError(
                 "teacher.kind selectit scores examples, not pairs, so selection.objective must be "
                 f"top_k (given: {self.selection.objective})"
@@ -85,7 +127,12 @@ class Config(Section):
 
     @property
     def objective(self) -> Objective:
-        """What runs: facility_location with targets is its mutual information form."""
+        """What runs: facility_location is its conditional form where there are existing data.
+
+        With targets and no existing data it is its mutual information form.
+        """
+        if self.selection.objective == "facility_location" and self.data.existing:
+            return "facility_location_conditional_gain"
         if self.selection.objective == "facility_location" and self.data.targets:
             return "facility_location_query_mutual_information"
         return self.selection.objective

@@ -10,13 +10,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from nncift_ray.config import Config, PoolConfig, TokenBudget
+from nncift_ray.config import Config, PoolConfig
 from nncift_ray.core.network.sampling import SampleDesign
 from nncift_ray.core.network.training import TrainingConfig
 from nncift_ray.errors import ConfigError
 from nncift_ray.models.embedded import ResolvedModel, resolve_embedder
 from nncift_ray.models.warmup import WarmupSettings
 from nncift_ray.pipeline.factories import EmbedderFactory
+from nncift_ray.pipeline.selecting import selection_plan
 from nncift_ray.pipeline.teaching import Teaching
 from nncift_ray.stages.embed import EmbedStage
 from nncift_ray.stages.export import ExportStage
@@ -27,7 +28,8 @@ from nncift_ray.stages.label import LabelStage
 from nncift_ray.stages.project import ProjectStage
 from nncift_ray.stages.sample import SampleStage
 from nncift_ray.stages.score_pairs import ScorePairsStage
-from nncift_ray.stages.select import TOP_K, SelectionPlan, SelectStage, blocks_of
+from nncift_ray.stages.select import SelectStage
+from nncift_ray.stages.selection_plan import TOP_K, blocks_of
 from nncift_ray.stages.stage import Stage
 from nncift_ray.stages.utility import UtilityStage
 from nncift_ray.stages.warmup import WarmupJob, WarmupStage, WarmupTrainer
@@ -168,9 +170,11 @@ class Blueprint:
         Raises:
             NnciftError: For the first that is missing.
         """
-        expand_sources(self.config.data.candidates)
-        if self.config.data.targets:
-            expand_sources(self.config.data.targets)
+        data = self.config.data
+        for patterns in (data.candidates, data.targets, data.existing):
+            if patterns:
+                expand_sources(patterns)
+        selection_plan(self.config, self.blocks)  # reads lists of ids
         self.teaching.check()
         self.notices()
 
@@ -179,9 +183,12 @@ class Blueprint:
         config = self.config
         notes: list[str] = []
         if config.objective != config.selection.objective:
+            given, form = "targets", "with a target"
+            if config.data.existing:
+                given, form = "existing data", "on top of existing data"
             notes.append(
-                f"targets are given, so the objective {config.selection.objective} runs in its "
-                f"form with a target: {config.objective}"
+                f"{given} are given, so the objective {config.selection.objective} runs in its "
+                f"form {form}: {config.objective}"
             )
         models = (self.embedder, *self.teaching.language_models)
         notes += [model.notice for model in models if model.notice]
@@ -190,7 +197,7 @@ class Blueprint:
     def _ingest(self, outputs: Outputs) -> Stage:
         data = self.config.data
         return IngestStage(
-            find_sources(data.candidates, data.targets),
+            find_sources(data.candidates, data.targets, data.existing),
             layout=None if data.layout == "auto" else data.layout,
             columns=data.columns,
             limits=ReadLimits(max_chars=data.max_chars),
@@ -352,16 +359,11 @@ class Blueprint:
         )
 
     def _select(self, outputs: Outputs) -> Stage:
-        selection = self.config.selection
-        budget = selection.budget
-        plan = SelectionPlan(
-            objective=self.config.objective,
-            eta=selection.eta,
-            fraction=budget if isinstance(budget, float) else None,
-            count=budget if isinstance(budget, int) else None,
-            tokens=budget.tokens if isinstance(budget, TokenBudget) else None,
+        plan = selection_plan(self.config, self.blocks)
+        return SelectStage(
+            outputs["score_pairs"], outputs["embed"], plan, examples=outputs["deduplicate"]
         )
-        return SelectStage(outputs["score_pairs"], outputs["embed"], plan)
 
     def _export(self, outputs: Outputs) -> Stage:
-        return ExportStage(outputs["select"], outputs["deduplicate"])
+        formats = self.config.export.formats
+        return ExportStage(outputs["select"], outputs["deduplicate"], formats)

@@ -30,12 +30,18 @@ class CorpusEstimate:
     prompt_chars: float  # mean
     response_chars: float
     exact: bool
+    num_existing: int = 0
+
+    @property
+    def num_rows(self) -> int:
+        """Examples of all roles."""
+        return self.num_candidates + self.num_targets + self.num_existing
 
 
 def estimate_corpus(config: Config, examples: StageOutput | None) -> CorpusEstimate:
     """Count the corpus: exactly from a finished run or small files, else from the first records."""
     if examples is not None:
-        counts = {role: examples.num_rows(role) for role in ("candidates", "targets")}
+        counts = {role: examples.num_rows(role) for role in ("candidates", "targets", "existing")}
         head = next(examples.iter_batches("candidates", ["prompt", "response"]))
         prompts = [len(text) for text in cast("list[str]", head.column(0).to_pylist())]
         responses = [len(text) for text in cast("list[str]", head.column(1).to_pylist())]
@@ -45,15 +51,18 @@ def estimate_corpus(config: Config, examples: StageOutput | None) -> CorpusEstim
             float(np.mean(prompts)),
             float(np.mean(responses)),
             True,
+            counts["existing"],
         )
     candidates = _estimate_sources(config, config.data.candidates)
     targets = _estimate_sources(config, config.data.targets) if config.data.targets else _EMPTY
+    existing = _estimate_sources(config, config.data.existing) if config.data.existing else _EMPTY
     return CorpusEstimate(
         candidates.num_rows,
         targets.num_rows,
         candidates.prompt_chars,
         candidates.response_chars,
-        candidates.exact and targets.exact,
+        candidates.exact and targets.exact and existing.exact,
+        existing.num_rows,
     )
 
 

@@ -12,7 +12,7 @@ from nncift_ray.core.network.sampling import draw_block, draw_points
 from nncift_ray.errors import DataError
 from nncift_ray.pipeline.blueprint import Blueprint
 from nncift_ray.pipeline.corpus_size import CorpusEstimate
-from nncift_ray.stages.select import TOP_K
+from nncift_ray.stages.selection_plan import TOP_K
 from nncift_ray.storage.schemas import CROSS, POINTS, WITHIN
 
 CHARS_PER_TOKEN = 4.0
@@ -37,7 +37,7 @@ class Workload:
         """Draw the sample that a run would draw, to count it."""
         self.config, self.corpus, self.hardware = config, corpus, hardware
         self.blueprint = blueprint
-        self.num_rows = corpus.num_candidates + corpus.num_targets
+        self.num_rows = corpus.num_rows
         self.num_labelled = self.num_requests = self.num_pairs = 0
         self.num_gradients = 0
         self.teacher_tokens = 0.0
@@ -48,7 +48,7 @@ class Workload:
     def _add_block(self, block: str) -> None:
         columns = self.corpus.num_candidates
         rows = self.corpus.num_targets if block == CROSS else columns
-        self.num_pairs += rows if block == POINTS else rows * columns
+        self.num_pairs += rows if block == POINTS else rows * (columns + self.corpus.num_existing)
         size = f"{rows}" if block == POINTS else f"{rows} x {columns}"
         try:
             design = self.blueprint.sample_designs(columns, self.corpus.num_targets)[block]

@@ -7,9 +7,11 @@ manifest is written last. Both are small JSON files written whole or not at all.
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from datetime import UTC, datetime
 
 from nncift_ray import errors as error_module
@@ -37,6 +39,7 @@ from nncift_ray.storage.output import (
 MAX_SHARD_ATTEMPTS = 2
 #: So many shards lost to dying or unmakeable workers, with none finished, stop a stage at once.
 MAX_LOST_SHARDS = 3
+WATCH_SECONDS = 2.0  # between two looks at how far a long item is
 
 
 #: Runs shards somewhere and yields their outcomes as they come.
@@ -86,6 +89,35 @@ def execute_here(stage: Stage, folder: Location, shards: list[Shard]) -> Iterato
             return
 
 
+@contextlib.contextmanager
+def watching(
+    stage: Stage, folder: Location, reporter: Reporter, every_seconds: float = WATCH_SECONDS
+) -> Generator[None]:
+    """Pass on what a stage says of an item that takes long, while its workers work.
+
+    Workers may be anywhere, so they leave it in the stage's folder.
+    """
+    if type(stage).progress is Stage.progress:
+        yield
+        return
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(every_seconds):
+            with contextlib.suppress(NnciftError, OSError):  # progress lines stop no run
+                message = stage.progress(folder)
+                if message:
+                    reporter.working(stage.name, message)
+
+    thread = threading.Thread(target=watch, name=f"progress of {stage.name}", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
 def run_stage(
     stage: Stage, run_dir: Location, *, execute: Executor, reporter: Reporter
 ) -> StageOutput:
@@ -106,7 +138,8 @@ def run_stage(
     records = finished_shards(folder)
     num_items = stage.num_items()
     _report_start(stage, num_items, records, reporter)
-    records += _run_remaining(stage, folder, num_items, records, execute, reporter)
+    with watching(stage, folder, reporter):
+        records += _run_remaining(stage, folder, num_items, records, execute, reporter)
     manifest = _make_manifest(stage, num_items, records, time.monotonic() - started)
     _check_failures(stage, folder, manifest)
     (folder / MANIFEST_NAME).write_bytes(manifest.model_dump_json(indent=1).encode())

@@ -17,6 +17,7 @@ from nncift_ray.stages.stage import Shard, Worker
 from nncift_ray.storage import schemas
 from nncift_ray.storage.arrays import vectors_to_arrow
 from nncift_ray.storage.output import ERRORS_TABLE, Sink, StageOutput
+from nncift_ray.storage.schemas import TABLE_OF_ROLE
 
 #: Texts that are sorted by length and padded together.
 ATOM_ROWS = 256
@@ -26,7 +27,7 @@ EmbedderFactory = Callable[[], Embedder]
 
 
 class EmbedStage(RowStage):
-    """Write ``candidates`` and ``targets``: one vector an example, in row order."""
+    """Write ``candidates``, ``targets`` and ``existing``: one vector an example, in row order."""
 
     name: ClassVar[str] = "embed"
 
@@ -43,13 +44,13 @@ class EmbedStage(RowStage):
         self._examples, self._model, self._make_embedder = examples, model, make_embedder
         self._dtype = dtype
         self._shard_rows = shard_rows or DEFAULT_SHARD_ROWS
-        ranges = tuple((role, examples.num_rows(role)) for role in ("candidates", "targets"))
+        ranges = tuple((role, examples.num_rows(role)) for role in TABLE_OF_ROLE.values())
         self._atoms = RowAtoms(ranges, ATOM_ROWS)
 
     @property
     def produces(self) -> Mapping[str, pa.Schema]:
         """Tables whose dimension only the model knows; see ``check_schema``."""
-        return {"candidates": pa.schema([]), "targets": pa.schema([])}
+        return dict.fromkeys(TABLE_OF_ROLE.values(), pa.schema([]))
 
     @property
     def inputs(self) -> Mapping[str, StageOutput]:

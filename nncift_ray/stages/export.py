@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, ClassVar, cast
 
 import numpy as np
@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from nncift_ray.stages.stage import Shard, Stage, Worker
 from nncift_ray.storage import schemas
-from nncift_ray.storage.exports import write_exports
+from nncift_ray.storage.exports import EXPORT_FORMATS, write_exports
 from nncift_ray.storage.output import Sink, StageOutput
 
 BATCH_ROWS = 20_000
@@ -19,12 +19,18 @@ BATCH_ROWS = 20_000
 class ExportStage(Stage):
     """Write ``subset.jsonl``, ``subset.parquet`` and training files for other tools."""
 
+    version: ClassVar[int] = 2
     name: ClassVar[str] = "export"
     unit: ClassVar[str] = "sets"
 
-    def __init__(self, ranking: StageOutput, examples: StageOutput) -> None:
-        """Export the picks of a ranking."""
-        self._ranking, self._examples = ranking, examples
+    def __init__(
+        self,
+        ranking: StageOutput,
+        examples: StageOutput,
+        formats: Sequence[str] = EXPORT_FORMATS,
+    ) -> None:
+        """Export the picks of a ranking, in these formats beside the subset itself."""
+        self._ranking, self._examples, self._formats = ranking, examples, tuple(formats)
 
     @property
     def produces(self) -> Mapping[str, pa.Schema]:
@@ -37,8 +43,8 @@ class ExportStage(Stage):
         return {"ranking": self._ranking, "examples": self._examples}
 
     def settings(self) -> dict[str, Any]:
-        """Nothing: the inputs say it all."""
-        return {}
+        """The formats; the inputs say the rest."""
+        return {"formats": list(self._formats)}
 
     def num_items(self) -> int:
         """One set of files."""
@@ -49,7 +55,9 @@ class ExportStage(Stage):
 
         def export(shard: Shard, sink: Sink) -> None:
             counts = write_exports(
-                self._ranked_rows(), lambda name: cast(BinaryIO, sink.open_file(name))
+                self._ranked_rows(),
+                lambda name: cast(BinaryIO, sink.open_file(name)),
+                self._formats,
             )
             sink.facts.update({f"rows_{name}": rows for name, rows in counts.items()})
 

@@ -1,7 +1,8 @@
 """Ingest: source files become records, records become the numbered examples of each role.
 
-One row's way: a record of a file -> ``records`` (or ``errors``) of ``ingest`` -> ``candidates`` or
-``targets`` of ``deduplicate``, where it has the number that every later table calls it by.
+One row's way: a record of a file -> ``records`` (or ``errors``) of ``ingest`` -> ``candidates``,
+``targets`` or ``existing`` of ``deduplicate``, where it has the number that every later table calls
+it by.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from nncift_ray.storage.corpora import SourceFile, content_digest, expand_source
 from nncift_ray.storage.example_rows import batch_tables, count_layouts, read_examples
 from nncift_ray.storage.output import ERRORS_TABLE, Sink, StageOutput
 from nncift_ray.storage.rows import ReadLimits
+from nncift_ray.storage.schemas import CANDIDATE, EXISTING, TABLE_OF_ROLE, TARGET
 
 RECORDS, CANDIDATES, TARGETS = "records", "candidates", "targets"
-TABLE_OF_ROLE = {schemas.CANDIDATE: CANDIDATES, schemas.TARGET: TARGETS}
 KIBIBYTE = 1024
 BATCH_ROWS = 4_096
 
@@ -122,13 +123,15 @@ class IngestStage(Stage):
         return {"layouts": layouts, "rows": num_rows, ERRORS_TABLE: num_errors}
 
 
-def find_sources(candidates: Sequence[str], targets: Sequence[str]) -> list[RoleSource]:
-    """Expand the patterns of both roles, candidates first.
+def find_sources(
+    candidates: Sequence[str], targets: Sequence[str], existing: Sequence[str] = ()
+) -> list[RoleSource]:
+    """Expand the patterns of all roles, candidates first.
 
     Raises:
         DataError: If a pattern matches nothing or a file cannot be read.
     """
-    patterns = {schemas.CANDIDATE: candidates, schemas.TARGET: targets}
+    patterns = {CANDIDATE: candidates, TARGET: targets, EXISTING: existing}
     digests: dict[str, str] = {}
     sources: list[RoleSource] = []
     for role, of_role in patterns.items():
@@ -143,7 +146,8 @@ class DeduplicateStage(Stage):
     """Numbers the examples of each role; of exact copies only the first stays.
 
     Copies are found within a role by ``example_id``. A target that is also a candidate stays both
-    (and is counted): whether to learn from the benchmark is not ours to decide.
+    (and is counted): whether to learn from the benchmark is not ours to decide. So does a candidate
+    that the model already has: a conditional gain sees that it adds nothing.
 
     Memory: 16 bytes an id, three times over while sorting, and one batch of rows.
     """
@@ -156,8 +160,8 @@ class DeduplicateStage(Stage):
 
     @property
     def produces(self) -> Mapping[str, pa.Schema]:
-        """``candidates`` and ``targets``."""
-        return {CANDIDATES: schemas.EXAMPLES, TARGETS: schemas.EXAMPLES}
+        """``candidates``, ``targets`` and ``existing``."""
+        return dict.fromkeys(TABLE_OF_ROLE.values(), schemas.EXAMPLES)
 
     @property
     def inputs(self) -> Mapping[str, StageOutput]:
@@ -266,10 +270,16 @@ def _number(records: pa.Table, num_copies: np.ndarray, first_index: int) -> pa.T
 
 def _describe(ids: Mapping[str, np.ndarray], written: Mapping[str, int]) -> dict[str, int]:
     facts: dict[str, int] = {}
-    for role, table in TABLE_OF_ROLE.items():
-        facts[f"num_{table}"] = written[role]
-        facts[f"num_duplicate_{table}"] = len(ids[role]) - written[role]
-    both = np.concatenate([ids[role] for role in TABLE_OF_ROLE])
-    num_distinct = len(_group(both)[1])
-    facts["num_targets_among_candidates"] = sum(written.values()) - num_distinct
+    roles = [role for role in TABLE_OF_ROLE if role != EXISTING or len(ids[role])]
+    for role in roles:
+        facts[f"num_{TABLE_OF_ROLE[role]}"] = written[role]
+        facts[f"num_duplicate_{TABLE_OF_ROLE[role]}"] = len(ids[role]) - written[role]
+    for role in roles[1:]:
+        facts[f"num_{TABLE_OF_ROLE[role]}_among_candidates"] = _num_shared(ids, written, role)
     return facts
+
+
+def _num_shared(ids: Mapping[str, np.ndarray], written: Mapping[str, int], role: str) -> int:
+    """Count the distinct examples of a role that are candidates, too."""
+    both = np.concatenate([ids[CANDIDATE], ids[role]])
+    return written[CANDIDATE] + written[role] - len(_group(both)[1])

@@ -24,6 +24,9 @@ class Reporter(Protocol):
     def advanced(self, name: str, amount: int) -> None:
         """A shard of ``amount`` units was finished."""
 
+    def working(self, name: str, message: str) -> None:
+        """A long item is on its way; ``message`` says how far."""
+
     def stage_finished(self, name: str, seconds: float, num_failures: int) -> None:
         """A stage is complete."""
 
@@ -67,6 +70,13 @@ class LineReporter:
             f"about {left:,.0f} s left"
         )
 
+    def working(self, name: str, message: str) -> None:
+        """Write a line if the last one is old."""
+        now = time.monotonic()
+        if now - self._last_line >= SECONDS_BETWEEN_LINES:
+            self._last_line = now
+            self._write(f"[{name}] {message}")
+
     def stage_finished(self, name: str, seconds: float, num_failures: int) -> None:
         """Say how it went."""
         failures = f", {num_failures:,} bad rows in its errors table" if num_failures else ""
@@ -87,6 +97,9 @@ class SilentReporter:
         """Ignore."""
 
     def advanced(self, name: str, amount: int) -> None:
+        """Ignore."""
+
+    def working(self, name: str, message: str) -> None:
         """Ignore."""
 
     def stage_finished(self, name: str, seconds: float, num_failures: int) -> None:
@@ -133,6 +146,11 @@ class TerminalReporter:
         if self._bar is not None:
             rate = f"{self._new / seconds:,.1f} {self._unit}/s" if seconds > 0 else ""
             self._bar.update(self._task, advance=amount, rate=rate)
+
+    def working(self, name: str, message: str) -> None:
+        """Put how far it is behind the bar."""
+        if self._bar is not None:
+            self._bar.update(self._task, rate=message)
 
     def stage_finished(self, name: str, seconds: float, num_failures: int) -> None:
         """Replace the bar by a line."""

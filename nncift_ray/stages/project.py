@@ -18,14 +18,17 @@ from nncift_ray.storage import schemas
 from nncift_ray.storage.arrays import column_matrix, vectors_to_arrow
 from nncift_ray.storage.checkpoints import read_network
 from nncift_ray.storage.output import Sink, StageOutput
-from nncift_ray.storage.schemas import CANDIDATE, POINTS, helped_role
+from nncift_ray.storage.schemas import CANDIDATE, EXISTING, POINTS, helped_role
 
 ATOM_ROWS = 1024
 DEFAULT_SHARD_ROWS = 65_536
 
 
 class ProjectStage(RowStage):
-    """Write ``<block>_rows`` and ``<block>_columns``: one activation vector an example."""
+    """Write ``<block>_rows``, ``_columns`` and ``_existing``: one activation vector an example.
+
+    Existing data are helpers: they go through the column half of the block's network.
+    """
 
     name: ClassVar[str] = "project"
 
@@ -42,19 +45,23 @@ class ProjectStage(RowStage):
         self._embeddings, self._networks = embeddings, networks
         self._blocks, self._num_hidden = tuple(blocks), num_hidden
         self._shard_rows = shard_rows or DEFAULT_SHARD_ROWS
-        rows = {role: embeddings.num_rows(role) for role in ("candidates", "targets")}
+        rows = {table: embeddings.num_rows(table) for table in schemas.TABLE_OF_ROLE.values()}
         ranges: list[tuple[str, int]] = []
         for block in self._blocks:
             ranges.append((f"{block}_rows", rows[self._role(f"{block}_rows")]))
             if block != POINTS:
                 ranges.append((f"{block}_columns", rows["candidates"]))
+                if rows["existing"]:
+                    ranges.append((f"{block}_existing", rows["existing"]))
         self._atoms = RowAtoms(tuple(ranges), ATOM_ROWS)
 
     @staticmethod
     def _role(table: str) -> str:
         """Return whose embeddings a table is made of."""
         block, side = table.rsplit("_", 1)
-        return f"{helped_role(block) if side == 'rows' else CANDIDATE}s"
+        if side == "rows":
+            return schemas.TABLE_OF_ROLE[helped_role(block)]
+        return schemas.TABLE_OF_ROLE[EXISTING if side == EXISTING else CANDIDATE]
 
     @property
     def produces(self) -> Mapping[str, pa.Schema]:

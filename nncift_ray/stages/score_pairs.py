@@ -1,7 +1,8 @@
 """Score pairs: the network's influence for every pair of a block, and what is kept of it.
 
 Either every row's best K helpers, for objectives that cover rows, or the sums of every column by
-subtask, for top_k; of a pointwise network the score of every candidate. Rows are sharded; columns
+subtask, for top_k; of a pointwise network the score of every candidate. Of data that the model has
+already, what they do for every row, for conditional gains. Rows are sharded; columns
 stream through every shard tile by tile. Nothing of size rows x columns is ever held.
 """
 
@@ -14,6 +15,7 @@ import pyarrow as pa
 
 from nncift_ray.errors import StageError
 from nncift_ray.stages.atoms import RowAtoms, RowSpan, RowStage, merge_spans
+from nncift_ray.stages.existing_scorer import ExistingScorer
 from nncift_ray.stages.pair_scorers import ColumnTiles, ListScorer, PointScorer, SumScorer
 from nncift_ray.stages.stage import Shard, Worker
 from nncift_ray.storage import schemas
@@ -27,7 +29,10 @@ DEFAULT_SHARD_ROWS = 4096
 
 
 class ScorePairsStage(RowStage):
-    """Write ``<block>_top_helpers`` and ``column_max``, or ``column_sums``; and ``statistics``."""
+    """Write ``<block>_top_helpers`` and ``column_max``, or ``column_sums``; and ``statistics``.
+
+    Where there are existing data, ``<block>_existing_influence`` too.
+    """
 
     name: ClassVar[str] = "score_pairs"
 
@@ -70,6 +75,8 @@ class ScorePairsStage(RowStage):
     def produces(self) -> Mapping[str, pa.Schema]:
         """Statistics, and sums or lists with column maxima."""
         statistics = {"statistics": schemas.SCORE_STATISTICS}
+        for block in self._blocks_with_existing:
+            statistics[f"{block}_existing_influence"] = schemas.EXISTING_INFLUENCE
         if self._keeps_sums:
             return statistics | {"column_sums": schemas.COLUMN_SUMS}
         lists = {f"{block}_top_helpers": schemas.TOP_HELPERS for block in self._blocks}
@@ -91,13 +98,28 @@ class ScorePairsStage(RowStage):
     def make_worker(self) -> Worker:
         """Load the networks and subtasks; columns are read as they are needed."""
         scorers = {block: self._make_scorer(block) for block in self._blocks}
+        existing = {block: self._existing_scorer(block) for block in self._blocks_with_existing}
 
         def score_shard(shard: Shard, sink: Sink) -> None:
             for span in merge_spans(list(self._atoms.spans(shard.start, shard.stop))):
                 rows = self._activations.read_range(f"{span.name}_rows", span.start, span.stop)
                 scorers[span.name](span, rows, sink)
+                if span.name in existing:
+                    existing[span.name](span, rows, sink)
 
         return score_shard
+
+    @property
+    def _blocks_with_existing(self) -> tuple[str, ...]:
+        """The blocks whose rows existing data are scored for."""
+        return tuple(b for b in self._blocks if self._activations.num_rows(f"{b}_existing"))
+
+    def _existing_scorer(self, block: str) -> ExistingScorer:
+        network = read_network(self._networks, block)
+        columns = ColumnTiles(
+            self._activations, f"{block}_existing", self._column_tile, network.num_hidden
+        )
+        return ExistingScorer(network, columns)
 
     def _make_scorer(self, block: str) -> Callable[[RowSpan, pa.Table, Sink], None]:
         """Return what scores some rows of a block and writes what is kept."""

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from nncift_ray.errors import StageError
 from nncift_ray.storage import schemas
+from nncift_ray.storage.filesystem import Location
 from nncift_ray.storage.output import ERRORS_TABLE, Sink, StageOutput
 
 #: Reason in the errors table of a row that killed the process that worked on it.
@@ -125,6 +126,13 @@ class Stage(ABC):
         A stage that is not ``divisible`` counts items.
         """
         return range(start, stop)
+
+    def progress(self, folder: Location) -> str:
+        """Say in one line how far an item is that takes long, from what lies in the folder.
+
+        "" where there is nothing to say. The driver asks now and then while workers work.
+        """
+        return ""
 
     def condemned_with(self, killers: Sequence[int], rows: range) -> Mapping[int, str]:
         """Return which of some rows are not worth trying once others have killed, and why."""

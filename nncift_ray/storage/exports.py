@@ -1,4 +1,7 @@
-"""The selected subset out: as it came in, as a table, and ready for two training programs."""
+"""The selected subset out: as it came in, as a table, and ready for training programs.
+
+``subset.jsonl`` and ``subset.parquet`` are always written; the other forms are chosen by name.
+"""
 
 # pyarrow's stubs leave many type arguments open:
 # pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false
@@ -18,12 +21,20 @@ from nncift_ray.storage.layouts import conversation_turns, split_alpaca
 from nncift_ray.storage.rows import BadRow
 
 SUBSET_JSONL, SUBSET_PARQUET = "subset.jsonl", "subset.parquet"
-ALPACA_JSON, MESSAGES_JSONL, DATASET_INFO_JSON = (
-    "alpaca.json",
-    "messages.jsonl",
-    "dataset_info.json",
-)
+ALPACA_JSON, MESSAGES_JSONL, SHAREGPT_JSON = "alpaca.json", "messages.jsonl", "sharegpt.json"
+IDS_TXT, DATASET_INFO_JSON = "ids.txt", "dataset_info.json"
+#: A folder that ``datasets.load_dataset`` reads; the run writes its card beside the table.
+DATASET_FOLDER = "dataset"
+DATASET_PARQUET = f"{DATASET_FOLDER}/data/train.parquet"
+ALPACA, MESSAGES, SHAREGPT, DATASET, IDS = "alpaca", "messages", "sharegpt", "dataset", "ids"
 ADDED_KEY = "_nncift"
+_SHAREGPT_ROLES = {
+    SYSTEM: "system",
+    USER: "human",
+    ASSISTANT: "gpt",
+    FUNCTION_CALL: "function_call",
+    TOOL: "observation",
+}
 
 SUBSET = pa.schema(
     [
@@ -35,6 +46,10 @@ SUBSET = pa.schema(
         ),
     ]
 )
+
+_TURN = pa.struct([pa.field("role", pa.string()), pa.field("content", pa.string())])
+#: The dataset folder: the subset's columns, and each example as a conversation.
+DATASET_SCHEMA = SUBSET.append(pa.field("messages", pa.list_(_TURN), nullable=False))
 
 Row = Mapping[str, Any]
 
@@ -80,24 +95,56 @@ class _JsonArrayWriter:
         self._out.write(b"\n]\n" if self.num_rows else b"[]\n")
 
 
-class _ParquetWriter:
-    """Writes a Parquet file of ``SUBSET``."""
+class _IdWriter:
+    """Writes one example id a line, best first."""
 
     def __init__(self, out: BinaryIO) -> None:
-        self._writer = pq.ParquetWriter(out, SUBSET, compression="zstd")
+        self._out = out
         self.num_rows = 0
 
     def add(self, table: pa.Table, rows: list[Row]) -> None:
-        del rows
-        self._writer.write_table(table.select(SUBSET.names).cast(SUBSET))
+        self._out.write("".join(f"{row['example_id']}\n" for row in rows).encode())
+        self.num_rows += table.num_rows
+
+    def finish(self) -> None:
+        pass
+
+
+class _ParquetWriter:
+    """Writes a Parquet file of ``SUBSET``, or of ``DATASET_SCHEMA``."""
+
+    def __init__(self, out: BinaryIO, schema: pa.Schema) -> None:
+        self._writer = pq.ParquetWriter(out, schema, compression="zstd")
+        self._schema = schema
+        self.num_rows = 0
+
+    def add(self, table: pa.Table, rows: list[Row]) -> None:
+        columns = {name: table.column(name) for name in SUBSET.names}
+        if "messages" in self._schema.names:
+            turns = [messages_record(row)["messages"] for row in rows]
+            columns["messages"] = pa.chunked_array([pa.array(turns, pa.list_(_TURN))])
+        made = pa.Table.from_pydict(columns)
+        self._writer.write_table(made.cast(self._schema))
         self.num_rows += table.num_rows
 
     def finish(self) -> None:
         self._writer.close()
 
 
+Open = Callable[[str], BinaryIO]
+#: How to make the writer of each form that may be chosen.
+_WRITERS: Mapping[str, tuple[str, Callable[[BinaryIO], _Writer]]] = {
+    ALPACA: (ALPACA_JSON, lambda out: _JsonArrayWriter(out, alpaca_record)),
+    MESSAGES: (MESSAGES_JSONL, lambda out: _JsonLinesWriter(out, messages_record)),
+    SHAREGPT: (SHAREGPT_JSON, lambda out: _JsonArrayWriter(out, sharegpt_record)),
+    DATASET: (DATASET_PARQUET, lambda out: _ParquetWriter(out, DATASET_SCHEMA)),
+    IDS: (IDS_TXT, _IdWriter),
+}
+EXPORT_FORMATS = tuple(_WRITERS)
+
+
 def write_exports(
-    tables: Iterable[pa.Table], open_output: Callable[[str], BinaryIO]
+    tables: Iterable[pa.Table], open_output: Open, formats: Iterable[str] = EXPORT_FORMATS
 ) -> dict[str, int]:
     """Write all export files in one pass.
 
@@ -105,6 +152,7 @@ def write_exports(
         tables: The subset by rank: the columns of ``schemas.EXAMPLES``, ``rank`` and ``gain``.
         open_output: Opens a file of the export folder by name. The caller closes what it opened,
             after this function has returned.
+        formats: Which of ``EXPORT_FORMATS`` to write beside the subset itself.
 
     Returns:
         The rows written by file name; for ``dataset_info.json`` its number of entries.
@@ -113,21 +161,23 @@ def write_exports(
     """
     writers: dict[str, _Writer] = {
         SUBSET_JSONL: _JsonLinesWriter(open_output(SUBSET_JSONL), subset_record),
-        SUBSET_PARQUET: _ParquetWriter(open_output(SUBSET_PARQUET)),
-        ALPACA_JSON: _JsonArrayWriter(open_output(ALPACA_JSON), alpaca_record),
-        MESSAGES_JSONL: _JsonLinesWriter(open_output(MESSAGES_JSONL), messages_record),
+        SUBSET_PARQUET: _ParquetWriter(open_output(SUBSET_PARQUET), SUBSET),
     }
+    for form in formats:
+        name, make = _WRITERS[form]
+        writers[name] = make(open_output(name))
     for table in tables:
         rows = cast("list[Row]", table.to_pylist())
         for writer in writers.values():
             writer.add(table, rows)
     for writer in writers.values():
         writer.finish()
-    info = dataset_info()
-    open_output(DATASET_INFO_JSON).write((json.dumps(info, indent=2) + "\n").encode())
-    return {name: writer.num_rows for name, writer in writers.items()} | {
-        DATASET_INFO_JSON: len(info)
-    }
+    counts = {name: writer.num_rows for name, writer in writers.items()}
+    info = {name: entry for name, entry in dataset_info().items() if entry["file_name"] in writers}
+    if info:
+        open_output(DATASET_INFO_JSON).write((json.dumps(info, indent=2) + "\n").encode())
+        counts[DATASET_INFO_JSON] = len(info)
+    return counts
 
 
 def subset_record(row: Row) -> dict[str, Any]:
@@ -156,20 +206,34 @@ def alpaca_record(row: Row) -> dict[str, str]:
 
 def messages_record(row: Row) -> dict[str, list[dict[str, str]]]:
     """Return OpenAI messages; of a conversation its own turns up to the response."""
-    turns = None
-    if row["layout"] in ("messages", "sharegpt"):
-        turns = conversation_turns(json.loads(row["record"]))
-    if turns is None or isinstance(turns, BadRow):
-        pairs = [(USER, row["prompt"]), (ASSISTANT, row["response"])]
-    else:
-        pairs = [(turn.role, turn.text) for turn in turns]
     # OpenAI has no role of its own for calls: the assistant makes them.
     return {
         "messages": [
             {"role": ASSISTANT if role == FUNCTION_CALL else role, "content": text}
-            for role, text in pairs
+            for role, text in _turns(row)
         ]
     }
+
+
+def sharegpt_record(row: Row) -> dict[str, Any]:
+    """Return ShareGPT conversations; of one with tools, their description too."""
+    turns = [{"from": _SHAREGPT_ROLES[role], "value": text} for role, text in _turns(row)]
+    record: dict[str, Any] = {"conversations": turns}
+    if row["layout"] == "sharegpt":
+        tools = cast("dict[str, Any]", json.loads(row["record"])).get("tools")
+        if isinstance(tools, str):
+            record["tools"] = tools
+    return record
+
+
+def _turns(row: Row) -> list[tuple[str, str]]:
+    """Return (role, text) of an example's turns, the response last."""
+    turns = None
+    if row["layout"] in ("messages", "sharegpt"):
+        turns = conversation_turns(json.loads(row["record"]))
+    if turns is None or isinstance(turns, BadRow):
+        return [(USER, row["prompt"]), (ASSISTANT, row["response"])]
+    return [(turn.role, turn.text) for turn in turns]
 
 
 def dataset_info() -> dict[str, Any]:
@@ -183,6 +247,20 @@ def dataset_info() -> dict[str, Any]:
             "file_name": ALPACA_JSON,
             "formatting": "alpaca",
             "columns": {"prompt": "instruction", "query": "input", "response": "output"},
+        },
+        "nncift_sharegpt": {
+            "file_name": SHAREGPT_JSON,
+            "formatting": "sharegpt",
+            "columns": {"messages": "conversations"},
+            "tags": {
+                "role_tag": "from",
+                "content_tag": "value",
+                "user_tag": _SHAREGPT_ROLES[USER],
+                "assistant_tag": _SHAREGPT_ROLES[ASSISTANT],
+                "observation_tag": _SHAREGPT_ROLES[TOOL],
+                "function_tag": _SHAREGPT_ROLES[FUNCTION_CALL],
+                "system_tag": _SHAREGPT_ROLES[SYSTEM],
+            },
         },
         "nncift_messages": {
             "file_name": MESSAGES_JSONL,

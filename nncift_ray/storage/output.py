@@ -60,6 +60,11 @@ class Sink:
         self._num_errors = 0
         self.facts: dict[str, Any] = {}
 
+    @property
+    def folder(self) -> Location:
+        """The stage's folder, for what a worker keeps for its own next attempt."""
+        return self._folder
+
     def write(self, table_name: str, table: pa.Table) -> None:
         """Append rows to a table; its schema must be the declared one."""
         if table_name not in self._writers:

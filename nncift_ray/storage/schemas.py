@@ -1,16 +1,19 @@
 """The Arrow schema of every table the system writes.
 
 Row = helped example, column = helper example, everywhere. ``row_index`` numbers the examples of one
-role (candidates or targets) from 0 in the order of their sources; ``block`` says which pairs a row
-speaks of: ``within`` (candidates x candidates), ``cross`` (targets x candidates), or ``points``
-(candidates on their own, of a pointwise teacher).
+role (candidates, targets or existing data) from 0 in the order of their sources; ``block`` says
+which pairs a row speaks of: ``within`` (candidates x candidates), ``cross`` (targets x candidates),
+or ``points`` (candidates on their own, of a pointwise teacher).
 """
 
 from __future__ import annotations
 
 import pyarrow as pa
 
-CANDIDATE, TARGET = "candidate", "target"
+# EXISTING: what the model already has; read by conditional objectives, never selected.
+CANDIDATE, TARGET, EXISTING = "candidate", "target", "existing"
+#: The table that holds the examples of each role.
+TABLE_OF_ROLE = {CANDIDATE: "candidates", TARGET: "targets", EXISTING: "existing"}
 # POINTS: candidates on their own, for teachers that score examples instead of pairs.
 WITHIN, CROSS, POINTS = "within", "cross", "points"
 
@@ -40,7 +43,7 @@ RECORDS = pa.schema(
     ]
 )
 
-# One table per role ("candidates", "targets"), exact duplicates collapsed on the first one.
+# One table per role (TABLE_OF_ROLE), exact duplicates collapsed on the first one.
 EXAMPLES = pa.schema(
     [
         pa.field("row_index", pa.int64(), nullable=False),
@@ -177,6 +180,16 @@ COLUMN_SUMS = pa.schema(
     ]
 )
 
+# What existing data do for the rows of a block: one row a row of the block, in row order.
+EXISTING_INFLUENCE = pa.schema(
+    [
+        pa.field("row_index", pa.int64(), nullable=False),
+        pa.field("max_influence", pa.float32(), nullable=False),  # raw and signed
+        # Whole numbers of 2**-32, like COLUMN_SUMS: over all existing examples.
+        pa.field("sum", pa.int64(), nullable=False),
+    ]
+)
+
 # One row a checkpoint of the warm-up (LESS).
 WARMUP_CHECKPOINTS = pa.schema(
     [
@@ -213,6 +226,20 @@ COVERAGE = pa.schema(
         pa.field("row_index", pa.int64(), nullable=False),  # a row of the objective's ground set
         pa.field("covered_by", pa.int64()),  # row_index of its best pick; null: no pick in its list
         pa.field("coverage", pa.float32(), nullable=False),  # scaled influence of that pick, 0..1
+    ]
+)
+
+# Candidates that are worth most alone and were not picked, best first.
+SKIPPED = pa.schema(
+    [
+        pa.field("row_index", pa.int64(), nullable=False),
+        pa.field("example_id", pa.string(), nullable=False),
+        pa.field("alone_gain", pa.float64(), nullable=False),  # its value as the only pick
+        pa.field("final_gain", pa.float64(), nullable=False),  # on top of all picks
+        pa.field("taken_by", pa.int64()),  # the pick that took most of its value; null: none did
+        pa.field("taken_by_rank", pa.int32()),
+        pa.field("taken_share", pa.float64(), nullable=False),  # of alone_gain, by that pick
+        pa.field("cosine", pa.float64()),  # of the embeddings of the two
     ]
 )
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from nncift_ray.core.network.sampling import SampleDesign
 from nncift_ray.core.network.training import TrainingConfig
@@ -23,7 +23,8 @@ from nncift_ray.stages.progress import SilentReporter
 from nncift_ray.stages.project import ProjectStage
 from nncift_ray.stages.sample import SampleStage
 from nncift_ray.stages.score_pairs import ScorePairsStage
-from nncift_ray.stages.select import TOP_K, SelectionPlan, SelectStage, blocks_of
+from nncift_ray.stages.select import SelectStage
+from nncift_ray.stages.selection_plan import TOP_K, SelectionPlan, blocks_of
 from nncift_ray.stages.stage import Stage
 from nncift_ray.stages.utility import UtilityStage
 from nncift_ray.storage.filesystem import Location
@@ -71,11 +72,14 @@ def make_embedder() -> Embedder:
     return HashEmbedder(DIMENSION)
 
 
-def write_corpus(folder: Path, num_candidates: int, num_targets: int) -> tuple[str, str]:
-    """Write candidates and targets with distinct texts."""
+def write_corpus(
+    folder: Path, num_candidates: int, num_targets: int, num_existing: int = 0
+) -> tuple[str, str, str]:
+    """Write candidates, targets and existing data with distinct texts."""
     folder.mkdir(parents=True, exist_ok=True)
     names = []
-    for role, count in (("candidates", num_candidates), ("targets", num_targets)):
+    counts = {"candidates": num_candidates, "targets": num_targets, "existing": num_existing}
+    for role, count in counts.items():
         rows = [
             {
                 "prompt": f"{role} question {i}",
@@ -87,7 +91,7 @@ def write_corpus(folder: Path, num_candidates: int, num_targets: int) -> tuple[s
         path = folder / f"{role}.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         names.append(str(path))
-    return names[0], names[1]
+    return names[0], names[1], names[2]
 
 
 def run_chain(
@@ -101,8 +105,10 @@ def run_chain(
     subtask_by: str | None = None,
     sizes: Sizes | None = None,
     run_dir: str | None = None,
+    num_existing: int = 0,
+    **plan: Any,
 ) -> dict[str, StageOutput]:
-    """Run all stages and return their outputs by name."""
+    """Run all stages and return their outputs by name; ``plan`` goes into the SelectionPlan."""
     sizes = sizes or Sizes()
     outputs: dict[str, StageOutput] = {}
     location = Location.of(run_dir or str(folder / "run"))
@@ -112,11 +118,15 @@ def run_chain(
         outputs[stage.name] = output
         return output
 
-    candidates, targets = write_corpus(folder / "corpus", num_candidates, num_targets)
+    candidates, targets, existing = write_corpus(
+        folder / "corpus", num_candidates, num_targets, num_existing
+    )
     teacher = make_teacher()
     pointwise = teacher.kind == "pointwise"
     blocks = blocks_of(objective, pointwise=pointwise, has_targets=num_targets > 0)
-    sources = find_sources([candidates], [targets] if num_targets else [])
+    sources = find_sources(
+        [candidates], [targets] if num_targets else [], [existing] if num_existing else []
+    )
     examples = run(DeduplicateStage(run(IngestStage(sources))))
     embeddings = run(EmbedStage(examples, MODEL, make_embedder, shard_rows=sizes.embed_rows))
     design = SampleDesign(label_pairs=300, holdout_pairs_per_quadrant=20, seed=3)
@@ -149,6 +159,8 @@ def run_chain(
             shard_rows=sizes.score_rows,
         )
     )
-    ranking = run(SelectStage(scores, embeddings, SelectionPlan(objective, 1.0, count=budget)))
+    limit = {} if {"tokens", "fraction"} & set(plan) else {"count": budget}
+    wanted = SelectionPlan(objective, blocks, **limit, **plan)
+    ranking = run(SelectStage(scores, embeddings, wanted, examples=examples))
     run(ExportStage(ranking, examples))
     return outputs

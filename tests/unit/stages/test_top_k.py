@@ -11,7 +11,7 @@ import torch
 from nncift_ray.core.network.influence_network import InfluenceNetwork
 from nncift_ray.core.pairs.pair_scores import score_block
 from nncift_ray.errors import DataError
-from nncift_ray.stages.select import blocks_of
+from nncift_ray.stages.selection_plan import blocks_of
 from nncift_ray.storage.arrays import column_matrix
 from nncift_ray.storage.checkpoints import read_network
 from nncift_ray.storage.output import StageOutput

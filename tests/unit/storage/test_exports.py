@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from nncift_ray.storage import schemas
-from nncift_ray.storage.exports import SUBSET, write_exports
+from nncift_ray.storage.exports import DATASET_PARQUET, SUBSET, sharegpt_record, write_exports
 from tests.unit.storage.hostile import read_file
 
 RECORDS: list[dict[str, Any]] = [
@@ -68,8 +68,55 @@ def test_every_file_counts_its_rows(subset: pa.Table) -> None:
         "subset.parquet": 4,
         "alpaca.json": 4,
         "messages.jsonl": 4,
-        "dataset_info.json": 2,
+        "sharegpt.json": 4,
+        "dataset/data/train.parquet": 4,
+        "ids.txt": 4,
+        "dataset_info.json": 3,
     }
+
+
+def test_only_the_formats_asked_for_are_written(subset: pa.Table) -> None:
+    files: dict[str, io.BytesIO] = {}
+    write_exports([subset], lambda name: files.setdefault(name, io.BytesIO()), ["ids"])
+    assert set(files) == {"subset.jsonl", "subset.parquet", "ids.txt"}
+
+
+def test_ids_stand_one_a_line_by_rank(subset: pa.Table) -> None:
+    files, _ = _export(subset.slice(0, 3), subset.slice(3))
+    assert files["ids.txt"].decode().splitlines() == subset["example_id"].to_pylist()
+
+
+def test_sharegpt_keeps_every_role_by_its_own_name(subset: pa.Table) -> None:
+    files, _ = _export(subset)
+    rows = json.loads(files["sharegpt.json"])
+    assert rows[0]["conversations"] == [
+        {"from": "human", "value": "Add. 1 2"},
+        {"from": "gpt", "value": "3"},
+    ]
+    assert rows[3]["conversations"] == RECORDS[3]["conversations"][:5]
+
+
+def test_sharegpt_keeps_the_tools_of_its_source(tmp_path: Path) -> None:
+    record = {"conversations": RECORDS[3]["conversations"], "tools": '[{"name": "weather"}]'}
+    (tmp_path / "a.jsonl").write_text(json.dumps(record))
+    rows, _ = read_file(tmp_path / "a.jsonl")
+    assert sharegpt_record(dict(rows[0]))["tools"] == record["tools"]
+
+
+def test_datasets_loads_the_folder_with_records_untouched(
+    subset: pa.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    from datasets import load_dataset
+
+    files, _ = _export(subset)
+    path = tmp_path / DATASET_PARQUET
+    path.parent.mkdir(parents=True)
+    path.write_bytes(files[DATASET_PARQUET])
+    found = load_dataset(str(tmp_path / "dataset"), split="train", cache_dir=str(tmp_path / "c"))
+    assert [json.loads(record) for record in found["record"]] == RECORDS
+    assert found[3]["messages"][-1] == {"role": "assistant", "content": "No."}
+    assert found["rank"][:] == [1, 2, 3, 4]
 
 
 def test_the_record_is_untouched_but_for_one_key(subset: pa.Table) -> None:

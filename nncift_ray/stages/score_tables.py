@@ -1,0 +1,102 @@
+"""What selection reads of the score stage, put on the run's one scale.
+
+Suffixes: I rows (helped), J columns (candidates as helpers).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+
+from nncift_ray.core.pairs.column_sums import best_group_mean, check_sum_range
+from nncift_ray.core.pairs.pair_kernel import ONE
+from nncift_ray.core.selection.sparse_scores import InfluenceScale, SparseScores
+from nncift_ray.errors import StageError
+from nncift_ray.storage import schemas
+from nncift_ray.storage.output import StageOutput
+
+
+@dataclass(frozen=True)
+class ScoreTables:
+    """The tables of a finished score stage, read scaled to 0..1."""
+
+    scores: StageOutput
+    num_candidates: int
+    scale: InfluenceScale
+
+    @classmethod
+    def open(cls, scores: StageOutput, num_candidates: int) -> ScoreTables:
+        """Find the one scale of all blocks scored: over every pair, not only what was kept."""
+        rows = scores.read("statistics", schema=schemas.SCORE_STATISTICS).to_pylist()
+        scale = InfluenceScale(min(row["min"] for row in rows), max(row["max"] for row in rows))
+        return cls(scores, num_candidates, scale)
+
+    def lists(self, block: str) -> SparseScores:
+        """Read a block's top-K lists as sparse rows."""
+        indptr = [np.zeros(1, np.int64)]
+        indices: list[np.ndarray] = []
+        data: list[np.ndarray] = []
+        table = f"{block}_top_helpers"
+        for batch in self.scores.iter_batches(table, ["helper_index", "influence"]):
+            helper = cast("pa.ListArray[Any]", batch.column(0))
+            influence = cast("pa.ListArray[Any]", batch.column(1))
+            lengths = np.asarray(helper.value_lengths().to_numpy(), np.int64)
+            indptr.append(indptr[-1][-1] + np.cumsum(lengths))
+            indices.append(helper.flatten().to_numpy())
+            data.append(self.scale.apply(influence.flatten().to_numpy()))
+        return SparseScores(
+            np.concatenate(indptr),
+            np.concatenate(indices),
+            np.concatenate(data),
+            self.num_candidates,
+        )
+
+    def column_max(self) -> np.ndarray:
+        """Return max_q s_qj over all targets for every candidate j: [J] float32."""
+        largest = np.full(self.num_candidates, -np.inf, np.float32)
+        for batch in self.scores.iter_batches("column_max", ["helper_index", "max_influence"]):
+            np.maximum.at(largest, batch.column(0).to_numpy(), batch.column(1).to_numpy())
+        return self.scale.apply(largest)
+
+    def existing_max(self, block: str) -> np.ndarray:
+        """Return max_p s_ip over all existing examples p for every row i: [I] float32."""
+        table = self.scores.read(f"{block}_existing_influence", ["max_influence"])
+        return self.scale.apply(table["max_influence"].to_numpy())
+
+    def existing_sum(self, block: str, num_existing: int) -> np.ndarray:
+        """Return sum_p s_ip over all existing examples p for every row i: [I] float64."""
+        table = self.scores.read(f"{block}_existing_influence", ["sum"])
+        mean_I = table["sum"].to_numpy() / (ONE * num_existing)
+        # A mean of scaled influence is a scaled mean; rounding may leave it below the minimum.
+        return np.maximum(self.scale.apply_to_means(mean_I), 0.0) * num_existing
+
+    def scores_of_columns(self) -> np.ndarray:
+        """Return every candidate's score: [J] float64, scaled like the means they are.
+
+        That is its mean influence on the rows of the subtask where the mean is highest, or what a
+        pointwise network says of it. The sums are whole numbers: the order of the shards is no
+        matter.
+
+        Raises:
+            StageError: If a sum could pass 64 bits.
+        """
+        sums: dict[str | None, np.ndarray] = {}
+        num_rows: dict[str | None, int] = {}
+        for batch in self.scores.iter_batches("column_sums"):
+            subtask = batch.column("subtask").dictionary_encode("encode")
+            helper, rows = (batch.column(name).to_numpy() for name in ("helper_index", "num_rows"))
+            for code, name in enumerate(subtask.dictionary.to_pylist()):
+                at = subtask.indices.to_numpy() == code
+                sum_J = sums.setdefault(name, np.zeros(self.num_candidates, np.int64))
+                np.add.at(sum_J, helper[at], batch.column("sum").to_numpy()[at])
+                # A shard has one sum of every candidate: those of the first count its rows once.
+                num_rows[name] = num_rows.get(name, 0) + int(rows[at & (helper == 0)].sum())
+        try:
+            check_sum_range(max(num_rows.values()), self.scale.min, self.scale.max)
+            mean_J = best_group_mean(list(sums.values()), list(num_rows.values()))
+        except ValueError as error:
+            raise StageError(f"objective top_k: {error}") from error
+        return self.scale.apply_to_means(mean_J)
