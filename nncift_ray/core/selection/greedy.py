@@ -1,213 +1,234 @@
-"""Greedy maximisation of a `CoverageProblem`: the plain oracle and the lazy one.
+"""Greedy maximisation: the plain oracle, the lazy search, and the one that minds costs.
 
-Both pick, at every step, the column of greatest marginal gain among those that still fit the
-budget, ties by `tie_rank`; they return the same ranking to the last bit. The gain of a column is
-one sum in float64 over its rows in ascending order. Rounded addition is monotone in each operand,
-and covering more only lowers each operand, so a gain computed earlier is never below the one
-computed now: the lazy bound holds in floating point too, ties included.
+Each picks, at every step, the column of greatest marginal gain among those admitted, ties by
+`tie_rank`; plain and lazy return the same ranking to the last bit (`problem` says why a gain
+computed earlier is a bound in floating point too).
 
-Greedy reaches 1 - 1/e of the best value under a count budget (Nemhauser et al. 1978); under a cost
-budget it ranks by plain gain and skips what does not fit. Lazy evaluation: Minoux 1978.
-Suffixes: I rows, J columns, S selected.
+Greedy reaches 1 - 1/e of the best value of a monotone submodular function under a count budget
+(Nemhauser et al. 1978), half of it under quotas (Fisher et al. 1978). Lazy evaluation: Minoux 1978.
+Suffixes: J columns, S selected.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nncift_ray.core.jit import compiled
-from nncift_ray.core.selection.objectives import CoverageProblem, Objective
-from nncift_ray.errors import ShapeError
+from nncift_ray.core.selection.admission import (
+    ADMITTED,
+    TOO_DEAR,
+    Admission,
+    admits,
+    admits_each,
+    close_free_slots,
+)
+from nncift_ray.core.selection.budget import Budget, Constraints
+from nncift_ray.core.selection.problem import Columns, Objective, Problem, State, gain_of, gains_of
+from nncift_ray.core.selection.search import (
+    CLOSES,
+    NUM_PICKED,
+    NUM_TOO_DEAR,
+    PROGRESS_STEPS,
+    STOPS,
+    Log,
+    Progress,
+    Ranking,
+    Rule,
+    Search,
+    judge,
+    take,
+)
 
-F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
 
-PROGRESS_STEPS = 100  # calls of on_progress in a whole run
-
-
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """How much may be selected: at most so many columns, at most so much total cost, or both."""
-
-    max_count: int | None = None
-    max_cost: float | None = None
-
-    def __post_init__(self) -> None:
-        """Raise ValueError when nothing bounds the selection or a bound is negative."""
-        if self.max_count is None and self.max_cost is None:
-            msg = "a budget needs max_count, max_cost or both"
-            raise ValueError(msg)
-        if (self.max_count or 0) < 0 or not (self.max_cost or 0.0) >= 0:
-            msg = f"a budget cannot be negative: {self}"
-            raise ValueError(msg)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Ranking:
-    """The selected columns, best first.
-
-    Attributes:
-        order: Columns [S].
-        gain: What each pick added to the objective [S], never rising under a count budget.
-        objective: Value after each pick [S].
-    """
-
-    order: I64
-    gain: F64
-    objective: F64
+__all__ = [
+    "Budget",
+    "Constraints",
+    "Progress",
+    "Ranking",
+    "cost_benefit_greedy",
+    "lazy_greedy",
+    "naive_greedy",
+]
 
 
 def naive_greedy(
-    objective: Objective,
+    objective: Objective | Problem,
     budget: Budget,
     costs: NDArray[np.number] | None = None,
     *,
     tie_rank: NDArray[np.integer] | None = None,
+    constraints: Constraints | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+    stop_gain: float | None = None,
+    prefix: Sequence[int] | I64 = (),
+    rule: Rule = "gain",
 ) -> Ranking:
     """Pick greedily, computing every gain anew at every step: the oracle of `lazy_greedy`.
 
     Arguments, result and errors as there. Time: selected * entries.
     """
-    problem = objective.problem()
-    limit, cost_J, rank_J = _prepare(problem, budget, costs, tie_rank)
-    remaining = math.inf if budget.max_cost is None else float(budget.max_cost)
-    open_J = np.ones(problem.num_columns, np.bool_)
-    cover_I = np.zeros(problem.num_rows, np.float32)
-    order: list[int] = []
-    gains: list[float] = []
-    while len(order) < limit:
-        allowed = np.flatnonzero(open_J & (cost_J <= remaining))
-        if len(allowed) == 0:
+    search = Search(
+        objective, budget, costs=costs, tie_rank=tie_rank, constraints=constraints,
+        on_progress=on_progress, stop_gain=stop_gain, prefix=prefix, rule=rule,
+    )  # fmt: skip
+    stopped = False
+    while search.picked < search.limit and not stopped:
+        candidates = _admitted(search)
+        if len(candidates) == 0:
             break
-        gain = np.array([_gain(*_arrays(problem), cover_I, j) for j in allowed])
-        best = int(allowed[np.lexsort((rank_J[allowed], -gain))[0]])
-        order.append(best)
-        gains.append(_gain(*_arrays(problem), cover_I, best))
-        _cover(*_arrays(problem), cover_I, best)
-        open_J[best] = False
-        remaining -= cost_J[best]
-    gain_S = np.array(gains, np.float64)
-    return Ranking(np.array(order, np.int64), gain_S, np.cumsum(gain_S))
+        gains = np.empty(len(candidates))
+        gains_of(search.columns, search.state, candidates, gains)
+        key = gains / search.admission.cost_J[candidates] if rule == "gain_per_cost" else gains
+        best = int(np.lexsort((candidates, search.rank_J[candidates], -key))[0])
+        verdict = judge(search.admission, search.log, gains[best], search.stop_gain)
+        if verdict == CLOSES:
+            close_free_slots(search.admission)
+        elif verdict == STOPS:
+            stopped = True
+        else:
+            j, gain = int(candidates[best]), float(gains[best])
+            take(search.columns, search.state, search.admission, search.log, j, gain)
+            search.report_progress()
+    return search.ranking(stopped=stopped)
+
+
+def _admitted(search: Search) -> I64:
+    open_J = np.flatnonzero(search.admission.open_J)
+    verdicts = np.empty(len(open_J), np.int64)
+    admits_each(search.admission, open_J, verdicts)
+    search.log.num[NUM_TOO_DEAR] += (verdicts == TOO_DEAR).sum()
+    return open_J[verdicts == ADMITTED]
 
 
 def lazy_greedy(
-    objective: Objective,
+    objective: Objective | Problem,
     budget: Budget,
     *,
     costs: NDArray[np.number] | None = None,
     tie_rank: NDArray[np.integer] | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
+    constraints: Constraints | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+    stop_gain: float | None = None,
+    prefix: Sequence[int] | I64 = (),
+    rule: Rule = "gain",
 ) -> Ranking:
     """Pick greedily, computing a gain anew only when its old value leads a heap.
 
     Args:
         objective: The set function.
-        budget: How much may be selected.
+        budget: How much may be selected. It is filled, with picks of no gain or of a negative one
+            (functions that are not monotone) where there is nothing better; see `stop_gain`.
         costs: Cost of each column [J], finite and >= 0; needed by a cost budget.
         tie_rank: Rank of each column [J] among equals, smaller first (that of the example ids in
             sorted order, so that the order of the files does not matter); None takes the column
             numbers. Picks of no gain go on in this order until the budget is full.
-        on_progress: Called with (columns selected so far, most that may be) about 100 times.
+        constraints: Musts and quotas.
+        on_progress: Called with a `Progress` about 100 times.
+        stop_gain: Stop before a pick whose gain is below this share, in [0, 1), of the value so
+            far (or of 0 while the value is negative). The first pick and `include` are always
+            made; minima are still met, by their groups' best. 0 stops before the first pick that
+            would lower the value. None never stops.
+        prefix: What an interrupted run of the same arguments had picked (`Progress.order`). It is
+            replayed, and the ranking is that of the run without interruption, to the last bit.
+        rule: What leads: the gain, or the gain per cost.
 
     Returns:
-        The selected columns in the order of picking, with gains and values.
+        The selected columns in the order of picking, with gains, values and an upper bound.
 
     Raises:
-        ValueError: If costs are missing, negative or not finite.
-        ShapeError: If costs or tie_rank are not [J].
+        ValueError: If costs are missing, negative, not finite or (by gain per cost) 0; if
+            constraints or prefix cannot be met.
+        ShapeError: If costs, tie_rank or groups are not [J].
 
-    Memory: 21 bytes a column, 4 a row, besides the problem's 8 an entry.
+    Memory: about 45 bytes a column, 4 a row, besides the problem's 8 an entry.
     """
-    problem = objective.problem()
-    limit, cost_J, rank_J = _prepare(problem, budget, costs, tie_rank)
-    remaining = np.array([math.inf if budget.max_cost is None else float(budget.max_cost)])
-    cover_I = np.zeros(problem.num_rows, np.float32)
-    heap = np.arange(problem.num_columns, dtype=np.int32)
-    heap_gain = np.empty(problem.num_columns, np.float64)
-    _all_gains(*_arrays(problem), cover_I, heap_gain)
-    _heapify(heap, heap_gain, rank_J)
-    order, gain_S = np.empty(limit, np.int64), np.empty(limit, np.float64)
-    picked, heap_size = 0, problem.num_columns
-    stride = max(1, math.ceil(limit / PROGRESS_STEPS))
-    while picked < limit and heap_size > 0:
-        picked, heap_size = _pick(
-            *_arrays(problem), cover_I, rank_J, cost_J, remaining, heap, heap_gain, heap_size,
-            order, gain_S, picked, min(picked + stride, limit),
+    search = Search(
+        objective, budget, costs=costs, tie_rank=tie_rank, constraints=constraints,
+        on_progress=on_progress, stop_gain=stop_gain, prefix=prefix, rule=rule,
+    )  # fmt: skip
+    per_cost = rule == "gain_per_cost"
+    heap = np.flatnonzero(search.admission.open_J).astype(np.int32)
+    heap_key = search.gain_J[heap]
+    if per_cost:
+        heap_key /= search.admission.cost_J[heap]
+    # Where no term is negative a gain of 0 cannot fall further.
+    floor = 0.0 if search.problem.never_falls() else -math.inf
+    heapify(heap, heap_key, search.rank_J)
+    heap_size, stopped = len(heap), False
+    stride = max(1, math.ceil(search.limit / PROGRESS_STEPS))
+    while search.picked < search.limit and heap_size > 0 and not stopped:
+        heap_size, stopped = _pick(
+            search.columns, search.state, search.admission, search.log, search.rank_J,
+            heap, heap_key, heap_size, min(search.picked + stride, search.limit),
+            search.stop_gain, per_cost, floor,
         )  # fmt: skip
-        if on_progress is not None:
-            on_progress(picked, limit)
-    gain_S = gain_S[:picked].copy()
-    return Ranking(order[:picked].copy(), gain_S, np.cumsum(gain_S))
+        search.report_progress()
+    return search.ranking(stopped=stopped)
 
 
-def _prepare(
-    problem: CoverageProblem,
+def cost_benefit_greedy(
+    objective: Objective | Problem,
     budget: Budget,
-    costs: NDArray[np.number] | None,
-    tie_rank: NDArray[np.integer] | None,
-) -> tuple[int, F64, I64]:
-    """Return the most picks there can be, the costs and the tie ranks, checked."""
-    num_columns = problem.num_columns
-    for name, values in (("costs", costs), ("tie_rank", tie_rank)):
-        if values is not None and values.shape != (num_columns,):
-            msg = f"{name} is {values.shape}, expected [{num_columns}] (one a column)"
-            raise ShapeError(msg)
-    if budget.max_cost is not None and costs is None:
-        msg = "a cost budget needs the cost of every column (tokens of every example)"
-        raise ValueError(msg)
-    cost_J = np.zeros(num_columns) if costs is None else costs.astype(np.float64)
-    bad = np.flatnonzero(~(np.isfinite(cost_J) & (cost_J >= 0)))
-    if len(bad):
-        msg = f"cost of column {bad[0]} is {cost_J[bad[0]]}: costs are finite numbers >= 0"
-        raise ValueError(msg)
-    limit = num_columns if budget.max_count is None else min(budget.max_count, num_columns)
-    rank_J = np.arange(num_columns) if tie_rank is None else tie_rank.astype(np.int64)
-    return limit, cost_J, rank_J
+    *,
+    costs: NDArray[np.number],
+    tie_rank: NDArray[np.integer] | None = None,
+    constraints: Constraints | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+    stop_gain: float | None = None,
+    prefixes: Mapping[Rule, Sequence[int] | I64] | None = None,
+) -> Ranking:
+    """Search by gain per cost and by gain, lazily, and return the better one.
 
+    Of equal ones it returns that by gain per cost.
 
-def _arrays(problem: CoverageProblem) -> tuple[I64, I32, F32, F64]:
-    return problem.indptr, problem.rows, problem.values, problem.modular_J
+    For monotone submodular functions under a cost budget that is at least (1 - 1/e)/2 of the best
+    value, where each rule alone can be arbitrarily bad.
 
+    Args:
+        objective: As in `lazy_greedy`, like the rest.
+        budget: With `max_cost`, as a rule.
+        costs: Cost of each column [J], finite and > 0.
+        tie_rank: Ranks among equals.
+        constraints: Musts and quotas.
+        on_progress: Called by both searches; `Progress.rule` says which.
+        stop_gain: When to stop.
+        prefixes: What an interrupted run had picked by each rule.
 
-@compiled
-def _gain(indptr: I64, rows: I32, values: F32, modular_J: F64, cover_I: F32, j: int) -> float:
-    """Return f(A + j) - f(A), summed over the rows of column j in ascending order."""
-    gain = modular_J[j]
-    for entry in range(indptr[j], indptr[j + 1]):
-        covered = cover_I[rows[entry]]
-        if values[entry] > covered:
-            gain += np.float64(values[entry]) - np.float64(covered)
-    return gain
+    Returns:
+        The better ranking; `rule` names what it was ranked by. It is a prefix order of its own
+        budget only: another budget may be won by the other rule.
 
-
-@compiled
-def _cover(indptr: I64, rows: I32, values: F32, modular_J: F64, cover_I: F32, j: int) -> None:
-    """Add column j to the selection: raise what its rows are covered by."""
-    for entry in range(indptr[j], indptr[j + 1]):
-        if values[entry] > cover_I[rows[entry]]:
-            cover_I[rows[entry]] = values[entry]
-
-
-@compiled
-def _all_gains(
-    indptr: I64, rows: I32, values: F32, modular_J: F64, cover_I: F32, gain_J: F64
-) -> None:
-    for j in range(len(gain_J)):
-        gain_J[j] = _gain(indptr, rows, values, modular_J, cover_I, j)
+    Source: Leskovec et al. 2007 (CELF), section 3; Khuller et al. 1999.
+    """
+    by_rule: list[Ranking] = []
+    rules: tuple[Rule, Rule] = ("gain_per_cost", "gain")
+    for rule in rules:
+        ranking = lazy_greedy(
+            objective, budget, costs=costs, tie_rank=tie_rank, constraints=constraints,
+            on_progress=on_progress, stop_gain=stop_gain, prefix=(prefixes or {}).get(rule, ()),
+            rule=rule,
+        )  # fmt: skip
+        by_rule.append(ranking)
+    better = by_rule[0] if by_rule[0].value >= by_rule[1].value else by_rule[1]
+    bounds = [ranking.upper_bound for ranking in by_rule if ranking.upper_bound is not None]
+    return Ranking(
+        better.order, better.gain, better.objective, min(bounds) if bounds else None,
+        better.stopped_by, better.rule,
+    )  # fmt: skip
 
 
 @compiled
-def _before(gain: float, column: int, other_gain: float, other: int, rank_J: I64) -> bool:
-    """Whether a column is picked before another at their present gains."""
-    if gain != other_gain:
-        return gain > other_gain
+def precedes(key: float, column: int, other_key: float, other: int, rank_J: I64) -> bool:
+    """Whether a column is picked before another at their present keys."""
+    if key != other_key:
+        return key > other_key
     # Ranks that are equal fall back on the column number, as a stable sort would.
     if rank_J[column] != rank_J[other]:
         return rank_J[column] < rank_J[other]
@@ -215,59 +236,66 @@ def _before(gain: float, column: int, other_gain: float, other: int, rank_J: I64
 
 
 @compiled
-def _sink(heap: I32, heap_gain: F64, size: int, place: int, rank_J: I64) -> None:
+def sink(heap: I32, heap_key: F64, size: int, place: int, rank_J: I64) -> None:
     """Move the column at `place` down until no child comes before it.
 
-    Gains lie beside the columns of the heap: looked up by column, each comparison would miss the
+    Keys lie beside the columns of the heap: looked up by column, each comparison would miss the
     cache.
     """
-    column, gain = heap[place], heap_gain[place]
+    column, key = heap[place], heap_key[place]
     while True:
         child = 2 * place + 1
         if child >= size:
             break
         right = child + 1
-        if right < size and _before(
-            heap_gain[right], heap[right], heap_gain[child], heap[child], rank_J
+        if right < size and precedes(
+            heap_key[right], heap[right], heap_key[child], heap[child], rank_J
         ):
             child = right
-        if not _before(heap_gain[child], heap[child], gain, column, rank_J):
+        if not precedes(heap_key[child], heap[child], key, column, rank_J):
             break
-        heap[place], heap_gain[place] = heap[child], heap_gain[child]
+        heap[place], heap_key[place] = heap[child], heap_key[child]
         place = child
-    heap[place], heap_gain[place] = column, gain
+    heap[place], heap_key[place] = column, key
 
 
 @compiled
-def _heapify(heap: I32, heap_gain: F64, rank_J: I64) -> None:
+def heapify(heap: I32, heap_key: F64, rank_J: I64) -> None:
+    """Put the column to be picked first on top."""
     for place in range(len(heap) // 2 - 1, -1, -1):
-        _sink(heap, heap_gain, len(heap), place, rank_J)
+        sink(heap, heap_key, len(heap), place, rank_J)
 
 
 @compiled
 def _pick(
-    indptr: I64, rows: I32, values: F32, modular_J: F64,
-    cover_I: F32, rank_J: I64, cost_J: F64, remaining: F64,
-    heap: I32, heap_gain: F64, heap_size: int, order: I64, gain_S: F64, picked: int, stop: int,
-) -> tuple[int, int]:  # fmt: skip
-    """Pick until `stop` columns are selected or none is left; return (picked, heap size)."""
-    while picked < stop and heap_size > 0:
+    columns: Columns, state: State, admission: Admission, log: Log, rank_J: I64,
+    heap: I32, heap_key: F64, heap_size: int, until: int,
+    stop_gain: float, per_cost: bool, floor: float,
+) -> tuple[int, bool]:  # fmt: skip
+    """Pick until `until` columns are selected; return the heap's size and whether to stop."""
+    while log.num[NUM_PICKED] < until and heap_size > 0:
         j = heap[0]
-        fits = cost_J[j] <= remaining[0]
-        # What does not fit now never will: the remaining budget only falls.
-        if fits and heap_gain[0] > 0:
-            fresh = _gain(indptr, rows, values, modular_J, cover_I, j)
-            if fresh != heap_gain[0]:
-                heap_gain[0] = fresh
-                _sink(heap, heap_gain, heap_size, 0, rank_J)
+        refused = admits(admission, j)
+        if refused == ADMITTED:
+            price = admission.cost_J[j] if per_cost else 1.0
+            gain = heap_key[0]
+            if gain > floor or per_cost:
+                gain = gain_of(columns, state, j)
+                key = gain / price
+                if key != heap_key[0]:
+                    heap_key[0] = key
+                    sink(heap, heap_key, heap_size, 0, rank_J)
+                    continue
+            verdict = judge(admission, log, gain, stop_gain)
+            if verdict == STOPS:
+                return heap_size, True
+            if verdict == CLOSES:
+                close_free_slots(admission)
                 continue
-        gain = heap_gain[0]
+            take(columns, state, admission, log, j, gain)
+        elif refused == TOO_DEAR:
+            log.num[NUM_TOO_DEAR] += 1
         heap_size -= 1
-        heap[0], heap_gain[0] = heap[heap_size], heap_gain[heap_size]
-        _sink(heap, heap_gain, heap_size, 0, rank_J)
-        if fits:
-            order[picked], gain_S[picked] = j, gain
-            picked += 1
-            remaining[0] -= cost_J[j]
-            _cover(indptr, rows, values, modular_J, cover_I, j)
-    return picked, heap_size
+        heap[0], heap_key[0] = heap[heap_size], heap_key[heap_size]
+        sink(heap, heap_key, heap_size, 0, rank_J)
+    return heap_size, False

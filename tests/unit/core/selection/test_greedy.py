@@ -162,7 +162,7 @@ def test_progress_ends_at_the_number_selected() -> None:
     lazy_greedy(
         FacilityLocation(make_scores(0, 500, 500, 4)),
         Budget(max_count=250),
-        on_progress=lambda done, most: seen.append((done, most)),
+        on_progress=lambda progress: seen.append((progress.picked, progress.limit)),
     )
     assert seen[-1] == (250, 250)
     assert len(seen) <= 100

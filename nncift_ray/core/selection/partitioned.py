@@ -1,0 +1,274 @@
+"""Greedy in parts, for a ground set whose lists exceed one machine.
+
+A part is some of the columns with all their rows, so a gain computed in a part is that of the whole
+problem. Parts are drawn by a seeded hash of the tie ranks, and what the parts return is read in
+the order of the parts: neither the number of workers, nor their order, nor the order of the files
+changes a pick.
+
+`run(function, tasks)` calls the function on each task and returns the results in order: `map` on
+one core, or a cluster's; function and tasks can be sent to another process. What a part reads is
+a `ColumnSource`'s affair: a `Problem` in memory, or something that reads the lists it needs from
+storage.
+Suffixes: I rows, J columns, S selected.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nncift_ray.core.selection.budget import Budget, Constraints
+from nncift_ray.core.selection.draws import mixed_each
+from nncift_ray.core.selection.greedy import lazy_greedy
+from nncift_ray.core.selection.problem import Problem
+from nncift_ray.core.selection.search import Ranking
+
+F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
+Run = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
+
+
+class ColumnSource(Protocol):
+    """Where a part's columns come from; a `Problem` is one."""
+
+    @property
+    def num_columns(self) -> int:
+        """Number of columns J of the whole ground set."""
+        ...
+
+    def restricted(self, columns_S: I64) -> Problem:
+        """Return the problem of some columns, in the order given, over all rows."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PartTask:
+    """A greedy search among some columns: what is sent to a worker.
+
+    Attributes:
+        source: Where the columns come from.
+        columns: Columns of the part [S].
+        budget: Of the part.
+        costs: Their costs [S], or None.
+        tie_rank: Their ranks [S].
+        constraints: In numbers of the part.
+        stop_gain: As in `lazy_greedy`.
+    """
+
+    source: ColumnSource
+    columns: I64
+    budget: Budget
+    costs: NDArray[np.number] | None
+    tie_rank: I64
+    constraints: Constraints
+    stop_gain: float | None = None
+
+
+def search_part(task: PartTask) -> Ranking:
+    """Search a part; the ranking is in the numbers of the whole ground set."""
+    ranking = lazy_greedy(
+        task.source.restricted(task.columns),
+        task.budget,
+        costs=task.costs,
+        tie_rank=task.tie_rank,
+        constraints=task.constraints,
+        stop_gain=task.stop_gain,
+    )
+    # The bound is one over the part alone.
+    return replace(ranking, order=task.columns[ranking.order], upper_bound=None)
+
+
+def part_of_columns(rank_J: I64, num_parts: int, seed: int) -> I64:
+    """Return the part of each column [J]: a seeded hash of its tie rank."""
+    bits_J = np.empty(len(rank_J), np.uint64)
+    mixed_each(seed, rank_J, bits_J)
+    return (bits_J % np.uint64(num_parts)).astype(np.int64)
+
+
+def greedi(
+    source: ColumnSource,
+    budget: Budget,
+    *,
+    num_parts: int,
+    seed: int = 0,
+    run: Run = map,
+    costs: NDArray[np.number] | None = None,
+    tie_rank: NDArray[np.integer] | None = None,
+    constraints: Constraints | None = None,
+    stop_gain: float | None = None,
+) -> Ranking:
+    """Search every part with the whole budget, then among what the parts picked.
+
+    The better of that and the best part's own picks is returned. For monotone submodular functions
+    under a count budget B it is worth at least (1 - 1/e)^2 / min(num_parts, B) of the best, and
+    over random parts at least (1 - 1/e) / 2 in expectation (Barbosa et al. 2015).
+
+    Args:
+        source: The columns: a `Problem`, or what reads them part by part.
+        budget: How much may be selected.
+        num_parts: Parts of the first round.
+        seed: Seed of the parts.
+        run: Maps a function over tasks, in order.
+        costs: Cost of each column [J].
+        tie_rank: Rank of each column [J] among equals; it decides its part too.
+        constraints: Musts and quotas. Musts are picked first in every part.
+        stop_gain: When the last search stops; the parts fill their budget.
+
+    Returns:
+        The ranking, in numbers of the whole ground set. `upper_bound` is None: no machine saw all
+        columns.
+
+    Raises:
+        ValueError: As `lazy_greedy`; if quotas with minima meet a cost budget.
+
+    Memory: the last search holds at most num_parts times the budget in columns.
+    Source: Mirzasoleiman et al. 2013, Distributed submodular maximization (GreeDi).
+    """
+    ground = _Ground.checked(source, budget, num_parts, costs, tie_rank, constraints)
+    part_J = part_of_columns(ground.rank_J, num_parts, seed)
+    tasks = [
+        ground.task(columns, budget)
+        for part in range(num_parts)
+        if len(columns := ground.candidates[part_J[ground.candidates] == part])
+    ]
+    rankings: list[Ranking] = list(run(search_part, tasks))
+    union = np.concatenate([np.zeros(0, np.int64), *[ranking.order for ranking in rankings]])
+    union = ground.in_order(np.setdiff1d(union, ground.include))
+    merged = search_part(replace(ground.task(union, budget, whole=True), stop_gain=stop_gain))
+    best = max(rankings, key=lambda ranking: ranking.value, default=merged)
+    return best if best.value > merged.value and stop_gain is None else merged
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Ground:
+    """The ground set that parts are cut from: open candidates in tie order, musts apart."""
+
+    source: ColumnSource
+    costs: NDArray[np.number] | None
+    rank_J: I64
+    constraints: Constraints
+    include: I64
+    candidates: I64
+
+    @classmethod
+    def checked(
+        cls,
+        source: ColumnSource,
+        budget: Budget,
+        num_parts: int,
+        costs: NDArray[np.number] | None,
+        tie_rank: NDArray[np.integer] | None,
+        constraints: Constraints | None,
+    ) -> _Ground:
+        """Return the ground set, or raise ValueError where parts cannot be searched."""
+        if num_parts < 1:
+            msg = f"num_parts must be at least 1, got {num_parts}"
+            raise ValueError(msg)
+        constraints = constraints or Constraints()
+        minima = any(constraints.minimum(group) for group in range(constraints.num_groups))
+        if minima and budget.max_cost is not None:
+            msg = "min_per_group with a cost budget needs the search in one piece (lazy_greedy)"
+            raise ValueError(msg)
+        num_columns = source.num_columns
+        rank_J = np.arange(num_columns) if tie_rank is None else tie_rank.astype(np.int64)
+        include = np.asarray(constraints.include, np.int64)
+        open_J = np.ones(num_columns, np.bool_)
+        open_J[include] = False
+        open_J[np.asarray(constraints.exclude, np.int64)] = False
+        ground = cls(source, costs, rank_J, constraints, include, np.zeros(0, np.int64))
+        return replace(ground, candidates=ground.in_order(np.flatnonzero(open_J)))
+
+    def in_order(self, columns: I64) -> I64:
+        """Return columns by tie rank."""
+        return columns[np.lexsort((columns, self.rank_J[columns]))]
+
+    def task(self, columns: I64, budget: Budget, *, whole: bool = False) -> PartTask:
+        """Return the search among some candidates and the musts.
+
+        Minima are asked of a part as far as it can meet them, so that all parts together can.
+        """
+        listed = np.concatenate([self.include, columns])
+        costs = None if self.costs is None else self.costs[listed]
+        given = self.constraints
+        group_S = None if given.group_J is None else given.group_J[listed]
+        minima = given.min_per_group
+        if minima is not None and group_S is not None and not whole:
+            sizes = np.bincount(group_S[group_S >= 0], minlength=len(minima))
+            minima = [min(int(least), int(size)) for least, size in zip(minima, sizes, strict=True)]
+        constraints = replace(
+            given,
+            group_J=group_S,
+            min_per_group=minima,
+            include=list(range(len(self.include))),
+            exclude=(),
+        )
+        return PartTask(self.source, listed, budget, costs, self.rank_J[listed], constraints)
+
+
+def multi_round_greedy(
+    source: ColumnSource,
+    budget: Budget,
+    *,
+    num_parts: int,
+    num_rounds: int = 4,
+    seed: int = 0,
+    run: Run = map,
+    tie_rank: NDArray[np.integer] | None = None,
+    constraints: Constraints | None = None,
+    stop_gain: float | None = None,
+) -> Ranking:
+    """Thin the ground set out round by round, so that no machine holds more than a part of it.
+
+    In every round the columns left are cut into parts anew, as many as machines of
+    ceil(J / num_parts) columns need, and each part keeps its greedy picks: all parts together a
+    number that falls evenly from J to the budget. The last search ranks what is left.
+
+    Args:
+        source: As in `greedi`, like all that is not named here.
+        budget: With max_count alone.
+        num_parts: Parts of the first round.
+        num_rounds: Rounds; more lose less, since a pick must survive parts that shrink slowly.
+        seed: Seed of the parts; each round draws its own.
+        run: Maps a function over tasks, in order.
+        tie_rank: Rank of each column among equals.
+        constraints: Musts; quotas are refused.
+        stop_gain: When the last search stops.
+
+    Returns:
+        The ranking, in numbers of the whole ground set; `upper_bound` is None.
+
+    Raises:
+        ValueError: Without max_count, with max_cost or with quotas.
+
+    Source: Boether et al., MLSys 2025, arXiv 2402.16442.
+    """
+    if budget.max_count is None or budget.max_cost is not None:
+        msg = "a search in rounds needs a budget of max_count alone"
+        raise ValueError(msg)
+    if constraints is not None and constraints.num_groups:
+        msg = "a search in rounds takes no quotas; use greedi or lazy_greedy"
+        raise ValueError(msg)
+    if num_rounds < 1:
+        msg = f"num_rounds must be at least 1, got {num_rounds}"
+        raise ValueError(msg)
+    ground = _Ground.checked(source, budget, num_parts, None, tie_rank, constraints)
+    left, wanted = ground.candidates, max(budget.max_count - len(ground.include), 0)
+    capacity = max(1, math.ceil(len(left) / num_parts))
+    steps = np.linspace(len(left), min(wanted, len(left)), num_rounds + 1)[1:]
+    for number, target in enumerate(steps):
+        cut = max(1, math.ceil(len(left) / capacity))
+        part_S = part_of_columns(ground.rank_J[left], cut, seed + number)
+        kept = math.ceil(float(target) / cut)
+        tasks = [
+            ground.task(columns, Budget(kept + len(ground.include)))
+            for part in range(cut)
+            if len(columns := left[part_S == part])
+        ]
+        orders = [ranking.order[len(ground.include) :] for ranking in run(search_part, tasks)]
+        left = ground.in_order(np.concatenate([np.zeros(0, np.int64), *orders]))
+    return search_part(replace(ground.task(left, budget, whole=True), stop_gain=stop_gain))

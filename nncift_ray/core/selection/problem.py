@@ -1,0 +1,316 @@
+"""What an optimiser reads of a set function: its columns, and what is covered so far.
+
+Three kinds of function are enough for every objective here. With m_j a modular term, all over
+scaled influence in [0, 1], and A the columns picked:
+
+    coverage     f(A) = sum_i max_{j in A} v_ij                 + sum_{j in A} m_j
+    saturation   f(A) = sum_i min(sum_{j in A} v_ij, cap_i)     + sum_{j in A} m_j
+    pairwise     f(A) = -sum_{{j, k} in A} w_jk                 + sum_{j in A} m_j
+
+(max over nothing = 0). All are submodular because v, w >= 0. The gain of a column is one sum in
+float64 in a fixed order, and picking more only lowers each operand of it: rounded addition is
+monotone in each operand, so a gain computed earlier is never below the one computed now, to the
+last bit. That is what lets a lazy search return what the plain one does.
+Suffixes: I rows (to be covered), J columns (may be selected), E entries.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nncift_ray.core.jit import compiled
+from nncift_ray.core.selection.dense_scores import DenseScores
+from nncift_ray.core.selection.sparse_scores import SparseScores
+
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+I32 = NDArray[np.int32]
+I64 = NDArray[np.int64]
+Scores = SparseScores | DenseScores
+
+COVERAGE, SATURATION, PAIRWISE = 0, 1, 2
+NO_ROWS: I32 = np.zeros(0, np.int32)
+LANES = 8  # partial sums of a dense gain
+
+
+class Columns(NamedTuple):
+    """The columns as the kernels take them: entries of column j are `indptr[j]:indptr[j+1]`.
+
+    `rows` is ascending within a column; of a dense problem it is empty, and column j holds every
+    row in order. Of a pairwise problem the "rows" are the other columns, and one may come twice.
+    """
+
+    kind: int
+    dense: bool
+    indptr: I64
+    rows: I32
+    values: F32
+    modular_J: F64
+
+
+class State(NamedTuple):
+    """What the picks so far have done.
+
+    `cover_I` is max_{j in A} v_ij (coverage, else empty); `level` is what is left of cap_i
+    (saturation), or sum_{k in A} w_jk of each column (pairwise), else empty.
+    """
+
+    cover_I: F32
+    level: F64
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Problem:
+    """A set function by column.
+
+    Attributes:
+        kind: COVERAGE, SATURATION or PAIRWISE.
+        indptr: First entry of each column [J + 1].
+        rows: Row of each entry [E], ascending within a column; empty where the matrix is dense.
+        values: Value of each entry [E], >= 0.
+        modular_J: m_j of each column.
+        num_rows: Rows I.
+        cap_I: Caps of a saturation problem [I], else empty.
+        dense: Whether every column holds every row.
+    """
+
+    kind: int
+    indptr: I64
+    rows: I32
+    values: F32
+    modular_J: F64
+    num_rows: int
+    cap_I: F64
+    dense: bool = False
+
+    @property
+    def num_columns(self) -> int:
+        """Number of columns J that may be selected."""
+        return len(self.modular_J)
+
+    @property
+    def columns(self) -> Columns:
+        """The columns, for the kernels."""
+        return Columns(self.kind, self.dense, self.indptr, self.rows, self.values, self.modular_J)
+
+    def empty_state(self) -> State:
+        """Return the state of no pick."""
+        if self.kind == COVERAGE:
+            return State(np.zeros(self.num_rows, np.float32), np.zeros(0))
+        level = self.cap_I.copy() if self.kind == SATURATION else np.zeros(self.num_columns)
+        return State(np.zeros(0, np.float32), level)
+
+    def is_monotone(self) -> bool:
+        """Whether no pick can ever lower the value, on these very numbers.
+
+        A submodular function is monotone where no column would lower the value as the last one.
+        """
+        if self.kind == PAIRWISE:
+            last_J = np.empty(self.num_columns)
+            last_gains(self.columns, last_J)
+            return bool((last_J >= 0).all())
+        return bool((self.modular_J >= 0).all())
+
+    def never_falls(self) -> bool:
+        """Whether a gain of 0 is final: true where every term of a gain is >= 0."""
+        return self.kind != PAIRWISE and bool((self.modular_J >= 0).all())
+
+    def restricted(self, columns_S: I64) -> Problem:
+        """Return the problem of some columns alone, numbered in the order given.
+
+        Every row stays, so gains are those of the whole problem; of a pairwise one, the pairs
+        inside stay.
+        """
+        return restrict(self, columns_S)
+
+
+class Objective(Protocol):
+    """A set function over columns: its influence, and the problem that the optimisers read."""
+
+    @property
+    def scores(self) -> Scores:
+        """The scaled influence the objective covers rows with."""
+        ...
+
+    def problem(self) -> Problem:
+        """Return the function by column."""
+        ...
+
+
+def by_column(
+    scores: Scores,
+    *,
+    kind: int = COVERAGE,
+    cap_I: F32 | None = None,
+    floor_I: F32 | None = None,
+    modular_J: F64 | None = None,
+    level_I: F64 | None = None,
+) -> Problem:
+    """Turn influence by row into a problem by column: v_ij = max(min(s_ij, cap_i) - floor_i, 0)."""
+    modular = np.zeros(scores.num_columns) if modular_J is None else modular_J
+    level = np.zeros(0) if level_I is None else level_I
+    if isinstance(scores, DenseScores):
+        values_JI = np.ascontiguousarray(scores.data_IJ.T)
+        if cap_I is not None:
+            values_JI = np.minimum(values_JI, cap_I)
+        if floor_I is not None:
+            values_JI = np.maximum(values_JI - floor_I, np.float32(0))
+        indptr = np.arange(scores.num_columns + 1, dtype=np.int64) * scores.num_rows
+        flat = values_JI.reshape(-1)
+        return Problem(kind, indptr, NO_ROWS, flat, modular, scores.num_rows, level, dense=True)
+    indptr = np.zeros(scores.num_columns + 1, np.int64)
+    np.cumsum(np.bincount(scores.indices, minlength=scores.num_columns), out=indptr[1:])
+    rows = np.empty(len(scores.indices), np.int32)
+    values = np.empty(len(scores.indices), np.float32)
+    cap = np.ones(scores.num_rows, np.float32) if cap_I is None else cap_I
+    floor = np.zeros(scores.num_rows, np.float32) if floor_I is None else floor_I
+    twice = _scatter(
+        scores.indptr, scores.indices, scores.data, cap, floor, indptr[:-1].copy(), rows, values
+    )
+    if twice >= 0:
+        msg = f"the list of row {twice} names a column twice"
+        raise ValueError(msg)
+    return Problem(kind, indptr, rows, values, modular, scores.num_rows, level)
+
+
+def restrict(problem: Problem, columns_S: I64) -> Problem:
+    """Return the problem of some columns alone (see `Problem.restricted`)."""
+    starts, stops = problem.indptr[columns_S], problem.indptr[columns_S + 1]
+    indptr = np.zeros(len(columns_S) + 1, np.int64)
+    np.cumsum(stops - starts, out=indptr[1:])
+    entries = np.repeat(starts - indptr[:-1], stops - starts)
+    entries += np.arange(indptr[-1], dtype=np.int64)
+    rows = problem.rows if problem.dense else problem.rows[entries]
+    values, modular_S = problem.values[entries], problem.modular_J[columns_S]
+    if problem.kind != PAIRWISE:
+        return Problem(
+            problem.kind, indptr, rows, values, modular_S, problem.num_rows, problem.cap_I,
+            problem.dense,
+        )  # fmt: skip
+    new_number = np.full(problem.num_columns, -1, np.int32)
+    new_number[columns_S] = np.arange(len(columns_S), dtype=np.int32)
+    if problem.dense:
+        inside = np.tile(columns_S, len(columns_S)) + np.repeat(starts, len(columns_S))
+        size = len(columns_S)
+        return Problem(
+            PAIRWISE, np.arange(size + 1, dtype=np.int64) * size, NO_ROWS, problem.values[inside],
+            modular_S, size, problem.cap_I, dense=True,
+        )  # fmt: skip
+    kept = new_number[rows] >= 0
+    counts = np.concatenate([[0], np.cumsum(kept)])[indptr]
+    return Problem(
+        PAIRWISE, counts.astype(np.int64), new_number[rows[kept]], values[kept], modular_S,
+        len(columns_S), problem.cap_I,
+    )  # fmt: skip
+
+
+@compiled
+def _scatter(
+    indptr: I64, indices: I32, data: F32, cap_I: F32, floor_I: F32,
+    next_J: I64, rows: I32, values: F32,
+) -> int:  # fmt: skip
+    """Write the entries by column; return a row that lists a column twice, or -1."""
+    twice = -1
+    for i in range(len(cap_I)):
+        for entry in range(indptr[i], indptr[i + 1]):
+            j = indices[entry]
+            place = next_J[j]
+            rows[place] = i
+            values[place] = max(min(data[entry], cap_I[i]) - floor_I[i], np.float32(0))
+            next_J[j] = place + 1
+    for j in range(len(next_J)):
+        for place in range(next_J[j - 1] + 1 if j > 0 else 1, next_J[j]):
+            if rows[place] == rows[place - 1]:
+                twice = rows[place]
+    return twice
+
+
+@compiled
+def gain_of(columns: Columns, state: State, j: int) -> float:
+    """Return f(A + j) - f(A)."""
+    if columns.kind == PAIRWISE:
+        return columns.modular_J[j] - state.level[j]
+    if columns.dense:
+        return columns.modular_J[j] + _dense_gain(columns, state, j)
+    gain = columns.modular_J[j]
+    first, last = columns.indptr[j], columns.indptr[j + 1]
+    if columns.kind == COVERAGE:
+        for entry in range(first, last):
+            more = np.float64(columns.values[entry]) - np.float64(
+                state.cover_I[columns.rows[entry]]
+            )
+            gain += more if more > 0.0 else 0.0
+        return gain
+    for entry in range(first, last):
+        value, left = np.float64(columns.values[entry]), state.level[columns.rows[entry]]
+        gain += value if value < left else left
+    return gain
+
+
+@compiled
+def _dense_gain(columns: Columns, state: State, j: int) -> float:
+    """Return the gain over all rows, in LANES partial sums: one alone would wait for each add."""
+    first, last = columns.indptr[j], columns.indptr[j + 1]
+    num_rows = last - first
+    values = columns.values[first:last]
+    total = np.zeros(LANES)
+    if columns.kind == COVERAGE:
+        for i in range(num_rows):
+            more = np.float64(values[i]) - np.float64(state.cover_I[i])
+            total[i % LANES] += more if more > 0.0 else 0.0
+    else:
+        for i in range(num_rows):
+            value, left = np.float64(values[i]), state.level[i]
+            total[i % LANES] += value if value < left else left
+    gain = 0.0
+    for lane in range(LANES):
+        gain += total[lane]
+    return gain
+
+
+@compiled
+def add(columns: Columns, state: State, j: int) -> None:
+    """Add column j to the selection."""
+    first, last = columns.indptr[j], columns.indptr[j + 1]
+    for entry in range(first, last):
+        i = entry - first if columns.dense else np.int64(columns.rows[entry])
+        value = columns.values[entry]
+        if columns.kind == COVERAGE:
+            if value > state.cover_I[i]:
+                state.cover_I[i] = value
+        elif columns.kind == SATURATION:
+            left = state.level[i] - np.float64(value)
+            state.level[i] = left if left > 0.0 else 0.0
+        else:
+            state.level[i] += np.float64(value)
+
+
+@compiled
+def all_gains(columns: Columns, state: State, gain_J: F64) -> None:
+    """Write the gain of every column, picked ones included."""
+    for j in range(len(gain_J)):
+        gain_J[j] = gain_of(columns, state, j)
+
+
+@compiled
+def gains_of(columns: Columns, state: State, columns_S: I64, gain_S: F64) -> None:
+    """Write the gains of some columns."""
+    for place in range(len(columns_S)):
+        gain_S[place] = gain_of(columns, state, columns_S[place])
+
+
+@compiled
+def last_gains(columns: Columns, gain_J: F64) -> None:
+    """Write each column's gain on top of all the others, of a pairwise problem."""
+    for j in range(len(gain_J)):
+        gain = columns.modular_J[j]
+        first = columns.indptr[j]
+        for entry in range(first, columns.indptr[j + 1]):
+            other = entry - first if columns.dense else np.int64(columns.rows[entry])
+            if other != j:
+                gain -= np.float64(columns.values[entry])
+        gain_J[j] = gain
