@@ -20,7 +20,7 @@ from nncift_ray.core.network.factored import FactoredNetwork
 from nncift_ray.core.pairs.pair_scores import TopKState, top_k_rows, top_k_vector
 from nncift_ray.pipeline.example_ids import Place, find_example
 from nncift_ray.pipeline.opening import OpenedRun
-from nncift_ray.stages.select import read_scale, read_scores
+from nncift_ray.stages.score_tables import ScoreTables
 from nncift_ray.storage import schemas
 from nncift_ray.storage.arrays import column_matrix
 from nncift_ray.storage.checkpoints import read_network
@@ -260,7 +260,7 @@ def _score(run: OpenedRun, blocks: list[str], places: list[Place]) -> Score | No
     if not at or scores.num_rows("column_sums") == 0:
         return None
     num_candidates = run.outputs["deduplicate"].num_rows("candidates")
-    score_J = read_scores(scores, num_candidates, read_scale(scores))
+    score_J = ScoreTables.open(scores, num_candidates).raw_scores()
     value = float(score_J[at[0]])
     if POINTS in blocks:
         meaning = "what the network says of the example"

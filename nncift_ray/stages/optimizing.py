@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from nncift_ray.core.selection.baseline import random_ranking
 from nncift_ray.core.selection.budget import Budget, Constraints
 from nncift_ray.core.selection.greedy import cost_benefit_greedy, lazy_greedy, naive_greedy
 from nncift_ray.core.selection.problem import Objective
 from nncift_ray.core.selection.search import Progress, Ranking, Rule
+from nncift_ray.core.selection.stochastic import stochastic_greedy
 from nncift_ray.errors import DataError, ShapeError
-from nncift_ray.stages.selection_plan import SelectionPlan
+from nncift_ray.stages.selection_plan import RANDOM, SelectionPlan
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,6 @@ class Search:
     constraints: Constraints | None
     on_progress: Callable[[Progress], None]
     prefixes: Mapping[Rule, np.ndarray]
-    pool_S: np.ndarray | None = None  # the only candidates, after rounds of partitions
 
     def run(self) -> Ranking:
         """Search.
@@ -50,12 +51,25 @@ class Search:
             "on_progress": self.on_progress,
             "stop_gain": self.plan.stop_gain,
         }
-        kind = self.plan.optimizer
+        kind, plan = self.plan.optimizer, self.plan
+        if plan.objective == RANDOM:
+            return random_ranking(
+                self.objective,
+                self.budget,
+                seed=plan.seed,
+                costs=self.costs_J,
+                tie_rank=self.tie_rank_J,
+                constraints=self.constraints,
+            )
         if kind == "cost_benefit":
             costs_J = np.zeros(0) if self.costs_J is None else self.costs_J
             return cost_benefit_greedy(
                 self.objective, self.budget, costs=costs_J, prefixes=self.prefixes, **common
             )
-        common["prefix"] = self.prefixes.get("gain", ())
+        common |= {"costs": self.costs_J, "prefix": self.prefixes.get("gain", ())}
+        if kind == "stochastic":
+            return stochastic_greedy(
+                self.objective, self.budget, epsilon=plan.epsilon, seed=plan.seed, **common
+            )
         search = naive_greedy if kind == "naive" else lazy_greedy
-        return search(self.objective, self.budget, costs=self.costs_J, **common)
+        return search(self.objective, self.budget, **common)

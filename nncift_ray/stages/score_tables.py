@@ -73,8 +73,12 @@ class ScoreTables:
         # A mean of scaled influence is a scaled mean; rounding may leave it below the minimum.
         return np.maximum(self.scale.apply_to_means(mean_I), 0.0) * num_existing
 
-    def scores_of_columns(self) -> np.ndarray:
-        """Return every candidate's score: [J] float64, scaled like the means they are.
+    def scaled_scores(self) -> np.ndarray:
+        """Return every candidate's score on the run's scale: [J] float64."""
+        return self.scale.apply_to_means(self.raw_scores())
+
+    def raw_scores(self) -> np.ndarray:
+        """Return every candidate's score, raw and signed: [J] float64.
 
         That is its mean influence on the rows of the subtask where the mean is highest, or what a
         pointwise network says of it. The sums are whole numbers: the order of the shards is no
@@ -96,7 +100,6 @@ class ScoreTables:
                 num_rows[name] = num_rows.get(name, 0) + int(rows[at & (helper == 0)].sum())
         try:
             check_sum_range(max(num_rows.values()), self.scale.min, self.scale.max)
-            mean_J = best_group_mean(list(sums.values()), list(num_rows.values()))
+            return best_group_mean(list(sums.values()), list(num_rows.values()))
         except ValueError as error:
             raise StageError(f"objective top_k: {error}") from error
-        return self.scale.apply_to_means(mean_J)

@@ -48,7 +48,7 @@ def build_objective(plan: SelectionPlan, tables: ScoreTables, num_existing: int 
 def _yardstick(plan: SelectionPlan, tables: ScoreTables) -> Objective:
     """Return what a random ranking is measured by: it has no value of its own."""
     if POINTS in plan.blocks:
-        return TopScores(tables.scores_of_columns())
+        return TopScores(tables.scaled_scores())
     return FacilityLocation(tables.lists(plan.ground_block))
 
 
@@ -59,7 +59,7 @@ def _conditional_gain(plan: SelectionPlan, tables: ScoreTables) -> Objective:
 
 
 _BUILDERS: Mapping[str, Callable[[SelectionPlan, ScoreTables], Objective]] = {
-    TOP_K: lambda plan, tables: TopScores(tables.scores_of_columns()),
+    TOP_K: lambda plan, tables: TopScores(tables.scaled_scores()),
     "facility_location": lambda plan, tables: FacilityLocation(tables.lists(WITHIN)),
     "facility_location_mutual_information": lambda plan, tables: FacilityLocationMutualInformation(
         tables.lists(WITHIN), tables.column_max(), plan.eta

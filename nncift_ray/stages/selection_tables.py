@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
+from nncift_ray.core.selection.baseline import evaluate
 from nncift_ray.core.selection.objectives import Objective
-from nncift_ray.core.selection.problem import add, gain_of
 from nncift_ray.core.selection.search import Ranking
 from nncift_ray.core.selection.standing import Standing
 from nncift_ray.storage import schemas
@@ -22,11 +22,8 @@ SKIPPED_SHOWN = 200
 def random_objective(objective: Objective, size: int) -> float:
     """Return the objective of a seeded random subset of the same size, to compare with."""
     problem = objective.problem()
-    columns, state, value = problem.columns, problem.empty_state(), 0.0
-    for j in np.random.default_rng(0).permutation(problem.num_columns)[:size]:
-        value += gain_of(columns, state, j)
-        add(columns, state, j)
-    return value
+    order = np.random.default_rng(0).permutation(problem.num_columns)[:size]
+    return float(evaluate(problem, order)[-1]) if len(order) else 0.0
 
 
 def ranking_table(ranking: Ranking, names: pa.Table, best_I: np.ndarray) -> pa.Table:

@@ -74,7 +74,7 @@ class Standing:
         keep = (pick >= 0) & (loss > 0) & (pick != j)
         keep[keep] &= self.rank_J[pick[keep]] >= 0
         picks, back = np.unique(pick[keep], return_inverse=True)
-        amount = np.bincount(back, weights=loss[keep], minlength=len(picks))
+        amount = np.bincount(back, loss[keep], len(picks)).astype(np.float64)
         order = np.lexsort((self.rank_J[picks], -amount))
         return picks[order], amount[order]
 

@@ -106,6 +106,7 @@ def run_chain(
     sizes: Sizes | None = None,
     run_dir: str | None = None,
     num_existing: int = 0,
+    same_existing: bool = False,
     **plan: Any,
 ) -> dict[str, StageOutput]:
     """Run all stages and return their outputs by name; ``plan`` goes into the SelectionPlan."""
@@ -125,7 +126,9 @@ def run_chain(
     pointwise = teacher.kind == "pointwise"
     blocks = blocks_of(objective, pointwise=pointwise, has_targets=num_targets > 0)
     sources = find_sources(
-        [candidates], [targets] if num_targets else [], [existing] if num_existing else []
+        [candidates],
+        [targets] if num_targets else [],
+        [candidates if same_existing else existing] if num_existing else [],
     )
     examples = run(DeduplicateStage(run(IngestStage(sources))))
     embeddings = run(EmbedStage(examples, MODEL, make_embedder, shard_rows=sizes.embed_rows))
