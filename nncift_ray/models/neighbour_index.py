@@ -8,10 +8,15 @@ a row probes cells by the inner product that their columns may reach. (FAISS's o
 cells give long columns' centres nearly everything.) `search` lists single columns, to be scored
 anew by `core.pairs.rescoring`; `cells` and `probe` name whole cells, for `core.pairs.cell_scores`.
 
+FAISS makes the cells and the graph, and searches on GPUs. On a CPU an IVF index is searched by
+`core.pairs.cell_lists`, many rows at a time: FAISS takes one row at a time through its cells, which
+is several times slower.
+
 What is stable: k-means is seeded and columns are added in the order they come, so one build on one
-machine gives one index; a search depends on the index and the row. Searches of other sizes, and
-processors or GPUs with other vector widths, may round an inner product differently and so change
-candidates that are nearly tied. Scores never depend on it: candidates are scored anew, exactly.
+machine gives one index. On a CPU, what `probe` and the IVF search return for a row depends on the
+index and the row alone. Flat and graph searches of other sizes, and GPUs, may round an inner
+product differently and so change candidates that are nearly tied. Scores never depend on it:
+candidates are scored anew, exactly.
 
 Suffixes: I rows, J columns, T columns of a tile, F features, C candidates, P probed cells, L cells.
 """
@@ -19,6 +24,7 @@ Suffixes: I rows, J columns, T columns of a tile, F features, C candidates, P pr
 from __future__ import annotations
 
 import math
+import threading
 from typing import Any, Literal, get_args
 
 import faiss
@@ -26,6 +32,8 @@ import numpy as np
 import numpy.typing as npt
 from faiss.contrib.inspect_tools import get_invlist
 
+from nncift_ray.core.pairs.cell_layout import lay_out_cells
+from nncift_ray.core.pairs.cell_lists import FeatureCells, list_columns, pack_features
 from nncift_ray.core.pairs.pair_scores import NO_COLUMN
 from nncift_ray.errors import ModelError, ShapeError
 
@@ -69,8 +77,10 @@ class NeighbourIndex:
         """Wrap a FAISS index; use `build` or `from_bytes`."""
         self._index, self._num_threads = index, num_threads
         # Both follow from the index, and are made when the first search after an addition comes.
-        self._centres: Any = None
+        self._centres: FeatureCells | None = None
+        self._packed: FeatureCells | None = None
         self._gpu_copy: Any = None
+        self._lock = threading.Lock()  # several threads may search
 
     @classmethod
     def build(
@@ -116,6 +126,13 @@ class NeighbourIndex:
         return cls(_empty_cells(sample_JF, num_columns, seed), num_threads=num_threads)
 
     @property
+    def kind(self) -> IndexKind:
+        """Which kind it is."""
+        if self._has_cells:
+            return "ivf"
+        return "hnsw" if isinstance(self._index, faiss.IndexHNSW) else "flat"
+
+    @property
     def num_columns(self) -> int:
         """Columns added so far."""
         return int(self._index.ntotal)
@@ -135,7 +152,7 @@ class NeighbourIndex:
         _check_vectors("column", feature_TF, self._index.d)
         faiss.omp_set_num_threads(self._num_threads)
         self._index.add(np.ascontiguousarray(feature_TF))
-        self._centres = self._gpu_copy = None
+        self._centres = self._packed = self._gpu_copy = None
 
     def cells(self) -> I32:
         """Return the cell of each column [J], in 0..num_cells - 1; all 0 but in an IVF index."""
@@ -165,14 +182,14 @@ class NeighbourIndex:
             msg = f"num_probes must be at least 1, got {num_probes}"
             raise ValueError(msg)
         num_probes = min(num_probes, self.num_cells)
-        if not self._has_cells or len(query_IF) == 0:
+        if not self._has_cells:
             return np.zeros((len(query_IF), num_probes), np.int32)
-        faiss.omp_set_num_threads(self._num_threads)
-        if self._centres is None:
-            self._centres = _widened_centres(self._index)
+        with self._lock:
+            if self._centres is None:
+                self._centres = _widened_centres(self._index)
         length_I1 = np.linalg.norm(query_IF, axis=1, keepdims=True)
         widened_IF = np.concatenate([query_IF, length_I1], axis=1, dtype=np.float32)
-        return self._centres.search(widened_IF, num_probes)[1].astype(np.int32)
+        return list_columns(widened_IF, self._centres, _all_of_one(len(query_IF)), num_probes)
 
     def search(self, query_IF: F32, num_candidates: int, num_probes: int = 1) -> I32:
         """Return the columns of largest inner product [I, C], best first, -1 where none was found.
@@ -188,28 +205,51 @@ class NeighbourIndex:
             ValueError: If a query is not finite (the message names the first such row), or a
                 number is below 1.
 
-        Memory: 12 * I * C bytes.
+        Memory: 20 * I * C bytes; the first search of an IVF index packs its features once more.
         """
         if num_candidates < 1:
             msg = f"num_candidates must be at least 1, got {num_candidates}"
             raise ValueError(msg)
-        cell_IP = self.probe(query_IF, num_probes).astype(np.int64)
+        _check_vectors("row", query_IF, self._index.d)
         column_IC = np.full((len(query_IF), num_candidates), NO_COLUMN, np.int32)
         found = min(num_candidates, self.num_columns)
         if len(query_IF) == 0 or found == 0:
             return column_IC
-        index, query_IF = self._searchable(), np.ascontiguousarray(query_IF)
+        query_IF = np.ascontiguousarray(query_IF, np.float32)
         if self._has_cells:
-            index.nprobe = cell_IP.shape[1]
-            unused_IP = np.zeros(
-                cell_IP.shape, np.float32
-            )  # distances to centres: not for flat codes
-            column_IC[:, :found] = index.search_preassigned(query_IF, found, cell_IP, unused_IP)[1]
-        else:
-            if isinstance(index, faiss.IndexHNSW):
-                index.hnsw.efSearch = max(num_probes, found)
-            column_IC[:, :found] = index.search(query_IF, found)[1]
+            cell_IP = self.probe(query_IF, num_probes)
+            column_IC[:, :found] = self._search_cells(query_IF, cell_IP, found)
+            return column_IC
+        faiss.omp_set_num_threads(self._num_threads)
+        index = self._searchable()
+        if isinstance(index, faiss.IndexHNSW):
+            index.hnsw.efSearch = max(num_probes, found)
+        column_IC[:, :found] = index.search(query_IF, found)[1]
         return column_IC
+
+    def _search_cells(self, query_IF: F32, cell_IP: I32, num_candidates: int) -> I32:
+        if faiss.get_num_gpus() == 0:
+            return list_columns(query_IF, self._features(), cell_IP, num_candidates)
+        index = self._searchable()
+        index.nprobe = cell_IP.shape[1]
+        unused_IP = np.zeros(cell_IP.shape, np.float32)  # distances to centres: not for flat codes
+        found = index.search_preassigned(
+            query_IF, num_candidates, cell_IP.astype(np.int64), unused_IP
+        )
+        return found[1].astype(np.int32)
+
+    def _features(self) -> FeatureCells:
+        """Return all features, packed cell after cell."""
+        with self._lock:
+            if self._packed is None:
+                feature_JF = np.empty((self.num_columns, self._index.d), np.float32)
+                for cell in range(self.num_cells):
+                    columns, codes = get_invlist(self._index.invlists, cell)
+                    feature_JF[columns] = codes.view(np.float32)
+                self._packed = pack_features(
+                    feature_JF, lay_out_cells(self.cells(), self.num_cells)
+                )
+            return self._packed
 
     def to_bytes(self) -> U8:
         """Return the index as bytes in FAISS's own format (no pickle)."""
@@ -264,8 +304,8 @@ def _empty_cells(sample_JF: F32, num_columns: int, seed: int) -> Any:
     return index
 
 
-def _widened_centres(index: Any) -> Any:
-    """Return a flat index of the cells: the centre, and what its spread adds to a unit query."""
+def _widened_centres(index: Any) -> FeatureCells:
+    """Return the cells as columns: the centre, and what its spread adds to a unit query."""
     centre_LF = index.quantizer.reconstruct_n(0, index.nlist)
     widening_L1 = np.zeros((index.nlist, 1), np.float32)
     for cell in range(index.nlist):
@@ -273,9 +313,13 @@ def _widened_centres(index: Any) -> Any:
         distance_TF = codes.view(np.float32) - centre_LF[cell]
         # Per direction: a cell is taken to spread alike in all of them.
         widening_L1[cell] = SPREADS * np.sqrt(np.square(distance_TF).mean()) if len(codes) else 0.0
-    centres = faiss.IndexFlatIP(index.d + 1)
-    centres.add(np.concatenate([centre_LF, widening_L1], axis=1))
-    return centres
+    one_cell = lay_out_cells(np.zeros(index.nlist, np.int32), 1)
+    return pack_features(np.concatenate([centre_LF, widening_L1], axis=1), one_cell)
+
+
+def _all_of_one(num_rows: int) -> I32:
+    """Return probes of the one cell that the centres lie in."""
+    return np.zeros((num_rows, 1), np.int32)
 
 
 def _check_vectors(what: str, vector_NF: F32, num_features: int | None = None) -> None:

@@ -22,6 +22,7 @@ import numpy as np
 from nncift_ray.core.candidates.protocol import F32, State, check_names
 from nncift_ray.core.network.factored import FactoredNetwork
 from nncift_ray.core.pairs.panels import score_matrix
+from nncift_ray.core.pairs.products import multiply_rows
 from nncift_ray.errors import ShapeError
 
 NUM_ANCHORS = 256
@@ -102,7 +103,7 @@ class AnchorGenerator:
         """Return the query vectors of rows [I, F] (dimensionless)."""
         score_IC = score_matrix(row_IX, self.landmark_CH, self.w_H, self.bias)
         # The mean first: it is large beside what tells columns apart, and would cost its bits.
-        return (score_IC - score_IC.mean(axis=1, keepdims=True)) @ self.fit_CF
+        return multiply_rows(score_IC - score_IC.mean(axis=1, keepdims=True), self.fit_CF)
 
     def to_state(self) -> dict[str, F32]:
         """Return the fitted arrays by name."""
@@ -139,7 +140,7 @@ def _draw(sample_NH: F32, count: int, generator: np.random.Generator) -> F32:
 
 def _features(score_RT: F32, mean_R: F32, direction_RF: F32) -> F32:
     centred_TR: F32 = score_RT.T - mean_R
-    return centred_TR @ direction_RF
+    return multiply_rows(centred_TR, direction_RF)
 
 
 def _principal_directions(profile_RJ: F32, num_features: int) -> F32:

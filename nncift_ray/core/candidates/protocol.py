@@ -22,9 +22,8 @@ class CandidateGenerator(Protocol):
     """A fitted generator: row query . column features = influence, nearly, up to a row's constant.
 
     Fitted once on a sample of rows and columns; from then on it knows arrays only, so that it can
-    be stored and read by every worker. Features and queries are products of matrices: their last
-    bits may depend on how many rows are in a call, so a caller that wants the same candidates on
-    any cluster cuts rows and columns into calls of fixed size.
+    be stored and read by every worker. The features of a column and the query of a row have the
+    same bits whatever else is in the call, so that candidates are the same on any cluster.
     """
 
     reads: ClassVar[Literal["activations", "embeddings"]]

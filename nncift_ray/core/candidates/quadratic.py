@@ -18,6 +18,7 @@ import numpy as np
 
 from nncift_ray.core.candidates.protocol import F32, State, check_names
 from nncift_ray.core.network.factored import FactoredNetwork
+from nncift_ray.core.pairs.products import multiply_rows
 from nncift_ray.errors import ShapeError
 
 NUM_SAMPLED = 256  # rows and columns whose pairs the parabolas are fitted on
@@ -67,8 +68,9 @@ class QuadraticGenerator:
 
     def column_features(self, column_TX: F32) -> F32:
         """Return activations and the column's own term [T, H + 1]."""
-        own_T = column_TX @ self.linear_H + np.square(column_TX) @ self.square_H
-        return np.concatenate([column_TX, own_T[:, None]], axis=1)
+        own_T1 = multiply_rows(column_TX, self.linear_H[:, None])
+        own_T1 += multiply_rows(np.square(column_TX), self.square_H[:, None])
+        return np.concatenate([column_TX, own_T1], axis=1)
 
     def row_queries(self, row_IX: F32) -> F32:
         """Return weighted activations and 1 [I, H + 1]."""

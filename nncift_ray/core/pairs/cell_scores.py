@@ -21,15 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nncift_ray.core.jit import compiled
+from nncift_ray.core.pairs.cell_layout import CellLayout, group_probes, lay_out_cells
 from nncift_ray.core.pairs.pair_scores import NO_COLUMN
 from nncift_ray.core.pairs.pair_vectors import NUM_ROWS, PANEL_COLUMNS, find_extremes
-from nncift_ray.core.pairs.panels import (
-    Panels,
-    gather_rows,
-    pack_panels,
-    padded_places,
-    score_panels,
-)
+from nncift_ray.core.pairs.panels import Panels, gather_rows, pack_panels, score_panels
 from nncift_ray.core.pairs.rescoring import RescoredTopK, insert_best
 from nncift_ray.errors import ShapeError
 
@@ -37,21 +32,18 @@ F32 = NDArray[np.float32]
 I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
 
-NO_CELL = -1
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PackedCells:
     """All columns of a network, cell after cell, each cell in panels of its own."""
 
     panels: Panels
-    start_L: I64  # first panel of each cell, and the number of panels: [L + 1]
-    num_columns_L: I64
+    layout: CellLayout
 
     @property
     def num_cells(self) -> int:
         """Number L of cells, empty ones included."""
-        return len(self.num_columns_L)
+        return self.layout.num_cells
 
 
 def pack_cells(
@@ -76,13 +68,8 @@ def pack_cells(
     if cell_J.shape != (len(b_JH),):
         msg = f"{len(b_JH)} columns, but cells of {cell_J.shape}"
         raise ShapeError(msg)
-    _check_cells("a column lies in", cell_J, 0, num_cells)
-    num_columns_L = np.bincount(cell_J, minlength=num_cells)
-    members = np.split(np.argsort(cell_J, kind="stable"), np.cumsum(num_columns_L)[:-1])
-    column_X = np.concatenate([padded_places(columns) for columns in members])
-    num_panels_L = -(-num_columns_L // PANEL_COLUMNS)
-    start_L = np.concatenate([[0], np.cumsum(num_panels_L)])
-    return PackedCells(pack_panels(b_JH, w_H, bias, column_X), start_L, num_columns_L)
+    layout = lay_out_cells(cell_J, num_cells)
+    return PackedCells(pack_panels(b_JH, w_H, bias, layout.column_X), layout)
 
 
 def score_cells(
@@ -109,15 +96,10 @@ def score_cells(
         Rows of one call share the reading of a cell: thousands of rows are faster than hundreds.
     """
     rows_IH = cells.panels.prepare_rows(a_IH)
-    if cell_IP.ndim != 2 or len(cell_IP) != len(a_IH):
-        msg = f"{len(a_IH)} rows, but probes of {cell_IP.shape}; expected one list a row"
-        raise ShapeError(msg)
     if k < 1:
         msg = f"k must be at least 1, got {k}"
         raise ValueError(msg)
-    _check_cells("a row probes", cell_IP, NO_CELL, cells.num_cells)
-    probed = cell_IP.ravel()
-    order = np.argsort(probed, kind="stable")
+    probes = group_probes(cell_IP, cells.layout, len(a_IH))
     index_IK = np.full((len(a_IH), k), NO_COLUMN, np.int32)
     score_IK = np.full((len(a_IH), k), -np.inf, np.float32)
     _score_cells(
@@ -126,20 +108,13 @@ def score_cells(
         cells.panels.base_X,
         cells.panels.column_X,
         cells.panels.sign_H,
-        cells.start_L,
-        order // max(cell_IP.shape[1], 1),
-        np.searchsorted(probed[order], np.arange(cells.num_cells + 1)),
+        cells.layout.start_L,
+        probes.row_N,
+        probes.start_L,
         index_IK,
         score_IK,
     )
-    scored_IP = np.where(cell_IP == NO_CELL, 0, cells.num_columns_L[cell_IP])
-    return RescoredTopK(index_IK, score_IK, scored_IP.sum(axis=1))
-
-
-def _check_cells(what: str, cells: NDArray[np.integer], lowest: int, num_cells: int) -> None:
-    if cells.size and not lowest <= cells.min() <= cells.max() < num_cells:
-        msg = f"{what} cells {cells.min()}..{cells.max()}, there are {num_cells}"
-        raise ValueError(msg)
+    return RescoredTopK(index_IK, score_IK, probes.num_pairs_I)
 
 
 @compiled

@@ -128,13 +128,14 @@ def _raise_column_max(column_max_T: F32, score_RT: F32) -> None:
 
 
 @compiled
-def _key_of(score: np.float32, column: int) -> np.int64:
+def key_of(score: np.float32, column: int) -> np.int64:
+    """Return the key of a column."""
     bits = np.int64(np.float32(score + 0).view(np.int32))  # -0 + 0 is 0: the two are equal
     return ((bits ^ ((bits >> 31) & 0x7FFFFFFF)) << 32) + (LAST_COLUMN - column)
 
 
 @compiled
-def _score_of(key: np.int64) -> np.float32:
+def score_of(key: np.int64) -> np.float32:
     """Return the score in a key, -inf in an empty place."""
     bits = key >> 32
     score = np.int32(bits ^ ((bits >> 31) & 0x7FFFFFFF)).view(np.float32)
@@ -158,17 +159,17 @@ def _replace_worst(key_K: I64, key: np.int64) -> None:
 @compiled
 def _offer(key_K: I64, score_T: F32, first_column: int) -> None:
     """Offer scores to the heap of their row."""
-    threshold = _score_of(key_K[0])
+    threshold = score_of(key_K[0])
     for start in range(0, len(score_T), SCAN_COLUMNS):
         stop = min(start + SCAN_COLUMNS, len(score_T))
         if _count_reaching(score_T[start:stop], threshold) == 0:
             continue
         for j in range(start, stop):
             if score_T[j] >= threshold:
-                key = _key_of(score_T[j], first_column + j)
+                key = key_of(score_T[j], first_column + j)
                 if key > key_K[0]:
                     _replace_worst(key_K, key)
-                    threshold = _score_of(key_K[0])
+                    threshold = score_of(key_K[0])
 
 
 @compiled
@@ -199,7 +200,7 @@ def add_tile(
                 count_scores(score_RT[r], num_columns, count_B)
             for p in range(len(panel_PHC)):
                 min_I[i], max_I[i] = min(min_I[i], low_P[p]), max(max_I[i], high_P[p])
-                if high_P[p] >= _score_of(key_IK[i, 0]):
+                if high_P[p] >= score_of(key_IK[i, 0]):
                     start = p * PANEL_COLUMNS
                     part_T = score_RT[r, start : min(start + PANEL_COLUMNS, num_columns)]
                     _offer(key_IK[i], part_T, first_column + start)

@@ -18,6 +18,7 @@ from nncift_ray.core.pairs import vector_code as code
 NUM_ROWS = 8  # rows scored at once
 PANEL_COLUMNS = 64  # columns packed side by side
 SUM_COLUMNS = 8  # columns that `add_columns` turns at once
+GATHERED_COLUMNS = 16  # listed columns that `score_gathered` scores at once
 _WIDTH = 16  # floats of a vector, where the processor has no say
 
 _FLOATS = code.vector_of(code.FLOAT, _WIDTH)
@@ -38,16 +39,124 @@ def score_panel(
     signature = code.types.void(group_HR, panel_HC, sign_H, base_T, score_RT, first)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        arrays = [code.array(context, builder, signature, arguments, n) for n in range(5)]
+        group, panel, sign, base, score = (
+            code.array(context, builder, signature, arguments, n) for n in range(5)
+        )
+        arrays = [group, panel, base, score]
         width, num_vectors = _shape_held(context)
         step = num_vectors * width
         with code.cgutils.for_range(builder, code.const(PANEL_COLUMNS // step)) as loop:
             start = builder.mul(loop.index, code.const(step))
             offsets = [builder.add(start, code.const(v * width)) for v in range(num_vectors)]
-            _score_columns(
-                builder, arrays, arguments[5], offsets, code.vector_of(code.FLOAT, width)
+            _fold_columns(
+                builder, arrays, arguments[5], offsets, code.vector_of(code.FLOAT, width), sign
             )
         return context.get_dummy_value()
+
+    return signature, generate
+
+
+@code.intrinsic
+def multiply_panel(
+    typing_context: Any, group_FR: Any, panel_FC: Any, base_T: Any, product_RT: Any, first: Any
+) -> Any:
+    """Write product[r, first + c] = base[first + c] + sum_f group[f, r] panel[f, c].
+
+    The sum runs over f in order, each step rounded once. Arrays as in `score_panel`.
+    """
+    del typing_context
+    signature = code.types.void(group_FR, panel_FC, base_T, product_RT, first)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        arrays = [code.array(context, builder, signature, arguments, n) for n in range(4)]
+        width, num_vectors = _shape_held(context)
+        step = num_vectors * width
+        with code.cgutils.for_range(builder, code.const(PANEL_COLUMNS // step)) as loop:
+            start = builder.mul(loop.index, code.const(step))
+            offsets = [builder.add(start, code.const(v * width)) for v in range(num_vectors)]
+            _fold_columns(
+                builder, arrays, arguments[4], offsets, code.vector_of(code.FLOAT, width), None
+            )
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@code.intrinsic
+def score_gathered(
+    typing_context: Any, row_H: Any, sign_H: Any, weighted_JH: Any, base_J: Any, listed_C: Any,
+    first: Any, score_C: Any,
+) -> Any:  # fmt: skip
+    """Score one row against sixteen listed columns, each a run of memory, as `score_panel` does.
+
+    Blocks of columns by units are turned in registers, so that vectors run across columns and the
+    sum over h keeps its order. The sixteen columns listed behind are fetched meanwhile: they have
+    to be there too. Arrays are contiguous, float32 but for int32 `listed_C`; H is a multiple of 16.
+    """
+    del typing_context
+    signature = code.types.void(row_H, sign_H, weighted_JH, base_J, listed_C, first, score_C)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        row, sign, weighted, base, listed, score = (
+            code.array(context, builder, signature, arguments, n) for n in (0, 1, 2, 3, 4, 6)
+        )
+        width, _ = _shape_held(context)
+        num_hidden = code.cgutils.unpack_tuple(builder, row.shape)[0]
+        with code.cgutils.for_range(builder, code.const(GATHERED_COLUMNS // width)) as loop:
+            start = builder.add(arguments[5], builder.mul(loop.index, code.const(width)))
+            columns, later = (
+                [_listed(builder, listed, start, distance + n) for n in range(width)]
+                for distance in (0, GATHERED_COLUMNS)
+            )
+            held = code.register(builder, code.collect(builder, base.data, columns))
+            lines, later_lines = (
+                [builder.mul(column, num_hidden) for column in group] for group in (columns, later)
+            )
+            num_blocks = builder.udiv(num_hidden, code.const(width))
+            with code.cgutils.for_range(builder, num_blocks) as blocks:
+                unit = builder.mul(blocks.index, code.const(width))
+                _add_block(builder, (row, sign, weighted), unit, lines, later_lines, held)
+            code.store(builder, builder.load(held), score.data, start)
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@code.intrinsic
+def append_reaching(
+    typing_context: Any, product_RT: Any, row: Any, column_T: Any, num_panels: Any, threshold: Any,
+    key_B: Any, count: Any,
+) -> Any:  # fmt: skip
+    """Append the keys of a row's columns that reach a threshold, and return their new number.
+
+    Keys are those of `pair_kernel.key_of`. The buffer has to have room for all columns.
+    """
+    del typing_context
+    signature = code.types.int64(product_RT, row, column_T, num_panels, threshold, key_B, count)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        product, column, key = (
+            code.array(context, builder, signature, arguments, n) for n in (0, 2, 5)
+        )
+        tile_columns = code.cgutils.unpack_tuple(builder, product.shape)[1]
+        line = builder.mul(arguments[1], tile_columns)
+        limit = code.repeat(builder, arguments[4], _FLOATS)
+        count = code.register(builder, arguments[6])
+        bits = code.register(builder, code.ir.Constant(code.ir.IntType(_WIDTH), 0))
+        num_vectors = builder.mul(arguments[3], code.const(PANEL_COLUMNS // _WIDTH))
+        with code.cgutils.for_range(builder, num_vectors) as loop:
+            first = builder.mul(loop.index, code.const(_WIDTH))
+            scores = code.load(builder, product.data, builder.add(line, first), _FLOATS)
+            reaching = builder.fcmp_ordered(">=", scores, limit)
+            builder.store(builder.bitcast(reaching, code.ir.IntType(_WIDTH)), bits)
+            with code.each_bit(builder, bits) as lane:
+                place = builder.add(first, lane)
+                score = builder.load(builder.gep(product.data, [builder.add(line, place)]))
+                number = builder.load(builder.gep(column.data, [place]))
+                at = builder.gep(key.data, [builder.load(count)])
+                builder.store(_key(builder, score, number), at)
+                builder.store(builder.add(builder.load(count), code.const(1)), count)
+        return builder.load(count)
 
     return signature, generate
 
@@ -129,28 +238,66 @@ def add_columns(
     return signature, generate
 
 
-def _score_columns(builder: Any, arrays: Any, first: Any, offsets: list[Any], kind: Any) -> None:
-    """Score the rows against vectors of the panel's columns that start at the given offsets."""
-    group, panel, sign, base, score = arrays
-    num_hidden = code.cgutils.unpack_tuple(builder, sign.shape)[0]
+def _key(builder: Any, score: Any, column: Any) -> Any:
+    """Return `pair_kernel.key_of`: the score's bits in the order of integers, then the column."""
+    zero = code.ir.Constant(code.FLOAT, 0.0)
+    bits = builder.bitcast(builder.fadd(score, zero), code.INT32)  # -0 + 0 is 0
+    negative = builder.ashr(bits, code.ir.Constant(code.INT32, 31))
+    ordered = builder.xor(bits, builder.and_(negative, code.ir.Constant(code.INT32, 0x7FFFFFFF)))
+    high = builder.shl(builder.sext(ordered, code.INT64), code.const(32))
+    low = builder.sub(code.const(0x7FFFFFFF), builder.sext(column, code.INT64))
+    return builder.add(high, low)
+
+
+def _listed(builder: Any, listed: Any, start: Any, distance: int) -> Any:
+    place = builder.gep(listed.data, [builder.add(start, code.const(distance))])
+    return builder.sext(builder.load(place), code.INT64)
+
+
+def _add_block(
+    builder: Any, arrays: Any, unit: Any, lines: list[Any], later_lines: list[Any], held: Any
+) -> None:
+    """Add as many units as there are columns to the columns' scores."""
+    row, sign, weighted = arrays
+    kind = code.vector_of(code.FLOAT, len(lines))
+    for line in later_lines:
+        code.fetch(builder, weighted.data, builder.add(line, unit))
+    block = [code.load(builder, weighted.data, builder.add(line, unit), kind) for line in lines]
+    total = builder.load(held)
+    for step, b in enumerate(_turn(builder, block)):
+        place = builder.add(unit, code.const(step))
+        larger = code.select(builder, ">", code.spread(builder, row.data, place, kind), b)
+        total = code.fused(builder, code.spread(builder, sign.data, place, kind), larger, total)
+    builder.store(total, held)
+
+
+def _fold_columns(
+    builder: Any, arrays: Any, first: Any, offsets: list[Any], kind: Any, sign: Any | None
+) -> None:
+    """Fold the rows into vectors of the panel's columns that start at the given offsets.
+
+    With signs a step is sign * max(a, b), without it is a * b.
+    """
+    group, panel, base, score = arrays
+    num_steps = code.cgutils.unpack_tuple(builder, group.shape)[0]
     tile_columns = code.cgutils.unpack_tuple(builder, score.shape)[1]
     columns = [builder.add(first, offset) for offset in offsets]
     held_RV = [
         [code.register(builder, code.load(builder, base.data, column, kind)) for column in columns]
         for _ in range(NUM_ROWS)
     ]
-    with code.cgutils.for_range(builder, num_hidden) as loop:
+    with code.cgutils.for_range(builder, num_steps) as loop:
         line = builder.mul(loop.index, code.const(PANEL_COLUMNS))
         b_V = [
             code.load(builder, panel.data, builder.add(line, offset), kind) for offset in offsets
         ]
-        sign_h = code.spread(builder, sign.data, loop.index, kind)
+        sign_h = None if sign is None else code.spread(builder, sign.data, loop.index, kind)
         units = builder.mul(loop.index, code.const(NUM_ROWS))
         for r, held_V in enumerate(held_RV):
             a = code.spread(builder, group.data, builder.add(units, code.const(r)), kind)
             for b, held in zip(b_V, held_V, strict=True):
-                larger = code.select(builder, ">", a, b)
-                builder.store(code.fused(builder, sign_h, larger, builder.load(held)), held)
+                x, y = (a, b) if sign_h is None else (sign_h, code.select(builder, ">", a, b))
+                builder.store(code.fused(builder, x, y, builder.load(held)), held)
         body = builder.basic_block
     code.keep_rolled(builder, body.terminator)
     for r, held_V in enumerate(held_RV):
@@ -165,13 +312,14 @@ def _shape_held(context: Any) -> tuple[int, int]:
 
 
 def _turn(builder: Any, block: list[Any]) -> list[Any]:
-    """Transpose eight vectors of eight: three rounds, each interleaving vectors four apart."""
-    low = [lane for pair in zip(range(4), range(8, 12), strict=True) for lane in pair]
-    high = [lane + 4 for lane in low]
-    for _ in range(3):
+    """Transpose n vectors of n: each round interleaves vectors n / 2 apart."""
+    half = len(block) // 2
+    low = [lane for n in range(half) for lane in (n, n + 2 * half)]
+    high = [lane + half for lane in low]
+    for _ in range(half.bit_length()):
         block = [
-            code.pick(builder, block[n], block[n + 4], lanes)
-            for n in range(4)
+            code.pick(builder, block[n], block[n + half], lanes)
+            for n in range(half)
             for lanes in (low, high)
         ]
     return block

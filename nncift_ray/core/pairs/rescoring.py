@@ -17,13 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nncift_ray.core.jit import compiled
+from nncift_ray.core.pairs.pair_kernel import NO_KEY, key_of
 from nncift_ray.core.pairs.pair_scores import (
     NO_COLUMN,
     check_activations,
     pack_tile,
     prepare_rows,
+    read_keys,
     unit_order,
 )
+from nncift_ray.core.pairs.pair_vectors import GATHERED_COLUMNS, score_gathered
 from nncift_ray.errors import ShapeError
 
 F32 = NDArray[np.float32]
@@ -37,10 +40,10 @@ TILE_COLUMNS = 1024  # columns packed at once: 400 kB at 100 hidden units
 class PackedColumns:
     """All columns of a network, prepared for scoring in any order; made by `pack_columns`."""
 
-    weighted_JH: F32  # -w_h b_jh, zero where padded
+    weighted_JH: F32  # -w_h b_jh, units of a minimum negated; H a multiple of 16, 0 where padded
     base_J: F32  # bias + sum_h w_h b_jh
+    sign_H: F32  # 1 for units of a maximum, -1 for units of a minimum
     order_H: I64
-    num_max: int
     w_H: F32
     bias: float
 
@@ -69,13 +72,16 @@ def pack_columns(b_JH: F32, w_H: F32, bias: float) -> PackedColumns:
     """
     check_activations(np.zeros((0, len(w_H)), np.float32), b_JH, w_H, bias)
     order_H, num_max = unit_order(w_H)
-    weighted_JH = np.empty((len(b_JH), len(order_H)), np.float32)
+    num_hidden = len(w_H)
+    num_padded = -(-num_hidden // GATHERED_COLUMNS) * GATHERED_COLUMNS
+    sign_H = np.where(np.arange(num_padded) < num_max, 1, -1).astype(np.float32)
+    weighted_JH = np.zeros((len(b_JH), num_padded), np.float32)
     base_J = np.empty(len(b_JH), np.float32)
     for start in range(0, len(b_JH), TILE_COLUMNS):
         part = slice(start, start + TILE_COLUMNS)
         tile_HT, base_J[part] = pack_tile(b_JH[part], w_H, order_H, bias)
-        weighted_JH[part] = tile_HT.T
-    return PackedColumns(weighted_JH, base_J, order_H, num_max, w_H, bias)
+        weighted_JH[part, :num_hidden] = (tile_HT * sign_H[:num_hidden, None]).T
+    return PackedColumns(weighted_JH, base_J, sign_H, order_H, w_H, bias)
 
 
 def rescore_rows(
@@ -104,22 +110,25 @@ def rescore_rows(
     """
     check_activations(a_IH, np.zeros((0, len(columns.w_H)), np.float32), columns.w_H, columns.bias)
     _check_lists(len(a_IH), len(columns), candidate_IC, k)
-    # Ascending: equal columns are neighbours, and of tied ones the first to come is the one kept.
+    num_hidden = len(columns.w_H)
+    rows_IH = np.zeros((len(a_IH), len(columns.sign_H)), np.float32)
+    rows_IH[:, :num_hidden] = prepare_rows(a_IH, columns.w_H, columns.order_H)
+    rows_IH[:, :num_hidden] *= columns.sign_H[:num_hidden]
+    # Ascending: equal columns are neighbours.
     listed_IC = np.sort(candidate_IC.astype(np.int32), axis=1)
-    index_IK = np.full((len(a_IH), k), NO_COLUMN, np.int32)
-    score_IK = np.full((len(a_IH), k), -np.inf, np.float32)
+    key_IC = np.empty((len(a_IH), max(k, listed_IC.shape[1])), np.int64)
     num_pairs_I = np.zeros(len(a_IH), np.int64)
     _score_lists(
-        prepare_rows(a_IH, columns.w_H, columns.order_H),
+        rows_IH,
+        columns.sign_H,
         columns.weighted_JH,
         columns.base_J,
-        columns.num_max,
         listed_IC,
-        index_IK,
-        score_IK,
+        key_IC,
         num_pairs_I,
     )
-    return RescoredTopK(index_IK, score_IK, num_pairs_I)
+    best_IK = np.partition(key_IC, key_IC.shape[1] - k, axis=1)[:, -k:]
+    return RescoredTopK(*read_keys(best_IK), num_pairs_I)
 
 
 def _check_lists(
@@ -144,17 +153,27 @@ def _check_lists(
 
 @compiled
 def _score_lists(
-    rows_IH: F32, weighted_JH: F32, base_J: F32, num_max: int, listed_IC: I32,
-    index_IK: I32, score_IK: F32, num_pairs_I: I64,
+    rows_IH: F32, sign_H: F32, weighted_JH: F32, base_J: F32, listed_IC: I32, key_IC: I64,
+    num_pairs_I: I64,
 ) -> None:  # fmt: skip
-    score_C = np.empty(listed_IC.shape[1], np.float32)
+    num_listed = listed_IC.shape[1]
+    # The last group is filled up, and another follows that is fetched and not scored.
+    num_places = num_listed + 2 * GATHERED_COLUMNS
+    padded_C = np.empty(num_places, np.int32)
+    score_C = np.empty(num_places, np.float32)
     for i in range(len(rows_IH)):
         count = _move_distinct(listed_IC[i])
         num_pairs_I[i] = count
-        _score_list(rows_IH[i], weighted_JH, base_J, num_max, listed_IC[i, :count], score_C)
+        for c in range(key_IC.shape[1]):
+            key_IC[i, c] = NO_KEY + c
+        if count == 0:
+            continue
+        padded_C[:count] = listed_IC[i, :count]
+        padded_C[count:] = listed_IC[i, count - 1]
+        for c in range(0, count, GATHERED_COLUMNS):
+            score_gathered(rows_IH[i], sign_H, weighted_JH, base_J, padded_C, c, score_C)
         for c in range(count):
-            if score_C[c] > score_IK[i, -1]:  # a tie with the last stays behind it: later columns
-                insert_best(index_IK[i], score_IK[i], listed_IC[i, c], score_C[c])
+            key_IC[i, c] = key_of(score_C[c], listed_IC[i, c])
 
 
 @compiled
@@ -181,40 +200,3 @@ def insert_best(index_K: I32, score_K: F32, column: int, score: float) -> None:
             index_K[place + 1], score_K[place + 1] = index_K[place], score_K[place]
     if place < len(score_K):
         index_K[place], score_K[place] = column, score
-
-
-@compiled
-def _score_list(
-    row_H: F32, weighted_JH: F32, base_J: F32, num_max: int, listed_C: I32, score_C: F32
-) -> None:
-    """Score a row against some columns; a short last group of eight repeats the last one."""
-    last = len(listed_C) - 1
-    for c in range(0, last + 1, 8):
-        c1, c2, c3 = min(c + 1, last), min(c + 2, last), min(c + 3, last)
-        c4, c5, c6, c7 = min(c + 4, last), min(c + 5, last), min(c + 6, last), min(c + 7, last)
-        j0, j1, j2, j3 = listed_C[c], listed_C[c1], listed_C[c2], listed_C[c3]
-        j4, j5, j6, j7 = listed_C[c4], listed_C[c5], listed_C[c6], listed_C[c7]
-        x0, x1, x2, x3 = base_J[j0], base_J[j1], base_J[j2], base_J[j3]
-        x4, x5, x6, x7 = base_J[j4], base_J[j5], base_J[j6], base_J[j7]
-        for h in range(num_max):
-            p = row_H[h]
-            b0, b1 = weighted_JH[j0, h], weighted_JH[j1, h]
-            b2, b3 = weighted_JH[j2, h], weighted_JH[j3, h]
-            b4, b5 = weighted_JH[j4, h], weighted_JH[j5, h]
-            b6, b7 = weighted_JH[j6, h], weighted_JH[j7, h]
-            x0, x1 = x0 + (p if p > b0 else b0), x1 + (p if p > b1 else b1)
-            x2, x3 = x2 + (p if p > b2 else b2), x3 + (p if p > b3 else b3)
-            x4, x5 = x4 + (p if p > b4 else b4), x5 + (p if p > b5 else b5)
-            x6, x7 = x6 + (p if p > b6 else b6), x7 + (p if p > b7 else b7)
-        for h in range(num_max, len(row_H)):
-            p = row_H[h]
-            b0, b1 = weighted_JH[j0, h], weighted_JH[j1, h]
-            b2, b3 = weighted_JH[j2, h], weighted_JH[j3, h]
-            b4, b5 = weighted_JH[j4, h], weighted_JH[j5, h]
-            b6, b7 = weighted_JH[j6, h], weighted_JH[j7, h]
-            x0, x1 = x0 + (p if p < b0 else b0), x1 + (p if p < b1 else b1)
-            x2, x3 = x2 + (p if p < b2 else b2), x3 + (p if p < b3 else b3)
-            x4, x5 = x4 + (p if p < b4 else b4), x5 + (p if p < b5 else b5)
-            x6, x7 = x6 + (p if p < b6 else b6), x7 + (p if p < b7 else b7)
-        score_C[c], score_C[c1], score_C[c2], score_C[c3] = x0, x1, x2, x3
-        score_C[c4], score_C[c5], score_C[c6], score_C[c7] = x4, x5, x6, x7

@@ -6,6 +6,8 @@ builders are llvmlite's, which has no types of its own.
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import llvmlite.ir as llvmlite_ir  # pyright: ignore[reportMissingTypeStubs]
@@ -60,9 +62,31 @@ def store(builder: Any, value: Any, data: Any, index: Any) -> None:
 
 def spread(builder: Any, data: Any, index: Any, kind: Any) -> Any:
     """Return a vector of one float, repeated."""
+    return repeat(builder, builder.load(builder.gep(data, [index])), kind)
+
+
+def repeat(builder: Any, value: Any, kind: Any) -> Any:
+    """Return a vector of one value, repeated."""
     empty = ir.Constant(kind, ir.Undefined)
-    value = builder.load(builder.gep(data, [index]))
     return pick(builder, builder.insert_element(empty, value, const(0)), empty, [0] * kind.count)
+
+
+def collect(builder: Any, data: Any, indices: list[Any]) -> Any:
+    """Return a vector of the data at the given indices."""
+    vector = ir.Constant(vector_of(data.type.pointee, len(indices)), ir.Undefined)
+    for lane, index in enumerate(indices):
+        value = builder.load(builder.gep(data, [index]))
+        vector = builder.insert_element(vector, value, const(lane))
+    return vector
+
+
+def fetch(builder: Any, data: Any, index: Any) -> None:
+    """Ask for the cache line of an index of the data, to be read soon."""
+    place = builder.bitcast(builder.gep(data, [index]), ir.IntType(8).as_pointer())
+    kind = ir.FunctionType(ir.VoidType(), [place.type, INT32, INT32, INT32])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+    read, near, data_cache = (ir.Constant(INT32, value) for value in (0, 3, 1))
+    builder.call(function, [place, read, near, data_cache])
 
 
 def pick(builder: Any, x: Any, y: Any, lanes: list[int]) -> Any:
@@ -80,6 +104,23 @@ def fused(builder: Any, x: Any, y: Any, z: Any) -> Any:
     kind = ir.FunctionType(x.type, [x.type] * 3)
     name = f"llvm.fma.v{x.type.count}{'f32' if x.type.element == FLOAT else 'f64'}"
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [x, y, z])
+
+
+@contextmanager
+def each_bit(builder: Any, bits: Any) -> Generator[Any]:
+    """Run a body for every bit that is set in a variable, lowest first; yields its number."""
+    kind = bits.type.pointee
+    test, body, done = (builder.append_basic_block(name) for name in ("test", "body", "done"))
+    builder.branch(test)
+    builder.position_at_end(test)
+    left = builder.load(bits)
+    builder.cbranch(builder.icmp_unsigned("!=", left, ir.Constant(kind, 0)), body, done)
+    builder.position_at_end(body)
+    lane = builder.cttz(left, ir.Constant(ir.IntType(1), 1))
+    builder.store(builder.and_(left, builder.sub(left, ir.Constant(kind, 1))), bits)
+    yield builder.zext(lane, INT64)
+    builder.branch(test)
+    builder.position_at_end(done)
 
 
 def keep_rolled(builder: Any, branch: Any) -> None:

@@ -84,6 +84,20 @@ def test_probes_are_ordered_and_a_wider_search_begins_with_the_narrow_one() -> N
     assert index.probe(queries, 10_000).shape == (ROWS, index.num_cells)
 
 
+def test_what_a_row_finds_in_cells_does_not_depend_on_the_other_rows() -> None:
+    index, queries = make_index("ivf"), make_features(ROWS, seed=1)
+    probes, found = index.probe(queries, 5), index.search(queries, CANDIDATES, 5)
+    for row in range(ROWS):
+        one = queries[row : row + 1]
+        np.testing.assert_array_equal(index.probe(one, 5)[0], probes[row])
+        np.testing.assert_array_equal(index.search(one, CANDIDATES, 5)[0], found[row])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_index_knows_its_kind(kind: IndexKind) -> None:
+    assert NeighbourIndex.from_bytes(make_index(kind).to_bytes()).kind == kind
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_build_gives_one_index(kind: IndexKind) -> None:
     queries = make_features(ROWS, seed=1)

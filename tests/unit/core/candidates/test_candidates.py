@@ -235,3 +235,18 @@ def test_cells_probed_in_order_of_use_reach_full_recall(activations: FitRows) ->
 
 def _first_cells(query_IF: np.ndarray, num_probes: int) -> np.ndarray:
     return np.tile(np.arange(num_probes), (len(query_IF), 1))
+
+
+@pytest.mark.parametrize("kind", [AnchorGenerator, QuadraticGenerator, CosineGenerator])
+def test_a_row_and_a_column_have_the_same_bits_in_any_call(
+    kind: type, activations: FitRows
+) -> None:
+    network, a, b = activations
+    fitted: CandidateGenerator = kind.fit(network, a, b, seed=1)
+    width = DIM if fitted.reads == "embeddings" else HIDDEN
+    sample = np.random.default_rng(0).standard_normal((77, width)).astype(np.float32)
+    queries, features = fitted.row_queries(sample), fitted.column_features(sample)
+    for n in (0, 40, 76):
+        one = sample[n : n + 1]
+        np.testing.assert_array_equal(fitted.row_queries(one)[0], queries[n])
+        np.testing.assert_array_equal(fitted.column_features(one)[0], features[n])

@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nncift_ray.core.pairs.cell_scores import NO_CELL, pack_cells, score_cells
+from nncift_ray.core.pairs.cell_layout import NO_CELL
+from nncift_ray.core.pairs.cell_scores import pack_cells, score_cells
 from nncift_ray.core.pairs.pair_scores import NO_COLUMN, score_block, top_k_rows
 from nncift_ray.core.pairs.panels import score_matrix
 from nncift_ray.core.pairs.rescoring import RescoredTopK, pack_columns, rescore_rows

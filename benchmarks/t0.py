@@ -1,0 +1,81 @@
+"""Real rows for benchmarks: distinct T0 examples, embedded once and kept on disk."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from nncift_ray.core.examples import Example, embedding_text, make_example_id
+from nncift_ray.models.embedded import EMBEDDED_EMBEDDER, cache_dir, resolve_embedder
+
+DATA = Path(__file__).parents[1].parent / "shared" / "data"
+FILE = "t0_train.jsonl.gz"
+CACHE = cache_dir() / "benchmarks"
+ROWS_AT_ONCE = 1000  # embedded and written together: what a stopped run loses
+
+
+@dataclass(frozen=True)
+class EmbeddingCache:
+    """Embeddings of the first distinct rows of the corpus, as many as there are by now."""
+
+    folder: Path  # one .npy a chunk of ROWS_AT_ONCE rows; named after the model
+
+    @classmethod
+    def of_packaged_model(cls, root: Path = CACHE) -> EmbeddingCache:
+        """Return the cache of the packaged MiniLM's vectors."""
+        return cls(root / f"t0-{resolve_embedder(EMBEDDED_EMBEDDER).revision[:16]}")
+
+    def read(self, num_rows: int) -> np.ndarray:
+        """Return the vectors [N, D] that are there, at most so many."""
+        chunks = [np.load(path) for path in self._chunks()[: -(-num_rows // ROWS_AT_ONCE)]]
+        return np.concatenate(chunks)[:num_rows] if chunks else np.empty((0, 0), np.float32)
+
+    def fill(self, rows: Sequence[Example], say: Callable[[str], None]) -> float:
+        """Embed the rows that are missing, on all cores; return the seconds it took."""
+        done = len(self._chunks()) * ROWS_AT_ONCE
+        if done >= len(rows):
+            return 0.0
+        from nncift_ray.models.embedder import SentenceTransformerEmbedder
+
+        started = time.perf_counter()
+        embedder = SentenceTransformerEmbedder(resolve_embedder(EMBEDDED_EMBEDDER).path)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for start in range(done, len(rows), ROWS_AT_ONCE):
+            part = rows[start : start + ROWS_AT_ONCE]
+            vector_ND = embedder.embed([embedding_text(row.prompt, row.response) for row in part])
+            if len(part) == ROWS_AT_ONCE:  # a short last chunk would be in the way of longer runs
+                self._write(start // ROWS_AT_ONCE, vector_ND)
+            say(f"embedded {start + len(part):,} of {len(rows):,} rows")
+        return time.perf_counter() - started
+
+    def _chunks(self) -> list[Path]:
+        paths = sorted(self.folder.glob("*.npy"))
+        return [path for n, path in enumerate(paths) if path.stem == f"{n:05d}"]
+
+    def _write(self, number: int, vector_ND: np.ndarray) -> None:
+        part = self.folder / f"{number:05d}.part"
+        with part.open("wb") as file:
+            np.save(file, vector_ND)
+        part.rename(self.folder / f"{number:05d}.npy")
+
+
+def read_examples(data: Path, num_rows: int) -> list[Example]:
+    """Return the first distinct examples of the corpus, as many as there are and are wanted."""
+    path = data / FILE
+    if not path.is_file():
+        raise SystemExit(f"{path} is not there; give the folder of {FILE} with --data")
+    found: dict[str, Example] = {}
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        for line in lines:
+            record = json.loads(line)
+            name = make_example_id(record["prompt"], record["completion"])
+            found.setdefault(name, Example(name, record["prompt"], record["completion"]))
+            if len(found) == num_rows:
+                break
+    return list(found.values())
