@@ -137,12 +137,6 @@ def spend(admission: Admission, j: int) -> None:
         admission.edge_G[group] = max(edge, admission.start_G[group])
 
 
-@compiled
-def close_free_slots(admission: Admission) -> None:
-    """Leave only the picks that are reserved for minima."""
-    admission.slots[FREE] = admission.slots[RESERVED]
-
-
 def _with_reserve(
     open_J: Bools, group_J: I32, cost_J: F64, need_G: I64, left_G: I64, slots: I64, money: F64
 ) -> Admission:

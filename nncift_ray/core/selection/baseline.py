@@ -9,13 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nncift_ray.core.jit import compiled
-from nncift_ray.core.selection.admission import ADMITTED, TOO_DEAR, Admission, admits
+from nncift_ray.core.selection.admission import ADMITTED, Admission, admits
 from nncift_ray.core.selection.budget import Budget, Constraints
 from nncift_ray.core.selection.draws import mixed_each
 from nncift_ray.core.selection.problem import Columns, Objective, Problem, State, add, gain_of
 from nncift_ray.core.selection.search import (
     NUM_PICKED,
-    NUM_TOO_DEAR,
     Log,
     Ranking,
     Search,
@@ -87,11 +86,8 @@ def _take_in_order(
             return
         if not admission.open_J[j]:
             continue
-        verdict = admits(admission, j)
-        if verdict == ADMITTED:
+        if admits(admission, j) == ADMITTED:
             take(columns, state, admission, log, j, gain_of(columns, state, j))
-        elif verdict == TOO_DEAR:
-            log.num[NUM_TOO_DEAR] += 1
 
 
 @compiled

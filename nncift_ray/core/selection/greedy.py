@@ -20,18 +20,16 @@ from numpy.typing import NDArray
 from nncift_ray.core.jit import compiled
 from nncift_ray.core.selection.admission import (
     ADMITTED,
-    TOO_DEAR,
+    FREE,
     Admission,
     admits,
     admits_each,
-    close_free_slots,
 )
 from nncift_ray.core.selection.budget import Budget, Constraints
 from nncift_ray.core.selection.problem import Columns, Objective, Problem, State, gain_of, gains_of
 from nncift_ray.core.selection.search import (
     CLOSES,
     NUM_PICKED,
-    NUM_TOO_DEAR,
     PROGRESS_STEPS,
     STOPS,
     Log,
@@ -39,6 +37,7 @@ from nncift_ray.core.selection.search import (
     Ranking,
     Rule,
     Search,
+    close,
     judge,
     take,
 )
@@ -89,7 +88,7 @@ def naive_greedy(
         best = int(np.lexsort((candidates, search.rank_J[candidates], -key))[0])
         verdict = judge(search.admission, search.log, gains[best], search.stop_gain)
         if verdict == CLOSES:
-            close_free_slots(search.admission)
+            close(search.admission, search.log)
         elif verdict == STOPS:
             stopped = True
         else:
@@ -103,7 +102,6 @@ def _admitted(search: Search) -> I64:
     open_J = np.flatnonzero(search.admission.open_J)
     verdicts = np.empty(len(open_J), np.int64)
     admits_each(search.admission, open_J, verdicts)
-    search.log.num[NUM_TOO_DEAR] += (verdicts == TOO_DEAR).sum()
     return open_J[verdicts == ADMITTED]
 
 
@@ -275,8 +273,9 @@ def _pick(
     """Pick until `until` columns are selected; return the heap's size and whether to stop."""
     while log.num[NUM_PICKED] < until and heap_size > 0:
         j = heap[0]
-        refused = admits(admission, j)
-        if refused == ADMITTED:
+        if admission.slots[FREE] == 0:
+            return heap_size, True
+        if admits(admission, j) == ADMITTED:
             price = admission.cost_J[j] if per_cost else 1.0
             gain = heap_key[0]
             if gain > floor or per_cost:
@@ -290,11 +289,9 @@ def _pick(
             if verdict == STOPS:
                 return heap_size, True
             if verdict == CLOSES:
-                close_free_slots(admission)
+                close(admission, log)
                 continue
             take(columns, state, admission, log, j, gain)
-        elif refused == TOO_DEAR:
-            log.num[NUM_TOO_DEAR] += 1
         heap_size -= 1
         heap[0], heap_key[0] = heap[heap_size], heap_key[heap_size]
         sink(heap, heap_key, heap_size, 0, rank_J)

@@ -18,9 +18,10 @@ from nncift_ray.core.selection.admission import (
     ADMITTED,
     FREE,
     RESERVED,
+    TOO_DEAR,
     Admission,
     admits,
-    close_free_slots,
+    admits_each,
     limit_of,
     open_admission,
     spend,
@@ -99,7 +100,7 @@ class Progress:
 
 
 class Log(NamedTuple):
-    """The picks, their gains and the values; `num` holds how many, and picks refused for cost."""
+    """The picks, their gains and the values; `num` holds how many, and whether free picks ended."""
 
     order: I64
     gain: F64
@@ -107,7 +108,7 @@ class Log(NamedTuple):
     num: I64
 
 
-NUM_PICKED, NUM_TOO_DEAR = 0, 1
+NUM_PICKED, CLOSED = 0, 1
 
 
 class Search:
@@ -168,13 +169,20 @@ class Search:
         bound = self._bound
         if bound is not None:
             bound = min(bound, self._bound_now() or 0.0)
-        full = picked == self.budget.max_count or self.log.num[NUM_TOO_DEAR] > 0
-        ended: StoppedBy = "budget" if full else "exhausted"
+        stopped_by = "stop_gain" if stopped or self.log.num[CLOSED] else self._ended_by()
         log = self.log
         return Ranking(
             log.order[:picked].copy(), log.gain[:picked].copy(), log.objective[:picked].copy(),
-            bound, "stop_gain" if stopped else ended, rule or self.rule,
+            bound, stopped_by, rule or self.rule,
         )  # fmt: skip
+
+    def _ended_by(self) -> StoppedBy:
+        if self.picked == self.budget.max_count:
+            return "budget"
+        open_J = np.flatnonzero(self.admission.open_J)
+        verdicts = np.empty(len(open_J), np.int64)
+        admits_each(self.admission, open_J, verdicts)
+        return "budget" if (verdicts == TOO_DEAR).any() else "exhausted"
 
     def _bound_now(self) -> float | None:
         """Return the bound that the present gains (`gain_J`) give."""
@@ -242,6 +250,13 @@ def judge(admission: Admission, log: Log, gain: float, stop_gain: float) -> int:
 
 
 @compiled
+def close(admission: Admission, log: Log) -> None:
+    """End the free picks: only those reserved for minima are left."""
+    admission.slots[FREE] = admission.slots[RESERVED]
+    log.num[CLOSED] = 1
+
+
+@compiled
 def replay(
     columns: Columns, state: State, admission: Admission, log: Log, order_S: I64, stop_gain: float
 ) -> int:
@@ -257,7 +272,7 @@ def replay(
         if verdict == STOPS:
             return place
         if verdict == CLOSES:
-            close_free_slots(admission)
+            close(admission, log)
             if admits(admission, j) != ADMITTED:
                 return place
         take(columns, state, admission, log, j, gain)

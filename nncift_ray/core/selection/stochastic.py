@@ -16,7 +16,6 @@ from nncift_ray.core.selection.admission import (
     ADMITTED,
     Admission,
     admits,
-    close_free_slots,
 )
 from nncift_ray.core.selection.budget import Budget, Constraints
 from nncift_ray.core.selection.draws import mixed
@@ -31,6 +30,7 @@ from nncift_ray.core.selection.search import (
     Progress,
     Ranking,
     Search,
+    close,
     judge,
     take,
 )
@@ -155,7 +155,7 @@ def _pick_sampled(
         if verdict == STOPS:
             return pool_size, True
         if verdict == CLOSES:
-            close_free_slots(admission)
+            close(admission, log)
             continue
         take(columns, state, admission, log, best, gain)
         pool_size = _remove(pool, place_J, pool_size, best)

@@ -1,0 +1,141 @@
+"""Small random problems of every objective, with the objective's formula in plain Python."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from nncift_ray.core.selection.dense_scores import DenseScores
+from nncift_ray.core.selection.objectives import (
+    FacilityLocation,
+    FacilityLocationConditionalGain,
+    FacilityLocationMutualInformation,
+    FacilityLocationQueryMutualInformation,
+    GraphCut,
+    GraphCutConditionalGain,
+    GraphCutMutualInformation,
+    Objective,
+    SaturatedCoverage,
+    TopScores,
+)
+from nncift_ray.core.selection.problem import Scores
+from nncift_ray.core.selection.search import Ranking
+from nncift_ray.core.selection.sparse_scores import SparseScores
+
+ETA, NU, LAMBDA, ALPHA = 0.7, 0.8, 0.4, 0.25
+FORMULA_TOLERANCE = 1e-5  # float32 scores, capped or weighted in float32, summed in float64
+ALWAYS_MONOTONE = (
+    "facility_location",
+    "mutual_information",
+    "query_mutual_information",
+    "conditional_gain",
+    "saturated",
+    "cut_mutual_information",
+)
+KINDS = (*ALWAYS_MONOTONE, "cut", "cut_conditional_gain", "top")
+
+
+def listed(dense: np.ndarray) -> SparseScores:
+    """List every entry of a matrix that is not 0."""
+    rows, columns = np.nonzero(dense)
+    indptr = np.zeros(len(dense) + 1, np.int64)
+    np.cumsum(np.bincount(rows, minlength=len(dense)), out=indptr[1:])
+    data = dense[rows, columns].astype(np.float32)
+    return SparseScores(indptr, columns.astype(np.int32), data, dense.shape[1])
+
+
+@dataclass(frozen=True)
+class Instance:
+    """Scaled influence among candidates, on targets and from existing data; columns may repeat."""
+
+    within: np.ndarray
+    cross: np.ndarray
+    existing: np.ndarray
+    score: np.ndarray
+
+    @property
+    def size(self) -> int:
+        return len(self.within)
+
+    def objective(self, kind: str, *, dense: bool = False) -> Objective:
+        def scores(matrix: np.ndarray) -> Scores:
+            return DenseScores(matrix) if dense else listed(matrix)
+
+        within, target = scores(self.within), self.cross.max(axis=0)
+        most = self.existing.max(axis=1)
+        total = self.existing.sum(axis=1, dtype=np.float64)
+        return {
+            "facility_location": lambda: FacilityLocation(within),
+            "mutual_information": lambda: FacilityLocationMutualInformation(within, target, ETA),
+            "query_mutual_information": lambda: FacilityLocationQueryMutualInformation(
+                scores(self.cross), target, ETA
+            ),
+            "conditional_gain": lambda: FacilityLocationConditionalGain(within, most, NU),
+            "saturated": lambda: SaturatedCoverage(within, ALPHA),
+            "cut_mutual_information": lambda: GraphCutMutualInformation(scores(self.cross), LAMBDA),
+            "cut": lambda: GraphCut(within, LAMBDA),
+            "cut_conditional_gain": lambda: GraphCutConditionalGain(within, total, LAMBDA, NU),
+            "top": lambda: TopScores(self.score),
+        }[kind]()
+
+    def value(self, kind: str, picks: Sequence[int]) -> float:
+        """Return the formula's value, entry by entry."""
+        s, q, p = (m.astype(float).tolist() for m in (self.within, self.cross, self.existing))
+        rows, targets, picks = range(self.size), range(len(q)), [int(j) for j in picks]
+
+        def best(values: Sequence[float]) -> float:
+            return max(values, default=0.0)
+
+        def target_best(j: int) -> float:
+            return max(q[t][j] for t in targets)
+
+        def cut() -> float:
+            inside = sum(s[j][k] for j in picks for k in picks)
+            return sum(s[i][j] for i in rows for j in picks) - LAMBDA * inside
+
+        return {
+            "facility_location": lambda: sum(best([s[i][j] for j in picks]) for i in rows),
+            "mutual_information": lambda: sum(
+                min(best([s[i][j] for j in picks]), ETA * target_best(i)) for i in rows
+            ),
+            "query_mutual_information": lambda: (
+                sum(best([q[t][j] for j in picks]) for t in targets)
+                + ETA * sum(target_best(j) for j in picks)
+            ),
+            "conditional_gain": lambda: sum(
+                max(best([s[i][j] for j in picks]) - NU * max(p[i]), 0.0) for i in rows
+            ),
+            "saturated": lambda: sum(
+                min(sum(s[i][j] for j in picks), ALPHA * sum(s[i])) for i in rows
+            ),
+            "cut_mutual_information": lambda: (
+                2 * LAMBDA * sum(q[t][j] for t in targets for j in picks)
+            ),
+            "cut": cut,
+            "cut_conditional_gain": lambda: cut() - 2 * LAMBDA * NU * sum(sum(p[j]) for j in picks),
+            "top": lambda: sum(float(self.score[j]) for j in picks),
+        }[kind]()
+
+
+def draw_instance(seed: int, size: int) -> Instance:
+    """Draw values with many ties and zeros, and now and then a column twice."""
+    rng = np.random.default_rng(seed)
+    levels = np.array([0, 0, 0, 0.1, 0.1, 0.3, 0.7, 0.85, 1], np.float32)
+    within = rng.choice(levels, (size, size))
+    cross, existing = rng.choice(levels, (3, size)), rng.choice(levels, (size, 2))
+    if size > 2 and rng.random() < 0.5:
+        within[:, 1], cross[:, 1] = within[:, 0], cross[:, 0]
+    score = rng.choice(np.array([-2.0, -0.5, 0.0, 0.25, 3.0]), size)
+    return Instance(within, cross, existing, score)
+
+
+def assert_same_ranking(one: Ranking, other: Ranking) -> None:
+    """Compare everything, numbers bit by bit."""
+    assert one.order.tolist() == other.order.tolist()
+    assert one.gain.tobytes() == other.gain.tobytes()
+    assert one.objective.tobytes() == other.objective.tobytes()
+    assert one.upper_bound == other.upper_bound
+    assert one.stopped_by == other.stopped_by
+    assert one.rule == other.rule
