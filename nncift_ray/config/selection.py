@@ -148,6 +148,8 @@ class SelectionConfig(Section):
             raise ValueError(
                 f"optimizer {kind} needs a budget in examples; use lazy or cost_benefit"
             )
+        if kind == "partitioned" and self.optimizer.rounds > 1 and self.quotas.given:
+            raise ValueError("optimizer.rounds above 1 takes no quotas; use 1, or optimizer lazy")
         if self.objective in ("top_k", "random") and kind not in ("lazy", "naive"):
             raise ValueError(f"{self.objective} has nothing to search; leave the optimizer at lazy")
         return self

@@ -29,7 +29,8 @@ from nncift_ray.stages.project import ProjectStage
 from nncift_ray.stages.sample import SampleStage
 from nncift_ray.stages.score_pairs import ScorePairsStage
 from nncift_ray.stages.select import SelectStage
-from nncift_ray.stages.selection_plan import TOP_K, blocks_of
+from nncift_ray.stages.select_partitions import PartitionInputs, SelectPartitionsStage
+from nncift_ray.stages.selection_plan import PARTITIONED, TOP_K, blocks_of
 from nncift_ray.stages.stage import Stage
 from nncift_ray.stages.utility import UtilityStage
 from nncift_ray.stages.warmup import WarmupJob, WarmupStage, WarmupTrainer
@@ -52,6 +53,7 @@ STAGE_NAMES = (
     "fit",
     "project",
     "score_pairs",
+    "select_partitions",
     "select",
     "export",
 )
@@ -127,6 +129,7 @@ class Blueprint:
             "fit": self._fit,
             "project": self._project,
             "score_pairs": self._score_pairs,
+            "select_partitions": self._select_partitions,
             "select": self._select,
             "export": self._export,
         }
@@ -149,6 +152,7 @@ class Blueprint:
                 max_actors=None if teaching.needs_engine else 1,
             ),
             "score_pairs": PoolUse(config.pair_scores.pool),
+            "select_partitions": PoolUse(config.selection.optimizer.pool),
         }
         return uses.get(name, PoolUse(PoolConfig()))
 
@@ -156,6 +160,8 @@ class Blueprint:
     def stage_names(self) -> tuple[str, ...]:
         """The stages of this recipe, in order."""
         left_out = () if self.teaching.needs_gradients else GRADIENT_STAGES
+        if self.config.selection.optimizer.kind != PARTITIONED:
+            left_out = (*left_out, "select_partitions")
         return tuple(name for name in STAGE_NAMES if name not in left_out)
 
     @cached_property
@@ -358,10 +364,19 @@ class Blueprint:
             shard_rows=section.pool.shard_rows,
         )
 
-    def _select(self, outputs: Outputs) -> Stage:
+    def _select_partitions(self, outputs: Outputs) -> Stage:
         plan = selection_plan(self.config, self.blocks)
+        examples = outputs["deduplicate"] if plan.reads_examples else None
+        inputs = PartitionInputs(outputs["score_pairs"], outputs["embed"], examples)
+        return SelectPartitionsStage(inputs, plan)
+
+    def _select(self, outputs: Outputs) -> Stage:
         return SelectStage(
-            outputs["score_pairs"], outputs["embed"], plan, examples=outputs["deduplicate"]
+            outputs["score_pairs"],
+            outputs["embed"],
+            selection_plan(self.config, self.blocks),
+            examples=outputs["deduplicate"],
+            parts=outputs.get("select_partitions"),
         )
 
     def _export(self, outputs: Outputs) -> Stage:

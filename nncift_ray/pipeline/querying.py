@@ -25,7 +25,7 @@ from nncift_ray.storage import schemas
 from nncift_ray.storage.arrays import column_matrix
 from nncift_ray.storage.checkpoints import read_network
 from nncift_ray.storage.output import StageOutput
-from nncift_ray.storage.schemas import CANDIDATE, POINTS, TARGET, helped_role
+from nncift_ray.storage.schemas import CANDIDATE, POINTS, TABLE_OF_ROLE, TARGET, helped_role
 
 TILE_ROWS = 65_536
 TEXT_COLUMNS = ["row_index", "example_id", "prompt", "response", "source", "line"]
@@ -124,7 +124,7 @@ def query(run: OpenedRun, example_id: str, top: int = 10) -> QueryAnswer:
         run_dir=str(run.run_dir),
         unit=UNITS.get(run.config.teacher.kind, f"labels of {run.config.teacher.kind}"),
         found_as=tuple(
-            _texts(run.outputs["deduplicate"], place.role, [place.row_index], ranks)[0]
+            find_texts(run.outputs["deduplicate"], place.role, [place.row_index], ranks)[0]
             for place in places
         ),
         score=_score(run, blocks, places),
@@ -165,7 +165,7 @@ def _make_list(
 ) -> InfluenceList:
     others = (index != place.row_index) | (role != place.role)
     index, score = index[others][:top], score[others][:top]
-    texts = _texts(examples, role, index.tolist(), ranks)
+    texts = find_texts(examples, role, index.tolist(), ranks)
     side = "columns" if direction == "helpers" else "rows"
     return InfluenceList(
         direction=direction,
@@ -237,12 +237,13 @@ def _subset_ranks(select: StageOutput | None) -> dict[int, int]:
     return {row["row_index"]: row["rank"] for row in ranking.to_pylist()}
 
 
-def _texts(
+def find_texts(
     examples: StageOutput, role: str, rows: list[int], ranks: dict[int, int]
 ) -> list[FoundExample]:
+    """Look up the examples of some rows of a role, in the order given."""
     if not rows:
         return []
-    found = examples.take_rows(f"{role}s", np.asarray(rows), TEXT_COLUMNS).to_pylist()
+    found = examples.take_rows(TABLE_OF_ROLE[role], np.asarray(rows), TEXT_COLUMNS).to_pylist()
     return [
         FoundExample(
             role=role,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +11,14 @@ import numpy as np
 from nncift_ray.core.selection.baseline import random_ranking
 from nncift_ray.core.selection.budget import Budget, Constraints
 from nncift_ray.core.selection.greedy import cost_benefit_greedy, lazy_greedy, naive_greedy
+from nncift_ray.core.selection.partitioned import greedi, multi_round_greedy
 from nncift_ray.core.selection.problem import Objective
 from nncift_ray.core.selection.search import Progress, Ranking, Rule
 from nncift_ray.core.selection.stochastic import stochastic_greedy
-from nncift_ray.errors import DataError, ShapeError
+from nncift_ray.errors import DataError, ShapeError, StageError
 from nncift_ray.stages.selection_plan import RANDOM, SelectionPlan
+from nncift_ray.storage import schemas
+from nncift_ray.storage.output import StageOutput
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class Search:
     constraints: Constraints | None
     on_progress: Callable[[Progress], None]
     prefixes: Mapping[Rule, np.ndarray]
+    parts: StageOutput | None = None  # of a partitioned search
 
     def run(self) -> Ranking:
         """Search.
@@ -66,6 +70,8 @@ class Search:
             return cost_benefit_greedy(
                 self.objective, self.budget, costs=costs_J, prefixes=self.prefixes, **common
             )
+        if self.parts is not None:
+            return self._merge_parts(self.parts)
         common |= {"costs": self.costs_J, "prefix": self.prefixes.get("gain", ())}
         if kind == "stochastic":
             return stochastic_greedy(
@@ -73,3 +79,50 @@ class Search:
             )
         search = naive_greedy if kind == "naive" else lazy_greedy
         return search(self.objective, self.budget, **common)
+
+    def _merge_parts(self, parts: StageOutput) -> Ranking:
+        """Go on from what the parts of the first round picked."""
+        plan, problem = self.plan, self.objective.problem()
+        common: dict[str, Any] = {
+            "num_parts": plan.num_partitions(problem.num_columns),
+            "seed": plan.seed,
+            "run": FirstRoundDone(read_part_rankings(parts)),
+            "tie_rank": self.tie_rank_J,
+            "constraints": self.constraints,
+            "stop_gain": plan.stop_gain,
+        }
+        if plan.num_rounds is None:
+            return greedi(problem, self.budget, **common)
+        return multi_round_greedy(problem, self.budget, num_rounds=plan.num_rounds, **common)
+
+
+class FirstRoundDone:
+    """Gives the results of a first round that is done, and runs further ones here."""
+
+    def __init__(self, results: list[Ranking]) -> None:
+        """Keep the results of the first round."""
+        self._results: list[Ranking] | None = results
+
+    def __call__(self, function: Callable[[Any], Any], tasks: Sequence[Any]) -> Iterable[Ranking]:
+        """Return the results of some tasks, in their order.
+
+        Raises:
+            StageError: If the first round was of other parts.
+        """
+        done, self._results = self._results, None
+        if done is None:
+            return map(function, tasks)
+        if len(done) != len(tasks):
+            raise StageError(f"{len(done)} parts were searched, the plan has {len(tasks)}")
+        return done
+
+
+def read_part_rankings(parts: StageOutput) -> list[Ranking]:
+    """Read what each part picked; parts without a candidate are left out."""
+    table = parts.read("part_picks", schema=schemas.PART_PICKS)
+    part, order, gain = (table[name].to_numpy() for name in ("part", "row_index", "gain"))
+    starts = np.flatnonzero(np.r_[True, part[1:] != part[:-1]]) if len(part) else []
+    return [
+        Ranking(order[at], gain[at], np.cumsum(gain[at]))
+        for at in (slice(a, b) for a, b in zip(starts, [*starts[1:], len(part)], strict=True))
+    ]

@@ -17,7 +17,7 @@ from nncift_ray.stages.saved_picks import SAVE_SECONDS, SavedPicks, describe_pic
 from nncift_ray.stages.score_tables import ScoreTables
 from nncift_ray.stages.selection_limits import find_rows, read_constraints
 from nncift_ray.stages.selection_objectives import build_objective
-from nncift_ray.stages.selection_plan import SelectionPlan
+from nncift_ray.stages.selection_plan import PARTITIONED, SelectionPlan
 from nncift_ray.stages.selection_tables import (
     coverage_table,
     random_objective,
@@ -47,6 +47,7 @@ class SelectStage(Stage):
         plan: SelectionPlan,
         *,
         examples: StageOutput | None = None,
+        parts: StageOutput | None = None,
         save_seconds: float = SAVE_SECONDS,
     ) -> None:
         """Select from scored pairs.
@@ -56,10 +57,13 @@ class SelectStage(Stage):
             embeddings: They hold ids and token counts.
             plan: What to select.
             examples: Of the deduplicate stage; needed where the plan has quotas.
+            parts: Of the select_partitions stage, where the search is partitioned.
             save_seconds: Least time between two savings of the picks so far; changes no row.
         """
         self._scores, self._embeddings, self._plan = scores, embeddings, plan
-        self._save_seconds = save_seconds
+        self._save_seconds, self._parts = save_seconds, parts
+        if (parts is None) == (plan.optimizer == PARTITIONED):
+            raise StageError("a partitioned search, and no other, merges the picks of its parts")
         self._examples = examples if plan.reads_examples else None
         if plan.reads_examples and examples is None:
             raise StageError("selection.quotas needs the examples, whose records name the groups")
@@ -77,7 +81,8 @@ class SelectStage(Stage):
     def inputs(self) -> Mapping[str, StageOutput]:
         """Scores and ids; with quotas, the records that name groups."""
         inputs = {"scores": self._scores, "embeddings": self._embeddings}
-        return inputs if self._examples is None else inputs | {"examples": self._examples}
+        more = {"examples": self._examples, "parts": self._parts}
+        return inputs | {name: output for name, output in more.items() if output is not None}
 
     def settings(self) -> dict[str, Any]:
         """The plan."""
@@ -125,6 +130,7 @@ class SelectStage(Stage):
             constraints=read_constraints(self._plan, ids_J, self._examples),
             on_progress=saved.save,
             prefixes=saved.prefixes(),
+            parts=self._parts,
         )
 
     def _write(

@@ -11,6 +11,8 @@ from nncift_ray.core.selection.budget import Budget
 from nncift_ray.storage.schemas import CROSS, POINTS, WITHIN
 
 TOP_K, RANDOM = "top_k", "random"
+PARTITIONED = "partitioned"
+CANDIDATES_A_PART = 50_000  # where the recipe does not say
 CONDITIONAL_GAIN = "facility_location_conditional_gain"
 GRAPH_CUT_CONDITIONAL_GAIN = "graph_cut_conditional_gain"
 #: Objectives whose rows are the targets where there are any, else the candidates.
@@ -96,6 +98,15 @@ class SelectionPlan:
             return Budget(max_count=min(self.count, num_candidates))
         count = max(1, round((self.fraction or 0.0) * num_candidates))
         return Budget(max_count=min(count, num_candidates))
+
+    def num_partitions(self, num_candidates: int) -> int:
+        """Return the parts of a partitioned search."""
+        return self.partitions or max(2, -(-num_candidates // CANDIDATES_A_PART))
+
+    @property
+    def num_rounds(self) -> int | None:
+        """Rounds of a search that thins out in several; None where the parts are merged at once."""
+        return self.rounds if self.rounds > 1 else None
 
     @property
     def ground_block(self) -> str:

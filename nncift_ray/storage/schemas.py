@@ -229,6 +229,15 @@ COVERAGE = pa.schema(
     ]
 )
 
+# What each part of a partitioned search picked by itself, best first.
+PART_PICKS = pa.schema(
+    [
+        pa.field("part", pa.int32(), nullable=False),
+        pa.field("row_index", pa.int64(), nullable=False),
+        pa.field("gain", pa.float64(), nullable=False),
+    ]
+)
+
 # Candidates that are worth most alone and were not picked, best first.
 SKIPPED = pa.schema(
     [

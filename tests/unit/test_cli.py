@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from nncift_ray.cli import app
 
-COMMANDS = ("run", "plan", "stage", "status", "query", "show-config", "doctor")
+COMMANDS = ("run", "plan", "stage", "status", "query", "explain", "diff", "show-config", "doctor")
 
 
 @pytest.fixture

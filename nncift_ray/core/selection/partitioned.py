@@ -130,12 +130,7 @@ def greedi(
     Source: Mirzasoleiman et al. 2013, Distributed submodular maximization (GreeDi).
     """
     ground = _Ground.checked(source, budget, num_parts, costs, tie_rank, constraints)
-    part_J = part_of_columns(ground.rank_J, num_parts, seed)
-    tasks = [
-        ground.task(columns, budget)
-        for part in range(num_parts)
-        if len(columns := ground.candidates[part_J[ground.candidates] == part])
-    ]
+    tasks = ground.parts(ground.candidates, num_parts, seed, budget)
     rankings: list[Ranking] = list(run(search_part, tasks))
     union = np.concatenate([np.zeros(0, np.int64), *[ranking.order for ranking in rankings]])
     union = ground.in_order(np.setdiff1d(union, ground.include))
@@ -182,6 +177,15 @@ class _Ground:
         open_J[np.asarray(constraints.exclude, np.int64)] = False
         ground = cls(source, costs, rank_J, constraints, include, np.zeros(0, np.int64))
         return replace(ground, candidates=ground.in_order(np.flatnonzero(open_J)))
+
+    def parts(self, columns: I64, num_parts: int, seed: int, budget: Budget) -> list[PartTask]:
+        """Return the searches of the parts of some columns; empty parts have none."""
+        part_S = part_of_columns(self.rank_J[columns], num_parts, seed)
+        return [
+            self.task(mine, budget)
+            for part in range(num_parts)
+            if len(mine := columns[part_S == part])
+        ]
 
     def in_order(self, columns: I64) -> I64:
         """Return columns by tie rank."""
@@ -257,18 +261,57 @@ def multi_round_greedy(
         msg = f"num_rounds must be at least 1, got {num_rounds}"
         raise ValueError(msg)
     ground = _Ground.checked(source, budget, num_parts, None, tie_rank, constraints)
-    left, wanted = ground.candidates, max(budget.max_count - len(ground.include), 0)
+    left = ground.candidates
     capacity = max(1, math.ceil(len(left) / num_parts))
-    steps = np.linspace(len(left), min(wanted, len(left)), num_rounds + 1)[1:]
-    for number, target in enumerate(steps):
-        cut = max(1, math.ceil(len(left) / capacity))
-        part_S = part_of_columns(ground.rank_J[left], cut, seed + number)
-        kept = math.ceil(float(target) / cut)
-        tasks = [
-            ground.task(columns, Budget(kept + len(ground.include)))
-            for part in range(cut)
-            if len(columns := left[part_S == part])
-        ]
+    for number, target in enumerate(_targets(ground, budget.max_count, num_rounds)):
+        cut, kept = _cut_and_kept(len(left), capacity, target)
+        tasks = ground.parts(left, cut, seed + number, Budget(kept + len(ground.include)))
         orders = [ranking.order[len(ground.include) :] for ranking in run(search_part, tasks)]
         left = ground.in_order(np.concatenate([np.zeros(0, np.int64), *orders]))
     return search_part(replace(ground.task(left, budget, whole=True), stop_gain=stop_gain))
+
+
+def _targets(ground: _Ground, max_count: int, num_rounds: int) -> F64:
+    """Return how many columns are to be left after each round, falling evenly to the budget."""
+    wanted = max(max_count - len(ground.include), 0)
+    size = len(ground.candidates)
+    return np.linspace(size, min(wanted, size), num_rounds + 1)[1:]
+
+
+def _cut_and_kept(num_left: int, capacity: int, target: float) -> tuple[int, int]:
+    """Return into how many parts a round cuts, and how many columns each of them keeps."""
+    cut = max(1, math.ceil(num_left / capacity))
+    return cut, math.ceil(float(target) / cut)
+
+
+def first_tasks(
+    source: ColumnSource,
+    budget: Budget,
+    *,
+    num_parts: int,
+    num_rounds: int | None = None,
+    seed: int = 0,
+    tie_rank: NDArray[np.integer] | None = None,
+    constraints: Constraints | None = None,
+) -> list[PartTask]:
+    """Return the searches of the first round, for a caller that runs them ahead.
+
+    Args:
+        source: As in `greedi`, like all that is not named here.
+        budget: With max_count.
+        num_parts: Parts of the first round.
+        num_rounds: None for those of `greedi`, else those of `multi_round_greedy`.
+        seed: Seed of the parts.
+        tie_rank: Rank of each column among equals.
+        constraints: Musts and quotas.
+
+    Returns:
+        What `run` is given first when either is called with the same arguments, in that order.
+    """
+    ground = _Ground.checked(source, budget, num_parts, None, tie_rank, constraints)
+    if num_rounds is None:
+        return ground.parts(ground.candidates, num_parts, seed, budget)
+    size = len(ground.candidates)
+    target = _targets(ground, budget.max_count or 0, num_rounds)[0]
+    cut, kept = _cut_and_kept(size, max(1, math.ceil(size / num_parts)), float(target))
+    return ground.parts(ground.candidates, cut, seed, Budget(kept + len(ground.include)))

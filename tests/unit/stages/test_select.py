@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 
+from nncift_ray.core.selection.budget import Budget
+from nncift_ray.core.selection.objectives import FacilityLocation
+from nncift_ray.core.selection.partitioned import greedi, multi_round_greedy
 from nncift_ray.errors import DataError
-from nncift_ray.stages.driver import execute_here, run_stage
+from nncift_ray.stages.driver import Executor, execute_here, run_stage
 from nncift_ray.stages.progress import SilentReporter
 from nncift_ray.stages.saved_picks import PICKS_NAME, read_picks
+from nncift_ray.stages.score_tables import ScoreTables
 from nncift_ray.stages.select import SelectStage
+from nncift_ray.stages.select_partitions import PartitionInputs, SelectPartitionsStage
 from nncift_ray.stages.selection_plan import Quotas, SelectionPlan, blocks_of
+from nncift_ray.stages.shard_runner import ShardOutcome
+from nncift_ray.stages.stage import Shard, Stage
 from nncift_ray.storage.filesystem import Location
 from nncift_ray.storage.output import StageOutput
 from tests.unit.stages.chain import run_chain
@@ -210,6 +218,80 @@ def test_a_skipped_candidate_names_the_pick_that_took_its_place(
         assert rank[row["taken_by"]] == row["taken_by_rank"]
         assert row["final_gain"] <= picked[-1]["gain"] + 1e-9
         assert row["alone_gain"] >= row["final_gain"]
+
+
+def backwards(stage: Stage, folder: Location, shards: list[Shard]) -> Iterator[ShardOutcome]:
+    """Run the shards in the opposite order, as other workers might."""
+    yield from execute_here(stage, folder, shards[::-1])
+
+
+def select_in_parts(
+    outputs: dict[str, StageOutput], folder: Path, execute: Executor = execute_here, **plan: Any
+) -> StageOutput:
+    wanted = SelectionPlan(
+        "facility_location", ("within",), count=BUDGET, optimizer="partitioned", **plan
+    )
+    location, reporter = Location.of(str(folder)), SilentReporter()
+    inputs = PartitionInputs(
+        outputs["score_pairs"],
+        outputs["embed"],
+        outputs["deduplicate"] if wanted.reads_examples else None,
+    )
+    parts = run_stage(
+        SelectPartitionsStage(inputs, wanted), location, execute=execute, reporter=reporter
+    )
+    stage = SelectStage(
+        outputs["score_pairs"],
+        outputs["embed"],
+        wanted,
+        examples=outputs["deduplicate"],
+        parts=parts,
+    )
+    return run_stage(stage, location, execute=execute, reporter=reporter)
+
+
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_parts_run_in_any_order_pick_the_same(
+    within: dict[str, StageOutput], tmp_path: Path, rounds: int
+) -> None:
+    plan = {"partitions": 5, "rounds": rounds}
+    one = select_in_parts(within, tmp_path / "a", **plan)
+    other = select_in_parts(within, tmp_path / "b", backwards, **plan)
+    assert one.read("ranking").equals(other.read("ranking"))
+    assert one.num_rows("ranking") == BUDGET
+
+
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_parts_run_as_shards_pick_what_one_process_does(
+    within: dict[str, StageOutput], tmp_path: Path, rounds: int
+) -> None:
+    tables = ScoreTables.open(within["score_pairs"], 90)
+    names = within["embed"].read("candidates", ["example_id"])["example_id"].to_pylist()
+    common: dict[str, Any] = {"num_parts": 5, "tie_rank": np.argsort(np.argsort(names))}
+    search = greedi
+    if rounds > 1:
+        search, common["num_rounds"] = multi_round_greedy, rounds
+    problem = FacilityLocation(tables.lists("within")).problem()
+    expected = search(problem, Budget(BUDGET), **common)
+    found = select_in_parts(within, tmp_path, partitions=5, rounds=rounds).read("ranking")
+    np.testing.assert_array_equal(found["row_index"], expected.order)
+    np.testing.assert_array_equal(found["gain"], expected.gain)
+
+
+def test_parts_keep_quotas_and_come_near_the_search_in_one_piece(
+    within: dict[str, StageOutput], tmp_path: Path
+) -> None:
+    quotas = Quotas("task", {}, 4)
+    whole = select(within, tmp_path, "facility_location", quotas=quotas).read("ranking")
+    found = select_in_parts(within, tmp_path, partitions=3, quotas=quotas).read("ranking")
+    assert np.bincount(found["row_index"].to_numpy() % 3).tolist() == [4, 4, 4]
+    assert found["objective"][-1].as_py() >= 0.9 * whole["objective"][-1].as_py()
+
+
+def test_more_parts_than_candidates_fall_empty(
+    within: dict[str, StageOutput], tmp_path: Path
+) -> None:
+    assert select_in_parts(within, tmp_path, partitions=300).num_rows("ranking") == BUDGET
 
 
 class Killed(BaseException):
