@@ -28,6 +28,7 @@ COMPLETE, PARTIAL = "delift_t0.npz", "delift_t0_partial.npz"
 NUM_HELPED, NUM_HELPERS = 240, 100
 MAX_TOKENS = 65  # of prompt and response together
 MIN_TOKENS = 10
+MOSTLY = 0.9  # of the helpers: a row asked about more of them is part of the matrix
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
 
 
@@ -106,6 +107,23 @@ class LabelMatrix:
                 file["baseline_tokens"],
             )
 
+    def compact(self) -> LabelMatrix:
+        """Return the helpers measured so far, with the helped that all of them were asked about."""
+        helpers = self.measured()
+        asked = self.num_tokens[:, helpers] > 0
+        helped = np.flatnonzero(asked.mean(axis=1) > MOSTLY)
+        at = np.ix_(helped, helpers)
+        return LabelMatrix(
+            [self.helped[i] for i in helped],
+            [self.helpers[j] for j in helpers],
+            self.utility[at],
+            self.num_tokens[at],
+            self.num_cached[at],
+            self.seconds[helpers],
+            self.baseline[helped],
+            self.baseline_tokens[helped],
+        )
+
     def measured(self) -> np.ndarray:
         """Return the helpers that are measured, as places."""
         return np.flatnonzero(np.isfinite(self.seconds))
@@ -154,18 +172,16 @@ def make_matrix(
         matrix = LabelMatrix.empty(drawn[:NUM_HELPED], drawn[NUM_HELPED:])
         measure_baselines(matrix, teacher)
         matrix.save(partial)
-    for helper in np.flatnonzero(np.isnan(matrix.seconds)):
-        if helper % worker[1] != worker[0]:
+    for helper in range(worker[0], len(matrix.helpers), worker[1]):
+        num_asked = measure_helper(matrix, helper, teacher, num_helped)
+        if not num_asked:
             continue
-        measure_helper(matrix, int(helper), teacher, num_helped)
         matrix.save(own)
         whole = merge(LabelMatrix.load(path) for path in [partial, *folder.glob("worker_*.npz")])
-        complete = len(whole.measured()) == len(whole.helpers)
-        whole.save(folder / COMPLETE if complete else partial)
+        done = int((whole.num_tokens[:num_helped] > 0).all(axis=0).sum())
+        whole.save(folder / COMPLETE if done == len(whole.helpers) else partial)
         minutes = (time.perf_counter() - started) / 60
-        rate = num_helped / matrix.seconds[helper]
-        print(f"{len(whole.measured())} of {len(whole.helpers)} helpers, {minutes:.1f} min, "
-              f"{rate:.1f} pairs/s", flush=True)  # fmt: skip
+        print(f"{done} of {len(whole.helpers)} helpers, {minutes:.1f} min", flush=True)
         if minutes > max_minutes:
             return
 
@@ -174,9 +190,10 @@ def merge(matrices: Iterable[LabelMatrix]) -> LabelMatrix:
     """Return one matrix with all that was measured of the same examples."""
     first, *others = matrices
     for other in others:
-        new = np.setdiff1d(other.measured(), first.measured())
-        for name in ("utility", "num_tokens", "num_cached", "seconds"):
-            getattr(first, name)[..., new] = getattr(other, name)[..., new]
+        new = (first.num_tokens == 0) & (other.num_tokens > 0)
+        for name in ("utility", "num_tokens", "num_cached"):
+            getattr(first, name)[new] = getattr(other, name)[new]
+        first.seconds = np.fmax(first.seconds, other.seconds)
     return first
 
 
@@ -209,19 +226,22 @@ def measure_baselines(matrix: LabelMatrix, teacher: DeliftTeacher) -> None:
 
 def measure_helper(
     matrix: LabelMatrix, helper: int, teacher: DeliftTeacher, num_helped: int
-) -> None:
-    """Measure the first helped examples with one helper in context."""
+) -> int:
+    """Measure those of the first helped examples that are not yet; return how many were asked."""
     started = time.perf_counter()
-    requests = [
-        LabelRequest(helped, matrix.helpers[helper]) for helped in matrix.helped[:num_helped]
-    ]
-    for row, answer in enumerate(teacher.measure(requests)):
+    rows = np.flatnonzero(matrix.num_tokens[:num_helped, helper] == 0).tolist()
+    requests = [LabelRequest(matrix.helped[row], matrix.helpers[helper]) for row in rows]
+    for row, answer in zip(rows, teacher.measure(requests) if rows else [], strict=True):
         if isinstance(answer, Measurement):
             value = teacher.utility(float(matrix.baseline[row]), answer.value)
             matrix.utility[row, helper] = value
             matrix.num_tokens[row, helper] = answer.num_tokens
             matrix.num_cached[row, helper] = answer.num_cached_tokens
-    matrix.seconds[helper] = time.perf_counter() - started
+    if rows:
+        matrix.seconds[helper] = (
+            np.nan_to_num(matrix.seconds[helper]) + time.perf_counter() - started
+        )
+    return len(rows)
 
 
 def _examples(role: str, prompts: np.ndarray, responses: np.ndarray) -> list[Example]:

@@ -14,10 +14,10 @@ from typing import Annotated, Any
 import typer
 
 import nncift_ray
-from nncift_ray.cli import explaining, looking, planning, querying, running
+from nncift_ray.cli import explaining, looking, planning, querying, running, sweeping
 from nncift_ray.cli.shared import app
 
-__all__ = ["app", "explaining", "looking", "main", "planning", "querying", "running"]
+__all__ = ["app", "explaining", "looking", "main", "planning", "querying", "running", "sweeping"]
 
 
 @app.callback(invoke_without_command=True)

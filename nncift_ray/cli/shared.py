@@ -17,7 +17,18 @@ from nncift_ray.errors import NnciftError
 
 INTERRUPTED = 130
 #: In the order in which they are needed, which is how ``--help`` lists them.
-COMMANDS = ("run", "plan", "stage", "status", "query", "explain", "diff", "show-config", "doctor")
+COMMANDS = (
+    "run",
+    "plan",
+    "stage",
+    "status",
+    "sweep",
+    "query",
+    "explain",
+    "diff",
+    "show-config",
+    "doctor",
+)
 
 
 class InOrder(TyperGroup):

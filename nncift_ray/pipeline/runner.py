@@ -55,6 +55,7 @@ def run(
     reporter: Reporter | None = None,
     until: str = STAGE_NAMES[-1],
     execute: Executor | None = None,
+    record: bool = True,
 ) -> RunResult:
     """Run a recipe to its end, or until a stage; finished work is never done again.
 
@@ -63,6 +64,7 @@ def run(
         reporter: Hears of progress; plain lines by default.
         until: Last stage to run.
         execute: Runs shards; a Ray Data actor pool by default.
+        record: Whether status and later commands shall take this for what the directory holds.
 
     Raises:
         NnciftError: With what is wrong and the remedy; finished shards are kept.
@@ -79,7 +81,9 @@ def run(
     run_dir.make_folder()
     with locked(run_dir), ray_session(config.cluster):
         blueprint.teaching.has_gpu = cluster_has_gpu()
-        outputs = _run_stages(blueprint, run_dir, until, execute or execute_on_ray, reporter)
+        outputs = _run_stages(
+            blueprint, run_dir, until, execute or execute_on_ray, reporter, record=record
+        )
         if "export" not in outputs:
             return RunResult(run_dir, outputs, None, None, None)
         subset = publish_exports(outputs["export"], run_dir)
@@ -90,16 +94,23 @@ def run(
 
 
 def _run_stages(
-    blueprint: Blueprint, run_dir: Location, until: str, execute: Executor, reporter: Reporter
+    blueprint: Blueprint,
+    run_dir: Location,
+    until: str,
+    execute: Executor,
+    reporter: Reporter,
+    *,
+    record: bool,
 ) -> dict[str, StageOutput]:
     outputs: dict[str, StageOutput] = {}
     fingerprints: dict[str, str] = {}
     names = blueprint.stage_names
     for name in names[: names.index(until) + 1]:
         stage = blueprint.build(name, outputs)
-        _give_resources(stage, blueprint)
+        give_resources(stage, blueprint)
         fingerprints[name] = stage_fingerprint(stage)
-        write_run_record(run_dir, blueprint, fingerprints)
+        if record:
+            write_run_record(run_dir, blueprint, fingerprints)
         outputs[name] = run_stage(stage, run_dir, execute=execute, reporter=reporter)
         if name == "ingest":
             for line in describe_layouts(outputs[name]):
@@ -118,7 +129,8 @@ def describe_layouts(ingest: StageOutput) -> list[str]:
     return lines[:MAX_FILES_TOLD] + ([f"and {more:,} more files"] if more > 0 else [])
 
 
-def _give_resources(stage: Stage, blueprint: Blueprint) -> None:
+def give_resources(stage: Stage, blueprint: Blueprint) -> None:
+    """Size the actor pool of a stage by its recipe and the cluster that is there."""
     use = blueprint.pool_use(stage.name)
     stage.resources = pool_resources(
         use.pool,

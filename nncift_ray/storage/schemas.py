@@ -297,3 +297,22 @@ def gradients_schema(projection_dim: int) -> pa.Schema:
             pa.field("feature", pa.list_(pa.float32(), projection_dim)),
         ]
     )
+
+
+# One row a network of a sweep, split and model: the cell, how it went, and its fidelity.
+_SWEEP_CELL = pa.schema(
+    [
+        pa.field("base", pa.string(), nullable=False),  # fingerprint of labels and training
+        pa.field("block", pa.string(), nullable=False),
+        pa.field("fraction", pa.float64(), nullable=False),  # of the rows and of the columns
+        pa.field("num_hidden", pa.int32(), nullable=False),
+        pa.field("depth", pa.int32(), nullable=False),
+        pa.field("seed", pa.int64(), nullable=False),
+        pa.field("num_train_rows", pa.int64(), nullable=False),
+        pa.field("num_train_columns", pa.int64(), nullable=False),
+        pa.field("num_train_pairs", pa.int64(), nullable=False),
+        pa.field("num_epochs", pa.int32(), nullable=False),
+        pa.field("seconds", pa.float64(), nullable=False),
+    ]
+)
+SWEEP_CELLS = pa.unify_schemas([_SWEEP_CELL, FIDELITY])

@@ -12,7 +12,18 @@ from typer.testing import CliRunner
 
 from nncift_ray.cli import app
 
-COMMANDS = ("run", "plan", "stage", "status", "query", "explain", "diff", "show-config", "doctor")
+COMMANDS = (
+    "run",
+    "plan",
+    "stage",
+    "status",
+    "sweep",
+    "query",
+    "explain",
+    "diff",
+    "show-config",
+    "doctor",
+)
 
 
 @pytest.fixture
