@@ -34,9 +34,11 @@ class Admission(NamedTuple):
     `slots` holds the picks left and those of them reserved for minima; `money` the cost left and
     that of the cheapest columns that would meet the minima. `by_cost` lists the open columns of
     each group that has a minimum, cheapest first; `edge_G` is the place in it of the dearest
-    column reserved.
+    column reserved. `bounded` is False where nothing but the number of picks is limited, so that a
+    search of a million columns need not look up groups and costs.
     """
 
+    bounded: bool
     open_J: Bools
     group_J: I32
     cost_J: F64
@@ -79,8 +81,20 @@ def open_admission(
     if budget.max_cost is not None and need_G.any():
         return _with_reserve(open_J, group_J, cost_J, need_G, left_G, slots, money)
     none, no_places = np.zeros(0, np.int32), np.zeros(num_groups + 1, np.int64)
+    bounded = budget.max_cost is not None or num_groups > 0
     return Admission(
-        open_J, group_J, cost_J, need_G, left_G, slots, money, none, none, no_places, no_places
+        bounded,
+        open_J,
+        group_J,
+        cost_J,
+        need_G,
+        left_G,
+        slots,
+        money,
+        none,
+        none,
+        no_places,
+        no_places,
     )
 
 
@@ -92,6 +106,8 @@ def limit_of(budget: Budget, num_columns: int) -> int:
 @compiled
 def admits(admission: Admission, j: int) -> int:
     """Return ADMITTED, or why an open column may not be picked, now or ever."""
+    if not admission.bounded:
+        return ADMITTED
     group = admission.group_J[j]
     needed = admission.need_G[group] > 0
     if admission.left_G[group] <= 0:
@@ -116,10 +132,12 @@ def admits_each(admission: Admission, columns_S: I64, verdict_S: I64) -> None:
 @compiled
 def spend(admission: Admission, j: int) -> None:
     """Take what picking an admitted column uses up."""
-    group = admission.group_J[j]
     admission.open_J[j] = False
-    admission.left_G[group] -= 1
     admission.slots[FREE] -= 1
+    if not admission.bounded:
+        return
+    group = admission.group_J[j]
+    admission.left_G[group] -= 1
     admission.money[FREE] -= admission.cost_J[j]
     if admission.need_G[group] == 0:
         return
@@ -158,7 +176,18 @@ def _with_reserve(
         raise ValueError(msg)
     edge_G = np.maximum(start_G + need_G - 1, start_G)
     return Admission(
-        open_J, group_J, cost_J, need_G, left_G, slots, money, by_cost, place_J, start_G, edge_G
+        True,
+        open_J,
+        group_J,
+        cost_J,
+        need_G,
+        left_G,
+        slots,
+        money,
+        by_cost,
+        place_J,
+        start_G,
+        edge_G,
     )
 
 

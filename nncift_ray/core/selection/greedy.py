@@ -26,6 +26,7 @@ from nncift_ray.core.selection.admission import (
     admits_each,
 )
 from nncift_ray.core.selection.budget import Budget, Constraints
+from nncift_ray.core.selection.fetching import fetch_column
 from nncift_ray.core.selection.problem import Columns, Objective, Problem, State, gain_of, gains_of
 from nncift_ray.core.selection.search import (
     CLOSES,
@@ -279,6 +280,8 @@ def _pick(
             price = admission.cost_J[j] if per_cost else 1.0
             gain = heap_key[0]
             if gain > floor or per_cost:
+                for near in range(1, min(3, heap_size)):
+                    fetch_column(columns, heap[near])
                 gain = gain_of(columns, state, j)
                 key = gain / price
                 if key != heap_key[0]:
