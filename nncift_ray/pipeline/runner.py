@@ -17,6 +17,7 @@ from nncift_ray.pipeline.blueprint import STAGE_NAMES, Blueprint, Trainers
 from nncift_ray.pipeline.opening import RUN_RECORD
 from nncift_ray.report.collect import RunFacts, collect_report_data
 from nncift_ray.report.data import ReportData
+from nncift_ray.report.dataset_card import render_dataset_card
 from nncift_ray.report.render import render_report
 from nncift_ray.stages.driver import Executor, run_stage, stage_fingerprint
 from nncift_ray.stages.progress import LineReporter, Reporter
@@ -28,6 +29,7 @@ from nncift_ray.stages.ray_pool import (
     ray_session,
 )
 from nncift_ray.stages.stage import Stage
+from nncift_ray.storage.exports import DATASET_FOLDER, DATASET_PARQUET
 from nncift_ray.storage.filesystem import Location
 from nncift_ray.storage.output import FILES_TABLE, StageOutput
 
@@ -88,6 +90,7 @@ def run(
             return RunResult(run_dir, outputs, None, None, None)
         subset = publish_exports(outputs["export"], run_dir)
         data = collect_report_data(outputs, _facts(blueprint, run_dir, outputs))
+        write_dataset_card(outputs["export"], data, run_dir)
         report = run_dir / REPORT_NAME
         report.write_bytes(render_report(data).encode("utf-8"))
     return RunResult(run_dir, outputs, subset, report, data)
@@ -180,6 +183,14 @@ def publish_exports(export: StageOutput, run_dir: Location) -> Location:
             while chunk := source.read(1024 * 1024):
                 copy.write(chunk)
     return folder / "subset.jsonl"
+
+
+def write_dataset_card(export: StageOutput, data: ReportData, run_dir: Location) -> None:
+    """Put the card beside the exported dataset, where there is one."""
+    names = {part.name for part in export.manifest.table_parts(FILES_TABLE)}
+    if f"{FILES_TABLE}/{DATASET_PARQUET}" in names:
+        card = render_dataset_card(data).encode("utf-8")
+        (run_dir / EXPORT_FOLDER / DATASET_FOLDER / "README.md").write_bytes(card)
 
 
 def _facts(blueprint: Blueprint, run_dir: Location, outputs: dict[str, StageOutput]) -> RunFacts:

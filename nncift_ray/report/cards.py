@@ -23,11 +23,13 @@ from nncift_ray.report.headline import (
     mean_score,
     num_picks,
     num_scored_pairs,
+    share_of_best,
     total_cost,
     total_seconds,
 )
 
 GOOD, WARN = "good", "warn"
+GOOD_SHARE = 0.9  # of the best possible value
 MANY_ERRORS = 0.02  # share of all rows read
 BASELINE_NAMES = {ROW_COLUMN_MEAN: "row + column mean", MEAN: "the mean label"}
 
@@ -44,7 +46,7 @@ class Card:
 
 def make_cards(data: ReportData) -> list[Card]:
     """Make the cards that this run has numbers for, the most important first."""
-    makers = (_picks, _value, _correlation, _error, _labels, _time, _health)
+    makers = (_picks, _value, _optimum, _correlation, _error, _labels, _time, _health)
     return [card for card in (make(data) for make in makers) if card is not None]
 
 
@@ -73,6 +75,17 @@ def _value(data: ReportData) -> Card | None:
     if math.isfinite(final):
         return Card("Objective", format_number(final, 4), "after the last pick")
     return None
+
+
+def _optimum(data: ReportData) -> Card | None:
+    share = share_of_best(data)
+    if data.ranks_by_score or not math.isfinite(share):
+        return None
+    note = "of what any subset within the budget could be worth"
+    # Rounded down: the bound is a promise.
+    return Card(
+        "At least", f"{math.floor(1000 * share) / 10:g} %", note, GOOD if share > 0.9 else ""
+    )
 
 
 def _score(data: ReportData) -> Card | None:

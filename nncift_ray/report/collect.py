@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, cast
 
 import numpy as np
@@ -14,7 +14,6 @@ import nncift_ray
 from nncift_ray.core.pairs.pair_scores import ScoreTotal
 from nncift_ray.report.data import (
     CoveredExample,
-    ExampleText,
     MixRow,
     PickNeighbours,
     ReportData,
@@ -22,13 +21,15 @@ from nncift_ray.report.data import (
     choose_sample_ranks,
     count_mix,
 )
+from nncift_ray.report.skipped import collect_skipped, find_example_texts
 from nncift_ray.storage import schemas
+from nncift_ray.storage.groups import iter_groups
 from nncift_ray.storage.output import ERRORS_TABLE, StageOutput
 
 SECONDS_PER_HOUR = 3600.0
 MAX_ERRORS_SHOWN = 100_000
 COVERED_SHOWN = 3
-TEXT_COLUMNS = ["row_index", "prompt", "response", "source", "line"]
+NUM_SKIPPED = 6
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ def collect_report_data(outputs: Mapping[str, StageOutput], facts: RunFacts) -> 
     lengths = np.asarray(outputs["embed"].read("candidates", ["num_tokens"])["num_tokens"])
     select_facts = select.manifest.facts()
     config = cast("Any", facts.config)
+    group_by = select.manifest.settings["quotas"]["field"] or facts.group_by
     return ReportData(
         run_name=facts.run_name,
         run_dir=facts.run_dir,
@@ -75,13 +77,17 @@ def collect_report_data(outputs: Mapping[str, StageOutput], facts: RunFacts) -> 
         num_errors=sum(output.manifest.num_failures for output in outputs.values()),
         num_labelled_pairs=outputs["utility"].num_rows("labels"),
         random_objective=select_facts.get("random_objective"),
-        mix_name=facts.group_by or "source file",
+        upper_bound=select_facts.get("upper_bound"),
+        stopped_by=select_facts.get("stopped_by", ""),
+        optimizer=select_facts.get("optimizer", ""),
+        mix_name=group_by or "source file",
         config=facts.config,
         environment=fit.manifest.environment,
         outputs=facts.exports,
         notices=facts.notices,
         stages=[_summary(output, facts) for output in outputs.values()],
-        mix=collect_mix(examples, picked, facts.group_by),
+        mix=collect_mix(examples, picked, group_by, select),
+        skipped=collect_skipped(examples, select, ranking, NUM_SKIPPED),
         neighbours=collect_neighbours(examples, select, ranking, facts.num_picks),
         ranking=ranking,
         coverage=select.read("coverage", schema=schemas.COVERAGE),
@@ -107,8 +113,8 @@ def count_duplicates(examples: StageOutput) -> int:
 
 
 def covers_targets(select: StageOutput) -> bool:
-    """Whether the objective's rows are targets: only in its query form."""
-    return "query" in str(select.manifest.settings["objective"])
+    """Whether the objective's rows are targets."""
+    return select.manifest.facts()["covers"] == "targets"
 
 
 def _summary(output: StageOutput, facts: RunFacts) -> StageSummary:
@@ -133,23 +139,13 @@ def _summary(output: StageOutput, facts: RunFacts) -> StageSummary:
 
 
 def collect_mix(
-    examples: StageOutput, picked: np.ndarray, group_by: str | None
+    examples: StageOutput, picked: np.ndarray, group_by: str | None, select: StageOutput
 ) -> tuple[MixRow, ...]:
     """Count the groups of pool and subset: by a field of the record, else by source file."""
-    groups = np.array(list(_groups(examples, group_by)), dtype=object)
-    return count_mix(groups.tolist(), groups[picked].tolist())
-
-
-def _groups(examples: StageOutput, group_by: str | None) -> Iterator[str]:
-    column = "record" if group_by else "source"
-    for batch in examples.iter_batches("candidates", [column]):
-        for value in cast("list[str]", batch.column(0).to_pylist()):
-            if group_by is None:
-                yield value.rsplit("/", 1)[-1]
-                continue
-            record = json.loads(value)
-            found = record.get(group_by) if isinstance(record, dict) else None
-            yield "(none)" if found is None else str(found)
+    groups = np.array(list(iter_groups(examples, group_by)), dtype=object)
+    quotas = select.manifest.facts().get("quotas", {})
+    rows = count_mix(groups.tolist(), groups[picked].tolist())
+    return tuple(replace(row, **quotas.get(row.group, {})) for row in rows)
 
 
 def collect_neighbours(
@@ -168,9 +164,11 @@ def collect_neighbours(
             rows = rows[rows != pick["row_index"]]
         best = rows[np.argsort(-values[rows], kind="stable")][:COVERED_SHOWN]
         shown.append((pick, best))
-    pick_texts = _texts(examples, "candidates", np.array([p["row_index"] for p, _ in shown], int))
+    pick_texts = find_example_texts(
+        examples, "candidates", np.array([p["row_index"] for p, _ in shown], int)
+    )
     all_best = np.concatenate([best for _, best in shown] or [np.zeros(0, int)])
-    covered_texts = iter(_texts(examples, covered_table, all_best))
+    covered_texts = iter(find_example_texts(examples, covered_table, all_best))
     return tuple(
         PickNeighbours(
             rank=pick["rank"],
@@ -181,13 +179,6 @@ def collect_neighbours(
         )
         for (pick, best), text in zip(shown, pick_texts, strict=True)
     )
-
-
-def _texts(examples: StageOutput, table: str, rows: np.ndarray) -> list[ExampleText]:
-    if not rows.size:
-        return []
-    found = examples.take_rows(table, rows, TEXT_COLUMNS).to_pylist()
-    return [ExampleText(**row) for row in found]
 
 
 def merge_statistics(statistics: pa.Table) -> pa.Table:

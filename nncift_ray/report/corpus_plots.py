@@ -48,14 +48,16 @@ def plot_mix(mix: Sequence[MixRow], group_name: str, *, ranks_by_score: bool = F
         )
     with svg.theme():
         figure, axes = svg.new_axes(0.75 + 0.22 * len(labels))
-        _draw_mix(axes, labels, pool[shown], subset[shown])
+        _draw_mix(axes, labels, pool[shown], subset[shown], [mix[i] for i in shown])
         picture = svg.to_svg(figure, "mix", f"Share by {group_name} in pool and subset")
     return Chart(
         "mix",
         _mix_title(mix, pool, subset),
         (Panel(picture),),
         sees=f"each {group_name}'s share of the subset (bar) and of the pool (dark tick), the "
-        f"{len(shown)} that moved most; the number is subset over pool." + others,
+        f"{len(shown)} that moved most; the number is subset over pool."
+        + (" Orange marks are quotas." if _has_quotas(mix) else "")
+        + others,
         means=f"what grew has higher scores than the pool. {NO_REDUNDANCY}"
         if ranks_by_score
         else "what grew helps more rows than its size says; what shrank repeats what others "
@@ -75,7 +77,22 @@ def _mix_title(mix: Sequence[MixRow], pool: F64, subset: F64) -> str:
     )
 
 
-def _draw_mix(axes: Axes, labels: list[str], pool: F64, subset: F64) -> None:
+def _has_quotas(mix: Sequence[MixRow]) -> bool:
+    return any(row.least or row.most is not None for row in mix)
+
+
+def _draw_quotas(axes: Axes, mix: Sequence[MixRow], num_picks: int, limit: float) -> bool:
+    """Mark least and most picks of each row; return whether any mark lies in the picture."""
+    drawn = False
+    for row, group in enumerate(mix):
+        for quota, marker in ((group.least or None, ">"), (group.most, "<")):
+            if quota is not None and quota / num_picks <= limit:
+                axes.plot(quota / num_picks, row, marker, color=svg.ORANGE, markersize=5, zorder=5)
+                drawn = True
+    return drawn
+
+
+def _draw_mix(axes: Axes, labels: list[str], pool: F64, subset: F64, mix: Sequence[MixRow]) -> None:
     rows = np.arange(len(labels))
     colours = [svg.BLUE if s >= p else svg.GREY for p, s in zip(pool, subset, strict=True)]
     axes.barh(rows, subset, height=0.62, color=colours)
@@ -94,13 +111,21 @@ def _draw_mix(axes: Axes, labels: list[str], pool: F64, subset: F64) -> None:
     axes.spines["left"].set_visible(False)
     tick = Line2D([], [], color=svg.INK, marker="|", markersize=10, markeredgewidth=2, linestyle="")
     kinds = ((svg.BLUE, "subset, grew"), (svg.GREY, "subset, shrank"))
+    num_picks = max(sum(row.subset for row in mix) / max(float(subset.sum()), 1e-12), 1.0)
+    marks = [tick]
+    if _draw_quotas(axes, mix, round(num_picks), 1.17 * span):
+        marks.append(
+            Line2D([], [], color=svg.ORANGE, marker="<", markersize=5, linestyle="", label="quota")
+        )
     patches = [Patch(color=colour, label=label) for colour, label in kinds if colour in colours]
     axes.legend(
-        [*patches, tick],
-        [*(str(patch.get_label()) for patch in patches), "pool"],
+        [*patches, *marks],
+        [*(str(patch.get_label()) for patch in patches), "pool", "quota"][
+            : len(patches) + len(marks)
+        ],
         loc="lower center",
         bbox_to_anchor=(0.4, 1.0),
-        ncols=3,
+        ncols=4,
         handlelength=1.2,
         columnspacing=1.4,
         borderaxespad=0.2,

@@ -40,6 +40,8 @@ class MixRow:
     group: str
     pool: int
     subset: int
+    least: int = 0  # quota: picks it must have
+    most: int | None = None  # quota: picks it may have
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,19 @@ class PickNeighbours:
     gain: float | None
     num_covered: int
     covered: tuple[CoveredExample, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SkippedExample:
+    """An example of high worth that was left out, and the pick that took its place."""
+
+    example: ExampleText
+    alone_gain: float  # its worth as the only pick
+    final_gain: float  # on top of all picks
+    taker: ExampleText
+    taker_rank: int  # 1-based
+    taken_share: float  # of alone_gain, by that pick
+    cosine: float  # of the two embeddings
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +124,9 @@ class ReportData:
     num_errors: int = 0
     num_labelled_pairs: int | None = None
     random_objective: float | None = None  # value of a random subset of the same size
+    upper_bound: float | None = None  # no subset within the budget is worth more
+    stopped_by: str = ""  # "budget", "stop_gain" or "exhausted"
+    optimizer: str = ""
     mix_name: str = "source"  # what MixRow.group means: "source", "task", ...
     config: Mapping[str, object] = field(default_factory=dict[str, object])
     environment: Mapping[str, object] = field(default_factory=dict[str, object])
@@ -117,6 +135,7 @@ class ReportData:
     stages: Sequence[StageSummary] = ()
     mix: Sequence[MixRow] = ()
     neighbours: Sequence[PickNeighbours] = ()
+    skipped: Sequence[SkippedExample] = ()
     extra_tables: Sequence[ExtraTable] = ()
     ranking: pa.Table | None = None  # RANKING
     coverage: pa.Table | None = None  # COVERAGE
@@ -140,6 +159,11 @@ class ReportData:
     def unit(self) -> str:
         """Name what is labelled and scored."""
         return unit_of(self.main_block)
+
+    @property
+    def has_quotas(self) -> bool:
+        """Whether any group of the mix has a quota."""
+        return any(row.least or row.most is not None for row in self.mix)
 
     @property
     def ground_set(self) -> str:

@@ -61,6 +61,14 @@ def final_objective(data: ReportData) -> float:
     return float(numbers(data.ranking, "objective")[-1])
 
 
+def share_of_best(data: ReportData) -> float:
+    """Return the least share of the best possible value that was reached; nan where unknown."""
+    final, bound = final_objective(data), data.upper_bound
+    if bound is None or not (math.isfinite(final) and bound > 0):
+        return math.nan
+    return min(final / bound, 1.0)
+
+
 def mean_coverage(data: ReportData) -> float:
     """Return the mean coverage (0..1) over the ground set, nan where it was not recorded."""
     if data.coverage is None or not data.coverage.num_rows:

@@ -48,7 +48,31 @@ def selection_lead(data: ReportData) -> str:
         f"{objective[0].upper()}{objective[1:]} was maximised over "
         f"{format_count(data.num_candidates)} candidates: "
         "each pick is the example that adds most to what the earlier picks already give the "
-        f"{data.ground_set}."
+        f"{data.ground_set}.{_limits(data)}{_end(data)}"
+    )
+
+
+def _limits(data: ReportData) -> str:
+    return f" Quotas by {data.mix_name} bound the choice." if data.has_quotas else ""
+
+
+def _end(data: ReportData) -> str:
+    """Say why the picks end where they do, where it is not the budget."""
+    ends = {
+        "stop_gain": " It stopped before the budget was full: a further pick would have added less "
+        "than selection.stop_gain.",
+        "exhausted": " It stopped before the budget was full: no candidate was left that may be "
+        "picked.",
+    }
+    return ends.get(data.stopped_by, "")
+
+
+def skipped_lead(data: ReportData) -> str:
+    """Say what the skipped examples are."""
+    return (
+        "Left out although each is worth much alone: what it would give, the picks already give. "
+        "Shown with the pick that gives most of it; the nearer their embeddings, the more they are "
+        "copies of each other."
     )
 
 

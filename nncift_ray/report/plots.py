@@ -30,6 +30,7 @@ from nncift_ray.report.svg import Chart, Panel
 MAX_CURVE_POINTS = 400
 LOG_GAIN_RATIO = 30.0  # above it small gains would lie on the axis of a linear scale
 NUM_COVERAGE_BINS = 25
+MAX_BOUND_SHOWN = 2.0  # of the final value: above it the curve would be squeezed
 
 
 def thin_curve(num_points: int, max_points: int = MAX_CURVE_POINTS) -> np.ndarray:
@@ -47,9 +48,16 @@ def thin_curve(num_points: int, max_points: int = MAX_CURVE_POINTS) -> np.ndarra
 
 
 def plot_gain_curve(
-    ranking: pa.Table, random_objective: float | None = None, *, log_x: bool = False
+    ranking: pa.Table,
+    random_objective: float | None = None,
+    *,
+    upper_bound: float | None = None,
+    log_x: bool = False,
 ) -> Chart:
-    """Draw the objective after each pick and the gain of each pick (a RANKING table)."""
+    """Draw the objective after each pick and the gain of each pick (a RANKING table).
+
+    ``upper_bound`` is a value that no subset within the budget exceeds.
+    """
     title = "Gain curve"
     objective, gain = numbers(ranking, "objective"), numbers(ranking, "gain")
     final = float(objective[-1]) if len(objective) else math.nan
@@ -63,6 +71,7 @@ def plot_gain_curve(
         figure.clear()
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[2.3, 1])
         _draw_objective(top, share, knee, random_objective, final, log_x=log_x)
+        _draw_bound(top, upper_bound, final)
         _draw_gains(bottom, gain)
         figure.align_ylabels()
         picture = svg.to_svg(figure, "gain", "Objective and gain by number of picks")
@@ -72,7 +81,7 @@ def plot_gain_curve(
         (Panel(picture),),
         sees="the value of the subset after each pick, as a share of its final value (above), and "
         "what each pick added when it was made (below).",
-        means=_gain_meaning(share, random_objective, final),
+        means=_gain_meaning(share, random_objective, final) + _bound_meaning(upper_bound, final),
     )
 
 
@@ -106,6 +115,35 @@ def _gain_meaning(share: F64, random_objective: float | None, final: float) -> s
         random_share = format_percent(random_objective / final)
         text += f" A random subset of the same size reaches {random_share} of it."
     return text
+
+
+def _bound_meaning(upper_bound: float | None, final: float) -> str:
+    if upper_bound is None or upper_bound < final:
+        return ""
+    least = math.floor(1000 * final / upper_bound) / 10  # a promise is rounded down
+    return (
+        f" No subset within the budget can be worth more than the green line: this one has at "
+        f"least {least:g} % of the best possible value."
+    )
+
+
+def _draw_bound(axes: Axes, upper_bound: float | None, final: float) -> None:
+    """Draw the line that no subset within the budget exceeds."""
+    if upper_bound is None or upper_bound < final:
+        return
+    level = upper_bound / final
+    axes.set_ylim(axes.get_ylim()[0], max(1.06, 1.13 * min(level, MAX_BOUND_SHOWN)))
+    if level > MAX_BOUND_SHOWN:
+        return
+    axes.axhline(level, color=svg.GREEN, linewidth=1.4, linestyle=(0, (1, 1.5)))
+    axes.annotate(
+        f"no subset exceeds {format_percent(level)}",
+        (0, level),
+        xycoords=("axes fraction", "data"),
+        xytext=(8, 4),
+        textcoords="offset points",
+        color=svg.GREEN,
+    )
 
 
 def _draw_objective(

@@ -10,12 +10,19 @@ import pyarrow as pa
 
 from nncift_ray.report import corpus_plots, fidelity_plots, leads, plots, run_plots, tables
 from nncift_ray.report.cards import make_cards
-from nncift_ray.report.data import CoveredExample, ExampleText, PickNeighbours, ReportData
+from nncift_ray.report.data import (
+    CoveredExample,
+    ExampleText,
+    PickNeighbours,
+    ReportData,
+    SkippedExample,
+)
 from nncift_ray.report.formatting import (
     MISSING,
     clean_text,
     format_count,
     format_number,
+    format_percent,
     shorten,
 )
 from nncift_ray.report.headline import (
@@ -78,6 +85,8 @@ def _page_values(data: ReportData) -> dict[str, object]:
         else "Sample picks and the rows they help",
         "neighbours_lead": leads.neighbours_lead(data),
         "neighbours": [_pick(item, data) for item in data.neighbours],
+        "skipped_lead": leads.skipped_lead(data),
+        "skipped": [_skipped(item) for item in data.skipped],
         "neighbours_missing": data.why_missing("neighbours", "no pick was sampled."),
         "fidelity_lead": leads.fidelity_lead(data),
         "fidelity_blocks": fidelity_charts,
@@ -119,13 +128,16 @@ def _chart(
 
 def _value(data: ReportData) -> Chart:
     """Draw what the picks are worth: the gain curve, or the scores where each stands alone."""
-    draw = plot_scores if data.ranks_by_score else plots.plot_gain_curve
     return _chart(
         "scores" if data.ranks_by_score else "gain",
         "Scores of the picks" if data.ranks_by_score else "Gain curve",
         data.ranking,
         data.why_missing("ranking", "nothing was selected."),
-        lambda table: draw(table, data.random_objective),
+        lambda table: (
+            plot_scores(table, data.random_objective)
+            if data.ranks_by_score
+            else plots.plot_gain_curve(table, data.random_objective, upper_bound=data.upper_bound)
+        ),
     )
 
 
@@ -216,6 +228,19 @@ def _pick(item: PickNeighbours, data: ReportData) -> dict[str, object]:
         "meta": " · ".join(meta),
         "pick": _example(item.pick, MAX_PROMPT_CHARS, MAX_RESPONSE_CHARS),
         "covered": [_covered(row) for row in item.covered],
+    }
+
+
+def _skipped(item: SkippedExample) -> dict[str, object]:
+    place = f" · {item.example.source}:{item.example.line}" if item.example.source else ""
+    return {
+        "meta": f"worth {format_number(item.alone_gain)} alone, "
+        f"{format_number(max(item.final_gain, 0.0))} beside the picks{place}",
+        "example": _example(item.example, MAX_COVERED_CHARS, MAX_COVERED_CHARS),
+        "rank": format_count(item.taker_rank),
+        "why": f"gives {format_percent(item.taken_share)} of it; cosine "
+        f"{format_number(item.cosine, 2)}",
+        "taker": _example(item.taker, MAX_COVERED_CHARS, MAX_COVERED_CHARS),
     }
 
 

@@ -15,7 +15,7 @@ from nncift_ray.errors import StageError
 from nncift_ray.stages.optimizing import Search
 from nncift_ray.stages.saved_picks import SAVE_SECONDS, SavedPicks, describe_picks, read_picks
 from nncift_ray.stages.score_tables import ScoreTables
-from nncift_ray.stages.selection_limits import find_rows, read_constraints
+from nncift_ray.stages.selection_limits import describe_quotas, find_rows, read_constraints
 from nncift_ray.stages.selection_objectives import build_objective
 from nncift_ray.stages.selection_plan import PARTITIONED, SelectionPlan
 from nncift_ray.stages.selection_tables import (
@@ -158,6 +158,7 @@ class SelectStage(Stage):
             optimizer=plan.optimizer,
             num_tokens=int(names["num_tokens"].to_numpy()[ranking.order].sum()),
             covers=self._covers(),
+            quotas=describe_quotas(self._plan, len(ids_J), self._examples),
         )
         sink.write("ranking", ranking_table(ranking, names, best_I))
         sink.write("coverage", coverage_table(best_I, value_I))

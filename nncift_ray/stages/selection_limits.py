@@ -54,6 +54,21 @@ def read_constraints(
     )
 
 
+def describe_quotas(
+    plan: SelectionPlan, num_candidates: int, examples: StageOutput | None
+) -> dict[str, dict[str, int | None]]:
+    """Return least and most picks of each group that has a quota."""
+    if not plan.quotas.given or examples is None:
+        return {}
+    names, _ = read_groups(examples, plan.quotas.field)
+    least, most = count_quotas(plan.quotas, names, plan.budget(num_candidates).max_count)
+    return {
+        name: {"least": low, "most": high}
+        for name, low, high in zip(names, least, most, strict=True)
+        if low or high is not None
+    }
+
+
 def find_rows(ids_J: np.ndarray, wanted: Sequence[str], key: str) -> np.ndarray:
     """Return the row of each wanted id, in the order given.
 
