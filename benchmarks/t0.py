@@ -13,6 +13,7 @@ import numpy as np
 
 from nncift_ray.core.examples import Example, embedding_text, make_example_id
 from nncift_ray.models.embedded import EMBEDDED_EMBEDDER, cache_dir, resolve_embedder
+from nncift_ray.models.embedder import SentenceTransformerEmbedder
 
 DATA = Path(__file__).parents[1].parent / "shared" / "data"
 FILE = "t0_train.jsonl.gz"
@@ -37,20 +38,18 @@ class EmbeddingCache:
         return np.concatenate(chunks)[:num_rows] if chunks else np.empty((0, 0), np.float32)
 
     def fill(self, rows: Sequence[Example], say: Callable[[str], None]) -> float:
-        """Embed the rows that are missing, on all cores; return the seconds it took."""
-        done = len(self._chunks()) * ROWS_AT_ONCE
-        if done >= len(rows):
-            return 0.0
-        from nncift_ray.models.embedder import SentenceTransformerEmbedder
+        """Embed the rows that are missing, on all cores; return the seconds it took.
 
+        Only whole chunks are kept: a short one would be in the way of longer runs.
+        """
         started = time.perf_counter()
-        embedder = SentenceTransformerEmbedder(resolve_embedder(EMBEDDED_EMBEDDER).path)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for start in range(done, len(rows), ROWS_AT_ONCE):
+        embedder: SentenceTransformerEmbedder | None = None
+        for start in range(len(self._chunks()) * ROWS_AT_ONCE, len(rows), ROWS_AT_ONCE):
             part = rows[start : start + ROWS_AT_ONCE]
-            vector_ND = embedder.embed([embedding_text(row.prompt, row.response) for row in part])
-            if len(part) == ROWS_AT_ONCE:  # a short last chunk would be in the way of longer runs
-                self._write(start // ROWS_AT_ONCE, vector_ND)
+            if len(part) < ROWS_AT_ONCE:
+                break
+            embedder = embedder or _packaged_embedder()
+            self._write(start // ROWS_AT_ONCE, embedder.embed(_texts(part)))
             say(f"embedded {start + len(part):,} of {len(rows):,} rows")
         return time.perf_counter() - started
 
@@ -63,6 +62,11 @@ class EmbeddingCache:
         with part.open("wb") as file:
             np.save(file, vector_ND)
         part.rename(self.folder / f"{number:05d}.npy")
+
+
+def embed_few(rows: Sequence[Example]) -> np.ndarray:
+    """Return the vectors [N, D] of some rows, and keep nothing."""
+    return _packaged_embedder().embed(_texts(rows))
 
 
 def read_examples(data: Path, num_rows: int) -> list[Example]:
@@ -79,3 +83,11 @@ def read_examples(data: Path, num_rows: int) -> list[Example]:
             if len(found) == num_rows:
                 break
     return list(found.values())
+
+
+def _packaged_embedder() -> SentenceTransformerEmbedder:
+    return SentenceTransformerEmbedder(resolve_embedder(EMBEDDED_EMBEDDER).path)
+
+
+def _texts(rows: Sequence[Example]) -> list[str]:
+    return [embedding_text(row.prompt, row.response) for row in rows]

@@ -210,33 +210,50 @@ class NeighbourIndex:
         if num_candidates < 1:
             msg = f"num_candidates must be at least 1, got {num_candidates}"
             raise ValueError(msg)
+        if self._has_cells:
+            return self.search_cells(query_IF, self.probe(query_IF, num_probes), num_candidates)
         _check_vectors("row", query_IF, self._index.d)
         column_IC = np.full((len(query_IF), num_candidates), NO_COLUMN, np.int32)
         found = min(num_candidates, self.num_columns)
         if len(query_IF) == 0 or found == 0:
             return column_IC
-        query_IF = np.ascontiguousarray(query_IF, np.float32)
-        if self._has_cells:
-            cell_IP = self.probe(query_IF, num_probes)
-            column_IC[:, :found] = self._search_cells(query_IF, cell_IP, found)
-            return column_IC
         faiss.omp_set_num_threads(self._num_threads)
         index = self._searchable()
         if isinstance(index, faiss.IndexHNSW):
             index.hnsw.efSearch = max(num_probes, found)
-        column_IC[:, :found] = index.search(query_IF, found)[1]
+        column_IC[:, :found] = index.search(np.ascontiguousarray(query_IF, np.float32), found)[1]
         return column_IC
 
-    def _search_cells(self, query_IF: F32, cell_IP: I32, num_candidates: int) -> I32:
+    def search_cells(self, query_IF: F32, cell_IP: I32, num_candidates: int) -> I32:
+        """Return the columns of largest inner product in given cells [I, C], as `search` does.
+
+        Args:
+            query_IF: Row queries.
+            cell_IP: Cells of an IVF index for each row, from `probe`.
+            num_candidates: Columns wanted a row, C.
+
+        Raises:
+            ModelError: If the index has no cells.
+            ShapeError: If F differs from the index's, or there is not one list of cells a row.
+            ValueError: If a query is not finite (the message names the first such row), or a cell
+                does not exist.
+        """
+        if not self._has_cells:
+            raise ModelError(f"an index of kind {self.kind!r} has no cells to search")
+        _check_vectors("row", query_IF, self._index.d)
+        query_IF = np.ascontiguousarray(query_IF, np.float32)
         if faiss.get_num_gpus() == 0:
             return list_columns(query_IF, self._features(), cell_IP, num_candidates)
-        index = self._searchable()
-        index.nprobe = cell_IP.shape[1]
-        unused_IP = np.zeros(cell_IP.shape, np.float32)  # distances to centres: not for flat codes
-        found = index.search_preassigned(
-            query_IF, num_candidates, cell_IP.astype(np.int64), unused_IP
-        )
-        return found[1].astype(np.int32)
+        column_IC = np.full((len(query_IF), num_candidates), NO_COLUMN, np.int32)
+        found = min(num_candidates, self.num_columns)
+        if len(query_IF) and found:
+            index = self._searchable()
+            index.nprobe = cell_IP.shape[1]
+            unused_IP = np.zeros(cell_IP.shape, np.float32)  # distances to centres: flat codes
+            column_IC[:, :found] = index.search_preassigned(
+                query_IF, found, cell_IP.astype(np.int64), unused_IP
+            )[1]
+        return column_IC
 
     def _features(self) -> FeatureCells:
         """Return all features, packed cell after cell."""
@@ -246,9 +263,8 @@ class NeighbourIndex:
                 for cell in range(self.num_cells):
                     columns, codes = get_invlist(self._index.invlists, cell)
                     feature_JF[columns] = codes.view(np.float32)
-                self._packed = pack_features(
-                    feature_JF, lay_out_cells(self.cells(), self.num_cells)
-                )
+                layout = lay_out_cells(self.cells(), self.num_cells)
+                self._packed = pack_features(feature_JF, layout)
             return self._packed
 
     def to_bytes(self) -> U8:

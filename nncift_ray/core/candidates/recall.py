@@ -19,7 +19,8 @@ F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 
 FIRST_PROBES = 4
-CANDIDATES_PER_KEPT = (2, 4, 8, 16)  # candidates listed, as multiples of K
+CANDIDATES_PER_KEPT = (2, 3, 4, 6, 8, 16)  # candidates listed, as multiples of K
+PRODUCTS_PER_LISTED = 16  # products with features that cost as much as one column scored anew
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,13 +88,23 @@ def widening_schedule(num_cells: int) -> list[SearchSettings]:
 
 
 def listing_schedule(k: int, num_columns: int, num_cells: int) -> list[SearchSettings]:
-    """Return settings that list candidates, by cells probed and then by candidates."""
+    """Return settings that list candidates, cheapest first.
+
+    A row costs a product for each column of its cells, and as much as some sixteen for each column
+    listed. The last setting probes every cell for the longest list.
+    """
     lengths = sorted({min(multiple * k, num_columns) for multiple in CANDIDATES_PER_KEPT})
-    return [
+    every = [
         SearchSettings(probes, length)
         for probes in _doubling(FIRST_PROBES, num_cells)
         for length in lengths
     ]
+
+    def cost(settings: SearchSettings) -> float:
+        products = settings.num_probes * num_columns / num_cells
+        return products + PRODUCTS_PER_LISTED * (settings.num_candidates or 0)
+
+    return sorted(every, key=cost)
 
 
 def tune(

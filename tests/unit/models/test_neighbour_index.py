@@ -121,6 +121,25 @@ def test_an_index_survives_as_bytes(kind: IndexKind) -> None:
     np.testing.assert_array_equal(again.search(queries, 5, 4), index.search(queries, 5, 4))
 
 
+def test_only_cells_can_be_searched_by_cell() -> None:
+    index, queries = make_index("ivf"), make_features(ROWS, seed=1)
+    found = index.search_cells(queries, index.probe(queries, 4), CANDIDATES)
+    np.testing.assert_array_equal(found, index.search(queries, CANDIDATES, 4))
+    with pytest.raises(ModelError, match="kind 'flat' has no cells"):
+        make_index("flat").search_cells(queries, np.zeros((ROWS, 1), np.int32), 5)
+
+
+def test_columns_added_after_a_search_are_found() -> None:
+    features = make_features(COLUMNS)
+    index = NeighbourIndex.build("ivf", features[:1500], COLUMNS, seed=0)
+    index.add(features[: COLUMNS // 2])
+    queries = make_features(ROWS, seed=1)
+    assert index.search(queries, 5, index.num_cells).max() < COLUMNS // 2
+    index.add(features[COLUMNS // 2 :])
+    found = index.search(queries, CANDIDATES, index.num_cells)
+    np.testing.assert_array_equal(found, best_columns(queries))
+
+
 def test_bytes_that_are_no_index_are_refused() -> None:
     with pytest.raises(ModelError, match="cannot be read, build it anew"):
         NeighbourIndex.from_bytes(np.frombuffer(b"not an index at all", np.uint8))

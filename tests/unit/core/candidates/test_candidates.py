@@ -16,9 +16,11 @@ from nncift_ray.core.candidates.recall import (
     widening_schedule,
 )
 from nncift_ray.core.network.factored import FactoredNetwork
+from nncift_ray.core.pairs.cell_layout import lay_out_cells
+from nncift_ray.core.pairs.cell_lists import list_columns, pack_features
 from nncift_ray.core.pairs.cell_scores import pack_cells, score_cells
 from nncift_ray.core.pairs.pair_scores import score_block, top_k_rows
-from nncift_ray.core.pairs.rescoring import RescoredTopK
+from nncift_ray.core.pairs.rescoring import RescoredTopK, pack_columns, rescore_rows
 from nncift_ray.errors import ShapeError
 
 DIM, HIDDEN, ROWS, COLUMNS, K = 12, 20, 60, 900, 10
@@ -183,8 +185,16 @@ def test_schedules_end_with_everything_and_never_ask_for_more() -> None:
     assert [s.num_probes for s in widening_schedule(1)] == [1]
     assert [s.num_probes for s in widening_schedule(20)] == [4, 8, 16, 20]
     listing = listing_schedule(k=10, num_columns=50, num_cells=5)
-    assert {s.num_candidates for s in listing} == {20, 40, 50}
+    assert {s.num_candidates for s in listing} == {20, 30, 40, 50}
     assert listing[-1] == SearchSettings(5, 50)
+
+
+def test_listing_widens_whichever_way_is_cheaper_first() -> None:
+    listing = listing_schedule(k=10, num_columns=8000, num_cells=80)
+    # 400 columns of four cells more cost as much as listing twenty-five more.
+    assert listing[:3] == [SearchSettings(4, 20), SearchSettings(4, 30), SearchSettings(4, 40)]
+    assert listing.index(SearchSettings(8, 20)) < listing.index(SearchSettings(4, 60))
+    assert len(set(listing)) == 6 * 6
 
 
 def test_estimate_adds_up_what_each_step_costs() -> None:
@@ -250,3 +260,31 @@ def test_a_row_and_a_column_have_the_same_bits_in_any_call(
         one = sample[n : n + 1]
         np.testing.assert_array_equal(fitted.row_queries(one)[0], queries[n])
         np.testing.assert_array_equal(fitted.column_features(one)[0], features[n])
+
+
+@pytest.mark.parametrize("kind", [AnchorGenerator, QuadraticGenerator])
+@pytest.mark.parametrize("columns", [1, 7, COLUMNS])
+@pytest.mark.parametrize("rows", [1, ROWS])
+def test_listing_every_column_of_an_index_is_exact(
+    kind: type, rows: int, columns: int, activations: FitRows
+) -> None:
+    network, a, b = activations
+    a, b = a[:rows], b[:columns]
+    generator: CandidateGenerator = kind.fit(network, a, b, seed=0)
+    cells = pack_features(generator.column_features(b), lay_out_cells(np.arange(columns) % 3, 3))
+    probes = np.tile(np.arange(3), (rows, 1))
+    listed = list_columns(generator.row_queries(a), cells, probes, columns)
+    found = rescore_rows(a, pack_columns(b, network.w_H, network.bias), listed, K)
+    exact = top_k_rows(a, b, network.w_H, network.bias, K)
+    np.testing.assert_array_equal(found.index_IK, exact.index_IK)
+    np.testing.assert_array_equal(found.score_IK, exact.score_IK)
+
+
+def test_anchors_refuse_what_is_not_finite(activations: FitRows) -> None:
+    network, a, b = activations
+    spoilt = b.copy()
+    spoilt[3, 1] = np.nan
+    with pytest.raises(ValueError, match="row 3 is not finite"):
+        AnchorGenerator.fit(network, a, spoilt, seed=0)
+    with pytest.raises(ValueError, match="row 3 is not finite"):
+        AnchorGenerator.fit(network, a, b, seed=0).row_queries(spoilt)

@@ -135,3 +135,66 @@ def test_cells_that_do_not_exist_are_refused() -> None:
     cells = pack_cells(b, w, bias, np.arange(len(b)) % 5, 5)
     with pytest.raises(ValueError, match=r"a row probes cells 5\.\.5, there are 5"):
         score_cells(a, cells, np.full((len(a), 1), 5), 2)
+
+
+@pytest.mark.parametrize("hidden", [1, 15, 16, 17, 100])
+@pytest.mark.parametrize("sign", ["all positive", "all negative", "mixed", "zero"])
+def test_any_width_and_sign_of_units_gives_the_bits_of_the_streamed_kernel(
+    hidden: int, sign: str
+) -> None:
+    a, b, w, bias = make_pairs(hidden=hidden)
+    w = {"all positive": np.abs(w), "all negative": -np.abs(w), "mixed": w, "zero": 0 * w}[sign]
+    top, found = top_k_rows(a, b, w, bias, 7), rescore((a, b, w, bias), every_column(11, 203), 7)
+    assert_same_bits(found.index_IK, top.index_IK)
+    assert_same_bits(found.score_IK, top.score_IK)
+
+
+@pytest.mark.parametrize("listed", [1, 15, 16, 17, 33])
+@pytest.mark.parametrize("k", [1, 16, 40])
+def test_lists_of_any_length_keep_the_best_they_hold(listed: int, k: int) -> None:
+    pairs = make_pairs()
+    proposed = every_column(len(pairs[0]), len(pairs[1]))[:, :listed]
+    found = rescore(pairs, proposed, k)
+    scores = np.take_along_axis(full_scores(*pairs), proposed, axis=1)
+    expected = np.full((len(pairs[0]), k), -np.inf, np.float32)
+    kept = min(k, listed)
+    expected[:, :kept] = -np.sort(-scores, axis=1)[:, :kept]
+    assert_same_bits(found.score_IK, expected)
+    assert ((found.index_IK == NO_COLUMN) == np.isinf(expected)).all()
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.int32, np.int64])
+def test_columns_may_be_listed_in_any_kind_of_integer(dtype: type) -> None:
+    pairs = make_pairs()
+    listed = every_column(len(pairs[0]), len(pairs[1]))
+    one, other = rescore(pairs, listed.astype(dtype), 5), rescore(pairs, listed, 5)
+    assert_same_bits(one.index_IK, other.index_IK)
+
+
+def test_no_row_has_no_list() -> None:
+    a, b, w, bias = make_pairs()
+    found = rescore((a[:0], b, w, bias), np.zeros((0, 3), np.int32), 4)
+    assert found.index_IK.shape == found.score_IK.shape == (0, 4)
+
+
+def test_a_column_that_is_not_finite_is_named() -> None:
+    _, b, w, bias = make_pairs()
+    b[6, 1] = np.inf
+    with pytest.raises(ValueError, match=r"column \(helper\) activations: row 6 is not finite"):
+        pack_columns(b, w, bias)
+    with pytest.raises(ValueError, match=r"column \(helper\) activations: row 6 is not finite"):
+        pack_cells(b, w, bias, np.zeros(len(b), int), 1)
+
+
+def test_a_list_of_none_is_refused() -> None:
+    with pytest.raises(ValueError, match="k must be at least 1, got 0"):
+        rescore(make_pairs(), np.zeros((11, 2), np.int32), 0)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (1, 203), (9, 1)])
+def test_one_row_and_one_column_are_scored_in_cells(rows: int, columns: int) -> None:
+    a, b, w, bias = make_pairs(rows=rows, columns=columns)
+    cells = pack_cells(b, w, bias, np.zeros(columns, int), 1)
+    found, top = score_cells(a, cells, np.zeros((rows, 1), int), 5), top_k_rows(a, b, w, bias, 5)
+    assert_same_bits(found.index_IK, top.index_IK)
+    assert_same_bits(found.score_IK, top.score_IK)

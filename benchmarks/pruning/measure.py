@@ -1,0 +1,172 @@
+"""Recall, share of pairs scored and seconds of each way to find a row's best columns.
+
+Suffixes: N examples, D embedding, I rows, J columns, K kept columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from benchmarks.pruned_path import GENERATORS, STEPS, Problem, PrunedPath, draw, wall_seconds
+from nncift_ray.core.candidates.recall import SearchSettings, recall_at_k
+from nncift_ray.core.network.factored import FactoredNetwork
+
+TOP_K = 64
+WANTED_RECALL = 0.99
+TUNED_ON = 512  # rows the search is tuned on; recall is measured on others
+MARGIN = 0.002  # above the recall wanted, while tuning: four standard errors or so
+MOST_ROWS = 20_000  # rows searched; of more, so many are drawn and the seconds scaled
+NEAR = 20  # a mixed row lies between a real one and one of so many nearest
+NOISE = 0.5  # length of what is added to a mixed row
+
+
+def measure_generators(problem: Problem, num_threads: int, seed: int) -> dict[str, Any]:
+    """Return the figures of one network: exact, anchor, and the others with anchor's settings.
+
+    The anchor search is the cheapest that finds enough for `TUNED_ON` rows. What it finds, and what
+    the other generators find with as many probes and candidates, is measured on all other rows.
+    """
+    num_rows = len(problem.a_IH)
+    random = np.random.default_rng(seed)
+    tuned = draw(random, num_rows, min(TUNED_ON, num_rows // 2))
+    checked = np.setdiff1d(draw(random, num_rows, MOST_ROWS + TUNED_ON), tuned)
+    lists: dict[str, np.ndarray] = {}
+    seconds = wall_seconds(lambda: lists.update(exact=problem.exact(checked, TOP_K, num_threads)))
+    exact_IK, exact_seconds = lists["exact"], seconds * num_rows / len(checked)
+    figures: dict[str, Any] = {"exact_seconds": exact_seconds}
+    path = PrunedPath.build(problem, "anchor", seed=seed, num_threads=num_threads)
+    settings, num_cells = tune_path(path, tuned, num_threads), path.index.num_cells
+    for name in GENERATORS:
+        path = PrunedPath.build(problem, name, seed=seed, num_threads=num_threads)
+        figures |= {
+            f"{name}_{key}": value
+            for key, value in measure_search(path, settings, checked, exact_IK).items()
+        }
+    build, search = figures["anchor_build_seconds"], figures["anchor_search_seconds"]
+    figures |= {
+        "num_cells": num_cells,
+        "probes": settings.num_probes,
+        "candidates": settings.num_candidates,
+        "pruned_seconds": build + search,
+        "exact_over_pruned": exact_seconds / (build + search),
+        "exact_over_pruned_without_build": exact_seconds / search,
+        "exact_us_per_row_and_core": exact_seconds / num_rows * num_threads * 1e6,
+    }
+    return figures
+
+
+def tune_path(path: PrunedPath, rows: np.ndarray, num_threads: int) -> SearchSettings:
+    """Return the cheapest settings that find enough for some rows."""
+    exact_IK = path.problem.exact(rows, TOP_K, num_threads)
+    return path.tune(rows, exact_IK, WANTED_RECALL + MARGIN).best.settings
+
+
+def measure_search(
+    path: PrunedPath, settings: SearchSettings, rows: np.ndarray, exact_IK: np.ndarray
+) -> dict[str, Any]:
+    """Return recall, share of pairs scored, and seconds for all rows of the problem."""
+    num_rows, num_columns = len(path.problem.a_IH), len(path.problem.b_JH)
+    lists: dict[str, Any] = {}
+    seconds = wall_seconds(lambda: lists.update(found=path.search(rows, settings, TOP_K)))
+    found = lists["found"]
+    recall_I = recall_at_k(found.score_IK, exact_IK)
+    return {
+        "recall_at_64": float(recall_I.mean()),
+        "recall_of_worst_percent": float(np.quantile(recall_I, 0.01)),
+        "scored_fraction": float(found.num_pairs_I.mean() / num_columns),
+        "build_seconds": sum(path.build_seconds.values()),
+        "search_seconds": seconds * num_rows / len(rows),
+        **{f"build_{step}_seconds": value for step, value in path.build_seconds.items()},
+        **{f"{step}_us_per_row": path.row_seconds[step] * 1e6 for step in STEPS},
+    }
+
+
+def measure_crossover(
+    network: FactoredNetwork,
+    embedding_ND: np.ndarray,
+    num_real: int,
+    sizes: Sequence[int],
+    num_threads: int,
+    seed: int,
+) -> list[dict[str, Any]]:
+    """Return seconds of both ways by number of rows, the search tuned anew at each.
+
+    Args:
+        network: What scores.
+        embedding_ND: Real examples, then mixtures (`mix_rows`).
+        num_real: How many are real.
+        sizes: Numbers of rows.
+        num_threads: Of either way.
+        seed: Of samples and k-means.
+    """
+    table: list[dict[str, Any]] = []
+    for num_rows in sizes:
+        problem = Problem.within(network, embedding_ND[:num_rows])
+        random = np.random.default_rng(seed)
+        tuned = draw(random, num_rows, min(TUNED_ON, num_rows // 2))
+        checked = np.setdiff1d(draw(random, num_rows, MOST_ROWS + TUNED_ON), tuned)
+        path = PrunedPath.build(problem, "anchor", seed=seed, num_threads=num_threads)
+        settings = tune_path(path, tuned, num_threads)
+        lists: dict[str, np.ndarray] = {}
+        exact = wall_seconds(lambda: lists.update(e=problem.exact(checked, TOP_K, num_threads)))  # noqa: B023
+        one = measure_search(path, settings, checked, lists["e"])
+        exact_seconds = exact * num_rows / len(checked)
+        pruned_seconds = one["build_seconds"] + one["search_seconds"]
+        table.append(
+            {
+                "rows": num_rows,
+                "real": min(num_rows, num_real),
+                "probes": settings.num_probes,
+                "candidates": settings.num_candidates,
+                "recall": one["recall_at_64"],
+                "scored_fraction": one["scored_fraction"],
+                "exact_seconds": exact_seconds,
+                "build_seconds": one["build_seconds"],
+                "search_seconds": one["search_seconds"],
+                "exact_over_pruned": exact_seconds / pruned_seconds,
+            }
+        )
+    return table
+
+
+def find_crossover(table: Sequence[Mapping[str, Any]]) -> int | None:
+    """Return the least measured number of rows from which pruned is always faster, or None."""
+    crossing: int | None = None
+    for row in reversed(table):
+        if row["exact_over_pruned"] <= 1:
+            break
+        crossing = int(row["rows"])
+    return crossing
+
+
+def mix_rows(embedding_ND: np.ndarray, num_rows: int, seed: int) -> np.ndarray:
+    """Return so many embeddings: real ones, and beyond them mixtures of near real ones.
+
+    A mixture lies on the way from a real row to one of its nearest, with noise: it keeps to the
+    shape of the corpus, but is easier than new examples would be, so a size with mixtures is named.
+    """
+    if num_rows <= len(embedding_ND):
+        return embedding_ND[:num_rows]
+    random = np.random.default_rng(seed)
+    count, dim = num_rows - len(embedding_ND), embedding_ND.shape[1]
+    first = random.integers(len(embedding_ND), size=count)
+    second = nearest_rows(embedding_ND)[first, random.integers(NEAR, size=count)]
+    share = random.uniform(0.3, 0.9, (count, 1)).astype(np.float32)
+    mixed_ND = share * embedding_ND[first] + (1 - share) * embedding_ND[second]
+    mixed_ND += random.standard_normal((count, dim), np.float32) * np.float32(NOISE / dim**0.5)
+    mixed_ND /= np.linalg.norm(mixed_ND, axis=1, keepdims=True)
+    return np.concatenate([embedding_ND, mixed_ND])
+
+
+def nearest_rows(embedding_ND: np.ndarray, at_once: int = 1024) -> np.ndarray:
+    """Return the nearest other rows of each row [N, NEAR], in any order."""
+    found: list[np.ndarray] = []
+    for start in range(0, len(embedding_ND), at_once):
+        cosine_IJ = embedding_ND[start : start + at_once] @ embedding_ND.T
+        own = np.arange(len(cosine_IJ))
+        cosine_IJ[own, start + own] = -np.inf
+        found.append(np.argpartition(-cosine_IJ, NEAR, axis=1)[:, :NEAR])
+    return np.concatenate(found)
