@@ -15,35 +15,31 @@ Suffixes: I rows, J columns, S selected.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nncift_ray.core.selection.bounding import bound_columns
 from nncift_ray.core.selection.budget import Budget, Constraints
+from nncift_ray.core.selection.column_source import ColumnSource, Run
 from nncift_ray.core.selection.draws import mixed_each
 from nncift_ray.core.selection.greedy import lazy_greedy
-from nncift_ray.core.selection.problem import Problem
 from nncift_ray.core.selection.search import Ranking
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
-Run = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
 
-
-class ColumnSource(Protocol):
-    """Where a part's columns come from; a `Problem` is one."""
-
-    @property
-    def num_columns(self) -> int:
-        """Number of columns J of the whole ground set."""
-        ...
-
-    def restricted(self, columns_S: I64) -> Problem:
-        """Return the problem of some columns, in the order given, over all rows."""
-        ...
+__all__ = [
+    "ColumnSource",
+    "PartTask",
+    "Run",
+    "first_tasks",
+    "greedi",
+    "multi_round_greedy",
+    "part_of_columns",
+    "search_part",
+]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -187,6 +183,20 @@ class _Ground:
             if len(mine := columns[part_S == part])
         ]
 
+    def settled(self, count: int, num_parts: int, run: Run) -> _Ground:
+        """Return the ground set without what bounding settles."""
+        include, exclude = self.include, self.constraints.exclude
+        bounded = bound_columns(
+            self.source, count, include=include, exclude=exclude, num_parts=num_parts, run=run
+        )
+        musts = replace(self.constraints, include=bounded.included.tolist())
+        return replace(
+            self,
+            constraints=musts,
+            include=bounded.included,
+            candidates=self.in_order(bounded.open),
+        )
+
     def in_order(self, columns: I64) -> I64:
         """Return columns by tie rank."""
         return columns[np.lexsort((columns, self.rank_J[columns]))]
@@ -225,6 +235,7 @@ def multi_round_greedy(
     tie_rank: NDArray[np.integer] | None = None,
     constraints: Constraints | None = None,
     stop_gain: float | None = None,
+    bounding: bool = False,
 ) -> Ranking:
     """Thin the ground set out round by round, so that no machine holds more than a part of it.
 
@@ -242,6 +253,8 @@ def multi_round_greedy(
         tie_rank: Rank of each column among equals.
         constraints: Musts; quotas are refused.
         stop_gain: When the last search stops.
+        bounding: Whether columns that are in every best subset are settled first, and those in
+            none left out (`bounding`); the settled ones lead the ranking.
 
     Returns:
         The ranking, in numbers of the whole ground set; `upper_bound` is None.
@@ -261,6 +274,8 @@ def multi_round_greedy(
         msg = f"num_rounds must be at least 1, got {num_rounds}"
         raise ValueError(msg)
     ground = _Ground.checked(source, budget, num_parts, None, tie_rank, constraints)
+    if bounding:
+        ground = ground.settled(budget.max_count, num_parts, run)
     left = ground.candidates
     capacity = max(1, math.ceil(len(left) / num_parts))
     for number, target in enumerate(_targets(ground, budget.max_count, num_rounds)):
