@@ -125,6 +125,17 @@ class Config(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _rows_to_centre(self) -> Self:
+        if self.teacher.kind != "selectit":
+            return self
+        if self.network.centre_rows or self.network.loss == "row_order":
+            raise ValueError(
+                "teacher.kind selectit scores examples, not pairs: there are no rows for "
+                "network.centre_rows and network.loss row_order; leave both out"
+            )
+        return self
+
     @property
     def objective(self) -> Objective:
         """What runs: facility_location is its conditional form where there are existing data.

@@ -19,6 +19,7 @@ from nncift_ray.models.warmup import WarmupSettings
 from nncift_ray.pipeline.factories import EmbedderFactory
 from nncift_ray.pipeline.selecting import selection_plan
 from nncift_ray.pipeline.teaching import Teaching
+from nncift_ray.stages.block_training import BlockTraining
 from nncift_ray.stages.embed import EmbedStage
 from nncift_ray.stages.export import ExportStage
 from nncift_ray.stages.fit import FitJob, FitStage, Trainer
@@ -334,21 +335,24 @@ class Blueprint:
             learning_rate=network.learning_rate,
             patience=network.patience,
             seed=network.seed,
+            standardise=network.standardise,
+            loss=network.loss,
         )
-        job = FitJob(
-            outputs["utility"],
-            outputs["embed"],
-            self.blocks,
+        block_training = BlockTraining(
             network.num_hidden,
             training,
             network.min_steps,
-            network.num_workers,
+            network.centre_rows,
+            network.ensemble_size,
+        )
+        job = FitJob(
+            outputs["utility"], outputs["embed"], self.blocks, block_training, network.num_workers
         )
         return FitStage(job, self._trainers().fit)
 
     def _project(self, outputs: Outputs) -> Stage:
         return ProjectStage(
-            outputs["embed"], outputs["fit"], self.blocks, self.config.network.num_hidden
+            outputs["embed"], outputs["fit"], self.blocks, self.config.network.num_units
         )
 
     def _score_pairs(self, outputs: Outputs) -> Stage:

@@ -7,7 +7,6 @@ result is measured pair by pair against the baselines that say whether anything 
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -16,28 +15,28 @@ import numpy as np
 import pyarrow as pa
 
 from nncift_ray.core.network.factored import FactoredNetwork
-from nncift_ray.core.network.fidelity import fidelity_table
-from nncift_ray.core.network.influence_network import InfluenceNetwork
-from nncift_ray.core.network.sampling import TRAIN, VALIDATION
-from nncift_ray.core.network.training import (
-    EpochRecord,
-    PairData,
-    ReduceGradients,
-    TrainingConfig,
-    train_network,
-    unseen_folds,
-)
+from nncift_ray.core.network.fidelity import NETWORK, FidelityRow, fidelity_table, spearman
+from nncift_ray.core.network.sampling import TRAIN
+from nncift_ray.core.network.training import ReduceGradients
 from nncift_ray.core.pairs.pair_scores import score_points
 from nncift_ray.stages.block_labels import BlockLabels, read_block_labels
+from nncift_ray.stages.block_training import (
+    NUM_FOLDS,
+    PATIENCE_SHARE,
+    BlockTraining,
+    FittedBlock,
+    best_epoch,
+    fit_block,
+    train_block,
+)
 from nncift_ray.stages.stage import Shard, Stage, Worker
 from nncift_ray.storage import schemas
 from nncift_ray.storage.checkpoints import write_network
 from nncift_ray.storage.output import Sink, StageOutput
-from nncift_ray.storage.schemas import WITHIN
+
+__all__ = ["FitJob", "FitStage", "Trainer", "best_epoch", "train_block", "train_here"]
 
 PAIRS_AT_ONCE = 65_536
-NUM_FOLDS = 5  # of unseen examples; one alone is a few examples and far too noisy
-PATIENCE_SHARE = 0.1  # of the epochs a fold may train
 
 
 @dataclass(frozen=True)
@@ -47,18 +46,8 @@ class FitJob:
     labels: StageOutput
     embeddings: StageOutput
     blocks: tuple[str, ...]
-    num_hidden: int
-    training: TrainingConfig
-    min_steps: int = 0
+    network: BlockTraining
     num_workers: int = 1  # sums over other numbers of workers round otherwise
-
-
-@dataclass(frozen=True)
-class FittedBlock:
-    """A trained network in numbers, and how training went."""
-
-    state: dict[str, np.ndarray]
-    history: list[EpochRecord]
 
 
 Trainer = Callable[[FitJob], Mapping[str, FittedBlock]]
@@ -75,7 +64,7 @@ class FitStage(Stage):
     def __init__(self, job: FitJob, train: Trainer) -> None:
         """Train with ``train``: Ray Train, or ``train_here`` with no Ray at all."""
         self._job, self._train = job, train
-        self.seed = job.training.seed
+        self.seed = job.network.training.seed
 
     @property
     def produces(self) -> Mapping[str, pa.Schema]:
@@ -93,13 +82,11 @@ class FitStage(Stage):
 
     def settings(self) -> dict[str, Any]:
         """Network and training; not the number of workers."""
-        training = dataclasses.asdict(self._job.training)
-        training.pop("num_threads")
+        network = dataclasses.asdict(self._job.network)
+        network["training"].pop("num_threads")
         return {
             "blocks": list(self._job.blocks),
-            "num_hidden": self._job.num_hidden,
-            "training": training,
-            "min_steps": self._job.min_steps,
+            "network": network,
             "num_workers": self._job.num_workers,
             "stop": {"num_folds": NUM_FOLDS, "patience_share": PATIENCE_SHARE},
         }
@@ -132,113 +119,23 @@ def train_here(
     reduce_gradients: ReduceGradients | None = None,
 ) -> dict[str, FittedBlock]:
     """Train all blocks in this process, as worker ``shard`` = (rank, number of workers)."""
-    fitted: dict[str, FittedBlock] = {}
-    for block in job.blocks:
-        data = read_block_labels(job.labels, job.embeddings, block)
-        network, history = train_block(
-            data,
+    return {
+        block: fit_block(
+            read_block_labels(job.labels, job.embeddings, block),
             block,
-            job.training,
-            job.min_steps,
-            functools.partial(make_network, data, job.num_hidden, job.training.seed),
+            job.network,
             shard=shard,
             reduce_gradients=reduce_gradients,
         )
-        fitted[block] = FittedBlock(network.factored().to_state(), history)
-    return fitted
-
-
-def make_network(data: BlockLabels, num_hidden: int, seed: int) -> InfluenceNetwork:
-    """Return a fresh network for the labels of a block."""
-    return InfluenceNetwork(data.helped_ED.shape[1], num_hidden, data.pointwise, seed=seed)
-
-
-def train_block(
-    data: BlockLabels,
-    block: str,
-    training: TrainingConfig,
-    min_steps: int,
-    make: Callable[[], InfluenceNetwork],
-    *,
-    shard: tuple[int, int] = (0, 1),
-    reduce_gradients: ReduceGradients | None = None,
-) -> tuple[InfluenceNetwork, list[EpochRecord]]:
-    """Train the network of one block, made by ``make`` (each time the same).
-
-    A sample too small for ``min_steps`` within its epochs is trained longer, for as many epochs as
-    suited examples left out of training; any other, or one of too few examples to leave some out,
-    stops on its validation pairs.
-    """
-
-    def train(
-        pairs: PairData, held_out: PairData, training: TrainingConfig, early_stop: bool = True
-    ) -> tuple[InfluenceNetwork, list[EpochRecord]]:
-        network = make()
-        history = train_network(
-            network,
-            data.helped_ED,
-            data.helper_ED,
-            pairs,
-            held_out,
-            training,
-            early_stop=early_stop,
-            reduce_gradients=reduce_gradients,
-            shard=shard,
-        )
-        return network, history
-
-    stretched = stretch(training, int((data.split == TRAIN).sum()), min_steps)
-    folds = [] if stretched == training else split_unseen(data, block, training.seed)
-    if folds:
-        patience = max(training.patience, round(PATIENCE_SHARE * stretched.num_epochs))
-        trial = dataclasses.replace(stretched, patience=patience)
-        best = [best_epoch(train(pairs, held_out, trial)[1]) for pairs, held_out in folds]
-        # Folds differ tenfold, being few examples each: the geometric mean follows the minimum
-        # of their mean loss, where a median follows one fold.
-        num_epochs = round(float(np.exp(np.mean(np.log(best)))))
-        stretched = dataclasses.replace(stretched, num_epochs=num_epochs)
-    return train(data.pairs(TRAIN), data.pairs(VALIDATION), stretched, early_stop=not folds)
-
-
-def split_unseen(data: BlockLabels, block: str, seed: int) -> list[tuple[PairData, PairData]]:
-    """Return (training, held-out) pairs a fold, sharing no row and no column with a held-out one.
-
-    Only training and validation pairs are used: Q1..Q4 measure and must decide nothing. Empty
-    where the block has too few examples.
-    """
-    block_pairs = np.flatnonzero((data.split == TRAIN) | (data.split == VALIDATION))
-    masks = unseen_folds(
-        data.helped_index[block_pairs],
-        None if data.helper_index is None else data.helper_index[block_pairs],
-        same_examples=block == WITHIN,
-        num_folds=NUM_FOLDS,
-        seed=seed,
-    )
-    return [(data.pairs_at(block_pairs[~mask]), data.pairs_at(block_pairs[mask])) for mask in masks]
-
-
-def best_epoch(history: list[EpochRecord]) -> int:
-    """Return the epoch whose weights were kept."""
-    return max(record.epoch for record in history if record.best)
-
-
-def stretch(training: TrainingConfig, num_pairs: int, min_steps: int) -> TrainingConfig:
-    """Allow a small sample more epochs, and as much more patience, to make ``min_steps`` steps.
-
-    The paper's 20 epochs are hundreds of thousands of steps on its samples; on a thousand pairs
-    they are three hundred, and the network ends near the mean of the labels.
-    """
-    steps = training.num_epochs * -(-num_pairs // training.batch_size)
-    factor = max(1, -(-min_steps // steps))
-    return dataclasses.replace(
-        training, num_epochs=training.num_epochs * factor, patience=training.patience * factor
-    )
+        for block in job.blocks
+    }
 
 
 def write_block(sink: Sink, block: str, data: BlockLabels, fitted: FittedBlock, seed: int) -> None:
     """Write what one block's training gave."""
-    network = FactoredNetwork.from_state(fitted.state)
+    network = fitted.network
     influence = score_labelled(network, data)
+    spread = spread_of_members(fitted, data)
     history = [dataclasses.asdict(record) | {"block": block} for record in fitted.history]
     write_network(
         sink,
@@ -249,17 +146,39 @@ def write_block(sink: Sink, block: str, data: BlockLabels, fitted: FittedBlock, 
             "input": "[e]" if data.pointwise else "[e_helped ; 0 ; e_helper]",
             "embedding_dim": int(data.helped_ED.shape[1]),
             "num_hidden": len(network.w_H),
+            "num_members": len(fitted.members),
             "num_train_pairs": int((data.split == TRAIN).sum()),
             "best_epoch": best_epoch(fitted.history),
         },
     )
     sink.write_rows("history", history, schemas.TRAINING_HISTORY)
-    sink.write("predictions", _predictions(block, data, influence))
+    sink.write("predictions", _predictions(block, data, influence, spread))
     rows = fidelity_table(
         data.utility, influence, data.split, data.helped_index, data.helper_index, seed
     )
-    fidelity = [row.flat() | {"block": block} for row in rows]
+    fidelity = [
+        row.flat()
+        | {"block": block, "spread_spearman": _spread_spearman(row, data, influence, spread)}
+        for row in rows
+    ]
     sink.write_rows("fidelity", fidelity, schemas.FIDELITY)
+
+
+def spread_of_members(fitted: FittedBlock, data: BlockLabels) -> np.ndarray | None:
+    """Return how far an ensemble's members differ [B]: their standard deviation; None of one."""
+    if len(fitted.members) < 2:
+        return None
+    return np.std([score_labelled(member, data) for member in fitted.members], axis=0)
+
+
+def _spread_spearman(
+    row: FidelityRow, data: BlockLabels, influence: np.ndarray, spread: np.ndarray | None
+) -> float | None:
+    """Return how well the spread of the members ranks the errors of their mean on a split."""
+    if spread is None or row.model != NETWORK:
+        return None
+    at = data.split == row.split
+    return spearman(np.abs(data.utility[at] - influence[at]), spread[at])
 
 
 def score_labelled(network: FactoredNetwork, data: BlockLabels) -> np.ndarray:
@@ -276,7 +195,9 @@ def score_labelled(network: FactoredNetwork, data: BlockLabels) -> np.ndarray:
     return influence
 
 
-def _predictions(block: str, data: BlockLabels, influence: np.ndarray) -> pa.Table:
+def _predictions(
+    block: str, data: BlockLabels, influence: np.ndarray, spread: np.ndarray | None
+) -> pa.Table:
     count = len(data.utility)
     return pa.table(
         {
@@ -288,6 +209,9 @@ def _predictions(block: str, data: BlockLabels, influence: np.ndarray) -> pa.Tab
             "split": pa.array(data.split, pa.string()),
             "utility": pa.array(data.utility, pa.float32()),
             "influence": pa.array(influence, pa.float32()),
+            "spread": pa.nulls(count, pa.float32())
+            if spread is None
+            else pa.array(spread, pa.float32()),
         },
         schema=schemas.PREDICTIONS,
     )

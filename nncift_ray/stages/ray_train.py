@@ -20,10 +20,12 @@ import safetensors.numpy
 import torch
 import torch.distributed
 
+from nncift_ray.core.network.factored import FactoredNetwork
 from nncift_ray.core.network.training import EpochRecord, ReduceGradients
 from nncift_ray.errors import NnciftError, StageError
 from nncift_ray.models.warmup import WarmupCheckpoint
-from nncift_ray.stages.fit import FitJob, FittedBlock, train_here
+from nncift_ray.stages.block_training import FittedBlock
+from nncift_ray.stages.fit import FitJob, train_here
 from nncift_ray.stages.warmup import (
     KeepCheckpoint,
     UnfitExample,
@@ -111,8 +113,9 @@ class RayTrainer(RayWorkers):
 
     def __call__(self, job: FitJob) -> dict[str, FittedBlock]:
         """Train and read the networks back."""
+        size = job.network.ensemble_size
         return self.run(
-            _fit_worker, job, lambda folder: {b: _read_fitted(folder, b) for b in job.blocks}
+            _fit_worker, job, lambda folder: {b: _read_fitted(folder, b, size) for b in job.blocks}
         )
 
 
@@ -194,12 +197,18 @@ def average_gradients(parameters: list[torch.nn.Parameter]) -> None:
 
 
 def _write_fitted(folder: Path, block: str, fitted: FittedBlock) -> None:
-    (folder / f"{block}.safetensors").write_bytes(safetensors.numpy.save(fitted.state))
+    for number, member in enumerate(fitted.members):
+        content = safetensors.numpy.save(member.to_state())
+        (folder / f"{block}-{number}.safetensors").write_bytes(content)
     history = [dataclasses.asdict(record) for record in fitted.history]
     (folder / f"{block}-{HISTORY_NAME}").write_text(json.dumps(history), encoding="utf-8")
 
 
-def _read_fitted(folder: Path, block: str) -> FittedBlock:
-    state = safetensors.numpy.load((folder / f"{block}.safetensors").read_bytes())
+def _read_fitted(folder: Path, block: str, num_members: int) -> FittedBlock:
+    states = [
+        safetensors.numpy.load((folder / f"{block}-{number}.safetensors").read_bytes())
+        for number in range(num_members)
+    ]
     history = json.loads((folder / f"{block}-{HISTORY_NAME}").read_text(encoding="utf-8"))
-    return FittedBlock(state, [EpochRecord(**record) for record in history])
+    members = [FactoredNetwork.from_state(state) for state in states]
+    return FittedBlock(members, [EpochRecord(**record) for record in history])

@@ -124,6 +124,7 @@ PREDICTIONS = pa.schema(
         pa.field("split", pa.string(), nullable=False),
         pa.field("utility", pa.float32(), nullable=False),
         pa.field("influence", pa.float32(), nullable=False),
+        pa.field("spread", pa.float32()),  # deviation over the members; null of a single network
     ]
 )
 
@@ -146,6 +147,9 @@ FIDELITY = pa.schema(
         pa.field("row_spearman", pa.float64()),
         pa.field("top_overlap", pa.float64()),
         pa.field("chance_overlap", pa.float64()),
+        # Of the model "network" where it is an ensemble: rank correlation of its members' spread
+        # with the error of their mean.
+        pa.field("spread_spearman", pa.float64()),
     ]
 )
 

@@ -116,6 +116,12 @@ class InfluenceNetwork(nn.Module):
             raise ShapeError(msg)
         return functional.linear(e_ND, self.hidden.weight[:, self.embedding_dim + 1 :])
 
+    @torch.no_grad()
+    def rescale(self, mean: float, scale: float) -> None:
+        """Make the network answer mean + scale times what it answers now."""
+        self.output.weight.mul_(scale)
+        self.output.bias.mul_(scale).add_(mean)
+
     def output_weights(self) -> tuple[NDArray[np.float32], float]:
         """Return the output layer as (w [H], bias)."""
         return _numpy(self.output.weight)[0].copy(), float(self.output.bias.detach()[0])

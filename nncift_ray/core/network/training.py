@@ -1,4 +1,4 @@
-"""Training the InfluenceNetwork: Adam on mean squared error, early stop on held-out loss.
+"""Training the InfluenceNetwork: Adam on the squared error, early stop on held-out loss.
 
 Knows no Ray: several workers meet only in `reduce_gradients`. Suffixes: E examples, D embedding,
 B pairs of a batch.
@@ -21,9 +21,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nncift_ray.core.network.influence_network import InfluenceNetwork
-from nncift_ray.errors import ShapeError
+from nncift_ray.core.network.losses import Loss, loss_part, shuffled_batches
+from nncift_ray.core.network.pair_data import PairData, check_pairs
 
 EVALUATION_PAIRS = 65_536  # pairs scored at once outside training: 26 MB at 100 hidden units
+
+__all__ = ["EpochRecord", "PairData", "ReduceGradients", "TrainingConfig", "train_network"]
 
 ReduceGradients = Callable[[list[torch.nn.Parameter]], None]
 
@@ -44,19 +47,10 @@ class TrainingConfig:
     """Of the order of the pairs."""
     num_threads: int = 1
     """Torch threads; another number may change the last bits of the weights."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class PairData:
-    """Labelled pairs: positions in the embeddings, and the teacher's utility (raw and signed)."""
-
-    helped_pos: NDArray[np.integer]
-    helper_pos: NDArray[np.integer] | None  # None in pointwise data
-    utility: NDArray[np.floating]
-
-    def __len__(self) -> int:
-        """Return the number of pairs."""
-        return len(self.utility)
+    standardise: bool = True
+    """Whether labels have mean 0 and deviation 1 while learning; the paper's have not."""
+    loss: Loss = "squared_error"
+    """What is minimised; the held-out loss is the squared error in either case."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +85,9 @@ def train_network(
 ) -> list[EpochRecord]:
     """Train a fresh network in place, restore its best weights and return the history.
 
-    Labels are standardised by the mean and standard deviation of the training pairs while
-    learning, because raw utilities are tiny (DELIFT: 0.03) beside a fresh network's outputs; at
-    the end this is folded into the output layer, so that the network answers in the raw unit.
+    Labels are standardised (by default) by the mean and standard deviation of the training pairs
+    while learning, because raw utilities are tiny (DELIFT: 0.03) beside a fresh network's outputs;
+    at the end this is folded into the output layer, so that the network answers in the raw unit.
     Training labels that do not vary make a network that answers their one value.
     The best epoch is the one of least mean squared error on `validation`; without held-out pairs,
     or without `early_stop`, the last weights are kept and nothing stops early.
@@ -125,12 +119,12 @@ def train_network(
         ShapeError: If embeddings or pairs do not fit the network.
     """
     _check_config(config, shard, reduce_gradients)
-    _check_pairs("training", network, helped_ED, helper_ED, pairs)
-    _check_pairs("validation", network, helped_ED, helper_ED, validation)
+    check_pairs("training", network, helped_ED, helper_ED, pairs)
+    check_pairs("validation", network, helped_ED, helper_ED, validation)
     if len(pairs) == 0:
         msg = "there is no training pair: label more pairs or lower validation_fraction"
         raise ValueError(msg)
-    mean, scale = _standardisation(pairs.utility)
+    mean, scale = _standardisation(pairs.utility) if config.standardise else (0.0, 1.0)
     unit = scale or 1.0
     helped, helper = _tensor(helped_ED), None if helper_ED is None else _tensor(helper_ED)
     train_pairs = _standardised(pairs, mean, unit)
@@ -143,8 +137,7 @@ def train_network(
     with _torch_threads(config.num_threads):
         for epoch in range(1, config.num_epochs + 1):
             train_loss = _train_epoch(
-                network, optimiser, helped, helper, train_pairs, config.batch_size, generator,
-                reduce, shard,
+                network, optimiser, helped, helper, train_pairs, config, generator, reduce, shard,
             )  # fmt: skip
             loss = _mean_over_workers(_evaluate(network, helped, helper, held_out), reduce)
             improved = not early_stop or len(validation) == 0 or loss < best_loss
@@ -158,55 +151,8 @@ def train_network(
             if epoch - best_epoch >= config.patience:
                 break
     network.load_state_dict(best_state)
-    _fold_standardisation(network, mean, scale)
+    network.rescale(mean, scale)
     return history
-
-
-def unseen_folds(
-    helped: NDArray[np.integer],
-    helper: NDArray[np.integer] | None,
-    *,
-    same_examples: bool,
-    num_folds: int,
-    seed: int,
-) -> list[NDArray[np.bool_]]:
-    """Deal the examples of some pairs into folds and say which pairs each fold holds out.
-
-    A fold holds out every pair that touches one of its rows or columns, so that a network trained
-    on the others meets it as it will meet nearly all pairs it scores: with examples it never saw.
-    Pairs held out at random share both examples with training and let memorising look like
-    learning.
-
-    Args:
-        helped: Row of each pair [P], any numbering.
-        helper: Column of each pair [P]; the numbering of `helped` where `same_examples`. None in
-            pointwise data: the rows alone are dealt.
-        same_examples: Rows and columns are one set of examples: each goes to one fold on both axes.
-        num_folds: Folds, at least 2.
-        seed: Of the deal.
-
-    Returns:
-        Held-out mask [P] a fold; none where an axis has fewer examples than folds, or a fold would
-        leave nothing to train on or nothing to measure.
-    """
-    generator = np.random.default_rng(seed)
-    axes = [helped] if helper is None else [helped, helper]
-    if same_examples:
-        axes = [np.concatenate(axes)]
-    if min(len(np.unique(axis)) for axis in axes) < num_folds:
-        return []
-    dealt = np.concatenate([_deal(axis, num_folds, generator) for axis in axes])
-    fold_AP = dealt.reshape(-1, len(helped))  # a row of folds for each axis
-    masks = [(fold_AP == fold).any(axis=0) for fold in range(num_folds)]
-    return [] if any(mask.all() or not mask.any() for mask in masks) else masks
-
-
-def _deal(
-    examples: NDArray[np.integer], num_folds: int, generator: np.random.Generator
-) -> NDArray[np.integer]:
-    """Return a fold for each entry, the same for equal entries, folds of nearly equal size."""
-    distinct, place = np.unique(examples, return_inverse=True)
-    return (generator.permutation(len(distinct)) % num_folds)[place]
 
 
 def _train_epoch(
@@ -215,29 +161,27 @@ def _train_epoch(
     helped: Tensor,
     helper: Tensor | None,
     pairs: _Pairs,
-    batch_size: int,
+    config: TrainingConfig,
     generator: torch.Generator,
     reduce: ReduceGradients,
     shard: tuple[int, int],
 ) -> float:
     """Take one pass over the pairs in a new random order; return the mean loss over all of them."""
-    rank, world = shard
     network.train()
     parameters = [p for p in network.parameters() if p.requires_grad]
-    order = torch.randperm(len(pairs.label), generator=generator)
     total = 0.0
-    for batch in order.split(batch_size):
-        mine = batch[rank::world]
-        error = _forward(network, helped, helper, pairs, mine) - pairs.label[mine]
-        # Mean over workers of (sum of a slice * world / B) is the mean over the whole batch,
-        # also where slices differ in length or are empty.
-        loss = error.square().sum() * (world / len(batch))
+    for batch in shuffled_batches(config.loss, pairs.helped_pos, config.batch_size, generator):
+        mine = batch.of_worker(shard)
+        predicted = _forward(network, helped, helper, pairs, mine.at_B)
+        # The mean over workers of their parts times their number is the loss of the whole batch,
+        # also where parts differ in length or are empty.
+        loss = loss_part(config.loss, predicted, pairs.label, mine, batch) * shard[1]
         optimiser.zero_grad()
         loss.backward()
         reduce(parameters)
         optimiser.step()
-        total += float(loss.detach()) * len(batch)
-    return _mean_over_workers(total / len(order), reduce)
+        total += float(loss.detach()) * len(batch.at_B)
+    return _mean_over_workers(total / len(pairs.label), reduce)
 
 
 @torch.no_grad()
@@ -297,12 +241,6 @@ def _standardised(pairs: PairData, mean: float, scale: float) -> _Pairs:
     )
 
 
-@torch.no_grad()
-def _fold_standardisation(network: InfluenceNetwork, mean: float, scale: float) -> None:
-    network.output.weight.mul_(scale)
-    network.output.bias.mul_(scale).add_(mean)
-
-
 def _copy_state(network: InfluenceNetwork) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
 
@@ -335,41 +273,6 @@ def _check_config(
     if min(counts) < 1 or not config.learning_rate > 0:
         msg = f"epochs, batch, patience and threads must be >= 1, learning rate > 0: {config}"
         raise ValueError(msg)
-
-
-def _check_pairs(
-    name: str,
-    network: InfluenceNetwork,
-    helped_ED: NDArray[np.floating],
-    helper_ED: NDArray[np.floating] | None,
-    pairs: PairData,
-) -> None:
-    if (helper_ED is None) != network.pointwise or (pairs.helper_pos is None) != network.pointwise:
-        msg = f"{name}: helpers are needed by a pairwise network and by no other"
-        raise ShapeError(msg)
-    bad = np.flatnonzero(~np.isfinite(pairs.utility))
-    if len(bad):
-        msg = f"{name}: utility of pair {bad[0]} is not finite ({len(bad)} such pairs)"
-        raise ValueError(msg)
-    for role, positions, embeddings in (
-        ("helped", pairs.helped_pos, helped_ED),
-        ("helper", pairs.helper_pos, helper_ED),
-    ):
-        if positions is None or embeddings is None:
-            continue
-        if embeddings.ndim != 2 or embeddings.shape[1] != network.embedding_dim:
-            msg = f"{role} embeddings {embeddings.shape}, the network reads {network.embedding_dim}"
-            raise ShapeError(msg)
-        if len(positions) != len(pairs):
-            msg = f"{name}: {len(positions)} {role} positions for {len(pairs)} utilities"
-            raise ShapeError(msg)
-        outside = np.flatnonzero((positions < 0) | (positions >= len(embeddings)))
-        if len(outside):
-            msg = (
-                f"{name}: pair {outside[0]} names {role} {positions[outside[0]]},"
-                f" there are {len(embeddings)}"
-            )
-            raise ValueError(msg)
 
 
 def _check_loss(record: EpochRecord) -> None:

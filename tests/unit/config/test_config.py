@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from nncift_ray.config import Config, TokenBudget, dump_config, load_config, make_config
+from nncift_ray.config.scoring import NetworkConfig
 from nncift_ray.errors import ConfigError
 
 
@@ -151,3 +152,15 @@ def test_signed_addresses_are_refused_and_not_repeated() -> None:
 
 def test_options_of_a_built_in_teacher_are_refused() -> None:
     assert "delift_se takes none" in complaint(teacher={"kind": "delift_se", "options": {"a": 1}})
+
+
+def test_units_of_scoring_are_those_of_all_members_and_of_a_rows_mean() -> None:
+    assert NetworkConfig().num_units == 100
+    assert NetworkConfig(num_hidden=50, ensemble_size=3, centre_rows=True).num_units == 3 * 52
+
+
+@pytest.mark.parametrize("option", [{"centre_rows": True}, {"loss": "row_order"}])
+def test_ratings_of_single_examples_have_no_rows_to_centre_or_order(option: dict[str, Any]) -> None:
+    tree = shortest(teacher__kind="selectit", selection__objective="top_k")
+    with pytest.raises(ConfigError, match="there are no rows"):
+        make_config({**tree, "network": option})

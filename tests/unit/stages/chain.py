@@ -13,6 +13,7 @@ from nncift_ray.core.network.training import TrainingConfig
 from nncift_ray.models.embedded import ResolvedModel
 from nncift_ray.models.embedder import Embedder, HashEmbedder
 from nncift_ray.models.teachers import DeliftSeTeacher, LabelRequest, Measurement
+from nncift_ray.stages.block_training import BlockTraining
 from nncift_ray.stages.driver import execute_here, run_stage
 from nncift_ray.stages.embed import EmbedStage
 from nncift_ray.stages.export import ExportStage
@@ -147,7 +148,7 @@ def run_chain(
         )
     )
     labels = run(UtilityStage(measured, teacher.utility, name, needs_baseline=needs_baseline))
-    job = FitJob(labels, embeddings, blocks, 8, TrainingConfig(num_epochs=3, seed=1))
+    job = FitJob(labels, embeddings, blocks, BlockTraining(8, TrainingConfig(num_epochs=3, seed=1)))
     networks = run(FitStage(job, train_here))
     activations = run(ProjectStage(embeddings, networks, blocks, 8, shard_rows=sizes.project_rows))
     scores = run(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -8,18 +9,19 @@ import numpy as np
 import pytest
 import torch
 
+from nncift_ray.core.network.folds import unseen_folds
 from nncift_ray.core.network.influence_network import InfluenceNetwork
 from nncift_ray.core.network.training import (
     EpochRecord,
     PairData,
     TrainingConfig,
     train_network,
-    unseen_folds,
 )
 from nncift_ray.errors import ShapeError
 
 DIM, HIDDEN = 6, 8
 WORKER_TOLERANCE = 1e-5  # raw labels of size 0.03; workers add gradients in another order
+TRAJECTORY_TOLERANCE = 1e-3  # float32; sums over inputs are taken in another order
 LABEL_MEAN, LABEL_SIZE = 0.4, 0.03  # as small and as far from 0 as real utilities
 FAST = TrainingConfig(num_epochs=8, batch_size=16, learning_rate=1e-2)
 
@@ -154,13 +156,15 @@ class ThreadedMean:
         return reduce
 
 
+@pytest.mark.parametrize("loss", ["squared_error", "row_order"])
 @pytest.mark.parametrize("world", [2, 3])
-def test_several_workers_train_the_network_of_one(world: int) -> None:
-    single, history, e, held_out = fit()
+def test_several_workers_train_the_network_of_one(world: int, loss: str) -> None:
+    config = dataclasses.replace(FAST, loss=loss)
+    single, history, e, held_out = fit(config)
     mean, results = ThreadedMean(world), [None] * world
 
     def work(rank: int) -> None:
-        results[rank] = fit(reduce_gradients=mean.of(rank), shard=(rank, world))
+        results[rank] = fit(config, reduce_gradients=mean.of(rank), shard=(rank, world))
 
     threads = [threading.Thread(target=work, args=(rank,)) for rank in range(world)]
     for thread in threads:
@@ -174,6 +178,66 @@ def test_several_workers_train_the_network_of_one(world: int) -> None:
         losses = [r.train_loss for r in records]
         np.testing.assert_allclose(losses, [r.train_loss for r in history], rtol=1e-3)
         assert [r.validation_loss for r in records] == [r.validation_loss for r in results[0][1]]
+
+
+def test_raw_labels_are_learnt_as_they_are_where_the_recipe_asks_for_it() -> None:
+    """As the paper trains: its first loss is that of a fresh network in the labels' own unit."""
+    e, data = make_data()
+    raw = dataclasses.replace(FAST, num_epochs=1, learning_rate=1e-9, standardise=False)
+    network = InfluenceNetwork(DIM, HIDDEN, seed=1)
+    before = np.mean((predict(network, e, data) - data.utility) ** 2)
+    history = train_network(network, e, e, data, part(data, 0, 9), raw)
+    assert history[0].train_loss == pytest.approx(before, rel=1e-3)
+
+
+class ConcatenatedNetwork(InfluenceNetwork):
+    """Forms [e_i ; 0 ; e_j] of every pair of a batch, as the paper writes it."""
+
+    def forward_pairs(
+        self,
+        helped_UD: torch.Tensor,
+        helped_pos_B: torch.Tensor,
+        helper_VD: torch.Tensor | None = None,
+        helper_pos_B: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        return self(helped_UD[helped_pos_B], helper_VD[helper_pos_B])
+
+
+def test_factored_training_is_that_of_the_concatenated_network() -> None:
+    e, data = make_data()
+    ours, papers = InfluenceNetwork(DIM, HIDDEN, seed=1), ConcatenatedNetwork(DIM, HIDDEN, seed=1)
+    histories = [train_network(n, e, e, data, part(data, 0, 50), FAST) for n in (ours, papers)]
+    losses = [[record.train_loss for record in history] for history in histories]
+    np.testing.assert_allclose(*losses, rtol=TRAJECTORY_TOLERANCE)
+    for one, other in zip(ours.parameters(), papers.parameters(), strict=True):
+        assert one.shape == other.shape
+        np.testing.assert_allclose(one.detach(), other.detach(), atol=1e-4)
+
+
+def test_gradients_are_those_of_the_concatenated_network() -> None:
+    e, data = make_data()
+    t, i, j = torch.from_numpy(e), *map(torch.from_numpy, (data.helped_pos, data.helper_pos))
+    ours, papers = InfluenceNetwork(DIM, HIDDEN, seed=1), InfluenceNetwork(DIM, HIDDEN, seed=1)
+    ours.forward_pairs(t, i, t, j).square().sum().backward()
+    papers(t[i], t[j]).square().sum().backward()
+    for one, other in zip(ours.parameters(), papers.parameters(), strict=True):
+        np.testing.assert_allclose(one.grad, other.grad, rtol=1e-3, atol=1e-4)
+
+
+def test_no_array_holds_a_row_of_inputs_a_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+    largest = 0
+
+    def forward_pairs(self: InfluenceNetwork, *given: torch.Tensor) -> torch.Tensor:
+        nonlocal largest
+        largest = max(largest, len(given[0]), len(given[2]))
+        return original(self, *given)
+
+    original = InfluenceNetwork.forward_pairs
+    monkeypatch.setattr(InfluenceNetwork, "forward_pairs", forward_pairs)
+    e, data = make_data(num_pairs=2000)
+    large = TrainingConfig(num_epochs=1, batch_size=1000)
+    train_network(InfluenceNetwork(DIM, HIDDEN, seed=1), e, e, data, part(data, 0, 900), large)
+    assert largest == len(e)  # examples, however many pairs
 
 
 def test_labels_that_do_not_vary_make_a_constant_network() -> None:
