@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nncift_ray.core.network.factored import FactoredNetwork
+from nncift_ray.core.network.first_layer import first_layer
 from nncift_ray.errors import ShapeError
 
 __all__ = ["FactoredNetwork", "InfluenceNetwork"]
@@ -82,17 +83,18 @@ class InfluenceNetwork(nn.Module):
         """Return the influence [B] of pairs given by positions: each distinct example goes once.
 
         Equal to `forward` on the gathered embeddings, up to rounding, at a fraction of the work
-        where pairs share examples.
+        where pairs share examples. Embeddings get no gradient.
 
         Raises:
             ShapeError: If a pairwise network gets no helpers, or a pointwise one gets some.
         """
-        hidden_BH = self.project_rows(helped_UD)[helped_pos_B]
         if (helper_VD is None or helper_pos_B is None) != self.pointwise:
             msg = "a pointwise network reads one embedding, a pairwise network two"
             raise ShapeError(msg)
-        if helper_VD is not None and helper_pos_B is not None:
-            hidden_BH = hidden_BH + self.project_columns(helper_VD)[helper_pos_B]
+        layer = self.hidden
+        hidden_BH = first_layer(
+            layer.weight, layer.bias, helped_UD, helped_pos_B, helper_VD, helper_pos_B
+        )
         return self.read_out(hidden_BH)
 
     def read_out(self, hidden_BH: Tensor) -> Tensor:

@@ -31,6 +31,8 @@ class Batch:
     def of_worker(self, shard: tuple[int, int]) -> Batch:
         """Return the part of worker (rank, number of workers)."""
         rank, world = shard
+        if world == 1:
+            return self
         mine_B = self.group_B % world == rank
         return Batch(self.at_B[mine_B], self.group_B[mine_B])
 

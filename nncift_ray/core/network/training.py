@@ -202,12 +202,21 @@ def _evaluate(
 def _forward(
     network: InfluenceNetwork, helped: Tensor, helper: Tensor | None, pairs: _Pairs, batch: Tensor
 ) -> Tensor:
-    """Predict pairs, projecting each distinct example of the batch once."""
-    rows, row_pos = pairs.helped_pos[batch].unique(return_inverse=True)
+    """Predict pairs of a batch, of which each example is projected once if they share any."""
+    rows, row_pos = _examples_of(helped, pairs.helped_pos[batch])
     if helper is None or pairs.helper_pos is None:
-        return network.forward_pairs(helped[rows], row_pos)
-    columns, column_pos = pairs.helper_pos[batch].unique(return_inverse=True)
-    return network.forward_pairs(helped[rows], row_pos, helper[columns], column_pos)
+        return network.forward_pairs(rows, row_pos)
+    return network.forward_pairs(rows, row_pos, *_examples_of(helper, pairs.helper_pos[batch]))
+
+
+def _examples_of(e_ED: Tensor, pos_B: Tensor) -> tuple[Tensor, Tensor]:
+    """Return embeddings to project, no more than pairs or examples, and each pair's place in them.
+
+    Which examples a batch names twice is not looked for: sorting costs more than it saves.
+    """
+    if len(pos_B) >= len(e_ED):
+        return e_ED, pos_B
+    return e_ED.index_select(0, pos_B), torch.arange(len(pos_B))
 
 
 def _keep_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
