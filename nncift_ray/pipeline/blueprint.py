@@ -59,6 +59,7 @@ STAGE_NAMES = (
     "export",
 )
 GRADIENT_STAGES = ("warmup", "gradients")
+PARTITION_STAGES = ("select_partitions",)
 
 #: Held-out pairs of each quadrant where the recipe gives none: one in so many labels, bounded.
 #: Points have one quadrant where pairs have four.
@@ -162,7 +163,7 @@ class Blueprint:
         """The stages of this recipe, in order."""
         left_out = () if self.teaching.needs_gradients else GRADIENT_STAGES
         if self.config.selection.optimizer.kind != PARTITIONED:
-            left_out = (*left_out, "select_partitions")
+            left_out = (*left_out, *PARTITION_STAGES)
         return tuple(name for name in STAGE_NAMES if name not in left_out)
 
     @cached_property

@@ -15,6 +15,7 @@ from nncift_ray.report.data import (
     MixRow,
     PickNeighbours,
     ReportData,
+    SkippedExample,
     StageSummary,
 )
 from nncift_ray.storage import schemas
@@ -139,6 +140,7 @@ def make_report_data(num_picks: int = 20, text: str = "What is two and two?") ->
         ),
         mix=(MixRow(text, 60, 5), MixRow("sums", 40, 15)),
         neighbours=(PickNeighbours(1, example, 1.0, 2, (CoveredExample(example, 0.75),)),),
+        skipped=(SkippedExample(example, 0.9, 0.1, example, 1, 0.8, 0.95),),
         extra_tables=(ExtraTable(text, text, (text, "Share"), ((text, 0.25), (text, None))),),
         ranking=make_ranking(num_picks),
         coverage=make_coverage(100),

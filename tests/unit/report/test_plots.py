@@ -55,6 +55,26 @@ def test_gain_curve_draws_on_either_axis(log_x: bool) -> None:
     assert plot_gain_curve(make_ranking(50), 2.0, log_x=log_x).available
 
 
+def test_the_bound_is_promised_rounded_down() -> None:
+    chart = plot_gain_curve(make_ranking(10), upper_bound=3.0)  # H_10 = 2.929: 97.63 %
+    assert "at least 97.6 % of the best possible" in chart.means
+    assert "no subset exceeds 102" in chart.panels[0].svg
+
+
+def test_a_bound_far_off_is_said_and_not_drawn() -> None:
+    chart = plot_gain_curve(make_ranking(10), upper_bound=30.0)
+    assert "at least 9.7 %" in chart.means
+    assert "no subset exceeds" not in chart.panels[0].svg
+
+
+def test_quotas_are_marked_where_there_are_any() -> None:
+    plain = [MixRow("a", 60, 5), MixRow("b", 40, 15)]
+    bounded = [replace(plain[0], least=5), replace(plain[1], most=15)]
+    assert "quota" in plot_mix(bounded, "task").panels[0].svg
+    assert "Orange marks are quotas" in plot_mix(bounded, "task").sees
+    assert "quota" not in plot_mix(plain, "task").panels[0].svg
+
+
 def test_gain_curve_without_picks_says_so() -> None:
     chart = plot_gain_curve(schemas.RANKING.empty_table())
     assert not chart.available

@@ -197,3 +197,20 @@ def test_picks_by_score_show_scores_and_no_coverage(
 def test_a_score_over_targets_says_whose_mean_it_is(ranked_text: str) -> None:
     assert "predicted to do for the targets of the subtask that it helps most" in ranked_text
     assert "Not available" not in ranked_text
+
+
+def test_skipped_examples_stand_with_the_pick_that_speaks_for_them() -> None:
+    page = render_report(make_report_data())
+    assert "Strong examples that were skipped" in page
+    assert "worth 0.900 alone" in page
+    assert "gives 80" in page
+
+
+def test_a_run_that_skipped_nothing_has_no_such_section() -> None:
+    page = render_report(replace(make_report_data(), skipped=()))
+    assert "Strong examples that were skipped" not in page
+
+
+def test_an_early_stop_is_said() -> None:
+    page = render_report(replace(make_report_data(), stopped_by="stop_gain"))
+    assert "selection.stop_gain" in page
