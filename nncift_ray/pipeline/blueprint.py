@@ -13,7 +13,7 @@ from functools import cached_property
 from nncift_ray.config import Config, PoolConfig
 from nncift_ray.core.network.sampling import SampleDesign
 from nncift_ray.core.network.training import TrainingConfig
-from nncift_ray.errors import ConfigError
+from nncift_ray.errors import ConfigError, StageError
 from nncift_ray.models.embedded import ResolvedModel, resolve_embedder
 from nncift_ray.models.warmup import WarmupSettings
 from nncift_ray.pipeline.factories import EmbedderFactory
@@ -24,14 +24,17 @@ from nncift_ray.stages.embed import EmbedStage
 from nncift_ray.stages.export import ExportStage
 from nncift_ray.stages.fit import FitJob, FitStage, Trainer
 from nncift_ray.stages.gradients import GradientsStage
+from nncift_ray.stages.index import IndexStage
 from nncift_ray.stages.ingest import DeduplicateStage, IngestStage, find_sources
 from nncift_ray.stages.label import LabelStage
 from nncift_ray.stages.project import ProjectStage
+from nncift_ray.stages.pruning_decision import low_recall
+from nncift_ray.stages.pruning_trial import IndexOptions
 from nncift_ray.stages.sample import SampleStage
-from nncift_ray.stages.score_pairs import ScorePairsStage
+from nncift_ray.stages.score_pairs import Pruning, ScoreOptions, ScorePairsStage
 from nncift_ray.stages.select import SelectStage
 from nncift_ray.stages.select_partitions import PartitionInputs, SelectPartitionsStage
-from nncift_ray.stages.selection_plan import PARTITIONED, TOP_K, blocks_of
+from nncift_ray.stages.selection_plan import PARTITIONED, TOP_K, blocks_of, list_blocks
 from nncift_ray.stages.stage import Stage
 from nncift_ray.stages.utility import UtilityStage
 from nncift_ray.stages.warmup import WarmupJob, WarmupStage, WarmupTrainer
@@ -53,6 +56,7 @@ STAGE_NAMES = (
     "utility",
     "fit",
     "project",
+    "index",
     "score_pairs",
     "select_partitions",
     "select",
@@ -130,6 +134,7 @@ class Blueprint:
             "utility": self._utility,
             "fit": self._fit,
             "project": self._project,
+            "index": self._index,
             "score_pairs": self._score_pairs,
             "select_partitions": self._select_partitions,
             "select": self._select,
@@ -153,7 +158,15 @@ class Blueprint:
                 single_threaded=not teaching.needs_engine,
                 max_actors=None if teaching.needs_engine else 1,
             ),
-            "score_pairs": PoolUse(config.pair_scores.pool),
+            "index": PoolUse(
+                config.pair_scores.pool,
+                can_use_gpu=self.keeps_lists,
+                single_threaded=False,
+                max_actors=1,
+            ),
+            "score_pairs": PoolUse(
+                config.pair_scores.pool, can_use_gpu=self.keeps_lists, single_threaded=False
+            ),
             "select_partitions": PoolUse(config.selection.optimizer.pool),
         }
         return uses.get(name, PoolUse(PoolConfig()))
@@ -164,7 +177,21 @@ class Blueprint:
         left_out = () if self.teaching.needs_gradients else GRADIENT_STAGES
         if self.config.selection.optimizer.kind != PARTITIONED:
             left_out = (*left_out, *PARTITION_STAGES)
+        if not self.prunable_blocks:
+            left_out = (*left_out, "index")
         return tuple(name for name in STAGE_NAMES if name not in left_out)
+
+    @property
+    def keeps_lists(self) -> bool:
+        """Whether scoring keeps lists of helpers, and not sums or single scores."""
+        return self.config.objective != TOP_K
+
+    @property
+    def prunable_blocks(self) -> tuple[str, ...]:
+        """The blocks whose pairs an index may leave out; none where every pair is asked for."""
+        if self.config.pair_scores.mode == "exact":
+            return ()
+        return list_blocks(self.config.objective, self.blocks)
 
     @cached_property
     def embedder(self) -> ResolvedModel:
@@ -198,9 +225,21 @@ class Blueprint:
                 f"{given} are given, so the objective {config.selection.objective} runs in its "
                 f"form {form}: {config.objective}"
             )
+        notes += self._pruning_notices()
         models = (self.embedder, *self.teaching.language_models)
         notes += [model.notice for model in models if model.notice]
         return notes
+
+    def _pruning_notices(self) -> list[str]:
+        """Say which blocks are scored in full although the recipe asks for pruning."""
+        mode = self.config.pair_scores.mode
+        exact = [block for block in self.blocks if block not in self.prunable_blocks]
+        if mode == "exact" or not exact:
+            return []
+        return [
+            f"pair_scores.mode is {mode}, but {self.config.objective} needs every pair of "
+            f"{' and '.join(exact)} (sums or maxima over all rows), so that is scored exactly"
+        ]
 
     def _ingest(self, outputs: Outputs) -> Stage:
         data = self.config.data
@@ -356,18 +395,72 @@ class Blueprint:
             outputs["embed"], outputs["fit"], self.blocks, self.config.network.num_units
         )
 
+    def _index(self, outputs: Outputs) -> Stage:
+        section = self.config.pair_scores
+        return IndexStage(
+            outputs["project"],
+            outputs["fit"],
+            outputs["embed"],
+            self.prunable_blocks,
+            section.top_k,
+            IndexOptions(
+                mode="auto" if section.mode == "auto" else "pruned",
+                generator=section.generator,
+                index=section.index,
+                min_recall=section.min_recall,
+                recall_rows=section.recall_rows,
+                on_low_recall=section.on_low_recall,
+                seed=section.seed,
+            ),
+            max_worker_bytes=section.max_worker_bytes,
+            half=section.half,
+        )
+
     def _score_pairs(self, outputs: Outputs) -> Stage:
+        section = self.config.pair_scores
+        pruning = None
+        if "index" in outputs:
+            pruning = Pruning(outputs["index"], outputs["embed"], section.recall_rows, section.seed)
+        return self._score_stage(outputs, pruning)
+
+    def _score_stage(self, outputs: Outputs, pruning: Pruning | None) -> ScorePairsStage:
         section, subtask_by = self.config.pair_scores, self._subtask_by
         return ScorePairsStage(
             outputs["project"],
             outputs["fit"],
             self.blocks,
-            None if self.config.objective == TOP_K else section.top_k,
+            section.top_k if self.keeps_lists else None,
             examples=None if subtask_by is None else outputs["deduplicate"],
             subtask_by=subtask_by,
-            column_tile=section.column_tile,
-            shard_rows=section.pool.shard_rows,
+            pruning=pruning,
+            options=ScoreOptions(
+                column_tile=section.column_tile,
+                shard_rows=section.pool.shard_rows,
+                max_worker_bytes=section.max_worker_bytes,
+                half=section.half,
+                dense=section.dense,
+                max_dense_bytes=section.max_dense_bytes,
+            ),
         )
+
+    def second_try(self, name: str, outputs: Outputs) -> tuple[Stage, str] | None:
+        """Return what is to be run in place of a finished stage, and why; None: it stands.
+
+        Raises:
+            StageError: If it does not stand and the recipe says to stop then.
+        """
+        if name != "score_pairs":
+            return None
+        section = self.config.pair_scores
+        low = low_recall(outputs[name], section.min_recall)
+        if not low:
+            return None
+        if section.on_low_recall == "stop":
+            raise StageError(
+                f"stage '{name}': {low}. Set pair_scores.on_low_recall to exact, lower "
+                "pair_scores.min_recall, or tune on more rows (pair_scores.recall_rows)."
+            )
+        return self._score_stage(outputs, None), f"{low}; every pair is scored instead"
 
     def _select_partitions(self, outputs: Outputs) -> Stage:
         plan = selection_plan(self.config, self.blocks)

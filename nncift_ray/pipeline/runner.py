@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import IO
@@ -20,7 +20,9 @@ from nncift_ray.report.data import ReportData
 from nncift_ray.report.dataset_card import render_dataset_card
 from nncift_ray.report.render import render_report
 from nncift_ray.stages.driver import Executor, run_stage, stage_fingerprint
+from nncift_ray.stages.index import IndexStage
 from nncift_ray.stages.progress import LineReporter, Reporter
+from nncift_ray.stages.pruning_decision import EXACT, BlockDecision, read_decisions
 from nncift_ray.stages.ray_pool import (
     cluster_address,
     cluster_has_gpu,
@@ -28,7 +30,7 @@ from nncift_ray.stages.ray_pool import (
     pool_resources,
     ray_session,
 )
-from nncift_ray.stages.stage import Stage
+from nncift_ray.stages.stage import Resources, Stage
 from nncift_ray.storage.exports import DATASET_FOLDER, DATASET_PARQUET
 from nncift_ray.storage.filesystem import Location
 from nncift_ray.storage.output import FILES_TABLE, StageOutput
@@ -107,18 +109,44 @@ def _run_stages(
 ) -> dict[str, StageOutput]:
     outputs: dict[str, StageOutput] = {}
     fingerprints: dict[str, str] = {}
-    names = blueprint.stage_names
-    for name in names[: names.index(until) + 1]:
-        stage = blueprint.build(name, outputs)
+
+    def bring(stage: Stage) -> None:
         give_resources(stage, blueprint)
-        fingerprints[name] = stage_fingerprint(stage)
+        fingerprints[stage.name] = stage_fingerprint(stage)
         if record:
             write_run_record(run_dir, blueprint, fingerprints)
-        outputs[name] = run_stage(stage, run_dir, execute=execute, reporter=reporter)
-        if name == "ingest":
-            for line in describe_layouts(outputs[name]):
-                reporter.notice(line)
+        outputs[stage.name] = run_stage(stage, run_dir, execute=execute, reporter=reporter)
+
+    names = blueprint.stage_names
+    for name in names[: names.index(until) + 1]:
+        bring(blueprint.build(name, outputs))
+        second_try = blueprint.second_try(name, outputs)
+        if second_try is not None:
+            stage, reason = second_try
+            reporter.notice(reason)
+            bring(stage)
+        describe = DESCRIPTIONS.get(name)
+        for line in [] if describe is None else describe(outputs[name]):
+            reporter.notice(line)
     return outputs
+
+
+def describe_decisions(index: StageOutput) -> list[str]:
+    """Say of every block that might be pruned how it is scored, and why."""
+    lines: list[str] = []
+    for block, decision in read_decisions(index).items():
+        how = "every pair of" if decision.mode == EXACT else "candidates only of"
+        lines.append(f"scores {how} block '{block}': {decision.reason}{_predicted(decision)}")
+    return lines
+
+
+def _predicted(decision: BlockDecision) -> str:
+    if decision.exact_seconds is None or decision.pruned_seconds is None:
+        return ""
+    return (
+        f" (predicted: all pairs {decision.exact_seconds:,.1f} s, pruned "
+        f"{decision.pruned_seconds:,.1f} s)"
+    )
 
 
 def describe_layouts(ingest: StageOutput) -> list[str]:
@@ -132,10 +160,23 @@ def describe_layouts(ingest: StageOutput) -> list[str]:
     return lines[:MAX_FILES_TOLD] + ([f"and {more:,} more files"] if more > 0 else [])
 
 
+#: What is told of a stage when it is finished.
+DESCRIPTIONS: dict[str, Callable[[StageOutput], list[str]]] = {
+    "ingest": describe_layouts,
+    "index": describe_decisions,
+}
+
+
 def give_resources(stage: Stage, blueprint: Blueprint) -> None:
     """Size the actor pool of a stage by its recipe and the cluster that is there."""
-    use = blueprint.pool_use(stage.name)
-    stage.resources = pool_resources(
+    stage.resources = _resources_of(stage.name, blueprint)
+    if isinstance(stage, IndexStage):
+        stage.num_scoring_workers = _resources_of("score_pairs", blueprint).max_actors
+
+
+def _resources_of(name: str, blueprint: Blueprint) -> Resources:
+    use = blueprint.pool_use(name)
+    return pool_resources(
         use.pool,
         can_use_gpu=use.can_use_gpu,
         single_threaded=use.single_threaded,

@@ -130,6 +130,7 @@ class Workload:
             "utility": f"{self.num_labelled:,} labels",
             "fit": f"{self.num_labelled:,} {unit}",
             "project": f"{about}{self.num_rows:,} examples",
+            "index": f"{about}{self.corpus.num_candidates:,} columns",
             "score_pairs": f"{about}{self.num_pairs:,} {unit}{kept}",
             "select": describe_budget(self.config, self.corpus.num_candidates),
         }

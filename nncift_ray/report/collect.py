@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, cast
@@ -184,11 +185,16 @@ def collect_neighbours(
 def merge_statistics(statistics: pa.Table) -> pa.Table:
     """Merge the shards' score statistics to one row a block."""
     merged: dict[str, ScoreTotal] = {}
+    num_scored: Counter[str] = Counter()
     for row in cast("list[dict[str, Any]]", statistics.to_pylist()):
         block = row.pop("block")
+        num_scored[block] += row.pop("num_scored")
         total = ScoreTotal(**row)
         merged[block] = merged[block].merge(total) if block in merged else total
-    rows = [{"block": block, **asdict(total)} for block, total in merged.items()]
+    rows = [
+        {"block": block, "num_scored": num_scored[block], **asdict(total)}
+        for block, total in merged.items()
+    ]
     return pa.Table.from_pylist(rows, schema=schemas.SCORE_STATISTICS)
 
 

@@ -26,6 +26,11 @@ BLOCKS_OF_OBJECTIVE: Mapping[str, tuple[str, ...]] = {
     "graph_cut_mutual_information": (CROSS,),
     GRAPH_CUT_CONDITIONAL_GAIN: (WITHIN,),
 }
+#: Objectives that read every candidate's largest influence on any target.
+READS_COLUMN_MAX = (
+    "facility_location_mutual_information",
+    "facility_location_query_mutual_information",
+)
 
 
 def blocks_of(objective: str, *, pointwise: bool, has_targets: bool) -> tuple[str, ...]:
@@ -46,6 +51,18 @@ def blocks_of(objective: str, *, pointwise: bool, has_targets: bool) -> tuple[st
     if objective in (TOP_K, *COVER_TARGETS_IF_ANY):
         return (CROSS,) if has_targets else (WITHIN,)
     return BLOCKS_OF_OBJECTIVE[objective]
+
+
+def list_blocks(objective: str, blocks: Sequence[str]) -> tuple[str, ...]:
+    """Return those of an objective's blocks of which it reads the lists of best helpers alone.
+
+    Of these, pairs that no list holds need not be scored. Sums (``top_k``) and the largest
+    influence of every candidate on any target need every pair.
+    """
+    if objective == TOP_K:
+        return ()
+    needs_all = (POINTS, CROSS) if objective in READS_COLUMN_MAX else (POINTS,)
+    return tuple(block for block in blocks if block not in needs_all)
 
 
 def ground_block(objective: str, blocks: Sequence[str]) -> str:

@@ -36,6 +36,17 @@ def read_network(output: StageOutput, block: str) -> FactoredNetwork:
     )
 
 
+def write_arrays(sink: Sink, name: str, arrays: Mapping[str, npt.NDArray[np.float32]]) -> None:
+    """Write named arrays as one safetensors file."""
+    whole = {key: np.ascontiguousarray(array) for key, array in arrays.items()}
+    sink.write_file(name, safetensors.numpy.save(whole))
+
+
+def read_arrays(output: StageOutput, name: str) -> dict[str, npt.NDArray[np.float32]]:
+    """Read what ``write_arrays`` wrote."""
+    return dict(safetensors.numpy.load(output.read_file(name)))
+
+
 def _warmup_names(checkpoint: int) -> tuple[str, str]:
     return f"warmup-{checkpoint}.safetensors", f"warmup-{checkpoint}.json"
 

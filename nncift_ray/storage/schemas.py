@@ -161,14 +161,53 @@ TOP_HELPERS = pa.schema(
     ]
 )
 
+# Of every pair of a block that is scored exactly. Of a pruned one they cover the pairs of rows held
+# out to measure recall, each scored against every column, and the extremes whatever was kept too.
 SCORE_STATISTICS = pa.schema(
     [
         pa.field("block", pa.string(), nullable=False),
-        pa.field("num_pairs", pa.int64(), nullable=False),
+        pa.field("num_scored", pa.int64(), nullable=False),  # pairs, for the lists or sums
+        pa.field("num_pairs", pa.int64(), nullable=False),  # that the statistics cover
         pa.field("min", pa.float64(), nullable=False),
         pa.field("max", pa.float64(), nullable=False),
         pa.field("sum", pa.float64(), nullable=False),
         pa.field("sum_of_squares", pa.float64(), nullable=False),
+    ]
+)
+
+# How many scores of a block lie in each bin; `core.pairs.score_histogram` has the bins' edges.
+SCORE_HISTOGRAM = pa.schema(
+    [
+        pa.field("block", pa.string(), nullable=False),
+        pa.field("bin", pa.int32(), nullable=False),
+        pa.field("count", pa.int64(), nullable=False),
+    ]
+)
+
+# How much of the true lists a search finds: every setting that the index stage tried.
+RECALL = pa.schema(
+    [
+        pa.field("block", pa.string(), nullable=False),
+        pa.field("generator", pa.string(), nullable=False),
+        pa.field("index", pa.string(), nullable=False),
+        pa.field("num_probes", pa.int32(), nullable=False),  # cells
+        pa.field("num_candidates", pa.int32()),  # null: all columns of the cells
+        pa.field("num_rows", pa.int64(), nullable=False),  # held out
+        pa.field("recall", pa.float64(), nullable=False),  # mean over those rows
+        pa.field("standard_error", pa.float64(), nullable=False),  # of that mean
+        pa.field("scored_fraction", pa.float64(), nullable=False),  # share of the pairs
+        pa.field("seconds", pa.float64(), nullable=False),  # all those rows
+        pa.field("chosen", pa.bool_(), nullable=False),
+    ]
+)
+
+# Recall of the lists that the score stage made, one held-out row each; other rows than above.
+ROW_RECALL = pa.schema(
+    [
+        pa.field("block", pa.string(), nullable=False),
+        pa.field("row_index", pa.int64(), nullable=False),
+        pa.field("recall", pa.float64(), nullable=False),
+        pa.field("scored_fraction", pa.float64(), nullable=False),
     ]
 )
 
@@ -275,12 +314,23 @@ def embeddings_schema(dimension: int, dtype: str) -> pa.Schema:
     )
 
 
-def activations_schema(num_hidden: int) -> pa.Schema:
-    """Return the schema of projected activations of one role and block, ``num_hidden`` each."""
+def dense_schema(num_columns: int) -> pa.Schema:
+    """Return the schema of all scores of a block: a list of ``num_columns`` a row."""
     return pa.schema(
         [
             pa.field("row_index", pa.int64(), nullable=False),
-            pa.field("activation", pa.list_(pa.float32(), num_hidden), nullable=False),
+            pa.field("influence", pa.list_(pa.float32(), num_columns), nullable=False),  # raw
+        ]
+    )
+
+
+def activations_schema(num_hidden: int, dtype: str = "float32") -> pa.Schema:
+    """Return the schema of projected activations of one role and block, ``num_hidden`` each."""
+    value = {"float32": pa.float32(), "float16": pa.float16()}[dtype]
+    return pa.schema(
+        [
+            pa.field("row_index", pa.int64(), nullable=False),
+            pa.field("activation", pa.list_(value, num_hidden), nullable=False),
         ]
     )
 

@@ -118,16 +118,19 @@ def measure_rates(
     return Rates(
         exact_pairs=num_rows
         * num_columns
-        / _seconds(lambda: top_k_rows(row_sample_IH, column_sample_JH, w_H, bias, k)),
+        / fastest_seconds(lambda: top_k_rows(row_sample_IH, column_sample_JH, w_H, bias, k)),
         featured_columns=num_columns
-        / _seconds(lambda: generator.column_features(column_sample_JH)),
-        queried_rows=num_rows / _seconds(lambda: generator.row_queries(row_sample_IH)),
-        comparisons=num_rows * cells.num_cells / _seconds(lambda: probe(query_IF, num_probes)),
-        probed_pairs=num_probed / _seconds(lambda: score_cells(row_sample_IH, cells, cell_IP, k)),
+        / fastest_seconds(lambda: generator.column_features(column_sample_JH)),
+        queried_rows=num_rows / fastest_seconds(lambda: generator.row_queries(row_sample_IH)),
+        comparisons=num_rows
+        * cells.num_cells
+        / fastest_seconds(lambda: probe(query_IF, num_probes)),
+        probed_pairs=num_probed
+        / fastest_seconds(lambda: score_cells(row_sample_IH, cells, cell_IP, k)),
     )
 
 
-def _seconds(task: Callable[[], object]) -> float:
+def fastest_seconds(task: Callable[[], object]) -> float:
     """Return the wall seconds of the fastest of a few runs."""
     seconds: list[float] = []
     for _ in range(REPEATS):

@@ -12,6 +12,7 @@ from typing import ClassVar, Literal, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from nncift_ray.core.network.factored import FactoredNetwork
 from nncift_ray.errors import ShapeError
 
 F32 = NDArray[np.float32]
@@ -27,6 +28,13 @@ class CandidateGenerator(Protocol):
     """
 
     reads: ClassVar[Literal["activations", "embeddings"]]
+
+    @classmethod
+    def fit(
+        cls, network: FactoredNetwork, row_sample_IX: F32, column_sample_JX: F32, /, *, seed: int
+    ) -> Self:
+        """Fit on random samples of the rows and columns that will be scored."""
+        ...
 
     @property
     def num_features(self) -> int:

@@ -113,6 +113,8 @@ def tune(
     num_columns: int,
     schedule: Sequence[SearchSettings],
     wanted_recall: float,
+    *,
+    standard_errors: float = 0.0,
 ) -> Tuning:
     """Try settings in order on held-out rows until one reaches the recall wanted.
 
@@ -124,8 +126,9 @@ def tune(
         exact_score_IK: The rows' true lists, from `pair_scores.top_k_rows`.
         num_columns: Columns there are.
         schedule: Settings, narrowest first; at least one.
-        wanted_recall: Mean recall@K to reach. The measured mean is of a sample: leave a margin of
-            two standard errors to a bound that must hold.
+        wanted_recall: Mean recall@K to reach.
+        standard_errors: How many of its standard errors a measured mean must lie above that: it is
+            of a sample, so a bound that must hold wants a margin of two.
 
     Returns:
         Every point tried, and the chosen one; `chosen` is None if none sufficed.
@@ -152,7 +155,8 @@ def tune(
                 seconds=seconds,
             )
         )
-        if points[-1].recall >= wanted_recall:
+        lower_bound = points[-1].recall - standard_errors * points[-1].standard_error
+        if lower_bound >= wanted_recall:
             return Tuning(wanted_recall, tuple(points), points[-1])
     return Tuning(wanted_recall, tuple(points), None)
 

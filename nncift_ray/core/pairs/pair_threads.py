@@ -37,16 +37,22 @@ Result = TypeVar("Result")
 ROWS_AT_ONCE = 8  # a run of rows that is no multiple of it leaves a group of the kernel unfilled
 
 
-def run_parts(num_rows: int, num_threads: int, task: Callable[[slice], Result]) -> list[Result]:
+def run_parts(
+    num_rows: int,
+    num_threads: int,
+    task: Callable[[slice], Result],
+    *,
+    rows_at_once: int = ROWS_AT_ONCE,
+) -> list[Result]:
     """Call a task with runs of rows that cover all rows, each on a thread; in the rows' order.
 
-    No rows are one empty run.
+    No rows are one empty run. Runs are cut at multiples of `rows_at_once`.
 
     Raises:
         Exception: The first that a task raised.
     """
-    groups = -(-num_rows // ROWS_AT_ONCE)
-    step = max(1, -(-groups // max(num_threads, 1))) * ROWS_AT_ONCE
+    groups = -(-num_rows // rows_at_once)
+    step = max(1, -(-groups // max(num_threads, 1))) * rows_at_once
     parts = [slice(start, min(start + step, num_rows)) for start in range(0, num_rows, step)]
     if len(parts) < 2:
         return [task(part) for part in parts or [slice(0, 0)]]

@@ -84,6 +84,13 @@ def spread_counts(bins: NDArray[np.integer], counts: NDArray[np.integer], edge_N
     return np.diff(np.interp(edge_N, places, below))
 
 
+def count_values(score_N: F32) -> I64:
+    """Return the counts [NUM_BINS] of some scores."""
+    count_B = np.zeros(NUM_BINS, np.int64)
+    count_scores(np.ascontiguousarray(score_N), len(score_N), count_B)
+    return count_B
+
+
 @compiled
 def count_scores(score_T: F32, num_columns: int, count_B: I64) -> None:
     """Add the scores of one row to the counts."""

@@ -15,7 +15,7 @@ RATER = "tests.unit.stages.chain:LastDigitTeacher"
 
 
 def plan(folder: Path, *, kind: str, num_candidates: int = 80, num_targets: int = 0) -> RunPlan:
-    candidates, targets = write_corpus(folder, num_candidates, num_targets)
+    candidates, targets, *_ = write_corpus(folder, num_candidates, num_targets)
     tree = {
         "run_dir": str(folder / "run"),
         "data": {"candidates": [candidates], "targets": [targets] if num_targets else []},

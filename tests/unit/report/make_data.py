@@ -118,7 +118,8 @@ def make_errors(excerpt: str = "{}") -> pa.Table:
 def make_report_data(num_picks: int = 20, text: str = "What is two and two?") -> ReportData:
     """Make a report with every part filled; ``text`` stands wherever corpus text can stand."""
     example = ExampleText(4, text, text, source=text, line=9)
-    statistics = {"block": ["within"], "num_pairs": [10_000], "min": [-0.2], "max": [0.4]}
+    statistics = {"block": ["within"], "num_scored": [10_000], "num_pairs": [10_000]}
+    statistics |= {"min": [-0.2], "max": [0.4]}
     statistics |= {"sum": [500.0], "sum_of_squares": [120.0]}
     return ReportData(
         run_name="tiny",
@@ -163,7 +164,8 @@ def make_ranked_data(*, pointwise: bool) -> ReportData:
     """Make a report of a run whose picks stand on their own scores, by examples or by pairs."""
     block = "points" if pointwise else "cross"
     fidelity, predictions = make_fidelity(block), make_predictions(30, block)
-    statistics = {"block": [block], "num_pairs": [10_000], "min": [-0.2], "max": [0.4]}
+    statistics = {"block": [block], "num_scored": [10_000], "num_pairs": [10_000]}
+    statistics |= {"min": [-0.2], "max": [0.4]}
     statistics |= {"sum": [500.0], "sum_of_squares": [120.0]}
     if pointwise:
         fidelity = fidelity.filter(

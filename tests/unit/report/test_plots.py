@@ -176,7 +176,7 @@ def test_stage_chart_names_the_longest_stage() -> None:
 
 def test_influence_of_equal_scores_has_no_negative_spread() -> None:
     value = 0.1  # sum of squares / n - mean^2 is rounded below zero here or nearby
-    row = {"block": "within", "num_pairs": 3, "min": value, "max": value}
+    row = {"block": "within", "num_pairs": 3, "num_scored": 3, "min": value, "max": value}
     row |= {"sum": 3 * value, "sum_of_squares": 3 * value**2 * (1 - 1e-15)}
     chart = plot_influence(pa.Table.from_pylist([row], schemas.SCORE_STATISTICS))
     assert "nan" not in chart.panels[0].svg

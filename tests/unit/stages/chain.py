@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -18,21 +18,25 @@ from nncift_ray.stages.driver import execute_here, run_stage
 from nncift_ray.stages.embed import EmbedStage
 from nncift_ray.stages.export import ExportStage
 from nncift_ray.stages.fit import FitJob, FitStage, train_here
+from nncift_ray.stages.index import IndexStage
 from nncift_ray.stages.ingest import DeduplicateStage, IngestStage, find_sources
 from nncift_ray.stages.label import LabelStage, TeacherFactory
 from nncift_ray.stages.progress import SilentReporter
 from nncift_ray.stages.project import ProjectStage
+from nncift_ray.stages.pruned_costs import MeasureRates, measure_rates
+from nncift_ray.stages.pruning_trial import IndexOptions
 from nncift_ray.stages.sample import SampleStage
-from nncift_ray.stages.score_pairs import ScorePairsStage
+from nncift_ray.stages.score_pairs import Pruning, ScoreOptions, ScorePairsStage
 from nncift_ray.stages.select import SelectStage
-from nncift_ray.stages.selection_plan import TOP_K, SelectionPlan, blocks_of
-from nncift_ray.stages.stage import Stage
+from nncift_ray.stages.selection_plan import TOP_K, SelectionPlan, blocks_of, list_blocks
+from nncift_ray.stages.stage import Resources, Stage
 from nncift_ray.stages.utility import UtilityStage
 from nncift_ray.storage.filesystem import Location
 from nncift_ray.storage.output import StageOutput
 
 MODEL = ResolvedModel("hash", "nowhere", "1")
 DIMENSION = 16
+TOP_HELPERS = 10
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,7 @@ class Sizes:
     project_rows: int = 1024
     score_rows: int = 256
     column_tile: int = 4096
+    threads: int = 1
 
 
 class LastDigitTeacher:
@@ -108,14 +113,18 @@ def run_chain(
     run_dir: str | None = None,
     num_existing: int = 0,
     same_existing: bool = False,
+    index_options: IndexOptions | None = None,
+    measure: MeasureRates = measure_rates,
+    options: ScoreOptions | None = None,
     **plan: Any,
 ) -> dict[str, StageOutput]:
     """Run all stages and return their outputs by name; ``plan`` goes into the SelectionPlan."""
-    sizes = sizes or Sizes()
+    sizes, options = sizes or Sizes(), options or ScoreOptions()
     outputs: dict[str, StageOutput] = {}
     location = Location.of(run_dir or str(folder / "run"))
 
     def run(stage: Stage) -> StageOutput:
+        stage.resources = Resources(num_cpus=sizes.threads)
         output = run_stage(stage, location, execute=execute_here, reporter=SilentReporter())
         outputs[stage.name] = output
         return output
@@ -151,16 +160,31 @@ def run_chain(
     job = FitJob(labels, embeddings, blocks, BlockTraining(8, TrainingConfig(num_epochs=3, seed=1)))
     networks = run(FitStage(job, train_here))
     activations = run(ProjectStage(embeddings, networks, blocks, 8, shard_rows=sizes.project_rows))
+    pruning = None
+    if index_options is not None:
+        index_stage = IndexStage(
+            activations,
+            networks,
+            embeddings,
+            list_blocks(objective, blocks),
+            TOP_HELPERS,
+            index_options,
+            max_worker_bytes=options.max_worker_bytes,
+            measure=measure,
+        )
+        pruning = Pruning(
+            run(index_stage), embeddings, index_options.recall_rows, index_options.seed
+        )
     scores = run(
         ScorePairsStage(
             activations,
             networks,
             blocks,
-            top_k=None if objective == TOP_K else 10,
+            top_k=None if objective == TOP_K else TOP_HELPERS,
             examples=examples,
             subtask_by=subtask_by,
-            column_tile=sizes.column_tile,
-            shard_rows=sizes.score_rows,
+            pruning=pruning,
+            options=replace(options, column_tile=sizes.column_tile, shard_rows=sizes.score_rows),
         )
     )
     limit = {} if {"tokens", "fraction"} & set(plan) else {"count": budget}
