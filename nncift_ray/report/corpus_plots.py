@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -27,6 +28,7 @@ from nncift_ray.report.svg import Chart, Panel
 MAX_GROUPS = 20
 MAX_LABEL_CHARS = 32
 NUM_LENGTH_BINS = 32
+QUOTA_ROOM = 1.3  # of the longest bar: quotas further right are not drawn
 NO_REDUNDANCY = "Each pick stands on its own score, so a group may be picked far beyond its use."
 
 
@@ -81,15 +83,16 @@ def _has_quotas(mix: Sequence[MixRow]) -> bool:
     return any(row.least or row.most is not None for row in mix)
 
 
-def _draw_quotas(axes: Axes, mix: Sequence[MixRow], num_picks: int, limit: float) -> bool:
-    """Mark least and most picks of each row; return whether any mark lies in the picture."""
-    drawn = False
-    for row, group in enumerate(mix):
-        for quota, marker in ((group.least or None, ">"), (group.most, "<")):
-            if quota is not None and quota / num_picks <= limit:
-                axes.plot(quota / num_picks, row, marker, color=svg.ORANGE, markersize=5, zorder=5)
-                drawn = True
-    return drawn
+def _quota_shares(mix: Sequence[MixRow], num_picks: int, limit: float) -> list[list[float]]:
+    """Return the quotas of each row as shares of the picks, those that lie in the picture."""
+    quotas = [(row.least or None, row.most) for row in mix]
+    return [
+        [
+            quota / num_picks if quota is not None and quota / num_picks <= limit else math.nan
+            for quota in pair
+        ]
+        for pair in quotas
+    ]
 
 
 def _draw_mix(axes: Axes, labels: list[str], pool: F64, subset: F64, mix: Sequence[MixRow]) -> None:
@@ -101,19 +104,24 @@ def _draw_mix(axes: Axes, labels: list[str], pool: F64, subset: F64, mix: Sequen
     axes.tick_params(axis="y", length=0, labelcolor=svg.INK)
     axes.set_ylim(-0.6, len(labels) - 0.4)
     span = float(max(pool.max(), subset.max()))
+    picks = round(max(sum(row.subset for row in mix) / max(float(subset.sum()), 1e-12), 1.0))
+    quotas = np.array(_quota_shares(mix, picks, QUOTA_ROOM * span)).reshape(-1, 2)
+    span = float(np.nanmax([span, *quotas.ravel()]))
     axes.set_xlim(0, 1.17 * span)
+    for shares, marker in zip(quotas.T, (">", "<"), strict=True):
+        axes.plot(shares, rows, marker, color=svg.ORANGE, markersize=5, zorder=5)
     for row, (p, s) in enumerate(zip(pool, subset, strict=True)):
         ratio = f"×{format_number(s / p, 2)}" if p > 0 else "new"
-        axes.text(max(p, s) + 0.015 * span, row, ratio, va="center", color=svg.MUTED)
+        end = float(np.nanmax([p, s, *quotas[row]]))
+        axes.text(end + 0.02 * span, row, ratio, va="center", color=svg.MUTED)
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_percent_tick(value)))
     axes.grid(axis="x")
     axes.spines["left"].set_visible(False)
     tick = Line2D([], [], color=svg.INK, marker="|", markersize=10, markeredgewidth=2, linestyle="")
     kinds = ((svg.BLUE, "subset, grew"), (svg.GREY, "subset, shrank"))
-    num_picks = max(sum(row.subset for row in mix) / max(float(subset.sum()), 1e-12), 1.0)
     marks = [tick]
-    if _draw_quotas(axes, mix, round(num_picks), 1.17 * span):
+    if np.isfinite(quotas).any():
         marks.append(
             Line2D([], [], color=svg.ORANGE, marker="<", markersize=5, linestyle="", label="quota")
         )

@@ -162,6 +162,7 @@ def _draw_objective(
         axes.xaxis.set_major_locator(LogLocator())
         axes.xaxis.set_minor_formatter(NullFormatter())
     else:  # the empty subset is worth nothing
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         keep_share = np.concatenate([[0.0], share[keep]])
         picks = np.concatenate([[0], picks])
     values = share[keep] if log_x else keep_share
