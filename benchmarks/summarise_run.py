@@ -34,7 +34,7 @@ def read_run(run_dir: Path) -> dict[str, Any]:
     examples, select = done["deduplicate"], done["select"]
     ranking = select.read("ranking", schema=schemas.RANKING)
     mix = collect_mix(
-        examples, ranking["row_index"].to_numpy(), record["config"]["data"]["group_by"]
+        examples, ranking["row_index"].to_numpy(), record["config"]["data"]["group_by"], select
     )
     measured = done["label"].read("measurements", schema=schemas.MEASUREMENTS)
     return {
@@ -50,6 +50,10 @@ def read_run(run_dir: Path) -> dict[str, Any]:
         "objective": select.manifest.settings["objective"],
         "objective_value": ranking["objective"][-1].as_py(),
         "random_objective": select.manifest.facts()["random_objective"],
+        "upper_bound": select.manifest.facts()["upper_bound"],
+        "share_of_best": select.manifest.facts()["share_of_best"],
+        "optimizer": select.manifest.facts()["optimizer"],
+        "stopped_by": select.manifest.facts()["stopped_by"],
         "num_requests": measured.num_rows,
         "request_tokens": sum(measured["num_tokens"].to_pylist()),
         "cached_tokens": sum(measured["num_cached_tokens"].to_pylist()),
@@ -79,7 +83,8 @@ def to_markdown(name: str, run: dict[str, Any]) -> str:
         f"{run['num_candidates']:,} candidates, {run['num_targets']:,} targets "
         f"({run['num_duplicates']} exact copies collapsed, {run['num_errors']} bad rows); "
         f"{run['num_picks']:,} picks by {run['objective']}; "
-        f"objective {run['objective_value']:.1f}, a random subset {run['random_objective']:.1f}.",
+        f"objective {run['objective_value']:.1f}, a random subset {run['random_objective']:.1f}"
+        f"{_of_best(run)}.",
         f"Machine: {run['machine']}. Commit {run['commit']}. Teacher: "
         f"{run['config']['teacher']['kind']}, {run['num_requests']:,} requests of "
         f"{run['request_tokens']:,} tokens, {run['cached_tokens']:,} of them from the cache"
@@ -92,6 +97,12 @@ def to_markdown(name: str, run: dict[str, Any]) -> str:
         parts += [f"### {block}", _table(_fidelity_rows(run["fidelity"], block), None)]
     parts += ["## Groups most picked", _table(run["groups"][:NUM_GROUPS], None)]
     return "\n\n".join(parts) + "\n"
+
+
+def _of_best(run: dict[str, Any]) -> str:
+    """Say how near the picks are to the best; pages written before bounds were kept say nothing."""
+    share = run.get("share_of_best")
+    return "" if share is None else f", at least {share:.1%} of the best possible"
 
 
 def _over_minimum(run: dict[str, Any]) -> str:

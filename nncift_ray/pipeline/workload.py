@@ -132,6 +132,7 @@ class Workload:
             "project": f"{about}{self.num_rows:,} examples",
             "index": f"{about}{self.corpus.num_candidates:,} columns",
             "score_pairs": f"{about}{self.num_pairs:,} {unit}{kept}",
+            "select_partitions": f"{about}{self.corpus.num_candidates:,} candidates in parts",
             "select": describe_budget(self.config, self.corpus.num_candidates),
         }
         return words.get(name, "")

@@ -43,6 +43,11 @@ def selection_lead(data: ReportData) -> str:
         return data.selection_note
     if data.ranks_by_score:
         return f"The {format_count(picks)} candidates with the highest score: {_score_of(data)}"
+    if data.objective == "random":
+        return (
+            f"A seeded random choice of {format_count(picks)} candidates, to compare others with; "
+            "its value is what they would be worth under facility location."
+        )
     objective = data.objective or "the objective"
     return (
         f"{objective[0].upper()}{objective[1:]} was maximised over "

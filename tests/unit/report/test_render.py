@@ -214,3 +214,9 @@ def test_a_run_that_skipped_nothing_has_no_such_section() -> None:
 def test_an_early_stop_is_said() -> None:
     page = render_report(replace(make_report_data(), stopped_by="stop_gain"))
     assert "selection.stop_gain" in page
+
+
+def test_a_random_choice_is_not_said_to_be_maximised() -> None:
+    page = render_report(replace(make_report_data(), objective="random"))
+    assert "A seeded random choice of 20 candidates" in page
+    assert "was maximised" not in page

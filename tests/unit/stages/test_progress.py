@@ -51,3 +51,14 @@ def test_closing_in_the_middle_leaves_the_terminal_usable() -> None:
     reporter.close()
     reporter.close()
     assert "\x1b[?25h" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_a_long_item_is_told_of_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 1.0, 11.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    lines: list[str] = []
+    reporter = LineReporter(lines.append)
+    reporter.stage_started("select", 1, 0, "rankings")
+    reporter.working("select", "too early")
+    reporter.working("select", "7 of at most 12 picks")
+    assert lines[1:] == ["[select] 7 of at most 12 picks"]

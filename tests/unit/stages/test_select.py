@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +17,11 @@ import pytest
 from nncift_ray.core.selection.budget import Budget
 from nncift_ray.core.selection.objectives import FacilityLocation
 from nncift_ray.core.selection.partitioned import greedi, multi_round_greedy
+from nncift_ray.core.selection.search import Progress
 from nncift_ray.errors import DataError
-from nncift_ray.stages.driver import Executor, execute_here, run_stage
+from nncift_ray.stages.driver import Executor, execute_here, run_stage, watching
 from nncift_ray.stages.progress import SilentReporter
-from nncift_ray.stages.saved_picks import PICKS_NAME, read_picks
+from nncift_ray.stages.saved_picks import PICKS_NAME, SavedPicks, read_picks
 from nncift_ray.stages.score_tables import ScoreTables
 from nncift_ray.stages.select import SelectStage
 from nncift_ray.stages.select_partitions import PartitionInputs, SelectPartitionsStage
@@ -320,6 +325,48 @@ def test_a_killed_selection_goes_on_and_ends_bit_by_bit_the_same(
     resumed = run_stage(stage, location, execute=execute_here, reporter=SilentReporter())
     assert resumed.read("ranking").equals(within["select"].read("ranking"))
     assert not list(tmp_path.rglob(PICKS_NAME))
+
+
+@pytest.mark.slow
+def test_a_selection_that_dies_by_a_signal_goes_on(
+    within: dict[str, StageOutput], tmp_path: Path
+) -> None:
+    folders = [str(within[name].folder) for name in ("score_pairs", "embed")]
+    command = [sys.executable, "-m", "tests.unit.stages.die_selecting", str(tmp_path), *folders]
+    died = subprocess.run(command, timeout=240, check=False)  # noqa: S603
+    assert died.returncode == -signal.SIGKILL
+    saved = read_picks(saved_in(tmp_path))[0]["order"]
+    assert saved == within["select"].read("ranking")["row_index"].to_pylist()[: len(saved)]
+    plan = SelectionPlan("facility_location", ("within",), count=BUDGET)
+    stage = SelectStage(within["score_pairs"], within["embed"], plan)
+    location = Location.of(str(tmp_path))
+    resumed = run_stage(stage, location, execute=execute_here, reporter=SilentReporter())
+    assert resumed.read("ranking").equals(within["select"].read("ranking"))
+
+
+class Told(SilentReporter):
+    """Remembers what long items said."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+
+    def working(self, name: str, message: str) -> None:
+        self.messages.append(f"{name}: {message}")
+
+
+def test_how_far_a_selection_is_reaches_the_reporter(
+    within: dict[str, StageOutput], tmp_path: Path
+) -> None:
+    plan = SelectionPlan("facility_location", ("within",), count=BUDGET)
+    stage = SelectStage(within["score_pairs"], within["embed"], plan)
+    folder, told = Location.of(str(tmp_path)), Told()
+    progress = Progress(7, 12, 3.5, np.arange(7))
+    SavedPicks(folder, every_seconds=0.0).save(progress)
+    with watching(stage, folder, told, every_seconds=0.01):
+        until = time.monotonic() + 5
+        while not told.messages and time.monotonic() < until:
+            time.sleep(0.01)
+    assert told.messages[0] == "select: 7 of at most 12 picks, value 3.5"
 
 
 def saved_in(folder: Path) -> Location:
