@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nncift_ray.core.jit import compiled
+from nncift_ray.core.selection.dense_gain import covered_gain, saturated_gain
 from nncift_ray.core.selection.dense_scores import DenseScores
 from nncift_ray.core.selection.sparse_scores import SparseScores
 
@@ -233,10 +234,12 @@ def gain_of(columns: Columns, state: State, j: int) -> float:
     """Return f(A + j) - f(A)."""
     if columns.kind == PAIRWISE:
         return columns.modular_J[j] - state.level[j]
-    if columns.dense:
-        return columns.modular_J[j] + _dense_gain(columns, state, j)
     gain = columns.modular_J[j]
     first, last = columns.indptr[j], columns.indptr[j + 1]
+    if columns.dense and columns.kind == COVERAGE:
+        return gain + covered_gain(columns.values, first, state.cover_I)
+    if columns.dense:
+        return gain + saturated_gain(columns.values, first, state.level)
     if columns.kind == COVERAGE:
         for entry in range(first, last):
             gain += _above(columns.values[entry], state.cover_I[int(columns.rows[entry])])
@@ -244,40 +247,6 @@ def gain_of(columns: Columns, state: State, j: int) -> float:
     for entry in range(first, last):
         gain += _within(columns.values[entry], state.level[int(columns.rows[entry])])
     return gain
-
-
-@compiled
-def _dense_gain(columns: Columns, state: State, j: int) -> float:
-    """Return the gain over all rows, in eight partial sums: one alone would wait for each add."""
-    first, last = columns.indptr[j], columns.indptr[j + 1]
-    values = columns.values[first:last]
-    whole = len(values) - len(values) % 8
-    t0 = t1 = t2 = t3 = t4 = t5 = t6 = t7 = 0.0
-    if columns.kind == COVERAGE:
-        for i in range(0, whole, 8):
-            t0 += _above(values[i], state.cover_I[i])
-            t1 += _above(values[i + 1], state.cover_I[i + 1])
-            t2 += _above(values[i + 2], state.cover_I[i + 2])
-            t3 += _above(values[i + 3], state.cover_I[i + 3])
-            t4 += _above(values[i + 4], state.cover_I[i + 4])
-            t5 += _above(values[i + 5], state.cover_I[i + 5])
-            t6 += _above(values[i + 6], state.cover_I[i + 6])
-            t7 += _above(values[i + 7], state.cover_I[i + 7])
-        for i in range(whole, len(values)):
-            t0 += _above(values[i], state.cover_I[i])
-    else:
-        for i in range(0, whole, 8):
-            t0 += _within(values[i], state.level[i])
-            t1 += _within(values[i + 1], state.level[i + 1])
-            t2 += _within(values[i + 2], state.level[i + 2])
-            t3 += _within(values[i + 3], state.level[i + 3])
-            t4 += _within(values[i + 4], state.level[i + 4])
-            t5 += _within(values[i + 5], state.level[i + 5])
-            t6 += _within(values[i + 6], state.level[i + 6])
-            t7 += _within(values[i + 7], state.level[i + 7])
-        for i in range(whole, len(values)):
-            t0 += _within(values[i], state.level[i])
-    return ((t0 + t1) + (t2 + t3)) + ((t4 + t5) + (t6 + t7))
 
 
 @compiled

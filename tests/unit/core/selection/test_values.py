@@ -240,8 +240,8 @@ def test_cost_benefit_greedy_and_its_bound_enclose_the_best_value_for_the_money(
 @pytest.mark.parametrize("kind", KINDS)
 def test_dense_and_listed_influence_give_the_same_ranking(kind: str) -> None:
     rng = np.random.default_rng(5)
-    within, cross = (rng.random((n, 30)).astype(np.float32) for n in (30, 4))
-    instance = Instance(within, cross, rng.random((30, 2)).astype(np.float32) / 9, rng.random(30))
+    within, cross = (rng.random((n, 70)).astype(np.float32) for n in (70, 4))
+    instance = Instance(within, cross, rng.random((70, 2)).astype(np.float32) / 9, rng.random(70))
     lists, matrix = (
         lazy_greedy(instance.objective(kind, dense=dense), Budget(12)) for dense in (False, True)
     )
