@@ -31,8 +31,8 @@ def _page(figures: dict[str, Any]) -> str:
         for key, (text, goal) in GOALS.items()
     ]
     comparisons = [*figures["sparse"], *figures["dense"], *figures.get("by_size", [])]
-    columns = ("peer", "matrix", "rows", "budget", "seconds", "peer_seconds", "times", "objective_ratio",
-               "same_picks", "share_of_best", "reason")  # fmt: skip
+    columns = ("peer", "matrix", "rows", "budget", "seconds", "peer_seconds", "times",
+               "objective_ratio", "same_picks", "share_of_best", "reason")  # fmt: skip
     compared = [{key: _number(row.get(key, "")) for key in columns} for row in comparisons]
     million = [{"lists": kind, **run} for kind, run in figures["million"].items()]
     parts = [
