@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.pages import markdown_table
 from benchmarks.pruned_path import STEPS
 
 GENERATORS = ("anchor", "quadratic", "cosine")
@@ -21,22 +22,6 @@ def write_page(path: Path, figures: Mapping[str, Any], goals: Mapping[str, bool]
         parts += [_network(name, figures), _sizes(figures[f"{name}_by_rows"])]
     parts.append(HOW_TO_READ)
     path.with_suffix(".md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Return a Markdown table; numbers in four digits."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
-
-
-def _cell(value: Any) -> str:
-    return (
-        f"{value:,.4g}"
-        if isinstance(value, float)
-        else f"{value:,}"
-        if isinstance(value, int)
-        else str(value)
-    )
 
 
 def _head(figures: Mapping[str, Any], goals: Mapping[str, bool]) -> str:
@@ -85,14 +70,14 @@ def _network(name: str, figures: Mapping[str, Any]) -> str:
             f" {one['exact_over_pruned']:.3g} times as fast"
             f" ({one['exact_over_pruned_without_build']:.3g} without building the index).",
             "",
-            table(["figure", *GENERATORS], rows),
+            markdown_table(["figure", *GENERATORS], rows),
         ]
     )
 
 
 def _sizes(rows: Sequence[Mapping[str, Any]]) -> str:
     names = [key.replace("_", " ") for key in rows[0]]
-    return table(names, [list(row.values()) for row in rows])
+    return markdown_table(names, [list(row.values()) for row in rows])
 
 
 HOW_TO_READ = """How to read it.

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.pruning.page import table
+from benchmarks.pages import markdown_table
 
 STEPS = ("project", "index", "tune", "search")
 
@@ -61,7 +61,11 @@ def _sizes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         "exact_seconds",
     ]  # fmt: skip
     keys = ["pruned_seconds", *steps, *others]
-    return [table(names, [[key.replace("_", " "), *(row[key] for row in rows)] for key in keys])]
+    return [
+        markdown_table(
+            names, [[key.replace("_", " "), *(row[key] for row in rows)] for key in keys]
+        )
+    ]
 
 
 HOW_TO_READ = """How to read it.
