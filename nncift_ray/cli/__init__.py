@@ -1,4 +1,4 @@
-"""The command line: ``nncift run | plan | stage | status | query | explain | diff | ...``.
+"""The command line: ``nncift run | plan | stage | status | query | extend | ...``.
 
 Exit codes: 0 done, 1 unexpected, 2 recipe or usage, 3 data, 4 model, 5 stage, 6 storage,
 130 interrupted.
@@ -14,10 +14,20 @@ from typing import Annotated, Any
 import typer
 
 import nncift_ray
-from nncift_ray.cli import explaining, looking, planning, querying, running, sweeping
+from nncift_ray.cli import explaining, growing, looking, planning, querying, running, sweeping
 from nncift_ray.cli.shared import app
 
-__all__ = ["app", "explaining", "looking", "main", "planning", "querying", "running", "sweeping"]
+__all__ = [
+    "app",
+    "explaining",
+    "growing",
+    "looking",
+    "main",
+    "planning",
+    "querying",
+    "running",
+    "sweeping",
+]
 
 
 @app.callback(invoke_without_command=True)

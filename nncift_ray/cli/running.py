@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from nncift_ray.cli.planning import print_plan
 from nncift_ray.cli.shared import Overrides, Recipe, app, console, explained, write_line
 from nncift_ray.config import Config, load_config
+
+if TYPE_CHECKING:
+    from nncift_ray.pipeline import RunResult
+    from nncift_ray.stages.progress import Reporter
 
 
 @app.command(
@@ -46,18 +52,32 @@ def stage(
 def _run_until(config: Config, last_stage: str | None) -> None:
     # Ray and torch take seconds to import: a wrong recipe fails before, and --help is quick.
     from nncift_ray.pipeline import run as run_pipeline
-    from nncift_ray.report.terminal import summary_table
-    from nncift_ray.stages.progress import LineReporter, TerminalReporter
 
-    reporter = TerminalReporter(console) if console.is_terminal else LineReporter(write_line)
-    try:
+    with progress() as reporter:
         if last_stage is None:
             result = run_pipeline(config, reporter=reporter)
         else:
             result = run_pipeline(config, reporter=reporter, until=last_stage)
+    print_result(result)
+
+
+@contextmanager
+def progress() -> Generator[Reporter]:
+    """Show progress: bars on a terminal, else plain lines."""
+    from nncift_ray.stages.progress import LineReporter, TerminalReporter
+
+    reporter = TerminalReporter(console) if console.is_terminal else LineReporter(write_line)
+    try:
+        yield reporter
     finally:
         if isinstance(reporter, TerminalReporter):
             reporter.close()
+
+
+def print_result(result: RunResult) -> None:
+    """Print what a run ended with."""
+    from nncift_ray.report.terminal import summary_table
+
     if result.report_data is not None:
         console.print(summary_table(result.report_data))
     if result.subset is not None and result.report is not None:

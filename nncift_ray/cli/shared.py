@@ -26,6 +26,7 @@ COMMANDS = (
     "query",
     "explain",
     "diff",
+    "extend",
     "show-config",
     "doctor",
 )

@@ -11,7 +11,7 @@ Only the keys of the shortest recipe have no default::
 from __future__ import annotations
 
 from nncift_ray.config.data import DataConfig, EmbedderConfig
-from nncift_ray.config.loading import dump_config, load_config, make_config
+from nncift_ray.config.loading import apply_override, dump_config, load_config, make_config
 from nncift_ray.config.optimizer import OptimizerConfig
 from nncift_ray.config.quotas import QuotasConfig
 from nncift_ray.config.recipe import ClusterConfig, Config, EvaluationConfig, ReportConfig
@@ -47,6 +47,7 @@ __all__ = [
     "SelectionConfig",
     "TeacherConfig",
     "TokenBudget",
+    "apply_override",
     "dump_config",
     "load_config",
     "make_config",

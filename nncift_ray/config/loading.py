@@ -23,7 +23,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """
     tree = _read_yaml(Path(path))
     for override in overrides:
-        _apply_override(tree, override)
+        apply_override(tree, override)
     return make_config(tree, str(path))
 
 
@@ -73,7 +73,12 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return cast("dict[str, Any]", tree)
 
 
-def _apply_override(tree: dict[str, Any], override: str) -> None:
+def apply_override(tree: dict[str, Any], override: str) -> None:
+    """Set the key of a ``key.path=value`` override in a tree of plain values, in place.
+
+    Raises:
+        ConfigError: If it is not written so.
+    """
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
         raise ConfigError(f"--set {override}: write key.path=value, e.g. selection.budget=0.2")

@@ -90,11 +90,32 @@ def run(
         )
         if "export" not in outputs:
             return RunResult(run_dir, outputs, None, None, None)
-        subset = publish_exports(outputs["export"], run_dir)
-        data = collect_report_data(outputs, _facts(blueprint, run_dir, outputs))
-        write_dataset_card(outputs["export"], data, run_dir)
-        report = run_dir / REPORT_NAME
-        report.write_bytes(render_report(data).encode("utf-8"))
+        notices = (*blueprint.notices(), *describe_layouts(outputs["ingest"]))
+        return finish_run(config, run_dir, outputs, notices)
+
+
+def finish_run(
+    config: Config,
+    run_dir: Location,
+    outputs: dict[str, StageOutput],
+    notices: tuple[str, ...],
+    *,
+    inherited: tuple[str, ...] = (),
+) -> RunResult:
+    """Write the files and the report that a user opens, once all stages are finished.
+
+    Args:
+        config: The recipe.
+        run_dir: Where they go.
+        outputs: Of all stages.
+        notices: What a reader of the report should know.
+        inherited: Stages whose work another run did, so that it is not counted here.
+    """
+    subset = publish_exports(outputs["export"], run_dir)
+    data = collect_report_data(outputs, _facts(config, run_dir, notices, inherited))
+    write_dataset_card(outputs["export"], data, run_dir)
+    report = run_dir / REPORT_NAME
+    report.write_bytes(render_report(data).encode("utf-8"))
     return RunResult(run_dir, outputs, subset, report, data)
 
 
@@ -234,8 +255,9 @@ def write_dataset_card(export: StageOutput, data: ReportData, run_dir: Location)
         (run_dir / EXPORT_FOLDER / DATASET_FOLDER / "README.md").write_bytes(card)
 
 
-def _facts(blueprint: Blueprint, run_dir: Location, outputs: dict[str, StageOutput]) -> RunFacts:
-    config = blueprint.config
+def _facts(
+    config: Config, run_dir: Location, notices: tuple[str, ...], inherited: tuple[str, ...]
+) -> RunFacts:
     return RunFacts(
         run_name=config.report.title or run_dir.name,
         run_dir=str(run_dir),
@@ -243,7 +265,8 @@ def _facts(blueprint: Blueprint, run_dir: Location, outputs: dict[str, StageOutp
         config=config.model_dump(mode="json"),
         teacher=config.teacher.kind,
         objective=config.objective,
-        notices=(*blueprint.notices(), *describe_layouts(outputs["ingest"])),
+        notices=notices,
+        inherited=inherited,
         group_by=config.data.group_by,
         num_picks=config.report.num_picks,
         price_per_gpu_hour=config.cluster.price_per_gpu_hour,

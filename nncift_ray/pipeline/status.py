@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from nncift_ray.pipeline.opening import read_record
+from nncift_ray.pipeline.opening import home_of, read_record
 from nncift_ray.stages.driver import finished_shards
 from nncift_ray.storage.filesystem import Location
 from nncift_ray.storage.output import StageOutput
@@ -44,7 +44,8 @@ def read_status(run_dir: str) -> RunStatus:
     location = Location.of(run_dir)
     record = read_record(location)
     stages = tuple(
-        _stage_status(location, name, record["stages"].get(name)) for name in record["stage_names"]
+        _stage_status(home_of(location, record, name), name, record["stages"].get(name))
+        for name in record["stage_names"]
     )
     return RunStatus(str(location), record["config"], stages)
 

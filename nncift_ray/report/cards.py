@@ -46,7 +46,7 @@ class Card:
 
 def make_cards(data: ReportData) -> list[Card]:
     """Make the cards that this run has numbers for, the most important first."""
-    makers = (_picks, _value, _optimum, _correlation, _error, _labels, _time, _health)
+    makers = (_picks, _value, _optimum, _correlation, _error, _labels, _drift, _time, _health)
     return [card for card in (make(data) for make in makers) if card is not None]
 
 
@@ -133,6 +133,17 @@ def _labels(data: ReportData) -> Card | None:
         return Card(f"{unit} labelled", format_compact(labelled), "by the teacher")
     note = f"{format_count(labelled)} labelled of {format_compact(scored)} scored"
     return Card(f"{unit} the teacher saw", format_percent(labelled / scored), note)
+
+
+def _drift(data: ReportData) -> Card | None:
+    if data.drift is None:
+        return None
+    due = bool(data.drift["due"])
+    note = f"{format_count(data.drift['num_new'])} new candidates"
+    distance = data.drift.get("distance")
+    if distance is not None:
+        note += f"; farther from the labels than the labelled corpus in {distance['farther']:.0%}"
+    return Card("New labels", "due" if due else "not due", note, WARN if due else GOOD)
 
 
 def _time(data: ReportData) -> Card | None:

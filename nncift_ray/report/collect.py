@@ -49,6 +49,7 @@ class RunFacts:
     price_per_gpu_hour: float = 0.0
     price_per_cpu_hour: float = 0.0
     exports: Mapping[str, str] = field(default_factory=dict[str, str])
+    inherited: tuple[str, ...] = ()  # stages whose work another run did and paid for
 
 
 def collect_report_data(outputs: Mapping[str, StageOutput], facts: RunFacts) -> ReportData:
@@ -99,6 +100,10 @@ def collect_report_data(outputs: Mapping[str, StageOutput], facts: RunFacts) -> 
             outputs["score_pairs"].read("statistics", schema=schemas.SCORE_STATISTICS)
         ),
         errors=collect_errors(outputs),
+        drift=outputs["drift"].manifest.facts() if "drift" in outputs else None,
+        drift_distances=outputs["drift"].read("distances", schema=schemas.DRIFT_DISTANCES)
+        if "drift" in outputs
+        else None,
         pool_lengths=lengths,
         subset_lengths=lengths[picked],
     )
@@ -108,7 +113,7 @@ def count_duplicates(examples: StageOutput) -> int:
     """Return how many exact copies were collapsed."""
     return sum(
         int(np.sum(batch.column(0).to_numpy()))
-        for role in ("candidates", "targets")
+        for role in ("candidates", "targets", "copies")
         for batch in examples.iter_batches(role, ["num_duplicates"])
     )
 
@@ -120,6 +125,7 @@ def covers_targets(select: StageOutput) -> bool:
 
 def _summary(output: StageOutput, facts: RunFacts) -> StageSummary:
     manifest = output.manifest
+    inherited = manifest.stage in facts.inherited
     tables = {part.table for shard in manifest.shards for part in shard.parts}
     rows = sum(manifest.num_rows(table) for table in tables - {ERRORS_TABLE})
     hours = manifest.worker_seconds / SECONDS_PER_HOUR
@@ -130,11 +136,11 @@ def _summary(output: StageOutput, facts: RunFacts) -> StageSummary:
     )
     return StageSummary(
         name=manifest.stage,
-        seconds=manifest.wall_seconds,
+        seconds=0.0 if inherited else manifest.wall_seconds,
         rows=rows,
         shards=len(manifest.shards),
         fingerprint=manifest.fingerprint,
-        cost_usd=hours * price,
+        cost_usd=0.0 if inherited else hours * price,
         failures=manifest.num_failures,
     )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -144,6 +145,8 @@ class ReportData:
     training_history: pa.Table | None = None  # TRAINING_HISTORY
     score_statistics: pa.Table | None = None  # SCORE_STATISTICS
     errors: pa.Table | None = None  # ERRORS
+    drift: Mapping[str, Any] | None = None  # facts of the drift stage, of a run that goes on
+    drift_distances: pa.Table | None = None  # DRIFT_DISTANCES
     pool_lengths: Lengths | None = None
     subset_lengths: Lengths | None = None
     unavailable: Mapping[str, str] = field(default_factory=dict[str, str])  # field -> reason

@@ -8,7 +8,15 @@ from collections.abc import Callable
 import jinja2
 import pyarrow as pa
 
-from nncift_ray.report import corpus_plots, fidelity_plots, leads, plots, run_plots, tables
+from nncift_ray.report import (
+    corpus_plots,
+    drift_plots,
+    fidelity_plots,
+    leads,
+    plots,
+    run_plots,
+    tables,
+)
 from nncift_ray.report.cards import make_cards
 from nncift_ray.report.data import (
     CoveredExample,
@@ -90,6 +98,7 @@ def _page_values(data: ReportData) -> dict[str, object]:
         "neighbours_missing": data.why_missing("neighbours", "no pick was sampled."),
         "fidelity_lead": leads.fidelity_lead(data),
         "fidelity_blocks": fidelity_charts,
+        "drift": _drift(data),
         "training": _chart(
             "training",
             "Training",
@@ -124,6 +133,17 @@ def _chart(
 ) -> Chart:
     """Draw a table, or say why there is none."""
     return Chart(name, title, missing=reason) if table is None else draw(table)
+
+
+def _drift(data: ReportData) -> dict[str, object] | None:
+    """Make the section on new data, of a run that goes on from another."""
+    if data.drift is None or data.drift_distances is None:
+        return None
+    return {
+        "lead": drift_plots.drift_lead(data.drift),
+        "chart": drift_plots.plot_drift(data.drift_distances),
+        "table": tables.extra_table(drift_plots.drift_table(data.drift)),
+    }
 
 
 def _value(data: ReportData) -> Chart:

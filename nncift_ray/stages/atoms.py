@@ -6,8 +6,8 @@ size, so it must not depend on where shards are cut: an atom is computed as a wh
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from nncift_ray.stages.stage import Stage
 
@@ -27,6 +27,8 @@ class RowAtoms:
 
     ranges: tuple[tuple[str, int], ...]  # (name, number of rows)
     atom_rows: int
+    #: Number of the first row of a range; ranges that are not named begin with row 0.
+    first_rows: Mapping[str, int] = field(default_factory=dict[str, int])
 
     @property
     def num_items(self) -> int:
@@ -38,9 +40,11 @@ class RowAtoms:
         first = 0
         for name, rows in self.ranges:
             count = -(-rows // self.atom_rows)
+            first_row = self.first_rows.get(name, 0)
             for item in range(max(start, first), min(stop, first + count)):
                 low = (item - first) * self.atom_rows
-                yield RowSpan(name, low, min(low + self.atom_rows, rows))
+                high = min(low + self.atom_rows, rows)
+                yield RowSpan(name, first_row + low, first_row + high)
             first += count
 
     def num_rows(self, start: int, stop: int) -> int:

@@ -39,13 +39,20 @@ class EmbedStage(RowStage):
         *,
         dtype: str = "float32",
         shard_rows: int | None = None,
+        parent: StageOutput | None = None,
     ) -> None:
-        """Embed the examples of the deduplicate stage with the embedder that a factory builds."""
+        """Embed the examples of the deduplicate stage with the embedder that a factory builds.
+
+        ``parent`` holds the embeddings of the first rows, where a run goes on with further data.
+        """
         self._examples, self._model, self._make_embedder = examples, model, make_embedder
         self._dtype = dtype
         self._shard_rows = shard_rows or DEFAULT_SHARD_ROWS
-        ranges = tuple((role, examples.num_rows(role)) for role in TABLE_OF_ROLE.values())
-        self._atoms = RowAtoms(ranges, ATOM_ROWS)
+        self._parent = parent
+        rows = {role: examples.num_rows(role) for role in TABLE_OF_ROLE.values()}
+        done = {role: parent.num_rows(role) if parent else 0 for role in rows}
+        ranges = tuple((role, rows[role] - done[role]) for role in rows)
+        self._atoms = RowAtoms(ranges, ATOM_ROWS, first_rows=done)
 
     @property
     def produces(self) -> Mapping[str, pa.Schema]:
@@ -55,7 +62,7 @@ class EmbedStage(RowStage):
     @property
     def inputs(self) -> Mapping[str, StageOutput]:
         """The deduplicated examples."""
-        return {"examples": self._examples}
+        return {"examples": self._examples} | ({"parent": self._parent} if self._parent else {})
 
     def settings(self) -> dict[str, Any]:
         """Model, revision and storage type."""

@@ -7,7 +7,7 @@ it by.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, cast
 
@@ -24,7 +24,7 @@ from nncift_ray.storage.output import ERRORS_TABLE, Sink, StageOutput
 from nncift_ray.storage.rows import ReadLimits
 from nncift_ray.storage.schemas import CANDIDATE, EXISTING, TABLE_OF_ROLE, TARGET
 
-RECORDS, CANDIDATES, TARGETS = "records", "candidates", "targets"
+RECORDS, CANDIDATES, TARGETS, COPIES = "records", "candidates", "targets", "copies"
 KIBIBYTE = 1024
 BATCH_ROWS = 4_096
 
@@ -149,24 +149,28 @@ class DeduplicateStage(Stage):
     (and is counted): whether to learn from the benchmark is not ours to decide. So does a candidate
     that the model already has: a conditional gain sees that it adds nothing.
 
+    Where a run goes on from a parent, its examples are the earlier rows: only what is new is
+    written, with the numbers that follow, and ``copies`` counts what is not.
+
     Memory: 16 bytes an id, three times over while sorting, and one batch of rows.
     """
 
     name: ClassVar[str] = "deduplicate"
 
-    def __init__(self, ingest: StageOutput) -> None:
-        """Read the finished ingest."""
-        self.ingest = ingest
+    def __init__(self, ingest: StageOutput, parent: StageOutput | None = None) -> None:
+        """Read the finished ingest, and the examples of a parent that this goes on from."""
+        self.ingest, self.parent = ingest, parent
 
     @property
     def produces(self) -> Mapping[str, pa.Schema]:
-        """``candidates``, ``targets`` and ``existing``."""
-        return dict.fromkeys(TABLE_OF_ROLE.values(), schemas.EXAMPLES)
+        """``candidates``, ``targets`` and ``existing``; ``copies`` of a parent's."""
+        tables = dict.fromkeys(TABLE_OF_ROLE.values(), schemas.EXAMPLES)
+        return tables | ({COPIES: schemas.COPIES} if self.parent else {})
 
     @property
     def inputs(self) -> Mapping[str, StageOutput]:
-        """The ingest."""
-        return {"ingest": self.ingest}
+        """The ingest, and the parent's examples."""
+        return {"ingest": self.ingest} | ({"parent": self.parent} if self.parent else {})
 
     def settings(self) -> dict[str, Any]:
         """Nothing can be set."""
@@ -186,11 +190,16 @@ class DeduplicateStage(Stage):
 
     def _deduplicate(self, shard: Shard, sink: Sink) -> None:
         del shard
-        ids = _read_ids(self.ingest)
+        ids = _read_ids(self.ingest.iter_batches(RECORDS, columns=["role", "example_id"]))
         self._check_roles(ids)
+        earlier = _ids_of_examples(self.parent)
+        ids = {role: np.concatenate([earlier[role], ids[role]]) for role in ids}
         kept = {role: find_first_copies(of_role) for role, of_role in ids.items()}
-        seen = dict.fromkeys(ids, 0)
-        written = dict.fromkeys(ids, 0)
+        seen = {role: len(of_role) for role, of_role in earlier.items()}
+        written = dict(seen)
+        for role, count in seen.items():
+            if (copies := _copies_table(role, kept[role][:count])).num_rows:
+                sink.write(COPIES, copies)
         for batch in self.ingest.iter_batches(RECORDS, batch_rows=BATCH_ROWS):
             for role in ids:
                 records = pa.Table.from_batches([batch]).filter(pc.field("role") == role)
@@ -240,12 +249,42 @@ def _group(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return order, np.flatnonzero(is_new)
 
 
-def _read_ids(ingest: StageOutput) -> dict[str, np.ndarray]:
+def _parse_ids(column: pa.Array) -> np.ndarray:
+    """Return ids as [N, 2] unsigned 64-bit halves."""
+    text = "".join(cast("list[str]", column.to_pylist()))
+    return np.frombuffer(bytes.fromhex(text), dtype=">u8").reshape(-1, 2).astype(np.uint64)
+
+
+def _ids_of_examples(examples: StageOutput | None) -> dict[str, np.ndarray]:
+    """Read the ids of a parent's examples, by role; none where there is no parent."""
+    empty = np.empty((0, 2), dtype=np.uint64)
+    found = dict.fromkeys(TABLE_OF_ROLE, empty)
+    if examples is not None:
+        for role, table in TABLE_OF_ROLE.items():
+            batches = examples.iter_batches(table, ["example_id"])
+            parts = [_parse_ids(batch.column("example_id")) for batch in batches]
+            found[role] = np.concatenate([empty, *parts])
+    return found
+
+
+def _copies_table(role: str, num_copies: np.ndarray) -> pa.Table:
+    """Count the further copies of a parent's examples, of those that have any."""
+    rows = np.flatnonzero(num_copies > 0)
+    return pa.table(
+        {
+            "role": pa.array([role] * len(rows), pa.string()),
+            "row_index": pa.array(rows, pa.int64()),
+            "num_duplicates": pa.array(num_copies[rows], pa.int32()),
+        },
+        schema=schemas.COPIES,
+    )
+
+
+def _read_ids(records: Iterable[pa.RecordBatch]) -> dict[str, np.ndarray]:
     """Read the ids of each role as [N, 2] unsigned 64-bit halves."""
     parts: dict[str, list[np.ndarray]] = {role: [] for role in TABLE_OF_ROLE}
-    for batch in ingest.iter_batches(RECORDS, columns=["role", "example_id"]):
-        text = "".join(cast("list[str]", batch.column("example_id").to_pylist()))
-        ids = np.frombuffer(bytes.fromhex(text), dtype=">u8").reshape(-1, 2).astype(np.uint64)
+    for batch in records:
+        ids = _parse_ids(batch.column("example_id"))
         for role, of_role in parts.items():
             mask = pc.equal(batch.column("role"), pa.scalar(role)).to_numpy(zero_copy_only=False)
             of_role.append(ids[mask])

@@ -7,7 +7,7 @@ columns. Suffixes: I rows, J columns, T columns of a tile, K list places, G subt
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -16,7 +16,13 @@ import pyarrow as pa
 from nncift_ray.core.network.factored import FactoredNetwork
 from nncift_ray.core.pairs.column_sums import to_fixed_point
 from nncift_ray.core.pairs.pair_backend import ScoresRows
-from nncift_ray.core.pairs.pair_scores import ScoreStatistics, ScoreTotal, TopK, score_points
+from nncift_ray.core.pairs.pair_scores import (
+    ScoreStatistics,
+    ScoreTotal,
+    TopK,
+    TopKState,
+    score_points,
+)
 from nncift_ray.core.pairs.pair_threads import CpuThreads, run_parts
 from nncift_ray.core.pairs.panels import score_matrix
 from nncift_ray.core.pairs.rescoring import RescoredTopK
@@ -37,7 +43,10 @@ DENSE_ROWS = 256  # written at a time
 
 @dataclass(frozen=True)
 class ListScorer:
-    """Keeps the best helpers of every row, and of `cross` every helper's largest influence."""
+    """Keeps the best helpers of every row, and of `cross` every helper's largest influence.
+
+    ``resume`` returns what some rows have kept already, of columns that come before these.
+    """
 
     network: FactoredNetwork
     columns: ColumnTiles
@@ -46,6 +55,7 @@ class ListScorer:
     num_block_rows: int
     num_threads: int = 1
     dense: bool = False
+    resume: Callable[[RowSpan], TopKState] | None = None
 
     def __call__(self, span: RowSpan, rows: pa.Table, sink: Sink) -> None:
         """Score some rows against all columns.
@@ -62,7 +72,7 @@ class ListScorer:
         write_statistics(sink, span.name, top.statistics.total())
         write_histogram(sink, span.name, counted.count_B)
         if span.name == CROSS:
-            sink.write("column_max", _column_max_table(span.name, maxima))
+            sink.write("column_max", _column_max_table(span.name, self.columns.first, maxima))
         if self.dense:
             self._write_dense(span.name, rows["row_index"], activation, sink)
 
@@ -71,6 +81,7 @@ class ListScorer:
     ) -> tuple[TopK | None, np.ndarray]:
         """Return lists and statistics (None without columns) and every column's maximum."""
         top: TopK | None = None
+        state = None if self.resume is None else self.resume(span)
         maxima: list[np.ndarray] = [np.zeros(0, np.float32)]
         for offset, tile in self.columns:
             try:
@@ -81,13 +92,14 @@ class ListScorer:
                     self.network.bias,
                     self.top_k,
                     column_offset=offset,
-                    state=None if top is None else top.state,
+                    state=state,
                     counted=counted,
                 )
             except ValueError as error:
                 raise bad_activations(
                     span.name, span.start, activation, offset, tile, error
                 ) from error
+            state = top.state
             maxima.append(top.column_max_J)
         return top, np.concatenate(maxima)
 
@@ -198,10 +210,19 @@ class PointScorer:
 class ColumnTiles:
     """The column activations of a block, tile by tile; kept in memory where they fit."""
 
-    def __init__(self, activations: StageOutput, table: str, tile_rows: int, *, keep: bool) -> None:
-        """Read ``table`` in tiles of ``tile_rows``, once if they are to be kept."""
+    def __init__(
+        self,
+        activations: StageOutput,
+        table: str,
+        tile_rows: int,
+        *,
+        keep: bool,
+        first: int = 0,
+    ) -> None:
+        """Read ``table`` from row ``first`` on in tiles, once if they are to be kept."""
         self._activations, self._table, self._tile_rows = activations, table, tile_rows
         self._num_rows, self._keep = activations.num_rows(table), keep
+        self.first = first
         self._kept: list[tuple[int, np.ndarray]] | None = None
 
     def __iter__(self) -> Iterator[tuple[int, np.ndarray]]:
@@ -211,7 +232,7 @@ class ColumnTiles:
         yield from self._read() if self._kept is None else self._kept
 
     def _read(self) -> Iterator[tuple[int, np.ndarray]]:
-        for start in range(0, self._num_rows, self._tile_rows):
+        for start in range(self.first, self._num_rows, self._tile_rows):
             stop = min(start + self._tile_rows, self._num_rows)
             rows = self._activations.read_range(self._table, start, stop, ["activation"])
             yield start, column_matrix(rows["activation"])
@@ -306,12 +327,12 @@ def bad_activations(
     return DataError(f"block '{block}': {error}")
 
 
-def _column_max_table(block: str, maxima: np.ndarray) -> pa.Table:
+def _column_max_table(block: str, first: int, maximum_J: np.ndarray) -> pa.Table:
     return pa.table(
         {
-            "block": pa.array([block] * len(maxima), pa.string()),
-            "helper_index": pa.array(np.arange(len(maxima)), pa.int64()),
-            "max_influence": pa.array(maxima, pa.float32()),
+            "block": pa.array([block] * len(maximum_J), pa.string()),
+            "helper_index": pa.array(np.arange(first, first + len(maximum_J)), pa.int64()),
+            "max_influence": pa.array(maximum_J, pa.float32()),
         },
         schema=schemas.COLUMN_MAX,
     )

@@ -40,8 +40,12 @@ class ProjectStage(RowStage):
         num_hidden: int,
         *,
         shard_rows: int | None = None,
+        parent: StageOutput | None = None,
     ) -> None:
-        """Project the embeddings through the networks of the given blocks."""
+        """Project the embeddings through the networks of the given blocks.
+
+        ``parent`` holds the activations of the first rows, where a run goes on with further data.
+        """
         self._embeddings, self._networks = embeddings, networks
         self._blocks, self._num_hidden = tuple(blocks), num_hidden
         self._shard_rows = shard_rows or DEFAULT_SHARD_ROWS
@@ -53,7 +57,10 @@ class ProjectStage(RowStage):
                 ranges.append((f"{block}_columns", rows["candidates"]))
                 if rows["existing"]:
                     ranges.append((f"{block}_existing", rows["existing"]))
-        self._atoms = RowAtoms(tuple(ranges), ATOM_ROWS)
+        self._parent = parent
+        done = {name: parent.num_rows(name) if parent else 0 for name, _ in ranges}
+        left = tuple((name, count - done[name]) for name, count in ranges)
+        self._atoms = RowAtoms(left, ATOM_ROWS, first_rows=done)
 
     @staticmethod
     def _role(table: str) -> str:
@@ -72,7 +79,8 @@ class ProjectStage(RowStage):
     @property
     def inputs(self) -> Mapping[str, StageOutput]:
         """Embeddings and networks."""
-        return {"embeddings": self._embeddings, "networks": self._networks}
+        inputs = {"embeddings": self._embeddings, "networks": self._networks}
+        return inputs | ({"parent": self._parent} if self._parent else {})
 
     def settings(self) -> dict[str, Any]:
         """The blocks; the rest is in the inputs."""

@@ -188,16 +188,21 @@ class StageOutput:
         """The fingerprint of the work."""
         return self.manifest.fingerprint
 
+    def table_parts(self, table: str) -> list[tuple[Location, PartRecord]]:
+        """Return where each part of a table lies, and its record, in item order."""
+        parts = self.manifest.table_parts(table)
+        return [(self.folder / part.name, part) for part in parts]
+
     def num_rows(self, table: str) -> int:
         """Return the rows of a table, from the manifest alone."""
-        return self.manifest.num_rows(table)
+        return sum(part.rows for _, part in self.table_parts(table))
 
     def iter_batches(
         self, table: str, columns: Sequence[str] | None = None, batch_rows: int = ROW_GROUP_ROWS
     ) -> Iterator[pa.RecordBatch]:
         """Stream a table in item order."""
-        for part in self.manifest.table_parts(table):
-            with self._open_part(part) as file:
+        for location, _ in self.table_parts(table):
+            with self._open_part(location) as file:
                 names = None if columns is None else list(columns)
                 yield from file.iter_batches(batch_rows, columns=names)
 
@@ -217,9 +222,10 @@ class StageOutput:
         """Read the rows [start, stop) of a table, opening only the row groups that hold them."""
         pieces: list[pa.Table] = []
         position = 0
-        for part in self.manifest.table_parts(table):
+        for location, part in self.table_parts(table):
             if position < stop and position + part.rows > start:
-                pieces.extend(self._part_range(part, start - position, stop - position, columns))
+                low, high = start - position, stop - position
+                pieces.extend(self._part_range(location, low, high, columns))
             position += part.rows
         if not pieces:
             raise StorageError(f"{self.folder}: rows {start}..{stop} of '{table}' are not there")
@@ -248,10 +254,10 @@ class StageOutput:
         return pa.concat_tables(pieces).take(pa.array(back, pa.int64()))
 
     def _part_range(
-        self, part: PartRecord, start: int, stop: int, columns: Sequence[str] | None
+        self, location: Location, start: int, stop: int, columns: Sequence[str] | None
     ) -> list[pa.Table]:
         pieces: list[pa.Table] = []
-        with self._open_part(part) as file:
+        with self._open_part(location) as file:
             position = 0
             for group in range(file.num_row_groups):
                 rows = file.metadata.row_group(group).num_rows
@@ -263,8 +269,7 @@ class StageOutput:
                 position += rows
         return pieces
 
-    def _open_part(self, part: PartRecord) -> pq.ParquetFile:
-        location = self.folder / part.name
+    def _open_part(self, location: Location) -> pq.ParquetFile:
         try:
             return pq.ParquetFile(location.path, filesystem=location.fs)
         except (OSError, pa.ArrowInvalid) as error:

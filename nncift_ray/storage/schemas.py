@@ -58,6 +58,15 @@ EXAMPLES = pa.schema(
     ]
 )
 
+# Of a run that goes on from another: the parent's examples of which new data hold further copies.
+COPIES = pa.schema(
+    [
+        pa.field("role", pa.string(), nullable=False),
+        pa.field("row_index", pa.int64(), nullable=False),
+        pa.field("num_duplicates", pa.int32(), nullable=False),  # further copies, all in new data
+    ]
+)
+
 SAMPLED_EXAMPLES = pa.schema(
     [
         pa.field("role", pa.string(), nullable=False),
@@ -292,6 +301,33 @@ SKIPPED = pa.schema(
         pa.field("taken_by_rank", pa.int32()),
         pa.field("taken_share", pa.float64(), nullable=False),  # of alone_gain, by that pick
         pa.field("cosine", pa.float64()),  # of the embeddings of the two
+    ]
+)
+
+
+# Of a run that goes on from another: how far new examples, and for comparison unlabelled ones of
+# the labelled corpus ("reference"), lie from the nearest labelled example.
+DRIFT_DISTANCES = pa.schema(
+    [
+        pa.field("group", pa.string(), nullable=False),  # new | reference
+        pa.field("row_index", pa.int64(), nullable=False),
+        pa.field("distance", pa.float32(), nullable=False),  # cosine distance, 0 to 2
+    ]
+)
+
+# One row a hidden unit and side: the range of the labelled examples, and the shares (0..1) of new
+# and of reference examples below and above it.
+DRIFT_RANGES = pa.schema(
+    [
+        pa.field("block", pa.string(), nullable=False),
+        pa.field("side", pa.string(), nullable=False),  # rows | columns
+        pa.field("unit", pa.int32(), nullable=False),
+        pa.field("low", pa.float32(), nullable=False),
+        pa.field("high", pa.float32(), nullable=False),
+        pa.field("new_below", pa.float64(), nullable=False),
+        pa.field("new_above", pa.float64(), nullable=False),
+        pa.field("reference_below", pa.float64(), nullable=False),
+        pa.field("reference_above", pa.float64(), nullable=False),
     ]
 )
 

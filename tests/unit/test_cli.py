@@ -21,6 +21,7 @@ COMMANDS = (
     "query",
     "explain",
     "diff",
+    "extend",
     "show-config",
     "doctor",
 )

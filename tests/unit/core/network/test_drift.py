@@ -1,0 +1,118 @@
+"""Drift: what the measures are, and when the rule asks for new labels, both ways."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats import mannwhitneyu
+
+from nncift_ray.core.network.drift import (
+    MAX_FARTHER,
+    MIN_EXAMPLES,
+    MIN_RANGE_EXCESS,
+    DistanceShift,
+    RangeShare,
+    compare_distances,
+    count_outside,
+    judge,
+    nearest_distances,
+)
+from nncift_ray.errors import ShapeError
+
+DIMENSION = 16
+DISTANCE_TOLERANCE = 1e-6  # float32 cosines
+
+
+def unit_vectors(count: int, seed: int, centre: float = 0.0) -> np.ndarray:
+    """Draw unit vectors around a direction; ``centre`` says how close together they lie."""
+    rng = np.random.default_rng(seed)
+    vectors = rng.normal(size=(count, DIMENSION))
+    vectors[:, 0] += centre
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def distances_of(new: np.ndarray, seed: int = 1) -> DistanceShift:
+    """Compare new vectors with further ones of a corpus, from a labelled sample of it."""
+    labelled, rest = unit_vectors(60, seed, centre=3), unit_vectors(400, seed + 1, centre=3)
+    return compare_distances(nearest_distances(new, labelled), nearest_distances(rest, labelled))
+
+
+def test_nearest_distance_is_the_least_of_all_cosine_distances() -> None:
+    vectors, labelled = unit_vectors(2500, 0), unit_vectors(33, 1)
+    wanted = (1 - vectors.astype(np.float64) @ labelled.T.astype(np.float64)).min(axis=1)
+    found = nearest_distances(vectors, labelled)
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=DISTANCE_TOLERANCE)
+
+
+def test_farther_is_the_share_of_pairs_in_which_the_new_one_is_farther() -> None:
+    rng = np.random.default_rng(0)
+    new, reference = rng.integers(0, 9, 40) / 8, rng.integers(0, 7, 70) / 8
+    statistic = mannwhitneyu(new, reference).statistic
+    assert compare_distances(new, reference).farther == pytest.approx(statistic / (40 * 70))
+
+
+def test_equal_samples_are_farther_with_chance_one_half() -> None:
+    same = np.linspace(0, 1, 50)
+    found = compare_distances(same, same)
+    assert (found.farther, found.sigmas, found.ks) == (0.5, 0.0, 0.0)
+
+
+def test_outside_counts_each_unit_on_each_side() -> None:
+    activations = np.array([[-2, 0], [0, 5], [3, 1]], np.float32)
+    counts = count_outside(activations, np.float32([-1, 0]), np.float32([1, 4]))
+    np.testing.assert_array_equal(counts, [[1, 0], [1, 1]])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_more_of_the_same_corpus_asks_for_no_labels(seed: int) -> None:
+    shift = distances_of(unit_vectors(300, 50 + seed, centre=3), seed=10 * seed)
+    assert not judge(shift, [RangeShare("within", "rows", 0.021, 0.02)]).due
+
+
+def test_another_domain_asks_for_labels_and_says_why() -> None:
+    verdict = judge(distances_of(unit_vectors(300, 9, centre=-3)), [])
+    assert verdict.due
+    assert "farther from the labelled sample" in verdict.reasons[0]
+
+
+def test_activations_out_of_range_ask_for_labels_and_say_where() -> None:
+    verdict = judge(None, [RangeShare("cross", "columns", 0.08, 0.02)])
+    assert verdict.due
+    assert "8.0% of the cross columns activations" in verdict.reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("new", "reference", "due"),
+    [
+        (0.0, 0.0, False),
+        (MIN_RANGE_EXCESS / 2, 0.0, False),  # nothing outside among the corpus: any share is twice
+        (MIN_RANGE_EXCESS, 0.0, True),
+        (0.07, 0.04, False),
+        (0.08, 0.04, True),
+    ],
+)
+def test_a_range_counts_from_both_its_bounds(new: float, reference: float, due: bool) -> None:
+    assert judge(None, [RangeShare("within", "rows", new, reference)]).due is due
+
+
+def test_a_distance_counts_from_both_its_bounds() -> None:
+    assert not judge(DistanceShift(MAX_FARTHER + 0.2, 2.9, 0.5), []).due
+    assert not judge(DistanceShift(MAX_FARTHER - 0.01, 20.0, 0.5), []).due
+    assert judge(DistanceShift(MAX_FARTHER, 3.0, 0.5), []).due
+
+
+def test_a_handful_of_new_examples_is_never_enough() -> None:
+    shares = [RangeShare("within", "rows", 0.9, 0.0)]
+    assert not judge(DistanceShift(1.0, 9.0, 1.0), shares, MIN_EXAMPLES - 1).due
+    assert judge(DistanceShift(1.0, 9.0, 1.0), shares, MIN_EXAMPLES).due
+
+
+def test_arrays_that_do_not_belong_together_are_refused() -> None:
+    with pytest.raises(ShapeError, match="one D"):
+        nearest_distances(unit_vectors(2, 0), np.ones((2, 3), np.float32))
+    with pytest.raises(ShapeError, match="no labelled example"):
+        nearest_distances(unit_vectors(2, 0), np.ones((0, DIMENSION), np.float32))
+    with pytest.raises(ShapeError, match="ranges"):
+        count_outside(np.ones((2, 3), np.float32), np.ones(2, np.float32), np.ones(2, np.float32))
+    with pytest.raises(ValueError, match="none to compare"):
+        compare_distances(np.zeros(0), np.zeros(3))

@@ -1,0 +1,67 @@
+"""Lists that go on with further columns end as lists over all columns at once."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from nncift_ray.core.pairs.list_merging import state_of_lists
+from nncift_ray.core.pairs.pair_scores import TopK, top_k_rows
+from nncift_ray.errors import ShapeError
+
+NUM_ROWS, NUM_COLUMNS, NUM_HIDDEN = 21, 60, 5
+
+
+def network(seed: int, *, coarse: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Make activations; coarse ones have few values, so that many scores tie."""
+    rng = np.random.default_rng(seed)
+    shapes = ((NUM_ROWS, NUM_HIDDEN), (NUM_COLUMNS, NUM_HIDDEN), (NUM_HIDDEN,))
+    arrays = [rng.normal(size=shape) for shape in shapes]
+    arrays = [np.round(array) for array in arrays] if coarse else arrays
+    return tuple(array.astype(np.float32) for array in arrays)  # type: ignore[return-value]
+
+
+def split(seed: int, k: int, seam: int, *, coarse: bool) -> tuple[TopK, TopK]:
+    """Return lists over all columns, and lists stored at the seam and gone on with."""
+    a, b, w = network(seed, coarse=coarse)
+    whole = top_k_rows(a, b, w, 0.5, k)
+    first = top_k_rows(a, b[:seam], w, 0.5, k)
+    state = state_of_lists(first.index_IK, first.score_IK)
+    return whole, top_k_rows(a, b[seam:], w, 0.5, k, column_offset=seam, state=state)
+
+
+@pytest.mark.parametrize("coarse", [False, True])
+@pytest.mark.parametrize(("k", "seam"), [(1, 30), (8, 3), (8, 59), (64, 30), (100, 1), (8, 0)])
+def test_stored_lists_go_on_to_the_lists_of_all_columns(k: int, seam: int, coarse: bool) -> None:
+    whole, merged = split(3, k, seam, coarse=coarse)
+    np.testing.assert_array_equal(merged.index_IK, whole.index_IK)
+    np.testing.assert_array_equal(merged.score_IK, whole.score_IK)
+
+
+def test_statistics_are_of_the_further_columns_only() -> None:
+    _, merged = split(1, 4, 50, coarse=False)
+    assert set(merged.statistics.num_pairs_I.tolist()) == {10}
+
+
+def test_no_further_columns_leave_the_lists_as_they_were() -> None:
+    a, b, w = network(2, coarse=True)
+    first = top_k_rows(a, b, w, 0.0, 7)
+    state = state_of_lists(first.index_IK, first.score_IK)
+    again = top_k_rows(a, b[:0], w, 0.0, 7, state=state)
+    np.testing.assert_array_equal(again.index_IK, first.index_IK)
+    np.testing.assert_array_equal(again.score_IK, first.score_IK)
+
+
+def test_places_may_stand_in_any_order() -> None:
+    a, b, w = network(4, coarse=True)
+    first = top_k_rows(a, b, w, 0.0, 9)
+    turned = state_of_lists(first.index_IK[:, ::-1], first.score_IK[:, ::-1])
+    straight = state_of_lists(first.index_IK, first.score_IK)
+    np.testing.assert_array_equal(turned.key_IK, straight.key_IK)
+
+
+def test_lists_that_do_not_belong_together_are_refused() -> None:
+    with pytest.raises(ShapeError, match=r"\(2, 3\) and \(2, 2\)"):
+        state_of_lists(np.zeros((2, 3), np.int32), np.zeros((2, 2), np.float32))
+    with pytest.raises(ValueError, match="NaN"):
+        state_of_lists(np.zeros((1, 1), np.int32), np.full((1, 1), np.nan, np.float32))

@@ -1,0 +1,113 @@
+"""A chain of stages, gone on from with new files, and the same corpus scored in one go.
+
+No Ray, a hash as embedder; the network of the whole is the parent's, so that the two must agree.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from nncift_ray.pipeline.extending import Extension, recipe_of_union, run_extension
+from nncift_ray.pipeline.opening import open_run
+from nncift_ray.pipeline.selecting import selection_plan
+from nncift_ray.stages.driver import execute_here, run_stage
+from nncift_ray.stages.embed import EmbedStage
+from nncift_ray.stages.export import ExportStage
+from nncift_ray.stages.ingest import DeduplicateStage, IngestStage, find_sources
+from nncift_ray.stages.progress import SilentReporter
+from nncift_ray.stages.project import ProjectStage
+from nncift_ray.stages.score_pairs import ScorePairsStage
+from nncift_ray.stages.select import SelectStage
+from nncift_ray.stages.selection_plan import TOP_K
+from nncift_ray.stages.stage import Stage
+from nncift_ray.storage.filesystem import Location
+from nncift_ray.storage.output import StageOutput
+from tests.unit.pipeline.recorded import record_run
+from tests.unit.stages.chain import MODEL, make_embedder, run_chain
+
+NUM_OLD, NUM_NEW, NUM_TARGETS, BUDGET, TOP_K_KEPT = 300, 70, 12, 25, 10
+Outputs = dict[str, StageOutput]
+
+
+def write_new(path: Path, first: int, count: int, *, copies_of: tuple[int, ...] = ()) -> str:
+    """Write new candidates, numbered on from the chain's, with copies of old ones in between."""
+    numbers = [
+        *range(first, first + count // 2),
+        *copies_of,
+        *range(first + count // 2, first + count),
+    ]
+    rows = [
+        {"prompt": f"candidates question {i}", "completion": f"answer {i % 7} of {i}"}
+        | {"task": f"task {i % 3}"}
+        for i in numbers
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def make_parent(folder: Path, **options: Any) -> str:
+    """Run a chain and return its run directory."""
+    sizes = {"num_candidates": NUM_OLD, "num_targets": NUM_TARGETS, "budget": BUDGET}
+    outputs = run_chain(folder, **(sizes | options))
+    data = {"subtask_by": options["subtask_by"]} if options.get("subtask_by") else {}
+    if options.get("num_existing"):
+        data["existing"] = [str(folder / "corpus" / "existing.jsonl")]
+    return record_run(folder, outputs, **data)
+
+
+def make_extension(parent_dir: str, new: str, run_dir: str, *overrides: str) -> Extension:
+    """Prepare an extension whose embedder is the chain's hash."""
+    parent = open_run(parent_dir)
+    config = recipe_of_union(parent.config, [new], run_dir, overrides)
+    return Extension(parent, config, find_sources([new], []), MODEL, make_embedder)
+
+
+def grow(parent_dir: str, new: str, run_dir: str, *overrides: str) -> Outputs:
+    """Go on from a run with a new file, in this process."""
+    location = Location.of(run_dir)
+    location.make_folder()
+    extension = make_extension(parent_dir, new, run_dir, *overrides)
+    return run_extension(extension, location, execute_here, SilentReporter())
+
+
+def score_whole(
+    folder: Path, parent_dir: str, new: list[str], *, with_targets: bool = True
+) -> Outputs:
+    """Run every stage after the fit on old and new files together, with the parent's network."""
+    parent = open_run(parent_dir)
+    while parent.record.get("parent"):
+        parent = open_run(parent.record["parent"]["run_dir"])
+    config, outputs = parent.config, dict(parent.outputs)
+    networks = outputs["fit"]
+    blocks = tuple(networks.manifest.settings["blocks"])
+    location = Location.of(str(folder / "whole"))
+
+    def run(stage: Stage) -> StageOutput:
+        output = run_stage(stage, location, execute=execute_here, reporter=SilentReporter())
+        outputs[stage.name] = output
+        return output
+
+    data = config.data
+    targets = data.targets if with_targets else []
+    sources = find_sources([*data.candidates, *new], targets, data.existing)
+    examples = run(DeduplicateStage(run(IngestStage(sources))))
+    embeddings = run(EmbedStage(examples, MODEL, make_embedder))
+    num_hidden = config.network.num_hidden
+    activations = run(ProjectStage(embeddings, networks, blocks, num_hidden))
+    objective = config.objective
+    scores = run(
+        ScorePairsStage(
+            activations,
+            networks,
+            blocks,
+            top_k=None if objective == TOP_K else TOP_K_KEPT,
+            examples=examples,
+            subtask_by=data.subtask_by,
+        )
+    )
+    plan = selection_plan(config, blocks)
+    ranking = run(SelectStage(scores, embeddings, plan, examples=examples))
+    run(ExportStage(ranking, examples))
+    return outputs
