@@ -30,7 +30,8 @@ class EmbeddingCache:
     @classmethod
     def of_packaged_model(cls, root: Path = CACHE) -> EmbeddingCache:
         """Return the cache of the packaged MiniLM's vectors."""
-        return cls(root / f"t0-{resolve_embedder(EMBEDDED_EMBEDDER).revision[:16]}")
+        revision = resolve_embedder(EMBEDDED_EMBEDDER).revision
+        return cls(root / f"t0-{revision.replace('==', '-')}")
 
     def read(self, num_rows: int) -> np.ndarray:
         """Return the vectors [N, D] that are there, at most so many."""
