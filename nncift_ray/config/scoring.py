@@ -62,8 +62,8 @@ class PairScoresConfig(Section):
         top_k: Helpers kept of every row.
         generator: What the index is built on: how columns help sampled rows ("anchor"), parabolas
             in place of the hidden units ("quadratic"), or the embeddings ("cosine", a baseline).
-        index: "ivf" scores whole cells of columns, "hnsw" and "flat" list single columns; "auto"
-            is "ivf".
+        index: How columns are listed: "ivf" looks through some cells of them, "hnsw" walks a graph,
+            "flat" looks at all; "auto" is "ivf".
         min_recall: Share of the true top K that a pruned run must find, on average over rows.
         recall_rows: Rows the search is tuned on, and as many others that it is checked on.
         on_low_recall: What to do where even the widest search finds too little: stop, or go exact.

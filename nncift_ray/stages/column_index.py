@@ -1,8 +1,10 @@
 """The columns of a block, findable: generator, FAISS index and packed columns behind one search.
 
-The index stage builds it and tunes how widely to search; scoring workers read it back. A row's
-candidates come from calls of a fixed number of rows, numbered from the block's first row, and from
-one thread of FAISS each: so neither shards nor actors nor threads change them.
+The index stage builds it and tunes how widely to search; scoring workers read it back. Columns are
+listed by inner product and scored anew (ADR 15). What an IVF index lists for a row depends on the
+row alone. The other kinds are FAISS's to search: their candidates come from calls of a fixed number
+of rows, numbered from the block's first row, and from one thread each. So neither shards nor actors
+nor threads change them.
 
 Suffixes: I rows, J columns, X activations [H] or embeddings [D], F features, P probed cells,
 C candidates, K kept columns.
@@ -19,9 +21,8 @@ from nncift_ray.core.candidates.anchor import AnchorGenerator
 from nncift_ray.core.candidates.cosine import CosineGenerator
 from nncift_ray.core.candidates.protocol import CandidateGenerator
 from nncift_ray.core.candidates.quadratic import QuadraticGenerator
-from nncift_ray.core.candidates.recall import SearchSettings, listing_schedule, widening_schedule
+from nncift_ray.core.candidates.recall import SearchSettings, listing_schedule
 from nncift_ray.core.network.factored import FactoredNetwork
-from nncift_ray.core.pairs.cell_scores import PackedCells, pack_cells
 from nncift_ray.core.pairs.pair_threads import CpuThreads, run_parts
 from nncift_ray.core.pairs.rescoring import PackedColumns, RescoredTopK, pack_columns
 from nncift_ray.models.neighbour_index import IndexKind, NeighbourIndex, sample_size
@@ -31,6 +32,7 @@ from nncift_ray.storage.output import Sink, StageOutput
 from nncift_ray.storage.schemas import helped_role
 
 CALL_ROWS = 256
+CELL_CALL_ROWS = 4096  # rows of one call share the reading of a cell
 FEATURE_TILE = 16_384
 FIT_SAMPLE = 4096  # rows, and columns, that a generator is fitted on
 
@@ -57,7 +59,7 @@ class ColumnIndex:
 
     generator: CandidateGenerator
     neighbours: NeighbourIndex
-    columns: PackedCells | PackedColumns
+    columns: PackedColumns
     threads: CpuThreads
 
     @property
@@ -67,23 +69,15 @@ class ColumnIndex:
 
     def schedule(self, k: int) -> list[SearchSettings]:
         """Return the settings to try, narrowest first."""
-        num_cells = self.neighbours.num_cells
-        if isinstance(self.columns, PackedCells):
-            return widening_schedule(num_cells)
-        return listing_schedule(k, self.num_columns, num_cells)
+        return listing_schedule(k, self.num_columns, self.neighbours.num_cells)
 
     def queries(self, row_IX: np.ndarray) -> np.ndarray:
         """Return the query vectors [I, F] of rows."""
         return self._in_calls(len(row_IX), lambda rows: self.generator.row_queries(row_IX[rows]))
 
     def propose(self, query_IF: np.ndarray, settings: SearchSettings) -> np.ndarray:
-        """Return the cells to score for each row [I, P], or the columns [I, C]."""
-        num_candidates = settings.num_candidates
-        if num_candidates is None:
-            return self._in_calls(
-                len(query_IF),
-                lambda rows: self.neighbours.probe(query_IF[rows], settings.num_probes),
-            )
+        """Return the columns to score for each row [I, C]."""
+        num_candidates = settings.num_candidates or self.num_columns
         return self._in_calls(
             len(query_IF),
             lambda rows: self.neighbours.search(
@@ -91,10 +85,14 @@ class ColumnIndex:
             ),
         )
 
+    def choose_cells(self, query_IF: np.ndarray, num_probes: int) -> np.ndarray:
+        """Return the cells that a search of rows goes through [I, P]."""
+        return self._in_calls(
+            len(query_IF), lambda rows: self.neighbours.probe(query_IF[rows], num_probes)
+        )
+
     def score(self, a_IH: np.ndarray, proposed: np.ndarray, k: int) -> RescoredTopK:
         """Score what was proposed, exactly, and keep the K best of each row."""
-        if isinstance(self.columns, PackedCells):
-            return self.threads.score_cells(a_IH, self.columns, proposed, k)
         return self.threads.rescore_rows(a_IH, self.columns, proposed, k)
 
     def search(
@@ -104,10 +102,14 @@ class ColumnIndex:
         return self.score(a_IH, self.propose(self.queries(row_IX), settings), k)
 
     def _in_calls(self, num_rows: int, task: Callable[[slice], np.ndarray]) -> np.ndarray:
-        """Run a task on every CALL_ROWS rows, on threads."""
+        """Run a task on so many rows at a time, on threads."""
+        call_rows = CALL_ROWS
+        if self.neighbours.kind == "ivf":
+            share = -(-num_rows // self.threads.num_threads)
+            call_rows = max(1, min(CELL_CALL_ROWS, share))
         calls = [
-            slice(start, min(start + CALL_ROWS, num_rows))
-            for start in range(0, max(num_rows, 1), CALL_ROWS)
+            slice(start, min(start + call_rows, num_rows))
+            for start in range(0, max(num_rows, 1), call_rows)
         ]
 
         def run(numbers: slice) -> list[np.ndarray]:
@@ -164,12 +166,7 @@ def assemble(
     num_threads: int,
 ) -> ColumnIndex:
     """Put an index together with the columns, packed as its kind is scored."""
-    columns: PackedCells | PackedColumns
-    if neighbours.kind == "ivf":
-        cells = neighbours.cells()
-        columns = pack_cells(b_JH, network.w_H, network.bias, cells, neighbours.num_cells)
-    else:
-        columns = pack_columns(b_JH, network.w_H, network.bias)
+    columns = pack_columns(b_JH, network.w_H, network.bias)
     return ColumnIndex(generator, neighbours, columns, CpuThreads(num_threads))
 
 

@@ -16,6 +16,7 @@ from nncift_ray.stages.column_index import ColumnIndex, ColumnSource
 SAMPLE_ROWS, SAMPLE_COLUMNS = 2048, 16_384
 LARGEST_CROSSING = 2**30
 STEPS_PER_DOUBLING = 4
+SMALLEST_SHARE = 10  # listing takes at least a tenth of the time that it is measured with
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,15 +51,19 @@ def measure_rates(
     def score_all() -> object:
         return score_rows(rows.a_IH, b_JH, network.w_H, network.bias, k)
 
+    # Listing chooses cells too: that part is timed apart, since it grows otherwise.
+    num_cells_here, num_probes = index.neighbours.num_cells, settings.num_probes
+    probed_columns = index.num_columns * min(1.0, num_probes / num_cells_here)
+    choosing = fastest_seconds(lambda: index.choose_cells(query_IF, num_probes))
+    listing = fastest_seconds(lambda: index.propose(query_IF, settings))
     score_all()  # a device compiles on its first call
     return Rates(
         exact_pairs=num_rows * len(b_JH) / fastest_seconds(score_all),
         featured_columns=len(column_JX)
         / fastest_seconds(lambda: index.generator.column_features(column_JX)),
         queried_rows=num_rows / fastest_seconds(lambda: index.queries(rows.row_IX)),
-        comparisons=num_rows
-        * index.neighbours.num_cells
-        / fastest_seconds(lambda: index.propose(query_IF, settings)),
+        comparisons=num_rows * num_cells_here / choosing,
+        products=num_rows * probed_columns / max(listing - choosing, listing / SMALLEST_SHARE),
         probed_pairs=max(num_scored, 1)
         / fastest_seconds(lambda: index.score(rows.a_IH, proposed, k)),
     )
@@ -71,6 +76,7 @@ def predict(
     num_columns: int,
     cells: int,
     scored_fraction: float,
+    num_probes: int,
     num_workers: int,
 ) -> CostEstimate:
     """Predict the seconds of both ways for a block."""
@@ -82,13 +88,14 @@ def predict(
         scored_fraction=scored_fraction,
         build_comparisons=build_comparisons(num_columns) if cells > 1 else num_columns,
         num_workers=num_workers,
+        probed_fraction=min(1.0, num_probes / cells),
     )
 
 
-def crossing_rows(rates: Rates, num_probes: int, num_workers: int) -> int | None:
+def crossing_rows(rates: Rates, settings: SearchSettings, num_workers: int) -> int | None:
     """Return from how many rows, and as many columns, on pruning is predicted to be faster.
 
-    The number of cells probed is taken to stay as it is. None: not below 2**30.
+    Cells probed and columns listed a row are taken to stay as they are. None: not below 2**30.
     """
     size = 1024
     while size <= LARGEST_CROSSING:
@@ -98,7 +105,8 @@ def crossing_rows(rates: Rates, num_probes: int, num_workers: int) -> int | None
             num_rows=size,
             num_columns=size,
             cells=cells,
-            scored_fraction=min(1.0, num_probes / cells),
+            scored_fraction=min(1.0, (settings.num_candidates or size) / size),
+            num_probes=settings.num_probes,
             num_workers=num_workers,
         )
         if estimate.pruning_pays:

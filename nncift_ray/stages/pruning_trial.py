@@ -108,8 +108,8 @@ class PruningTrial:
         narrowest = index.schedule(self.data.top_k)[0]
         rates = self._rates(index, narrowest)
         cells = num_cells(len(source.b_JH)) if self.options.kind == "ivf" else 1
-        share = narrowest.num_probes / cells if narrowest.num_candidates is None else 0.0
-        estimate = self._predict(rates, cells, min(1.0, share))
+        share = (narrowest.num_candidates or SAMPLE_COLUMNS) / len(source.b_JH)
+        estimate = self._predict(rates, cells, min(1.0, share), narrowest.num_probes)
         if estimate.pruning_pays:
             return None
         reason = "even the narrowest search of an index is predicted to be slower"
@@ -154,11 +154,12 @@ class PruningTrial:
     def _compare(self, index: ColumnIndex, point: RecallPoint) -> BlockDecision:
         """Predict both ways with what tuning found, and choose."""
         rates = self._rates(index, point.settings)
-        estimate = self._predict(rates, index.neighbours.num_cells, point.scored_fraction)
+        estimate = self._predict(
+            rates, index.neighbours.num_cells, point.scored_fraction, point.settings.num_probes
+        )
         known = {**_found(point), **_seconds(estimate)}
-        if point.settings.num_candidates is None:
-            num_probes = point.settings.num_probes
-            known["crossing_rows"] = crossing_rows(rates, num_probes, self.num_workers)
+        if self.options.kind == "ivf":
+            known["crossing_rows"] = crossing_rows(rates, point.settings, self.num_workers)
         if self.options.mode == "auto":
             if estimate.pruning_pays:
                 return self._decision(PRUNED, "it is predicted to be the faster way", **known)
@@ -173,13 +174,16 @@ class PruningTrial:
         data = self.data
         return self.measure(index, data.timing, data.source, settings, data.top_k, self.score_rows)
 
-    def _predict(self, rates: Rates, cells: int, scored_fraction: float) -> CostEstimate:
+    def _predict(
+        self, rates: Rates, cells: int, scored_fraction: float, num_probes: int
+    ) -> CostEstimate:
         return predict(
             rates,
             num_rows=self.data.num_rows,
             num_columns=len(self.data.source.b_JH),
             cells=cells,
             scored_fraction=scored_fraction,
+            num_probes=num_probes,
             num_workers=self.num_workers,
         )
 

@@ -12,8 +12,8 @@ FLOAT_BYTES, LONG_BYTES = 4, 8
 #: Python with the libraries, and what reading and writing Parquet takes.
 PROCESS_BYTES = 450 * 10**6
 TILE_COPIES = 4  # of the columns read at a time: as Parquet, as Arrow, as numbers, packed
-PADDING = 1.1  # cells are packed in whole panels
-FEATURE_COPIES = 3  # the index, its bytes while they are read or written, and one tile's features
+PADDING = 1.2  # hidden units are padded to sixteens, cells to whole panels
+FEATURE_COPIES = 4  # the index, its bytes while they are read, and packed for searching
 MEMORY_KEY = "pair_scores.max_worker_bytes"
 
 

@@ -5,6 +5,7 @@ Suffixes: I rows, J columns, H hidden units, F features.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,7 +35,9 @@ class Rates:
     comparisons: float
     """Queries compared with centres of cells, the choice of cells included."""
     probed_pairs: float
-    """Pairs scored cell by cell, top K included."""
+    """Pairs scored exactly, top K included: those of whole cells, or of listed columns."""
+    products: float = math.inf
+    """Inner products with columns in the cells probed, the best listed; none for whole cells."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,7 @@ def estimate_cost(
     scored_fraction: float,
     build_comparisons: int,
     num_workers: int = 1,
+    probed_fraction: float = 0.0,
 ) -> CostEstimate:
     """Predict the seconds of both ways.
 
@@ -73,14 +77,16 @@ def estimate_cost(
         num_rows: Rows I of the whole job.
         num_columns: Columns J.
         num_cells: Cells of the index.
-        scored_fraction: Share of a row's pairs in the cells it probes, as tuning measured it;
-            before that, probed cells over cells.
+        scored_fraction: Share of a row's pairs that are scored, as tuning measured it; before
+            that, probed cells over cells, or listed columns over columns.
         build_comparisons: Vectors compared while the index is built.
         num_workers: Workers that score at the same time.
+        probed_fraction: Probed cells over cells, where their columns are listed first.
     """
     row_seconds = (
         1 / rates.queried_rows
         + num_cells / rates.comparisons
+        + num_columns * probed_fraction / rates.products
         + num_columns * scored_fraction / rates.probed_pairs
     )
     return CostEstimate(

@@ -100,7 +100,10 @@ def recall_by_hand(scores: StageOutput, exact: StageOutput, rows: np.ndarray) ->
 
 
 def probe_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(column_index, "widening_schedule", lambda n: [SearchSettings(n)])
+    def everything(k: int, num_columns: int, num_cells: int) -> list[SearchSettings]:
+        return [SearchSettings(num_cells, num_columns)]
+
+    monkeypatch.setattr(column_index, "listing_schedule", everything)
 
 
 @pytest.mark.parametrize("generator", ["anchor", "quadratic", "cosine"])

@@ -218,12 +218,28 @@ def test_estimate_adds_up_what_each_step_costs() -> None:
     assert not cost.pruning_pays
 
 
+def test_estimate_counts_products_with_the_columns_of_probed_cells() -> None:
+    rates = Rates(1e6, np.inf, np.inf, np.inf, 1e4, products=1e5)
+    cost = estimate_cost(
+        rates,
+        num_rows=100,
+        num_columns=1000,
+        num_cells=10,
+        scored_fraction=0.01,
+        build_comparisons=0,
+        probed_fraction=0.2,
+    )
+    # A row: 200 products at 1e5, 10 scores at 1e4.
+    assert cost.search_seconds == pytest.approx(100 * (0.002 + 0.001))
+
+
 def test_measured_rates_are_positive_and_finite(activations: FitRows) -> None:
     network, a, b = activations
     cells = pack_cells(b, network.w_H, network.bias, np.arange(COLUMNS) % 5, 5)
     generator = AnchorGenerator.fit(network, a, b, seed=0)
     rates = measure_rates(generator, _first_cells, cells, a, b, K, num_probes=2)
-    speeds = np.array([getattr(rates, name) for name in Rates.__slots__])
+    assert rates.products == np.inf  # whole cells are scored: none is listed
+    speeds = np.array([getattr(rates, name) for name in Rates.__slots__ if name != "products"])
     assert (np.isfinite(speeds) & (speeds > 0)).all()
 
 
