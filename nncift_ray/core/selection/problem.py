@@ -280,6 +280,13 @@ def add(columns: Columns, state: State, j: int) -> None:
 
 
 @compiled
+def add_each(columns: Columns, state: State, columns_S: I64) -> None:
+    """Add columns to the selection."""
+    for j in columns_S:
+        add(columns, state, j)
+
+
+@compiled
 def all_gains(columns: Columns, state: State, gain_J: F64) -> None:
     """Write the gain of every column, picked ones included."""
     for j in range(len(gain_J)):

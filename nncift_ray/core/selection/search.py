@@ -36,7 +36,7 @@ from nncift_ray.core.selection.problem import (
     all_gains,
     gain_of,
 )
-from nncift_ray.core.selection.upper_bound import bound_from
+from nncift_ray.core.selection.upper_bound import upper_bound
 from nncift_ray.errors import ShapeError
 
 F64 = NDArray[np.float64]
@@ -146,8 +146,6 @@ class Search:
         )  # fmt: skip
         self.gain_J = np.empty(num_columns)  # of the state when the search began
         all_gains(self.columns, self.state, self.gain_J)
-        self._monotone = self.problem.is_monotone()
-        self._bound = self._bound_now()
         self._replay(np.asarray(constraints.include, np.int64), np.asarray(prefix, np.int64))
 
     @property
@@ -165,16 +163,14 @@ class Search:
     def ranking(self, *, stopped: bool, rule: RankedBy | None = None) -> Ranking:
         """Return what was picked; `stopped` says that `stop_gain` ended it."""
         picked = self.picked
-        all_gains(self.columns, self.state, self.gain_J)
-        bound = self._bound
-        if bound is not None:
-            bound = min(bound, self._bound_now() or 0.0)
         stopped_by = "stop_gain" if stopped or self.log.num[CLOSED] else self._ended_by()
-        log = self.log
-        return Ranking(
-            log.order[:picked].copy(), log.gain[:picked].copy(), log.objective[:picked].copy(),
-            bound, stopped_by, rule or self.rule,
-        )  # fmt: skip
+        order, gain, objective = (values[:picked].copy() for values in self.log[:3])
+        selectable_J = self.admission.open_J.copy()
+        selectable_J[order] = True
+        bound = upper_bound(
+            self.problem, order, objective, selectable_J, self.admission.cost_J, self.budget
+        )
+        return Ranking(order, gain, objective, bound, stopped_by, rule or self.rule)
 
     def _ended_by(self) -> StoppedBy:
         if self.picked == self.budget.max_count:
@@ -183,16 +179,6 @@ class Search:
         verdicts = np.empty(len(open_J), np.int64)
         admits_each(self.admission, open_J, verdicts)
         return "budget" if (verdicts == TOO_DEAR).any() else "exhausted"
-
-    def _bound_now(self) -> float | None:
-        """Return the bound that the present gains (`gain_J`) give."""
-        if not self._monotone:
-            return None
-        value = float(self.log.objective[self.picked - 1]) if self.picked else 0.0
-        return bound_from(value, self.gain_J, self._open(), self.admission.cost_J, self.budget)
-
-    def _open(self) -> NDArray[np.bool_]:
-        return self.admission.open_J
 
     def _replay(self, include_S: I64, prefix_S: I64) -> None:
         """Pick the must-includes, then what an interrupted run had picked after them."""

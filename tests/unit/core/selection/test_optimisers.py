@@ -22,6 +22,7 @@ from nncift_ray.core.selection.greedy import (
 from nncift_ray.core.selection.objectives import FacilityLocation, TopScores
 from nncift_ray.core.selection.partitioned import greedi, multi_round_greedy, part_of_columns
 from nncift_ray.core.selection.stochastic import stochastic_greedy
+from nncift_ray.core.selection.upper_bound import upper_bound
 from tests.unit.core.selection.instances import (
     ALWAYS_MONOTONE,
     KINDS,
@@ -215,6 +216,19 @@ def test_the_share_of_the_best_is_told_for_any_selection() -> None:
     assert GREEDY_BOUND <= greedy.share_of_best <= 1
     assert drawn.share_of_best < greedy.share_of_best
     assert drawn.rule == "random"
+
+
+def test_the_middle_of_a_ranking_bounds_better_where_gains_still_fall() -> None:
+    objective = draw_instance(16, 60).objective("query_mutual_information")
+    problem, budget, count = objective.problem(), Budget(20), 20
+    ranking = lazy_greedy(objective, budget)
+    open_J, cost_J = np.ones(60, np.bool_), np.zeros(60)
+    places = [slice(0), slice(count // 2), slice(count)]
+    alone = [
+        upper_bound(problem, ranking.order[at], ranking.objective[at], open_J, cost_J, budget)
+        for at in places
+    ]
+    assert ranking.upper_bound == min(bound for bound in alone if bound is not None)
 
 
 @pytest.mark.parametrize(
