@@ -164,7 +164,8 @@ class Search:
         """Return what was picked; `stopped` says that `stop_gain` ended it."""
         picked = self.picked
         stopped_by = "stop_gain" if stopped or self.log.num[CLOSED] else self._ended_by()
-        order, gain, objective = (values[:picked].copy() for values in self.log[:3])
+        order, gain = self.log.order[:picked].copy(), self.log.gain[:picked].copy()
+        objective = self.log.objective[:picked].copy()
         selectable_J = self.admission.open_J.copy()
         selectable_J[order] = True
         bound = upper_bound(

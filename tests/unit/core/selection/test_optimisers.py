@@ -21,8 +21,9 @@ from nncift_ray.core.selection.greedy import (
 )
 from nncift_ray.core.selection.objectives import FacilityLocation, TopScores
 from nncift_ray.core.selection.partitioned import greedi, multi_round_greedy, part_of_columns
+from nncift_ray.core.selection.problem import add_each, all_gains
 from nncift_ray.core.selection.stochastic import stochastic_greedy
-from nncift_ray.core.selection.upper_bound import upper_bound
+from nncift_ray.core.selection.upper_bound import bound_from
 from tests.unit.core.selection.instances import (
     ALWAYS_MONOTONE,
     KINDS,
@@ -219,16 +220,18 @@ def test_the_share_of_the_best_is_told_for_any_selection() -> None:
 
 
 def test_the_middle_of_a_ranking_bounds_better_where_gains_still_fall() -> None:
-    objective = draw_instance(16, 60).objective("query_mutual_information")
-    problem, budget, count = objective.problem(), Budget(20), 20
+    place = np.random.default_rng(0).standard_normal((200, 4))
+    place /= np.linalg.norm(place, axis=1, keepdims=True)
+    objective = FacilityLocation(listed((place @ place.T + 1).astype(np.float32) / 2.001))
+    budget, problem = Budget(20), objective.problem()
     ranking = lazy_greedy(objective, budget)
-    open_J, cost_J = np.ones(60, np.bool_), np.zeros(60)
-    places = [slice(0), slice(count // 2), slice(count)]
-    alone = [
-        upper_bound(problem, ranking.order[at], ranking.objective[at], open_J, cost_J, budget)
-        for at in places
-    ]
-    assert ranking.upper_bound == min(bound for bound in alone if bound is not None)
+    state, gain_J, left_J = problem.empty_state(), np.empty(200), np.ones(200, np.bool_)
+    add_each(problem.columns, state, ranking.order)
+    all_gains(problem.columns, state, gain_J)
+    left_J[ranking.order] = False
+    at_the_end = bound_from(ranking.value, gain_J, left_J, np.zeros(200), budget)
+    assert ranking.upper_bound is not None
+    assert ranking.value <= ranking.upper_bound < at_the_end
 
 
 @pytest.mark.parametrize(
