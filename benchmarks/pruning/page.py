@@ -44,9 +44,10 @@ def _head(figures: Mapping[str, Any], goals: Mapping[str, bool]) -> str:
             "",
             *met,
             "",
-            "Pruned is faster than exact from "
-            + (f"{crossing:,} rows on" if crossing else "no measured number of rows on")
-            + ", on every network here and at every larger number of rows measured.",
+            f"Pruned is faster than exact from {crossing:,} rows on, on every network here and at"
+            " every larger number of rows measured."
+            if crossing
+            else "At the largest number of rows measured pruned is not faster on every network.",
         ]
     )
 
