@@ -15,6 +15,7 @@ KEYS_OF_KIND: Mapping[str, str] = {
     "epsilon": "stochastic",
     "partitions": "partitioned",
     "rounds": "partitioned",
+    "bounding": "partitioned",
     "pool": "partitioned",
 }
 
@@ -33,6 +34,7 @@ class OptimizerConfig(Section):
         partitions: partitioned: parts of the candidates in the first round; null: one for every
             50,000 candidates, at least 2.
         rounds: partitioned: rounds of parts before the last search; each keeps fewer.
+        bounding: partitioned, rounds above 1: settle first what is in every best subset or in none.
         pool: partitioned: its actors.
     """
 
@@ -40,6 +42,7 @@ class OptimizerConfig(Section):
     epsilon: float = Field(default=0.01, gt=0, lt=1)
     partitions: int | None = Field(default=None, ge=2)
     rounds: int = Field(default=1, ge=1, le=8)
+    bounding: bool = False
     pool: PoolConfig = PoolConfig()
 
     @model_validator(mode="before")
@@ -52,6 +55,12 @@ class OptimizerConfig(Section):
         for key in sorted(self.model_fields_set & set(KEYS_OF_KIND)):
             if self.kind != KEYS_OF_KIND[key] and getattr(self, key) != self._default(key):
                 raise ValueError(f"{key} is a key of {KEYS_OF_KIND[key]}; this is {self.kind}")
+        return self
+
+    @model_validator(mode="after")
+    def _bounding_has_rounds(self) -> Self:
+        if self.bounding and self.rounds == 1:
+            raise ValueError("bounding goes before a search in rounds; set rounds above 1")
         return self
 
     @classmethod

@@ -39,6 +39,7 @@ def selection_plan(config: Config, blocks: Sequence[str]) -> SelectionPlan:
         epsilon=optimizer.epsilon,
         partitions=optimizer.partitions,
         rounds=optimizer.rounds,
+        bounding=optimizer.bounding,
         stop_gain=selection.stop_gain,
         quotas=Quotas(
             quotas.field or config.data.group_by,

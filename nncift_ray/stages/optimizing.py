@@ -11,7 +11,7 @@ import numpy as np
 from nncift_ray.core.selection.baseline import random_ranking
 from nncift_ray.core.selection.budget import Budget, Constraints
 from nncift_ray.core.selection.greedy import cost_benefit_greedy, lazy_greedy, naive_greedy
-from nncift_ray.core.selection.partitioned import greedi, multi_round_greedy
+from nncift_ray.core.selection.partitioned import greedi, multi_round_greedy, search_part
 from nncift_ray.core.selection.problem import Objective
 from nncift_ray.core.selection.search import Progress, Ranking, Rule
 from nncift_ray.core.selection.stochastic import stochastic_greedy
@@ -93,11 +93,12 @@ class Search:
         }
         if plan.num_rounds is None:
             return greedi(problem, self.budget, **common)
-        return multi_round_greedy(problem, self.budget, num_rounds=plan.num_rounds, **common)
+        common |= {"num_rounds": plan.num_rounds, "bounding": plan.bounding}
+        return multi_round_greedy(problem, self.budget, **common)
 
 
 class FirstRoundDone:
-    """Gives the results of a first round that is done, and runs further ones here."""
+    """Gives the results of a first round that is done; whatever else there is to run, runs here."""
 
     def __init__(self, results: list[Ranking]) -> None:
         """Keep the results of the first round."""
@@ -109,9 +110,9 @@ class FirstRoundDone:
         Raises:
             StageError: If the first round was of other parts.
         """
-        done, self._results = self._results, None
-        if done is None:
+        if self._results is None or function is not search_part:  # bounding comes before
             return map(function, tasks)
+        done, self._results = self._results, None
         if len(done) != len(tasks):
             raise StageError(f"{len(done)} parts were searched, the plan has {len(tasks)}")
         return done

@@ -95,6 +95,7 @@ class SelectPartitionsStage(Stage):
                 seed=plan.seed,
                 tie_rank=rank_J,
                 constraints=read_constraints(plan, ids_J, self._inputs.examples),
+                bounding=plan.bounding,
             )
         except ValueError as error:
             raise DataError(f"selection: {error}") from error

@@ -101,6 +101,7 @@ class SelectionPlan:
     epsilon: float = 0.01
     partitions: int | None = None
     rounds: int = 1
+    bounding: bool = False
     stop_gain: float | None = None
     quotas: Quotas = Quotas()
     include: tuple[str, ...] = ()

@@ -308,6 +308,7 @@ def first_tasks(
     seed: int = 0,
     tie_rank: NDArray[np.integer] | None = None,
     constraints: Constraints | None = None,
+    bounding: bool = False,
 ) -> list[PartTask]:
     """Return the searches of the first round, for a caller that runs them ahead.
 
@@ -319,13 +320,17 @@ def first_tasks(
         seed: Seed of the parts.
         tie_rank: Rank of each column among equals.
         constraints: Musts and quotas.
+        bounding: As in `multi_round_greedy`.
 
     Returns:
-        What `run` is given first when either is called with the same arguments, in that order.
+        The tasks of `search_part` that `run` is given first when either is called with the same
+        arguments, in that order.
     """
     ground = _Ground.checked(source, budget, num_parts, None, tie_rank, constraints)
     if num_rounds is None:
         return ground.parts(ground.candidates, num_parts, seed, budget)
+    if bounding:
+        ground = ground.settled(budget.max_count or 0, num_parts, map)
     size = len(ground.candidates)
     target = _targets(ground, budget.max_count or 0, num_rounds)[0]
     cut, kept = _cut_and_kept(size, max(1, math.ceil(size / num_parts)), float(target))

@@ -65,6 +65,10 @@ def test_existing_data_turn_facility_location_into_its_conditional_gain() -> Non
             {"selection__optimizer": {"kind": "partitioned", "partitions": 1}},
             "optimizer.partitions",
         ),
+        (
+            {"selection__optimizer": {"kind": "partitioned", "bounding": True}},
+            "set rounds above 1",
+        ),
         ({"selection__optimizer": "cost_benefit"}, "needs a budget in tokens"),
         ({"selection__optimizer": "stochastic", "selection__budget": TOKENS}, "budget in examples"),
         (

@@ -266,19 +266,21 @@ def test_parts_run_in_any_order_pick_the_same(
     assert one.num_rows("ranking") == BUDGET
 
 
-@pytest.mark.parametrize("rounds", [1, 3])
+@pytest.mark.parametrize(("rounds", "bounding"), [(1, False), (3, False), (3, True)])
 def test_parts_run_as_shards_pick_what_one_process_does(
-    within: dict[str, StageOutput], tmp_path: Path, rounds: int
+    within: dict[str, StageOutput], tmp_path: Path, rounds: int, bounding: bool
 ) -> None:
     tables = ScoreTables.open(within["score_pairs"], 90)
     names = within["embed"].read("candidates", ["example_id"])["example_id"].to_pylist()
     common: dict[str, Any] = {"num_parts": 5, "tie_rank": np.argsort(np.argsort(names))}
     search = greedi
     if rounds > 1:
-        search, common["num_rounds"] = multi_round_greedy, rounds
+        search = multi_round_greedy
+        common |= {"num_rounds": rounds, "bounding": bounding}
     problem = FacilityLocation(tables.lists("within")).problem()
     expected = search(problem, Budget(BUDGET), **common)
-    found = select_in_parts(within, tmp_path, partitions=5, rounds=rounds).read("ranking")
+    plan = {"partitions": 5, "rounds": rounds, "bounding": bounding}
+    found = select_in_parts(within, tmp_path, **plan).read("ranking")
     np.testing.assert_array_equal(found["row_index"], expected.order)
     np.testing.assert_array_equal(found["gain"], expected.gain)
 
