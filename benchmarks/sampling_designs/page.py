@@ -60,11 +60,11 @@ def summarise(teacher: str, outcomes: Sequence[Outcome]) -> list[dict[str, Any]]
 
 
 def add_seconds(rows: list[dict[str, Any]], engine: Sequence[dict[str, Any]]) -> None:
-    """Turn tokens into seconds at the speed measured for each design."""
-    per_token = {one["layout"]: one["seconds"] / one["expected_tokens"] for one in engine}
+    """Turn tokens into seconds at the speed measured over all designs."""
+    per_token = sum(one["seconds"] for one in engine) / sum(one["tokens"] for one in engine)
     for row in rows:
         if row["teacher"] == "delift":
-            row["teacher_seconds"] = row["cost"] * per_token[row["layout"]]
+            row["teacher_seconds"] = row["cost"] * per_token
 
 
 def headline(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -122,10 +122,9 @@ def write(found: dict[str, Any]) -> list[Path]:
 
 
 def _explanation(found: dict[str, Any]) -> str:
-    rows = found["rows"]
     text = (
-        f"Means over {rows[0]['num_seeds']} seeds, each with its own pool and its own Q4: rows and "
-        'helpers that no design was offered, the same for all designs. "budget" is the side of '
+        'Means over seeds (as many as "wins" names), each with its own pool and its own Q4: rows '
+        'and helpers that no design was offered, the same for all designs. "budget" is the side of '
         "the square block whose cost every design may spend: pairs for delift_se (its labels are "
         "cosines of embeddings that exist anyway, so the teacher's seconds are nothing), computed "
         'tokens for delift. "Q4 MSE / mean\'s" divides by the error of row mean + column mean of '

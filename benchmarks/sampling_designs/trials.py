@@ -15,7 +15,7 @@ from nncift_ray.core.network.sampling import TRAIN, VALIDATION
 from nncift_ray.core.network.training import TrainingConfig
 from nncift_ray.core.network.within_rows import measure_within_rows
 from nncift_ray.stages.block_labels import BlockLabels
-from nncift_ray.stages.fit import best_epoch, train_block
+from nncift_ray.stages.block_training import best_epoch, train_block
 from nncift_ray.storage.schemas import CROSS
 
 #: The learning rate is ten times the paper's, the steps a tenth: a trial has to be quick.
@@ -23,7 +23,7 @@ TRAINING = TrainingConfig(learning_rate=1e-3)
 MIN_STEPS = 2000
 NUM_HIDDEN = 100
 VALIDATION_SHARE = 0.1
-FEW_MORE = 1.05
+FEWEST, FEW_MORE = 8, 1.05
 
 Pairs = tuple[np.ndarray, np.ndarray]  # rows [P], columns [P]
 Cost = Callable[[Pairs], float]
@@ -89,7 +89,10 @@ def draw(table: Table, trial: Trial) -> tuple[Pairs, Pairs]:
         return draw_pairs(pools[0][: size[0]], pools[1][: size[1]], False, num_pairs, layout,
                           generator)  # fmt: skip
 
-    low, high = 8, len(pools[0]) * len(pools[1])
+    most = len(pools[0]) * len(pools[1])
+    low = high = FEWEST
+    while high < most and table.cost(drawn(high)) <= trial.budget:
+        low, high = high, min(2 * high, most)
     while low < high:  # the most pairs that the budget pays for
         middle = (low + high + 1) // 2
         if table.cost(drawn(middle)) <= trial.budget:
@@ -97,7 +100,7 @@ def draw(table: Table, trial: Trial) -> tuple[Pairs, Pairs]:
         else:
             high = middle - 1
     # Costs are not quite monotone: a block of another shape may fit a few pairs more.
-    more = range(low + 1, min(round(FEW_MORE * low), len(pools[0]) * len(pools[1])) + 1)
+    more = range(low + 1, min(round(FEW_MORE * low), most) + 1)
     low = max([low, *(n for n in more if table.cost(drawn(n)) <= trial.budget)])
     return drawn(low), (np.repeat(new[0], len(new[1])), np.tile(new[1], len(new[0])))
 

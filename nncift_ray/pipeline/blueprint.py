@@ -367,9 +367,11 @@ class Blueprint:
             needs_baseline=self.teaching.needs_baseline,
         )
 
-    def _fit(self, outputs: Outputs) -> Stage:
+    @property
+    def training(self) -> TrainingConfig:
+        """How a network is trained."""
         network = self.config.network
-        training = TrainingConfig(
+        return TrainingConfig(
             num_epochs=network.num_epochs,
             batch_size=network.batch_size,
             learning_rate=network.learning_rate,
@@ -378,9 +380,12 @@ class Blueprint:
             standardise=network.standardise,
             loss=network.loss,
         )
+
+    def _fit(self, outputs: Outputs) -> Stage:
+        network = self.config.network
         block_training = BlockTraining(
             network.num_hidden,
-            training,
+            self.training,
             network.min_steps,
             network.centre_rows,
             network.ensemble_size,

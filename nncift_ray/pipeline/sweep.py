@@ -32,8 +32,8 @@ from nncift_ray.pipeline.planner import make_plan
 from nncift_ray.pipeline.runner import give_resources, locked, run, trainers_of
 from nncift_ray.report.sweep_plot import plot_sweep
 from nncift_ray.stages.block_labels import BlockLabels
+from nncift_ray.stages.block_training import best_epoch, train_block
 from nncift_ray.stages.driver import Executor, finished_shards, run_stage
-from nncift_ray.stages.fit import best_epoch, train_block
 from nncift_ray.stages.progress import LineReporter, Reporter
 from nncift_ray.stages.ray_pool import execute_on_ray, ray_session
 from nncift_ray.stages.sweep import CELLS_TABLE, Cell, SweepStage
@@ -127,6 +127,8 @@ def plan_sweep(config: Config, grid: SweepGrid) -> SweepPlan:
         NnciftError: As ``make_plan``.
     """
     notices: list[str] = []
+    if config.network.centre_rows or config.network.ensemble_size > 1:
+        notices.append("a sweep leaves network.centre_rows and network.ensemble_size aside")
     labelled = _labelled_fractions(config)
     wanted = max(grid.fractions or (0.0,))
     if wanted > min(labelled.values()) * (1 + 1e-6):
@@ -201,20 +203,14 @@ def _make_stage(
     plan: SweepPlan, outputs: dict[str, StageOutput], run_dir: Location, reporter: Reporter
 ) -> SweepStage:
     config = plan.config
-    network = config.network
-    training = TrainingConfig(
-        num_epochs=network.num_epochs,
-        batch_size=network.batch_size,
-        learning_rate=network.learning_rate,
-        patience=network.patience,
-    )
+    training = Blueprint(config, trainers_of).training
     labels, examples = outputs[LABELS_STAGE], outputs["deduplicate"]
     blocks = {cell.block for cell in plan.cells}
     stage = SweepStage(
         labels,
         outputs["embed"],
         plan.cells,
-        TrainCell(training, network.min_steps),
+        TrainCell(training, config.network.min_steps),
         {block: measured_fraction(labels, examples, block) for block in blocks},
     )
     known = known_rows(run_dir, stage.base)
