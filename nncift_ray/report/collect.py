@@ -22,6 +22,12 @@ from nncift_ray.report.data import (
     choose_sample_ranks,
     count_mix,
 )
+from nncift_ray.report.pair_collect import (
+    final_recall,
+    merge_histogram,
+    scoring_table,
+    tried_recall,
+)
 from nncift_ray.report.skipped import collect_skipped, find_example_texts
 from nncift_ray.storage import schemas
 from nncift_ray.storage.groups import iter_groups
@@ -99,6 +105,11 @@ def collect_report_data(outputs: Mapping[str, StageOutput], facts: RunFacts) -> 
         score_statistics=merge_statistics(
             outputs["score_pairs"].read("statistics", schema=schemas.SCORE_STATISTICS)
         ),
+        score_histogram=merge_histogram(outputs["score_pairs"]),
+        recall=tried_recall(outputs),
+        final_recall=final_recall(outputs["score_pairs"]),
+        min_recall=config["pair_scores"]["min_recall"],
+        scoring=scoring_table(outputs),
         errors=collect_errors(outputs),
         drift=outputs["drift"].manifest.facts() if "drift" in outputs else None,
         drift_distances=outputs["drift"].read("distances", schema=schemas.DRIFT_DISTANCES)

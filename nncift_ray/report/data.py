@@ -144,6 +144,11 @@ class ReportData:
     predictions: pa.Table | None = None  # PREDICTIONS
     training_history: pa.Table | None = None  # TRAINING_HISTORY
     score_statistics: pa.Table | None = None  # SCORE_STATISTICS
+    score_histogram: pa.Table | None = None  # SCORE_HISTOGRAM
+    recall: pa.Table | None = None  # RECALL: what the index stage tried
+    final_recall: pa.Table | None = None  # ROW_RECALL: of the lists of a pruned run
+    min_recall: float | None = None  # that the recipe asks for
+    scoring: ExtraTable | None = None  # how each block's pairs were scored, and why
     errors: pa.Table | None = None  # ERRORS
     drift: Mapping[str, Any] | None = None  # facts of the drift stage, of a run that goes on
     drift_distances: pa.Table | None = None  # DRIFT_DISTANCES

@@ -38,6 +38,7 @@ from nncift_ray.report.headline import (
     select_block,
 )
 from nncift_ray.report.order_plots import plot_order
+from nncift_ray.report.pair_plots import plot_histogram, plot_recall
 from nncift_ray.report.prediction_plots import plot_predictions
 from nncift_ray.report.score_plots import plot_scores
 from nncift_ray.report.svg import Chart
@@ -113,6 +114,15 @@ def _page_values(data: ReportData) -> dict[str, object]:
             data.why_missing("score_statistics", NOT_RECORDED),
             run_plots.plot_influence,
         ),
+        "histogram": _chart(
+            "histogram",
+            "Distribution of scores",
+            data.score_histogram,
+            data.why_missing("score_histogram", NOT_RECORDED),
+            plot_histogram,
+        ),
+        "recall": _recall(data),
+        "scoring": None if data.scoring is None else tables.extra_table(data.scoring),
         "fidelity_table": tables.fidelity_table(data),
         "cost_lead": leads.cost_lead(data),
         "stage_chart": run_plots.plot_stage_seconds(data.stages),
@@ -174,6 +184,13 @@ def _coverage(data: ReportData) -> list[Chart]:
         lambda table: plots.plot_coverage(table, data.ground_set),
     )
     return [chart]
+
+
+def _recall(data: ReportData) -> Chart | None:
+    """Draw what pruning found; nothing where nobody asked for it."""
+    if data.recall is None or data.final_recall is None or data.min_recall is None:
+        return None
+    return plot_recall(data.recall, data.final_recall, data.min_recall)
 
 
 def _mix(data: ReportData) -> Chart:

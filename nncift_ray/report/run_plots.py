@@ -98,7 +98,7 @@ def plot_influence(statistics: pa.Table) -> Chart:
         axes.spines["left"].set_visible(False)
         axes.set_xlabel(f"{'influence' if unit == 'pairs' else 'score'}, in the teacher's unit")
         picture = svg.to_svg(figure, "influence", "Range, spread and mean of the scores")
-    total = format_compact(float(count.sum()))
+    total = format_compact(float(numbers(statistics, "num_scored").sum()))
     return Chart(
         "influence",
         f"{total} {unit} scored, from {format_number(float(low.min()), 2)} "

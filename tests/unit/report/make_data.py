@@ -115,6 +115,32 @@ def make_errors(excerpt: str = "{}") -> pa.Table:
     return pa.Table.from_pylist([row], schemas.ERRORS)
 
 
+def make_recall(block: str = "within") -> tuple[pa.Table, pa.Table]:
+    """Make what an index stage tried (RECALL) and what a pruned run's lists hold (ROW_RECALL)."""
+    rows = [
+        {
+            "block": block,
+            "generator": "anchor",
+            "index": "ivf",
+            "num_probes": probes,
+            "num_candidates": None,
+            "num_rows": 256,
+            "recall": recall,
+            "standard_error": 0.004,
+            "scored_fraction": share,
+            "seconds": share,
+            "chosen": probes == 16,
+        }
+        for probes, share, recall in ((4, 0.004, 0.9), (8, 0.008, 0.96), (16, 0.016, 0.993))
+    ]
+    final = {"block": [block] * 4, "row_index": [1, 5, 7, 9], "recall": [1.0, 1.0, 0.98, 0.99]}
+    final["scored_fraction"] = [0.016] * 4
+    return (
+        pa.Table.from_pylist(rows, schemas.RECALL),
+        pa.Table.from_pydict(final, schemas.ROW_RECALL),
+    )
+
+
 def make_report_data(num_picks: int = 20, text: str = "What is two and two?") -> ReportData:
     """Make a report with every part filled; ``text`` stands wherever corpus text can stand."""
     example = ExampleText(4, text, text, source=text, line=9)
@@ -148,6 +174,16 @@ def make_report_data(num_picks: int = 20, text: str = "What is two and two?") ->
         fidelity=make_fidelity(),
         predictions=make_predictions(30),
         training_history=make_history(),
+        score_histogram=pa.table(
+            {"block": ["within"] * 3, "bin": [48_000, 48_001, 48_002], "count": [3, 9, 1]},
+            schemas.SCORE_HISTOGRAM,
+        ),
+        recall=make_recall()[0],
+        final_recall=make_recall()[1],
+        min_recall=0.98,
+        scoring=ExtraTable(
+            "How pairs were scored", "Why.", ("block", "scored"), (("within", "x"),)
+        ),
         score_statistics=pa.table(statistics).cast(schemas.SCORE_STATISTICS),
         errors=make_errors(text.encode("utf-8", "replace").decode()),  # Arrow holds UTF-8 only
         pool_lengths=np.arange(10, 110),
@@ -184,5 +220,9 @@ def make_ranked_data(*, pointwise: bool) -> ReportData:
         fidelity=fidelity,
         predictions=predictions,
         training_history=make_history(block),
+        score_histogram=None,
+        recall=None,
+        final_recall=None,
+        scoring=None,
         score_statistics=pa.table(statistics).cast(schemas.SCORE_STATISTICS),
     )
