@@ -47,7 +47,8 @@ def _page(figures: dict[str, Any]) -> str:
         "## Against other libraries\n",
         "The same matrix and budget, each in a process of its own, from"
         " `benchmarks/selection/peers.txt`."
-        " Ours counts turning the lists by column; theirs counts the search alone."
+        " Ours counts turning the matrix by column and the upper bound (a quarter of it);"
+        " theirs counts the search alone."
         " `share_of_best`: at least this share of the best possible value, by our upper bound.\n",
         _table(compared),
         "## Plain and stochastic greedy\n",
