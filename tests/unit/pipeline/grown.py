@@ -54,7 +54,7 @@ def make_parent(folder: Path, **options: Any) -> str:
     data = {"subtask_by": options["subtask_by"]} if options.get("subtask_by") else {}
     if options.get("num_existing"):
         data["existing"] = [str(folder / "corpus" / "existing.jsonl")]
-    return record_run(folder, outputs, **data)
+    return record_run(folder, outputs, run_dir=options.get("run_dir"), **data)
 
 
 def make_extension(parent_dir: str, new: str, run_dir: str, *overrides: str) -> Extension:
