@@ -59,7 +59,7 @@ def main() -> None:
         "labels": int(np.isfinite(matrix.utility_IJ).sum()),
         "matrix": list(matrix.utility_IJ.shape),
         "seen": options.seen,
-        "seeds": options.seeds,
+        "seeds": len({t["seed"] for t in trials}),
         "steps": f"batches of {BENCHMARK.training.batch_size}, learning rate "
         f"{BENCHMARK.training.learning_rate}, at most {BENCHMARK.min_steps} steps or so",
         "seconds": round(time.perf_counter() - started, 1),

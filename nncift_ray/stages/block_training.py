@@ -24,6 +24,7 @@ from nncift_ray.core.network.training import (
     TrainingConfig,
     train_network,
 )
+from nncift_ray.errors import StageError
 from nncift_ray.stages.block_labels import BlockLabels
 from nncift_ray.storage.schemas import WITHIN
 
@@ -71,9 +72,18 @@ def fit_block(
     shard: tuple[int, int] = (0, 1),
     reduce_gradients: ReduceGradients | None = None,
 ) -> FittedBlock:
-    """Train the members of one block's network, which differ by their seed alone."""
+    """Train the members of one block's network, which differ by their seed alone.
+
+    Raises:
+        StageError: If rows are to be centred or ordered, and examples have labels of their own.
+    """
+    if data.pointwise and (network.centre_rows or network.training.loss == "row_order"):
+        raise StageError(
+            "the teacher labels examples, not pairs: there are no rows for network.centre_rows and "
+            "network.loss row_order; leave both out"
+        )
     offsets = None
-    if network.centre_rows and not data.pointwise:
+    if network.centre_rows:
         known = np.isin(data.split, (TRAIN, VALIDATION))
         offsets = fit_row_offsets(data.helped_ED, data.helped_pos[known], data.utility[known])
         centred = data.utility - offsets.mean_E[data.helped_pos]

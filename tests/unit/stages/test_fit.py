@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from nncift_ray.config.scoring import NetworkConfig
 from nncift_ray.core.network.sampling import TRAIN, VALIDATION
 from nncift_ray.core.network.training import TrainingConfig
 from nncift_ray.core.network.within_rows import measure_within_rows
+from nncift_ray.errors import StageError
 from nncift_ray.stages import block_training, fit
 from nncift_ray.stages.block_labels import BlockLabels
 from nncift_ray.stages.block_training import (
@@ -202,10 +204,17 @@ def test_centred_rows_keep_the_unit_and_the_mean_of_the_labels() -> None:
     assert np.corrcoef(influence, data.helped_ED[data.helped_pos, 0])[0, 1] > LEARNT_CORRELATION
 
 
-def test_centring_changes_nothing_of_examples_on_their_own() -> None:
-    points = make_points()
-    plain, centred = (train(points, 0, centre_rows=value).network for value in (False, True))
-    assert all(np.array_equal(centred.to_state()[k], v) for k, v in plain.to_state().items())
+@pytest.mark.parametrize("rows", [{"centre_rows": True}, {"loss": "row_order"}])
+def test_examples_on_their_own_have_no_rows_to_centre_or_order(rows: dict[str, Any]) -> None:
+    training = dataclasses.replace(QUICK, loss=rows.pop("loss", "squared_error"))
+    with pytest.raises(StageError, match="there are no rows"):
+        train(make_points(), 0, training, **rows)
+
+
+def test_a_recipe_counts_the_hidden_units_that_scoring_will_see() -> None:
+    recipe = NetworkConfig(num_hidden=8, ensemble_size=2, centre_rows=True)
+    fitted = train(make_block(), 0, ensemble_size=2, centre_rows=True)
+    assert fitted.network.num_hidden == recipe.num_units
 
 
 def test_order_of_rows_is_learnt_better_by_asking_for_it() -> None:
