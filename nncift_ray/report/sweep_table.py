@@ -69,23 +69,23 @@ def sweep_table(cells: pa.Table) -> RenderableType:
     points = sweep_points(cells)
     quadrants = quadrants_of(points)
     table = Table(
-        title=Text("Mean squared error on labels scaled to [0, 1], mean over seeds"),
+        title=Text("1,000 x mean squared error on labels scaled to [0, 1], mean over seeds"),
+        caption=Text("Q4: mean is row + col mean, vs the network against it, rank within rows"),
         title_justify="left",
+        caption_justify="left",
+        box=None,
+        padding=(0, 1),
     )
-    for name in ("block", "fraction", "hidden", "depth", "train pairs"):
-        table.add_column(name, justify="left" if name == "block" else "right")
-    for name in quadrants:
-        table.add_column(name, justify="right")
-    table.add_column("Q4, row + col mean", justify="right")
-    table.add_column("Q4, network is", justify="right")
-    table.add_column("Q4 rank in rows", justify="right")
+    for name in ("block", "part", "hidden", "depth", "pairs", *quadrants, "mean", "vs", "rank"):
+        table.add_column(name, justify="left" if name == "block" else "right", no_wrap=True)
     for point in points:
+        network, mean = point.error("Q4"), point.error("Q4", _baseline(point))
         table.add_row(
             point.block, f"{point.fraction:g}", f"{point.num_hidden:,}", str(point.depth),
             f"{point.num_train_pairs:,}",
-            *(format_number(point.error(name), 3) for name in quadrants),
-            format_number(point.error("Q4", _baseline(point)), 3), describe_gain(point),
-            f"{np.mean(point.row_spearman):.3f}" if point.row_spearman else "",
+            *(format_number(1000 * point.error(name), 3) for name in quadrants),
+            format_number(1000 * mean, 3), f"{network / mean - 1:+.0%}" if mean > 0 else "",
+            f"{np.mean(point.row_spearman):.2f}" if point.row_spearman else "",
         )  # fmt: skip
     return table
 
