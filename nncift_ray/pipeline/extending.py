@@ -215,7 +215,7 @@ class Extension:
 
     def _project(self, outputs: Outputs) -> Stage:
         parent = self.parent.outputs["project"]
-        blocks, num_hidden = parent.manifest.settings["blocks"], self.config.network.num_hidden
+        blocks, num_hidden = parent.manifest.settings["blocks"], self.config.network.num_units
         return ProjectStage(outputs["embed"], outputs["fit"], blocks, num_hidden, parent=parent)
 
     def _drift(self, outputs: Outputs) -> Stage:
