@@ -321,8 +321,7 @@ def bad_activations(
         if len(bad):
             return DataError(
                 f"block '{block}': the activations of {side} {first + bad[0]} are not finite "
-                f"({len(bad)} of {len(values_NH)} here). Look at its text, and embed it anew; "
-                "float16 activations (pair_scores.activation_dtype) overflow above 65,504."
+                f"({len(bad)} of {len(values_NH)} here). Look at its text, and embed it anew."
             )
     return DataError(f"block '{block}': {error}")
 
