@@ -22,6 +22,8 @@ EMBED_ROWS_PER_SECOND = {"cpu": 100.0, "gpu": 1500.0}
 TEACHER_TOKENS_PER_SECOND = {"cpu": 300.0, "gpu": 20_000.0}
 TRAINING_SHARE = 0.3  # of that speed, forward and backward
 PAIRS_PER_SECOND_PER_CORE = 1.0e8
+PRUNED_ROWS_PER_SECOND_PER_CORE = 4.0e4
+INDEXED_COLUMNS_PER_SECOND_PER_CORE = 2.0e4
 INGEST_ROWS_PER_SECOND = 20_000.0
 STAGE_START_SECONDS = 4.0
 FIT_START_SECONDS = 25.0
@@ -78,6 +80,39 @@ class Workload:
         wanted = round(less.warmup_fraction * self.corpus.num_candidates)
         return min(max(1, wanted), less.max_warmup_examples)
 
+    @property
+    def index_seconds(self) -> float:
+        """Seconds of building an index, guessed."""
+        cores = os.cpu_count() or 1
+        return self.corpus.num_candidates / (INDEXED_COLUMNS_PER_SECOND_PER_CORE * cores)
+
+    @property
+    def scoring_seconds(self) -> dict[str, float]:
+        """Seconds of scoring by mode, guessed; building an index is not among them."""
+        cores = os.cpu_count() or 1
+        exact = self.num_pairs / (PAIRS_PER_SECOND_PER_CORE * cores)
+        pruned = exact
+        if self.blueprint.prunable_blocks:
+            rows = self.corpus.num_candidates
+            pairs = self.num_pairs - sum(
+                (self.corpus.num_targets if block == CROSS else rows) * rows
+                for block in self.blueprint.prunable_blocks
+            )
+            pruned = pairs / (PAIRS_PER_SECOND_PER_CORE * cores)
+            pruned += sum(
+                (self.corpus.num_targets if block == CROSS else rows)
+                for block in self.blueprint.prunable_blocks
+            ) / (PRUNED_ROWS_PER_SECOND_PER_CORE * cores)
+        return {"exact": exact, "pruned": pruned, "auto": min(exact, pruned)}
+
+    def _ways(self) -> str:
+        """Say what both ways of scoring would take, where there are two."""
+        if not self.blueprint.prunable_blocks:
+            return ""
+        seconds = self.scoring_seconds
+        pruned = seconds["pruned"] + self.index_seconds
+        return f"; all pairs {seconds['exact']:,.0f} s, pruned {pruned:,.0f} s with its index"
+
     def seconds(self, name: str) -> float:
         """Estimate a stage's seconds."""
         kind, config = self.hardware, self.config
@@ -103,9 +138,8 @@ class Workload:
             ),
             "label": lambda: self.teacher_tokens / speed,
             "fit": lambda: FIT_START_SECONDS + steps / FIT_STEPS_PER_SECOND,
-            "score_pairs": lambda: (
-                self.num_pairs / (PAIRS_PER_SECOND_PER_CORE * (os.cpu_count() or 1))
-            ),
+            "index": lambda: self.index_seconds,
+            "score_pairs": lambda: self.scoring_seconds[config.pair_scores.mode],
         }
         return STAGE_START_SECONDS + estimates.get(name, lambda: 0.0)()
 
@@ -131,7 +165,7 @@ class Workload:
             "fit": f"{self.num_labelled:,} {unit}",
             "project": f"{about}{self.num_rows:,} examples",
             "index": f"{about}{self.corpus.num_candidates:,} columns",
-            "score_pairs": f"{about}{self.num_pairs:,} {unit}{kept}",
+            "score_pairs": f"{about}{self.num_pairs:,} {unit}{kept}{self._ways()}",
             "select_partitions": f"{about}{self.corpus.num_candidates:,} candidates in parts",
             "select": describe_budget(self.config, self.corpus.num_candidates),
         }

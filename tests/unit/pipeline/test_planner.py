@@ -50,3 +50,20 @@ def test_top_k_sums_pairs_and_keeps_no_list(tmp_path: Path, targets: int, pairs:
 def test_a_corpus_of_no_example_has_no_plan(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no usable example"):
         plan(tmp_path, num_candidates=0, kind=RATER)
+
+
+def test_a_plan_tells_both_ways_of_scoring_where_pairs_may_be_left_out(tmp_path: Path) -> None:
+    candidates, *_ = write_corpus(tmp_path, 80, 0)
+    tree = {
+        "run_dir": str(tmp_path / "run"),
+        "data": {"candidates": [candidates]},
+        "teacher": {"kind": "delift_se"},
+        "embedder": {"model": "embedded:all-minilm-l6-v2"},
+        "labels": {"label_pairs": 20},
+        "pair_scores": {"mode": "auto"},
+        "selection": {"objective": "facility_location", "budget": 0.1},
+    }
+    told = amounts(make_plan(make_config(tree)))
+    assert "all pairs" in told["score_pairs"]
+    assert "pruned" in told["score_pairs"]
+    assert "index" in told
