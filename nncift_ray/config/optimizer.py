@@ -28,13 +28,14 @@ class OptimizerConfig(Section):
             all of them at every pick (the same ranking, slowly); "stochastic" looks at a random
             sample before every pick; "cost_benefit" is for a budget in tokens, by gain a token;
             "partitioned" selects in parts of the candidates, on all actors, then among the parts'
-            picks.
+            picks: no machine holds more of the lists than a part, or the picks of all parts.
         epsilon: stochastic: expected value at least 1 - 1/e - epsilon of the best; smaller looks at
             more candidates a pick.
         partitions: partitioned: parts of the candidates in the first round; null: one for every
             50,000 candidates, at least 2.
         rounds: partitioned: rounds of parts before the last search; each keeps fewer.
         bounding: partitioned, rounds above 1: settle first what is in every best subset or in none.
+            Graph cuts then need all lists in memory.
         pool: partitioned: its actors.
     """
 

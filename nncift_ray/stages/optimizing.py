@@ -10,6 +10,7 @@ import numpy as np
 
 from nncift_ray.core.selection.baseline import random_ranking
 from nncift_ray.core.selection.budget import Budget, Constraints
+from nncift_ray.core.selection.column_source import ColumnSource
 from nncift_ray.core.selection.greedy import cost_benefit_greedy, lazy_greedy, naive_greedy
 from nncift_ray.core.selection.partitioned import greedi, multi_round_greedy, search_part
 from nncift_ray.core.selection.problem import Objective
@@ -33,7 +34,8 @@ class Search:
     constraints: Constraints | None
     on_progress: Callable[[Progress], None]
     prefixes: Mapping[Rule, np.ndarray]
-    parts: StageOutput | None = None  # of a partitioned search
+    parts: StageOutput | None = None  # of a partitioned search, like what it reads columns from
+    source: ColumnSource | None = None
 
     def run(self) -> Ranking:
         """Search.
@@ -70,8 +72,8 @@ class Search:
             return cost_benefit_greedy(
                 self.objective, self.budget, costs=costs_J, prefixes=self.prefixes, **common
             )
-        if self.parts is not None:
-            return self._merge_parts(self.parts)
+        if self.parts is not None and self.source is not None:
+            return self._merge_parts(self.parts, self.source)
         common |= {"costs": self.costs_J, "prefix": self.prefixes.get("gain", ())}
         if kind == "stochastic":
             return stochastic_greedy(
@@ -80,11 +82,11 @@ class Search:
         search = naive_greedy if kind == "naive" else lazy_greedy
         return search(self.objective, self.budget, **common)
 
-    def _merge_parts(self, parts: StageOutput) -> Ranking:
+    def _merge_parts(self, parts: StageOutput, source: ColumnSource) -> Ranking:
         """Go on from what the parts of the first round picked."""
-        plan, problem = self.plan, self.objective.problem()
+        plan = self.plan
         common: dict[str, Any] = {
-            "num_parts": plan.num_partitions(problem.num_columns),
+            "num_parts": plan.num_partitions(source.num_columns),
             "seed": plan.seed,
             "run": FirstRoundDone(read_part_rankings(parts)),
             "tie_rank": self.tie_rank_J,
@@ -92,9 +94,9 @@ class Search:
             "stop_gain": plan.stop_gain,
         }
         if plan.num_rounds is None:
-            return greedi(problem, self.budget, **common)
+            return greedi(source, self.budget, **common)
         common |= {"num_rounds": plan.num_rounds, "bounding": plan.bounding}
-        return multi_round_greedy(problem, self.budget, **common)
+        return multi_round_greedy(source, self.budget, **common)
 
 
 class FirstRoundDone:
@@ -119,10 +121,15 @@ class FirstRoundDone:
 
 
 def read_part_rankings(parts: StageOutput) -> list[Ranking]:
-    """Read what each part picked; parts without a candidate are left out."""
+    """Read what each part picked; parts without a candidate are left out.
+
+    There may be none at all, where bounding has settled everything.
+    """
     table = parts.read("part_picks", schema=schemas.PART_PICKS)
+    if table.num_rows == 0:
+        return []
     part, order, gain = (table[name].to_numpy() for name in ("part", "row_index", "gain"))
-    starts = np.flatnonzero(np.r_[True, part[1:] != part[:-1]]) if len(part) else []
+    starts = np.flatnonzero(np.r_[True, part[1:] != part[:-1]])
     return [
         Ranking(order[at], gain[at], np.cumsum(gain[at]))
         for at in (slice(a, b) for a, b in zip(starts, [*starts[1:], len(part)], strict=True))

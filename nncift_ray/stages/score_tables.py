@@ -5,7 +5,9 @@ Suffixes: I rows (helped), J columns (candidates as helpers).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -14,6 +16,7 @@ import pyarrow as pa
 from nncift_ray.core.pairs.column_sums import best_group_mean, check_sum_range
 from nncift_ray.core.pairs.pair_kernel import ONE
 from nncift_ray.core.selection.sparse_scores import InfluenceScale, SparseScores
+from nncift_ray.core.selection.streamed_scores import StreamedScores
 from nncift_ray.errors import StageError
 from nncift_ray.storage import schemas
 from nncift_ray.storage.output import StageOutput
@@ -36,23 +39,26 @@ class ScoreTables:
 
     def lists(self, block: str) -> SparseScores:
         """Read a block's top-K lists as sparse rows."""
-        indptr = [np.zeros(1, np.int64)]
-        indices: list[np.ndarray] = []
-        data: list[np.ndarray] = []
+        return self.streamed(block).whole()
+
+    def streamed(self, block: str) -> StreamedScores:
+        """Return a block's top-K lists as something that is read anew for every pass over them."""
+        num_rows = self.scores.num_rows(f"{block}_top_helpers")
+        return StreamedScores(num_rows, self.num_candidates, partial(self._batches, block))
+
+    def _batches(self, block: str) -> Iterator[SparseScores]:
         table = f"{block}_top_helpers"
         for batch in self.scores.iter_batches(table, ["helper_index", "influence"]):
             helper = cast("pa.ListArray[Any]", batch.column(0))
             influence = cast("pa.ListArray[Any]", batch.column(1))
-            lengths = np.asarray(helper.value_lengths().to_numpy(), np.int64)
-            indptr.append(indptr[-1][-1] + np.cumsum(lengths))
-            indices.append(helper.flatten().to_numpy())
-            data.append(self.scale.apply(influence.flatten().to_numpy()))
-        return SparseScores(
-            np.concatenate(indptr),
-            np.concatenate(indices),
-            np.concatenate(data),
-            self.num_candidates,
-        )
+            indptr = np.zeros(batch.num_rows + 1, np.int64)
+            np.cumsum(np.asarray(helper.value_lengths().to_numpy(), np.int64), out=indptr[1:])
+            yield SparseScores(
+                indptr,
+                helper.flatten().to_numpy(),
+                self.scale.apply(influence.flatten().to_numpy()),
+                self.num_candidates,
+            )
 
     def column_max(self) -> np.ndarray:
         """Return max_q s_qj over all targets for every candidate j: [J] float32."""

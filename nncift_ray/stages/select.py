@@ -8,16 +8,22 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from nncift_ray.core.selection.objectives import Objective, coverage
+from nncift_ray.core.selection.column_source import ColumnSource
+from nncift_ray.core.selection.objectives import Objective, Problem, coverage
 from nncift_ray.core.selection.search import Ranking
-from nncift_ray.core.selection.standing import stand
+from nncift_ray.core.selection.standing import (
+    Standing,
+    StandingInParts,
+    stand,
+    stand_in_parts,
+)
 from nncift_ray.errors import StageError
 from nncift_ray.stages.optimizing import Search
 from nncift_ray.stages.saved_picks import SAVE_SECONDS, SavedPicks, describe_picks, read_picks
 from nncift_ray.stages.score_tables import ScoreTables
 from nncift_ray.stages.selection_limits import describe_quotas, find_rows, read_constraints
-from nncift_ray.stages.selection_objectives import build_objective
-from nncift_ray.stages.selection_plan import PARTITIONED, SelectionPlan
+from nncift_ray.stages.selection_objectives import build_objective, source_of_parts
+from nncift_ray.stages.selection_plan import PARTITIONED, RANDOM, SelectionPlan
 from nncift_ray.stages.selection_tables import (
     coverage_table,
     random_objective,
@@ -105,15 +111,22 @@ class SelectStage(Stage):
             rank_J = np.argsort(np.argsort(ids_J, kind="stable"), kind="stable")
             tables = ScoreTables.open(self._scores, names.num_rows)
             num_existing = self._embeddings.num_rows("existing")
-            objective = build_objective(self._plan, tables, num_existing)
-            search = self._search(objective, names, ids_J, rank_J, sink.folder)
-            self._write(search.run(), objective, tables, names, ids_J, rank_J, sink)
+            source: ColumnSource | None = None
+            if self._in_parts:
+                objective, source = source_of_parts(self._plan, tables, num_existing)
+            else:
+                objective = build_objective(self._plan, tables, num_existing)
+            search = self._search(objective, source, names, ids_J, rank_J, sink.folder)
+            ranking = search.run()
+            source = source or objective.problem()
+            self._write(ranking, objective, source, tables, names, ids_J, rank_J, sink)
 
         return select
 
     def _search(
         self,
         objective: Objective,
+        source: ColumnSource | None,
         names: pa.Table,
         ids_J: np.ndarray,
         rank_J: np.ndarray,
@@ -131,12 +144,14 @@ class SelectStage(Stage):
             on_progress=saved.save,
             prefixes=saved.prefixes(),
             parts=self._parts,
+            source=source,
         )
 
     def _write(
         self,
         ranking: Ranking,
         objective: Objective,
+        source: ColumnSource,
         tables: ScoreTables,
         names: pa.Table,
         ids_J: np.ndarray,
@@ -145,12 +160,12 @@ class SelectStage(Stage):
     ) -> None:
         plan = self._plan
         best_I, value_I = coverage(objective, ranking.order)
-        standing = stand(objective.problem(), ranking.order, best_I)
+        standing = self._stand(source, ranking, best_I)
         excluded = find_rows(ids_J, plan.exclude, "selection.exclude")
         sink.facts.update(
             scale_min=tables.scale.min,
             scale_max=tables.scale.max,
-            random_objective=random_objective(objective, len(ranking.order)),
+            random_objective=random_objective(source, len(ranking.order)),
             upper_bound=ranking.upper_bound,
             share_of_best=ranking.share_of_best,
             stopped_by=ranking.stopped_by,
@@ -163,6 +178,19 @@ class SelectStage(Stage):
         sink.write("ranking", ranking_table(ranking, names, best_I))
         sink.write("coverage", coverage_table(best_I, value_I))
         sink.write("skipped", skipped_table(standing, names, rank_J, self._embeddings, excluded))
+
+    @property
+    def _in_parts(self) -> bool:
+        """Whether no machine is to hold all lists; a random ranking has no parts to merge."""
+        return self._plan.optimizer == PARTITIONED and self._plan.objective != RANDOM
+
+    def _stand(
+        self, source: ColumnSource, ranking: Ranking, best_I: np.ndarray
+    ) -> Standing | StandingInParts:
+        if isinstance(source, Problem):
+            return stand(source, ranking.order, best_I)
+        num_parts = self._plan.num_partitions(source.num_columns)
+        return stand_in_parts(source, ranking.order, best_I, num_parts)
 
     def _covers(self) -> str:
         """Name the table whose examples the rows of ``coverage`` are."""

@@ -17,7 +17,7 @@ from nncift_ray.core.selection.partitioned import PartTask, first_tasks, search_
 from nncift_ray.errors import DataError
 from nncift_ray.stages.score_tables import ScoreTables
 from nncift_ray.stages.selection_limits import read_constraints
-from nncift_ray.stages.selection_objectives import build_objective
+from nncift_ray.stages.selection_objectives import source_of_parts
 from nncift_ray.stages.selection_plan import SelectionPlan
 from nncift_ray.stages.stage import Shard, Stage, Worker
 from nncift_ray.storage import schemas
@@ -39,7 +39,8 @@ class SelectPartitionsStage(Stage):
     name: ClassVar[str] = "select_partitions"
     unit: ClassVar[str] = "parts"
     memory_advice: ClassVar[str] = (
-        "run fewer of its actors (selection.optimizer.pool.num_actors): each holds the lists"
+        "raise selection.optimizer.partitions: an actor holds the lists' entries of one part at a "
+        "time; or run fewer of its actors (selection.optimizer.pool.num_actors)"
     )
 
     def __init__(self, inputs: PartitionInputs, plan: SelectionPlan) -> None:
@@ -67,7 +68,7 @@ class SelectPartitionsStage(Stage):
         return self._plan.num_partitions(self._inputs.embeddings.num_rows("candidates"))
 
     def make_worker(self) -> Worker:
-        """Read the lists once."""
+        """Read what the parts share; each part reads its own entries of the lists."""
         tasks = self._tasks()
 
         def search_parts(shard: Shard, sink: Sink) -> None:
@@ -87,8 +88,9 @@ class SelectPartitionsStage(Stage):
         tables = ScoreTables.open(self._inputs.scores, len(ids_J))
         num_existing = self._inputs.embeddings.num_rows("existing")
         try:
+            _, source = source_of_parts(plan, tables, num_existing)
             return first_tasks(
-                build_objective(plan, tables, num_existing).problem(),
+                source,
                 plan.budget(len(ids_J)),
                 num_parts=self.num_items(),
                 num_rounds=plan.num_rounds,

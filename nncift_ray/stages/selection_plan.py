@@ -15,6 +15,7 @@ PARTITIONED = "partitioned"
 CANDIDATES_A_PART = 50_000  # where the recipe does not say
 CONDITIONAL_GAIN = "facility_location_conditional_gain"
 GRAPH_CUT_CONDITIONAL_GAIN = "graph_cut_conditional_gain"
+GRAPH_CUTS = ("graph_cut", GRAPH_CUT_CONDITIONAL_GAIN)  # those with pairs among the picks
 #: Objectives whose rows are the targets where there are any, else the candidates.
 COVER_TARGETS_IF_ANY = (CONDITIONAL_GAIN, "saturated_coverage", RANDOM)
 #: Which blocks of pairs each of the other objectives reads that needs pairs.

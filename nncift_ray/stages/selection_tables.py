@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 
 from nncift_ray.core.selection.baseline import evaluate
-from nncift_ray.core.selection.objectives import Objective
+from nncift_ray.core.selection.column_source import ColumnSource
 from nncift_ray.core.selection.search import Ranking
-from nncift_ray.core.selection.standing import Standing
+from nncift_ray.core.selection.standing import Standing, StandingInParts
 from nncift_ray.storage import schemas
 from nncift_ray.storage.arrays import column_matrix
 from nncift_ray.storage.output import StageOutput
@@ -19,11 +19,11 @@ from nncift_ray.storage.output import StageOutput
 SKIPPED_SHOWN = 200
 
 
-def random_objective(objective: Objective, size: int) -> float:
+def random_objective(source: ColumnSource, size: int) -> float:
     """Return the objective of a seeded random subset of the same size, to compare with."""
-    problem = objective.problem()
-    order = np.random.default_rng(0).permutation(problem.num_columns)[:size]
-    return float(evaluate(problem, order)[-1]) if len(order) else 0.0
+    order = np.random.default_rng(0).permutation(source.num_columns)[:size]
+    drawn = source.restricted(order)
+    return float(evaluate(drawn, np.arange(len(order)))[-1]) if len(order) else 0.0
 
 
 def ranking_table(ranking: Ranking, names: pa.Table, best_I: np.ndarray) -> pa.Table:
@@ -57,7 +57,7 @@ def coverage_table(best_I: np.ndarray, value_I: np.ndarray) -> pa.Table:
 
 
 def skipped_table(
-    standing: Standing,
+    standing: Standing | StandingInParts,
     names: pa.Table,
     rank_J: np.ndarray,
     embeddings: StageOutput,
@@ -76,7 +76,7 @@ def skipped_table(
     open_J[left_out_J] = False
     rows = np.flatnonzero(open_J)
     rows = rows[np.lexsort((rank_J[rows], -standing.alone_J[rows]))][:SKIPPED_SHOWN]
-    takers = [standing.takers(int(j)) for j in rows]
+    takers = standing.takers_of(rows)
     pick = np.array([int(picks[0]) if len(picks) else -1 for picks, _ in takers], np.int64)
     amount = np.array([float(taken[0]) if len(picks) else 0.0 for picks, taken in takers])
     found = pick >= 0

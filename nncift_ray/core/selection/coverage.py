@@ -19,8 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nncift_ray.core.jit import compiled
+from nncift_ray.core.selection.assembling import problem_of
 from nncift_ray.core.selection.dense_scores import DenseScores
-from nncift_ray.core.selection.problem import Objective, Problem, Scores, by_column
+from nncift_ray.core.selection.problem import Objective, Problem, Scores, Terms
+from nncift_ray.core.selection.sparse_scores import SparseScores
+from nncift_ray.core.selection.streamed_scores import StreamedScores
 from nncift_ray.errors import ShapeError
 
 F32 = NDArray[np.float32]
@@ -42,9 +45,13 @@ class FacilityLocation:
 
     scores: Scores
 
+    def terms(self) -> Terms:
+        """Return what the function is made of besides its entries."""
+        return Terms(np.zeros(self.scores.num_columns))
+
     def problem(self) -> Problem:
         """Return the function by column."""
-        return by_column(self.scores)
+        return problem_of(self.scores, self.terms())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,10 +82,14 @@ class FacilityLocationMutualInformation:
         check_scaled("column_max_J", self.column_max_J, self.scores.num_columns)
         check_weight("eta", self.eta)
 
+    def terms(self) -> Terms:
+        """Return what the function is made of besides its entries."""
+        cap_I = (self.eta * self.column_max_J.astype(np.float64)).astype(np.float32)
+        return Terms(np.zeros(self.scores.num_columns), cap_I=cap_I)
+
     def problem(self) -> Problem:
         """Return the function by column."""
-        cap_I = (self.eta * self.column_max_J.astype(np.float64)).astype(np.float32)
-        return by_column(self.scores, cap_I=cap_I)
+        return problem_of(self.scores, self.terms())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -107,9 +118,13 @@ class FacilityLocationQueryMutualInformation:
         check_scaled("column_max_J", self.column_max_J, self.scores.num_columns)
         check_weight("eta", self.eta)
 
+    def terms(self) -> Terms:
+        """Return what the function is made of besides its entries."""
+        return Terms(self.eta * self.column_max_J.astype(np.float64))
+
     def problem(self) -> Problem:
         """Return the function by column."""
-        return by_column(self.scores, modular_J=self.eta * self.column_max_J.astype(np.float64))
+        return problem_of(self.scores, self.terms())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -139,10 +154,14 @@ class FacilityLocationConditionalGain:
         check_scaled("existing_max_I", self.existing_max_I, self.scores.num_rows)
         check_weight("nu", self.nu)
 
+    def terms(self) -> Terms:
+        """Return what the function is made of besides its entries."""
+        floor_I = (self.nu * self.existing_max_I.astype(np.float64)).astype(np.float32)
+        return Terms(np.zeros(self.scores.num_columns), floor_I=floor_I)
+
     def problem(self) -> Problem:
         """Return the function by column."""
-        floor_I = (self.nu * self.existing_max_I.astype(np.float64)).astype(np.float32)
-        return by_column(self.scores, floor_I=floor_I)
+        return problem_of(self.scores, self.terms())
 
 
 def coverage(objective: Objective, order_S: I64) -> tuple[I64, F32]:
@@ -161,9 +180,17 @@ def coverage(objective: Objective, order_S: I64) -> tuple[I64, F32]:
         return _dense_coverage(scores, order_S)
     rank_J = np.full(scores.num_columns, np.iinfo(np.int64).max, np.int64)
     rank_J[order_S] = np.arange(len(order_S))
+    if not isinstance(scores, StreamedScores):
+        return _listed_coverage(scores, rank_J, len(order_S))
+    covered = [_listed_coverage(batch, rank_J, len(order_S)) for batch in scores.batches()]
+    best_I = np.concatenate([np.zeros(0, np.int64), *[best for best, _ in covered]])
+    return best_I, np.concatenate([np.zeros(0, np.float32), *[value for _, value in covered]])
+
+
+def _listed_coverage(scores: SparseScores, rank_J: I64, num_picks: int) -> tuple[I64, F32]:
     best_I = np.full(scores.num_rows, -1, np.int64)
     value_I = np.zeros(scores.num_rows, np.float32)
-    _best_picks(scores.indptr, scores.indices, scores.data, rank_J, len(order_S), best_I, value_I)
+    _best_picks(scores.indptr, scores.indices, scores.data, rank_J, num_picks, best_I, value_I)
     return best_I, value_I
 
 

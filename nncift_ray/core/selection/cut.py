@@ -6,7 +6,7 @@ value is its mean influence above the global minimum, and two picks that merely 
 other (raw 0) still pay the scaled value of 0. Absent entries count as 0. Row = helped, column =
 helper.
 
-Suffixes: I rows, J columns (may be selected), K other columns.
+Suffixes: I rows, J columns (may be selected).
 """
 
 from __future__ import annotations
@@ -16,18 +16,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from nncift_ray.core.jit import compiled
+from nncift_ray.core.selection.assembling import problem_of
 from nncift_ray.core.selection.coverage import check_square, check_weight
-from nncift_ray.core.selection.dense_scores import DenseScores
-from nncift_ray.core.selection.modular import modular_problem
-from nncift_ray.core.selection.problem import NO_ROWS, PAIRWISE, Problem, Scores
-from nncift_ray.core.selection.sparse_scores import SparseScores
+from nncift_ray.core.selection.problem import PAIRWISE, Problem, Scores, Terms
+from nncift_ray.core.selection.score_sums import column_sums, diagonal
 from nncift_ray.errors import ShapeError
 
-F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
-I32 = NDArray[np.int32]
-I64 = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,9 +53,13 @@ class GraphCut:
         check_square(self.scores)
         check_weight("lambda_", self.lambda_)
 
+    def terms(self) -> Terms:
+        """Return what the function is made of besides its entries."""
+        return _cut_terms(self.scores, self.lambda_, np.zeros(self.scores.num_columns))
+
     def problem(self) -> Problem:
         """Return the function by column."""
-        return _pairwise(self.scores, self.lambda_, np.zeros(self.scores.num_columns))
+        return problem_of(self.scores, self.terms())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,10 +96,14 @@ class GraphCutConditionalGain:
             msg = "existing_sum_J must be sums of influence scaled to [0, 1]: finite and >= 0"
             raise ValueError(msg)
 
+    def terms(self) -> Terms:
+        """Return what the function is made of besides its entries."""
+        penalty_J = 2.0 * self.lambda_ * self.nu * self.existing_sum_J.astype(np.float64)
+        return _cut_terms(self.scores, self.lambda_, -penalty_J)
+
     def problem(self) -> Problem:
         """Return the function by column."""
-        penalty_J = 2.0 * self.lambda_ * self.nu * self.existing_sum_J.astype(np.float64)
-        return _pairwise(self.scores, self.lambda_, -penalty_J)
+        return problem_of(self.scores, self.terms())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -124,63 +127,17 @@ class GraphCutMutualInformation:
         """Raise ValueError on a bad weight."""
         check_weight("lambda_", self.lambda_)
 
+    def terms(self) -> Terms:
+        """Return what the function is made of besides its entries."""
+        return Terms(2.0 * self.lambda_ * column_sums(self.scores), reads_lists=False)
+
     def problem(self) -> Problem:
         """Return the function by column."""
-        return modular_problem(2.0 * self.lambda_ * column_sums(self.scores))
+        return problem_of(self.scores, self.terms())
 
 
-def column_sums(scores: Scores) -> F64:
-    """Return sum_i s_ij of each column [J], rows in ascending order, in float64."""
-    if isinstance(scores, DenseScores):
-        return scores.data_IJ.sum(axis=0, dtype=np.float64)
-    sum_J = np.bincount(scores.indices, weights=scores.data, minlength=scores.num_columns)
-    return sum_J.astype(np.float64)  # without entries numpy counts in integers
-
-
-def _pairwise(scores: Scores, lambda_: float, modular_J: F64) -> Problem:
-    """Return sum_i s_ij - lambda s_jj + modular_j of each column, and lambda (s_jk + s_kj)."""
+def _cut_terms(scores: Scores, lambda_: float, modular_J: F64) -> Terms:
+    """Return sum_i s_ij - lambda s_jj + modular_j of each column, and lambda."""
     modular_J = modular_J + column_sums(scores)
-    no_caps = np.zeros(0)
-    size = scores.num_columns
-    if isinstance(scores, DenseScores):
-        modular_J -= lambda_ * np.diagonal(scores.data_IJ).astype(np.float64)
-        weight_JK = scores.data_IJ + scores.data_IJ.T
-        weight_JK *= np.float32(lambda_)
-        np.fill_diagonal(weight_JK, 0)
-        indptr = np.arange(size + 1, dtype=np.int64) * size
-        flat = weight_JK.reshape(-1)
-        return Problem(PAIRWISE, indptr, NO_ROWS, flat, modular_J, size, no_caps, dense=True)
-    indptr, others, values, diagonal_J = _neighbours(scores)
-    modular_J -= lambda_ * diagonal_J
-    values *= np.float32(lambda_)
-    return Problem(PAIRWISE, indptr, others, values, modular_J, size, no_caps)
-
-
-def _neighbours(scores: SparseScores) -> tuple[I64, I32, F32, F64]:
-    """List for each column those it helps and those that help it, and return the diagonal."""
-    size = scores.num_columns
-    row_E = np.repeat(np.arange(size, dtype=np.int32), np.diff(scores.indptr))
-    off_E = row_E != scores.indices
-    diagonal_J = np.zeros(size)
-    np.add.at(diagonal_J, row_E[~off_E], scores.data[~off_E].astype(np.float64))
-    count_J = np.bincount(row_E[off_E], minlength=size)
-    count_J += np.bincount(scores.indices[off_E], minlength=size)
-    indptr = np.zeros(size + 1, np.int64)
-    np.cumsum(count_J, out=indptr[1:])
-    others, values = np.empty(indptr[-1], np.int32), np.empty(indptr[-1], np.float32)
-    _scatter_both(scores.indptr, scores.indices, scores.data, indptr[:-1].copy(), others, values)
-    return indptr, others, values, diagonal_J
-
-
-@compiled
-def _scatter_both(
-    indptr: I64, indices: I32, data: F32, next_J: I64, others: I32, values: F32
-) -> None:
-    for i in range(len(indptr) - 1):
-        for entry in range(indptr[i], indptr[i + 1]):
-            j = indices[entry]
-            if j != i:
-                others[next_J[j]], values[next_J[j]] = i, data[entry]
-                next_J[j] += 1
-                others[next_J[i]], values[next_J[i]] = j, data[entry]
-                next_J[i] += 1
+    modular_J -= lambda_ * diagonal(scores)
+    return Terms(modular_J, PAIRWISE, pair_weight=lambda_)

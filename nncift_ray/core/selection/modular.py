@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from nncift_ray.core.selection.problem import COVERAGE, NO_ROWS, Problem
+from nncift_ray.core.selection.assembling import problem_of
+from nncift_ray.core.selection.problem import Problem, Terms
 from nncift_ray.core.selection.sparse_scores import SparseScores
 
 F64 = NDArray[np.float64]
@@ -47,19 +48,10 @@ class TopScores:
             np.zeros(1, np.int64), np.zeros(0, np.int32), np.zeros(0, np.float32), len(self.score_J)
         )
 
+    def terms(self) -> Terms:
+        """Return what the function is made of besides its entries."""
+        return Terms(self.score_J, reads_lists=False)
+
     def problem(self) -> Problem:
         """Return the function by column."""
-        return modular_problem(self.score_J)
-
-
-def modular_problem(modular_J: F64) -> Problem:
-    """Return the problem of a sum over the picks alone."""
-    return Problem(
-        COVERAGE,
-        np.zeros(len(modular_J) + 1, np.int64),
-        NO_ROWS,
-        np.zeros(0, np.float32),
-        modular_J.astype(np.float64),
-        0,
-        np.zeros(0),
-    )
+        return problem_of(self.scores, self.terms())

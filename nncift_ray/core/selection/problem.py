@@ -26,12 +26,13 @@ from nncift_ray.core.jit import compiled
 from nncift_ray.core.selection.dense_gain import covered_gain, saturated_gain
 from nncift_ray.core.selection.dense_scores import DenseScores
 from nncift_ray.core.selection.sparse_scores import SparseScores
+from nncift_ray.core.selection.streamed_scores import StreamedScores
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
-Scores = SparseScores | DenseScores
+Scores = SparseScores | DenseScores | StreamedScores
 
 COVERAGE, SATURATION, PAIRWISE = 0, 1, 2
 NO_ROWS: I32 = np.zeros(0, np.int32)
@@ -128,6 +129,32 @@ class Problem:
         return restrict(self, columns_S)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Terms:
+    """What a set function is made of besides the entries of its lists: numbers a row or a column.
+
+    What is summed over lists (caps of saturation, the relevance of graph cut) is summed over all of
+    them, so the terms of a part of the columns are those of the whole.
+
+    Attributes:
+        modular_J: m_j of each column.
+        kind: COVERAGE, SATURATION or PAIRWISE.
+        cap_I: Coverage: entries count up to this.
+        floor_I: Coverage: entries count above this.
+        level_I: Saturation: the caps.
+        pair_weight: Pairwise: w_jk = pair_weight * (s_jk + s_kj).
+        reads_lists: False where the function is its modular term alone.
+    """
+
+    modular_J: F64
+    kind: int = COVERAGE
+    cap_I: F32 | None = None
+    floor_I: F32 | None = None
+    level_I: F64 | None = None
+    pair_weight: float = 0.0
+    reads_lists: bool = True
+
+
 class Objective(Protocol):
     """A set function over columns: its influence, and the problem that the optimisers read."""
 
@@ -136,45 +163,13 @@ class Objective(Protocol):
         """The scaled influence the objective covers rows with."""
         ...
 
-    def problem(self) -> Problem:
-        """Return the function by column."""
+    def terms(self) -> Terms:
+        """Return what the function is made of besides its entries."""
         ...
 
-
-def by_column(
-    scores: Scores,
-    *,
-    kind: int = COVERAGE,
-    cap_I: F32 | None = None,
-    floor_I: F32 | None = None,
-    modular_J: F64 | None = None,
-    level_I: F64 | None = None,
-) -> Problem:
-    """Turn influence by row into a problem by column: v_ij = max(min(s_ij, cap_i) - floor_i, 0)."""
-    modular = np.zeros(scores.num_columns) if modular_J is None else modular_J
-    level = np.zeros(0) if level_I is None else level_I
-    if isinstance(scores, DenseScores):
-        values_JI = np.ascontiguousarray(scores.data_IJ.T)
-        if cap_I is not None:
-            values_JI = np.minimum(values_JI, cap_I)
-        if floor_I is not None:
-            values_JI = np.maximum(values_JI - floor_I, np.float32(0))
-        indptr = np.arange(scores.num_columns + 1, dtype=np.int64) * scores.num_rows
-        flat = values_JI.reshape(-1)
-        return Problem(kind, indptr, NO_ROWS, flat, modular, scores.num_rows, level, dense=True)
-    indptr = np.zeros(scores.num_columns + 1, np.int64)
-    np.cumsum(np.bincount(scores.indices, minlength=scores.num_columns), out=indptr[1:])
-    rows = np.empty(len(scores.indices), np.int32)
-    values = np.empty(len(scores.indices), np.float32)
-    cap = np.ones(scores.num_rows, np.float32) if cap_I is None else cap_I
-    floor = np.zeros(scores.num_rows, np.float32) if floor_I is None else floor_I
-    twice = _scatter(
-        scores.indptr, scores.indices, scores.data, cap, floor, indptr[:-1].copy(), rows, values
-    )
-    if twice >= 0:
-        msg = f"the list of row {twice} names a column twice"
-        raise ValueError(msg)
-    return Problem(kind, indptr, rows, values, modular, scores.num_rows, level)
+    def problem(self) -> Problem:
+        """Return the function by column, all of it in memory."""
+        ...
 
 
 def restrict(problem: Problem, columns_S: I64) -> Problem:
@@ -206,27 +201,6 @@ def restrict(problem: Problem, columns_S: I64) -> Problem:
         PAIRWISE, counts.astype(np.int64), new_number[rows[kept]], values[kept], modular_S,
         len(columns_S), problem.cap_I,
     )  # fmt: skip
-
-
-@compiled
-def _scatter(
-    indptr: I64, indices: I32, data: F32, cap_I: F32, floor_I: F32,
-    next_J: I64, rows: I32, values: F32,
-) -> int:  # fmt: skip
-    """Write the entries by column; return a row that lists a column twice, or -1."""
-    twice = -1
-    for i in range(len(cap_I)):
-        for entry in range(indptr[i], indptr[i + 1]):
-            j = indices[entry]
-            place = next_J[j]
-            rows[place] = i
-            values[place] = max(min(data[entry], cap_I[i]) - floor_I[i], np.float32(0))
-            next_J[j] = place + 1
-    for j in range(len(next_J)):
-        for place in range(next_J[j - 1] + 1 if j > 0 else 1, next_J[j]):
-            if rows[place] == rows[place - 1]:
-                twice = rows[place]
-    return twice
 
 
 @compiled

@@ -9,12 +9,10 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from nncift_ray.core.selection.dense_scores import DenseScores
-from nncift_ray.core.selection.problem import SATURATION, Problem, Scores, by_column
-
-F64 = NDArray[np.float64]
+from nncift_ray.core.selection.assembling import problem_of
+from nncift_ray.core.selection.problem import SATURATION, Problem, Scores, Terms
+from nncift_ray.core.selection.score_sums import row_sums
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,15 +42,11 @@ class SaturatedCoverage:
             msg = f"alpha must lie in (0, 1], got {self.alpha}"
             raise ValueError(msg)
 
+    def terms(self) -> Terms:
+        """Return what the function is made of besides its entries."""
+        level_I = self.alpha * row_sums(self.scores)
+        return Terms(np.zeros(self.scores.num_columns), SATURATION, level_I=level_I)
+
     def problem(self) -> Problem:
         """Return the function by column."""
-        return by_column(self.scores, kind=SATURATION, level_I=self.alpha * row_sums(self.scores))
-
-
-def row_sums(scores: Scores) -> F64:
-    """Return sum_j s_ij of each row [I], in float64."""
-    if isinstance(scores, DenseScores):
-        return scores.data_IJ.sum(axis=1, dtype=np.float64)
-    row_E = np.repeat(np.arange(scores.num_rows), np.diff(scores.indptr))
-    sum_I = np.bincount(row_E, weights=scores.data, minlength=scores.num_rows)
-    return sum_I.astype(np.float64)  # without entries numpy counts in integers
+        return problem_of(self.scores, self.terms())
