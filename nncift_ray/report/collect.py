@@ -88,6 +88,8 @@ def collect_report_data(outputs: Mapping[str, StageOutput], facts: RunFacts) -> 
         upper_bound=select_facts.get("upper_bound"),
         stopped_by=select_facts.get("stopped_by", ""),
         optimizer=select_facts.get("optimizer", ""),
+        num_parts=select_facts.get("num_parts"),
+        num_rounds=select_facts.get("num_rounds", 1),
         mix_name=group_by or "source file",
         config=facts.config,
         environment=fit.manifest.environment,

@@ -128,6 +128,8 @@ class ReportData:
     upper_bound: float | None = None  # no subset within the budget is worth more
     stopped_by: str = ""  # "budget", "stop_gain" or "exhausted"
     optimizer: str = ""
+    num_parts: int | None = None  # of a partitioned search
+    num_rounds: int = 1
     mix_name: str = "source"  # what MixRow.group means: "source", "task", ...
     config: Mapping[str, object] = field(default_factory=dict[str, object])
     environment: Mapping[str, object] = field(default_factory=dict[str, object])

@@ -53,8 +53,28 @@ def selection_lead(data: ReportData) -> str:
         f"{objective[0].upper()}{objective[1:]} was maximised over "
         f"{format_count(data.num_candidates)} candidates: "
         "each pick is the example that adds most to what the earlier picks already give the "
-        f"{data.ground_set}.{_limits(data)}{_end(data)}"
+        f"{data.ground_set}.{_search(data)}{_limits(data)}{_end(data)}"
     )
+
+
+def _search(data: ReportData) -> str:
+    """Say how the picks were searched for."""
+    parts = f"in {data.num_parts} parts" if data.num_parts else "in parts"
+    then = (
+        f"in {data.num_rounds} rounds that thin the candidates out, then among those left"
+        if data.num_rounds > 1
+        else "then among what the parts picked"
+    )
+    ways = {
+        "lazy": "by lazy greedy",
+        "naive": "by plain greedy",
+        "stochastic": "by stochastic greedy, which looks at a random sample before every pick",
+        "cost_benefit": "by lazy greedy twice, by gain a token and by gain; this is the better of "
+        "the two",
+        "partitioned": f"by lazy greedy {parts}, {then}",
+    }
+    way = ways.get(data.optimizer)
+    return f" Searched {way}." if way else ""
 
 
 def _limits(data: ReportData) -> str:

@@ -26,6 +26,7 @@ PICKS = pa.schema(
         pa.field("rule", pa.string(), nullable=False),  # what was ranked by: see core's Progress
         pa.field("limit", pa.int64(), nullable=False),  # most picks there may be
         pa.field("value", pa.float64(), nullable=False),  # of the objective
+        pa.field("gain", pa.float64(), nullable=False),  # of the last pick
         pa.field("order", pa.list_(pa.int64()), nullable=False),
     ]
 )
@@ -55,6 +56,7 @@ class SavedPicks:
             "rule": progress.rule,
             "limit": progress.limit,
             "value": progress.value,
+            "gain": progress.gain,
             "order": progress.order.tolist(),
         }
         table = pa.Table.from_pylist(list(self._rows.values()), schema=PICKS)
@@ -88,4 +90,7 @@ def describe_picks(rows: Sequence[Mapping[str, Any]]) -> str:
     if not rows:
         return ""
     row = rows[-1]
-    return f"{len(row['order']):,} of at most {row['limit']:,} picks, value {row['value']:,.4g}"
+    return (
+        f"{len(row['order']):,} of at most {row['limit']:,} picks, value {row['value']:,.4g}, "
+        f"last gain {row['gain']:,.3g}"
+    )

@@ -171,6 +171,8 @@ class SelectStage(Stage):
             stopped_by=ranking.stopped_by,
             ranked_by=ranking.rule,
             optimizer=plan.optimizer,
+            num_parts=plan.num_partitions(len(ids_J)) if self._in_parts else None,
+            num_rounds=plan.rounds,
             num_tokens=int(names["num_tokens"].to_numpy()[ranking.order].sum()),
             covers=self._covers(),
             quotas=describe_quotas(self._plan, len(ids_J), self._examples),

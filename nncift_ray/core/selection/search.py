@@ -87,7 +87,7 @@ class Ranking:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Progress:
-    """How far a search is: picks so far, most there may be, value, and the picks themselves.
+    """How far a search is: picks so far, most there may be, value, last gain, and the picks.
 
     `order` is what `prefix` takes to go on after an interruption; copy it to keep it.
     """
@@ -95,6 +95,7 @@ class Progress:
     picked: int
     limit: int
     value: float
+    gain: float  # of the last pick; 0 before the first
     order: I64
     rule: Rule = "gain"
 
@@ -157,8 +158,9 @@ class Search:
         """Tell how far the search is."""
         if self._on_progress is not None:
             value = float(self.log.objective[self.picked - 1]) if self.picked else 0.0
+            gain = float(self.log.gain[self.picked - 1]) if self.picked else 0.0
             order = self.log.order[: self.picked]
-            self._on_progress(Progress(self.picked, self.limit, value, order, self.rule))
+            self._on_progress(Progress(self.picked, self.limit, value, gain, order, self.rule))
 
     def ranking(self, *, stopped: bool, rule: RankedBy | None = None) -> Ranking:
         """Return what was picked; `stopped` says that `stop_gain` ended it."""

@@ -4,6 +4,7 @@ import math
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from typing import Any
 
 import pytest
 
@@ -209,6 +210,30 @@ def test_skipped_examples_stand_with_the_pick_that_speaks_for_them() -> None:
 def test_a_run_that_skipped_nothing_has_no_such_section() -> None:
     page = render_report(replace(make_report_data(), skipped=()))
     assert "Strong examples that were skipped" not in page
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"optimizer": "lazy"}, "Searched by lazy greedy."),
+        ({"optimizer": "stochastic"}, "looks at a random sample before every pick."),
+        ({"optimizer": "cost_benefit"}, "by gain a token and by gain"),
+        (
+            {"optimizer": "partitioned", "num_parts": 8},
+            "lazy greedy in 8 parts, then among what the parts picked.",
+        ),
+        (
+            {"optimizer": "partitioned", "num_parts": 8, "num_rounds": 3},
+            "in 8 parts, in 3 rounds that thin the candidates out",
+        ),
+    ],
+)
+def test_the_page_says_how_the_subset_was_searched(more: dict[str, Any], words: str) -> None:
+    assert words in render_report(replace(make_report_data(), **more))
+
+
+def test_an_older_run_that_does_not_say_how_is_not_guessed_at() -> None:
+    assert "Searched" not in render_report(make_report_data())
 
 
 def test_an_early_stop_is_said() -> None:

@@ -362,13 +362,13 @@ def test_how_far_a_selection_is_reaches_the_reporter(
     plan = SelectionPlan("facility_location", ("within",), count=BUDGET)
     stage = SelectStage(within["score_pairs"], within["embed"], plan)
     folder, told = Location.of(str(tmp_path)), Told()
-    progress = Progress(7, 12, 3.5, np.arange(7))
+    progress = Progress(7, 12, 3.5, 0.25, np.arange(7))
     SavedPicks(folder, every_seconds=0.0).save(progress)
     with watching(stage, folder, told, every_seconds=0.01):
         until = time.monotonic() + 5
         while not told.messages and time.monotonic() < until:
             time.sleep(0.01)
-    assert told.messages[0] == "select: 7 of at most 12 picks, value 3.5"
+    assert told.messages[0] == "select: 7 of at most 12 picks, value 3.5, last gain 0.25"
 
 
 def saved_in(folder: Path) -> Location:
