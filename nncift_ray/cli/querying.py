@@ -71,11 +71,11 @@ def _table(made: InfluenceList) -> Table:
     }
     title = f"{words[made.direction]} ({made.block}, best of {made.num_scored:,})"
     table = Table(title=Text(title), title_justify="left")
-    for name, side in (("", "right"), ("influence", "right"), ("subset", "right")):
-        table.add_column(name, justify="right" if side == "right" else "left")
+    for name in ("", "influence", "subset"):
+        table.add_column(name, justify="right", no_wrap=True)
     table.add_column("id", no_wrap=True)
-    table.add_column("prompt", overflow="ellipsis", no_wrap=True, ratio=1)
-    table.add_column("source", overflow="fold")
+    table.add_column("prompt")  # the one column that gives way on a narrow terminal
+    table.add_column("source", no_wrap=True)
     for row in made.neighbours:
         found = row.example
         table.add_row(
