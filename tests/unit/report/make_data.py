@@ -174,10 +174,7 @@ def make_report_data(num_picks: int = 20, text: str = "What is two and two?") ->
         fidelity=make_fidelity(),
         predictions=make_predictions(30),
         training_history=make_history(),
-        score_histogram=pa.table(
-            {"block": ["within"] * 3, "bin": [48_000, 48_001, 48_002], "count": [3, 9, 1]},
-            schemas.SCORE_HISTOGRAM,
-        ),
+        score_histogram=make_histogram("within"),
         recall=make_recall()[0],
         final_recall=make_recall()[1],
         min_recall=0.98,
@@ -189,6 +186,12 @@ def make_report_data(num_picks: int = 20, text: str = "What is two and two?") ->
         pool_lengths=np.arange(10, 110),
         subset_lengths=np.arange(20, 40),
     )
+
+
+def make_histogram(block: str) -> pa.Table:
+    """Count the scores of a block in three bins."""
+    counts = {"block": [block] * 3, "bin": [48_000, 48_001, 48_002], "count": [3, 9, 1]}
+    return pa.table(counts, schemas.SCORE_HISTOGRAM)
 
 
 def make_minimal_data(**changes: object) -> ReportData:
@@ -220,7 +223,7 @@ def make_ranked_data(*, pointwise: bool) -> ReportData:
         fidelity=fidelity,
         predictions=predictions,
         training_history=make_history(block),
-        score_histogram=None,
+        score_histogram=make_histogram(block),
         recall=None,
         final_recall=None,
         scoring=None,
