@@ -9,7 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from nncift_ray.pipeline.extending import Extension, recipe_of_union, run_extension
+from nncift_ray.pipeline.extending import run_extension
+from nncift_ray.pipeline.extension import Extension, recipe_of_union
 from nncift_ray.pipeline.opening import open_run
 from nncift_ray.pipeline.selecting import selection_plan
 from nncift_ray.stages.driver import execute_here, run_stage
