@@ -68,6 +68,8 @@ class PairScoresConfig(Section):
         recall_rows: Rows the search is tuned on, and as many others that it is checked on.
         on_low_recall: What to do where even the widest search finds too little: stop, or go exact.
         seed: Of the samples that the index is built, tuned and checked on.
+        activation_dtype: How projected activations are stored; "float16" halves them, and the
+            report says what that does to scores.
         half: Score in half precision, on GPUs only.
         dense: Also write all scores, as a table of one list a row; exact mode only.
         max_dense_bytes: Largest such table.
@@ -85,6 +87,7 @@ class PairScoresConfig(Section):
     recall_rows: int = Field(default=256, ge=1)
     on_low_recall: Literal["stop", "exact"] = "stop"
     seed: int = Field(default=0, ge=0)
+    activation_dtype: Literal["float32", "float16"] = "float32"
     half: bool = False
     dense: bool = False
     max_dense_bytes: ByteCount = 2 * 10**9

@@ -397,7 +397,11 @@ class Blueprint:
 
     def _project(self, outputs: Outputs) -> Stage:
         return ProjectStage(
-            outputs["embed"], outputs["fit"], self.blocks, self.config.network.num_units
+            outputs["embed"],
+            outputs["fit"],
+            self.blocks,
+            self.config.network.num_units,
+            dtype=self.config.pair_scores.activation_dtype,
         )
 
     def _index(self, outputs: Outputs) -> Stage:

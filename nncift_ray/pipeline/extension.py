@@ -26,7 +26,7 @@ from nncift_ray.stages.drift import DriftStage
 from nncift_ray.stages.embed import EmbedderFactory as MakesEmbedder
 from nncift_ray.stages.embed import EmbedStage
 from nncift_ray.stages.ingest import DeduplicateStage, IngestStage, RoleSource, find_sources
-from nncift_ray.stages.project import ProjectStage
+from nncift_ray.stages.project import ProjectStage, stored_dtype
 from nncift_ray.stages.score_new_pairs import ScoreNewPairsStage
 from nncift_ray.stages.stage import Stage
 from nncift_ray.storage.chained import ChainedOutput, root_of
@@ -188,8 +188,15 @@ class Extension:
 
     def _project(self, outputs: Outputs) -> Stage:
         parent = self.parent.outputs["project"]
-        blocks, num_hidden = parent.manifest.settings["blocks"], self.config.network.num_units
-        return ProjectStage(outputs["embed"], outputs["fit"], blocks, num_hidden, parent=parent)
+        settings = parent.manifest.settings
+        return ProjectStage(
+            outputs["embed"],
+            outputs["fit"],
+            settings["blocks"],
+            self.config.network.num_units,
+            dtype=stored_dtype(settings),
+            parent=parent,
+        )
 
     def _drift(self, outputs: Outputs) -> Stage:
         examples = self.parent.outputs["deduplicate"]

@@ -18,6 +18,7 @@ from nncift_ray.report.formatting import (
     format_seconds,
 )
 from nncift_ray.storage import schemas
+from nncift_ray.storage.chained import ChainedOutput
 from nncift_ray.storage.output import StageOutput
 
 COLUMNS = ("block", "scored", "why", "found", "pairs scored", "all pairs", "pruned", "faster from")
@@ -44,7 +45,9 @@ def scoring_table(outputs: Mapping[str, StageOutput]) -> ExtraTable | None:
     """Say of each block of pairs how it was scored, why, and what that cost."""
     scores = outputs["score_pairs"]
     if schemas.POINTS in scores.manifest.settings["blocks"]:
-        return None
+        note = _half_precision(outputs["project"]).strip()
+        row = (schemas.POINTS, "exactly")
+        return ExtraTable("How examples were scored", note, COLUMNS[:2], (row,)) if note else None
     decisions: Mapping[str, Any] = {}
     if "index" in outputs:
         decisions = outputs["index"].manifest.facts().get("decisions", {})
@@ -95,9 +98,12 @@ def _peak(scores: StageOutput) -> str:
 def _half_precision(activations: StageOutput) -> str:
     """Say what activations in half precision do to scores, where they are stored so."""
     errors = cast("Mapping[str, Any]", activations.manifest.facts())
+    if not errors and isinstance(activations, ChainedOutput):  # nothing new was measured
+        return _half_precision(activations.parent)
     texts = [
         f" Activations are stored in float16: on a sample of block {name.rpartition(':')[2]} that "
-        f"changes a score by {value['mean']:.1e} on average and {value['max']:.1e} at most."
+        f"changes a score by {value['mean']:.1e} on average and {value['max']:.1e} at most "
+        f"({format_count(value['num_pairs'])} compared, unit of the labels)."
         for name, value in errors.items()
         if name.startswith("float16_error:")
     ]

@@ -2,16 +2,28 @@
 
 The first layer reads [e_i ; 0 ; e_j], so it splits into a row part and a column part; the pair
 stage never sees an embedding. A pointwise network reads [e_i] and has rows only.
+
+Stored in float16, activations are rounded; what that does to scores is measured on a sample of
+examples, which is drawn from all of them and so does not depend on shards.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, ClassVar
 
+import numpy as np
 import pyarrow as pa
 
 from nncift_ray.core.network.factored import FactoredNetwork
+from nncift_ray.core.pairs.half_precision import (
+    LARGEST_HALF,
+    RoundingError,
+    first_beyond_half,
+    rounding_error,
+)
+from nncift_ray.errors import StageError
 from nncift_ray.stages.atoms import RowAtoms, RowSpan, RowStage
 from nncift_ray.stages.stage import Shard, Worker
 from nncift_ray.storage import schemas
@@ -22,6 +34,16 @@ from nncift_ray.storage.schemas import CANDIDATE, EXISTING, POINTS, helped_role
 
 ATOM_ROWS = 1024
 DEFAULT_SHARD_ROWS = 65_536
+FLOAT32, FLOAT16 = "float32", "float16"
+#: A fact so named, with a block behind it, holds the fields of a RoundingError.
+FLOAT16_ERROR = "float16_error:"
+SAMPLE_ROWS = 256  # of each table: rows of a block, and its columns
+SAMPLE_SEED = 0
+
+
+def stored_dtype(settings: Mapping[str, Any]) -> str:
+    """Return the dtype of the activations of a stage with such settings."""
+    return settings.get("dtype", FLOAT32)
 
 
 class ProjectStage(RowStage):
@@ -39,13 +61,16 @@ class ProjectStage(RowStage):
         blocks: Sequence[str],
         num_hidden: int,
         *,
+        dtype: str = FLOAT32,
         shard_rows: int | None = None,
         parent: StageOutput | None = None,
     ) -> None:
         """Project the embeddings through the networks of the given blocks.
 
-        ``parent`` holds the activations of the first rows, where a run goes on with further data.
+        ``dtype`` is that of the stored activations, float32 or float16. ``parent`` holds those of
+        the first rows, where a run goes on with further data; it must be of the same dtype.
         """
+        self._dtype = dtype
         self._embeddings, self._networks = embeddings, networks
         self._blocks, self._num_hidden = tuple(blocks), num_hidden
         self._shard_rows = shard_rows or DEFAULT_SHARD_ROWS
@@ -73,7 +98,7 @@ class ProjectStage(RowStage):
     @property
     def produces(self) -> Mapping[str, pa.Schema]:
         """Activations of each block and side."""
-        schema = schemas.activations_schema(self._num_hidden)
+        schema = schemas.activations_schema(self._num_hidden, self._dtype)
         return {name: schema for name, _ in self._atoms.ranges}
 
     @property
@@ -83,8 +108,9 @@ class ProjectStage(RowStage):
         return inputs | ({"parent": self._parent} if self._parent else {})
 
     def settings(self) -> dict[str, Any]:
-        """The blocks; the rest is in the inputs."""
-        return {"blocks": list(self._blocks), "atom_rows": ATOM_ROWS}
+        """The blocks, and the dtype where it is another than ever; the rest is in the inputs."""
+        settings: dict[str, Any] = {"blocks": list(self._blocks), "atom_rows": ATOM_ROWS}
+        return settings if self._dtype == FLOAT32 else settings | {"dtype": self._dtype}
 
     def make_worker(self) -> Worker:
         """Load the networks."""
@@ -94,6 +120,9 @@ class ProjectStage(RowStage):
             for span in self._atoms.spans(shard.start, shard.stop):
                 network = networks[span.name.rsplit("_", 1)[0]]
                 sink.write(span.name, self._project(span, network))
+            # Whatever the shards, one of them holds the first item.
+            if self._dtype == FLOAT16 and shard.start == 0:
+                sink.facts |= self._rounding_errors(networks)
 
         return project_shard
 
@@ -106,10 +135,60 @@ class ProjectStage(RowStage):
         activation = (
             network.project_rows(vectors) if rows_side else network.project_columns(vectors)
         )
+        if self._dtype == FLOAT16:
+            self._check_range(span, activation)
         return pa.Table.from_pydict(
             {
                 "row_index": rows["row_index"],
-                "activation": vectors_to_arrow(activation, "float32"),
+                "activation": vectors_to_arrow(activation, self._dtype),
             },
-            schema=schemas.activations_schema(self._num_hidden),
+            schema=schemas.activations_schema(self._num_hidden, self._dtype),
         )
+
+    def _check_range(self, span: RowSpan, activation_NH: np.ndarray) -> None:
+        """Refuse what float16 would make infinite."""
+        row = first_beyond_half(activation_NH)
+        if row is None:
+            return
+        largest = float(np.abs(activation_NH[row]).max())
+        raise StageError(
+            f"pair_scores.activation_dtype: float16 ends at {LARGEST_HALF:,.0f}, and row "
+            f"{span.start + row} of '{span.name}' has an activation of size {largest:,.0f}. Set "
+            "the key to float32. (A run that goes on from another keeps that one's: then run the "
+            "recipe anew on all data.)"
+        )
+
+    def _rounding_errors(self, networks: Mapping[str, FactoredNetwork]) -> dict[str, Any]:
+        """Measure on a sample what float16 does to the scores of each block."""
+        sides = [f"{block}_{side}" for block in self._blocks for side in ("rows", "columns")]
+        roles = {self._role(side) for side in sides}
+        samples = {role: self._sample(role) for role in sorted(roles)}
+        facts: dict[str, Any] = {}
+        for block in self._blocks:
+            rows_ND = samples[self._role(f"{block}_rows")]
+            columns_ND = samples[self._role(f"{block}_columns")]
+            if len(rows_ND) and len(columns_ND):
+                error = self._rounding_error(block, networks[block], rows_ND, columns_ND)
+                facts[f"{FLOAT16_ERROR}{block}"] = asdict(error)
+        return facts
+
+    def _rounding_error(
+        self, block: str, network: FactoredNetwork, rows_ND: np.ndarray, columns_ND: np.ndarray
+    ) -> RoundingError:
+        b_JH = None if network.pointwise else network.project_columns(columns_ND)
+        try:
+            return rounding_error(network, network.project_rows(rows_ND), b_JH)
+        except ValueError as error:
+            raise StageError(
+                f"pair_scores.activation_dtype: float16 cannot hold block '{block}': {error} (of "
+                "the sample its error is measured on). Set the key to float32."
+            ) from error
+
+    def _sample(self, table: str) -> np.ndarray:
+        """Read the embeddings [N, D] of some examples of a table, the same for any shards."""
+        num_rows = self._embeddings.num_rows(table)
+        if not num_rows:
+            return np.empty((0, 0), np.float32)
+        rng = np.random.default_rng(SAMPLE_SEED)
+        rows = np.sort(rng.choice(num_rows, min(SAMPLE_ROWS, num_rows), replace=False))
+        return column_matrix(self._embeddings.take_rows(table, rows, ["embedding"])["embedding"])

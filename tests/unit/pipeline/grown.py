@@ -96,7 +96,8 @@ def score_whole(
     examples = run(DeduplicateStage(run(IngestStage(sources))))
     embeddings = run(EmbedStage(examples, MODEL, make_embedder))
     num_hidden = config.network.num_hidden
-    activations = run(ProjectStage(embeddings, networks, blocks, num_hidden))
+    dtype = config.pair_scores.activation_dtype
+    activations = run(ProjectStage(embeddings, networks, blocks, num_hidden, dtype=dtype))
     objective = config.objective
     scores = run(
         ScorePairsStage(

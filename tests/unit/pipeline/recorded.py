@@ -8,6 +8,7 @@ from typing import Any
 
 from nncift_ray.config import make_config
 from nncift_ray.pipeline.opening import RUN_RECORD
+from nncift_ray.stages.project import stored_dtype
 from nncift_ray.storage.filesystem import Location
 from nncift_ray.storage.output import StageOutput
 
@@ -21,6 +22,7 @@ def record_run(
     targets = [str(folder / "corpus" / "targets.jsonl")]
     has_targets = bool(outputs["deduplicate"].num_rows("targets"))
     pointwise = outputs["fit"].manifest.settings["blocks"] == ["points"]
+    dtype = stored_dtype(outputs["project"].manifest.settings)
     config = make_config(
         {
             "run_dir": run_dir,
@@ -31,7 +33,7 @@ def record_run(
             },
             "teacher": {"kind": "selectit" if pointwise else "delift_se"},
             "network": {"num_hidden": 8},
-            "pair_scores": {"top_k": 10},
+            "pair_scores": {"top_k": 10, "activation_dtype": dtype},
             "selection": {"objective": settings["objective"], "budget": settings["count"]},
         }
     )

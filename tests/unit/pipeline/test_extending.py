@@ -38,6 +38,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "subtasks": {"objective": "top_k", "subtask_by": "task"},
     "existing": {"objective": "facility_location_conditional_gain", "num_existing": 15}
     | {"num_targets": 0},
+    "float16": {"objective": "facility_location_mutual_information", "dtype": "float16"},
     "points": {"objective": "top_k", "num_targets": 0, "make_teacher": LastDigitTeacher},
 }
 

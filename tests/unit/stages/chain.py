@@ -116,6 +116,7 @@ def run_chain(
     index_options: IndexOptions | None = None,
     measure: MeasureRates = measure_rates,
     options: ScoreOptions | None = None,
+    dtype: str = "float32",
     **plan: Any,
 ) -> dict[str, StageOutput]:
     """Run all stages and return their outputs by name; ``plan`` goes into the SelectionPlan."""
@@ -159,7 +160,9 @@ def run_chain(
     labels = run(UtilityStage(measured, teacher.utility, name, needs_baseline=needs_baseline))
     job = FitJob(labels, embeddings, blocks, BlockTraining(8, TrainingConfig(num_epochs=3, seed=1)))
     networks = run(FitStage(job, train_here))
-    activations = run(ProjectStage(embeddings, networks, blocks, 8, shard_rows=sizes.project_rows))
+    activations = run(
+        ProjectStage(embeddings, networks, blocks, 8, dtype=dtype, shard_rows=sizes.project_rows)
+    )
     pruning = None
     if index_options is not None:
         index_stage = IndexStage(

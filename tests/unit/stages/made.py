@@ -78,11 +78,11 @@ class _GivenEmbeddings(_Given):
     name: ClassVar[str] = "embed"
 
 
-def make_network(seed: int = 0, hidden: int = HIDDEN) -> FactoredNetwork:
-    """Make a network with weights of size 1."""
+def make_network(seed: int = 0, hidden: int = HIDDEN, scale: float = 1) -> FactoredNetwork:
+    """Make a network with weights of size ``scale``."""
     random = np.random.default_rng(seed)
     shapes = ((hidden, DIM), (hidden,), (hidden, DIM), (hidden,))
-    arrays = [random.standard_normal(shape, np.float32) for shape in shapes]
+    arrays = [scale * random.standard_normal(shape, np.float32) for shape in shapes]
     return FactoredNetwork(*arrays, 0.25)
 
 
@@ -94,6 +94,7 @@ def make_stages(
     seed: int = 0,
     bad_rows: tuple[int, ...] = (),
     copies: int = 1,
+    scale: float = 1,
 ) -> Made:
     """Make the stages before scoring.
 
@@ -104,8 +105,9 @@ def make_stages(
         seed: Of network and embeddings.
         bad_rows: Candidates whose activations are NaN.
         copies: How often each embedding is there: copies tie in every list.
+        scale: Size of the network's weights.
     """
-    network = make_network(seed)
+    network = make_network(seed, scale=scale)
     random = np.random.default_rng(seed + 1)
     vectors = {}
     for role, count in (("candidates", num_candidates), ("targets", num_targets)):
