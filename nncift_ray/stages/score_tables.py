@@ -21,6 +21,8 @@ from nncift_ray.errors import StageError
 from nncift_ray.storage import schemas
 from nncift_ray.storage.output import StageOutput
 
+BATCH_ROWS = 16_384  # lists of 64: 25 MB while they are sifted
+
 
 @dataclass(frozen=True)
 class ScoreTables:
@@ -48,7 +50,8 @@ class ScoreTables:
 
     def _batches(self, block: str) -> Iterator[SparseScores]:
         table = f"{block}_top_helpers"
-        for batch in self.scores.iter_batches(table, ["helper_index", "influence"]):
+        names = ["helper_index", "influence"]
+        for batch in self.scores.iter_batches(table, names, BATCH_ROWS):
             helper = cast("pa.ListArray[Any]", batch.column(0))
             influence = cast("pa.ListArray[Any]", batch.column(1))
             indptr = np.zeros(batch.num_rows + 1, np.int64)
