@@ -17,6 +17,7 @@ from nncift_ray.pipeline.corpus_size import CorpusEstimate, estimate_corpus
 from nncift_ray.pipeline.runner import trainers_of
 from nncift_ray.pipeline.workload import Workload, describe_budget
 from nncift_ray.stages.driver import finished_shards, plan_shards, stage_folder
+from nncift_ray.stages.pruning_decision import read_decisions
 from nncift_ray.storage.filesystem import Location
 from nncift_ray.storage.output import StageOutput
 
@@ -76,7 +77,8 @@ def make_plan(config: Config, *, hardware: Literal["cpu", "gpu"] | None = None) 
     blueprint.check()
     outputs, states, shards_left = _walk(blueprint, run_dir)
     corpus = estimate_corpus(config, outputs.get("deduplicate"))
-    work = Workload(config, blueprint, corpus, kind)
+    decisions = read_decisions(outputs.get("index"))
+    work = Workload(config, blueprint, corpus, kind, decisions)
     stages = tuple(
         _plan_stage(name, states.get(name, "to do"), shards_left.get(name), work)
         for name in blueprint.stage_names

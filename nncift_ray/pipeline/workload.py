@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from nncift_ray.core.network.sampling import draw_block, draw_points
 from nncift_ray.errors import DataError
 from nncift_ray.pipeline.blueprint import Blueprint
 from nncift_ray.pipeline.corpus_size import CorpusEstimate
+from nncift_ray.stages.pruning_decision import EXACT, PRUNED, BlockDecision
 from nncift_ray.stages.selection_plan import TOP_K
 from nncift_ray.storage.schemas import CROSS, POINTS, WITHIN
 
@@ -31,12 +32,24 @@ FIT_STEPS_PER_SECOND = 700.0
 
 
 class Workload:
-    """Amounts of work of a recipe on a corpus; speeds are guesses unless the recipe gives one."""
+    """Amounts of work of a recipe on a corpus; speeds are guesses unless the recipe gives one.
+
+    Where the index stage is finished, scoring takes what that stage measured.
+    """
 
     def __init__(
-        self, config: Config, blueprint: Blueprint, corpus: CorpusEstimate, hardware: str
+        self,
+        config: Config,
+        blueprint: Blueprint,
+        corpus: CorpusEstimate,
+        hardware: str,
+        decisions: Mapping[str, BlockDecision] | None = None,
     ) -> None:
-        """Draw the sample that a run would draw, to count it."""
+        """Draw the sample that a run would draw, to count it.
+
+        ``decisions`` are those of a finished index stage, by block.
+        """
+        self._decisions = decisions or {}
         self.config, self.corpus, self.hardware = config, corpus, hardware
         self.blueprint = blueprint
         self.num_rows = corpus.num_rows
@@ -82,36 +95,67 @@ class Workload:
 
     @property
     def index_seconds(self) -> float:
-        """Seconds of building an index, guessed."""
+        """Seconds of building the indices: measured where there are any, else guessed."""
+        known = [decision.build_seconds for decision in self._decisions.values()]
+        if self._is_measured:
+            return sum(seconds or 0.0 for seconds in known)
         cores = os.cpu_count() or 1
         return self.corpus.num_candidates / (INDEXED_COLUMNS_PER_SECOND_PER_CORE * cores)
 
     @property
     def scoring_seconds(self) -> dict[str, float]:
-        """Seconds of scoring by mode, guessed; building an index is not among them."""
-        cores = os.cpu_count() or 1
-        exact = self.num_pairs / (PAIRS_PER_SECOND_PER_CORE * cores)
-        pruned = exact
-        if self.blueprint.prunable_blocks:
-            rows = self.corpus.num_candidates
-            pairs = self.num_pairs - sum(
-                (self.corpus.num_targets if block == CROSS else rows) * rows
-                for block in self.blueprint.prunable_blocks
-            )
-            pruned = pairs / (PAIRS_PER_SECOND_PER_CORE * cores)
-            pruned += sum(
-                (self.corpus.num_targets if block == CROSS else rows)
-                for block in self.blueprint.prunable_blocks
-            ) / (PRUNED_ROWS_PER_SECOND_PER_CORE * cores)
-        return {"exact": exact, "pruned": pruned, "auto": min(exact, pruned)}
+        """Seconds of scoring by mode; building an index is not among them.
+
+        "auto" is the way that was decided for each block, before that the faster one.
+        """
+        blocks = self.blueprint.prunable_blocks
+        ways = {block: self._block_seconds(block) for block in blocks}
+        always = self.num_pairs - sum(
+            self._num_rows(b) * self.corpus.num_candidates for b in blocks
+        )
+        rest = always / (PAIRS_PER_SECOND_PER_CORE * (os.cpu_count() or 1))
+        total = {way: rest + sum(ways[b][way] for b in blocks) for way in (EXACT, PRUNED)}
+        if self._is_measured:
+            chosen = rest + sum(ways[b][self._decisions[b].mode] for b in blocks)
+        else:
+            chosen = min(total.values())
+        return {**total, "auto": chosen}
+
+    @property
+    def _is_measured(self) -> bool:
+        """Whether the index stage timed both ways of scoring every block that may be pruned."""
+        found = [self._decisions.get(block) for block in self.blueprint.prunable_blocks]
+        return bool(found) and all(
+            decision is not None
+            and decision.exact_seconds is not None
+            and decision.pruned_seconds is not None
+            for decision in found
+        )
+
+    def _num_rows(self, block: str) -> int:
+        return self.corpus.num_targets if block == CROSS else self.corpus.num_candidates
+
+    def _block_seconds(self, block: str) -> dict[str, float]:
+        """Return the seconds of scoring a block by either way, its index left out."""
+        if self._is_measured:
+            decision = self._decisions[block]
+            pruned = (decision.pruned_seconds or 0.0) - (decision.build_seconds or 0.0)
+            return {EXACT: decision.exact_seconds or 0.0, PRUNED: pruned}
+        cores, rows = os.cpu_count() or 1, self._num_rows(block)
+        pairs = rows * self.corpus.num_candidates
+        return {
+            EXACT: pairs / (PAIRS_PER_SECOND_PER_CORE * cores),
+            PRUNED: rows / (PRUNED_ROWS_PER_SECOND_PER_CORE * cores),
+        }
 
     def _ways(self) -> str:
         """Say what both ways of scoring would take, where there are two."""
         if not self.blueprint.prunable_blocks:
             return ""
         seconds = self.scoring_seconds
-        pruned = seconds["pruned"] + self.index_seconds
-        return f"; all pairs {seconds['exact']:,.0f} s, pruned {pruned:,.0f} s with its index"
+        pruned = seconds[PRUNED] + self.index_seconds
+        told = f"all pairs {seconds[EXACT]:,.0f} s, pruned {pruned:,.0f} s with its index"
+        return f"; {told}, by rates that this run measured" if self._is_measured else f"; {told}"
 
     def seconds(self, name: str) -> float:
         """Estimate a stage's seconds."""
@@ -139,7 +183,10 @@ class Workload:
             "label": lambda: self.teacher_tokens / speed,
             "fit": lambda: FIT_START_SECONDS + steps / FIT_STEPS_PER_SECOND,
             "index": lambda: self.index_seconds,
-            "score_pairs": lambda: self.scoring_seconds[config.pair_scores.mode],
+            "score_pairs": lambda: self.scoring_seconds[
+                # An index that found too little is decided against in mode "pruned" as well.
+                "auto" if self._is_measured else config.pair_scores.mode
+            ],
         }
         return STAGE_START_SECONDS + estimates.get(name, lambda: 0.0)()
 

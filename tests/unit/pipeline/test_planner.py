@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from nncift_ray.config import make_config
 from nncift_ray.errors import DataError
+from nncift_ray.pipeline import planner
 from nncift_ray.pipeline.planner import RunPlan, make_plan
+from nncift_ray.pipeline.workload import STAGE_START_SECONDS
+from nncift_ray.stages.pruning_decision import BlockDecision
 from tests.unit.stages.chain import write_corpus
 
 RATER = "tests.unit.stages.chain:LastDigitTeacher"
@@ -52,10 +56,10 @@ def test_a_corpus_of_no_example_has_no_plan(tmp_path: Path) -> None:
         plan(tmp_path, num_candidates=0, kind=RATER)
 
 
-def test_a_plan_tells_both_ways_of_scoring_where_pairs_may_be_left_out(tmp_path: Path) -> None:
-    candidates, *_ = write_corpus(tmp_path, 80, 0)
+def auto_plan(folder: Path) -> RunPlan:
+    candidates, *_ = write_corpus(folder, 80, 0)
     tree = {
-        "run_dir": str(tmp_path / "run"),
+        "run_dir": str(folder / "run"),
         "data": {"candidates": [candidates]},
         "teacher": {"kind": "delift_se"},
         "embedder": {"model": "embedded:all-minilm-l6-v2"},
@@ -63,7 +67,30 @@ def test_a_plan_tells_both_ways_of_scoring_where_pairs_may_be_left_out(tmp_path:
         "pair_scores": {"mode": "auto"},
         "selection": {"objective": "facility_location", "budget": 0.1},
     }
-    told = amounts(make_plan(make_config(tree)))
+    return make_plan(make_config(tree))
+
+
+def test_a_plan_tells_both_ways_of_scoring_where_pairs_may_be_left_out(tmp_path: Path) -> None:
+    told = amounts(auto_plan(tmp_path))
     assert "all pairs" in told["score_pairs"]
     assert "pruned" in told["score_pairs"]
+    assert "measured" not in told["score_pairs"]
     assert "index" in told
+
+
+@pytest.mark.parametrize(("mode", "seconds"), [("exact", 900.0), ("pruned", 290.0)])
+def test_a_plan_after_the_index_tells_what_that_measured(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    mode: Literal["exact", "pruned"],
+    seconds: float,
+) -> None:
+    decision = BlockDecision(
+        mode, "", "anchor", "ivf", exact_seconds=900.0, pruned_seconds=300.0, build_seconds=10.0
+    )
+    monkeypatch.setattr(planner, "read_decisions", lambda index: {"within": decision})
+    made = auto_plan(tmp_path)
+    told = "; all pairs 900 s, pruned 300 s with its index, by rates that this run measured"
+    assert amounts(made)["score_pairs"].endswith(told)
+    found = {stage.name: stage.seconds - STAGE_START_SECONDS for stage in made.stages}
+    assert found["score_pairs"] == pytest.approx(seconds)
