@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nncift_ray.pipeline import RunResult, extend, extending, open_run, query
+from nncift_ray.pipeline import RunResult, extend, extending, extension, open_run, query
 from nncift_ray.stages.driver import execute_here
 from nncift_ray.stages.progress import SilentReporter
 from nncift_ray.storage.output import SHARD_FOLDER
@@ -26,8 +26,8 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(extending, "ray_session", no_session)
     monkeypatch.setattr(extending, "give_resources", lambda stage, blueprint: None)
-    monkeypatch.setattr(extending, "find_embedder", lambda parent: MODEL)
-    monkeypatch.setattr(extending, "EmbedderFactory", lambda model: make_embedder)
+    monkeypatch.setattr(extension, "find_embedder", lambda parent: MODEL)
+    monkeypatch.setattr(extension, "EmbedderFactory", lambda model: make_embedder)
 
 
 @pytest.fixture(scope="module")

@@ -57,7 +57,7 @@ def run(stage: Stage, folder: Path) -> StageOutput:
 
 
 def sample(folder: Path) -> StageOutput:
-    candidates, targets = write_corpus(folder / "corpus", 40, 10)
+    candidates, targets, _ = write_corpus(folder / "corpus", 40, 10)
     examples = run(
         DeduplicateStage(run(IngestStage(find_sources([candidates], [targets])), folder)), folder
     )

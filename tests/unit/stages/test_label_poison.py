@@ -51,7 +51,7 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> StageOutput:
     def run(stage: Stage) -> StageOutput:
         return run_stage(stage, location, execute=execute_here, reporter=SilentReporter())
 
-    candidates, targets = write_corpus(folder / "corpus", 40, 10)
+    candidates, targets, _ = write_corpus(folder / "corpus", 40, 10)
     examples = run(DeduplicateStage(run(IngestStage(find_sources([candidates], [targets])))))
     design = SampleDesign(label_pairs=LABEL_PAIRS, holdout_pairs_per_quadrant=4)
     return run(SampleStage(examples, {"within": design}, needs_baseline=True))
