@@ -74,6 +74,7 @@ def test_exports_load_with_datasets(tmp_path: Path) -> None:
         lambda name: files.setdefault(name, io.BytesIO()),
     )
     for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(content.getvalue())
     for name in ("subset.jsonl", "messages.jsonl", "alpaca.json"):
         loaded = datasets.load_dataset("json", data_files=str(tmp_path / name), split="train")
