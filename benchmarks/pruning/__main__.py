@@ -77,7 +77,9 @@ def main() -> None:
         "rows": len(embedding_ND),
         "top_k": TOP_K,
         "threads": options.threads,
-        "delift_labels": str(options.delift_labels or ("made here" if options.full else "none")),
+        "delift_labels": options.delift_labels.name
+        if options.delift_labels
+        else ("made here" if options.full else "none"),
         "embed_seconds": embed_seconds,
     }
     figures |= measure(networks, embedding_ND, options, console.print)

@@ -1,6 +1,6 @@
 """Make a matrix of DELIFT labels from which every sampling design can be drawn.
 
-    python -m benchmarks.sampling_designs.labels /tmp/labels          # some 40 minutes on two cores
+    python -m benchmarks.sampling_designs.labels runs/labels          # some 40 minutes on two cores
 
 240 helped and 100 helper examples, short rows of T0 drawn at random, are measured pair by pair with
 the packaged SmolLM2-135M in float32. Helpers come in random order, each with all of the helped, and

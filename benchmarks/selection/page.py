@@ -39,8 +39,7 @@ def _page(figures: dict[str, Any]) -> str:
         f"# {NAME}\n",
         "Greedy selection by facility location: against other libraries, at a million rows, in"
         " parts, and on short lists.\n",
-        f"Machine: {figures['machine']}, shared with other work while measuring."
-        f" Commit {figures['commit']}.\n",
+        f"Machine: {figures['machine']}. Commit {figures['commit']}.\n",
         "```bash\npython -m benchmarks.selection --json --full\n```\n",
         "Seconds are of the processor, in one thread.\n",
         _table(goals),

@@ -6,7 +6,7 @@ searched a row) and `hnsw` (a graph; needs no sample, slow to build).
 Cells are made, and columns assigned to them, by Euclidean distance, so that they stay even in size;
 a row probes cells by the inner product that their columns may reach. (FAISS's own inner-product
 cells give long columns' centres nearly everything.) `search` lists single columns, to be scored
-anew by `core.pairs.rescoring`; `cells` and `probe` name whole cells, for `core.pairs.cell_scores`.
+anew by `core.pairs.rescoring`; `cells` and `probe` name whole cells.
 
 FAISS makes the cells and the graph, and searches on GPUs. On a CPU an IVF index is searched by
 `core.pairs.cell_lists`, many rows at a time: FAISS takes one row at a time through its cells, which

@@ -77,7 +77,7 @@ class ColumnIndex:
 
     def propose(self, query_IF: np.ndarray, settings: SearchSettings) -> np.ndarray:
         """Return the columns to score for each row [I, C]."""
-        num_candidates = settings.num_candidates or self.num_columns
+        num_candidates = min(settings.num_candidates, self.num_columns)
         return self._in_calls(
             len(query_IF),
             lambda rows: self.neighbours.search(

@@ -105,7 +105,7 @@ def crossing_rows(rates: Rates, settings: SearchSettings, num_workers: int) -> i
             num_rows=size,
             num_columns=size,
             cells=cells,
-            scored_fraction=min(1.0, (settings.num_candidates or size) / size),
+            scored_fraction=min(1.0, settings.num_candidates / size),
             num_probes=settings.num_probes,
             num_workers=num_workers,
         )

@@ -27,7 +27,7 @@ class BlockDecision:
         generator: What the index is built on.
         index: Kind of the index.
         num_probes: Cells probed a row.
-        num_candidates: Columns listed a row; None: all in the cells.
+        num_candidates: Columns listed a row.
         recall: On the rows the search was tuned on; None where it was not tuned.
         standard_error: Of that mean.
         scored_fraction: Share of the pairs that is scored.
@@ -42,7 +42,7 @@ class BlockDecision:
     generator: str
     index: str
     num_probes: int = 0
-    num_candidates: int | None = None
+    num_candidates: int = 0
     recall: float | None = None
     standard_error: float | None = None
     scored_fraction: float | None = None

@@ -108,7 +108,7 @@ class PruningTrial:
         narrowest = index.schedule(self.data.top_k)[0]
         rates = self._rates(index, narrowest)
         cells = num_cells(len(source.b_JH)) if self.options.kind == "ivf" else 1
-        share = (narrowest.num_candidates or SAMPLE_COLUMNS) / len(source.b_JH)
+        share = narrowest.num_candidates / len(source.b_JH)
         estimate = self._predict(rates, cells, min(1.0, share), narrowest.num_probes)
         if estimate.pruning_pays:
             return None

@@ -29,8 +29,8 @@ class SearchSettings:
 
     num_probes: int
     """Cells searched a row."""
-    num_candidates: int | None = None
-    """Columns listed by approximate score, to be scored anew; None scores all in the cells."""
+    num_candidates: int
+    """Columns listed by approximate score, to be scored anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ def recall_at_k(found_score_IK: F32, exact_score_IK: F32) -> F64:
 
     Args:
         found_score_IK: Scores of the found columns, best first, -inf where there is none. They
-            have to be exact (`rescoring`, `cell_scores`).
+            have to be exact (`rescoring`).
         exact_score_IK: Scores of the true K best (`pair_scores.top_k_rows`), likewise.
 
     Raises:
@@ -80,11 +80,6 @@ def recall_at_k(found_score_IK: F32, exact_score_IK: F32) -> F64:
     worst_true_I = true_IK.min(axis=1)
     num_found_I = (found_score_IK >= worst_true_I[:, None]).sum(axis=1)
     return np.where(num_true_I > 0, num_found_I / np.maximum(num_true_I, 1), 1.0)
-
-
-def widening_schedule(num_cells: int) -> list[SearchSettings]:
-    """Return settings that score whole cells, narrowest first: 4, 8, 16... cells, then all."""
-    return [SearchSettings(probes) for probes in _doubling(FIRST_PROBES, num_cells)]
 
 
 def listing_schedule(k: int, num_columns: int, num_cells: int) -> list[SearchSettings]:
@@ -102,7 +97,7 @@ def listing_schedule(k: int, num_columns: int, num_cells: int) -> list[SearchSet
 
     def cost(settings: SearchSettings) -> float:
         products = settings.num_probes * num_columns / num_cells
-        return products + PRODUCTS_PER_LISTED * (settings.num_candidates or 0)
+        return products + PRODUCTS_PER_LISTED * settings.num_candidates
 
     return sorted(every, key=cost)
 

@@ -1,6 +1,6 @@
 """Columns of largest inner product in some cells: what an approximate search lists for each row.
 
-Features are packed as columns are for `cell_scores`, cell after cell, and cells are taken one after
+Features are packed in panels, cell after cell, and cells are taken one after
 the other, each with all rows that probe it. A pair costs F fused steps here, H steps of a maximum
 and a sum there, so that wide searches are cheap; the few columns listed are scored anew, exactly
 (`rescoring`).

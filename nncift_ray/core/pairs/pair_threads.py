@@ -17,7 +17,6 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from nncift_ray.core.pairs.cell_scores import PackedCells, score_cells
 from nncift_ray.core.pairs.column_sums import ColumnSums, sum_columns
 from nncift_ray.core.pairs.pair_scores import (
     ScoreStatistics,
@@ -62,7 +61,7 @@ def run_parts(
 
 @dataclass(frozen=True, slots=True)
 class CpuThreads:
-    """The kernels of `pair_scores`, `column_sums`, `cell_scores` and `rescoring`, on threads.
+    """The kernels of `pair_scores`, `column_sums` and `rescoring`, on threads.
 
     Arguments, results and errors are those of the functions of one thread, to the last bit.
     """
@@ -136,18 +135,6 @@ class CpuThreads:
         parts = run_parts(len(a_IH), self.num_threads, add)
         _add_counts(counted, [count_B for _, count_B in parts])
         return ColumnSums(np.sum([sum_GJ for sum_GJ, _ in parts], axis=0), whole)
-
-    def score_cells(
-        self, a_IH: F32, cells: PackedCells, cell_IP: NDArray[np.integer], k: int
-    ) -> RescoredTopK:
-        """Do `cell_scores.score_cells`."""
-        return _join(
-            run_parts(
-                len(a_IH),
-                self.num_threads,
-                lambda rows: score_cells(a_IH[rows], cells, cell_IP[rows], k),
-            )
-        )
 
     def rescore_rows(
         self, a_IH: F32, columns: PackedColumns, candidate_IC: NDArray[np.integer], k: int

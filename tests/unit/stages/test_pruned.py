@@ -38,8 +38,8 @@ K = 10
 PRUNED = IndexOptions(mode="pruned", min_recall=0.9, recall_rows=60)
 LOSSY = replace(PRUNED, generator="cosine", index="flat", min_recall=0.1)
 LISTS = "within_top_helpers"
-SLOW_PRUNING = Rates(1e9, 1.0, 1.0, 1.0, 1.0)
-SLOW_EXACT = Rates(1.0, 1e9, 1e9, 1e9, 1e9)
+SLOW_PRUNING = Rates(1e9, 1.0, 1.0, 1.0, 1.0, 1.0)
+SLOW_EXACT = Rates(1.0, 1e9, 1e9, 1e9, 1e9, 1e9)
 
 
 @pytest.fixture(scope="module")

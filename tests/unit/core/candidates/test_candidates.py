@@ -5,7 +5,7 @@ import pytest
 
 from nncift_ray.core.candidates.anchor import AnchorGenerator
 from nncift_ray.core.candidates.cosine import CosineGenerator
-from nncift_ray.core.candidates.cost import CostEstimate, Rates, estimate_cost, measure_rates
+from nncift_ray.core.candidates.cost import CostEstimate, Rates, estimate_cost
 from nncift_ray.core.candidates.protocol import CandidateGenerator
 from nncift_ray.core.candidates.quadratic import QuadraticGenerator
 from nncift_ray.core.candidates.recall import (
@@ -13,17 +13,16 @@ from nncift_ray.core.candidates.recall import (
     listing_schedule,
     recall_at_k,
     tune,
-    widening_schedule,
 )
 from nncift_ray.core.network.factored import FactoredNetwork
 from nncift_ray.core.pairs.cell_layout import lay_out_cells
 from nncift_ray.core.pairs.cell_lists import list_columns, pack_features
-from nncift_ray.core.pairs.cell_scores import pack_cells, score_cells
 from nncift_ray.core.pairs.pair_scores import score_block, top_k_rows
 from nncift_ray.core.pairs.rescoring import RescoredTopK, pack_columns, rescore_rows
 from nncift_ray.errors import ShapeError
 
 DIM, HIDDEN, ROWS, COLUMNS, K = 12, 20, 60, 900, 10
+WIDER = [SearchSettings(4, 8), SearchSettings(8, 8), SearchSettings(16, 8)]
 PRODUCT_TOLERANCE = 1e-3  # of the scores' spread: float32 products of 64 features
 FitRows = tuple[FactoredNetwork, np.ndarray, np.ndarray]
 
@@ -164,26 +163,24 @@ def test_tuning_takes_the_first_setting_that_finds_enough() -> None:
     def search(settings: SearchSettings) -> RescoredTopK:
         return found_lists(np.tile(found[settings.num_probes], (5, 1)))
 
-    tuning = tune(search, exact, 8, widening_schedule(16), wanted_recall=0.7)
+    tuning = tune(search, exact, 8, WIDER, wanted_recall=0.7)
     assert tuning.chosen is tuning.best
     assert [point.recall for point in tuning.points] == [0.25, 0.75]
-    assert tuning.best.settings == SearchSettings(8)
+    assert tuning.best.settings == WIDER[1]
     assert tuning.best.scored_fraction == 0.5
 
 
 def test_tuning_says_when_no_setting_finds_enough() -> None:
     exact = np.ones((3, 2), np.float32)
-    tuning = tune(
-        lambda _: found_lists(np.tile([1.0, 0.0], (3, 1))), exact, 9, widening_schedule(6), 0.9
-    )
+    tuning = tune(lambda _: found_lists(np.tile([1.0, 0.0], (3, 1))), exact, 9, WIDER[:2], 0.9)
     assert tuning.chosen is None
     assert tuning.best.recall == 0.5
-    assert [point.settings.num_probes for point in tuning.points] == [4, 6]
+    assert [point.settings.num_probes for point in tuning.points] == [4, 8]
 
 
 def test_schedules_end_with_everything_and_never_ask_for_more() -> None:
-    assert [s.num_probes for s in widening_schedule(1)] == [1]
-    assert [s.num_probes for s in widening_schedule(20)] == [4, 8, 16, 20]
+    assert {s.num_probes for s in listing_schedule(1, 50, 1)} == {1}
+    assert {s.num_probes for s in listing_schedule(1, 50, 20)} == {4, 8, 16, 20}
     listing = listing_schedule(k=10, num_columns=50, num_cells=5)
     assert {s.num_candidates for s in listing} == {20, 30, 40, 50}
     assert listing[-1] == SearchSettings(5, 50)
@@ -199,7 +196,12 @@ def test_listing_widens_whichever_way_is_cheaper_first() -> None:
 
 def test_estimate_adds_up_what_each_step_costs() -> None:
     rates = Rates(
-        exact_pairs=1e6, featured_columns=100, queried_rows=50, comparisons=1e3, probed_pairs=1e5
+        exact_pairs=1e6,
+        featured_columns=100,
+        queried_rows=50,
+        comparisons=1e3,
+        probed_pairs=1e5,
+        products=np.inf,
     )
     cost = estimate_cost(
         rates,
@@ -209,6 +211,7 @@ def test_estimate_adds_up_what_each_step_costs() -> None:
         scored_fraction=0.1,
         build_comparisons=5000,
         num_workers=2,
+        probed_fraction=0.2,
     )
     # A row: 1/50 to query, 10/1e3 to compare cells, 100/1e5 to score.
     expected = CostEstimate(exact_seconds=0.1, build_seconds=15.0, search_seconds=100 * 0.031)
@@ -231,36 +234,6 @@ def test_estimate_counts_products_with_the_columns_of_probed_cells() -> None:
     )
     # A row: 200 products at 1e5, 10 scores at 1e4.
     assert cost.search_seconds == pytest.approx(100 * (0.002 + 0.001))
-
-
-def test_measured_rates_are_positive_and_finite(activations: FitRows) -> None:
-    network, a, b = activations
-    cells = pack_cells(b, network.w_H, network.bias, np.arange(COLUMNS) % 5, 5)
-    generator = AnchorGenerator.fit(network, a, b, seed=0)
-    rates = measure_rates(generator, _first_cells, cells, a, b, K, num_probes=2)
-    assert rates.products == np.inf  # whole cells are scored: none is listed
-    speeds = np.array([getattr(rates, name) for name in Rates.__slots__ if name != "products"])
-    assert (np.isfinite(speeds) & (speeds > 0)).all()
-
-
-def test_cells_probed_in_order_of_use_reach_full_recall(activations: FitRows) -> None:
-    network, a, b = activations
-    cells = pack_cells(b, network.w_H, network.bias, np.arange(COLUMNS) % 8, 8)
-    exact = top_k_rows(a, b, network.w_H, network.bias, K)
-    tuning = tune(
-        lambda settings: score_cells(a, cells, _first_cells(a, settings.num_probes), K),
-        exact.score_IK,
-        COLUMNS,
-        widening_schedule(8),
-        wanted_recall=1.0,
-    )
-    assert [point.settings.num_probes for point in tuning.points] == [4, 8]
-    assert 0.2 < tuning.points[0].recall < 0.8  # half of the columns, at random
-    assert tuning.best.recall == 1.0
-
-
-def _first_cells(query_IF: np.ndarray, num_probes: int) -> np.ndarray:
-    return np.tile(np.arange(num_probes), (len(query_IF), 1))
 
 
 @pytest.mark.parametrize("kind", [AnchorGenerator, QuadraticGenerator, CosineGenerator])

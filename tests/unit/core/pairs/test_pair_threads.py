@@ -3,7 +3,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nncift_ray.core.pairs.cell_scores import pack_cells, score_cells
 from nncift_ray.core.pairs.column_sums import sum_columns
 from nncift_ray.core.pairs.pair_scores import TopK, top_k_rows
 from nncift_ray.core.pairs.pair_threads import CpuThreads, run_parts
@@ -61,17 +60,13 @@ def test_threads_change_no_sum_of_a_column(pairs: Pairs, num_threads: int) -> No
 def test_threads_change_no_pruned_list(pairs: Pairs, num_threads: int) -> None:
     a, b, w, bias = pairs
     rng = np.random.default_rng(4)
-    cells = pack_cells(b, w, bias, rng.integers(0, 5, COLUMNS), 5)
-    probed = np.argsort(rng.random((ROWS, 5)), axis=1)[:, :2]
     listed = rng.integers(0, COLUMNS, (ROWS, 30))
     columns, threads = pack_columns(b, w, bias), CpuThreads(num_threads)
-    for one, other in (
-        (score_cells(a, cells, probed, K), threads.score_cells(a, cells, probed, K)),
-        (rescore_rows(a, columns, listed, K), threads.rescore_rows(a, columns, listed, K)),
-    ):
-        assert one.index_IK.tobytes() == other.index_IK.tobytes()
-        assert one.score_IK.tobytes() == other.score_IK.tobytes()
-        np.testing.assert_array_equal(one.num_pairs_I, other.num_pairs_I)
+    one = rescore_rows(a, columns, listed, K)
+    other = threads.rescore_rows(a, columns, listed, K)
+    assert one.index_IK.tobytes() == other.index_IK.tobytes()
+    assert one.score_IK.tobytes() == other.score_IK.tobytes()
+    np.testing.assert_array_equal(one.num_pairs_I, other.num_pairs_I)
 
 
 def test_no_rows_and_one_row_need_no_second_thread(pairs: Pairs) -> None:

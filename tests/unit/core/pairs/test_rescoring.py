@@ -3,8 +3,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nncift_ray.core.pairs.cell_layout import NO_CELL
-from nncift_ray.core.pairs.cell_scores import pack_cells, score_cells
 from nncift_ray.core.pairs.pair_scores import NO_COLUMN, score_block, top_k_rows
 from nncift_ray.core.pairs.panels import score_matrix
 from nncift_ray.core.pairs.rescoring import RescoredTopK, pack_columns, rescore_rows
@@ -12,7 +10,6 @@ from nncift_ray.errors import ShapeError
 from tests.unit.core.pairs.test_pair_scores import assert_same_bits, full_scores, make_pairs
 
 ORACLE_TOLERANCE = 2e-5  # float32 sums of 23 products of size 1, beside a float64 oracle
-NUM_CELLS, EMPTY_CELL = 7, 4
 
 
 def rescore(
@@ -25,12 +22,6 @@ def rescore(
 def every_column(rows: int, columns: int, seed: int = 1) -> np.ndarray:
     rng = np.random.default_rng(seed)
     return np.stack([rng.permutation(columns) for _ in range(rows)])
-
-
-def cells_of_columns(columns: int) -> np.ndarray:
-    cells = np.random.default_rng(2).integers(NUM_CELLS, size=columns)
-    cells[cells == EMPTY_CELL] = 0
-    return cells
 
 
 @pytest.mark.parametrize(("rows", "columns", "k"), [(11, 203, 9), (1, 203, 203), (9, 1, 3)])
@@ -71,11 +62,6 @@ def test_equal_scores_are_listed_by_smaller_column() -> None:
     np.testing.assert_array_equal(
         rescore((a, b, w, bias), listed, 4).index_IK, np.tile([0, 1, 2, 3], (3, 1))
     )
-    cells = pack_cells(b, w, bias, cells_of_columns(len(b)), NUM_CELLS)
-    probes = np.tile(np.arange(NUM_CELLS), (3, 1))
-    np.testing.assert_array_equal(
-        score_cells(a, cells, probes, 4).index_IK, np.tile([0, 1, 2, 3], (3, 1))
-    )
 
 
 def test_a_column_outside_the_network_is_refused() -> None:
@@ -103,38 +89,6 @@ def test_score_matrix_has_the_bits_of_the_streamed_kernel(rows: int, columns: in
     np.testing.assert_allclose(
         score_matrix(*pairs), score_block(*pairs), rtol=0, atol=ORACLE_TOLERANCE
     )
-
-
-@pytest.mark.parametrize("k", [1, 9, 300])
-def test_probing_every_cell_gives_the_lists_of_the_streamed_kernel(k: int) -> None:
-    a, b, w, bias = pairs = make_pairs()
-    cells = pack_cells(b, w, bias, cells_of_columns(len(b)), NUM_CELLS)
-    found = score_cells(a, cells, every_column(len(a), NUM_CELLS), k)
-    top = top_k_rows(*pairs, k)
-    assert_same_bits(found.index_IK, top.index_IK)
-    assert_same_bits(found.score_IK, top.score_IK)
-    assert (found.num_pairs_I == len(b)).all()
-
-
-def test_a_row_sees_the_columns_of_its_own_cells_only() -> None:
-    a, b, w, bias = pairs = make_pairs()
-    cell_J = cells_of_columns(len(b))
-    cells = pack_cells(b, w, bias, cell_J, NUM_CELLS)
-    probes = np.array([[i % NUM_CELLS, NO_CELL] for i in range(len(a))])
-    found = score_cells(a, cells, probes, 5)
-    scores = np.where(cell_J == probes[:, :1], full_scores(*pairs), -np.inf)
-    expected = -np.sort(-scores, axis=1)[:, :5]
-    assert_same_bits(found.score_IK, expected.astype(np.float32))
-    assert list(found.num_pairs_I) == [(cell_J == cell).sum() for cell in probes[:, 0]]
-
-
-def test_cells_that_do_not_exist_are_refused() -> None:
-    a, b, w, bias = make_pairs()
-    with pytest.raises(ValueError, match=r"a column lies in cells 0\.\.5, there are 5"):
-        pack_cells(b, w, bias, np.arange(len(b)) % 6, 5)
-    cells = pack_cells(b, w, bias, np.arange(len(b)) % 5, 5)
-    with pytest.raises(ValueError, match=r"a row probes cells 5\.\.5, there are 5"):
-        score_cells(a, cells, np.full((len(a), 1), 5), 2)
 
 
 @pytest.mark.parametrize("hidden", [1, 15, 16, 17, 100])
@@ -182,19 +136,8 @@ def test_a_column_that_is_not_finite_is_named() -> None:
     b[6, 1] = np.inf
     with pytest.raises(ValueError, match=r"column \(helper\) activations: row 6 is not finite"):
         pack_columns(b, w, bias)
-    with pytest.raises(ValueError, match=r"column \(helper\) activations: row 6 is not finite"):
-        pack_cells(b, w, bias, np.zeros(len(b), int), 1)
 
 
 def test_a_list_of_none_is_refused() -> None:
     with pytest.raises(ValueError, match="k must be at least 1, got 0"):
         rescore(make_pairs(), np.zeros((11, 2), np.int32), 0)
-
-
-@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (1, 203), (9, 1)])
-def test_one_row_and_one_column_are_scored_in_cells(rows: int, columns: int) -> None:
-    a, b, w, bias = make_pairs(rows=rows, columns=columns)
-    cells = pack_cells(b, w, bias, np.zeros(columns, int), 1)
-    found, top = score_cells(a, cells, np.zeros((rows, 1), int), 5), top_k_rows(a, b, w, bias, 5)
-    assert_same_bits(found.index_IK, top.index_IK)
-    assert_same_bits(found.score_IK, top.score_IK)
