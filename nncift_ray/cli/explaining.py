@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from nncift_ray.cli.shared import app, console, explained
+from nncift_ray.cli.shared import ID_CHARS, app, console, excerpt, explained
 
 if TYPE_CHECKING:
     from nncift_ray.pipeline.comparing import Comparison
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from nncift_ray.pipeline.querying import FoundExample
 
 EXCERPT_CHARS = 80
-ID_CHARS = 12
 
 
 @app.command(
@@ -68,8 +67,8 @@ def diff(
 def _print_explanation(found: Explanation) -> None:
     example = found.example
     console.print(Text(f"candidate {example.example_id}  {example.source}:{example.line}", "bold"))
-    console.print(Text(f"  {_excerpt(example.prompt)}"))
-    console.print(Text(f"  -> {_excerpt(example.response)}", "dim"))
+    console.print(Text(f"  {excerpt(example.prompt, EXCERPT_CHARS)}"))
+    console.print(Text(f"  -> {excerpt(example.response, EXCERPT_CHARS)}", "dim"))
     if found.picked:
         console.print(
             f"picked at rank {found.place:,} of {found.num_picks:,}: it added {found.gain:.4g} "
@@ -117,12 +116,7 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def _cells(example: FoundExample) -> tuple[Text, Text]:
-    return Text(example.example_id[:ID_CHARS]), Text(_excerpt(example.prompt))
-
-
-def _excerpt(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= EXCERPT_CHARS else line[: EXCERPT_CHARS - 1] + "…"
+    return Text(example.example_id[:ID_CHARS]), Text(excerpt(example.prompt, EXCERPT_CHARS))
 
 
 def _print_comparison(found: Comparison) -> None:

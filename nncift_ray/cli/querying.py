@@ -10,13 +10,12 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from nncift_ray.cli.shared import app, console, explained
+from nncift_ray.cli.shared import ID_CHARS, app, console, excerpt, explained
 
 if TYPE_CHECKING:
     from nncift_ray.pipeline.querying import FoundExample, InfluenceList, QueryAnswer
 
 EXCERPT_CHARS = 90
-ID_CHARS = 12
 
 
 @app.command(
@@ -47,8 +46,8 @@ def _print_answer(answer: QueryAnswer) -> None:
     for found in answer.found_as:
         console.print(Text(f"{found.role} {found.example_id}", "bold"))
         console.print(Text(f"  {found.source}:{found.line}{_in_subset(found)}"))
-        console.print(Text(f"  {_excerpt(found.prompt)}"))
-        console.print(Text(f"  -> {_excerpt(found.response)}", "dim"))
+        console.print(Text(f"  {excerpt(found.prompt, EXCERPT_CHARS)}"))
+        console.print(Text(f"  -> {excerpt(found.response, EXCERPT_CHARS)}", "dim"))
     if answer.score is not None:
         score = answer.score
         console.print(
@@ -83,7 +82,7 @@ def _table(made: InfluenceList) -> Table:
             f"{row.influence:+.4f}",
             "" if found.subset_rank is None else f"#{found.subset_rank}",
             found.example_id[:ID_CHARS],
-            Text(_excerpt(found.prompt)),
+            Text(excerpt(found.prompt, EXCERPT_CHARS)),
             Text(f"{found.source.rsplit('/', 1)[-1]}:{found.line}"),
         )
     return table
@@ -94,10 +93,3 @@ def _in_subset(found: FoundExample) -> str:
         return ""
     rank = found.subset_rank
     return ", not in the subset" if rank is None else f", number {rank:,} of the subset"
-
-
-def _excerpt(text: str) -> str:
-    """Return the head of a text on one line, without what a terminal would act on."""
-    line = " ".join(text.split())
-    line = "".join(char if char.isprintable() else "\ufffd" for char in line)
-    return line if len(line) <= EXCERPT_CHARS else line[: EXCERPT_CHARS - 1] + "…"

@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 from nncift_ray.errors import NnciftError
 
 INTERRUPTED = 130
+ID_CHARS = 12  # of an example's id, in tables
 #: In the order in which they are needed, which is how ``--help`` lists them.
 COMMANDS = (
     "run",
@@ -78,3 +79,10 @@ def explained() -> Generator[None]:
 def write_line(line: str) -> None:
     """Print a line as it is: no markup, no wrapping."""
     typer.echo(line)
+
+
+def excerpt(text: str, num_chars: int) -> str:
+    """Return the head of a text on one line, without what a terminal would act on."""
+    line = " ".join(text.split())
+    line = "".join(char if char.isprintable() else "\ufffd" for char in line)
+    return line if len(line) <= num_chars else line[: num_chars - 1] + "…"

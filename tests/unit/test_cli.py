@@ -11,6 +11,7 @@ import yaml
 from typer.testing import CliRunner
 
 from nncift_ray.cli import app
+from nncift_ray.cli.shared import excerpt
 
 COMMANDS = (
     "run",
@@ -113,3 +114,8 @@ def test_doctor_reports_every_part(recipe: Path) -> None:
     _, output = invoke("doctor", "--json")
     names = {finding["name"] for finding in json.loads(output)}
     assert {"python", "GPU", "ray", "teacher engine", "embedder (auto)"} <= names
+
+
+def test_an_excerpt_is_one_short_line_that_a_terminal_does_not_act_on() -> None:
+    assert excerpt("two\n lines \x1b[31m red", 80) == "two lines \ufffd[31m red"
+    assert excerpt("abcdef", 4) == "abc…"
