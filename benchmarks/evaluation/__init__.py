@@ -1,0 +1,1 @@
+"""Does the subset work? The study of benchmarks/evaluation_cpu.md."""
