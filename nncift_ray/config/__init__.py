@@ -11,10 +11,17 @@ Only the keys of the shortest recipe have no default::
 from __future__ import annotations
 
 from nncift_ray.config.data import DataConfig, EmbedderConfig
+from nncift_ray.config.evaluation import (
+    EvaluationConfig,
+    GenerationConfig,
+    InContextConfig,
+    JudgeConfig,
+    TuningConfig,
+)
 from nncift_ray.config.loading import apply_override, dump_config, load_config, make_config
 from nncift_ray.config.optimizer import OptimizerConfig
 from nncift_ray.config.quotas import QuotasConfig
-from nncift_ray.config.recipe import ClusterConfig, Config, EvaluationConfig, ReportConfig
+from nncift_ray.config.recipe import ClusterConfig, Config, ReportConfig
 from nncift_ray.config.scoring import NetworkConfig, PairScoresConfig
 from nncift_ray.config.sections import PoolConfig, Section, parse_count
 from nncift_ray.config.selection import Objective, SelectionConfig, TokenBudget
@@ -33,6 +40,9 @@ __all__ = [
     "DataConfig",
     "EmbedderConfig",
     "EvaluationConfig",
+    "GenerationConfig",
+    "InContextConfig",
+    "JudgeConfig",
     "LabelsConfig",
     "LessConfig",
     "NetworkConfig",
@@ -47,6 +57,7 @@ __all__ = [
     "SelectionConfig",
     "TeacherConfig",
     "TokenBudget",
+    "TuningConfig",
     "apply_override",
     "dump_config",
     "load_config",

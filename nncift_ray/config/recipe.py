@@ -7,6 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from nncift_ray.config.data import DataConfig, EmbedderConfig
+from nncift_ray.config.evaluation import EvaluationConfig
 from nncift_ray.config.scoring import NetworkConfig, PairScoresConfig
 from nncift_ray.config.sections import Section
 from nncift_ray.config.selection import (
@@ -16,12 +17,6 @@ from nncift_ray.config.selection import (
     SelectionConfig,
 )
 from nncift_ray.config.teacher import LabelsConfig, TeacherConfig
-
-
-class EvaluationConfig(Section):
-    """Evaluations to run on the subset; none in this version."""
-
-    methods: tuple[()] = ()
 
 
 class ClusterConfig(Section):
