@@ -1,0 +1,72 @@
+"""A language model of no weight that writes answers: a hash, or what a test tells it to say."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Sequence
+
+from nncift_ray.models.engine import ScoringFailure
+from nncift_ray.models.generation import Generation, GenerationRequest, find_generation_fault
+
+NUM_BYTES = 256
+POISON_ID = 0  # the NUL byte: a prompt that holds it fails, so tests can provoke a failure
+
+Reply = Callable[[str], str]
+
+
+class FakeGenerator:
+    """Writes one token a byte of UTF-8, then one end token.
+
+    Left alone it answers with a hash of the prompt, and of the seed where the temperature is above
+    0: the same request gets the same answer on any machine and in any batch.
+    """
+
+    def __init__(self, reply: Reply | None = None, max_length: int = 2048) -> None:
+        """Make a generator that takes up to ``max_length`` tokens a request.
+
+        Args:
+            reply: What to answer to a prompt's text; None: a hash.
+            max_length: Most tokens of a prompt and its answer.
+        """
+        self.name = "fake:hash" if reply is None else "fake:reply"
+        self.max_length = max_length
+        self.start_ids: list[int] = []
+        self.eos_id = NUM_BYTES
+        self.busy_seconds = 0.0
+        self.num_requests = 0  # asked so far: tests count calls with it
+        self._reply = reply
+
+    def encode(self, text: str) -> list[int]:
+        """Return the bytes of the text in UTF-8."""
+        return list(text.encode("utf-8", errors="surrogatepass"))
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation | ScoringFailure]:
+        """Answer every request; the answers are in the order of the requests."""
+        self.num_requests += len(requests)
+        return [self._answer(request) for request in requests]
+
+    def close(self) -> None:
+        """Do nothing: there is nothing to free."""
+
+    def _answer(self, request: GenerationRequest) -> Generation | ScoringFailure:
+        fault = find_generation_fault(request, self.max_length, NUM_BYTES + 1)
+        if fault is not None:
+            return fault
+        if POISON_ID in request.prompt_ids:
+            return ScoringFailure("not_finite", "the prompt holds the byte that fails")
+        prompt = bytes(i for i in request.prompt_ids if i < NUM_BYTES)
+        if self._reply is None:
+            seed = request.seed if request.temperature > 0 else 0
+            text = f"{zlib.crc32(prompt + seed.to_bytes(8, 'big')):08x}"
+        else:
+            text = self._reply(prompt.decode("utf-8", errors="replace"))
+        tokens = [*self.encode(text), self.eos_id]
+        written = tokens[: request.max_tokens]
+        ended = written[-1] == self.eos_id
+        kept = bytes(written[:-1] if ended else written)
+        return Generation(
+            kept.decode("utf-8", errors="replace"),
+            len(request.prompt_ids),
+            len(written),
+            "stop" if ended else "length",
+        )
