@@ -1,0 +1,1 @@
+"""What an evaluation computes: which held-out rows are asked, and statistics of their scores."""
