@@ -14,6 +14,7 @@ import nncift_ray
 from nncift_ray.config import Config
 from nncift_ray.errors import ConfigError, StorageError
 from nncift_ray.pipeline.blueprint import STAGE_NAMES, Blueprint, Trainers
+from nncift_ray.pipeline.observing import observed
 from nncift_ray.pipeline.opening import RUN_RECORD
 from nncift_ray.report.collect import RunFacts, collect_report_data
 from nncift_ray.report.data import ReportData
@@ -80,10 +81,14 @@ def run(
         names = ", ".join(blueprint.stage_names)
         raise ConfigError(f"unknown stage '{until}'; the stages of this recipe are {names}")
     blueprint.check()
-    for notice in blueprint.notices():
-        reporter.notice(notice)
     run_dir.make_folder()
-    with locked(run_dir), ray_session(config.cluster):
+    with (
+        locked(run_dir),
+        ray_session(config.cluster),
+        observed(config, run_dir, reporter) as reporter,
+    ):
+        for notice in blueprint.notices():
+            reporter.notice(notice)
         blueprint.teaching.has_gpu = cluster_has_gpu()
         outputs = _run_stages(
             blueprint, run_dir, until, execute or execute_on_ray, reporter, record=record
