@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from nncift_ray.config.data import DataConfig, EmbedderConfig
 from nncift_ray.config.evaluation import EvaluationConfig
 from nncift_ray.config.scoring import NetworkConfig, PairScoresConfig
-from nncift_ray.config.sections import Section
+from nncift_ray.config.sections import NodeLabels, Section
 from nncift_ray.config.selection import (
     CONDITIONAL,
     WITHOUT_TARGETS,
@@ -24,6 +24,8 @@ class ClusterConfig(Section):
 
     Attributes:
         address: Ray address; null: RAY_ADDRESS if set, else a Ray of our own on this machine.
+        labels: Labels of the nodes for every stage whose pool names none, as in a pool; so that
+            what must last stays off spot nodes.
         worker_logs: Show what workers print.
         log_format: Progress for people (text), or JSON lines on standard error (json) with run,
             stage and shard ids. A run directory on a disk gets these lines in ``logs/`` anyway.
@@ -34,6 +36,7 @@ class ClusterConfig(Section):
     """
 
     address: str | None = None
+    labels: NodeLabels = {}
     worker_logs: bool = False
     log_format: Literal["text", "json"] = "text"
     price_per_gpu_hour: float = Field(default=2.5, ge=0)

@@ -201,12 +201,12 @@ def give_resources(stage: Stage, blueprint: Blueprint) -> None:
 
 
 def _resources_of(name: str, blueprint: Blueprint) -> Resources:
-    use = blueprint.pool_use(name)
+    use, cluster = blueprint.pool_use(name), blueprint.config.cluster
     return pool_resources(
-        use.pool,
+        use.pool.model_copy(update={"labels": use.pool.labels or cluster.labels}),
         can_use_gpu=use.can_use_gpu,
         single_threaded=use.single_threaded,
-        local=cluster_address(blueprint.config.cluster) is None,
+        local=cluster_address(cluster) is None,
         max_actors=use.max_actors,
     )
 

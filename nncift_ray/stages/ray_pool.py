@@ -156,6 +156,7 @@ def execute_on_ray(stage: Stage, folder: Location, shards: list[Shard]) -> Itera
         num_cpus=resources.num_cpus,
         num_gpus=resources.num_gpus or None,
         resources=dict(resources.custom) or None,
+        label_selector=dict(resources.labels) or None,
     )
     try:
         for row in outcomes.iter_rows():
@@ -193,7 +194,7 @@ def pool_resources(
     most = int(cluster_gpus // num_gpus if num_gpus else cluster_cpus // num_cpus)
     most = max(1, min(most, max_actors or most))
     low, high = (1, most) if pool.num_actors is None else _as_range(pool.num_actors)
-    return Resources(num_cpus, num_gpus, low, high, pool.resources)
+    return Resources(num_cpus, num_gpus, low, high, pool.resources, pool.labels)
 
 
 def _as_range(num_actors: int | tuple[int, int]) -> tuple[int, int]:
