@@ -64,6 +64,10 @@ class SegmentTokenizer:
             return self._plain(text)
         return self._plain(NEWLINE + text)[len(self._newline_ids) :]
 
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer's files."""
+        self._tokenizer.save_pretrained(str(folder))
+
     def _plain(self, text: str) -> list[int]:
         # split_special_tokens: "<|im_end|>" in a user's text is text, not the end of the response.
         return list(
