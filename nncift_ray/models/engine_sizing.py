@@ -4,6 +4,8 @@ For the log-probabilities of a prompt vLLM holds the logits of all its tokens of
 and its own measurement of memory does not count them (vLLM issues 5907 and 5550): a prompt of
 2,048 tokens and a vocabulary of 150,000 words are 1.2 GB a copy. A step is therefore cut to as many
 tokens as the memory can bear; a longer prompt is computed in several steps, with the same result.
+An engine that writes answers needs the logits of each answer's last token only, but a cache for
+many answers at once: what it computes of a step costs hardly more than reading the weights.
 """
 
 from __future__ import annotations
@@ -31,6 +33,9 @@ TOKENS_PER_SEQUENCE = 16  # fewer new tokens a request has hardly ever
 MAX_SEQUENCES = 256
 MIN_SEQUENCES = 8
 CACHED_REQUESTS_ON_CPU = 4  # of the greatest length: a helper's prefix and what runs beside it
+WRITTEN_AT_ONCE_ON_CPU = 64  # answers; beyond that two cores compute no faster
+WRITTEN_AT_ONCE_ON_GPU = 256
+CACHED_ANSWERS_ON_CPU = 8  # of the greatest length; most are far shorter, so more are in work
 CACHE_SHARE_OF_CPU = 1 / 2  # of the memory that weights and logits leave free
 BYTES_PER_QUANTISED_WEIGHT = 0.5  # at the least
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -102,6 +107,7 @@ def size_for_cpu(
     *,
     batch_tokens: int | None = None,
     kv_cache_memory_bytes: int | None = None,
+    generates: bool = False,
 ) -> EngineSize:
     """Size an engine that shares a machine's memory.
 
@@ -111,6 +117,7 @@ def size_for_cpu(
         free_bytes: Memory free before the model is loaded.
         batch_tokens: Tokens of a step, where the user says so.
         kv_cache_memory_bytes: Bytes of the cache, where the user says so.
+        generates: Whether it writes answers, and so needs no logits of prompts.
 
     Raises:
         ModelError: If the weights, the logits of a step or the cache of one request do not fit.
@@ -121,21 +128,27 @@ def size_for_cpu(
             f"not enough memory: the weights take {_gib(shape.weight_bytes)}, "
             f"{_gib(free_bytes)} are free; choose a smaller teacher.model or a dtype of fewer bytes"
         )
-    budget = min(MAX_LOGITS_BYTES_ON_CPU, left * LOGITS_SHARE_OF_CPU)
     copies = LOGIT_COPIES_ON_CPU
-    tokens = batch_tokens or _step_tokens(shape, copies, budget, MAX_STEP_TOKENS_ON_CPU)
-    left -= _require_logits(shape, copies, tokens, left)
+    if generates:
+        tokens = batch_tokens or MAX_STEP_TOKENS_ON_CPU
+        rows = sequences = min(tokens, WRITTEN_AT_ONCE_ON_CPU)
+    else:
+        budget = min(MAX_LOGITS_BYTES_ON_CPU, left * LOGITS_SHARE_OF_CPU)
+        rows = tokens = batch_tokens or _step_tokens(shape, copies, budget, MAX_STEP_TOKENS_ON_CPU)
+        sequences = _sequences(tokens)
+    left -= _require_logits(shape, copies, rows, left)
     cache = kv_cache_memory_bytes
     if cache is None:
         request = shape.cache_bytes_per_token * (max_length + STEP_TOKENS_MULTIPLE)
-        cache = min(CACHED_REQUESTS_ON_CPU * request, int(left * CACHE_SHARE_OF_CPU))
+        wanted = CACHED_ANSWERS_ON_CPU if generates else CACHED_REQUESTS_ON_CPU
+        cache = min(wanted * request, int(left * CACHE_SHARE_OF_CPU))
         if cache < request:
             raise ModelError(
                 f"not enough memory: the key-value cache of one request of {max_length} tokens "
                 f"takes {_gib(request)}, and only {_gib(cache)} of {_gib(free_bytes)} may be taken "
                 "for it; lower teacher.max_length or choose a smaller teacher.model"
             )
-    return EngineSize(tokens, _sequences(tokens), cache, None)
+    return EngineSize(tokens, sequences, cache, None)
 
 
 def size_for_gpu(
@@ -146,6 +159,7 @@ def size_for_gpu(
     tensor_parallel_size: int = 1,
     batch_tokens: int | None = None,
     kv_cache_memory_bytes: int | None = None,
+    generates: bool = False,
 ) -> EngineSize:
     """Size an engine that has a share of each of its GPUs.
 
@@ -159,6 +173,7 @@ def size_for_gpu(
         tensor_parallel_size: GPUs that share the weights; each may hold whole logits.
         batch_tokens: Tokens of a step, where the user says so.
         kv_cache_memory_bytes: Bytes of the cache on each GPU, where the user says so.
+        generates: Whether it writes answers, and so needs no logits of prompts.
 
     Raises:
         ModelError: If the weights or the logits of a step do not fit.
@@ -172,12 +187,17 @@ def size_for_gpu(
             "teacher.tensor_parallel_size or teacher.gpu_memory_utilization, or set "
             "teacher.quantization"
         )
-    budget = min(device_bytes * LOGITS_SHARE_OF_GPU, left / 2)
     copies = LOGIT_COPIES_ON_GPU
-    tokens = batch_tokens or _step_tokens(shape, copies, budget, MAX_STEP_TOKENS_ON_GPU)
-    logits = _require_logits(shape, copies, tokens, left)
+    if generates:
+        tokens = batch_tokens or MAX_STEP_TOKENS_ON_GPU
+        rows = sequences = min(tokens, WRITTEN_AT_ONCE_ON_GPU)
+    else:
+        budget = min(device_bytes * LOGITS_SHARE_OF_GPU, left / 2)
+        rows = tokens = batch_tokens or _step_tokens(shape, copies, budget, MAX_STEP_TOKENS_ON_GPU)
+        sequences = _sequences(tokens)
+    logits = _require_logits(shape, copies, rows, left)
     utilization = gpu_memory_utilization - logits / device_bytes
-    return EngineSize(tokens, _sequences(tokens), kv_cache_memory_bytes, utilization)
+    return EngineSize(tokens, sequences, kv_cache_memory_bytes, utilization)
 
 
 def cache_remedy(shape: ModelShape, max_length: int, cache_bytes: float) -> str | None:
@@ -209,12 +229,12 @@ def _sequences(step_tokens: int) -> int:
     return min(step_tokens, MAX_SEQUENCES, max(MIN_SEQUENCES, step_tokens // TOKENS_PER_SEQUENCE))
 
 
-def _require_logits(shape: ModelShape, copies: int, step_tokens: int, left: float) -> int:
+def _require_logits(shape: ModelShape, copies: int, rows: int, left: float) -> int:
     """Return the bytes of a step's logits, which must leave some of what there is."""
-    taken = shape.logit_bytes(step_tokens, copies)
+    taken = shape.logit_bytes(rows, copies)
     if taken >= left:
         raise ModelError(
-            f"not enough memory: the log-probabilities of a step of {step_tokens} tokens take "
+            f"not enough memory: the log-probabilities of {rows} tokens of a step take "
             f"{_gib(taken)} with a vocabulary of {shape.vocabulary_size}, and {_gib(left)} are "
             "left beside the weights; lower teacher.batch_tokens, or choose a smaller teacher.model"
         )

@@ -63,9 +63,11 @@ class FakeGenerator:
         tokens = [*self.encode(text), self.eos_id]
         written = tokens[: request.max_tokens]
         ended = written[-1] == self.eos_id
-        kept = bytes(written[:-1] if ended else written)
+        kept = bytes(written[:-1] if ended else written).decode("utf-8", errors="replace")
+        if request.stop_text and request.stop_text in kept:
+            ended, kept = True, kept.partition(request.stop_text)[0]
         return Generation(
-            kept.decode("utf-8", errors="replace"),
+            kept,
             len(request.prompt_ids),
             len(written),
             "stop" if ended else "length",

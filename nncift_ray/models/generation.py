@@ -28,6 +28,7 @@ class GenerationRequest:
     temperature: float = 0.0  # 0 takes the likeliest token every time
     min_p: float = 0.0  # tokens less likely than this share of the likeliest are never taken
     seed: int = 0  # of this request's own stream
+    stop_text: str = ""  # ends the answer and is no part of it; "": only an end token does
 
     def __post_init__(self) -> None:
         """Refuse numbers that mean nothing.
@@ -54,10 +55,10 @@ class GenerationRequest:
 class Generation:
     """What an engine wrote."""
 
-    text: str  # without the end token
+    text: str  # without the end token, or up to the stop text
     num_prompt_tokens: int
-    num_tokens: int  # written, the end token included
-    finish_reason: FinishReason  # "stop": it wrote the end token; "length": it was cut off
+    num_tokens: int  # written, the end token or the stop text included
+    finish_reason: FinishReason  # "stop": it came to its end; "length": it was cut off
 
 
 @runtime_checkable
@@ -122,6 +123,37 @@ def find_generation_fault(
     if min(ids) < 0 or max(ids) >= vocabulary_size:
         return ScoringFailure("bad_token", f"a token id is outside 0..{vocabulary_size - 1}")
     return None
+
+
+def refuse_faulty_generations(
+    requests: Sequence[GenerationRequest], max_length: int, vocabulary_size: int
+) -> tuple[dict[int, ScoringFailure], list[int]]:
+    """Return the failures of requests that cannot be run, by place, and the places of the rest."""
+    faults = {
+        place: fault
+        for place, request in enumerate(requests)
+        if (fault := find_generation_fault(request, max_length, vocabulary_size)) is not None
+    }
+    return faults, [place for place in range(len(requests)) if place not in faults]
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationSettings:
+    """How all answers of a stage are written."""
+
+    max_tokens: int
+    temperature: float
+    min_p: float
+    seed: int
+
+    def request(
+        self, prompt_ids: Sequence[int], example_id: str, stop_text: str = ""
+    ) -> GenerationRequest:
+        """Return the request of one row, with the row's own stream."""
+        seed = row_seed(self.seed, example_id)
+        return GenerationRequest(
+            prompt_ids, self.max_tokens, self.temperature, self.min_p, seed, stop_text
+        )
 
 
 def row_seed(seed: int, example_id: str) -> int:

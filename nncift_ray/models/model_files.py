@@ -43,6 +43,27 @@ def read_config(model_path: str | Path, revision: str | None) -> Any:
         ) from error
 
 
+def read_end_ids(model_path: str | Path, revision: str | None) -> frozenset[int]:
+    """Read the tokens that a model's files say end what it writes; none where they say nothing.
+
+    Chat models often have one for the end of a turn beside the one for the end of a text.
+    """
+    from transformers import GenerationConfig
+
+    try:
+        config = GenerationConfig.from_pretrained(
+            str(model_path),
+            revision=revision or "main",
+            local_files_only=Path(model_path).is_dir(),
+        )
+    except (OSError, ValueError):  # not every model has such a file
+        return frozenset()
+    ids: Any = config.eos_token_id
+    if ids is None:
+        return frozenset()
+    return frozenset(map(int, ids)) if isinstance(ids, list) else frozenset({int(ids)})
+
+
 def count_parameters(config: Any) -> int:
     """Count the parameters of a causal language model without its weights, tied ones once.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +65,25 @@ class SegmentTokenizer:
             return self._plain(text)
         return self._plain(NEWLINE + text)[len(self._newline_ids) :]
 
-    def save(self, folder: Path) -> None:
-        """Write the tokenizer's files."""
-        self._tokenizer.save_pretrained(str(folder))
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Return the text of some tokens in the middle of a text; special tokens are left out."""
+        if not self._needs_newline:
+            return self._text(token_ids)
+        behind = self._text([*self._newline_ids, *token_ids])
+        return behind.removeprefix(self._text(self._newline_ids))
+
+    def tokens_with(self, text: str) -> frozenset[int]:
+        """Return the tokens that hold a text whole; one that is written in pieces is not found."""
+        ids = range(len(self._tokenizer))
+        pieces = self._tokenizer.batch_decode(
+            [[i] for i in ids], skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return frozenset(i for i, piece in zip(ids, pieces, strict=True) if text in piece)
+
+    def _text(self, token_ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(
+            list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
 
     def _plain(self, text: str) -> list[int]:
         # split_special_tokens: "<|im_end|>" in a user's text is text, not the end of the response.

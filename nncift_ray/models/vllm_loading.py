@@ -48,6 +48,7 @@ class VllmOptions:
     quantization: str | None
     adapter: str | Path | None
     seed: int
+    generates: bool = False  # writes answers; else it scores prompts
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +153,7 @@ def _size_engine(
             device_bytes,
             batch_tokens=options.batch_tokens,
             kv_cache_memory_bytes=options.kv_cache_memory_bytes,
+            generates=options.generates,
         )
     return size_for_gpu(
         shape,
@@ -160,6 +162,7 @@ def _size_engine(
         tensor_parallel_size=options.tensor_parallel_size,
         batch_tokens=options.batch_tokens,
         kv_cache_memory_bytes=options.kv_cache_memory_bytes,
+        generates=options.generates,
     )
 
 
@@ -182,7 +185,8 @@ def _vllm_arguments(
         "max_model_len": max_length + 1,  # one token must be generated
         "skip_tokenizer_init": True,
         "trust_remote_code": False,
-        "enforce_eager": True,
+        # Steps of one token a request are bound by their launches on a GPU: graphs pay there.
+        "enforce_eager": on_cpu or not options.generates,
         "enable_prefix_caching": options.enable_prefix_caching,
         "distributed_executor_backend": "uni" if options.tensor_parallel_size == 1 else "mp",
         "tensor_parallel_size": options.tensor_parallel_size,

@@ -13,7 +13,7 @@ from nncift_ray.errors import ConfigError, ModelError
 from nncift_ray.models.embedded import ResolvedModel, folder_digest, resolve_language_model
 from nncift_ray.models.engines import resolve_engine_kind
 from nncift_ray.models.teachers import TeacherContext, load_teacher_class, needs_gradients
-from nncift_ray.models.vllm_engine import vllm_available
+from nncift_ray.models.vllm_loading import vllm_available
 from nncift_ray.pipeline.factories import EngineFactory, LoraFactory, TeacherFactory
 from nncift_ray.storage.output import StageOutput
 
