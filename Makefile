@@ -36,11 +36,12 @@ $(VENV)/.stamp-dev: $(DEV_PINS) pyproject.toml .ci/setup-env
 demo: setup ## Write a corpus, select from it with real models, print what was found.
 	$(OFFLINE) $(BIN)/python -m jobs.demo --run-dir $(DEMO_DIR)
 
-lint: setup-dev ## Style, formatting, layers of imports, shell scripts.
+lint: setup-dev ## Style, formatting, layers of imports, shell scripts, Dockerfile.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
-	$(BIN)/shellcheck .ci/run .ci/setup-env
+	$(BIN)/shellcheck .ci/run .ci/setup-env cluster/slurm/nncift.sh
+	$(BIN)/hadolint cluster/Dockerfile
 
 format: setup-dev ## Let ruff mend what it can.
 	$(BIN)/ruff check --fix .

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from nncift_ray.models.engine import ScoringRequest
-from nncift_ray.models.lora_model import TrainingExample
+from nncift_ray.models.trainable_model import TrainingExample
 
 
 def score_in_batches(

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from nncift_ray.config.data import DataConfig, EmbedderConfig
 from nncift_ray.config.evaluation import EvaluationConfig
 from nncift_ray.config.scoring import NetworkConfig, PairScoresConfig
-from nncift_ray.config.sections import Section
+from nncift_ray.config.sections import NodeLabels, Section
 from nncift_ray.config.selection import (
     CONDITIONAL,
     WITHOUT_TARGETS,
@@ -24,7 +24,11 @@ class ClusterConfig(Section):
 
     Attributes:
         address: Ray address; null: RAY_ADDRESS if set, else a Ray of our own on this machine.
+        labels: Labels of the nodes for every stage whose pool names none, as in a pool; so that
+            what must last stays off spot nodes.
         worker_logs: Show what workers print.
+        log_format: Progress for people (text), or JSON lines on standard error (json) with run,
+            stage and shard ids. A run directory on a disk gets these lines in ``logs/`` anyway.
         price_per_gpu_hour: US dollars, for `nncift plan` and the report.
         price_per_cpu_hour: US dollars.
         teacher_tokens_per_second: Speed of one teacher actor, for `nncift plan`; null: a guess by
@@ -32,10 +36,18 @@ class ClusterConfig(Section):
     """
 
     address: str | None = None
+    labels: NodeLabels = {}
     worker_logs: bool = False
+    log_format: Literal["text", "json"] = "text"
     price_per_gpu_hour: float = Field(default=2.5, ge=0)
     price_per_cpu_hour: float = Field(default=0.04, ge=0)
     teacher_tokens_per_second: float | None = Field(default=None, gt=0)
+
+    def hourly_price(self, num_cpus: float, num_gpus: float) -> float:
+        """Return what a worker costs an hour, US dollars: its GPUs, or its CPUs if it has none."""
+        if num_gpus:
+            return num_gpus * self.price_per_gpu_hour
+        return num_cpus * self.price_per_cpu_hour
 
 
 class ExportConfig(Section):

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import re
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
 _COUNT_UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9}
 _COUNT = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([KMBG]?)\s*$", re.IGNORECASE)
+_LABEL_NAME = r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?"
+_LABEL_KEY = re.compile(rf"^([a-z0-9]([a-z0-9.-]*[a-z0-9])?/)?{_LABEL_NAME}$")
+_LABEL_SELECTOR = re.compile(
+    rf"^!?({_LABEL_NAME}|in\(\s*{_LABEL_NAME}(\s*,\s*{_LABEL_NAME})*\s*\))$"
+)
 
 
 class Section(BaseModel):
@@ -31,6 +37,20 @@ def parse_count(value: object) -> int:
     return int(count)
 
 
+def _check_labels(labels: dict[str, str]) -> dict[str, str]:
+    for key, value in labels.items():
+        if not _LABEL_KEY.match(key) or not _LABEL_SELECTOR.match(value):
+            raise ValueError(
+                f"{key}: {value} selects no nodes: write a label and a value, '!value', 'in(a, b)' "
+                "or '!in(a, b)', e.g. {ray.io/market-type: on-demand}"
+            )
+    return labels
+
+
+#: A selector of nodes by their labels.
+NodeLabels = Annotated[dict[str, str], AfterValidator(_check_labels)]
+
+
 class PoolConfig(Section):
     """How many actors a stage has and what each holds. Never changes a result.
 
@@ -38,7 +58,9 @@ class PoolConfig(Section):
         num_actors: A number, [min, max] to autoscale between, or null to use what the cluster has.
         num_cpus: CPUs of an actor; null: all of a local machine, or 4 on a cluster.
         num_gpus: GPUs of an actor; null: 1 where the cluster has any and the stage can use it.
-        resources: Custom Ray resources of an actor, e.g. {spot_gpu: 1}.
+        resources: Custom Ray resources of an actor, e.g. {licence: 1}.
+        labels: Labels of the nodes that an actor may run on, as Ray's selectors: a value, "!value",
+            "in(a, b)" or "!in(a, b)", e.g. {ray.io/market-type: "!spot"}.
         shard_rows: Rows (pairs when labelling) a shard: what a lost worker costs at most.
     """
 
@@ -46,6 +68,7 @@ class PoolConfig(Section):
     num_cpus: float | None = Field(default=None, gt=0)
     num_gpus: float | None = Field(default=None, ge=0)
     resources: dict[str, float] = {}
+    labels: NodeLabels = {}
     shard_rows: int | None = Field(default=None, ge=1)
 
     @field_validator("num_actors")

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from nncift_ray.core.teaching import less
 from nncift_ray.core.teaching.projection import RademacherProjector
 from nncift_ray.models.batching import cut_batches
-from nncift_ray.models.lora_model import LoraModel, TrainingExample
+from nncift_ray.models.lora_model import LoraModel
+from nncift_ray.models.trainable_model import TrainingExample
 from nncift_ray.models.warmup import WarmupCheckpoint
 
 #: Gradients held at once. More examples share one sweep over the projection's signs.

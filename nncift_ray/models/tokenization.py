@@ -65,6 +65,10 @@ class SegmentTokenizer:
             return self._plain(text)
         return self._plain(NEWLINE + text)[len(self._newline_ids) :]
 
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer's files."""
+        self._tokenizer.save_pretrained(str(folder))
+
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text of some tokens in the middle of a text; special tokens are left out."""
         if not self._needs_newline:

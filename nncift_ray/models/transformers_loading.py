@@ -46,7 +46,7 @@ def load_language_model(
     """
     from transformers import AutoModelForCausalLM
 
-    torch_dtype = _find_dtype(dtype)
+    torch_dtype = find_dtype(dtype)
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
             str(model_path),
@@ -70,7 +70,12 @@ def load_language_model(
     return model.eval()
 
 
-def _find_dtype(name: str) -> torch.dtype:
+def find_dtype(name: str) -> torch.dtype:
+    """Return a torch dtype by name.
+
+    Raises:
+        ModelError: If there is none.
+    """
     dtype = getattr(torch, name, None)
     if not isinstance(dtype, torch.dtype):
         raise ModelError(f"dtype {name!r} is unknown; use float32, bfloat16 or float16")

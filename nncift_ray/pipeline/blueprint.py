@@ -15,7 +15,7 @@ from nncift_ray.core.network.sampling import SampleDesign
 from nncift_ray.core.network.training import TrainingConfig
 from nncift_ray.errors import ConfigError, StageError
 from nncift_ray.models.embedded import ResolvedModel, resolve_embedder
-from nncift_ray.models.warmup import WarmupSettings
+from nncift_ray.models.training_loop import TrainingSettings
 from nncift_ray.pipeline.factories import EmbedderFactory
 from nncift_ray.pipeline.selecting import selection_plan
 from nncift_ray.pipeline.teaching import Teaching
@@ -321,7 +321,7 @@ class Blueprint:
             make_model,
             less.warmup_fraction,
             less.max_warmup_examples,
-            WarmupSettings(
+            TrainingSettings(
                 num_epochs=less.num_epochs,
                 learning_rate=less.learning_rate,
                 lr_warmup_fraction=less.lr_warmup_fraction,

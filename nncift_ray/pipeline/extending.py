@@ -11,6 +11,7 @@ from nncift_ray.config import make_config
 from nncift_ray.core.network.drift import MIN_EXAMPLES
 from nncift_ray.pipeline.corpus_size import estimate_corpus
 from nncift_ray.pipeline.extension import DRIFT, Extension, Outputs, prepare
+from nncift_ray.pipeline.observing import observed
 from nncift_ray.pipeline.opening import RUN_RECORD
 from nncift_ray.pipeline.runner import (
     RunResult,
@@ -69,7 +70,11 @@ def extend(
     extension = prepare(parent_dir, data, run_dir, overrides)
     location = Location.of(extension.config.run_dir)
     location.make_folder()
-    with locked(location), ray_session(extension.config.cluster):
+    with (
+        locked(location),
+        ray_session(extension.config.cluster),
+        observed(extension.config, location, reporter) as reporter,
+    ):
 
         def size_pool(stage: Stage) -> None:
             give_resources(stage, extension.blueprint)

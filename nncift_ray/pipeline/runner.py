@@ -14,6 +14,7 @@ import nncift_ray
 from nncift_ray.config import Config
 from nncift_ray.errors import ConfigError, StorageError
 from nncift_ray.pipeline.blueprint import STAGE_NAMES, Blueprint, Trainers
+from nncift_ray.pipeline.observing import observed
 from nncift_ray.pipeline.opening import RUN_RECORD
 from nncift_ray.report.collect import RunFacts, collect_report_data
 from nncift_ray.report.data import ReportData
@@ -80,10 +81,14 @@ def run(
         names = ", ".join(blueprint.stage_names)
         raise ConfigError(f"unknown stage '{until}'; the stages of this recipe are {names}")
     blueprint.check()
-    for notice in blueprint.notices():
-        reporter.notice(notice)
     run_dir.make_folder()
-    with locked(run_dir), ray_session(config.cluster):
+    with (
+        locked(run_dir),
+        ray_session(config.cluster),
+        observed(config, run_dir, reporter) as reporter,
+    ):
+        for notice in blueprint.notices():
+            reporter.notice(notice)
         blueprint.teaching.has_gpu = cluster_has_gpu()
         outputs = _run_stages(
             blueprint, run_dir, until, execute or execute_on_ray, reporter, record=record
@@ -196,12 +201,12 @@ def give_resources(stage: Stage, blueprint: Blueprint) -> None:
 
 
 def _resources_of(name: str, blueprint: Blueprint) -> Resources:
-    use = blueprint.pool_use(name)
+    use, cluster = blueprint.pool_use(name), blueprint.config.cluster
     return pool_resources(
-        use.pool,
+        use.pool.model_copy(update={"labels": use.pool.labels or cluster.labels}),
         can_use_gpu=use.can_use_gpu,
         single_threaded=use.single_threaded,
-        local=cluster_address(blueprint.config.cluster) is None,
+        local=cluster_address(cluster) is None,
         max_actors=use.max_actors,
     )
 

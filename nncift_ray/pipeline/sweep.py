@@ -28,6 +28,7 @@ from nncift_ray.core.network.sampling import TRAIN, VALIDATION, SampleDesign
 from nncift_ray.core.network.training import TrainingConfig
 from nncift_ray.errors import ConfigError
 from nncift_ray.pipeline.blueprint import Blueprint
+from nncift_ray.pipeline.observing import observed
 from nncift_ray.pipeline.planner import make_plan
 from nncift_ray.pipeline.runner import give_resources, locked, run, trainers_of
 from nncift_ray.report.sweep_plot import plot_sweep
@@ -171,14 +172,14 @@ def sweep(
     """
     reporter, execute = reporter or LineReporter(), execute or execute_on_ray
     config = plan.config
-    for notice in plan.notices:
-        reporter.notice(notice)
     run_dir = Location.of(config.run_dir)
     with ray_session(config.cluster):
         outputs = run(
             config, reporter=reporter, until=LABELS_STAGE, execute=execute, record=False
         ).outputs
-        with locked(run_dir):
+        with locked(run_dir), observed(config, run_dir, reporter) as reporter:
+            for notice in plan.notices:
+                reporter.notice(notice)
             stage = _make_stage(plan, outputs, run_dir, reporter)
             give_resources(stage, Blueprint(config, trainers_of))
             output = run_stage(stage, run_dir, execute=execute, reporter=reporter)

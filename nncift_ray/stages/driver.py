@@ -22,13 +22,16 @@ from nncift_ray.stages.stage import KILLED_WORKER, Shard, Stage
 from nncift_ray.storage.filesystem import Location, delete_temporaries
 from nncift_ray.storage.manifest import (
     ShardRecord,
+    StageBegun,
     StageManifest,
     cut_ranges,
     describe_environment,
     fingerprint,
     remaining_ranges,
+    utc_now,
 )
 from nncift_ray.storage.output import (
+    BEGUN_NAME,
     ERRORS_TABLE,
     MANIFEST_NAME,
     SHARD_FOLDER,
@@ -137,7 +140,7 @@ def run_stage(
     delete_temporaries(folder)
     records = finished_shards(folder)
     num_items = stage.num_items()
-    _report_start(stage, num_items, records, reporter)
+    _begin(stage, folder, num_items, records, reporter)
     with watching(stage, folder, reporter):
         records += _run_remaining(stage, folder, num_items, records, execute, reporter)
     manifest = _make_manifest(stage, num_items, records, time.monotonic() - started)
@@ -148,11 +151,25 @@ def run_stage(
     return StageOutput(folder, manifest)
 
 
-def _report_start(
-    stage: Stage, num_items: int, records: list[ShardRecord], reporter: Reporter
+def _begin(
+    stage: Stage, folder: Location, num_items: int, records: list[ShardRecord], reporter: Reporter
 ) -> None:
+    """Say what lies ahead: to the reporter, and in the folder to whoever watches from elsewhere."""
+    begun = StageBegun(
+        stage=stage.name,
+        fingerprint=stage_fingerprint(stage),
+        unit=stage.unit,
+        units=stage.item_weight(0, num_items),
+        num_items=num_items,
+        num_cpus=stage.resources.num_cpus,
+        num_gpus=stage.resources.num_gpus,
+        num_shards_found=len(records),
+        started_at=utc_now(),
+    )
+    (folder / BEGUN_NAME).write_bytes(begun.model_dump_json(indent=1).encode())
     done = sum(stage.item_weight(record.start, record.stop) for record in records)
-    reporter.stage_started(stage.name, stage.item_weight(0, num_items), done, stage.unit)
+    reporter.stage_started(stage.name, begun.units, done, begun.unit)
+    reporter.stage_begun(begun, done)
 
 
 def plan_shards(stage: Stage, num_items: int, records: list[ShardRecord]) -> list[Shard]:
@@ -178,6 +195,7 @@ def _run_remaining(
         for outcome in execute(stage, folder, shards) if shards else ():
             if outcome.record is None:
                 failed.append(outcome)
+                _report_failed(stage, outcome, reporter)
             else:
                 _check_visible(folder, outcome.record)
                 finished.append(outcome)
@@ -223,8 +241,15 @@ def _is_emptied(stage: Stage, outcome: ShardOutcome) -> bool:
     return outcome.cause == "killed" and num_failures >= len(rows)
 
 
+def _report_failed(stage: Stage, outcome: ShardOutcome, reporter: Reporter) -> None:
+    error = f"{outcome.error_type}: {outcome.error_message}"
+    reporter.shard_failed(stage.name, outcome.shard.start, outcome.shard.stop, error)
+
+
 def _report_finished(stage: Stage, outcome: ShardOutcome, reporter: Reporter) -> None:
     reporter.advanced(stage.name, stage.item_weight(outcome.shard.start, outcome.shard.stop))
+    if outcome.record is not None:
+        reporter.shard_finished(stage.name, outcome.record)
     if outcome.cause == "killed" and outcome.record is not None and outcome.record.num_failures:
         reporter.notice(
             f"stage '{stage.name}': rows of items {outcome.shard.start}..{outcome.shard.stop} "
@@ -275,6 +300,7 @@ def _memory_advice(stage: Stage, outcome: ShardOutcome) -> str:
 
 def _sweep(folder: Location) -> None:
     """Remove what only a run in progress needs, and what workers that died had not finished."""
+    (folder / BEGUN_NAME).delete()
     attempts = folder / ATTEMPTS_FOLDER
     if attempts.exists():
         attempts.fs.delete_dir(attempts.path)

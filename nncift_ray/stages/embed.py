@@ -7,6 +7,7 @@ from typing import Any, ClassVar, cast
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from nncift_ray.core.examples import embedding_text
 from nncift_ray.errors import StageError
@@ -93,7 +94,9 @@ class EmbedStage(RowStage):
             for span in self._atoms.spans(shard.start, shard.stop):
                 columns = ["row_index", "example_id", "prompt", "response"]
                 rows = self._examples.read_range(span.name, span.start, span.stop, columns)
-                sink.write(span.name, embed_rows(rows, embedder, self._dtype))
+                embedded = embed_rows(rows, embedder, self._dtype)
+                sink.write(span.name, embedded)
+                sink.count("tokens", pc.sum(embedded["num_tokens"]).as_py() or 0)
 
         return embed_shard
 

@@ -17,8 +17,9 @@ import pyarrow.compute as pc
 from nncift_ray.core.examples import Example
 from nncift_ray.core.teaching.projection import RademacherProjector
 from nncift_ray.models.engine import ScoringFailure
-from nncift_ray.models.lora_model import LoraModel, TrainingExample
+from nncift_ray.models.lora_model import LoraModel
 from nncift_ray.models.per_example import project_gradients
+from nncift_ray.models.trainable_model import TrainingExample
 from nncift_ray.models.warmup import WarmupCheckpoint
 from nncift_ray.stages.atoms import RowAtoms, RowSpan, RowStage
 from nncift_ray.stages.stage import KILLED_WORKER, Shard, Worker

@@ -163,6 +163,8 @@ def label_group(
         if isinstance(answer, MeasurementFailure):
             write_failure(request, answer, sink)
             continue
+        sink.count("tokens", answer.num_tokens)
+        sink.count("cached_tokens", answer.num_cached_tokens)
         kept = {name: pair[name] for name in ("block", "helped_index", "helper_index", "split")}
         rows.append(
             kept

@@ -9,6 +9,8 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from nncift_ray.storage.manifest import ShardRecord, StageBegun
+
 SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -30,11 +32,33 @@ class Reporter(Protocol):
     def stage_finished(self, name: str, seconds: float, num_failures: int) -> None:
         """A stage is complete."""
 
+    def stage_begun(self, begun: StageBegun, done: int) -> None:
+        """As ``stage_started``, with all that a machine may want to know."""
+
+    def shard_finished(self, name: str, record: ShardRecord) -> None:
+        """As ``advanced``, with all that is known of the shard."""
+
+    def shard_failed(self, name: str, start: int, stop: int, error: str) -> None:
+        """A shard was given up for now; ``error`` is the kind of error and its message."""
+
     def notice(self, message: str) -> None:
         """Something the user should know."""
 
 
-class LineReporter:
+class WithoutDetails:
+    """The part of a reporter that people need not see."""
+
+    def stage_begun(self, begun: StageBegun, done: int) -> None:
+        """Ignore."""
+
+    def shard_finished(self, name: str, record: ShardRecord) -> None:
+        """Ignore."""
+
+    def shard_failed(self, name: str, start: int, stop: int, error: str) -> None:
+        """Ignore."""
+
+
+class LineReporter(WithoutDetails):
     """Writes plain lines: one at the start and end of a stage, and one now and then between."""
 
     def __init__(self, write: Callable[[str], None] = print) -> None:
@@ -87,7 +111,7 @@ class LineReporter:
         self._write(f"note: {message}")
 
 
-class SilentReporter:
+class SilentReporter(WithoutDetails):
     """Says nothing."""
 
     def stage_skipped(self, name: str, num_items: int) -> None:
@@ -109,7 +133,7 @@ class SilentReporter:
         """Ignore."""
 
 
-class TerminalReporter:
+class TerminalReporter(WithoutDetails):
     """Draws one line a stage: a bar with speed and time left, then what it came to."""
 
     def __init__(self, console: Console) -> None:

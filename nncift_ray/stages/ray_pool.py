@@ -19,6 +19,7 @@ from ray.data import ActorPoolStrategy, DataContext
 from nncift_ray.config import ClusterConfig, PoolConfig
 from nncift_ray.errors import StageError
 from nncift_ray.stages.driver import execute_here
+from nncift_ray.stages.metrics import WorkerMetrics, run_of
 from nncift_ray.stages.shard_runner import (
     ShardOutcome,
     ShardRunner,
@@ -33,6 +34,8 @@ SPARE_LOCAL_CPUS = 2
 STDERR_DESCRIPTOR = 2
 CLUSTER_ACTOR_CPUS = 4.0
 LOCAL_OBJECT_STORE_BYTES = 512 * 1024**2
+#: A Ray of our own is nobody else's: without an address Ray would listen where others can reach it.
+LOOPBACK = "127.0.0.1"
 
 
 def cluster_address(cluster: ClusterConfig) -> str | None:
@@ -47,7 +50,11 @@ def cluster_has_gpu() -> bool:
 
 @contextlib.contextmanager
 def ray_session(cluster: ClusterConfig) -> Generator[None]:
-    """Connect to the cluster of the recipe or of RAY_ADDRESS, else start Ray on this machine."""
+    """Connect to the cluster of the recipe or of RAY_ADDRESS, else start Ray on this machine.
+
+    A Ray that is started here listens on loopback only, has no dashboard, and asks for Ray's token
+    (its default; RAY_AUTH_MODE says otherwise).
+    """
     if ray.is_initialized():
         yield
         return
@@ -116,10 +123,12 @@ class ShardActor:
     def __init__(self, stage: Stage, folder: Location, session: str) -> None:
         """Keep the stage; models load with the first shard so that an error can be reported."""
         _limit_threads(stage.resources.num_cpus)
-        self._runner = ShardRunner(stage, folder, session)
+        self._metrics = WorkerMetrics(run_of(folder), stage.name)
+        self._runner = ShardRunner(stage, folder, session, on_load=self._metrics.loaded)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Run the shard of a row."""
+        self._metrics.begun()
         return describe_outcome(self._runner.run(Shard(int(row["start"]), int(row["stop"]))))
 
 
@@ -147,6 +156,7 @@ def execute_on_ray(stage: Stage, folder: Location, shards: list[Shard]) -> Itera
         num_cpus=resources.num_cpus,
         num_gpus=resources.num_gpus or None,
         resources=dict(resources.custom) or None,
+        label_selector=dict(resources.labels) or None,
     )
     try:
         for row in outcomes.iter_rows():
@@ -184,7 +194,7 @@ def pool_resources(
     most = int(cluster_gpus // num_gpus if num_gpus else cluster_cpus // num_cpus)
     most = max(1, min(most, max_actors or most))
     low, high = (1, most) if pool.num_actors is None else _as_range(pool.num_actors)
-    return Resources(num_cpus, num_gpus, low, high, pool.resources)
+    return Resources(num_cpus, num_gpus, low, high, pool.resources, pool.labels)
 
 
 def _as_range(num_actors: int | tuple[int, int]) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Ray Train around what trains in one process: the fit of the network, and the warm-up of LESS.
+"""Ray Train around what trains in one process: the network, the warm-up of LESS, fine-tuning.
 
 Workers meet only where they average gradients, by gloo, which moves tensors of a CPU and of a GPU.
 Rank 0 leaves its result in one Ray Train checkpoint, which the driver reads and then deletes.
@@ -21,14 +21,17 @@ import torch
 import torch.distributed
 
 from nncift_ray.core.network.factored import FactoredNetwork
-from nncift_ray.core.network.training import EpochRecord, ReduceGradients
+from nncift_ray.core.network.training import EpochRecord
 from nncift_ray.errors import NnciftError, StageError
+from nncift_ray.models.training_loop import Workers
 from nncift_ray.models.warmup import WarmupCheckpoint
 from nncift_ray.stages.block_training import FittedBlock
 from nncift_ray.stages.fit import FitJob, train_here
+from nncift_ray.stages.step_progress import StepProgress
+from nncift_ray.stages.training_examples import UnfitExample
+from nncift_ray.stages.tune import KeepTuned, TuneJob, TuningRecord, tune_here
 from nncift_ray.stages.warmup import (
     KeepCheckpoint,
-    UnfitExample,
     WarmupJob,
     checkpoint_files,
     warm_up_here,
@@ -38,6 +41,8 @@ from nncift_ray.storage.filesystem import Location
 
 HISTORY_NAME = "history.json"
 UNFIT_NAME = "unfit.json"
+TUNED_FOLDER = "tuned"
+RECORD_NAME = "record.json"
 MAX_LOST_WORKERS = 2
 
 Result = TypeVar("Result")
@@ -55,10 +60,13 @@ class RayWorkers:
     def run(
         self,
         work: Callable[[dict[str, Any]], None],
-        job: FitJob | WarmupJob,
+        job: FitJob | WarmupJob | TuneJob,
         read: Callable[[Path], Result],
+        **more: Any,
     ) -> Result:
         """Run ``work`` on every worker and read the checkpoint that rank 0 left.
+
+        ``work`` is given the job as "job", and what else is given here by its name.
 
         Raises:
             StageError: If the workers end without a checkpoint, or are lost too often.
@@ -68,7 +76,7 @@ class RayWorkers:
         name = uuid.uuid4().hex[:8]
         trainer = ray.train.torch.TorchTrainer(
             work,
-            train_loop_config={"job": job},
+            train_loop_config={"job": job, **more},
             scaling_config=ray.train.ScalingConfig(
                 num_workers=self.num_workers, use_gpu=self.use_gpu, resources_per_worker=self._each
             ),
@@ -136,11 +144,29 @@ class RayWarmupTrainer(RayWorkers):
         return self.run(_warmup_worker, job, read)
 
 
+@dataclasses.dataclass(frozen=True)
+class RayTuner(RayWorkers):
+    """Fine-tunes the model of a tune job (a tune.Tuner)."""
+
+    def __call__(self, job: TuneJob, progress: Location, keep: KeepTuned) -> None:
+        """Train and hand over the files."""
+
+        def read(folder: Path) -> None:
+            told = json.loads((folder / RECORD_NAME).read_text(encoding="utf-8"))
+            unfit = tuple(UnfitExample(**example) for example in told.pop("unfit"))
+            record = TuningRecord(**told | {"train_loss": tuple(told["train_loss"])}, unfit=unfit)
+            keep(folder / TUNED_FOLDER, record)
+
+        self.run(_tune_worker, job, read, progress=progress)
+
+
 def _fit_worker(config: dict[str, Any]) -> None:
     """Run in every Ray Train worker; rank 0 reports the networks."""
     job: FitJob = config["job"]
-    shard, reduce_gradients = _place()
-    fitted = train_here(job, shard=shard, reduce_gradients=reduce_gradients)
+    place = _place()
+    fitted = train_here(
+        job, shard=(place.rank, place.world), reduce_gradients=place.reduce_gradients
+    )
     losses = {
         f"{block}_validation_loss": result.history[-1].validation_loss
         for block, result in fitted.items()
@@ -156,9 +182,8 @@ def _fit_worker(config: dict[str, Any]) -> None:
 def _warmup_worker(config: dict[str, Any]) -> None:
     """Run in every Ray Train worker; rank 0 reports the checkpoints."""
     job: WarmupJob = config["job"]
-    shard, reduce_gradients = _place()
     checkpoints: list[WarmupCheckpoint] = []
-    unfit = warm_up_here(job, checkpoints.append, shard=shard, reduce_gradients=reduce_gradients)
+    unfit = warm_up_here(job, checkpoints.append, workers=_place())
 
     def write(folder: Path) -> None:
         for number, checkpoint in enumerate(checkpoints):
@@ -170,11 +195,29 @@ def _warmup_worker(config: dict[str, Any]) -> None:
     _report({"train_loss": checkpoints[-1].train_loss}, write)
 
 
-def _place() -> tuple[tuple[int, int], ReduceGradients | None]:
-    """Return this worker's (rank, number of workers), and how it averages gradients."""
+def _tune_worker(config: dict[str, Any]) -> None:
+    """Run in every Ray Train worker; rank 0 reports the tuned model's files."""
+    job: TuneJob = config["job"]
+    place = _place()
+    with tempfile.TemporaryDirectory(prefix="nncift-tune-") as scratch:
+        tuned = Path(scratch) / TUNED_FOLDER
+        tuned.mkdir()
+        on_step = StepProgress(config["progress"]) if place.rank == 0 else None
+        record = tune_here(job, tuned, workers=place, on_step=on_step)
+
+        def write(folder: Path) -> None:
+            tuned.rename(folder / TUNED_FOLDER)
+            told = json.dumps(dataclasses.asdict(record))
+            (folder / RECORD_NAME).write_text(told, encoding="utf-8")
+
+        _report({"train_loss": record.train_loss[-1]}, write)
+
+
+def _place() -> Workers:
+    """Return this worker's place, and how it averages gradients with the others."""
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    return (rank, world), average_gradients if world > 1 else None
+    return Workers(rank, world, average_gradients if world > 1 else None)
 
 
 def _report(metrics: dict[str, float], write: Callable[[Path], None]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -76,7 +76,8 @@ def execute_shard(stage: Stage, worker: Worker, folder: Location, shard: Shard) 
     started = time.monotonic()
     try:
         worker(shard, sink)
-        record = sink.finish(time.monotonic() - started)
+        units = stage.item_weight(shard.start, shard.stop)
+        record = sink.finish(time.monotonic() - started, units)
         name = f"{shard_name(shard.start, shard.stop)}.json"
         (folder / SHARD_FOLDER / name).write_bytes(record.model_dump_json().encode())
     except BaseException as error:
@@ -90,9 +91,18 @@ def execute_shard(stage: Stage, worker: Worker, folder: Location, shard: Shard) 
 class ShardRunner:
     """Runs shards with one worker, which is made for the first shard and again when it dies."""
 
-    def __init__(self, stage: Stage, folder: Location, session: str) -> None:
-        """Run shards of a stage; deaths count together within a session, and only there."""
-        self._stage, self._folder = stage, folder
+    def __init__(
+        self,
+        stage: Stage,
+        folder: Location,
+        session: str,
+        on_load: Callable[[float], None] = lambda seconds: None,
+    ) -> None:
+        """Run shards of a stage; deaths count together within a session, and only there.
+
+        ``on_load`` hears how many seconds it took to make a worker.
+        """
+        self._stage, self._folder, self._on_load = stage, folder, on_load
         self._attempts = folder / ATTEMPTS_FOLDER / session
         self._killers = KillerBook(self._attempts / KILLERS_FOLDER)
         self._worker: Worker | None = None
@@ -131,8 +141,10 @@ class ShardRunner:
 
     def _ready_worker(self, log: AttemptLog) -> Worker:
         if self._worker is None:
+            started = time.monotonic()
             with log.step(LOAD):
                 self._worker = self._stage.make_worker()
+            self._on_load(time.monotonic() - started)
         return self._worker
 
     def _run_without_killers(self, shard: Shard, worker: Worker, log: AttemptLog) -> ShardOutcome:

@@ -54,6 +54,8 @@ class Resources:
     min_actors: int = 1
     max_actors: int = 1
     custom: Mapping[str, float] = field(default_factory=dict[str, float])
+    #: Labels of the nodes that an actor may run on: a selector of Ray's.
+    labels: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 Worker = Callable[[Shard, Sink], None]

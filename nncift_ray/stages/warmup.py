@@ -15,19 +15,18 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import pyarrow as pa
 
-from nncift_ray.core.examples import Example
-from nncift_ray.core.network.training import ReduceGradients
 from nncift_ray.errors import StageError
-from nncift_ray.models.engine import ScoringFailure
-from nncift_ray.models.lora_model import LoraModel, TrainingExample
-from nncift_ray.models.warmup import WarmupCheckpoint, WarmupSettings, warm_up
+from nncift_ray.models.lora_model import LoraModel
+from nncift_ray.models.trainable_model import TrainingExample
+from nncift_ray.models.training_loop import ALONE, TrainingSettings, Workers
+from nncift_ray.models.warmup import WarmupCheckpoint, warm_up
 from nncift_ray.stages.stage import Shard, Stage, Worker
+from nncift_ray.stages.training_examples import EXAMPLE_COLUMNS, UnfitExample, encode_rows
 from nncift_ray.storage import schemas
 from nncift_ray.storage.checkpoints import warmup_files
 from nncift_ray.storage.output import Sink, StageOutput
 
 WARMUP_STREAM = 16  # random stream of the draw, apart from those of core.network.sampling
-EXAMPLE_COLUMNS = ["example_id", "prompt", "response"]
 TENSOR_GROUPS = ("adapter", "exp_avg", "exp_avg_sq")
 
 
@@ -39,18 +38,8 @@ class WarmupJob:
     make_model: Callable[[], LoraModel]
     fraction: float  # of the candidates
     max_examples: int
-    training: WarmupSettings
+    training: TrainingSettings
     num_workers: int = 1  # sums over other numbers of workers round otherwise
-
-
-@dataclass(frozen=True)
-class UnfitExample:
-    """A drawn example that cannot be trained on, as the errors table tells of it."""
-
-    example_id: str
-    reason: str
-    message: str
-    excerpt: str
 
 
 KeepCheckpoint = Callable[[WarmupCheckpoint], None]
@@ -144,17 +133,7 @@ def load_examples(
         StageError: If none fits.
     """
     table = job.examples.take_rows("candidates", draw_rows(job), EXAMPLE_COLUMNS)
-    fit: list[TrainingExample] = []
-    unfit: list[UnfitExample] = []
-    for row in table.to_pylist():
-        example = Example(**row)
-        encoded = model.encode(example)
-        if isinstance(encoded, ScoringFailure):
-            unfit.append(
-                UnfitExample(example.example_id, encoded.reason, encoded.message, example.prompt)
-            )
-        else:
-            fit.append(encoded)
+    fit, unfit = encode_rows(table, model)
     if not fit:
         raise StageError(
             f"none of the {len(unfit)} examples drawn for the warm-up can be trained on (the first:"
@@ -167,16 +146,13 @@ def warm_up_here(
     job: WarmupJob,
     keep: KeepCheckpoint,
     *,
-    shard: tuple[int, int] = (0, 1),
-    reduce_gradients: ReduceGradients | None = None,
+    workers: Workers = ALONE,
 ) -> list[UnfitExample]:
-    """Train in this process, as worker ``shard`` = (rank, number of workers) (a WarmupTrainer)."""
+    """Train in this process, as one of several workers or alone (a WarmupTrainer)."""
     model = job.make_model()
     try:
         examples, unfit = load_examples(job, model)
-        checkpoints = warm_up(
-            model, examples, job.training, shard=shard, reduce_gradients=reduce_gradients
-        )
+        checkpoints = warm_up(model, examples, job.training, workers=workers)
     finally:
         model.close()
     for checkpoint in checkpoints:

@@ -11,7 +11,8 @@ import hashlib
 import importlib.metadata
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -75,6 +76,28 @@ class ShardRecord(_Record):
     num_failures: int  # rows that went to the errors table
     seconds: float
     facts: dict[str, Any] = {}  # what the worker wants remembered, e.g. the engine it used
+    counts: dict[str, int] = {}  # what adds up over shards, e.g. tokens
+    units: int = 0  # of the stage's unit, for progress
+    finished_at: str = ""  # UTC, by the worker's clock
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of all tables but the errors."""
+        return sum(part.rows for part in self.parts) - self.num_failures
+
+
+class StageBegun(_Record):
+    """A stage in progress: what it has to do, for whoever watches the run directory."""
+
+    stage: str
+    fingerprint: str
+    unit: str  # of what progress is counted in
+    units: int  # to do in all
+    num_items: int
+    num_cpus: float  # of one actor
+    num_gpus: float
+    num_shards_found: int  # finished by an earlier run
+    started_at: str  # UTC, of this run
 
 
 class StageManifest(_Record):
@@ -105,12 +128,30 @@ class StageManifest(_Record):
         """Return the rows of a table."""
         return sum(part.rows for part in self.table_parts(table))
 
+    def counts(self) -> dict[str, int]:
+        """Return the sums of the shards' counts."""
+        return sum_counts(self.shards)
+
     def facts(self) -> dict[str, Any]:
         """Return the facts of all shards, later ones winning."""
         merged: dict[str, Any] = {}
         for shard in sorted(self.shards, key=lambda shard: shard.start):
             merged.update(shard.facts)
         return merged
+
+
+def sum_counts(shards: Iterable[ShardRecord]) -> dict[str, int]:
+    """Add up the counts of some shards."""
+    total: dict[str, int] = {}
+    for shard in shards:
+        for name, count in shard.counts.items():
+            total[name] = total.get(name, 0) + count
+    return total
+
+
+def utc_now() -> str:
+    """Return the time as records hold it: UTC, ISO 8601, to the millisecond."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def fingerprint(

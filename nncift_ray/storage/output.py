@@ -16,10 +16,11 @@ import pyarrow.parquet as pq
 from nncift_ray.errors import StorageError
 from nncift_ray.storage import schemas
 from nncift_ray.storage.filesystem import HashingWriter, Location
-from nncift_ray.storage.manifest import PartRecord, ShardRecord, StageManifest
+from nncift_ray.storage.manifest import PartRecord, ShardRecord, StageManifest, utc_now
 
 MANIFEST_NAME = "manifest.json"
 SHARD_FOLDER = "shards"
+BEGUN_NAME = "begun.json"
 ERRORS_TABLE = "errors"
 FILES_TABLE = "files"
 EXCERPT_LENGTH = 200
@@ -58,6 +59,7 @@ class Sink:
         self._files: list[tuple[str, HashingWriter]] = []
         self._errors: list[dict[str, Any]] = []
         self._num_errors = 0
+        self._counts: dict[str, int] = {}
         self.facts: dict[str, Any] = {}
 
     @property
@@ -89,6 +91,10 @@ class Sink:
         stream = self._stack.enter_context((self._folder / part).open_whole())
         self._files.append((part, stream))
         return stream
+
+    def count(self, name: str, amount: int) -> None:
+        """Add to what adds up over shards; "tokens" and "cached_tokens" are shown as such."""
+        self._counts[name] = self._counts.get(name, 0) + int(amount)
 
     def error(
         self,
@@ -125,7 +131,7 @@ class Sink:
             self.write_errors(pa.Table.from_pylist(self._errors, schema=schemas.ERRORS))
             self._errors = []
 
-    def finish(self, seconds: float) -> ShardRecord:
+    def finish(self, seconds: float, units: int = 0) -> ShardRecord:
         """Close all parts and return what was written."""
         self._flush_errors()
         for writer, _, _ in self._writers.values():
@@ -143,6 +149,9 @@ class Sink:
             num_failures=self._num_errors,
             seconds=seconds,
             facts=self.facts,
+            counts=self._counts,
+            units=units,
+            finished_at=utc_now(),
         )
 
     def abort(self) -> None:

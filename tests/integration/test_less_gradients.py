@@ -14,8 +14,9 @@ from nncift_ray.core.teaching.projection import RademacherProjector
 from nncift_ray.errors import ModelError
 from nncift_ray.models import per_example
 from nncift_ray.models.engine import ScoringFailure
-from nncift_ray.models.lora_model import AdapterSpec, LoraModel, TrainingExample
+from nncift_ray.models.lora_model import AdapterSpec, LoraModel
 from nncift_ray.models.per_example import per_example_gradients, project_gradients
+from nncift_ray.models.trainable_model import ModelOptions, TrainingExample
 from nncift_ray.models.warmup import WarmupCheckpoint
 from tests.tiny_models import make_tiny_llama, write_model, write_tokenizer
 
@@ -38,7 +39,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def model(path: Path) -> Iterator[LoraModel]:
-    model = LoraModel(path, SPEC, num_threads=1)
+    model = LoraModel(path, SPEC, ModelOptions(num_threads=1))
     stir(model)
     yield model
     model.close()
@@ -125,7 +126,7 @@ def test_batched_gradients_equal_a_loop_where_logits_are_not_the_plain_head(
         max_position_embeddings=256, final_logit_softcapping=2.0, initializer_range=0.2,
         eos_token_id=0, bos_token_id=0, pad_token_id=0,
     )  # fmt: skip
-    model = LoraModel(write_model(tmp_path, config), SPEC, num_threads=1)
+    model = LoraModel(write_model(tmp_path, config), SPEC, ModelOptions(num_threads=1))
     stir(model)
     assert_equal_to_loop(model, encoded(model, TEXTS))
 
@@ -136,9 +137,9 @@ def test_gradients_over_a_four_bit_base_equal_a_loop_over_its_dequantised_weight
     from bitsandbytes.functional import dequantize_4bit
     from bitsandbytes.nn import Linear4bit
 
-    four_bit = LoraModel(path, SPEC, quantization="bitsandbytes", num_threads=1)
+    four_bit = LoraModel(path, SPEC, ModelOptions(quantization="bitsandbytes", num_threads=1))
     stir(four_bit)
-    plain = LoraModel(path, SPEC, num_threads=1)
+    plain = LoraModel(path, SPEC, ModelOptions(num_threads=1))
     stir(plain)
     quantised = {n: m for n, m in four_bit.model.named_modules() if isinstance(m, Linear4bit)}
     assert len(quantised) == 2 * 7  # of two layers
@@ -218,7 +219,7 @@ def test_a_longer_neighbour_changes_nothing(
 def test_an_example_without_a_finite_gradient_is_nan_and_its_neighbours_are_sound(
     path: Path,
 ) -> None:
-    model = LoraModel(path, SPEC, num_threads=1)
+    model = LoraModel(path, SPEC, ModelOptions(num_threads=1))
     sound, broken = encoded(model, TEXTS[:2])
     poison = sorted(set(broken.input_ids) - set(sound.input_ids))[0]
     with torch.no_grad():
@@ -235,7 +236,7 @@ def test_an_example_without_a_finite_gradient_is_nan_and_its_neighbours_are_soun
 def test_a_zero_gradient_is_nan_though_adam_would_still_move(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = LoraModel(path, SPEC, num_threads=1)
+    model = LoraModel(path, SPEC, ModelOptions(num_threads=1))
     with torch.no_grad():
         model.model.get_output_embeddings().weight.zero_()  # every token equally likely
     features = project_gradients(
@@ -259,7 +260,7 @@ def test_taking_gradients_leaves_the_model_trainable_and_without_hooks(
 def test_the_first_weights_depend_on_the_seed_alone(path: Path, model: LoraModel) -> None:
     torch.manual_seed(99)
     again, other = (
-        LoraModel(path, replace(SPEC, seed=seed), num_threads=1).adapter_state()
+        LoraModel(path, replace(SPEC, seed=seed), ModelOptions(num_threads=1)).adapter_state()
         for seed in (SPEC.seed, SPEC.seed + 1)
     )
     name = model.parameter_names[0]
@@ -268,14 +269,14 @@ def test_the_first_weights_depend_on_the_seed_alone(path: Path, model: LoraModel
 
 
 def test_an_adapter_comes_back_as_it_was_saved(path: Path, model: LoraModel) -> None:
-    fresh = LoraModel(path, SPEC, num_threads=1)
+    fresh = LoraModel(path, SPEC, ModelOptions(num_threads=1))
     fresh.load_adapter(model.adapter_state())
     for name, array in fresh.adapter_state().items():
         assert np.array_equal(array, model.adapter_state()[name])
 
 
 def test_an_adapter_of_another_rank_is_refused_by_name(path: Path, model: LoraModel) -> None:
-    other = LoraModel(path, replace(SPEC, rank=2), num_threads=1)
+    other = LoraModel(path, replace(SPEC, rank=2), ModelOptions(num_threads=1))
     with pytest.raises(ModelError, match=r"lora_A.weight is \(4, 64\).*has \(2, 64\)"):
         other.load_adapter(model.adapter_state())
 
@@ -283,7 +284,7 @@ def test_an_adapter_of_another_rank_is_refused_by_name(path: Path, model: LoraMo
 def test_a_model_without_the_named_layers_is_refused_with_the_key(path: Path) -> None:
     spec = replace(SPEC, target_modules=("c_attn",))
     with pytest.raises(ModelError, match="teacher.less.target_modules"):
-        LoraModel(path, spec, num_threads=1)
+        LoraModel(path, spec, ModelOptions(num_threads=1))
 
 
 def test_encode_joins_prompt_newline_response_and_end_token(model: LoraModel) -> None:
@@ -296,7 +297,7 @@ def test_encode_joins_prompt_newline_response_and_end_token(model: LoraModel) ->
 
 
 def test_encode_refuses_what_has_no_response_or_does_not_fit(path: Path) -> None:
-    model = LoraModel(path, SPEC, max_length=16, num_threads=1)
+    model = LoraModel(path, SPEC, ModelOptions(max_length=16, num_threads=1))
     empty = model.encode(Example("a", "Count to two.", ""))
     long = model.encode(Example("a", "Count to two. " * 9, "one"))
     assert isinstance(empty, ScoringFailure)

@@ -12,14 +12,16 @@ import torch
 from nncift_ray.core.examples import Example
 from nncift_ray.core.teaching.less import precondition
 from nncift_ray.errors import ModelError
-from nncift_ray.models import warmup
-from nncift_ray.models.lora_model import AdapterSpec, LoraModel, TrainingExample
+from nncift_ray.models import training_loop
+from nncift_ray.models.lora_model import AdapterSpec, LoraModel
 from nncift_ray.models.per_example import per_example_gradients
-from nncift_ray.models.warmup import WarmupCheckpoint, WarmupSettings, warm_up
+from nncift_ray.models.trainable_model import ModelOptions, TrainingExample
+from nncift_ray.models.training_loop import TrainingSettings, Workers
+from nncift_ray.models.warmup import WarmupCheckpoint, warm_up
 from tests.tiny_models import make_tiny_llama
 
 SPEC = AdapterSpec(4, 16.0, 0.0, ("q_proj", "v_proj"), seed=1)
-SETTINGS = WarmupSettings(
+SETTINGS = TrainingSettings(
     num_epochs=2, learning_rate=1e-2, lr_warmup_fraction=0.1, batch_size=3, seed=0
 )
 STEPS_AN_EPOCH = 3  # 7 examples by 3
@@ -33,7 +35,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make_model(path: Path, spec: AdapterSpec = SPEC) -> tuple[LoraModel, list[TrainingExample]]:
-    model = LoraModel(path, spec, num_threads=1)
+    model = LoraModel(path, spec, ModelOptions(num_threads=1))
     encoded = [model.encode(text) for text in TEXTS]
     return model, [one for one in encoded if isinstance(one, TrainingExample)]
 
@@ -105,7 +107,7 @@ def run_two_workers(path: Path, examples: list[TrainingExample]) -> list[list[Wa
     def work(rank: int) -> None:
         model, _ = models[rank]
         results[rank] = warm_up(
-            model, examples, SETTINGS, shard=(rank, 2), reduce_gradients=make_reduce(rank)
+            model, examples, SETTINGS, workers=Workers(rank, 2, make_reduce(rank))
         )
 
     models = [make_model(path), make_model(path)]
@@ -121,7 +123,7 @@ def test_the_size_of_a_pass_does_not_change_the_steps(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = warm_up(*make_model(path), SETTINGS)[-1]
-    monkeypatch.setitem(warmup.PASS_TOKENS, "cpu", 1)
+    monkeypatch.setitem(training_loop.PASS_TOKENS, "cpu", 1)
     parts = warm_up(*make_model(path), SETTINGS)[-1]
     assert_same_state(whole, parts, TOLERANCE)
 
@@ -163,4 +165,4 @@ def test_a_loss_that_is_not_finite_stops_with_the_key_to_change(path: Path) -> N
 def test_workers_that_would_not_meet_are_refused(path: Path) -> None:
     model, examples = make_model(path)
     with pytest.raises(ValueError, match="reduce_gradients"):
-        warm_up(model, examples, SETTINGS, shard=(0, 2))
+        warm_up(model, examples, SETTINGS, workers=Workers(0, 2))

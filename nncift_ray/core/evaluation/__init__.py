@@ -1,1 +1,1 @@
-"""What an evaluation computes: which held-out rows are asked, and statistics of their scores."""
+"""What an evaluation measures, and which differences are more than noise."""

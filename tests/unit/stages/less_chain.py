@@ -11,7 +11,8 @@ import pyarrow as pa
 
 from nncift_ray.core.network.sampling import SampleDesign
 from nncift_ray.models.lora_model import AdapterSpec, LoraModel
-from nncift_ray.models.warmup import WarmupSettings
+from nncift_ray.models.trainable_model import ModelOptions
+from nncift_ray.models.training_loop import TrainingSettings
 from nncift_ray.stages.driver import execute_here, run_stage
 from nncift_ray.stages.progress import SilentReporter
 from nncift_ray.stages.sample import SampleStage
@@ -30,7 +31,7 @@ MODEL_SETTINGS = {"model": "tiny", "revision": "1"}
 SPEC = AdapterSpec(
     rank=4, alpha=8.0, dropout=0.1, target_modules=("q_proj", "v_proj", "o_proj"), seed=0
 )
-TRAINING = WarmupSettings(
+TRAINING = TrainingSettings(
     num_epochs=NUM_EPOCHS, learning_rate=1e-2, lr_warmup_fraction=0.1, batch_size=2, seed=5
 )
 
@@ -92,7 +93,9 @@ def run(stage: Stage, folder: Path) -> StageOutput:
 def make_factory(folder: Path) -> functools.partial[LoraModel]:
     """Make the tiny model, and what loads it; a worker of Ray can unpickle that."""
     path = make_tiny_llama(folder / "model")
-    return functools.partial(LoraModel, str(path), SPEC, device="cpu", max_length=MAX_LENGTH)
+    return functools.partial(
+        LoraModel, str(path), SPEC, ModelOptions(device="cpu", max_length=MAX_LENGTH)
+    )
 
 
 def make_job(

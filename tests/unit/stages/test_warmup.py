@@ -11,6 +11,7 @@ import pytest
 
 from nncift_ray.errors import StageError
 from nncift_ray.models.lora_model import LoraModel
+from nncift_ray.models.trainable_model import ModelOptions
 from nncift_ray.models.warmup import WarmupCheckpoint
 from nncift_ray.stages.driver import stage_fingerprint
 from nncift_ray.stages.stage import Resources
@@ -28,6 +29,7 @@ from tests.unit.stages.less_chain import (
     MODEL_SETTINGS,
     NUM_CANDIDATES,
     NUM_EPOCHS,
+    SPEC,
     TOO_LONG,
     TRAINING,
     make_factory,
@@ -89,9 +91,8 @@ def test_examples_that_do_not_fit_are_error_rows_and_not_trained_on(
 def test_nothing_to_train_on_names_the_keys_to_change(
     tmp_path: Path, make_model: functools.partial[LoraModel]
 ) -> None:
-    short = functools.partial(
-        make_model.func, *make_model.args, **make_model.keywords | {"max_length": 8}
-    )
+    options = ModelOptions(device="cpu", max_length=8)
+    short = functools.partial(LoraModel, make_model.args[0], SPEC, options)
     with pytest.raises(StageError, match="teacher.less.max_length"):
         run_warmup(tmp_path, make_job(tmp_path, short))
 
