@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-import jinja2
 import pyarrow as pa
 
 from nncift_ray.report import (
@@ -27,7 +26,6 @@ from nncift_ray.report.data import (
 )
 from nncift_ray.report.formatting import (
     MISSING,
-    clean_text,
     format_count,
     format_number,
     format_percent,
@@ -42,6 +40,7 @@ from nncift_ray.report.pair_plots import plot_histogram, plot_recall
 from nncift_ray.report.prediction_plots import plot_predictions
 from nncift_ray.report.score_plots import plot_scores
 from nncift_ray.report.svg import Chart
+from nncift_ray.report.templates import render_page
 from nncift_ray.storage.schemas import CROSS, POINTS, WITHIN
 
 MAX_PROMPT_CHARS = 420
@@ -65,16 +64,7 @@ def render_report(data: ReportData) -> str:
         The page, free of scripts and of anything loaded from elsewhere, safe to encode as UTF-8.
         The same data gives the same text.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("nncift_ray.report", ""),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    page = environment.get_template("page.html.j2").render(**_page_values(data))
-    return clean_text(page)
+    return render_page("page.html.j2", _page_values(data))
 
 
 def _page_values(data: ReportData) -> dict[str, object]:
