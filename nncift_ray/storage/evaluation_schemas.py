@@ -4,9 +4,17 @@
 its tables lie in stages of its own, so a cell that is there already costs nothing.
 """
 
+# pyright: reportUnknownMemberType=false
+
 from __future__ import annotations
 
 import pyarrow as pa
+
+from nncift_ray.storage.schemas import FIDELITY
+
+BETTER, WORSE, NOISE = "better", "worse", "noise"
+#: The step of COSTS that is a method's whole way.
+ALL_STEPS = "all"
 
 # One row: how a model was fine-tuned on a subset.
 TUNING = pa.schema(
@@ -77,7 +85,8 @@ _CELL = [
     pa.field("metric", pa.string(), nullable=False),
 ]
 
-# Every value there is; `seed` tells random subsets apart, 0 elsewhere.
+# Every value there is; `seed` tells random subsets apart, 0 elsewhere. A row that a metric does not
+# apply to (an exact match of a free text) is none of its rows.
 SCORES = pa.schema(
     [
         *_CELL[:3],
@@ -105,8 +114,11 @@ SUMMARY = pa.schema(
         pa.field("difference", pa.float64()),
         pa.field("difference_low", pa.float64()),
         pa.field("difference_high", pa.float64()),
-        pa.field("p_value", pa.float64()),
-        pa.field("verdict", pa.string()),  # better | worse | noise
+        pa.field("p_value", pa.float64()),  # of this comparison alone
+        pa.field("adjusted_p_value", pa.float64()),  # over the methods of one such comparison
+        # better | worse | noise, by the adjusted one; null where random is one subset only, of
+        # which nobody knows how far others lie from it.
+        pa.field("verdict", pa.string()),
     ]
 )
 
@@ -122,6 +134,12 @@ COSTS = pa.schema(
         pa.field("num_tokens", pa.int64()),  # computed by a language model; null: it asks none
         pa.field("price", pa.float64(), nullable=False),  # US dollars
         pa.field("extrapolated", pa.bool_(), nullable=False),
+        # Whether another method rests on the same work. Each method is charged for it in full, as
+        # if it were the only one, so methods do not add up.
+        pa.field("shared", pa.bool_(), nullable=False),
+        # Of the pairs (or examples) there are, the share that the teacher was asked about; null of
+        # a step that asks no teacher.
+        pa.field("labelled_fraction", pa.float64()),
     ]
 )
 
@@ -136,5 +154,24 @@ AGREEMENT = pa.schema(
         pa.field("objective", pa.float64()),  # of the method's picks, by the teacher's labels
         pa.field("teacher_objective", pa.float64()),  # of the teacher's picks, by the same
         pa.field("random_objective", pa.float64()),  # of random picks, by the same: the mean
+    ]
+)
+
+# FIDELITY of every network that a method of the evaluation fitted.
+NETWORK_FIDELITY = FIDELITY.insert(0, pa.field("method", pa.string(), nullable=False))
+
+# Some held-out rows with what was answered: for people to look at.
+ANSWERS = pa.schema(
+    [
+        pa.field("test", pa.string(), nullable=False),
+        pa.field("row_index", pa.int64(), nullable=False),
+        pa.field("prompt", pa.string(), nullable=False),
+        pa.field("reference", pa.string(), nullable=False),
+        pa.field("method", pa.string(), nullable=False),
+        pa.field("budget", pa.float64(), nullable=False),
+        pa.field("seed", pa.int32(), nullable=False),
+        pa.field("mode", pa.string(), nullable=False),  # as in SCORES
+        pa.field("response", pa.string()),  # null: none was written
+        pa.field("verdict", pa.int32()),  # the judge's, 1..5; null: none, or unreadable
     ]
 )
