@@ -37,9 +37,12 @@ MODELS = {
 ROW_SHIFT = {NETWORK: 0.13, ROW_COLUMN_MEAN: -0.13}
 
 
-def plot_errors(fidelity: pa.Table, block: str) -> Chart:
-    """Draw the scaled MSE of network and baselines by split, log axis (FIDELITY, one block)."""
-    name, title = f"mse-{block}", title_of("Error", block)
+def plot_errors(fidelity: pa.Table, block: str, owner: str = "") -> Chart:
+    """Draw the scaled MSE of network and baselines by split, log axis (FIDELITY, one block).
+
+    ``owner`` tells the pictures of several networks on one page apart.
+    """
+    name, title = f"mse-{block}{owner}", title_of("Error", block)
     splits = splits_of(fidelity)
     table = {
         model: np.array([metric(fidelity, split, model, "scaled_mse") for split in splits])

@@ -89,7 +89,7 @@ def format_seconds(seconds: float | None) -> str:
     if minutes < 60:
         return f"{minutes} min {rest} s"
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min"
+    return f"{hours} h {minutes} min" if hours < 100 else f"{hours:,} h"
 
 
 def format_usd(value: float | None) -> str:

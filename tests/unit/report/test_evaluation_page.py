@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+from rich.console import Console
+
+from nncift_ray.report.cost_plots import savings_of
+from nncift_ray.report.evaluation_data import EvaluationData
+from nncift_ray.report.evaluation_headline import evaluation_notices, headline, verdict_sentence
+from nncift_ray.report.evaluation_page import render_evaluation
+from nncift_ray.report.evaluation_terminal import evaluation_tables
+from nncift_ray.storage import evaluation_schemas as schemas
+from tests.unit.pipeline.evaluation.make_scores import make_scores
+from tests.unit.report.make_evaluation import (
+    make_costs,
+    make_empty_evaluation,
+    make_evaluation,
+    with_scores,
+)
+from tests.unit.report.test_render import HOSTILE, PageParser, visible_text
+
+ICONS = 1
+#: Two pictures a metric and a curve a metric of two tests, the judge by two modes, costs, fidelity.
+NUM_CHARTS = 2 * (3 * 2 + 3 + 2) + 2 + 1
+
+
+@pytest.fixture(scope="module")
+def data() -> EvaluationData:
+    return make_evaluation(HOSTILE.removesuffix("\ud800"))  # which no table can hold
+
+
+@pytest.fixture(scope="module")
+def page(data: EvaluationData) -> str:
+    return render_evaluation(data)
+
+
+def printed(data: EvaluationData, width: int = 110) -> str:
+    console = Console(width=width, force_terminal=False)
+    with console.capture() as capture:
+        console.print(evaluation_tables(data))
+    return capture.get()
+
+
+def judged(*grades: float | None, repeat: int = 20) -> pa.Table:
+    """Make a judge's verdicts on random's two seeds and on one method."""
+    values = list(grades) * repeat
+    return pa.concat_tables([
+        make_scores("random", values, seed=0, metric="judge"),
+        make_scores("random", values, seed=1, metric="judge"),
+        make_scores("delift", values, metric="judge"),
+    ])  # fmt: skip
+
+
+def test_every_part_is_drawn(page: str) -> None:
+    assert PageParser(page).tags.count("svg") == NUM_CHARTS + ICONS
+    assert "Not available" not in page
+
+
+def test_corpus_text_creates_no_element_and_nothing_is_loaded(page: str) -> None:
+    parsed = PageParser(page)
+    assert not {"script", "img", "link", "iframe", "object"} & set(parsed.tags)
+    assert not [name for _, name, _ in parsed.attributes if name.startswith("on")]
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert "{{ 7*7 }}" in page
+    assert parsed.values("src") == []
+    assert all(link.startswith("#") for link in parsed.values("href"))
+    assert "http" not in re.sub(r'http-equiv="', "", page)
+
+
+def test_ids_are_unique_and_links_lead_somewhere(page: str) -> None:
+    parsed = PageParser(page)
+    ids = parsed.values("id")
+    assert len(ids) == len(set(ids))
+    assert {link[1:] for link in parsed.values("href")} <= set(ids)
+
+
+def test_the_same_data_give_the_same_bytes(data: EvaluationData, page: str) -> None:
+    assert render_evaluation(data) == page
+
+
+def test_the_headline_names_who_beats_random_and_by_how_much(data: EvaluationData) -> None:
+    told = headline(data)
+    assert [
+        line.startswith(f"On {test} ") for line, test in zip(told, ("gsm8k", "t0"), strict=True)
+    ]
+    assert re.search(r"delift \(NLL 0\.1\d+ lower, fine-tuned, 10 %", told[0])
+    assert "selectit" in told[0]
+    assert "worse than random" in told[0]
+    assert "beat random" in told[0]
+
+
+def test_where_none_beats_random_the_headline_says_so() -> None:
+    same = [0.1, 0.5, 0.3, 0.9, 0.4, 0.2] * 5
+    scores = [make_scores("random", same, seed=s) for s in range(3)]
+    empty = make_empty_evaluation()
+    data = with_scores(empty, pa.concat_tables([*scores, make_scores("delift", same)]))
+    assert headline(data) == ["No method can be told from a random subset of the same size."]
+    assert "1 within noise" in verdict_sentence(data)
+    assert "≈ random" in printed(data)
+    assert "No method differs from random on gsm8k in ROUGE-1 F" in render_evaluation(data)
+
+
+def test_one_random_subset_allows_no_verdict_and_the_headline_says_why() -> None:
+    scores = [make_scores("random", [0.1, 0.2, 0.3]), make_scores("delift", [0.9, 0.8, 0.9])]
+    data = with_scores(make_empty_evaluation(), pa.concat_tables(scores))
+    assert "one random subset only" in headline(data)[0]
+    assert "no verdict" in printed(data)
+
+
+def test_without_random_nothing_is_claimed() -> None:
+    data = with_scores(make_empty_evaluation(), make_scores("delift", [0.9, 0.8]))
+    assert headline(data) == [
+        "There is no random subset to compare with, so nobody knows what choosing is worth."
+    ]
+
+
+def test_an_evaluation_of_nothing_is_a_page_that_says_so() -> None:
+    page = render_evaluation(make_empty_evaluation())
+    text = visible_text(page)
+    assert "Nothing has been measured yet" in text
+    assert not re.search(r"\b(nan|inf|None)\b", text)
+    assert "Nothing has been measured yet" in printed(make_empty_evaluation())
+
+
+def test_a_judge_that_always_says_three_is_shown_for_what_it_is() -> None:
+    data = with_scores(make_empty_evaluation(), judged(3.0))
+    assert any("100 % of its readable verdicts are a 3" in each
+               for each in evaluation_notices(data))  # fmt: skip
+    assert "tells no method from another" in printed(data)
+    assert "tells no method from another" in render_evaluation(data)
+
+
+def test_a_judge_that_babbles_is_shown_for_what_it_is() -> None:
+    data = with_scores(make_empty_evaluation(), judged(None, None, None, 4.0))
+    told = printed(data)
+    assert "180 of 240 verdicts (75 %) could not be read" in re.sub(r"\s+", " ", told)
+    assert "read nothing into the mean of the others" in re.sub(r"\s+", " ", told)
+    assert "120 missing" in told
+    assert "unreadable" in render_evaluation(data)
+
+
+def test_a_judge_without_any_readable_verdict_has_no_mean() -> None:
+    data = with_scores(make_empty_evaluation(), judged(None))
+    page = render_evaluation(data)
+    assert "no answer has a value of this metric" in page
+    assert "60 of 60 verdicts (100 %) could not be read" in page
+    assert "60 of 60 verdicts" in printed(data)
+
+
+def test_missing_values_and_cells_are_shown_in_the_terminal(data: EvaluationData) -> None:
+    told = printed(data)
+    assert "8 missing" in told
+    assert "could not be read or are missing" in told
+    without = data.scores.filter(
+        ~((pc.field("method") == "delift") & (pc.field("metric") == "rouge1"))
+    )
+    assert "not measured" in printed(with_scores(data, without))
+
+
+def test_terminal_states_verdicts_in_words_and_survives_narrow_screens(
+    data: EvaluationData,
+) -> None:
+    for width in (60, 80, 200):
+        told = printed(data, width)
+        assert "better" in told
+        assert "worse" in told
+        assert "random" in told
+
+
+def test_savings_compare_a_network_with_its_teacher_on_as_many_candidates() -> None:
+    measured, extrapolated = savings_of(make_costs())
+    assert (measured.own.method, measured.teacher.method) == ("nn_cift+delift", "delift")
+    assert measured.share == pytest.approx(1 - 100 / 1000)
+    assert not measured.extrapolated
+    assert extrapolated.own.num_candidates == 1_000_000
+    assert extrapolated.share == pytest.approx(1 - 1e5 / 1e8)
+    assert extrapolated.extrapolated
+
+
+def test_a_teacher_asked_about_a_part_is_compared_by_what_all_would_cost() -> None:
+    rows = [row for row in make_costs().to_pylist() if row["num_candidates"] == 1000]
+    whole = next(r for r in rows if (r["method"], r["step"]) == ("delift", "all"))
+    rows.append(whole | {"seconds": 5000.0, "extrapolated": True})
+    (saving,) = savings_of(pa.Table.from_pylist(rows, schemas.COSTS))
+    assert saving.share == pytest.approx(1 - 100 / 5000)
+    assert saving.extrapolated
+
+
+def test_extrapolated_costs_are_marked_wherever_they_stand(data: EvaluationData) -> None:
+    text = visible_text(render_evaluation(replace(data, costs=make_costs())))
+    assert "1,000,000 candidates (extrapolated)" in text
+    assert re.search(r"nn_cift\+delift +1,000,000.* extrapolated", printed(data, 200))
