@@ -133,6 +133,15 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _teacher_scores_what_it_labels(self) -> Self:
+        if self.pair_scores.by == "teacher" and self.data.existing:
+            raise ValueError(
+                "pair_scores.by: teacher takes labels for scores, and data.existing are never "
+                "labelled; set by to network, or take data.existing out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _rows_to_centre(self) -> Self:
         if self.teacher.kind != "selectit":
             return self

@@ -57,6 +57,9 @@ class PairScoresConfig(Section):
     """The all-pairs stage.
 
     Attributes:
+        by: "network" predicts the influence of every pair from a sample of labels. "teacher" takes
+            the teacher's own labels for it: of every pair, or of whole rows (all candidates as
+            helpers) up to ``labels.label_pairs``; no network is trained.
         mode: "exact" scores every pair. "pruned" scores the pairs that an index of the network's
             own features proposes. "auto" measures both on this machine and takes the faster.
         top_k: Helpers kept of every row.
@@ -79,6 +82,7 @@ class PairScoresConfig(Section):
         pool: Actors; each scores with as many threads as it has CPUs.
     """
 
+    by: Literal["network", "teacher"] = "network"
     mode: Literal["exact", "pruned", "auto"] = "exact"
     top_k: int = Field(default=64, ge=1)
     generator: Literal["anchor", "quadratic", "cosine"] = "anchor"
@@ -99,4 +103,9 @@ class PairScoresConfig(Section):
     def _dense_needs_every_pair(self) -> Self:
         if self.dense and self.mode != "exact":
             raise ValueError(f"dense writes every pair, so mode must be exact (given: {self.mode})")
+        if self.dense and self.by == "teacher":
+            raise ValueError(
+                "dense writes the network's scores, and by is teacher: the labels are in the table "
+                "labels of the stage utility; leave dense out"
+            )
         return self

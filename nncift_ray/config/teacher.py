@@ -141,6 +141,10 @@ class TeacherConfig(Section):
 class LabelsConfig(Section):
     """How much the teacher labels: ``fraction`` of the rows and of the columns, or ``label_pairs``.
 
+    With ``pair_scores.by: teacher`` it labels everything: every pair, or every example of a
+    pointwise teacher. ``label_pairs`` (or ``max_pairs``) then bounds the pairs to whole rows, and
+    ``design``, ``fraction`` and ``holdout_pairs`` are not read.
+
     Attributes:
         design: Which pairs are labelled: "paper" (a square block), "rows" (many rows, few helpers),
             "helpers" (few rows, many helpers), "balanced" (each row with a quarter of the helpers)

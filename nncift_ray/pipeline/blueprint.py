@@ -17,6 +17,7 @@ from nncift_ray.errors import ConfigError, StageError
 from nncift_ray.models.embedded import ResolvedModel, resolve_embedder
 from nncift_ray.models.training_loop import TrainingSettings
 from nncift_ray.pipeline.factories import EmbedderFactory
+from nncift_ray.pipeline.label_designs import label_designs, unread_keys
 from nncift_ray.pipeline.selecting import selection_plan
 from nncift_ray.pipeline.teaching import Teaching
 from nncift_ray.stages.block_training import BlockTraining
@@ -36,12 +37,14 @@ from nncift_ray.stages.select import SelectStage
 from nncift_ray.stages.select_partitions import PartitionInputs, SelectPartitionsStage
 from nncift_ray.stages.selection_plan import PARTITIONED, TOP_K, blocks_of, list_blocks
 from nncift_ray.stages.stage import Stage
+from nncift_ray.stages.teacher_scores import TeacherScoresStage
 from nncift_ray.stages.utility import UtilityStage
 from nncift_ray.stages.warmup import WarmupJob, WarmupStage, WarmupTrainer
 from nncift_ray.storage.corpora import expand_sources
 from nncift_ray.storage.output import StageOutput
 from nncift_ray.storage.rows import ReadLimits
-from nncift_ray.storage.schemas import CROSS, POINTS, WITHIN
+from nncift_ray.storage.schemas import POINTS
+from nncift_ray.storage.scores import scores_of
 from nncift_ray.storage.subtasks import read_subtasks
 
 #: Every stage there is, in order; which of them a recipe has is ``Blueprint.stage_names``.
@@ -54,6 +57,7 @@ STAGE_NAMES = (
     "gradients",
     "label",
     "utility",
+    "teacher_scores",
     "fit",
     "project",
     "index",
@@ -64,11 +68,8 @@ STAGE_NAMES = (
 )
 GRADIENT_STAGES = ("warmup", "gradients")
 PARTITION_STAGES = ("select_partitions",)
-
-#: Held-out pairs of each quadrant where the recipe gives none: one in so many labels, bounded.
-#: Points have one quadrant where pairs have four.
-HOLDOUT_SHARE = {WITHIN: 20, CROSS: 20, POINTS: 5}
-MAX_HOLDOUT_PAIRS = 500
+#: Where a network scores, and where the teacher's labels are the scores.
+NETWORK_STAGES, LABEL_STAGES = ("fit", "project", "index", "score_pairs"), ("teacher_scores",)
 
 Outputs = Mapping[str, StageOutput]
 
@@ -132,6 +133,7 @@ class Blueprint:
             "gradients": self._gradients,
             "label": self._label,
             "utility": self._utility,
+            "teacher_scores": self._teacher_scores,
             "fit": self._fit,
             "project": self._project,
             "index": self._index,
@@ -174,12 +176,19 @@ class Blueprint:
     @property
     def stage_names(self) -> tuple[str, ...]:
         """The stages of this recipe, in order."""
-        left_out = () if self.teaching.needs_gradients else GRADIENT_STAGES
+        left_out = NETWORK_STAGES if self.by_teacher else LABEL_STAGES
+        if not self.teaching.needs_gradients:
+            left_out = (*left_out, *GRADIENT_STAGES)
         if self.config.selection.optimizer.kind != PARTITIONED:
             left_out = (*left_out, *PARTITION_STAGES)
         if not self.prunable_blocks:
             left_out = (*left_out, "index")
         return tuple(name for name in STAGE_NAMES if name not in left_out)
+
+    @property
+    def by_teacher(self) -> bool:
+        """Whether the teacher's labels are the scores, and no network is trained."""
+        return self.config.pair_scores.by == "teacher"
 
     @property
     def keeps_lists(self) -> bool:
@@ -189,7 +198,7 @@ class Blueprint:
     @property
     def prunable_blocks(self) -> tuple[str, ...]:
         """The blocks whose pairs an index may leave out; none where every pair is asked for."""
-        if self.config.pair_scores.mode == "exact":
+        if self.by_teacher or self.config.pair_scores.mode == "exact":
             return ()
         return list_blocks(self.config.objective, self.blocks)
 
@@ -225,13 +234,15 @@ class Blueprint:
                 f"{given} are given, so the objective {config.selection.objective} runs in its "
                 f"form {form}: {config.objective}"
             )
-        notes += self._pruning_notices()
+        notes += [*self._pruning_notices(), *self._teacher_notices()]
         models = (self.embedder, *self.teaching.language_models)
         notes += [model.notice for model in models if model.notice]
         return notes
 
     def _pruning_notices(self) -> list[str]:
         """Say which blocks are scored in full although the recipe asks for pruning."""
+        if self.by_teacher:
+            return []
         mode = self.config.pair_scores.mode
         exact = [block for block in self.blocks if block not in self.prunable_blocks]
         if mode == "exact" or not exact:
@@ -240,6 +251,20 @@ class Blueprint:
             f"pair_scores.mode is {mode}, but {self.config.objective} needs every pair of "
             f"{' and '.join(exact)} (sums or maxima over all rows), so that is scored exactly"
         ]
+
+    def _teacher_notices(self) -> list[str]:
+        """Say what the scores are where no network makes them, and which keys nobody reads."""
+        if not self.by_teacher:
+            return []
+        unread = unread_keys(self.config)
+        also = f"; the keys {', '.join(unread)} are not read" if unread else ""
+        notes = [f"the teacher's own labels are the scores: no network is trained{also}"]
+        if self.config.labels.label_pairs is not None:
+            notes.append(
+                f"labels.label_pairs allows {self.config.labels.label_pairs:,} labels: where there "
+                "are more pairs, whole rows of them are labelled (null: every pair)"
+            )
+        return notes
 
     def _ingest(self, outputs: Outputs) -> Stage:
         data = self.config.data
@@ -267,29 +292,10 @@ class Blueprint:
     def sample_designs(self, num_candidates: int, num_targets: int) -> dict[str, SampleDesign]:
         """Return the design of each block's label sample, for a corpus of this size.
 
-        A fraction that would come to more than ``labels.max_pairs`` is cut to that; a number of
-        pairs that the recipe gives is not.
+        Raises:
+            ConfigError: If the labels the recipe allows are too few to select by.
         """
-        labels = self.config.labels
-        designs: dict[str, SampleDesign] = {}
-        for block in self.blocks:
-            if block == POINTS:
-                wanted = round(num_candidates * labels.fraction)
-            else:
-                num_rows = num_candidates if block == WITHIN else num_targets
-                wanted = int(num_rows * num_candidates * labels.fraction**2)
-            pairs = labels.label_pairs or min(wanted, labels.max_pairs)
-            default_holdout = min(MAX_HOLDOUT_PAIRS, max(1, pairs // HOLDOUT_SHARE[block]))
-            holdout = labels.holdout_pairs
-            designs[block] = SampleDesign(
-                label_fraction=labels.fraction,
-                label_pairs=pairs if labels.label_pairs or wanted > pairs else None,
-                holdout_pairs_per_quadrant=default_holdout if holdout is None else holdout,
-                validation_fraction=labels.validation_fraction,
-                seed=labels.seed,
-                layout=labels.design,
-            )
-        return designs
+        return label_designs(self.config, self.blocks, num_candidates, num_targets)
 
     def _sample(self, outputs: Outputs) -> Stage:
         examples = outputs["deduplicate"]
@@ -365,6 +371,16 @@ class Blueprint:
             self.teaching.utility,
             self.teaching.label,
             needs_baseline=self.teaching.needs_baseline,
+        )
+
+    def _teacher_scores(self, outputs: Outputs) -> Stage:
+        return TeacherScoresStage(
+            outputs["utility"],
+            outputs["sample"],
+            outputs["deduplicate"],
+            self.blocks,
+            self.config.pair_scores.top_k if self.keeps_lists else None,
+            subtask_by=self._subtask_by,
         )
 
     @property
@@ -474,12 +490,12 @@ class Blueprint:
     def _select_partitions(self, outputs: Outputs) -> Stage:
         plan = selection_plan(self.config, self.blocks)
         examples = outputs["deduplicate"] if plan.reads_examples else None
-        inputs = PartitionInputs(outputs["score_pairs"], outputs["embed"], examples)
+        inputs = PartitionInputs(scores_of(outputs), outputs["embed"], examples)
         return SelectPartitionsStage(inputs, plan)
 
     def _select(self, outputs: Outputs) -> Stage:
         return SelectStage(
-            outputs["score_pairs"],
+            scores_of(outputs),
             outputs["embed"],
             selection_plan(self.config, self.blocks),
             examples=outputs["deduplicate"],

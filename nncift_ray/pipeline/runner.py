@@ -35,6 +35,8 @@ from nncift_ray.stages.stage import Resources, Stage
 from nncift_ray.storage.exports import DATASET_FOLDER, DATASET_PARQUET
 from nncift_ray.storage.filesystem import Location
 from nncift_ray.storage.output import FILES_TABLE, StageOutput
+from nncift_ray.storage.schemas import POINTS
+from nncift_ray.storage.scores import TEACHER_SCORES
 
 LOCK_NAME = ".lock"
 EXPORT_FOLDER = "export"
@@ -186,10 +188,31 @@ def describe_layouts(ingest: StageOutput) -> list[str]:
     return lines[:MAX_FILES_TOLD] + ([f"and {more:,} more files"] if more > 0 else [])
 
 
+def describe_labels(scores: StageOutput) -> list[str]:
+    """Say of every block what labels there are to select by, where it is not all of them."""
+    lines: list[str] = []
+    for block, of in scores.manifest.facts()["labels"].items():
+        unit = "examples" if block == POINTS else "pairs"
+        if of["num_asked_rows"] < of["num_rows"]:
+            lines.append(
+                f"block '{block}': {of['num_asked_rows']:,} of {of['num_rows']:,} rows are "
+                "labelled, each with every candidate; the others count for nothing"
+            )
+        failed = of["num_asked"] - of["num_labelled"]
+        if failed:
+            lines.append(
+                f"block '{block}': {failed:,} of {of['num_asked']:,} {unit} have no label; they "
+                f"are in no list and no mean, and {of['num_unranked']:,} candidates have none at "
+                "all and cannot be picked"
+            )
+    return lines
+
+
 #: What is told of a stage when it is finished.
 DESCRIPTIONS: dict[str, Callable[[StageOutput], list[str]]] = {
     "ingest": describe_layouts,
     "index": describe_decisions,
+    TEACHER_SCORES: describe_labels,
 }
 
 

@@ -32,11 +32,18 @@ from nncift_ray.report.skipped import collect_skipped, find_example_texts
 from nncift_ray.storage import schemas
 from nncift_ray.storage.groups import iter_groups
 from nncift_ray.storage.output import ERRORS_TABLE, StageOutput
+from nncift_ray.storage.scores import scored_blocks, scores_of
 
 SECONDS_PER_HOUR = 3600.0
 MAX_ERRORS_SHOWN = 100_000
 COVERED_SHOWN = 3
 NUM_SKIPPED = 6
+#: Parts of the report that are about a network, and why a run by its teacher's labels has none.
+NETWORK_PARTS = ("fidelity", "predictions", "training_history")
+NO_NETWORK = (
+    "pair_scores.by is teacher: the scores are the teacher's own labels, so no network was trained "
+    "and nothing was predicted."
+)
 
 
 @dataclass(frozen=True)
@@ -60,7 +67,8 @@ class RunFacts:
 
 def collect_report_data(outputs: Mapping[str, StageOutput], facts: RunFacts) -> ReportData:
     """Read from a finished run what its report shows."""
-    examples, select, fit = outputs["deduplicate"], outputs["select"], outputs["fit"]
+    examples, select, scores = outputs["deduplicate"], outputs["select"], scores_of(outputs)
+    fit = outputs.get("fit")  # none where the teacher's labels are the scores
     ranking = select.read("ranking", schema=schemas.RANKING)
     picked = np.asarray(ranking["row_index"].to_numpy())
     lengths = np.asarray(outputs["embed"].read("candidates", ["num_tokens"])["num_tokens"])
@@ -78,8 +86,9 @@ def collect_report_data(outputs: Mapping[str, StageOutput], facts: RunFacts) -> 
         num_candidates=examples.num_rows("candidates"),
         num_targets=examples.num_rows("targets"),
         covers_targets=covers_targets(select),
-        pointwise=schemas.POINTS in fit.manifest.settings["blocks"],
+        pointwise=schemas.POINTS in scored_blocks(outputs),
         ranks_by_score=select.manifest.settings["objective"] == "top_k",
+        by_teacher=fit is None,
         has_subtasks=config["data"].get("subtask_by") is not None,
         num_duplicates=count_duplicates(examples),
         num_errors=sum(output.manifest.num_failures for output in outputs.values()),
@@ -92,7 +101,7 @@ def collect_report_data(outputs: Mapping[str, StageOutput], facts: RunFacts) -> 
         num_rounds=select_facts.get("num_rounds", 1),
         mix_name=group_by or "source file",
         config=facts.config,
-        environment=fit.manifest.environment,
+        environment=(fit or scores).manifest.environment,
         outputs=facts.exports,
         notices=facts.notices,
         stages=[_summary(output, facts) for output in outputs.values()],
@@ -101,15 +110,15 @@ def collect_report_data(outputs: Mapping[str, StageOutput], facts: RunFacts) -> 
         neighbours=collect_neighbours(examples, select, ranking, facts.num_picks),
         ranking=ranking,
         coverage=select.read("coverage", schema=schemas.COVERAGE),
-        fidelity=fit.read("fidelity", schema=schemas.FIDELITY),
-        predictions=fit.read("predictions", schema=schemas.PREDICTIONS),
-        training_history=fit.read("history", schema=schemas.TRAINING_HISTORY),
+        fidelity=fit and fit.read("fidelity", schema=schemas.FIDELITY),
+        predictions=fit and fit.read("predictions", schema=schemas.PREDICTIONS),
+        training_history=fit and fit.read("history", schema=schemas.TRAINING_HISTORY),
         score_statistics=merge_statistics(
-            outputs["score_pairs"].read("statistics", schema=schemas.SCORE_STATISTICS)
+            scores.read("statistics", schema=schemas.SCORE_STATISTICS)
         ),
-        score_histogram=merge_histogram(outputs["score_pairs"]),
+        score_histogram=merge_histogram(scores),
         recall=tried_recall(outputs),
-        final_recall=final_recall(outputs["score_pairs"]),
+        final_recall=final_recall(scores),
         min_recall=config["pair_scores"]["min_recall"],
         scoring=scoring_table(outputs),
         errors=collect_errors(outputs),
@@ -119,6 +128,7 @@ def collect_report_data(outputs: Mapping[str, StageOutput], facts: RunFacts) -> 
         else None,
         pool_lengths=lengths,
         subset_lengths=lengths[picked],
+        unavailable={} if fit else dict.fromkeys(NETWORK_PARTS, NO_NETWORK),
     )
 
 

@@ -120,6 +120,7 @@ class ReportData:
     covers_targets: bool = False  # whether the rows that the objective covers are the targets
     pointwise: bool = False  # whether the teacher scores examples, not pairs
     ranks_by_score: bool = False  # whether each pick stands on its own score and covers no row
+    by_teacher: bool = False  # whether the scores are the teacher's labels, and no network's
     has_subtasks: bool = False  # whether the score is that of a candidate's best subtask
     num_duplicates: int = 0
     num_errors: int = 0

@@ -20,8 +20,10 @@ from nncift_ray.report.formatting import (
 from nncift_ray.storage import schemas
 from nncift_ray.storage.chained import ChainedOutput
 from nncift_ray.storage.output import StageOutput
+from nncift_ray.storage.scores import scores_of
 
 COLUMNS = ("block", "scored", "why", "found", "pairs scored", "all pairs", "pruned", "faster from")
+LABEL_COLUMNS = ("block", "rows asked", "labels asked", "labelled", "failed", "without a label")
 
 
 def merge_histogram(scores: StageOutput) -> pa.Table:
@@ -43,7 +45,9 @@ def final_recall(scores: StageOutput) -> pa.Table:
 
 def scoring_table(outputs: Mapping[str, StageOutput]) -> ExtraTable | None:
     """Say of each block of pairs how it was scored, why, and what that cost."""
-    scores = outputs["score_pairs"]
+    scores = scores_of(outputs)
+    if "project" not in outputs:
+        return _labels_table(scores)
     if schemas.POINTS in scores.manifest.settings["blocks"]:
         note = _half_precision(outputs["project"]).strip()
         row = (schemas.POINTS, "exactly")
@@ -63,6 +67,31 @@ def scoring_table(outputs: Mapping[str, StageOutput]) -> ExtraTable | None:
         f"machine before scoring. A worker's largest memory was {_peak(scores)}."
         + _half_precision(outputs["project"]),
         COLUMNS,
+        tuple(rows),
+    )
+
+
+def _labels_table(scores: StageOutput) -> ExtraTable:
+    """Say of each block how much of it the teacher labelled: the scores are those labels."""
+    counts = scores.manifest.facts()["labels"]
+    rows = [
+        (
+            block,
+            f"{format_count(of['num_asked_rows'])} of {format_count(of['num_rows'])}",
+            of["num_asked"],
+            of["num_labelled"],
+            of["num_asked"] - of["num_labelled"],
+            of["num_unranked"],
+        )
+        for block, of in counts.items()
+    ]
+    return ExtraTable(
+        "What the teacher labelled",
+        "Every score is a label of the teacher; none is predicted. A row that was asked about was "
+        "asked with every candidate, so all candidates are judged by the same rows. A failed label "
+        "is a missing pair, not a zero: it is in no list and no mean. A candidate without any "
+        "label is never picked.",
+        LABEL_COLUMNS,
         tuple(rows),
     )
 

@@ -25,7 +25,6 @@ from nncift_ray.core.pairs.pair_scores import (
 )
 from nncift_ray.core.pairs.pair_threads import CpuThreads, run_parts
 from nncift_ray.core.pairs.panels import score_matrix
-from nncift_ray.core.pairs.rescoring import RescoredTopK
 from nncift_ray.core.pairs.score_histogram import CountedRows, count_values
 from nncift_ray.errors import DataError, StageError
 from nncift_ray.stages.atoms import RowSpan
@@ -68,11 +67,15 @@ class ListScorer:
         top, maxima = self.score(span, activation, counted)
         if top is None:
             return
-        sink.write(f"{span.name}_top_helpers", top_helpers_table(rows["row_index"], top))
+        sink.write(
+            f"{span.name}_top_helpers",
+            top_helpers_table(rows["row_index"], top.index_IK, top.score_IK),
+        )
         write_statistics(sink, span.name, top.statistics.total())
         write_histogram(sink, span.name, counted.count_B)
         if span.name == CROSS:
-            sink.write("column_max", _column_max_table(span.name, self.columns.first, maxima))
+            helper = np.arange(self.columns.first, self.columns.first + len(maxima))
+            sink.write("column_max", column_max_table(span.name, helper, maxima))
         if self.dense:
             self._write_dense(span.name, rows["row_index"], activation, sink)
 
@@ -169,7 +172,8 @@ class SumScorer:
                 statistics = sums.statistics
                 for group, num_rows, sum_J in zip(present, num_rows_G, sums.sum_GJ, strict=True):
                     name = self.subtasks.names[group]
-                    table = column_sums_table(span.name, name, int(num_rows), offset + start, sum_J)
+                    helper = np.arange(offset + start, offset + start + len(sum_J))
+                    table = column_sums_table(span.name, name, num_rows, helper, sum_J)
                     sink.write("column_sums", table)
         if statistics is not None:
             write_statistics(sink, span.name, statistics.total())
@@ -194,7 +198,8 @@ class PointScorer:
             fixed_N = to_fixed_point(score_N)
         except ValueError as error:
             raise StageError(f"block '{span.name}': {error}") from error
-        sink.write("column_sums", column_sums_table(span.name, None, 1, span.start, fixed_N))
+        helper = np.arange(span.start, span.start + len(fixed_N))
+        sink.write("column_sums", column_sums_table(span.name, None, 1, helper, fixed_N))
         wide_N = score_N.astype(np.float64)
         total = ScoreTotal(
             num_pairs=len(score_N),
@@ -238,31 +243,37 @@ class ColumnTiles:
             yield start, column_matrix(rows["activation"])
 
 
-def top_helpers_table(row_index: pa.ChunkedArray, top: TopK | RescoredTopK) -> pa.Table:
-    """Write top-K lists as a table; rows with fewer helpers have shorter lists."""
-    kept = top.index_IK >= 0
+def top_helpers_table(
+    row_index: pa.Array | pa.ChunkedArray, index_IK: np.ndarray, score_IK: np.ndarray
+) -> pa.Table:
+    """Write top-K lists as a table; rows with fewer helpers (index -1) have shorter lists."""
+    kept = index_IK >= 0
     offsets = pa.array(np.r_[0, np.cumsum(kept.sum(axis=1))], pa.int32())
     return pa.Table.from_pydict(
         {
             "row_index": row_index,
-            "helper_index": pa.ListArray.from_arrays(offsets, pa.array(top.index_IK[kept])),
-            "influence": pa.ListArray.from_arrays(offsets, pa.array(top.score_IK[kept])),
+            "helper_index": pa.ListArray.from_arrays(offsets, pa.array(index_IK[kept])),
+            "influence": pa.ListArray.from_arrays(offsets, pa.array(score_IK[kept])),
         },
         schema=schemas.TOP_HELPERS,
     )
 
 
 def column_sums_table(
-    block: str, subtask: str | None, num_rows: int, first_column: int, sum_J: np.ndarray
+    block: str,
+    subtask: str | None,
+    num_rows: int | np.ndarray,
+    helper_J: np.ndarray,
+    sum_J: np.ndarray,
 ) -> pa.Table:
-    """Write the sums of neighbouring columns over some rows of one subtask."""
+    """Write the sums of columns over so many rows of one subtask (one number, or one each)."""
     count = len(sum_J)
     return pa.table(
         {
             "block": pa.array([block] * count, pa.string()),
             "subtask": pa.array([subtask] * count, pa.string()),
             "num_rows": pa.array(np.full(count, num_rows), pa.int64()),
-            "helper_index": pa.array(np.arange(first_column, first_column + count), pa.int64()),
+            "helper_index": pa.array(helper_J, pa.int64()),
             "sum": pa.array(sum_J, pa.int64()),
         },
         schema=schemas.COLUMN_SUMS,
@@ -326,11 +337,12 @@ def bad_activations(
     return DataError(f"block '{block}': {error}")
 
 
-def _column_max_table(block: str, first: int, maximum_J: np.ndarray) -> pa.Table:
+def column_max_table(block: str, helper_J: np.ndarray, maximum_J: np.ndarray) -> pa.Table:
+    """Write the largest influence of columns on any row."""
     return pa.table(
         {
             "block": pa.array([block] * len(maximum_J), pa.string()),
-            "helper_index": pa.array(np.arange(first, first + len(maximum_J)), pa.int64()),
+            "helper_index": pa.array(helper_J, pa.int64()),
             "max_influence": pa.array(maximum_J, pa.float32()),
         },
         schema=schemas.COLUMN_MAX,

@@ -90,7 +90,8 @@ class PrunedScorer:
         except ValueError as error:
             none = a_IH[:0]
             raise bad_activations(span.name, span.start, a_IH, 0, none, error) from error
-        sink.write(f"{span.name}_top_helpers", top_helpers_table(rows["row_index"], found))
+        lists = top_helpers_table(rows["row_index"], found.index_IK, found.score_IK)
+        sink.write(f"{span.name}_top_helpers", lists)
         kept = found.score_IK[found.index_IK >= 0]
         # No pair is counted here: what an index proposes is not a sample of all pairs.
         extremes = ScoreTotal(

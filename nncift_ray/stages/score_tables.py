@@ -64,8 +64,12 @@ class ScoreTables:
             )
 
     def column_max(self) -> np.ndarray:
-        """Return max_q s_qj over all targets for every candidate j: [J] float32."""
-        largest = np.full(self.num_candidates, -np.inf, np.float32)
+        """Return max_q s_qj over all targets for every candidate j: [J] float32.
+
+        A candidate that nothing is known of (labels as scores) adds nothing, like an entry that no
+        list holds.
+        """
+        largest = np.full(self.num_candidates, self.scale.min, np.float32)
         for batch in self.scores.iter_batches("column_max", ["helper_index", "max_influence"]):
             np.maximum.at(largest, batch.column(0).to_numpy(), batch.column(1).to_numpy())
         return self.scale.apply(largest)
@@ -82,22 +86,30 @@ class ScoreTables:
         # A mean of scaled influence is a scaled mean; rounding may leave it below the minimum.
         return np.maximum(self.scale.apply_to_means(mean_I), 0.0) * num_existing
 
+    def unranked(self) -> np.ndarray:
+        """Return the candidates that must not be picked because they have no score, ascending.
+
+        There are none where a network scored; a teacher's labels may have failed.
+        """
+        table = self.scores.read("unranked", ["row_index"], schemas.UNRANKED)
+        return np.asarray(table["row_index"].to_numpy(), np.int64)
+
     def scaled_scores(self) -> np.ndarray:
-        """Return every candidate's score on the run's scale: [J] float64."""
-        return self.scale.apply_to_means(self.raw_scores())
+        """Return every candidate's score on the run's scale: [J] float64; 0 of ``unranked``."""
+        return np.nan_to_num(self.scale.apply_to_means(self.raw_scores()), nan=0.0)
 
     def raw_scores(self) -> np.ndarray:
-        """Return every candidate's score, raw and signed: [J] float64.
+        """Return every candidate's score, raw and signed: [J] float64; NaN of ``unranked``.
 
         That is its mean influence on the rows of the subtask where the mean is highest, or what a
-        pointwise network says of it. The sums are whole numbers: the order of the shards is no
-        matter.
+        pointwise network says of it. Where labels are the scores, a mean is over the rows that the
+        candidate has a label for. The sums are whole numbers: the order of the shards is no matter.
 
         Raises:
             StageError: If a sum could pass 64 bits.
         """
         sums: dict[str | None, np.ndarray] = {}
-        num_rows: dict[str | None, int] = {}
+        num_rows: dict[str | None, np.ndarray] = {}
         for batch in self.scores.iter_batches("column_sums"):
             subtask = batch.column("subtask").dictionary_encode("encode")
             helper, rows = (batch.column(name).to_numpy() for name in ("helper_index", "num_rows"))
@@ -105,10 +117,11 @@ class ScoreTables:
                 at = subtask.indices.to_numpy() == code
                 sum_J = sums.setdefault(name, np.zeros(self.num_candidates, np.int64))
                 np.add.at(sum_J, helper[at], batch.column("sum").to_numpy()[at])
-                # A shard has one sum of every candidate: those of the first count its rows once.
-                num_rows[name] = num_rows.get(name, 0) + int(rows[at & (helper == 0)].sum())
+                num_J = num_rows.setdefault(name, np.zeros(self.num_candidates, np.int64))
+                np.add.at(num_J, helper[at], rows[at])
         try:
-            check_sum_range(max(num_rows.values()), self.scale.min, self.scale.max)
+            most = max(int(num_J.max(initial=0)) for num_J in num_rows.values())
+            check_sum_range(most, self.scale.min, self.scale.max)
             return best_group_mean(list(sums.values()), list(num_rows.values()))
         except ValueError as error:
             raise StageError(f"objective top_k: {error}") from error

@@ -116,7 +116,7 @@ class SelectStage(Stage):
                 objective, source = source_of_parts(self._plan, tables, num_existing)
             else:
                 objective = build_objective(self._plan, tables, num_existing)
-            search = self._search(objective, source, names, ids_J, rank_J, sink.folder)
+            search = self._search(objective, source, tables, names, ids_J, rank_J, sink.folder)
             ranking = search.run()
             source = source or objective.problem()
             self._write(ranking, objective, source, tables, names, ids_J, rank_J, sink)
@@ -127,6 +127,7 @@ class SelectStage(Stage):
         self,
         objective: Objective,
         source: ColumnSource | None,
+        tables: ScoreTables,
         names: pa.Table,
         ids_J: np.ndarray,
         rank_J: np.ndarray,
@@ -140,7 +141,7 @@ class SelectStage(Stage):
             budget=self._plan.budget(names.num_rows),
             costs_J=tokens if self._plan.tokens is not None else None,
             tie_rank_J=rank_J,
-            constraints=read_constraints(self._plan, ids_J, self._examples),
+            constraints=read_constraints(self._plan, ids_J, self._examples, tables.unranked()),
             on_progress=saved.save,
             prefixes=saved.prefixes(),
             parts=self._parts,
@@ -161,11 +162,12 @@ class SelectStage(Stage):
         plan = self._plan
         best_I, value_I = coverage(objective, ranking.order)
         standing = self._stand(source, ranking, best_I)
-        excluded = find_rows(ids_J, plan.exclude, "selection.exclude")
+        unranked = tables.unranked()
+        excluded = np.union1d(find_rows(ids_J, plan.exclude, "selection.exclude"), unranked)
         sink.facts.update(
             scale_min=tables.scale.min,
             scale_max=tables.scale.max,
-            random_objective=random_objective(source, len(ranking.order)),
+            random_objective=random_objective(source, len(ranking.order), unranked),
             upper_bound=ranking.upper_bound,
             share_of_best=ranking.share_of_best,
             stopped_by=ranking.stopped_by,

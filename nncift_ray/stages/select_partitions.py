@@ -96,7 +96,7 @@ class SelectPartitionsStage(Stage):
                 num_rounds=plan.num_rounds,
                 seed=plan.seed,
                 tie_rank=rank_J,
-                constraints=read_constraints(plan, ids_J, self._inputs.examples),
+                constraints=read_constraints(plan, ids_J, self._inputs.examples, tables.unranked()),
                 bounding=plan.bounding,
             )
         except ValueError as error:

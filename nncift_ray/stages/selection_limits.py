@@ -21,7 +21,10 @@ SHARE_ROUNDING = 1e-9  # 0.3 of 10 is 3
 
 
 def read_constraints(
-    plan: SelectionPlan, ids_J: np.ndarray, examples: StageOutput | None
+    plan: SelectionPlan,
+    ids_J: np.ndarray,
+    examples: StageOutput | None,
+    unranked: np.ndarray | None = None,
 ) -> Constraints | None:
     """Look up what limits the picks; None where nothing does.
 
@@ -29,17 +32,27 @@ def read_constraints(
         plan: What to select.
         ids_J: Id of each candidate.
         examples: Of the deduplicate stage; read for quotas only.
+        unranked: Candidates without a score, which are not picked either.
 
     Raises:
-        DataError: If an id is of no candidate, a quota of no group, or a group is too small.
+        DataError: If an id is of no candidate or of one without a score, a quota of no group, or a
+            group is too small.
     """
-    if not (plan.quotas.given or plan.include or plan.exclude):
+    unranked = np.zeros(0, np.int64) if unranked is None else unranked
+    if not (plan.quotas.given or plan.include or plan.exclude or len(unranked)):
         return None
     include = find_rows(ids_J, plan.include, "selection.include")
     exclude = find_rows(ids_J, plan.exclude, "selection.exclude")
     both = np.intersect1d(include, exclude)
     if len(both):
         raise DataError(f"selection.include and exclude both name {_some(ids_J[both].tolist())}")
+    without = np.intersect1d(include, unranked)
+    if len(without):
+        raise DataError(
+            f"selection.include names {_some(ids_J[without].tolist())}, which the teacher gave no "
+            "label, so nothing says what it is worth; the errors of the label stage say why"
+        )
+    exclude = np.union1d(exclude, unranked)
     if not plan.quotas.given or examples is None:
         return Constraints(include=include.tolist(), exclude=exclude.tolist())
     names, group_J = read_groups(examples, plan.quotas.field)

@@ -66,7 +66,7 @@ def list_blocks(objective: str, blocks: Sequence[str]) -> tuple[str, ...]:
     return tuple(block for block in blocks if block not in needs_all)
 
 
-def ground_block(objective: str, blocks: Sequence[str]) -> str:
+def ground_block(blocks: Sequence[str]) -> str:
     """Return the block whose rows an objective covers; of several that is ``within``."""
     return WITHIN if WITHIN in blocks else blocks[0]
 
@@ -130,7 +130,7 @@ class SelectionPlan:
     @property
     def ground_block(self) -> str:
         """The block whose rows are covered."""
-        return ground_block(self.objective, self.blocks)
+        return ground_block(self.blocks)
 
     @property
     def reads_examples(self) -> bool:

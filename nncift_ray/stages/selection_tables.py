@@ -19,9 +19,13 @@ from nncift_ray.storage.output import StageOutput
 SKIPPED_SHOWN = 200
 
 
-def random_objective(source: ColumnSource, size: int) -> float:
-    """Return the objective of a seeded random subset of the same size, to compare with."""
-    order = np.random.default_rng(0).permutation(source.num_columns)[:size]
+def random_objective(source: ColumnSource, size: int, unranked: np.ndarray) -> float:
+    """Return the objective of a seeded random subset of the same size, to compare with.
+
+    Candidates without a score are not drawn: no selection may hold them.
+    """
+    order = np.random.default_rng(0).permutation(source.num_columns)
+    order = order[~np.isin(order, unranked)][:size]
     drawn = source.restricted(order)
     return float(evaluate(drawn, np.arange(len(order)))[-1]) if len(order) else 0.0
 

@@ -221,7 +221,8 @@ ROW_RECALL = pa.schema(
 )
 
 # Sums of s_ij over the rows i of a subtask, for every candidate j, as whole numbers of 2**-32: such
-# a sum does not depend on where rows were cut. Of the block "points": the score itself.
+# a sum does not depend on where rows were cut. Of the block "points": the score itself. Where the
+# scores are a teacher's labels, num_rows counts those that candidate j has a label for.
 COLUMN_SUMS = pa.schema(
     [
         pa.field("block", pa.string(), nullable=False),
@@ -231,6 +232,9 @@ COLUMN_SUMS = pa.schema(
         pa.field("sum", pa.int64(), nullable=False),
     ]
 )
+
+# Candidates that a teacher whose labels are the scores said nothing of: they are never picked.
+UNRANKED = pa.schema([pa.field("row_index", pa.int64(), nullable=False)])
 
 # What existing data do for the rows of a block: one row a row of the block, in row order.
 EXISTING_INFLUENCE = pa.schema(

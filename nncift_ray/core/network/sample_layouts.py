@@ -21,20 +21,22 @@ class Layout:
     """The shape of the block, and how much of it is labelled."""
 
     aspect: float | None
-    """Rows for each column; None: as many of both as there are."""
+    """Rows for each column; 0: as few rows as hold the pairs; None: as many of both as there are.
+    """
     fill: float = 1.0
     """Share of the block's pairs that is labelled."""
 
 
-PAPER = "paper"
+PAPER, WHOLE_ROWS = "paper", "whole_rows"
 #: Many rows with the same few helpers; the reverse; rows that meet a quarter of the helpers each,
-#: all equally many; and pairs drawn from all there are.
+#: all equally many; pairs drawn from all there are; and few rows with every helper there is.
 LAYOUTS = {
     PAPER: Layout(1.0),
     "rows": Layout(8.0),
     "helpers": Layout(1 / 8),
     "balanced": Layout(1.0, fill=0.25),
     "uniform": Layout(None),
+    WHOLE_ROWS: Layout(0.0),
 }
 
 

@@ -150,31 +150,34 @@ def check_sum_range(num_rows: int, low: float, high: float) -> None:
         raise ValueError(msg)
 
 
-def best_group_mean(sum_GJ: Sequence[I64], num_rows_G: Sequence[int]) -> F64:
+def best_group_mean(sum_GJ: Sequence[I64], num_rows_GJ: Sequence[I64]) -> F64:
     """Return the score of each column [J]: its mean in the group where that is highest.
 
     Args:
-        sum_GJ: Sums over all rows of each group [J], whole numbers of 2**-32.
-        num_rows_G: Rows of each group, at least 1.
+        sum_GJ: Sums over rows of each group [J], whole numbers of 2**-32.
+        num_rows_GJ: Rows that each sum is over [J]; where that is 0 the group says nothing.
 
     Returns:
-        Raw and signed scores in the unit of the labels.
+        Raw and signed scores in the unit of the labels; NaN where no group says anything.
 
     Raises:
         ShapeError: If the two do not belong together.
-        ValueError: If there is no group, or one has no row.
+        ValueError: If there is no group.
 
-    Memory: 16 * J bytes besides the sums.
+    Memory: 24 * J bytes besides the arguments.
     """
-    if len(sum_GJ) != len(num_rows_G):
-        msg = f"sums of {len(sum_GJ)} groups, rows of {len(num_rows_G)}"
+    if [len(sum_J) for sum_J in sum_GJ] != [len(num_J) for num_J in num_rows_GJ]:
+        msg = f"sums of {len(sum_GJ)} groups, rows of {len(num_rows_GJ)}, or of other columns"
         raise ShapeError(msg)
-    if len(num_rows_G) == 0 or min(num_rows_G) < 1:
-        msg = "a mean needs at least one group, and a row in each"
+    if len(sum_GJ) == 0:
+        msg = "a mean needs at least one group"
         raise ValueError(msg)
     best_J = np.full(len(sum_GJ[0]), -np.inf)
-    for sum_J, num_rows in zip(sum_GJ, num_rows_G, strict=True):
-        np.maximum(best_J, sum_J / (num_rows * ONE), out=best_J)
+    for sum_J, num_J in zip(sum_GJ, num_rows_GJ, strict=True):
+        mean_J = np.full(len(sum_J), -np.inf)
+        np.divide(sum_J, num_J * ONE, out=mean_J, where=num_J > 0)
+        np.maximum(best_J, mean_J, out=best_J)
+    best_J[np.isneginf(best_J)] = np.nan
     return best_J
 
 

@@ -143,7 +143,7 @@ def score_of(key: np.int64) -> np.float32:
 
 
 @compiled
-def _replace_worst(key_K: I64, key: np.int64) -> None:
+def replace_worst(key_K: I64, key: np.int64) -> None:
     """Put a key in place of the root and restore the heap."""
     place, last = 0, len(key_K) - 1
     while 2 * place + 1 <= last:
@@ -168,7 +168,7 @@ def _offer(key_K: I64, score_T: F32, first_column: int) -> None:
             if score_T[j] >= threshold:
                 key = key_of(score_T[j], first_column + j)
                 if key > key_K[0]:
-                    _replace_worst(key_K, key)
+                    replace_worst(key_K, key)
                     threshold = score_of(key_K[0])
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from nncift_ray.config import LabelsConfig
-from nncift_ray.core.network.sample_layouts import LAYOUTS, choose_evenly
+from nncift_ray.core.network.sample_layouts import LAYOUTS, WHOLE_ROWS, choose_evenly
 from nncift_ray.core.network.sampling import (
     QUADRANTS,
     SPLITS,
@@ -182,5 +182,6 @@ def test_even_choice_takes_from_every_row_in_turn() -> None:
     assert sorted(np.unique(rows[chosen], return_counts=True)[1].tolist()) == [4, 4, 5]
 
 
-def test_recipes_know_every_layout() -> None:
-    assert get_args(LabelsConfig.model_fields["design"].annotation) == tuple(LAYOUTS)
+def test_recipes_know_every_layout_but_that_of_teacher_scores() -> None:
+    named = get_args(LabelsConfig.model_fields["design"].annotation)
+    assert (*named, WHOLE_ROWS) == tuple(LAYOUTS)

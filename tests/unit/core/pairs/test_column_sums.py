@@ -128,11 +128,19 @@ def test_groups_of_other_rows_are_refused() -> None:
 def test_score_is_the_best_of_the_subtasks_means_worked_by_hand() -> None:
     sums = np.array([[6, -4, 0], [2, -1, 9]]) * SCALE
     # Means over 3 and 1 rows: [2, -4/3, 0] and [2, -1, 9]; the sums alone would say [6, -1, 9].
-    assert best_group_mean(list(sums), [3, 1]).tolist() == [2.0, -1.0, 9.0]
+    rows = [np.full(3, 3), np.full(3, 1)]
+    assert best_group_mean(list(sums), rows).tolist() == [2.0, -1.0, 9.0]
 
 
-def test_a_mean_of_no_row_is_refused() -> None:
-    with pytest.raises(ValueError, match="a row in each"):
-        best_group_mean([np.zeros(2, np.int64)], [0])
+def test_a_group_of_no_row_says_nothing_of_a_column() -> None:
+    sums = [np.array([-6, 0, 0]) * SCALE, np.array([0, 4, 0]) * SCALE]
+    rows = [np.array([3, 0, 0]), np.array([0, 2, 0])]
+    # Worked by hand: -6 / 3 and 4 / 2, not the 0 of an empty group; the last has no row at all.
+    np.testing.assert_array_equal(best_group_mean(sums, rows), [-2.0, 2.0, np.nan])
+
+
+def test_sums_and_rows_of_other_groups_are_refused() -> None:
+    with pytest.raises(ValueError, match="at least one group"):
+        best_group_mean([], [])
     with pytest.raises(ShapeError, match="rows of 2"):
-        best_group_mean([np.zeros(2, np.int64)], [1, 1])
+        best_group_mean([np.zeros(2, np.int64)], [np.ones(2, np.int64)] * 2)
