@@ -11,6 +11,7 @@ from nncift_ray.config import make_config
 from nncift_ray.core.network.drift import MIN_EXAMPLES
 from nncift_ray.pipeline.corpus_size import estimate_corpus
 from nncift_ray.pipeline.extension import DRIFT, Extension, Outputs, prepare
+from nncift_ray.pipeline.locking import locked
 from nncift_ray.pipeline.observing import observed
 from nncift_ray.pipeline.opening import RUN_RECORD
 from nncift_ray.pipeline.runner import (
@@ -18,7 +19,6 @@ from nncift_ray.pipeline.runner import (
     describe_layouts,
     finish_run,
     give_resources,
-    locked,
 )
 from nncift_ray.stages.driver import Executor, run_stage, stage_fingerprint
 from nncift_ray.stages.progress import LineReporter, Reporter

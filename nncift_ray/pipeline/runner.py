@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import IO
 
 import nncift_ray
 from nncift_ray.config import Config
-from nncift_ray.errors import ConfigError, StorageError
+from nncift_ray.errors import ConfigError
 from nncift_ray.pipeline.blueprint import STAGE_NAMES, Blueprint, Trainers
+from nncift_ray.pipeline.locking import locked
 from nncift_ray.pipeline.observing import observed
 from nncift_ray.pipeline.opening import RUN_RECORD
 from nncift_ray.report.collect import RunFacts, collect_report_data
@@ -38,7 +37,6 @@ from nncift_ray.storage.output import FILES_TABLE, StageOutput
 from nncift_ray.storage.schemas import POINTS
 from nncift_ray.storage.scores import TEACHER_SCORES
 
-LOCK_NAME = ".lock"
 EXPORT_FOLDER = "export"
 REPORT_NAME = "report.html"
 TRAINING_FOLDER = "training"
@@ -304,27 +302,3 @@ def _facts(
             "report": str(run_dir / REPORT_NAME),
         },
     )
-
-
-@contextlib.contextmanager
-def locked(run_dir: Location) -> Generator[None]:
-    """Keep two runs out of one local run directory; the lock dies with its process.
-
-    Raises:
-        StorageError: If another process holds it.
-    """
-    if not run_dir.is_local:
-        yield
-        return
-    import fcntl  # not on every platform; needed on local disks only
-
-    file: IO[bytes]
-    with open(f"{run_dir.path}/{LOCK_NAME}", "ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise StorageError(
-                f"{run_dir}: another run is working in this run directory. Wait for it, or give "
-                "this one another run_dir."
-            ) from error
-        yield

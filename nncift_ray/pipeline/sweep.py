@@ -28,9 +28,10 @@ from nncift_ray.core.network.sampling import TRAIN, VALIDATION, SampleDesign
 from nncift_ray.core.network.training import TrainingConfig
 from nncift_ray.errors import ConfigError
 from nncift_ray.pipeline.blueprint import Blueprint
+from nncift_ray.pipeline.locking import locked
 from nncift_ray.pipeline.observing import observed
 from nncift_ray.pipeline.planner import make_plan
-from nncift_ray.pipeline.runner import give_resources, locked, run, trainers_of
+from nncift_ray.pipeline.runner import give_resources, run, trainers_of
 from nncift_ray.report.sweep_plot import plot_sweep
 from nncift_ray.stages.block_labels import BlockLabels
 from nncift_ray.stages.block_training import best_epoch, train_block

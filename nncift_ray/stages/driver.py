@@ -65,16 +65,27 @@ def finished_shards(folder: Location) -> list[ShardRecord]:
 
     Where two overlap (a worker that outlived its driver), the later one is left out.
     """
-    records: list[ShardRecord] = []
+    records = (
+        ShardRecord.read(location.read_bytes(), str(location)) for location in record_files(folder)
+    )
+    return without_overlaps(record for record in records if not missing_parts(folder, record))
+
+
+def record_files(folder: Location) -> list[Location]:
+    """Return where the records of a stage's shards lie, in the order of the shards."""
+    files = (folder / SHARD_FOLDER).list_files()
+    return [location for location in files if location.name.endswith(".json")]
+
+
+def without_overlaps(records: Iterable[ShardRecord]) -> list[ShardRecord]:
+    """Leave out records of items that an earlier one covers."""
+    kept: list[ShardRecord] = []
     covered = 0
-    for location in (folder / SHARD_FOLDER).list_files():
-        if not location.name.endswith(".json"):
-            continue
-        record = ShardRecord.read(location.read_bytes(), str(location))
-        if record.start >= covered and not missing_parts(folder, record):
-            records.append(record)
+    for record in records:
+        if record.start >= covered:
+            kept.append(record)
             covered = record.stop
-    return records
+    return kept
 
 
 def missing_parts(folder: Location, record: ShardRecord) -> list[str]:

@@ -2,9 +2,9 @@
 
 Ray's metrics agent of each node serves them, with ``ray_`` before the names of this file and
 ``_total`` behind those of counters. The driver records what a finished shard's record says: each
-shard once, whatever became of its worker. Workers record what no record says: attempts, and the
-seconds it took to load what they work with; of a worker that dies, the last seconds of that are
-lost.
+shard once, whatever became of its worker. Workers record only what no record says,
+attempts and the seconds it took to load what they work with: what a process records in the seconds
+before it ends is lost.
 """
 
 from __future__ import annotations

@@ -12,6 +12,8 @@ from typer.testing import CliRunner
 
 from nncift_ray.cli import app
 from nncift_ray.cli.shared import excerpt
+from tests.unit.pipeline.test_status import write_run
+from tests.unit.stages.test_driver import SquareStage
 
 COMMANDS = (
     "run",
@@ -119,3 +121,20 @@ def test_doctor_reports_every_part(recipe: Path) -> None:
 def test_an_excerpt_is_one_short_line_that_a_terminal_does_not_act_on() -> None:
     assert excerpt("two\n lines \x1b[31m red", 80) == "two lines \ufffd[31m red"
     assert excerpt("abcdef", 4) == "abc…"
+
+
+def test_status_tells_what_is_done_and_what_it_cost(tmp_path: Path) -> None:
+    write_run(tmp_path, SquareStage(count=40, shard=10), halt_after=3)
+    code, output = invoke("status", str(tmp_path))
+    assert code == 0
+    assert "30/40 rows" in " ".join(output.split())
+    assert "not running" in output
+    code, output = invoke("status", str(tmp_path), "--json")
+    found = json.loads(output)
+    assert (found["stages"][0]["units_done"], found["complete"]) == (30, False)
+
+
+def test_status_that_watches_ends_with_the_run(tmp_path: Path) -> None:
+    write_run(tmp_path, SquareStage(count=40, shard=10), halt_after=3)
+    code, output = invoke("status", str(tmp_path), "--watch", "--json")
+    assert (code, len(output.strip().splitlines())) == (0, 1)
