@@ -13,18 +13,17 @@ from nncift_ray.core.evaluation.rouge import Rouge
 from nncift_ray.errors import StageError
 from nncift_ray.models.embedded import ResolvedModel
 from nncift_ray.models.embedder import Embedder
+from nncift_ray.stages.answered_rows import ANSWERS, read_answers, read_test_rows
 from nncift_ray.stages.atoms import RowAtoms, RowStage
 from nncift_ray.stages.stage import Shard, Worker
 from nncift_ray.storage.evaluation_schemas import GRADES
 from nncift_ray.storage.output import Sink, StageOutput
-from nncift_ray.storage.schemas import TABLE_OF_ROLE, TARGET
 
 #: Answers that are embedded together.
 ATOM_ROWS = 256
 DEFAULT_SHARD_ROWS = 1024
 #: What each metric of a recipe writes.
 GRADES_OF = {"rouge": ("rouge1", "rougeL"), "bge": ("bge",), "exact_match": ("exact_match",)}
-RESPONSES, TARGETS = "responses", TABLE_OF_ROLE[TARGET]
 
 EmbedderFactory = Callable[[], Embedder]
 #: Values of one column for some answers and their references; None: it does not apply.
@@ -72,7 +71,7 @@ class GradeStage(RowStage):
         self._metrics = tuple(name for name in GRADES_OF if name in metrics)
         self._model, self._make_embedder = model, make_embedder
         self._shard_rows = shard_rows or DEFAULT_SHARD_ROWS
-        self._atoms = RowAtoms(((RESPONSES, responses.num_rows(RESPONSES)),), ATOM_ROWS)
+        self._atoms = RowAtoms(((ANSWERS, responses.num_rows(ANSWERS)),), ATOM_ROWS)
 
     @property
     def produces(self) -> Mapping[str, pa.Schema]:
@@ -102,12 +101,13 @@ class GradeStage(RowStage):
         def grade_shard(shard: Shard, sink: Sink) -> None:
             spans = list(self._atoms.spans(shard.start, shard.stop))
             first = spans[0].start
-            answers = self._responses.read_range(RESPONSES, first, spans[-1].stop)
-            references = read_references(answers, self._test)
+            answers = read_answers(self._responses, first, spans[-1].stop)
+            rows = read_test_rows(answers, self._test, ["response"])
+            references = cast("list[str]", rows["response"].to_pylist())
             for span in spans:
                 at = slice(span.start - first, span.stop - first)
-                rows = answers.slice(at.start, at.stop - at.start)
-                sink.write("grades", grade_answers(rows, references[at], graders))
+                some = answers.slice(at.start, at.stop - at.start)
+                sink.write("grades", grade_answers(some, references[at], graders))
 
         return grade_shard
 
@@ -117,19 +117,6 @@ class GradeStage(RowStage):
         if metric == "bge" and self._make_embedder is not None:  # there is one, see __init__
             return CosineGrader(self._make_embedder())
         return grade_exact_match
-
-
-def read_references(answers: pa.Table, test: StageOutput) -> list[str]:
-    """Return the reference of each answer.
-
-    Raises:
-        StageError: If an answer is to another example than the test set has in its place.
-    """
-    columns = ["example_id", "response"]
-    rows = test.take_rows(TARGETS, answers["row_index"].to_numpy(), columns)
-    if rows["example_id"].combine_chunks() != answers["example_id"].combine_chunks():
-        raise StageError("the answers are to another test set than the one given")
-    return cast("list[str]", rows["response"].to_pylist())
 
 
 def grade_answers(
