@@ -14,11 +14,21 @@ from typing import Annotated, Any
 import typer
 
 import nncift_ray
-from nncift_ray.cli import explaining, growing, looking, planning, querying, running, sweeping
+from nncift_ray.cli import (
+    evaluating,
+    explaining,
+    growing,
+    looking,
+    planning,
+    querying,
+    running,
+    sweeping,
+)
 from nncift_ray.cli.shared import app
 
 __all__ = [
     "app",
+    "evaluating",
     "explaining",
     "growing",
     "looking",

@@ -86,11 +86,11 @@ def print_plan(config: Config, *, as_json: bool = False) -> None:
             Text(row.state, "green" if row.state == "done" else ""),
             row.amount,
             "?" if row.num_shards is None else str(row.num_shards),
-            "" if row.state == "done" else _duration(row.seconds),
+            "" if row.state == "done" else duration(row.seconds),
             "" if row.state == "done" else f"${row.cost_usd:,.2f}",
         )
     table.add_section()
-    table.add_row("all", "", "", "", _duration(made.seconds), f"${made.cost_usd:,.2f}")
+    table.add_row("all", "", "", "", duration(made.seconds), f"${made.cost_usd:,.2f}")
     console.print(table)
     console.print(
         f"Times are guesses for one {made.hardware} actor a stage; set "
@@ -100,7 +100,8 @@ def print_plan(config: Config, *, as_json: bool = False) -> None:
         console.print(Text(f"note: {notice}"))
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Say a time in the unit that fits it."""
     if seconds < SECONDS_PER_MINUTE:
         return f"{seconds:.0f} s"
     if seconds < SECONDS_PER_HOUR:

@@ -24,6 +24,7 @@ COMMANDS = (
     "stage",
     "status",
     "sweep",
+    "evaluate",
     "query",
     "explain",
     "diff",

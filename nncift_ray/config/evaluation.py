@@ -142,8 +142,9 @@ class EvaluationConfig(Section):
         engine: As ``teacher.engine``.
         dtype: As ``teacher.dtype``.
         small_model: Model of "small_lm" methods.
-        teacher_pairs: Most pairs that a teacher method labels with its own teacher; null: every
-            pair. Fewer are whole rows of the table, drawn with the seed, and the tables say so.
+        teacher_pairs: Most pairs that "delift" methods ask a language model about for their own
+            scores; null: every pair. Fewer are whole rows of the table, drawn with the seed, and
+            the tables say so. The other teachers cost by example, not by pair, and label all.
         nll_max_rows: Held-out rows of each test set that "nll" is measured on in the mode "icl",
             whose prompts are long; null: all. The mode "tuned" measures all.
         tuning: Fine-tuning.

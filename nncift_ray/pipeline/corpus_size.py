@@ -53,9 +53,9 @@ def estimate_corpus(config: Config, examples: StageOutput | None) -> CorpusEstim
             True,
             counts["existing"],
         )
-    candidates = _estimate_sources(config, config.data.candidates)
-    targets = _estimate_sources(config, config.data.targets) if config.data.targets else _EMPTY
-    existing = _estimate_sources(config, config.data.existing) if config.data.existing else _EMPTY
+    candidates = estimate_sources(config, config.data.candidates)
+    targets = estimate_sources(config, config.data.targets) if config.data.targets else _EMPTY
+    existing = estimate_sources(config, config.data.existing) if config.data.existing else _EMPTY
     return CorpusEstimate(
         candidates.num_rows,
         targets.num_rows,
@@ -67,24 +67,31 @@ def estimate_corpus(config: Config, examples: StageOutput | None) -> CorpusEstim
 
 
 @dataclass(frozen=True)
-class _SourceEstimate:
+class SourceEstimate:
+    """How large the files of one role are."""
+
     num_rows: int
-    prompt_chars: float
+    prompt_chars: float  # mean
     response_chars: float
     exact: bool
 
 
-_EMPTY = _SourceEstimate(0, 0.0, 0.0, True)
+_EMPTY = SourceEstimate(0, 0.0, 0.0, True)
 
 
-def _estimate_sources(config: Config, patterns: Sequence[str]) -> _SourceEstimate:
+def estimate_sources(config: Config, patterns: Sequence[str]) -> SourceEstimate:
+    """Count the files of one role, read as the recipe says.
+
+    Raises:
+        DataError: If there is no usable example in them.
+    """
     found = [_estimate_source(config, source) for source in expand_sources(patterns)]
     total = sum(source.num_rows for source in found)
     if not total:
         raise DataError(
             f"{', '.join(patterns)}: no usable example found; see data.layout and columns"
         )
-    return _SourceEstimate(
+    return SourceEstimate(
         total,
         sum(source.prompt_chars * source.num_rows for source in found) / total,
         sum(source.response_chars * source.num_rows for source in found) / total,
@@ -92,7 +99,7 @@ def _estimate_sources(config: Config, patterns: Sequence[str]) -> _SourceEstimat
     )
 
 
-def _estimate_source(config: Config, source: SourceFile) -> _SourceEstimate:
+def _estimate_source(config: Config, source: SourceFile) -> SourceEstimate:
     data = config.data
     rows = read_examples(
         source,
@@ -117,7 +124,7 @@ def _estimate_source(config: Config, source: SourceFile) -> _SourceEstimate:
         return _EMPTY
     means = (prompt_chars / num_good, response_chars / num_good)
     if whole:
-        return _SourceEstimate(len(ids), *means, True)
+        return SourceEstimate(len(ids), *means, True)
     ratio = COMPRESSION_RATIO if source.path.endswith((".gz", ".zst", ".parquet")) else 1.0
     estimate = round(source.size * ratio / (num_bytes / num_good))
-    return _SourceEstimate(estimate, *means, False)
+    return SourceEstimate(estimate, *means, False)

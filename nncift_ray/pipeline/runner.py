@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import nncift_ray
-from nncift_ray.config import Config
+from nncift_ray.config import ClusterConfig, Config
 from nncift_ray.errors import ConfigError
-from nncift_ray.pipeline.blueprint import STAGE_NAMES, Blueprint, Trainers
+from nncift_ray.pipeline.blueprint import STAGE_NAMES, Blueprint, PoolUse, Trainers
 from nncift_ray.pipeline.locking import locked
 from nncift_ray.pipeline.observing import observed
 from nncift_ray.pipeline.opening import RUN_RECORD
@@ -90,7 +90,7 @@ def run(
         for notice in blueprint.notices():
             reporter.notice(notice)
         blueprint.teaching.has_gpu = cluster_has_gpu()
-        outputs = _run_stages(
+        outputs = run_stages(
             blueprint, run_dir, until, execute or execute_on_ray, reporter, record=record
         )
         if "export" not in outputs:
@@ -124,7 +124,7 @@ def finish_run(
     return RunResult(run_dir, outputs, subset, report, data)
 
 
-def _run_stages(
+def run_stages(
     blueprint: Blueprint,
     run_dir: Location,
     until: str,
@@ -132,9 +132,24 @@ def _run_stages(
     reporter: Reporter,
     *,
     record: bool,
+    known: Mapping[str, StageOutput] | None = None,
 ) -> dict[str, StageOutput]:
-    outputs: dict[str, StageOutput] = {}
-    fingerprints: dict[str, str] = {}
+    """Bring the stages of a recipe to their end, as far as ``until``, within a session of Ray.
+
+    Args:
+        blueprint: Of the recipe; it knows whether there is a GPU.
+        run_dir: Where their work lies.
+        until: Last stage to run.
+        execute: Runs shards.
+        reporter: Hears of progress.
+        record: Whether status and later commands shall take this for what the directory holds.
+        known: Finished stages that need not be looked for again, as a sister recipe left them.
+
+    Returns:
+        The outputs by stage, those known among them.
+    """
+    outputs: dict[str, StageOutput] = dict(known or {})
+    fingerprints = {name: output.fingerprint for name, output in outputs.items()}
 
     def bring(stage: Stage) -> None:
         give_resources(stage, blueprint)
@@ -145,6 +160,8 @@ def _run_stages(
 
     names = blueprint.stage_names
     for name in names[: names.index(until) + 1]:
+        if name in outputs:
+            continue
         bring(blueprint.build(name, outputs))
         second_try = blueprint.second_try(name, outputs)
         if second_try is not None:
@@ -222,7 +239,11 @@ def give_resources(stage: Stage, blueprint: Blueprint) -> None:
 
 
 def _resources_of(name: str, blueprint: Blueprint) -> Resources:
-    use, cluster = blueprint.pool_use(name), blueprint.config.cluster
+    return resources_for(blueprint.pool_use(name), blueprint.config.cluster)
+
+
+def resources_for(use: PoolUse, cluster: ClusterConfig) -> Resources:
+    """Size an actor pool by its use and the cluster that is there."""
     return pool_resources(
         use.pool.model_copy(update={"labels": use.pool.labels or cluster.labels}),
         can_use_gpu=use.can_use_gpu,

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from nncift_ray.storage.manifest import ShardRecord, StageBegun
 
@@ -40,6 +41,9 @@ class Reporter(Protocol):
 
     def shard_failed(self, name: str, start: int, stop: int, error: str) -> None:
         """A shard was given up for now; ``error`` is the kind of error and its message."""
+
+    def heading(self, name: str, message: str) -> None:
+        """Several stages that belong together begin, e.g. those of one cell of an evaluation."""
 
     def notice(self, message: str) -> None:
         """Something the user should know."""
@@ -106,6 +110,10 @@ class LineReporter(WithoutDetails):
         failures = f", {num_failures:,} bad rows in its errors table" if num_failures else ""
         self._write(f"[{name}] done in {seconds:,.1f} s{failures}")
 
+    def heading(self, name: str, message: str) -> None:
+        """Write it as a line."""
+        self._write(f"[{name}] {message}")
+
     def notice(self, message: str) -> None:
         """Pass the message on."""
         self._write(f"note: {message}")
@@ -127,6 +135,9 @@ class SilentReporter(WithoutDetails):
         """Ignore."""
 
     def stage_finished(self, name: str, seconds: float, num_failures: int) -> None:
+        """Ignore."""
+
+    def heading(self, name: str, message: str) -> None:
         """Ignore."""
 
     def notice(self, message: str) -> None:
@@ -182,6 +193,10 @@ class TerminalReporter(WithoutDetails):
         failures = f", [yellow]{num_failures:,} bad rows[/yellow]" if num_failures else ""
         amount = f"{self._total:,} {self._unit}"
         self._console.print(f"[green]✓[/green] {name:<12} {amount} in {seconds:,.1f} s{failures}")
+
+    def heading(self, name: str, message: str) -> None:
+        """Print it above what follows."""
+        self._console.print(Text.assemble((f"{name}: ", "bold"), message))
 
     def notice(self, message: str) -> None:
         """Pass the message on."""

@@ -53,7 +53,45 @@ class Reporters:
         for reporter in self._reporters:
             reporter.shard_failed(name, start, stop, error)
 
+    def heading(self, name: str, message: str) -> None:
+        """Pass it on."""
+        for reporter in self._reporters:
+            reporter.heading(name, message)
+
     def notice(self, message: str) -> None:
         """Pass it on."""
         for reporter in self._reporters:
             reporter.notice(message)
+
+
+class News(Reporters):
+    """Passes on what is new: no stage that was done already, no heading over such, no notice twice.
+
+    For commands that go through the same stages of many sister recipes.
+    """
+
+    def __init__(self, *reporters: Reporter) -> None:
+        """Pass on to ``reporters``."""
+        super().__init__(*reporters)
+        self._told: set[str] = set()
+        self._heading: tuple[str, str] | None = None
+
+    def stage_skipped(self, name: str, num_items: int) -> None:
+        """Say nothing."""
+
+    def stage_started(self, name: str, total: int, done: int, unit: str) -> None:
+        """Pass it on, below the heading that it is the first new stage of."""
+        if self._heading is not None:
+            super().heading(*self._heading)
+            self._heading = None
+        super().stage_started(name, total, done, unit)
+
+    def heading(self, name: str, message: str) -> None:
+        """Keep it until a stage starts."""
+        self._heading = name, message
+
+    def notice(self, message: str) -> None:
+        """Pass on what was not told before."""
+        if message not in self._told:
+            self._told.add(message)
+            super().notice(message)

@@ -16,6 +16,16 @@ BETTER, WORSE, NOISE = "better", "worse", "noise"
 #: The step of COSTS that is a method's whole way.
 ALL_STEPS = "all"
 
+# Rows of a test set that no model is tested on, since they are among the candidates.
+LEFT_OUT = pa.schema(
+    [
+        pa.field("example_id", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("line", pa.int64(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),  # same_example | same_prompt
+    ]
+)
+
 # One row: how a model was fine-tuned on a subset.
 TUNING = pa.schema(
     [

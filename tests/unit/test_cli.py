@@ -21,6 +21,7 @@ COMMANDS = (
     "stage",
     "status",
     "sweep",
+    "evaluate",
     "query",
     "explain",
     "diff",

@@ -1,0 +1,75 @@
+"""The files that an evaluation leaves for people, in a fixed place below the run directory."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import pyarrow as pa
+import pyarrow.csv
+
+import nncift_ray
+from nncift_ray.pipeline.evaluation.held_out import TestSet
+from nncift_ray.pipeline.evaluation.record import (
+    EvaluationFacts,
+    EvaluationFiles,
+    EvaluationRecord,
+    publish_record,
+)
+from nncift_ray.pipeline.evaluation.subsets import Subset
+from nncift_ray.pipeline.evaluation.workbench import Workbench
+from nncift_ray.stages.hold_out import LEFT_OUT
+from nncift_ray.storage import evaluation_schemas as schemas
+from nncift_ray.storage.manifest import describe_environment
+
+EVALUATION_FOLDER = "evaluation"
+LEFT_OUT_NAME = "left_out.csv"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What an evaluation has come to so far."""
+
+    scores: pa.Table  # SCORES
+    subsets: Sequence[Subset]
+    tests: Mapping[str, TestSet]
+    num_candidates: int
+    model: str  # that was taught
+    judge: str  # that graded answers; "" where none did
+    notices: tuple[str, ...]
+
+
+def publish(bench: Workbench, measured: Measured) -> EvaluationFiles:
+    """Write every table of an evaluation, whole or half done, and its page."""
+    folder, config = bench.run_dir / EVALUATION_FOLDER, bench.config
+    facts = EvaluationFacts(
+        name=config.report.title or bench.run_dir.name,
+        created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        version=nncift_ray.__version__,
+        confidence=config.evaluation.confidence,
+        num_samples=config.evaluation.bootstrap_samples,
+        num_candidates=measured.num_candidates,
+        model=measured.model,
+        judge=measured.judge,
+        config=config.model_dump(mode="json"),
+        environment=describe_environment(),
+        notices=measured.notices,
+    )
+    files = publish_record(EvaluationRecord(facts, measured.scores), folder)
+    text = io.BytesIO()
+    pyarrow.csv.write_csv(left_out(measured.tests), text)
+    (folder / LEFT_OUT_NAME).write_bytes(text.getvalue())
+    return files
+
+
+def left_out(tests: Mapping[str, TestSet]) -> pa.Table:
+    """Return the rows of all test sets that no model is tested on, and why."""
+    schema = schemas.LEFT_OUT.insert(0, pa.field("test", pa.string(), nullable=False))
+    tables = [schema.empty_table()]
+    for name, test in tests.items():
+        rows = test.output.read(LEFT_OUT, schema=schemas.LEFT_OUT)
+        names = pa.array([name] * rows.num_rows, pa.string())
+        tables.append(pa.table([names, *rows.columns], schema=schema))
+    return pa.concat_tables(tables)

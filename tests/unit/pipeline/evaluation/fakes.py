@@ -1,0 +1,181 @@
+"""Models of no weight for a whole evaluation in one process, without Ray."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import pickle
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray import cloudpickle
+
+from nncift_ray.config import Config, make_config
+from nncift_ray.errors import ModelError
+from nncift_ray.models.embedded import ResolvedModel
+from nncift_ray.models.embedder import HashEmbedder
+from nncift_ray.models.engine import ScoringFailure, ScoringRequest, ScoringResult
+from nncift_ray.models.fake_engine import FakeEngine
+from nncift_ray.models.training_loop import TrainingSettings
+from nncift_ray.models.tuned_model import TunedModel
+from nncift_ray.pipeline import blueprint, runner
+from nncift_ray.pipeline.blueprint import Trainers
+from nncift_ray.pipeline.evaluation import evaluating, workbench
+from nncift_ray.pipeline.evaluation.makers import Makers
+from nncift_ray.stages.driver import execute_here
+from nncift_ray.stages.fit import train_here
+from nncift_ray.stages.stage import Resources, Stage
+from nncift_ray.stages.tune import KeepTuned, TuneJob, TuningRecord
+from nncift_ray.storage.filesystem import Location
+
+MODEL = ResolvedModel("tiny", "nowhere", "1")
+KNOWLEDGE = "adapter_config.json"  # a tuned model is an adapter by this name
+NUM_CANDIDATES, NUM_TARGETS, NUM_TESTS = 60, 8, 12
+
+
+def write_corpora(folder: Path) -> None:
+    """Write candidates, targets and two test sets: one clean, one with rows of the candidates."""
+    candidates = [(f"candidate question {i}", f"answer {i % 9}") for i in range(NUM_CANDIDATES)]
+    targets = [(f"target question {i}", f"answer {i}") for i in range(NUM_TARGETS)]
+    clean = [(f"clean question {i}", f"answer {i}") for i in range(NUM_TESTS)]
+    seen = [(f"seen question {i}", f"answer {i}") for i in range(NUM_TESTS - 2)]
+    seen += [candidates[3], ("Candidate  QUESTION 4", "another answer")]
+    for name, rows in {"pool": candidates, "target": targets, "clean": clean, "seen": seen}.items():
+        records = [json.dumps({"prompt": prompt, "completion": text}) for prompt, text in rows]
+        (folder / f"{name}.jsonl").write_text("\n".join(records) + "\n")
+
+
+def recipe(folder: Path, **evaluation: Any) -> Config:
+    """Write the corpora and return a recipe with a teacher that needs no language model."""
+    if not (folder / "pool.jsonl").exists():
+        write_corpora(folder)
+    tree: dict[str, Any] = {
+        "run_dir": str(folder / "run"),
+        "data": {"candidates": [str(folder / "pool.jsonl")],
+                 "targets": [str(folder / "target.jsonl")]},
+        "teacher": {"kind": "delift_se"},
+        "embedder": {"model": "embedded:all-minilm-l6-v2"},
+        "selection": {"objective": "facility_location", "budget": 0.1},
+        "labels": {"fraction": 0.5},
+        "network": {"num_hidden": 8, "num_epochs": 2, "min_steps": 0},
+        "evaluation": {
+            "tests": {"clean": [str(folder / "clean.jsonl")], "seen": [str(folder / "seen.jsonl")]},
+            "methods": ["initial", "random", "delift_se", "nn_cift+delift_se", "full"],
+            "budgets": [0.2, 0.1],
+            "curve_methods": ["random"],
+            "random_seeds": 2,
+            "modes": ["tuned"],
+            "metrics": ["nll"],
+        } | evaluation,
+    }  # fmt: skip
+    return make_config(tree)
+
+
+class Heard:
+    """A reporter that remembers what was started and told."""
+
+    def __init__(self) -> None:
+        self.started: list[str] = []
+        self.notices: list[str] = []
+        self.headings: list[str] = []
+
+    def stage_started(self, name: str, total: int, done: int, unit: str) -> None:
+        self.started.append(name)
+
+    def notice(self, message: str) -> None:
+        self.notices.append(message)
+
+    def heading(self, name: str, message: str) -> None:
+        self.headings.append(message)
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *args: None
+
+
+@dataclasses.dataclass(frozen=True)
+class FakeTrainable:
+    """What would load a model to train; the fake tuner never does."""
+
+    model: ResolvedModel = MODEL
+    training: TrainingSettings = TrainingSettings(1, 1e-3, 0.0, 4, 0)
+    quantization: str | None = None
+
+    def settings(self) -> dict[str, Any]:
+        return {"model": "tiny"}
+
+
+def fake_tuner(job: TuneJob, progress: Location, keep: KeepTuned) -> None:
+    """Learn how many examples there are."""
+    record = TuningRecord(len(job.members), 10 * len(job.members), 3, (2.0, 1.5), 0.1, ())
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / KNOWLEDGE).write_text(str(len(job.members)))
+        keep(Path(folder), record)
+
+
+def diverging_at(num_members: int) -> Any:
+    """Return a tuner that cannot train on a subset of so many examples."""
+
+    def train(job: TuneJob, progress: Location, keep: KeepTuned) -> None:
+        if len(job.members) == num_members:
+            raise ModelError("the loss is not finite: lower evaluation.tuning.learning_rate")
+        fake_tuner(job, progress, keep)
+
+    return train
+
+
+class TaughtEngine(FakeEngine):
+    """Finds every answer likelier the more examples it was tuned on."""
+
+    def __init__(self, num_examples: int) -> None:
+        super().__init__()
+        self._factor = 1.0 / (1.0 + num_examples)
+
+    def score(self, requests: Sequence[ScoringRequest]) -> list[ScoringResult | ScoringFailure]:
+        answers = super().score(requests)
+        return [
+            answer if isinstance(answer, ScoringFailure)
+            else dataclasses.replace(answer, log_probs=answer.log_probs * self._factor)
+            for answer in answers
+        ]  # fmt: skip
+
+
+class FakeEngines:
+    """Loads a ``TaughtEngine``."""
+
+    model = MODEL
+
+    def __call__(self, tuned: TunedModel | None) -> TaughtEngine:
+        return TaughtEngine(0 if tuned is None else int((tuned.folder / KNOWLEDGE).read_text()))
+
+    def settings(self) -> dict[str, Any]:
+        return {"engine": "fake"}
+
+
+def fake_makers(train: Any = fake_tuner) -> Any:
+    """Return what makes the fakes in place of models."""
+
+    def make(config: Config, has_gpu: bool) -> Makers:
+        return Makers(FakeTrainable(), train, FakeEngines())  # pyright: ignore
+
+    return make
+
+
+def execute_pickled(stage: Stage, *rest: Any) -> Any:
+    """Run a stage as an actor would get it."""
+    if stage.placement == "driver":
+        return execute_here(stage, *rest)
+    return execute_here(pickle.loads(cloudpickle.dumps(stage)), *rest)  # noqa: S301
+
+
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let an evaluation run in this process, with a hash for an embedder."""
+    monkeypatch.setattr(evaluating, "ray_session", lambda cluster: contextlib.nullcontext())
+    monkeypatch.setattr(evaluating, "cluster_has_gpu", lambda: False)
+    monkeypatch.setattr(runner, "pool_resources", lambda *args, **options: Resources())
+    monkeypatch.setattr(blueprint, "EmbedderFactory", lambda model: HashEmbedder)
+    trainers = Trainers(train_here, None)  # pyright: ignore
+    monkeypatch.setattr(workbench, "trainers_of", lambda config, use_gpu: trainers)

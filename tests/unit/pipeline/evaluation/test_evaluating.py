@@ -1,0 +1,169 @@
+"""A whole evaluation in one process: what is done, what is not done again, what fails alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+
+from nncift_ray.config import Config
+from nncift_ray.errors import ConfigError, DataError
+from nncift_ray.pipeline.evaluation.evaluating import EvaluationResult, evaluate
+from nncift_ray.pipeline.status import read_status
+from nncift_ray.storage import evaluation_schemas as schemas
+from tests.unit.pipeline.evaluation.fakes import (
+    NUM_TESTS,
+    Heard,
+    diverging_at,
+    execute_pickled,
+    fake_makers,
+    recipe,
+    without_ray,
+)
+
+NUM_CELLS = 2 * (1 + 2 + 1 + 1 + 2 + 1)  # tests x (initial, random, two methods, curve, full)
+PLAIN = ("initial", "random", "full")  # methods that cost no selection
+NUM_PLAIN_CELLS = 2 * (1 + 2 + 2 + 1)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_ray() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        without_ray(monkeypatch)
+        yield
+
+
+@dataclass(frozen=True)
+class Done:
+    config: Config
+    result: EvaluationResult
+    heard: Heard
+
+
+@pytest.fixture(scope="module")
+def done(no_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Done:
+    config = recipe(tmp_path_factory.mktemp("done"))
+    return Done(config, *run(config))
+
+
+def run(config: Config, make: Any = None) -> tuple[EvaluationResult, Heard]:
+    heard = Heard()
+    make = make or fake_makers()
+    return evaluate(config, reporter=heard, execute=execute_pickled, make=make), heard
+
+
+def cells(scores: pa.Table) -> set[tuple[Any, ...]]:
+    names = ["method", "budget", "seed", "mode", "test", "metric"]
+    return {tuple(row.values()) for row in scores.select(names).to_pylist()}
+
+
+def mean(scores: pa.Table, method: str, budget: float) -> float:
+    keep = pc.and_(pc.equal(scores["method"], method), pc.equal(scores["budget"], budget))
+    return float(pc.mean(scores.filter(keep)["value"]).as_py())
+
+
+def test_every_cell_has_a_value_for_every_row_and_more_examples_teach_more(done: Done) -> None:
+    scores = done.result.files.data.scores
+    assert scores.schema.equals(schemas.SCORES)
+    assert len(cells(scores)) == NUM_CELLS
+    assert scores.num_rows == NUM_CELLS / 2 * (NUM_TESTS + NUM_TESTS - 2)
+    assert scores["value"].null_count == 0
+    assert not done.result.failures
+    by_size = [("initial", 0.0), ("random", 0.1), ("random", 0.2), ("full", 1.0)]
+    nats = [mean(scores, method, budget) for method, budget in by_size]
+    assert nats == sorted(nats, reverse=True)
+
+
+def test_the_untaught_model_comes_first_and_all_data_last(done: Done) -> None:
+    measured = [line for line in done.heard.headings if line.startswith("cell")]
+    assert measured[0] == f"cell 1 of {NUM_CELLS}: initial clean, likelihood"
+    assert measured[-1] == f"cell {NUM_CELLS} of {NUM_CELLS}: full 100 % tuned seen, likelihood"
+
+
+def test_all_methods_have_equally_many_examples(done: Done) -> None:
+    scores = done.result.files.data.scores
+    at_budget = scores.filter(pc.equal(scores["budget"], 0.2))
+    assert set(at_budget["method"].to_pylist()) == {"random", "delift_se", "nn_cift+delift_se"}
+    assert set(at_budget["num_examples"].to_pylist()) == {12}
+
+
+def test_doing_it_again_starts_no_stage(done: Done) -> None:
+    again, heard = run(done.config)
+    assert heard.started == []
+    assert heard.headings == []
+    assert again.files.data.scores.equals(done.result.files.data.scores)
+
+
+def test_rows_of_the_candidates_are_left_out_and_told(done: Done) -> None:
+    told = [line for line in done.heard.notices if "left out" in line]
+    assert told == [
+        "test set 'seen': 2 of its 12 rows are left out: 1 are candidates, 1 more have a "
+        "candidate's prompt (evaluation/left_out.csv)"
+    ]
+    listed = (Path(done.result.files.folder.path) / "left_out.csv").read_text().splitlines()
+    assert [line.split(",")[-1] for line in listed[1:]] == ['"same_example"', '"same_prompt"']
+
+
+def test_status_reads_a_run_directory_that_only_evaluated(done: Done) -> None:
+    states = {stage.name: stage.state for stage in read_status(done.config.run_dir).stages}
+    assert states["embed"] == "done"
+    assert states["select"] == "missing"
+
+
+def test_another_method_and_budget_cost_only_themselves(tmp_path: Path) -> None:
+    run(recipe(tmp_path, methods=PLAIN, budgets=[0.2]))
+    _, heard = run(recipe(tmp_path, methods=[*PLAIN, "delift_se"]))
+    assert "embed" not in heard.started
+    # Of delift_se one model at 0.2, of random two at 0.1; two test sets each.
+    assert heard.started.count("tune") == 3
+    assert heard.started.count("likelihood") == 6
+
+
+def test_a_cell_that_fails_is_told_and_missing_and_the_others_go_on(tmp_path: Path) -> None:
+    config = recipe(tmp_path, methods=PLAIN)
+    result, heard = run(config, fake_makers(diverging_at(6)))  # random at 10 %
+    assert {failure.what for failure in result.failures} == {
+        f"random (seed {seed}) 10 % tuned {test}, likelihood"
+        for seed in (0, 1) for test in ("clean", "seen")
+    }  # fmt: skip
+    assert all("learning_rate" in failure.message for failure in result.failures)
+    scores = result.files.data.scores
+    assert len(cells(scores)) == NUM_PLAIN_CELLS
+    missing = scores.filter(pc.is_null(scores["value"]))
+    assert cells(missing) == {row for row in cells(scores) if row[:2] == ("random", 0.1)}
+    # Told once for both test sets, and tried again by the next run, alone.
+    assert heard.started.count("tune") == len({row[:3] for row in cells(scores)}) - 1
+    again, heard = run(config)
+    assert not again.failures
+    assert heard.started == ["tune", "likelihood", "likelihood"] * 2
+
+
+def test_an_interrupted_evaluation_goes_on_where_it_was(tmp_path: Path) -> None:
+    class Stopping(Heard):
+        def stage_started(self, name: str, total: int, done: int, unit: str) -> None:
+            super().stage_started(name, total, done, unit)
+            if self.started.count("likelihood") == 4:
+                raise KeyboardInterrupt
+
+    config, stopped = recipe(tmp_path, methods=PLAIN), Stopping()
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(config, reporter=stopped, execute=execute_pickled, make=fake_makers())
+    result, heard = run(config)
+    assert len(cells(result.files.data.scores)) == NUM_PLAIN_CELLS
+    _, whole = run(config.model_copy(update={"run_dir": str(tmp_path / "other")}))
+    assert sorted(stopped.started[:-1] + heard.started) == sorted(whole.started)
+
+
+def test_without_tests_the_error_shows_how_to_name_some(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"tests:\n +gsm8k: \[corpora/gsm8k_test.jsonl\]"):
+        run(recipe(tmp_path, tests={}))
+
+
+def test_a_test_file_that_is_not_there_is_named_with_its_test_set(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"evaluation.tests.mine: .*nowhere.jsonl"):
+        run(recipe(tmp_path, tests={"mine": [str(tmp_path / "nowhere.jsonl")]}))
