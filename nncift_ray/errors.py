@@ -45,3 +45,13 @@ class StorageError(NnciftError):
     """A run directory or a part of it cannot be read or written, or is not what was recorded."""
 
     exit_code = 6
+
+
+class JobError(NnciftError):
+    """A Ray job server cannot be reached or refuses, or a job cannot be sent as it is."""
+
+    exit_code = 7
+
+
+class StopRequested(KeyboardInterrupt):
+    """The process was asked to end (SIGTERM), and did so with all finished shards kept."""

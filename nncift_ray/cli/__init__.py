@@ -1,7 +1,7 @@
 """The command line: ``nncift run | plan | stage | status | query | extend | ...``.
 
-Exit codes: 0 done, 1 unexpected, 2 recipe or usage, 3 data, 4 model, 5 stage, 6 storage,
-130 interrupted.
+Exit codes: 0 done, 1 unexpected, 2 recipe or usage, 3 data, 4 model, 5 stage, 6 storage, 7 job
+server, 130 interrupted, 143 stopped (SIGTERM).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from nncift_ray.cli import (
     planning,
     querying,
     running,
+    submitting,
     sweeping,
 )
 from nncift_ray.cli.shared import app
@@ -36,6 +37,7 @@ __all__ = [
     "planning",
     "querying",
     "running",
+    "submitting",
     "sweeping",
 ]
 

@@ -13,9 +13,9 @@ from rich.text import Text
 from typer import Context
 from typer.core import TyperGroup
 
-from nncift_ray.errors import NnciftError
+from nncift_ray.errors import NnciftError, StopRequested
 
-INTERRUPTED = 130
+INTERRUPTED, STOPPED = 130, 143
 ID_CHARS = 12  # of an example's id, in tables
 #: In the order in which they are needed, which is how ``--help`` lists them.
 COMMANDS = (
@@ -29,6 +29,8 @@ COMMANDS = (
     "explain",
     "diff",
     "extend",
+    "submit",
+    "jobs",
     "show-config",
     "doctor",
 )
@@ -72,6 +74,9 @@ def explained() -> Generator[None]:
     except NnciftError as error:
         errors.print(Text(f"{type(error).__name__}: {error}", style="red"))
         raise typer.Exit(error.exit_code) from None
+    except StopRequested:
+        errors.print("stopped; finished shards are kept, the same command goes on from there")
+        raise typer.Exit(STOPPED) from None
     except KeyboardInterrupt:
         errors.print("interrupted; finished shards are kept, the same command goes on from there")
         raise typer.Exit(INTERRUPTED) from None

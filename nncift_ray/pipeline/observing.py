@@ -1,4 +1,4 @@
-"""Who else hears what a run does: its log in the run directory, and Ray's metrics."""
+"""Who else hears what a run does: its log, Ray's metrics, and what ends it when asked to."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from nncift_ray.stages.event_log import EventLog
 from nncift_ray.stages.metrics import MetricsReporter, run_label
 from nncift_ray.stages.progress import LineReporter, Reporter, TerminalReporter
 from nncift_ray.stages.reporters import Reporters
+from nncift_ray.stages.stopping import stopping
 from nncift_ray.storage.filesystem import Location
 
 LOG_FOLDER = "logs"
@@ -29,7 +30,7 @@ def observed(config: Config, run_dir: Location, reporter: Reporter) -> Generator
     lines or bars for people.
 
     The log is a file a process in ``<run_dir>/logs``, on local disks only: an object store knows no
-    appending. Metrics need a Ray that is connected.
+    appending. Metrics need a Ray that is connected. SIGTERM ends the run at a shard's edge.
     """
     label = run_label(run_dir)
     heard: list[Reporter] = [_for_readers(config, label, reporter)]
@@ -39,6 +40,7 @@ def observed(config: Config, run_dir: Location, reporter: Reporter) -> Generator
         if run_dir.is_local:
             log = stack.enter_context(event_log(run_dir, label))
             heard.append(log)
+        heard.append(stack.enter_context(stopping()))
         yield Reporters(*heard)
 
 

@@ -261,9 +261,15 @@ def trainers_of(config: Config, use_gpu: bool) -> Trainers:
     storage, less = Location.of(config.run_dir) / TRAINING_FOLDER, config.teacher.less
     num_cpus = less.pool.num_cpus or max(1, (os.cpu_count() or 1) // less.num_workers)
     return Trainers(
-        fit=RayTrainer(storage=storage, num_workers=config.network.num_workers),
+        fit=RayTrainer(
+            storage=storage, num_workers=config.network.num_workers, labels=config.cluster.labels
+        ),
         warm_up=RayWarmupTrainer(
-            storage=storage, num_workers=less.num_workers, num_cpus=num_cpus, use_gpu=use_gpu
+            storage=storage,
+            num_workers=less.num_workers,
+            num_cpus=num_cpus,
+            use_gpu=use_gpu,
+            labels=less.pool.labels or config.cluster.labels,
         ),
     )
 

@@ -10,7 +10,7 @@ import dataclasses
 import json
 import tempfile
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -56,6 +56,7 @@ class RayWorkers:
     num_workers: int = 1
     num_cpus: float = 1  # of a worker, also its number of threads
     use_gpu: bool = False  # one a worker
+    labels: Mapping[str, str] = dataclasses.field(default_factory=dict[str, str])  # of their nodes
 
     def run(
         self,
@@ -78,7 +79,10 @@ class RayWorkers:
             work,
             train_loop_config={"job": job, **more},
             scaling_config=ray.train.ScalingConfig(
-                num_workers=self.num_workers, use_gpu=self.use_gpu, resources_per_worker=self._each
+                num_workers=self.num_workers,
+                use_gpu=self.use_gpu,
+                resources_per_worker=self._each,
+                label_selector=dict(self.labels) or None,
             ),
             torch_config=ray.train.torch.TorchConfig(backend="gloo"),
             run_config=ray.train.RunConfig(

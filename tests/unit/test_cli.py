@@ -26,6 +26,8 @@ COMMANDS = (
     "explain",
     "diff",
     "extend",
+    "submit",
+    "jobs",
     "show-config",
     "doctor",
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -11,9 +13,11 @@ from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingReque
 from ray.autoscaler.v2.utils import ResourceRequestUtil
 from ray.core.generated.common_pb2 import LabelSelectorOperator
 
+from nncift_ray.config import Config, load_config
 from nncift_ray.config.loading import make_config
 from tests.unit.cluster.files import (
     LAUNCHER_FILES,
+    ROOT,
     kuberay_config,
     launcher_config,
     recipe_map_and_job,
@@ -31,13 +35,13 @@ def nodes_to_start(
     work: dict[str, float],
     count: int,
     *,
-    market: str | None = None,
+    markets: Sequence[str] = (),
     failing: tuple[str, ...] = (),
 ) -> dict[str, int]:
     """Return how many nodes of each type the autoscaler asks for."""
     selectors = None
-    if market is not None:
-        selectors = [[(MARKET, LabelSelectorOperator.LABEL_OPERATOR_IN, [market])]]
+    if markets:
+        selectors = [[(MARKET, LabelSelectorOperator.LABEL_OPERATOR_IN, list(markets))]]
     node_types = AutoscalingConfig(config, skip_content_hash=True)
     requests = [ResourceRequestUtil.make(work, label_selectors=selectors) for _ in range(count)]
     reply = ResourceDemandScheduler(event_logger=None).schedule(
@@ -89,16 +93,27 @@ def test_more_gpu_work_than_spot_nodes_overflows(config: dict[str, Any]) -> None
 
 
 def test_work_that_must_last_starts_no_spot_node(config: dict[str, Any]) -> None:
-    started = nodes_to_start(config, CPU_WORK, 12, market="on-demand")
+    started = nodes_to_start(config, CPU_WORK, 12, markets=["on-demand"])
     assert started[group_of(config, "cpu")] >= 1
     assert group_of(config, "gpu_spot") not in started
 
 
-def test_the_pools_of_the_shipped_job_fit_its_nodes() -> None:
+def shipped_recipes() -> list[Config]:
     config_map, _ = recipe_map_and_job()
-    recipe = make_config(yaml.safe_load(config_map["data"]["recipe.yaml"]))
-    for pool in (recipe.labels.pool, recipe.embedder.pool):
+    spot = sorted((ROOT / "jobs" / "recipes").glob("*_spot.yaml"))
+    assert spot
+    return [make_config(yaml.safe_load(config_map["data"]["recipe.yaml"])), *map(load_config, spot)]
+
+
+@pytest.mark.parametrize("recipe", shipped_recipes(), ids=lambda recipe: recipe.run_dir)
+def test_the_pools_of_shipped_recipes_start_spot_nodes(recipe: Config) -> None:
+    pools = (recipe.labels.pool, recipe.embedder.pool, recipe.pair_scores.pool)
+    on_gpus = [pool for pool in pools if pool.num_gpus]
+    assert len(on_gpus) == 2
+    assert recipe.cluster.labels == {MARKET: "on-demand"}
+    for pool in on_gpus:
         assert isinstance(pool.num_actors, tuple)
         work = {"CPU": pool.num_cpus or 0.0, "GPU": pool.num_gpus or 0.0}
-        started = nodes_to_start(kuberay_config(), work, pool.num_actors[1])
+        markets = re.findall(r"[a-z]+(?:-[a-z]+)*", pool.labels[MARKET].removeprefix("in"))
+        started = nodes_to_start(kuberay_config(), work, pool.num_actors[1], markets=markets)
         assert started["gpu-spot"] == pool.num_actors[1]
