@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -41,16 +41,19 @@ class EmbedStage(RowStage):
         dtype: str = "float32",
         shard_rows: int | None = None,
         parent: StageOutput | None = None,
+        tables: Collection[str] = tuple(TABLE_OF_ROLE.values()),
     ) -> None:
         """Embed the examples of the deduplicate stage with the embedder that a factory builds.
 
         ``parent`` holds the embeddings of the first rows, where a run goes on with further data.
+        ``tables`` are those of the deduplicate stage to embed.
         """
         self._examples, self._model, self._make_embedder = examples, model, make_embedder
         self._dtype = dtype
         self._shard_rows = shard_rows or DEFAULT_SHARD_ROWS
         self._parent = parent
-        rows = {role: examples.num_rows(role) for role in TABLE_OF_ROLE.values()}
+        self._tables = tuple(tables)
+        rows = {role: examples.num_rows(role) for role in self._tables}
         done = {role: parent.num_rows(role) if parent else 0 for role in rows}
         ranges = tuple((role, rows[role] - done[role]) for role in rows)
         self._atoms = RowAtoms(ranges, ATOM_ROWS, first_rows=done)
@@ -58,7 +61,7 @@ class EmbedStage(RowStage):
     @property
     def produces(self) -> Mapping[str, pa.Schema]:
         """Tables whose dimension only the model knows; see ``check_schema``."""
-        return dict.fromkeys(TABLE_OF_ROLE.values(), pa.schema([]))
+        return dict.fromkeys(self._tables, pa.schema([]))
 
     @property
     def inputs(self) -> Mapping[str, StageOutput]:
@@ -82,7 +85,7 @@ class EmbedStage(RowStage):
         dimension = schema.field("embedding").type.list_size
         if not schema.equals(schemas.embeddings_schema(dimension, self._dtype)):
             raise StageError(
-                f"stage 'embed', table '{table}': not a table of embeddings:\n{schema}"
+                f"stage '{self.name}', table '{table}': not a table of embeddings:\n{schema}"
             )
 
     def make_worker(self) -> Worker:
@@ -94,25 +97,54 @@ class EmbedStage(RowStage):
             for span in self._atoms.spans(shard.start, shard.stop):
                 columns = ["row_index", "example_id", "prompt", "response"]
                 rows = self._examples.read_range(span.name, span.start, span.stop, columns)
-                embedded = embed_rows(rows, embedder, self._dtype)
+                embedded = embed_rows(rows, self.texts_of(rows), embedder, self._dtype)
                 sink.write(span.name, embedded)
                 sink.count("tokens", pc.sum(embedded["num_tokens"]).as_py() or 0)
 
         return embed_shard
 
+    def texts_of(self, rows: pa.Table) -> list[str]:
+        """Return what is embedded of some examples."""
+        prompts = cast("list[str]", rows["prompt"].to_pylist())
+        responses = cast("list[str]", rows["response"].to_pylist())
+        return [
+            embedding_text(prompt, response)
+            for prompt, response in zip(prompts, responses, strict=True)
+        ]
 
-def embed_rows(rows: pa.Table, embedder: Embedder, dtype: str) -> pa.Table:
-    """Embed rows of examples in one call.
+
+class EmbedPromptsStage(EmbedStage):
+    """Write the vectors of the prompts alone, of one table: what questions are compared by."""
+
+    name: ClassVar[str] = "embed_prompts"
+
+    def __init__(
+        self,
+        examples: StageOutput,
+        model: ResolvedModel,
+        make_embedder: EmbedderFactory,
+        *,
+        table: str,
+        shard_rows: int | None = None,
+    ) -> None:
+        """Embed the prompts of a table of the deduplicate stage."""
+        super().__init__(examples, model, make_embedder, shard_rows=shard_rows, tables=(table,))
+
+    def settings(self) -> dict[str, Any]:
+        """Model, revision, and whose prompts."""
+        return super().settings() | {"tables": list(self._tables)}
+
+    def texts_of(self, rows: pa.Table) -> list[str]:
+        """Return the prompts: no answer is looked at."""
+        return cast("list[str]", rows["prompt"].to_pylist())
+
+
+def embed_rows(rows: pa.Table, texts: Sequence[str], embedder: Embedder, dtype: str) -> pa.Table:
+    """Embed the texts of some examples in one call.
 
     Raises:
         StageError: If a vector is not finite, naming the example.
     """
-    prompts = cast("list[str]", rows["prompt"].to_pylist())
-    responses = cast("list[str]", rows["response"].to_pylist())
-    texts = [
-        embedding_text(prompt, response)
-        for prompt, response in zip(prompts, responses, strict=True)
-    ]
     vectors = embedder.embed(texts)
     broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
     if broken.size:

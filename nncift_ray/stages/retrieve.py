@@ -1,11 +1,12 @@
 """Retrieve: the examples of a subset that a held-out question is shown with.
 
-Prompts are compared with prompts: the answer of a held-out row is never looked at.
+Prompts are compared with prompts: the answer of a held-out row is never looked at. All candidates'
+prompts are embedded once, for all subsets (``embed_prompts``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -13,24 +14,20 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from nncift_ray.core.evaluation.drawing import draw_test_rows
-from nncift_ray.errors import StageError
-from nncift_ray.models.embedded import ResolvedModel
-from nncift_ray.models.embedder import F32, Embedder
-from nncift_ray.models.nearest import NearestVectors
+from nncift_ray.models.nearest import Nearest, NearestVectors
 from nncift_ray.stages.atoms import RowAtoms, RowStage
 from nncift_ray.stages.drawn_rows import read_drawn
 from nncift_ray.stages.stage import Shard, Worker
 from nncift_ray.stages.subsets import members_digest
 from nncift_ray.storage import evaluation_schemas
+from nncift_ray.storage.arrays import column_matrix
 from nncift_ray.storage.output import Sink, StageOutput
 
-#: Prompts that are sorted by length and padded together.
+#: Questions that are searched for together.
 ATOM_ROWS = 256
 DEFAULT_SHARD_ROWS = 1024
 DRAWN = "rows"
-COLUMNS = ["example_id", "prompt"]
-
-EmbedderFactory = Callable[[], Embedder]
+COLUMNS = ["example_id", "embedding"]
 
 
 class RetrieveStage(RowStage):
@@ -43,8 +40,6 @@ class RetrieveStage(RowStage):
         candidates: StageOutput,
         members: NDArray[np.int64],
         tests: StageOutput,
-        model: ResolvedModel,
-        make_embedder: EmbedderFactory,
         *,
         num_examples: int,
         table: str = "targets",
@@ -55,13 +50,11 @@ class RetrieveStage(RowStage):
         """Find examples for a test set.
 
         Args:
-            candidates: Output of the deduplicate stage.
-            members: The subset: row numbers of candidates.
-            tests: Output of the deduplicate stage of the test set.
-            model: The embedder.
-            make_embedder: Loads it.
+            candidates: Output of an embed_prompts stage: all candidates, whatever the subset.
+            members: The subset: row numbers of candidates, sorted.
+            tests: Output of an embed_prompts stage for the test set.
             num_examples: Examples of each question; a smaller subset gives what there is.
-            table: The test set's table that holds the rows.
+            table: The test set's table.
             max_rows: Most rows of the test set, drawn with ``seed``; None: all.
             seed: Of the draw.
             shard_rows: Rows a shard.
@@ -73,7 +66,6 @@ class RetrieveStage(RowStage):
             raise ValueError("there is no example to retrieve: the subset is empty")
         self._candidates, self._members = candidates, np.asarray(members, dtype=np.int64)
         self._tests, self._table = tests, table
-        self._model, self._make_embedder = model, make_embedder
         self._num_examples, self._max_rows, self.seed = num_examples, max_rows, seed
         self._shard_rows = shard_rows or DEFAULT_SHARD_ROWS
         self._rows = draw_test_rows(tests.num_rows(table), max_rows, seed)
@@ -86,15 +78,13 @@ class RetrieveStage(RowStage):
 
     @property
     def inputs(self) -> Mapping[str, StageOutput]:
-        """Candidates and test set."""
+        """The vectors of candidates and test set."""
         return {"candidates": self._candidates, "tests": self._tests}
 
     def settings(self) -> dict[str, Any]:
-        """Subset, embedder and draw."""
+        """Subset and draw."""
         return {
             "members": members_digest(self._candidates, self._members),
-            "model": self._model.name,
-            "revision": self._model.revision,
             "num_examples": self._num_examples,
             "table": self._table,
             "max_rows": self._max_rows,
@@ -103,50 +93,33 @@ class RetrieveStage(RowStage):
         }
 
     def make_worker(self) -> Worker:
-        """Load the embedder and embed the subset."""
-        embedder = self._make_embedder()
+        """Index the subset.
+
+        Memory: 8 bytes for each number of its vectors.
+        """
         subset = self._candidates.take_rows("candidates", self._members, COLUMNS)
-        vectors = [
-            embed_prompts(subset.slice(start, ATOM_ROWS), embedder)
-            for start in range(0, subset.num_rows, ATOM_ROWS)
-        ]
         ids = cast("list[str]", subset["example_id"].to_pylist())
-        nearest = NearestVectors(np.concatenate(vectors), ids)
+        num_threads = max(1, int(self.resources.num_cpus))
+        nearest = NearestVectors(column_matrix(subset["embedding"]), ids, num_threads=num_threads)
 
         def retrieve_shard(shard: Shard, sink: Sink) -> None:
             for span in self._atoms.spans(shard.start, shard.stop):
                 numbers = self._rows[span.start : span.stop]
-                rows = read_drawn(self._tests, self._table, numbers, COLUMNS)
-                found = nearest.search(embed_prompts(rows, embedder), self._num_examples)
-                members = self._members[found.place_IK]
-                sink.write("contexts", contexts_table(numbers, members, found.cosine_IK))
+                rows = read_drawn(self._tests, self._table, numbers, ["embedding"])
+                found = nearest.search(column_matrix(rows["embedding"]), self._num_examples)
+                sink.write("contexts", contexts_table(numbers, self._members, found))
 
         return retrieve_shard
 
 
-def embed_prompts(rows: pa.Table, embedder: Embedder) -> F32:
-    """Embed the prompts of some rows in one call.
-
-    Raises:
-        StageError: If a vector is not finite, naming the example.
-    """
-    vectors = embedder.embed(cast("list[str]", rows["prompt"].to_pylist()))
-    broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
-    if broken.size:
-        example_id = rows["example_id"][int(broken[0])].as_py()
-        raise StageError(f"the embedding of the prompt of example {example_id} is not finite")
-    return vectors
-
-
-def contexts_table(
-    rows: NDArray[np.int64], member_IK: NDArray[np.int64], cosine_IK: F32
-) -> pa.Table:
+def contexts_table(rows: NDArray[np.int64], members: NDArray[np.int64], found: Nearest) -> pa.Table:
     """Write the examples of some rows."""
+    member_IK = members[found.place_IK].astype(np.int32)
     return pa.Table.from_pydict(
         {
             "row_index": pa.array(rows, pa.int64()),
-            "example_index": pa.array(list(member_IK.astype(np.int32)), pa.list_(pa.int32())),
-            "cosine": pa.array(list(cosine_IK), pa.list_(pa.float32())),
+            "example_index": pa.array(list(member_IK), pa.list_(pa.int32())),
+            "cosine": pa.array(list(found.cosine_IK), pa.list_(pa.float32())),
         },
         schema=evaluation_schemas.CONTEXTS,
     )

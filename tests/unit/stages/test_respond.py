@@ -22,6 +22,7 @@ from nncift_ray.models.generation import (
     row_seed,
 )
 from nncift_ray.stages.driver import execute_here, run_stage
+from nncift_ray.stages.embed import EmbedPromptsStage
 from nncift_ray.stages.ingest import DeduplicateStage, IngestStage, find_sources
 from nncift_ray.stages.progress import SilentReporter
 from nncift_ray.stages.respond import RespondStage
@@ -155,18 +156,15 @@ def test_a_row_that_kills_its_worker_is_an_error_row(tests: StageOutput, tmp_pat
 @pytest.fixture
 def shown(tests: StageOutput, tmp_path: Path) -> ShownExamples:
     rows = [("question 1 a", "red"), ("question 1", "blue"), ("other 2", "two\n\nparts")]
-    candidates = deduplicate(tmp_path / "corpus", rows, "candidates")
-    retrieve = RetrieveStage(
-        candidates,
-        np.array([0, 1, 2]),
-        tests,
-        ResolvedModel("hash", "nowhere", "1"),
-        HashEmbedder,
-        num_examples=2,
-        max_rows=200,
-        seed=SETTINGS.seed,
-    )
-    return ShownExamples(run(retrieve, tmp_path / "corpus"), candidates)
+    folder, model = tmp_path / "corpus", ResolvedModel("hash", "nowhere", "1")
+    candidates = deduplicate(folder, rows, "candidates")
+    vectors = [
+        run(EmbedPromptsStage(examples, model, HashEmbedder, table=table), folder)
+        for examples, table in ((candidates, "candidates"), (tests, "targets"))
+    ]
+    members, draw = np.array([0, 1, 2]), {"max_rows": 200, "seed": SETTINGS.seed}
+    retrieve = RetrieveStage(vectors[0], members, vectors[1], num_examples=2, **draw)
+    return ShownExamples(run(retrieve, folder), candidates)
 
 
 def _asked_about(generator: Watched, question: str) -> GenerationRequest:
