@@ -94,11 +94,12 @@ def print_result(result: EvaluationResult) -> None:
 
 
 def _describe_failures(result: EvaluationResult) -> str:
-    lines = [f"{failure.what}: {failure.message}" for failure in result.failures[:FAILURES_TOLD]]
+    lines = [str(failure) for failure in result.failures[:FAILURES_TOLD]]
     more = len(result.failures) - FAILURES_TOLD
     if more > 0:
-        lines.append(f"and {more} more")
+        lines.append(f"and {more} more reasons")
+    num_parts = sum(len(failure.parts) for failure in result.failures)
     return (
-        f"{len(result.failures)} part(s) of the evaluation failed and are missing in its tables. "
-        "The same command tries them again, and only them.\n  " + "\n  ".join(lines)
+        f"{num_parts} part(s) of the evaluation failed and are missing in its tables. The same "
+        "command tries them again, and only them.\n  " + "\n  ".join(lines)
     )

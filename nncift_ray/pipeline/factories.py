@@ -6,11 +6,13 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from nncift_ray.config import LessConfig, TeacherConfig, TuningConfig
+from nncift_ray.config import JudgeConfig, LessConfig, TeacherConfig, TuningConfig
 from nncift_ray.models.embedded import ResolvedModel, locate_model
 from nncift_ray.models.embedder import Embedder, SentenceTransformerEmbedder
 from nncift_ray.models.engine import ScoringEngine
 from nncift_ray.models.engines import make_engine
+from nncift_ray.models.generation import GenerationEngine
+from nncift_ray.models.generators import make_generator
 from nncift_ray.models.lora_model import AdapterSpec, LoraModel
 from nncift_ray.models.teachers import Teacher, TeacherContext, make_teacher
 from nncift_ray.models.trainable_model import ModelOptions, TrainableModel, WholeModel
@@ -196,6 +198,68 @@ class LikelihoodFactory:
             "revision": self.model.revision,
             "engine": self.kind,
             "dtype": self.dtype,
+        }
+
+
+@dataclass(frozen=True)
+class GeneratorFactory:
+    """Loads the engine that writes answers: the model under evaluation, as it came or tuned."""
+
+    model: ResolvedModel
+    kind: str  # "vllm" or "transformers"
+    dtype: str
+    max_length: int
+
+    def __call__(self, tuned: TunedModel | None) -> GenerationEngine:
+        """Load it."""
+        base = locate_model(self.model, "language model").path
+        return make_generator(
+            self.kind,
+            **load_options(tuned, base, self.kind),
+            dtype=self.dtype,
+            max_length=self.max_length,
+            num_threads=actor_threads(),
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """What of it shapes answers."""
+        return {
+            "model": self.model.name,
+            "revision": self.model.revision,
+            "engine": self.kind,
+            "dtype": self.dtype,
+        }
+
+
+@dataclass(frozen=True)
+class JudgeFactory:
+    """Loads the judge."""
+
+    model: ResolvedModel
+    kind: str  # "vllm" or "transformers"
+    dtype: str
+    judge: JudgeConfig
+
+    def __call__(self) -> GenerationEngine:
+        """Load it."""
+        return make_generator(
+            self.kind,
+            locate_model(self.model, "judge").path,
+            dtype=self.dtype,
+            max_length=self.judge.max_length,
+            quantization=self.judge.quantization,
+            num_threads=actor_threads(),
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """What of it shapes verdicts."""
+        return {
+            "model": self.model.name,
+            "revision": self.model.revision,
+            "engine": self.kind,
+            "dtype": self.dtype,
+            "quantization": self.judge.quantization,
+            "max_length": self.judge.max_length,
         }
 
 

@@ -27,7 +27,7 @@ from nncift_ray.pipeline.evaluation.measuring import Measurer
 from nncift_ray.pipeline.evaluation.methods import Method, method_notices, variant
 from nncift_ray.pipeline.evaluation.publishing import Measured, publish
 from nncift_ray.pipeline.evaluation.record import EvaluationFiles
-from nncift_ray.pipeline.evaluation.scores import CellResult, cell_scores
+from nncift_ray.pipeline.evaluation.scores import BY_JUDGE, GRADED, CellResult, cell_scores
 from nncift_ray.pipeline.evaluation.subsets import (
     Subset,
     members_without_teacher,
@@ -62,10 +62,16 @@ TESTS_EXAMPLE = """evaluation.tests: name at least one held-out test set, e.g.
 
 @dataclass(frozen=True)
 class Failure:
-    """A subset or a cell that could not be made."""
+    """What could not be done, all for one reason."""
 
-    what: str
+    parts: tuple[str, ...]  # e.g. "random (seed 0) 10 % tuned gsm8k, likelihood"
     message: str
+
+    def __str__(self) -> str:
+        """Return it as one line."""
+        first, *others = self.parts
+        more = f" (and {len(others)} more)" if others else ""
+        return f"{first}{more}: {self.message}"
 
 
 @dataclass(frozen=True)
@@ -85,8 +91,6 @@ def check_evaluation(config: Config) -> tuple[str, ...]:
     evaluation = config.evaluation
     if not evaluation.tests:
         raise ConfigError(TESTS_EXAMPLE)
-    if evaluation.modes != ("tuned",) or evaluation.metrics != ("nll",):
-        raise ConfigError("evaluation: only modes [tuned] and metrics [nll] are there so far")
     for name, patterns in evaluation.tests.items():
         try:
             expand_sources(patterns)
@@ -147,10 +151,6 @@ def evaluate(
         return _Evaluation(bench, makers, notices).run()
 
 
-def _describe(failure: Failure) -> str:
-    return f"{failure.what}: failed, the others went on. {failure.message}"
-
-
 class _Evaluation:
     """One evaluation at work."""
 
@@ -165,7 +165,7 @@ class _Evaluation:
         self._subsets: dict[SubsetKey, Subset] = {}
         self._results: dict[Cell, CellResult] = {}
         self._begun: list[Cell] = []
-        self._failures: list[Failure] = []
+        self._failures: list[tuple[NnciftError, list[str]]] = []
         self._notices = list(notices)
 
     def run(self) -> EvaluationResult:
@@ -179,9 +179,13 @@ class _Evaluation:
             self._begun += cells
             if "nll" in self._evaluation.metrics:
                 self._measure(cells, "likelihood", measurer.likelihoods)
+            if any(metric in GRADED for metric in self._evaluation.metrics):
+                self._measure(cells, "answers", measurer.answers)
+            if any(metric in BY_JUDGE for metric in self._evaluation.metrics):
+                self._measure(cells, "verdicts", measurer.verdicts)
             files = self._publish()
         assert files is not None  # noqa: S101 (a recipe has a method, so a round)
-        return EvaluationResult(files, tuple(self._failures))
+        return EvaluationResult(files, self._failed())
 
     def _read_corpora(self) -> None:
         record = not (self._bench.run_dir / RUN_RECORD).exists()
@@ -262,8 +266,8 @@ class _Evaluation:
             tests=self._tests,
             num_candidates=self._base["deduplicate"].num_rows("candidates"),
             model=self._makers.engine.model.name,
-            judge="",
-            notices=(*self._notices, *map(_describe, self._failures)),
+            judge=self._makers.judge.model.name if self._makers.judge else "",
+            notices=(*self._notices, *(f"failed: {failure}" for failure in self._failed())),
         )
         return publish(self._bench, measured)
 
@@ -271,6 +275,18 @@ class _Evaluation:
         self._bench.reporter.heading(EVALUATE, message)
 
     def _fail(self, what: str, error: NnciftError) -> None:
-        failure = Failure(what, f"{type(error).__name__}: {error}")
-        self._failures.append(failure)
-        self._bench.reporter.notice(_describe(failure))
+        """Remember a failure; a second part that fails with the same error is told with it."""
+        for known, parts in self._failures:
+            if known is error:
+                parts.append(what)
+                return
+        self._failures.append((error, [what]))
+        self._bench.reporter.notice(
+            f"{what}: failed, the others go on. {type(error).__name__}: {error}"
+        )
+
+    def _failed(self) -> tuple[Failure, ...]:
+        return tuple(
+            Failure(tuple(parts), f"{type(error).__name__}: {error}")
+            for error, parts in self._failures
+        )

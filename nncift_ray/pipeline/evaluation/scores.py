@@ -23,16 +23,19 @@ NAMES_OF_METRIC: Mapping[str, tuple[str, ...]] = {
     "exact_match": ("exact_match",),
     "judge": ("judge",),
 }
-GRADED = ("rouge", "bge", "exact_match")  # by the grade stage
-ANSWERED = (*GRADED, "judge")  # metrics of written answers
+#: Metrics of written answers: without a model, by the embedder, by a judge.
+BY_RULE, BY_MODEL, BY_JUDGE = ("rouge", "exact_match"), ("bge",), ("judge",)
+GRADED = (*BY_RULE, *BY_MODEL)
+ANSWERED = (*GRADED, *BY_JUDGE)
 
 
 @dataclass(frozen=True)
 class CellResult:
-    """What a cell left behind; None where it failed, or was not asked for."""
+    """What a cell left behind; nothing where it failed, or was not asked for."""
 
     likelihoods: StageOutput | None = None
-    grades: StageOutput | None = None
+    responses: StageOutput | None = None
+    grades: tuple[StageOutput, ...] = ()
     verdicts: StageOutput | None = None
 
 
@@ -76,12 +79,14 @@ def _values(
     """Return the value of each row, NaN where there is none, and whether there could be one."""
     values = np.full(len(rows), np.nan)
     applies = np.ones(len(rows), dtype=bool)
-    if metric == "nll":
+    found: dict[int, float | None] = {}
+    if metric == "nll" and result.likelihoods is not None:
         found = _read(result.likelihoods, "likelihoods", "nll")
-    elif metric == "judge":
+    elif metric in BY_JUDGE and result.verdicts is not None:
         found = _read(result.verdicts, "verdicts", "score")
-    else:
-        found = _read(result.grades, "grades", "value", name)
+    elif metric in GRADED:
+        for grades in result.grades:
+            found |= _read(grades, "grades", "value", name)
     for position, row in enumerate(rows.tolist()):
         if row in found:
             value = found[row]
@@ -91,10 +96,8 @@ def _values(
 
 
 def _read(
-    output: StageOutput | None, table: str, column: str, metric: str | None = None
+    output: StageOutput, table: str, column: str, metric: str | None = None
 ) -> dict[int, float | None]:
-    if output is None:
-        return {}
     columns = ["row_index", column] + ([] if metric is None else ["metric"])
     found = output.read(table, columns, getattr(schemas, table.upper()))
     return {

@@ -20,6 +20,7 @@ from nncift_ray.models.embedded import ResolvedModel
 from nncift_ray.models.embedder import HashEmbedder
 from nncift_ray.models.engine import ScoringFailure, ScoringRequest, ScoringResult
 from nncift_ray.models.fake_engine import FakeEngine
+from nncift_ray.models.fake_generator import FakeGenerator
 from nncift_ray.models.training_loop import TrainingSettings
 from nncift_ray.models.tuned_model import TunedModel
 from nncift_ray.pipeline import blueprint, runner
@@ -70,6 +71,7 @@ def recipe(folder: Path, **evaluation: Any) -> Config:
             "random_seeds": 2,
             "modes": ["tuned"],
             "metrics": ["nll"],
+            "bootstrap_samples": 200,
         } | evaluation,
     }  # fmt: skip
     return make_config(tree)
@@ -155,11 +157,41 @@ class FakeEngines:
         return {"engine": "fake"}
 
 
+class FakeWriters:
+    """Loads a generator that repeats the shown answer, or else says what it was taught."""
+
+    model = MODEL
+
+    def __call__(self, tuned: TunedModel | None = None) -> FakeGenerator:
+        taught = "nothing" if tuned is None else (tuned.folder / KNOWLEDGE).read_text()
+
+        def reply(prompt: str) -> str:
+            *shown, _ = prompt.split("\n\n")
+            return shown[-1].split("\n")[1] if shown else f"taught {taught}"
+
+        return FakeGenerator(reply, max_length=4096)
+
+    def settings(self) -> dict[str, Any]:
+        return {"engine": "fake"}
+
+
+class FakeJudges(FakeWriters):
+    """Loads a judge that says 3 of every answer but those of the untaught model."""
+
+    def __call__(self, tuned: TunedModel | None = None) -> FakeGenerator:
+        def reply(prompt: str) -> str:
+            return "no idea" if "taught nothing" in prompt else "Fair.\n[RESULT] 3"
+
+        return FakeGenerator(reply, max_length=8192)
+
+
 def fake_makers(train: Any = fake_tuner) -> Any:
     """Return what makes the fakes in place of models."""
 
     def make(config: Config, has_gpu: bool) -> Makers:
-        return Makers(FakeTrainable(), train, FakeEngines())  # pyright: ignore
+        return Makers(
+            FakeTrainable(), train, FakeEngines(), FakeWriters(), MODEL, HashEmbedder, FakeJudges()
+        )  # pyright: ignore
 
     return make
 
