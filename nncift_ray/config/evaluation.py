@@ -151,6 +151,8 @@ class EvaluationConfig(Section):
         in_context: In-context learning.
         generation: Writing answers.
         judge: Grading answers.
+        extrapolate_to: Candidates of a larger corpus that the cost table is extrapolated to, marked
+            as such; null: none.
         bootstrap_samples: Resamplings of the confidence intervals.
         confidence: Level of the intervals and of what is called more than noise.
     """
@@ -177,6 +179,7 @@ class EvaluationConfig(Section):
     in_context: InContextConfig = InContextConfig()
     generation: GenerationConfig = GenerationConfig()
     judge: JudgeConfig = JudgeConfig()
+    extrapolate_to: int | None = Field(default=None, ge=1)
     bootstrap_samples: int = Field(default=10_000, ge=100)
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
 

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import NullLocator
 
 from nncift_ray.config.evaluation import NN_CIFT
 from nncift_ray.report import svg
 from nncift_ray.report.evaluation_data import Cost, costs_of, method_place
 from nncift_ray.report.evaluation_plots import MAX_LABEL_CHARS, ROW_INCHES, colour_of
-from nncift_ray.report.evaluation_words import list_words
 from nncift_ray.report.formatting import (
     format_count,
     format_percent,
@@ -24,6 +23,12 @@ from nncift_ray.report.formatting import (
 from nncift_ray.report.svg import Chart, Panel
 
 PREFIX = f"{NN_CIFT}+"
+#: Where a time axis has marks, in seconds.
+TIME_MARKS = {
+    0.01: "10 ms", 0.1: "0.1 s", 1.0: "1 s", 10.0: "10 s", 60.0: "1 min", 600.0: "10 min",
+    3600.0: "1 h", 3.6e4: "10 h", 3.6e5: "100 h", 3.6e6: "1,000 h", 3.6e7: "10,000 h",
+    3.6e8: "100,000 h", 3.6e9: "1,000,000 h",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,57 +87,64 @@ def plot_costs(costs: pa.Table) -> Chart:
         return Chart("costs", "What the choice costs", missing="no stage has recorded its time.")
     sizes = sorted({row.num_candidates for row in rows})
     panels: list[Panel] = []
-    span = min(row.seconds for row in rows), max(row.seconds for row in rows)
     with svg.theme():
         for size in sizes:
             here = [row for row in rows if row.num_candidates == size]
             methods = sorted({row.method for row in here}, key=method_place)
             figure, axes = svg.new_axes(0.75 + ROW_INCHES * len(methods))
-            _draw(axes, here, methods, span)
+            _draw(axes, here, methods)
             label = f"Seconds of every method on {size} candidates"
             marked = " (extrapolated)" if all(row.extrapolated for row in here) else ""
             panels.append(Panel(svg.to_svg(figure, f"costs-{size}", label),
                                 f"{format_count(size)} candidates{marked}"))  # fmt: skip
-    measured = [one for one in savings_of(costs) if one.own.num_candidates == sizes[0]]
     return Chart(
         "costs",
-        list_words([saving_words(one) for one in measured]) or "What the choice costs",
+        "Time of every method, from the corpus to its subset",
         tuple(panels),
         sees="the time each method's whole way took, from reading the corpus to its subset, on a "
-        "log scale: one grid line is ten times the last. Hollow: not run, worked out from what "
-        "was.",
+        "log scale: each mark is six or ten times the one before. Hollow: not run, worked out from "
+        "what was.",
         means="every method is charged with all it rests on, so work that several share is counted "
         "for each of them.",
     )
 
 
-def _draw(
-    axes: Axes, rows: Sequence[Cost], methods: Sequence[str], span: tuple[float, float]
-) -> None:
+def _draw(axes: Axes, rows: Sequence[Cost], methods: Sequence[str]) -> None:
+    marks = _marks_around([row.seconds for row in rows])
+    words = {method: "; ".join(_words(row) for row in rows if row.method == method)
+             for method in methods}  # fmt: skip
     axes.set_xscale("log")
-    low, high = span
-    axes.set_xlim(low / 1.6, high * max(8.0, (high / low) ** 0.45))  # room for the text
+    # Room for the words behind the last mark: as much of the axis as the longest of them takes.
+    room = (marks[-1] / marks[0]) ** (0.03 * max(map(len, words.values())))
+    axes.set_xlim(marks[0], marks[-1] * room)
     for place, method in enumerate(reversed(methods)):
         own = sorted((row for row in rows if row.method == method),
                      key=lambda row: row.seconds)  # fmt: skip
+        axes.hlines(place, marks[0], own[-1].seconds, color=svg.GRID, linewidth=1.4, zorder=0)
         for row in own:
             fill = svg.CARD if row.extrapolated else colour_of(method)
             axes.plot([row.seconds], [place], "o", color=colour_of(method), markersize=8,
                       markerfacecolor=fill)  # fmt: skip
-        axes.hlines(place, low / 1.6, own[0].seconds, color=svg.GRID, linewidth=1.2, zorder=0)
-        words = "; ".join(_words(row) for row in own)
-        axes.annotate(words, (own[-1].seconds, place), (9, 0), textcoords="offset points",
+        axes.annotate(words[method], (own[-1].seconds, place), (9, 0), textcoords="offset points",
                       va="center", color=svg.INK, fontsize=svg.FONT_SIZE - 1)  # fmt: skip
     labels = [shorten_middle(method, MAX_LABEL_CHARS) for method in reversed(methods)]
     axes.set_yticks(range(len(methods)), labels)
     axes.set_ylim(-0.6, len(methods) - 0.4)
     axes.tick_params(axis="y", length=0, labelcolor=svg.INK)
     axes.spines["left"].set_visible(False)
-    axes.xaxis.set_major_locator(LogLocator(numticks=6))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xticks(marks, [TIME_MARKS[mark] for mark in marks])
     axes.grid(axis="x")
-    axes.set_xlabel("seconds (log)")
+    axes.set_xlabel("time (log)")
+
+
+def _marks_around(seconds: Sequence[float]) -> list[float]:
+    """Return the marks of a time axis from the last below all times to the first above them."""
+    below = [mark for mark in TIME_MARKS if mark <= min(seconds)]
+    above = [mark for mark in TIME_MARKS if mark >= max(seconds)]
+    first = max(below, default=min(TIME_MARKS))
+    last = min(above, default=max(TIME_MARKS))
+    return [mark for mark in TIME_MARKS if first <= mark <= last]
 
 
 def _words(row: Cost) -> str:

@@ -16,6 +16,7 @@ from nncift_ray.report.evaluation_data import (
     UNTAUGHT,
     EvaluationData,
     Result,
+    first_budget,
     results_of,
 )
 from nncift_ray.report.evaluation_words import (
@@ -37,8 +38,8 @@ NOTHING = "No method can be told from a random subset of the same size."
 def headline(data: EvaluationData) -> list[str]:
     """Say in a sentence a test set which methods beat random, by how much; or that none does.
 
-    The metric told is the one with the smallest p-value among those that are better; how many
-    metrics say so stands beside it. Methods that are worse are told too.
+    Of a method the surest result is told, at the size that most methods have if there is one, and
+    how many more results say the same. Methods that are worse are told too.
     """
     results = results_of(data.summary)
     judged = [row for row in results if row.verdict in (BETTER, WORSE, NOISE)]
@@ -47,6 +48,8 @@ def headline(data: EvaluationData) -> list[str]:
     if all(row.verdict == NOISE for row in judged):
         return [NOTHING]
     tests = list(dict.fromkeys(row.test for row in judged))
+    main = first_budget(results)
+    judged.sort(key=lambda row: (row.budget != main, row.adjusted_p_value))
     return [_finding(test, [row for row in judged if row.test == test]) for test in tests]
 
 
@@ -86,14 +89,14 @@ def _finding(test: str, judged: Sequence[Result]) -> str:
 
 def _by_method(rows: Sequence[Result]) -> dict[str, list[Result]]:
     found: dict[str, list[Result]] = {}
-    for row in sorted(rows, key=lambda row: row.adjusted_p_value):
+    for row in rows:
         found.setdefault(row.method, []).append(row)
     return found
 
 
 def _how(rows: Sequence[Result]) -> str:
     """Say by how much in the surest comparison: "NLL 0.05 lower, fine-tuned, 10 %"."""
-    surest = rows[0]
+    surest = rows[0]  # they are sorted so
     more = f", and in {len(rows) - 1} more" if len(rows) > 1 else ""
     place = f"{mode_words(surest.mode)}, {budget_words(surest.budget)}"
     return f"{metric_words(surest.metric)} {gain_words(surest)}, {place}{more}"
@@ -197,9 +200,10 @@ def _teaching_notices(results: Sequence[Result]) -> list[str]:
 
 
 def cost_sentence(data: EvaluationData) -> str:
-    """Say what networks save, in one sentence; "" where there is no pair."""
-    parts = [saving_words(one) for one in savings_of(data.costs) if not one.extrapolated]
-    parts = parts or [saving_words(one) for one in savings_of(data.costs)]
+    """Say what networks save on the corpus that was run; "" where there is no pair."""
+    savings = savings_of(data.costs)
+    measured = min((one.own.num_candidates for one in savings), default=0)
+    parts = [saving_words(one) for one in savings if one.own.num_candidates == measured]
     return f"{list_words(parts)}." if parts else ""
 
 

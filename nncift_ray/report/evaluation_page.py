@@ -70,7 +70,7 @@ def _page_values(data: EvaluationData) -> dict[str, object]:
     budget = first_budget(results)
     return {
         "run_name": data.name,
-        "lead": [{"text": f"{' '.join(headline(data))} ", "strong": True},
+        "lead": [*({"text": f"{line}\n", "strong": True} for line in headline(data)),
                  {"text": verdict_sentence(data), "strong": False}],
         "chips": _chips(data, results, budget),
         "cards": evaluation_cards(data),

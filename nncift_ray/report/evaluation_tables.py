@@ -105,7 +105,8 @@ def cost_rows(costs: pa.Table) -> list[tuple[str, ...]]:
 
 def _cost_cells(row: Cost) -> tuple[str, ...]:
     return (
-        format_seconds(row.seconds), format_seconds(row.accelerator_seconds),
+        format_seconds(row.seconds),
+        format_seconds(row.accelerator_seconds) if row.accelerator_seconds else MISSING,
         format_seconds(row.cpu_seconds),
         MISSING if row.num_tokens is None else format_compact(row.num_tokens),
         format_usd(row.price),
@@ -140,9 +141,10 @@ def step_table(data: EvaluationData) -> PageTable:
     heads = ("method", "step", *COST_HEADS[1:])
     reading = (
         "Steps marked shared are work that other methods rest on too; every one of them is charged "
-        "in full, as if it were alone, so the methods do not add up. Time is that of the run that "
-        "finished a step; GPU and CPU time are summed over its workers. Tokens are those a "
-        "language model had to compute."
+        "in full, as if it were alone, so the methods do not add up. Embeddings are charged to "
+        "what reads vectors: networks, and DELIFT (SE). GPU and CPU time are summed over workers; "
+        "time on the clock includes their start. Tokens are those that a language model had to "
+        "compute for labels; LESS's training and gradients are in its time alone."
     )
     return PageTable("Costs by step", _columns(heads, 2), rows, reading,
                      missing="No cost was recorded.")  # fmt: skip

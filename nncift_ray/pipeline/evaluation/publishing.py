@@ -11,6 +11,9 @@ import pyarrow as pa
 import pyarrow.csv
 
 import nncift_ray
+from nncift_ray.core.evaluation.costs import Prices
+from nncift_ray.pipeline.evaluation.agreeing import collect_agreement, collect_fidelity
+from nncift_ray.pipeline.evaluation.costing import collect_costs, partial_notices
 from nncift_ray.pipeline.evaluation.held_out import TestSet
 from nncift_ray.pipeline.evaluation.record import (
     EvaluationFacts,
@@ -18,6 +21,7 @@ from nncift_ray.pipeline.evaluation.record import (
     EvaluationRecord,
     publish_record,
 )
+from nncift_ray.pipeline.evaluation.showing import AnsweredCell, collect_answers
 from nncift_ray.pipeline.evaluation.subsets import Subset
 from nncift_ray.pipeline.evaluation.workbench import Workbench
 from nncift_ray.stages.hold_out import LEFT_OUT
@@ -39,11 +43,12 @@ class Measured:
     model: str  # that was taught
     judge: str  # that graded answers; "" where none did
     notices: tuple[str, ...]
+    answered: Sequence[AnsweredCell] = ()  # to be shown
 
 
 def publish(bench: Workbench, measured: Measured) -> EvaluationFiles:
     """Write every table of an evaluation, whole or half done, and its page."""
-    folder, config = bench.run_dir / EVALUATION_FOLDER, bench.config
+    folder, config, subsets = bench.run_dir / EVALUATION_FOLDER, bench.config, measured.subsets
     facts = EvaluationFacts(
         name=config.report.title or bench.run_dir.name,
         created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -55,9 +60,22 @@ def publish(bench: Workbench, measured: Measured) -> EvaluationFiles:
         judge=measured.judge,
         config=config.model_dump(mode="json"),
         environment=describe_environment(),
-        notices=measured.notices,
+        notices=(*measured.notices, *partial_notices(subsets)),
     )
-    files = publish_record(EvaluationRecord(facts, measured.scores), folder)
+    prices = Prices(config.cluster.price_per_gpu_hour, config.cluster.price_per_cpu_hour)
+    record = EvaluationRecord(
+        facts,
+        measured.scores,
+        costs=collect_costs(subsets, prices, config.evaluation.extrapolate_to),
+        agreement=collect_agreement(subsets),
+        fidelity=collect_fidelity(subsets),
+        answers=collect_answers(
+            measured.answered,
+            {name: test.output for name, test in measured.tests.items()},
+            config.evaluation.generation.seed,
+        ),
+    )
+    files = publish_record(record, folder)
     text = io.BytesIO()
     pyarrow.csv.write_csv(left_out(measured.tests), text)
     (folder / LEFT_OUT_NAME).write_bytes(text.getvalue())

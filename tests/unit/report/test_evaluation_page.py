@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -78,8 +77,9 @@ def test_ids_are_unique_and_links_lead_somewhere(page: str) -> None:
     assert {link[1:] for link in parsed.values("href")} <= set(ids)
 
 
-def test_the_same_data_give_the_same_bytes(data: EvaluationData, page: str) -> None:
-    assert render_evaluation(data) == page
+def test_the_same_data_give_the_same_bytes() -> None:
+    data = with_scores(make_empty_evaluation(), judged(1.0, 3.0, None))
+    assert render_evaluation(data) == render_evaluation(data)
 
 
 def test_the_headline_names_who_beats_random_and_by_how_much(data: EvaluationData) -> None:
@@ -190,7 +190,6 @@ def test_a_teacher_asked_about_a_part_is_compared_by_what_all_would_cost() -> No
     assert saving.extrapolated
 
 
-def test_extrapolated_costs_are_marked_wherever_they_stand(data: EvaluationData) -> None:
-    text = visible_text(render_evaluation(replace(data, costs=make_costs())))
-    assert "1,000,000 candidates (extrapolated)" in text
+def test_extrapolated_costs_are_marked_wherever_they_stand(data: EvaluationData, page: str) -> None:
+    assert "1,000,000 candidates (extrapolated)" in visible_text(page)
     assert re.search(r"nn_cift\+delift +1,000,000.* extrapolated", printed(data, 200))

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from nncift_ray.pipeline.evaluation.agreeing import collect_agreement, collect_fidelity
+from nncift_ray.pipeline.evaluation.subsets import Subset
+from nncift_ray.storage import evaluation_schemas as schemas
+from tests.unit.pipeline.evaluation.selections import (
+    BUDGET,
+    NETWORK,
+    NUM_CANDIDATES,
+    TEACHER,
+    select_all,
+)
+
+
+@pytest.fixture(scope="module")
+def subsets(tmp_path_factory: pytest.TempPathFactory) -> list[Subset]:
+    return select_all(tmp_path_factory.mktemp("agreeing"))
+
+
+def test_overlap_and_values_are_those_of_the_two_selections(subsets: list[Subset]) -> None:
+    table = collect_agreement(subsets)
+    assert table.schema.equals(schemas.AGREEMENT)
+    (row,) = table.to_pylist()
+    _, teacher, network = subsets
+    assert (row["method"], row["teacher"]) == (NETWORK, TEACHER)
+    shared = len(np.intersect1d(network.members, teacher.members))
+    assert row["overlap"] == pytest.approx(shared / BUDGET)
+    assert row["chance_overlap"] == pytest.approx(BUDGET / NUM_CANDIDATES)
+    # The value that the teacher's own select stage reached, found again.
+    reached = teacher.outputs["select"].read("ranking")["objective"].to_pylist()[-1]
+    assert row["teacher_objective"] == pytest.approx(reached)
+    assert row["objective"] <= row["teacher_objective"] + 1e-9
+    assert row["random_objective"] < row["teacher_objective"]
+
+
+def test_a_method_that_picks_what_its_teacher_picks_agrees_wholly(subsets: list[Subset]) -> None:
+    random, teacher, network = subsets
+    (row,) = collect_agreement(
+        [random, teacher, replace(network, members=teacher.members)]
+    ).to_pylist()
+    assert row["overlap"] == 1.0
+    assert row["objective"] == pytest.approx(row["teacher_objective"])
+
+
+def test_without_its_teacher_a_method_stands_beside_nothing(subsets: list[Subset]) -> None:
+    random, _, network = subsets
+    assert collect_agreement([random, network]).num_rows == 0
+
+
+def test_without_random_subsets_their_value_is_unknown(subsets: list[Subset]) -> None:
+    (row,) = collect_agreement(subsets[1:]).to_pylist()
+    assert row["random_objective"] is None
+
+
+def test_fidelity_is_that_of_the_fit_stage_under_the_methods_name(subsets: list[Subset]) -> None:
+    table = collect_fidelity(subsets)
+    assert table.schema.equals(schemas.NETWORK_FIDELITY)
+    assert set(table["method"].to_pylist()) == {NETWORK}
+    fitted = subsets[2].outputs["fit"].read("fidelity")
+    assert table.drop_columns(["method"]).to_pylist() == fitted.to_pylist()
+    assert {"network", "zero", "random", "row_column_mean"} <= set(table["model"].to_pylist())
+
+
+def test_networks_that_select_several_sizes_are_listed_once(subsets: list[Subset]) -> None:
+    once = collect_fidelity(subsets)
+    assert collect_fidelity([*subsets, subsets[2]]).equals(once)
