@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 
 import pyarrow as pa
 
@@ -88,7 +87,6 @@ def _page_values(data: ReportData) -> dict[str, object]:
         "skipped_lead": leads.skipped_lead(data),
         "skipped": [_skipped(item) for item in data.skipped],
         "neighbours_missing": data.why_missing("neighbours", "no pick was sampled."),
-        "by_teacher": data.by_teacher,
         "fidelity_lead": leads.fidelity_lead(data),
         "fidelity_blocks": fidelity_charts,
         "drift": _drift(data),
@@ -111,7 +109,7 @@ def _page_values(data: ReportData) -> dict[str, object]:
             "Distribution of scores",
             data.score_histogram,
             data.why_missing("score_histogram", NOT_RECORDED),
-            partial(plot_histogram, of_labels=data.by_teacher),
+            plot_histogram,
         ),
         "recall": _recall(data),
         "scoring": None if data.scoring is None else tables.extra_table(data.scoring),

@@ -13,13 +13,13 @@ import pyarrow.compute as pc
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
+from nncift_ray.core.evaluation.judging import MANY_UNREADABLE, describe_verdicts
 from nncift_ray.report import svg
 from nncift_ray.report.evaluation_data import JUDGE, MODES, UNTAUGHT, method_place, mode_place
 from nncift_ray.report.evaluation_plots import MAX_LABEL_CHARS, ROW_INCHES
 from nncift_ray.report.evaluation_words import budget_words, mode_words
 from nncift_ray.report.formatting import (
     format_count,
-    format_percent,
     format_percent_tick,
     shorten_middle,
 )
@@ -27,8 +27,6 @@ from nncift_ray.report.svg import Chart, Panel
 
 GRADES = (1, 2, 3, 4, 5)
 UNREADABLE = None
-MANY_UNREADABLE = 0.2  # share above which the mean of the others says little
-ONE_GRADE = 0.95  # share of one grade from which a judge tells nothing apart
 LEAST_TO_WRITE = 0.07  # share of a bar that holds a number
 
 
@@ -69,31 +67,21 @@ def verdicts_of(scores: pa.Table) -> list[Verdicts]:
 
 
 def verdict_notices(verdicts: Sequence[Verdicts]) -> list[str]:
-    """Say what a judge that cannot be used is: one that babbles, or that has one answer to all."""
+    """Say what a judge is worth that babbles, or has one answer to all; and what is missing."""
     total = Counter[int | None]()
     for one in verdicts:
         total.update(one.counts)
-    number, readable = sum(total.values()), sum(n for g, n in total.items() if g is not UNREADABLE)
-    notices: list[str] = []
-    if number and total[UNREADABLE]:
-        share = total[UNREADABLE] / number
-        text = (
-            f"Judge: {format_count(total[UNREADABLE])} of {format_count(number)} verdicts "
-            f"({format_percent(share)}) could not be read or are missing; they count for no method."
-        )
-        if share > MANY_UNREADABLE:
-            text += " That is too many: read nothing into the mean of the others."
-        notices.append(text)
-    if not readable:
-        return notices
-    grade, most = max(((g, n) for g, n in total.items() if g is not UNREADABLE),
-                      key=lambda item: item[1])  # fmt: skip
-    if most >= ONE_GRADE * readable and len(verdicts) > 1:
-        notices.append(
-            f"Judge: {format_percent(most / readable)} of its readable verdicts are a {grade}: it "
-            "tells no method from another."
-        )
-    return notices
+    if not total:
+        return []
+    report = describe_verdicts(list(total.elements()))
+    if report.kind != "usable" or report.unreadable_fraction > MANY_UNREADABLE:
+        return [f"Judge: {report.sentence}"]
+    if not report.num_unreadable:
+        return []
+    return [
+        f"Judge: {format_count(report.num_unreadable)} of {format_count(report.num_verdicts)} "
+        "verdicts could not be read or are missing; they are not in the means."
+    ]
 
 
 def plot_verdicts(scores: pa.Table, test: str, budget: float) -> Chart:
@@ -128,7 +116,7 @@ def plot_verdicts(scores: pa.Table, test: str, budget: float) -> Chart:
 
 def _title(found: Sequence[Verdicts], title: str) -> str:
     notices = verdict_notices(found)
-    return notices[-1].split(": ", 1)[1].rstrip(".").capitalize() if notices else title
+    return notices[0].removeprefix("Judge: ") if notices else title
 
 
 def _draw(axes: Axes, verdicts: Sequence[Verdicts]) -> None:

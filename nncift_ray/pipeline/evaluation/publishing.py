@@ -13,6 +13,7 @@ import pyarrow.csv
 import nncift_ray
 from nncift_ray.core.evaluation.costs import Prices
 from nncift_ray.pipeline.evaluation.agreeing import collect_agreement, collect_fidelity
+from nncift_ray.pipeline.evaluation.cells import Cell
 from nncift_ray.pipeline.evaluation.costing import collect_costs, partial_notices
 from nncift_ray.pipeline.evaluation.held_out import TestSet
 from nncift_ray.pipeline.evaluation.record import (
@@ -21,7 +22,8 @@ from nncift_ray.pipeline.evaluation.record import (
     EvaluationRecord,
     publish_record,
 )
-from nncift_ray.pipeline.evaluation.showing import AnsweredCell, collect_answers
+from nncift_ray.pipeline.evaluation.scores import CellResult
+from nncift_ray.pipeline.evaluation.showing import collect_answers
 from nncift_ray.pipeline.evaluation.subsets import Subset
 from nncift_ray.pipeline.evaluation.workbench import Workbench
 from nncift_ray.stages.hold_out import LEFT_OUT
@@ -43,7 +45,7 @@ class Measured:
     model: str  # that was taught
     judge: str  # that graded answers; "" where none did
     notices: tuple[str, ...]
-    answered: Sequence[AnsweredCell] = ()  # to be shown
+    results: Mapping[Cell, CellResult]  # by cell, as far as they were measured
 
 
 def publish(bench: Workbench, measured: Measured) -> EvaluationFiles:
@@ -70,7 +72,7 @@ def publish(bench: Workbench, measured: Measured) -> EvaluationFiles:
         agreement=collect_agreement(subsets),
         fidelity=collect_fidelity(subsets),
         answers=collect_answers(
-            measured.answered,
+            shown_results(measured.results, config.evaluation.budgets[0]),
             {name: test.output for name, test in measured.tests.items()},
             config.evaluation.generation.seed,
         ),
@@ -80,6 +82,19 @@ def publish(bench: Workbench, measured: Measured) -> EvaluationFiles:
     pyarrow.csv.write_csv(left_out(measured.tests), text)
     (folder / LEFT_OUT_NAME).write_bytes(text.getvalue())
     return files
+
+
+def shown_results(results: Mapping[Cell, CellResult], budget: float) -> dict[Cell, CellResult]:
+    """Return the cells whose answers are shown: of one size, and of random one draw.
+
+    None where no answers were written.
+    """
+    if not any(result.responses for result in results.values()):
+        return {}
+    return {
+        cell: result for cell, result in results.items()
+        if cell.subset.seed == 0 and cell.subset.budget in (budget, 0.0, 1.0)
+    }  # fmt: skip
 
 
 def left_out(tests: Mapping[str, TestSet]) -> pa.Table:

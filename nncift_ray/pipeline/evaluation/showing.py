@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
 from nncift_ray.core.evaluation.drawing import draw_test_rows
 from nncift_ray.pipeline.evaluation.cells import Cell
+from nncift_ray.pipeline.evaluation.scores import CellResult
 from nncift_ray.storage.evaluation_schemas import ANSWERS, RESPONSES, VERDICTS
 from nncift_ray.storage.output import StageOutput
 
@@ -17,17 +17,8 @@ ROWS_SHOWN = 3  # of each test set
 MAX_CHARS = 4_000  # of a text that is kept to be shown
 
 
-@dataclass(frozen=True)
-class AnsweredCell:
-    """What a cell answered, and what a judge said of it; None where it failed or was not asked."""
-
-    cell: Cell
-    responses: StageOutput | None
-    verdicts: StageOutput | None = None
-
-
 def collect_answers(
-    cells: Sequence[AnsweredCell],
+    results: Mapping[Cell, CellResult],
     tests: Mapping[str, StageOutput],
     seed: int,
     num_rows: int = ROWS_SHOWN,
@@ -35,7 +26,7 @@ def collect_answers(
     """Gather the answers of all cells to a few rows of each test set.
 
     Args:
-        cells: To show, e.g. those of one size; of random, one draw.
+        results: Of the cells to show, e.g. those of one size; of random, one draw.
         tests: Test sets by name: their ``targets`` are the rows.
         seed: Of the draw of the rows that were answered. A smaller draw is part of it, so those
             shown are among them, and nobody chose them by their answers.
@@ -49,28 +40,28 @@ def collect_answers(
     for name, test in tests.items():
         shown = draw_test_rows(test.num_rows("targets"), num_rows, seed)
         texts = test.take_rows("targets", shown, ["prompt", "response"]).to_pylist()
-        for cell in cells:
-            if cell.cell.test == name:
-                rows += _answers(cell, shown.tolist(), texts)
+        for cell, result in results.items():
+            if cell.test == name:
+                rows += _answers(cell, result, shown.tolist(), texts)
     return pa.Table.from_pylist(rows, ANSWERS)
 
 
 def _answers(
-    cell: AnsweredCell, shown: Sequence[int], texts: Sequence[Mapping[str, Any]]
+    cell: Cell, result: CellResult, shown: Sequence[int], texts: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    responses = _column(cell.responses, "responses", "response", RESPONSES)
-    verdicts = _column(cell.verdicts, "verdicts", "score", VERDICTS)
-    subset = cell.cell.subset
+    responses = _column(result.responses, "responses", "response", RESPONSES)
+    verdicts = _column(result.verdicts, "verdicts", "score", VERDICTS)
+    subset = cell.subset
     return [
         {
-            "test": cell.cell.test,
+            "test": cell.test,
             "row_index": row,
             "prompt": text["prompt"][:MAX_CHARS],
             "reference": text["response"][:MAX_CHARS],
             "method": subset.method,
             "budget": subset.budget,
             "seed": subset.seed,
-            "mode": cell.cell.mode,
+            "mode": cell.mode,
             "response": responses[row][:MAX_CHARS] if row in responses else None,
             "verdict": verdicts.get(row),
         }

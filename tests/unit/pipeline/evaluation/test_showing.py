@@ -7,7 +7,8 @@ import pyarrow as pa
 
 from nncift_ray.core.evaluation.drawing import draw_test_rows
 from nncift_ray.pipeline.evaluation.cells import Cell, SubsetKey
-from nncift_ray.pipeline.evaluation.showing import MAX_CHARS, AnsweredCell, collect_answers
+from nncift_ray.pipeline.evaluation.scores import CellResult
+from nncift_ray.pipeline.evaluation.showing import MAX_CHARS, collect_answers
 from nncift_ray.storage import evaluation_schemas, schemas
 from nncift_ray.storage.filesystem import Location
 from nncift_ray.storage.manifest import StageManifest
@@ -54,8 +55,10 @@ def cell_of(method: str) -> Cell:
     return Cell(SubsetKey(method, 0, 0.1), "tuned", "gsm8k")
 
 
-def show(folder: Path, *cells: AnsweredCell) -> list[dict[str, Any]]:
-    table = collect_answers(cells, {"gsm8k": write_test(folder / "test")}, SEED, SHOWN)
+def show(folder: Path, method: str, result: CellResult) -> list[dict[str, Any]]:
+    table = collect_answers(
+        {cell_of(method): result}, {"gsm8k": write_test(folder / "test")}, SEED, SHOWN
+    )
     assert table.schema.equals(evaluation_schemas.ANSWERS)
     return table.to_pylist()
 
@@ -63,7 +66,7 @@ def show(folder: Path, *cells: AnsweredCell) -> list[dict[str, Any]]:
 def test_shown_rows_are_among_the_answered_ones_and_not_chosen(tmp_path: Path) -> None:
     answered = draw_test_rows(NUM_ROWS, 8, SEED).tolist()
     responses = write_responses(tmp_path / "a", answered)
-    rows = show(tmp_path, AnsweredCell(cell_of("random"), responses))
+    rows = show(tmp_path, "random", CellResult(responses=responses))
     assert [row["row_index"] for row in rows] == draw_test_rows(NUM_ROWS, SHOWN, SEED).tolist()
     for row in rows:
         assert row["response"] == f"answer {row['row_index']}"
@@ -72,7 +75,7 @@ def test_shown_rows_are_among_the_answered_ones_and_not_chosen(tmp_path: Path) -
 
 
 def test_an_answer_that_is_not_there_is_null_and_has_a_row(tmp_path: Path) -> None:
-    rows = show(tmp_path, AnsweredCell(cell_of("delift"), None))
+    rows = show(tmp_path, "delift", CellResult())
     assert [row["response"] for row in rows] == [None] * SHOWN
     assert [row["verdict"] for row in rows] == [None] * SHOWN
 
@@ -89,11 +92,11 @@ def test_the_judges_score_stands_beside_the_answer_and_none_where_unreadable(
         tmp_path / "v", "verdicts", pa.Table.from_pylist(made, evaluation_schemas.VERDICTS)
     )
     responses = write_responses(tmp_path / "a", shown)
-    rows = show(tmp_path, AnsweredCell(cell_of("random"), responses, verdicts))
+    rows = show(tmp_path, "random", CellResult(responses=responses, verdicts=verdicts))
     assert [row["verdict"] for row in rows] == [4, None, 1]
 
 
 def test_long_texts_are_cut(tmp_path: Path) -> None:
     responses = write_responses(tmp_path / "a", list(range(NUM_ROWS)), "x" * (2 * MAX_CHARS))
-    rows = show(tmp_path, AnsweredCell(cell_of("random"), responses))
+    rows = show(tmp_path, "random", CellResult(responses=responses))
     assert {len(row["response"]) for row in rows} == {MAX_CHARS}

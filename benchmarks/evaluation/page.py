@@ -1,0 +1,182 @@
+"""Write the page of an evaluation: its tables as Markdown, its figures as JSON.
+
+    python -m benchmarks.evaluation.page runs/study --out benchmarks/evaluation_cpu.md
+
+Reads ``runs/study/evaluation`` only; nothing is computed anew but the summary.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.machine import describe_commit, describe_machine
+from benchmarks.pages import markdown_table
+from nncift_ray.pipeline.evaluation.publishing import EVALUATION_FOLDER
+from nncift_ray.pipeline.evaluation.record import read_record, show
+from nncift_ray.report.evaluation_data import EvaluationData, Result, names_of, results_of
+from nncift_ray.report.evaluation_headline import (
+    cost_sentence,
+    direction_words,
+    evaluation_notices,
+    headline,
+    verdict_sentence,
+)
+from nncift_ray.report.evaluation_tables import (
+    AGREEMENT_HEADS,
+    COST_HEADS,
+    agreement_rows,
+    cost_rows,
+    fidelity_table,
+    result_lines,
+)
+from nncift_ray.report.evaluation_words import (
+    budget_words,
+    interval_words,
+    mean_words,
+    metric_of,
+    mode_words,
+    verdict_words,
+)
+from nncift_ray.report.formatting import format_percent
+from nncift_ray.storage.filesystem import Location
+
+
+def main() -> None:
+    """Read an evaluation and write its page."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.evaluation.page",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run_dir", help="a run directory with an evaluation")
+    parser.add_argument("--out", type=Path, required=True, help="the page; figures go beside it")
+    parser.add_argument("--command", default="", help="what was run, for the page")
+    parser.add_argument("--note", default="", help="sentences on corpus and models")
+    given = parser.parse_args()
+    folder = Location.of(given.run_dir) / EVALUATION_FOLDER
+    data = show(read_record(folder), folder)
+    about = {"commit": describe_commit(), "machine": describe_machine(),
+             "command": given.command, "note": given.note}  # fmt: skip
+    given.out.write_text(write_page(given.out.stem, data, about), encoding="utf-8")
+    figures = json.dumps(collect_figures(data, about), indent=1, allow_nan=False)
+    given.out.with_suffix(".json").write_text(f"{figures}\n", encoding="utf-8")
+
+
+def collect_figures(data: EvaluationData, about: dict[str, str]) -> dict[str, Any]:
+    """Return the figures of the page; a value that is not there is null."""
+    tables = {
+        name: [_plain(row) for row in getattr(data, name).to_pylist()]
+        for name in ("summary", "costs", "agreement", "fidelity")
+    }
+    return about | {
+        "model": data.model, "judge": data.judge, "num_candidates": data.num_candidates,
+        "confidence": data.confidence, "headline": headline(data), "environment": data.environment,
+        **tables,
+    }  # fmt: skip
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in row.items()}  # fmt: skip
+
+
+def write_page(name: str, data: EvaluationData, about: dict[str, str]) -> str:
+    """Return the page in Markdown."""
+    results = results_of(data.summary)
+    judge = f" Judge: {data.judge}." if data.judge else ""
+    parts = [
+        f"# {name}",
+        " ".join(filter(None, [
+            about["note"], f"{data.num_candidates:,} candidates. Model: {data.model}.{judge}",
+            f"Machine: {about['machine']}. Commit {about['commit']}.",
+        ])),
+        f"```bash\n{about['command']}\n```" if about["command"] else "",
+        *(f"**{line}**" for line in headline(data)),
+        verdict_sentence(data),
+        *_results(data, results),
+        *_costs(data),
+        *_fidelity(data),
+        *_notices(data),
+    ]  # fmt: skip
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def _results(data: EvaluationData, results: Sequence[Result]) -> list[str]:
+    parts: list[str] = []
+    for test in names_of(results, "test"):
+        rows = [row for row in results if row.test == test]
+        parts += [f"## Results on {test}", _means(rows), _differences(rows)]
+    legend = (
+        f"Mean ± half its {format_percent(data.confidence)} interval; better, worse: than random "
+        "subsets of the same size; ≈ random: within noise. The second table is the method minus "
+        f"random, row by row. {direction_words(names_of(results, 'metric'))}"
+    )
+    return [*parts, legend.strip()] if parts else ["Nothing was measured."]
+
+
+def _means(rows: Sequence[Result]) -> str:
+    metrics = names_of(rows, "metric")
+    lines: list[list[str]] = []
+    for line in result_lines(rows):
+        first = next(iter(line.values()))
+        seeds = f" (mean of {first.num_seeds})" if first.num_seeds > 1 else ""
+        lines.append([f"{first.method}{seeds}", budget_words(first.budget, first.method),
+                      mode_words(first.mode),
+                      *(_mean(line.get(metric)) for metric in metrics)])  # fmt: skip
+    return markdown_table(["method", "size", "use", *(metric_of(m).name for m in metrics)], lines)
+
+
+def _mean(row: Result | None) -> str:
+    if row is None:
+        return "not measured"
+    missing = f"({row.num_missing:,} missing)" if row.num_missing else ""
+    return " ".join(filter(None, [mean_words(row), verdict_words(row), missing]))
+
+
+def _differences(rows: Sequence[Result]) -> str:
+    compared = [row for row in rows if row.is_compared]
+    if not compared:
+        return "No random subset stands beside these."
+    lines = [
+        [row.method, budget_words(row.budget), mode_words(row.mode), metric_of(row.metric).name,
+         interval_words(row),
+         "" if math.isnan(row.adjusted_p_value) else f"{row.adjusted_p_value:.3f}",
+         verdict_words(row)]
+        for row in compared
+    ]  # fmt: skip
+    heads = ["method", "size", "use", "metric", "difference to random", "p (Holm)", "verdict"]
+    return markdown_table(heads, lines)
+
+
+def _costs(data: EvaluationData) -> list[str]:
+    if not data.costs.num_rows:
+        return []
+    return ["## What the choice costs", cost_sentence(data),
+            markdown_table(COST_HEADS, cost_rows(data.costs))]  # fmt: skip
+
+
+def _fidelity(data: EvaluationData) -> list[str]:
+    parts: list[str] = []
+    if data.agreement.num_rows:
+        parts += ["## Subsets against the teacher's",
+                  markdown_table(AGREEMENT_HEADS, agreement_rows(data.agreement))]  # fmt: skip
+    table = fidelity_table(data)
+    if table.rows:
+        heads = [column.name.lower() for column in table.columns]
+        parts += ["## Fidelity of the networks", table.reading,
+                  markdown_table(heads, table.rows)]  # fmt: skip
+    return parts
+
+
+def _notices(data: EvaluationData) -> list[str]:
+    notices = evaluation_notices(data)
+    return ["## Worth knowing", "\n".join(f"- {notice}" for notice in notices)] if notices else []
+
+
+if __name__ == "__main__":
+    main()
