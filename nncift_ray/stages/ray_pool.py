@@ -14,6 +14,7 @@ from typing import Any
 import ray
 import ray.data
 import ray.exceptions
+from ray._private import ray_constants
 from ray.data import ActorPoolStrategy, DataContext
 
 from nncift_ray.config import ClusterConfig, PoolConfig
@@ -32,10 +33,9 @@ from nncift_ray.storage.filesystem import Location
 # On one machine Ray's CPUs are tickets: readers and the driver need some beside the actors.
 SPARE_LOCAL_CPUS = 2
 STDERR_DESCRIPTOR = 2
+CLUSTERS_VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 CLUSTER_ACTOR_CPUS = 4.0
 LOCAL_OBJECT_STORE_BYTES = 512 * 1024**2
-#: A Ray of our own is nobody else's: without an address Ray would listen where others can reach it.
-LOOPBACK = "127.0.0.1"
 
 
 def cluster_address(cluster: ClusterConfig) -> str | None:
@@ -66,18 +66,38 @@ def ray_session(cluster: ClusterConfig) -> Generator[None]:
         if address:
             ray.init(address=address, **common)
         else:
-            ray.init(
-                address="local",
-                num_cpus=(os.cpu_count() or 1) + SPARE_LOCAL_CPUS,
-                object_store_memory=LOCAL_OBJECT_STORE_BYTES,
-                include_dashboard=False,
-                **common,
-            )
+            with _on_loopback():
+                ray.init(
+                    address="local",
+                    num_cpus=(os.cpu_count() or 1) + SPARE_LOCAL_CPUS,
+                    object_store_memory=LOCAL_OBJECT_STORE_BYTES,
+                    include_dashboard=False,
+                    **common,
+                )
     quiet_ray_data(show=cluster.worker_logs)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _on_loopback() -> Generator[None]:
+    """Make a Ray that is started inside listen on loopback, where only this machine reaches it.
+
+    Ray's switch for that is a variable, which it reads when it is imported; its processes inherit
+    the variable. ``ray.init(_node_ip_address="127.0.0.1")`` is replaced by the machine's address.
+    """
+    before, known = os.environ.get(CLUSTERS_VARIABLE), ray_constants.ENABLE_RAY_CLUSTER
+    os.environ[CLUSTERS_VARIABLE] = "0"
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = known
+        del os.environ[CLUSTERS_VARIABLE]
+        if before is not None:
+            os.environ[CLUSTERS_VARIABLE] = before
 
 
 @contextlib.contextmanager

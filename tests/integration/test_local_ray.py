@@ -1,0 +1,148 @@
+"""The Ray that a run starts on its machine: metrics that Prometheus can read, on loopback only."""
+
+from __future__ import annotations
+
+import ipaddress
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import psutil
+import pyarrow as pa
+import pytest
+import ray
+from prometheus_client.parser import text_string_to_metric_families
+
+from nncift_ray.config import ClusterConfig
+from nncift_ray.stages.driver import run_stage
+from nncift_ray.stages.metrics import MetricsReporter, metric_names
+from nncift_ray.stages.ray_pool import execute_on_ray, ray_session
+from nncift_ray.stages.stage import Resources, Shard, Stage, Worker
+from nncift_ray.storage.filesystem import Location
+from nncift_ray.storage.output import Sink, StageOutput
+
+pytestmark = pytest.mark.slow
+
+ROWS = pa.schema([pa.field("row", pa.int64())])
+NUM_ITEMS, TOKENS_AN_ITEM, CACHED_AN_ITEM = 6, 100, 40
+WORK_SECONDS = 1.0  # so that a worker lives until its metrics are exported
+PRICE = 3600.0  # a dollar a second of a CPU
+SCRAPE_SECONDS = 60.0
+
+
+class CountingStage(Stage):
+    """Writes a row an item but for item 0, which is a bad row, and fails its first attempt at 5."""
+
+    name: ClassVar[str] = "counting"
+
+    def __init__(self, tally: Path) -> None:
+        self.tally = tally
+        self.resources = Resources(max_actors=2)
+
+    @property
+    def produces(self) -> Mapping[str, pa.Schema]:
+        return {"rows": ROWS}
+
+    @property
+    def inputs(self) -> Mapping[str, StageOutput]:
+        return {}
+
+    def settings(self) -> dict[str, Any]:
+        return {}
+
+    def num_items(self) -> int:
+        return NUM_ITEMS
+
+    def make_worker(self) -> Worker:
+        return self.work
+
+    def work(self, shard: Shard, sink: Sink) -> None:
+        if shard.start == NUM_ITEMS - 1 and not self.tally.exists():
+            self.tally.touch()
+            raise RuntimeError("the first attempt fails")
+        time.sleep(WORK_SECONDS)
+        sink.count("tokens", TOKENS_AN_ITEM)
+        sink.count("cached_tokens", CACHED_AN_ITEM)
+        if shard.start == 0:
+            sink.error("bad", "a bad row")
+        else:
+            sink.write_rows("rows", [{"row": shard.start}], ROWS)
+
+
+@pytest.fixture(scope="module")
+def _ray() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_metrics_report_interval_ms", "1000")
+        patch.delenv("RAY_ADDRESS", raising=False)
+        with ray_session(ClusterConfig()):
+            yield
+
+
+def scrape() -> dict[str, dict[str, float]]:
+    """Return every sample of a run's series by name and stage."""
+    port = ray.nodes()[0]["MetricsExportPort"]
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:  # noqa: S310
+        text = answer.read().decode()
+    found: dict[str, dict[str, float]] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            if sample.labels.get("run") == "scraped":
+                labels = {"stage": "", **sample.labels}
+                found.setdefault(sample.name, {})[labels["stage"]] = sample.value
+    return found
+
+
+def names_in(found: dict[str, Any]) -> set[str]:
+    return {name.removesuffix("_count") for name in found}
+
+
+@pytest.mark.usefixtures("_ray")
+def test_prometheus_can_read_what_a_stage_did(tmp_path: Path) -> None:
+    reporter = MetricsReporter("scraped", ClusterConfig(price_per_cpu_hour=PRICE))
+    run_dir = Location.of(str(tmp_path / "scraped"))
+    stage = CountingStage(tmp_path / "tally")
+    output = run_stage(stage, run_dir, execute=execute_on_ray, reporter=reporter)
+    assert output.manifest.counts() == {"tokens": 600, "cached_tokens": 240}
+
+    wanted = set(metric_names()) - {"ray_nncift_shards_reused_total"}
+    found: dict[str, dict[str, float]] = {}
+    deadline = time.monotonic() + SCRAPE_SECONDS
+    while not wanted <= names_in(found):
+        assert time.monotonic() < deadline, f"never seen: {sorted(wanted - names_in(found))}"
+        time.sleep(1.0)
+        found = scrape()
+    values = {name: by_stage.get("counting") for name, by_stage in found.items()}
+    assert values["ray_nncift_rows_total"] == NUM_ITEMS - 1
+    assert values["ray_nncift_failed_rows_total"] == 1
+    assert values["ray_nncift_tokens_total"] == 600
+    assert values["ray_nncift_cached_tokens_total"] == 240
+    assert values["ray_nncift_shards_finished_total"] == NUM_ITEMS
+    assert values["ray_nncift_shards_failed_total"] == 1
+    # Of an actor's last second nothing is exported, so attempts are at most what they were.
+    assert 1 <= values["ray_nncift_shards_begun_total"] <= NUM_ITEMS + 1
+    assert values["ray_nncift_shard_seconds_count"] == NUM_ITEMS
+    assert values["ray_nncift_progress_ratio"] == 1.0
+    seconds = output.manifest.worker_seconds
+    assert values["ray_nncift_worker_seconds_total"] == pytest.approx(seconds)
+    assert values["ray_nncift_cost_usd_total"] == pytest.approx(seconds * PRICE / 3600)
+
+
+@pytest.mark.usefixtures("_ray")
+def test_nothing_listens_where_another_machine_could_reach_it() -> None:
+    listening = {
+        (process.name(), connection.laddr.ip, connection.laddr.port)
+        for process in psutil.Process().children(recursive=True)
+        for connection in process.net_connections(kind="inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert listening, "Ray's processes were not found"
+    outside = [one for one in sorted(listening) if not is_loopback(one[1])]
+    assert not outside
+
+
+def is_loopback(text: str) -> bool:
+    ip = ipaddress.ip_address(text)
+    mapped = ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) else None
+    return (mapped or ip).is_loopback
