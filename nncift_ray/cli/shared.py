@@ -13,6 +13,7 @@ from rich.text import Text
 from typer import Context
 from typer.core import TyperGroup
 
+from nncift_ray.config.secrets import redact
 from nncift_ray.errors import NnciftError, StopRequested
 
 INTERRUPTED, STOPPED = 130, 143
@@ -72,7 +73,7 @@ def explained() -> Generator[None]:
     try:
         yield
     except NnciftError as error:
-        errors.print(Text(f"{type(error).__name__}: {error}", style="red"))
+        errors.print(Text(redact(f"{type(error).__name__}: {error}"), style="red"))
         raise typer.Exit(error.exit_code) from None
     except StopRequested:
         errors.print("stopped; finished shards are kept, the same command goes on from there")

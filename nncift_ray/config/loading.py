@@ -12,6 +12,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from nncift_ray.config.recipe import Config
+from nncift_ray.config.safe_yaml import parse_yaml
+from nncift_ray.config.secrets import redact
 from nncift_ray.errors import ConfigError
 
 
@@ -37,7 +39,8 @@ def make_config(tree: Mapping[str, Any], origin: str = "config") -> Config:
         return Config.model_validate(tree)
     except ValidationError as error:
         lines = [_explain(cast("Mapping[str, Any]", item)) for item in error.errors()]
-        raise ConfigError(f"{origin}:\n  " + "\n  ".join(dict.fromkeys(lines))) from None
+        # A key that is wrong is shown with what was given: perhaps a secret in the wrong place.
+        raise ConfigError(redact(f"{origin}:\n  " + "\n  ".join(dict.fromkeys(lines)))) from None
 
 
 def dump_config(config: Config) -> str:
@@ -45,29 +48,12 @@ def dump_config(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """Safe YAML that refuses a key given twice instead of keeping the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Build a mapping of unique keys."""
-        seen: set[object] = set()
-        for key_node, _ in node.value:
-            key = cast(object, self.construct_object(key_node, deep=True))  # pyright: ignore
-            if key in seen:
-                raise yaml.YAMLError(f"key {key!r} is given twice, {key_node.start_mark}")
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: the recipe cannot be read ({error})") from error
-    try:
-        tree = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506  (a SafeLoader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML: {error}") from error
+    tree = parse_yaml(text, str(path))
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: a recipe is a mapping with the keys {', '.join(_keys(Config))}")
     return cast("dict[str, Any]", tree)
@@ -82,10 +68,7 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
         raise ConfigError(f"--set {override}: write key.path=value, e.g. selection.budget=0.2")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override}: the value is not YAML: {error}") from error
+    value = parse_yaml(text, f"--set {key}")
     *parents, last = key.strip().split(".")
     node = tree
     for parent in parents:

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from nncift_ray.config.data import DataConfig, EmbedderConfig
 from nncift_ray.config.evaluation import EvaluationConfig
 from nncift_ray.config.scoring import NetworkConfig, PairScoresConfig
+from nncift_ray.config.secrets import find_secret
 from nncift_ray.config.sections import NodeLabels, Section
 from nncift_ray.config.selection import (
     CONDITIONAL,
@@ -94,6 +95,13 @@ class Config(Section):
     cluster: ClusterConfig = ClusterConfig()
     export: ExportConfig = ExportConfig()
     report: ReportConfig = ReportConfig()
+
+    @model_validator(mode="after")
+    def _holds_no_secret(self) -> Self:
+        secret = find_secret(self.model_dump(mode="json"))
+        if secret is not None:
+            raise ValueError(secret)
+        return self
 
     @model_validator(mode="after")
     def _targets_where_needed(self) -> Self:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from nncift_ray.config.secrets import redact
 from nncift_ray.stages.progress import SilentReporter
 from nncift_ray.storage.manifest import ShardRecord, StageBegun, utc_now
 from nncift_ray.storage.output import shard_name
@@ -23,7 +24,7 @@ class EventLog(SilentReporter):
         """Write one event."""
         head = {"time": utc_now(), "event": event, "run": self._run}
         try:
-            self._write(json.dumps(head | fields, ensure_ascii=False))
+            self._write(redact(json.dumps(head | fields, ensure_ascii=False)))
         except OSError:  # a log that cannot be written stops no run
             return
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from nncift_ray.config.secrets import redact
 from nncift_ray.errors import EngineDiedError, StageError
 from nncift_ray.stages.poison import (
     LAST,
@@ -59,9 +60,9 @@ class ShardOutcome:
 
 
 def failed_outcome(shard: Shard, error: BaseException, cause: Cause = "") -> ShardOutcome:
-    """Describe an error so that it can cross a process boundary."""
-    trace = "".join(traceback.format_exception(error))
-    return ShardOutcome(shard, None, type(error).__name__, str(error), trace, cause)
+    """Describe an error so that it can cross a process boundary, without secrets it may quote."""
+    trace = redact("".join(traceback.format_exception(error)))
+    return ShardOutcome(shard, None, type(error).__name__, redact(str(error)), trace, cause)
 
 
 def execute_shard(stage: Stage, worker: Worker, folder: Location, shard: Shard) -> ShardOutcome:

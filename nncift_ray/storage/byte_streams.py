@@ -16,6 +16,10 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 _HEAD_BYTES = 4 * EXCERPT_CHARS
+#: Text packs to a third or a tenth, many copies of it to a hundredth. What unpacks to more than
+#: this many times its size was made to fill a disk; a file that stays small may do as it likes.
+MAX_EXPANSION = 500
+FREE_BYTES = 1 << 30
 
 
 class BrokenStreamError(Exception):
@@ -112,11 +116,18 @@ def _plain_chunks(fs: pafs.FileSystem, path: str) -> Iterator[bytes]:
 def _unpack(fs: pafs.FileSystem, path: str, compression: str) -> Iterator[bytes]:
     """Decompress; at damage hand out every byte before it, then raise."""
     num_bytes = 0
+    most = max(FREE_BYTES, MAX_EXPANSION * (fs.get_file_info(path).size or 0))
     try:
         with fs.open_input_stream(path, compression=compression) as stream:
             while chunk := stream.read(CHUNK_BYTES):
                 yield chunk
                 num_bytes += len(chunk)
+                if num_bytes > most:
+                    message = (
+                        f"the {compression} data unpacks to more than {MAX_EXPANSION} times its "
+                        "size; the rest is not read. Unpack the file yourself if it is meant so"
+                    )
+                    raise BrokenStreamError("expands_too_far", message)
     except (OSError, pa.ArrowInvalid) as error:
         yield _salvage(fs, path, compression, num_bytes)
         message = f"the {compression} data ends early or is damaged ({error}); copy it again"

@@ -15,6 +15,7 @@ from pyarrow import fs as pafs
 from nncift_ray.errors import DataError
 from nncift_ray.storage.byte_streams import CHUNK_BYTES
 from nncift_ray.storage.filesystem import resolve
+from nncift_ray.storage.links import check_link
 
 Kind = Literal["json", "jsonl", "csv", "tsv", "parquet", "arrow"]
 KINDS: dict[str, Kind] = {
@@ -62,6 +63,16 @@ class _Folder:
             return self
         uri = posixpath.join(self.uri, posixpath.relpath(path, self.path))
         return _Folder(self.fs, path, uri, self.query)
+
+    def holding(self, path: str) -> _Folder:
+        """Return this folder, which was seen to hold a path.
+
+        Raises:
+            DataError: If the path is a link that leads out of it.
+        """
+        if isinstance(self.fs, pafs.LocalFileSystem):
+            check_link(self.path, path)
+        return self
 
     def list(self, *, recursive: bool) -> list[pafs.FileInfo]:
         """Return what lies below, sorted by path."""
@@ -162,6 +173,11 @@ def _info(fs: pafs.FileSystem, path: str) -> pafs.FileInfo:
     return fs.get_file_info(path)
 
 
+def _found(folder: _Folder, info: pafs.FileInfo) -> SourceFile:
+    """Take a file that a folder or a glob holds."""
+    return _source(folder.holding(info.path), info)
+
+
 def _source(folder: _Folder, info: pafs.FileInfo) -> SourceFile:
     place = folder.at(info.path)
     kind = kind_of(info.path)
@@ -183,7 +199,7 @@ def _expand_folder(folder: _Folder) -> list[SourceFile]:
     if not infos:
         known = ", ".join(KINDS)
         raise DataError(f"the folder '{folder.uri}' holds no corpus file (known are {known})")
-    return [_source(folder, info) for info in infos]
+    return [_found(folder, info) for info in infos]
 
 
 def _is_dataset(fs: pafs.FileSystem, info: pafs.FileInfo) -> bool:
@@ -212,7 +228,7 @@ def _expand_splits(folder: _Folder, splits: list[str]) -> list[SourceFile]:
             f"'{folder.uri}' is a data set with several splits ({names}): name one, e.g. "
             f"'{posixpath.join(folder.uri, posixpath.basename(splits[0]) if splits else 'train')}'"
         )
-    return _expand_folder(folder.at(splits[0]))
+    return _expand_folder(folder.holding(splits[0]).at(splits[0]))
 
 
 def _expand_dataset(folder: _Folder, names: set[str]) -> list[SourceFile]:
@@ -229,7 +245,7 @@ def _expand_dataset(folder: _Folder, names: set[str]) -> list[SourceFile]:
         absent = ", ".join(missing) or "*.arrow"
         raise DataError(f"'{folder.uri}' is a saved data set without its file {absent}")
     paths = [posixpath.join(folder.path, name) for name in files]
-    return [_source(folder, info) for info in folder.fs.get_file_info(paths)]
+    return [_found(folder, info) for info in folder.fs.get_file_info(paths)]
 
 
 def _read_state(folder: _Folder) -> dict[str, Any]:
@@ -257,13 +273,13 @@ def _expand_glob(whole: _Folder, pattern: str) -> list[SourceFile]:
         for info in base.list(recursive="/" in rest or "**" in rest)
         if matcher.fullmatch(posixpath.relpath(info.path, base.path))
     ]
-    files = [_source(base, info) for info in infos if info.type == pafs.FileType.File]
+    files = [_found(base, info) for info in infos if info.type == pafs.FileType.File]
     if files:
         return files
     folders = [info.path for info in infos if info.type == pafs.FileType.Directory]
     if not folders:
         raise _nothing_matches(pattern, whole.fs, base.path)
-    below = [_expand_folder(base.at(path)) for path in folders]
+    below = [_expand_folder(base.holding(path).at(path)) for path in folders]
     return [source for sources in below for source in sources]
 
 

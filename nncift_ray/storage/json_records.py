@@ -89,6 +89,8 @@ def finish_record(
         return bad_record(line, "invalid_unicode", message, text)
     except ValueError as error:
         return bad_record(line, "not_json", f"cannot be written as JSON: {error}", text)
+    except RecursionError:
+        return bad_record(line, "too_deep", "nested too deep to be written as JSON", text)
     return RawRecord(line, cast("dict[str, object]", value), record)
 
 

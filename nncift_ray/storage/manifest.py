@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from nncift_ray.errors import StorageError
 
@@ -65,6 +65,14 @@ class PartRecord(_Record):
     rows: int
     bytes: int
     sha256: str
+
+    @field_validator("name")
+    @classmethod
+    def _stays_below(cls, value: str) -> str:
+        """Refuse a path that leads out: a run directory may come from somebody else."""
+        if value.startswith("/") or "\\" in value or ".." in value.split("/"):
+            raise ValueError(f"the part {value!r} would lie outside its stage's folder")
+        return value
 
 
 class ShardRecord(_Record):

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from nncift_ray.config.secrets import redact
 from nncift_ray.errors import StorageError
 from nncift_ray.storage import schemas
 from nncift_ray.storage.filesystem import HashingWriter, Location
@@ -106,7 +107,11 @@ class Sink:
         example_id: str | None = None,
         excerpt: str | None = None,
     ) -> None:
-        """Record a row that could not be used; it gets no made-up value anywhere."""
+        """Record a row that could not be used; it gets no made-up value anywhere.
+
+        The message may be that of any library, so secrets are taken out of it; the excerpt is the
+        corpus' own text.
+        """
         self._errors.append(
             {
                 "stage": self._stage,
@@ -114,7 +119,7 @@ class Sink:
                 "line": line,
                 "example_id": example_id,
                 "reason": reason,
-                "message": message,
+                "message": redact(message),
                 "excerpt": None if excerpt is None else excerpt[:EXCERPT_LENGTH],
             }
         )

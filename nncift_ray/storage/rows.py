@@ -9,6 +9,7 @@ EXCERPT_CHARS = 200
 
 Reason = Literal[
     "bad_csv_row",  # not one value per column of the header, or broken quotes
+    "expands_too_far",  # a compressed file that unpacks to absurdly much: not read from this row on
     "invalid_unicode",  # a \ud800-style escape that is half of a character
     "invalid_utf8",  # bytes that are not UTF-8
     "no_prompt",
