@@ -15,7 +15,7 @@ export PYTHON ACCELERATOR
 # Tests and the demo never reach for a model hub; workers do not phone home.
 OFFLINE := HF_HUB_OFFLINE=1 RAY_USAGE_STATS_ENABLED=0 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help setup setup-dev demo lint format type test bench clean
+.PHONY: help setup setup-dev demo lint format type test bench audit clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list.
@@ -59,6 +59,11 @@ bench: setup-dev ## Benchmarks; results go to benchmarks/.
 	    $(OFFLINE) $(BIN)/python -m "$$(basename "$${file%.py}" | sed 's/^/benchmarks./')" || exit 1; \
 	  done; \
 	else echo "bench: no benchmarks/bench_*.py in this version"; fi
+
+audit: ## Ask the advisory database about the pinned versions (needs the network).
+	$(or $(PYTHON),python3) -m venv .venv-audit
+	.venv-audit/bin/pip install --quiet pip-audit
+	.venv-audit/bin/pip-audit --no-deps --disable-pip --requirement $(CPU_PINS)
 
 clean: ## Remove caches and build products (runs/ and .venv stay).
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis
