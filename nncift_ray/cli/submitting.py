@@ -23,6 +23,7 @@ from nncift_ray.cli.shared import (
     write_line,
 )
 from nncift_ray.config import load_config
+from nncift_ray.config.secrets import secret_values
 from nncift_ray.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ def submit(
             wheel=wheel,
             with_package=not installed,
             excludes=exclude or [],
-            secrets=[token] if token else [],
+            secrets=[*([token] if token else []), *secret_values()],
         )
         size = f"{len(package.names):,} files, {package.num_bytes / 1024**2:,.2f} MiB"
         if server is None:

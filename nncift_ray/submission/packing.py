@@ -176,8 +176,9 @@ def _refuse_secrets(contents: Mapping[str, bytes], secrets: Iterable[str]) -> No
     for name, data in contents.items():
         if any(needle in data for needle in needles):
             raise JobError(
-                f"{name}: holds the cluster's token, and whoever may see the job would see it. "
-                "Take it out of the file, or leave the file behind with --exclude."
+                f"{name}: holds the cluster's token or a secret of the environment, and whoever "
+                "may see the job would see it. Take it out of the file, or leave the file behind "
+                "with --exclude."
             )
 
 

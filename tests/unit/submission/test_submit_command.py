@@ -160,6 +160,19 @@ def test_a_dry_run_lists_what_would_go_and_asks_no_server(
     assert fake.sent == {}
 
 
+def test_a_file_with_a_secret_of_the_environment_is_not_sent(
+    recipe: Path, fake: type[FakeClient], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_AbCdEfGhIjKlMnOp")
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree" / "notes.txt").write_text("use hf_AbCdEfGhIjKlMnOp")
+    code, output = invoke("submit", str(recipe), "--working-dir", str(tmp_path / "tree"))
+    assert code != 0
+    assert "notes.txt: holds" in output
+    assert "hf_AbCdEfGhIjKlMnOp" not in output
+    assert set(fake.sent) == {"address", "headers"}  # it connected, and submitted nothing
+
+
 @pytest.mark.parametrize(
     ("status", "driver", "code"),
     [
