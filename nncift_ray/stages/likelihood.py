@@ -160,6 +160,8 @@ def score_questions(
         if isinstance(answer, ScoringFailure):
             _refuse(question, answer, sink)
         else:
+            sink.count("tokens", answer.num_tokens)
+            sink.count("cached_tokens", answer.num_cached_tokens)
             rows.append(_likelihood(question, request, answer))
     sink.write_rows("likelihoods", rows, evaluation_schemas.LIKELIHOODS)
 

@@ -159,6 +159,7 @@ class RespondStage(RowStage):
             if isinstance(answer, ScoringFailure):
                 _refuse(question, answer, sink)
                 continue
+            sink.count("tokens", answer.num_prompt_tokens + answer.num_tokens)
             rows.append(
                 {
                     "row_index": question["row_index"],

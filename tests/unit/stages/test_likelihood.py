@@ -197,6 +197,8 @@ def test_only_the_drawn_rows_are_asked(tmp_path: Path) -> None:
     drawn = draw_test_rows(20, 7, 4).tolist()
     assert [row["row_index"] for row in read_rows(output)] == drawn
     assert len(recorder.requests) == 7
+    tokens = sum(row["num_prompt_tokens"] + row["num_tokens"] for row in read_rows(output))
+    assert output.manifest.counts() == {"tokens": tokens, "cached_tokens": 0}
 
 
 def test_shards_do_not_show_in_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -138,6 +138,9 @@ def test_a_row_that_fails_is_an_error_row_and_its_neighbours_are_answered(tmp_pa
     ]
     ids = tests.read("targets")["example_id"].to_pylist()
     assert [row["example_id"] for row in errors] == ids[1:3]
+    answered = output.read("responses").to_pylist()
+    tokens = sum(row["num_prompt_tokens"] + row["num_tokens"] for row in answered)
+    assert output.manifest.counts() == {"tokens": tokens}
 
 
 def test_a_row_that_kills_its_worker_is_an_error_row(tests: StageOutput, tmp_path: Path) -> None:
