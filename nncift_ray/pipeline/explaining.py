@@ -23,6 +23,7 @@ from nncift_ray.stages.selection_plan import TOP_K, SelectionPlan
 from nncift_ray.stages.selection_tables import cosines
 from nncift_ray.storage import schemas
 from nncift_ray.storage.schemas import CANDIDATE, TABLE_OF_ROLE
+from nncift_ray.storage.scores import NETWORK_SCORES, TEACHER_SCORES, scored_blocks, scores_of
 
 ROLE_OF_TABLE = {table: role for role, table in TABLE_OF_ROLE.items()}
 
@@ -79,7 +80,7 @@ def explain(run: OpenedRun, example_id: str, top: int = 5) -> Explanation:
         DataError: If no id or several ids begin so, or the example is no candidate.
         StageError: If the run has no finished selection.
     """
-    run.need("deduplicate", "embed", "project", "score_pairs", "select")
+    run.need("deduplicate", "embed", "project", NETWORK_SCORES, TEACHER_SCORES, "select")
     places = find_example(run.outputs["deduplicate"], example_id)
     rows = [place.row_index for place in places if place.role == CANDIDATE]
     if not rows:
@@ -97,10 +98,10 @@ class _Explainer:
         """Build the objective and replay the picks."""
         self._run, self._examples = run, run.outputs["deduplicate"]
         self._select, self._embeddings = run.outputs["select"], run.outputs["embed"]
-        blocks = run.outputs["project"].manifest.settings["blocks"]
-        self._plan: SelectionPlan = selection_plan(run.config, blocks)
+        self._plan: SelectionPlan = selection_plan(run.config, scored_blocks(run.outputs))
         num_candidates = self._examples.num_rows("candidates")
-        tables = ScoreTables.open(run.outputs["score_pairs"], num_candidates)
+        tables = ScoreTables.open(scores_of(run.outputs), num_candidates)
+        self._unranked = frozenset(tables.unranked().tolist())
         objective = build_objective(self._plan, tables, self._embeddings.num_rows("existing"))
         ranking = self._select.read("ranking", schema=schemas.RANKING)
         self._gain_S = ranking["gain"].to_numpy()
@@ -186,6 +187,8 @@ class _Explainer:
             return [f"no other candidate added more at rank {rank:,}"]
         if name in plan.exclude:
             return ["selection.exclude named it"]
+        if row in self._unranked:
+            return ["the teacher gave it no label, so it has no rank and could not be picked"]
         if standing.alone_J[row] <= 0:
             return ["it is in no row's list of best helpers, so it would add nothing"]
         if plan.objective == TOP_K:

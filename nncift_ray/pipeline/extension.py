@@ -232,6 +232,12 @@ def prepare(
             of the recipe that cannot be changed.
     """
     parent = open_run(parent_dir)
+    if parent.config.pair_scores.by == "teacher":
+        raise ConfigError(
+            f"{parent.run_dir}: its scores are the teacher's own labels (pair_scores.by: teacher), "
+            "and new candidates have none: no network is there to predict them. Run the recipe "
+            "again with the new files among data.candidates, or go on from a run by network."
+        )
     parent.need(*parent.stage_names)
     sources = find_sources(data, [])
     home = Location.of(run_dir or default_run_dir(str(parent.run_dir), sources))

@@ -48,7 +48,7 @@ class RunPlan:
     num_pairs_to_label: int
     num_requests: int
     num_teacher_tokens: int
-    num_pairs_to_score: int
+    num_pairs_to_score: int  # by a network; 0 where the labels are the scores
     budget: str
     hardware: str
     stages: tuple[StagePlan, ...]
@@ -90,7 +90,7 @@ def make_plan(config: Config, *, hardware: Literal["cpu", "gpu"] | None = None) 
         num_pairs_to_label=work.num_labelled,
         num_requests=work.num_requests,
         num_teacher_tokens=round(work.teacher_tokens),
-        num_pairs_to_score=work.num_pairs,
+        num_pairs_to_score=0 if blueprint.by_teacher else work.num_pairs,
         budget=describe_budget(config, corpus.num_candidates),
         hardware=kind,
         stages=stages,

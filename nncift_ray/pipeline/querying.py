@@ -1,10 +1,7 @@
 """Ask a finished run about one example: what helps it most, and what it helps most.
 
-Both directions are scored anew from the projected activations, by the kernel that scored the run,
-so they are exact, also where the run kept no lists (``top_k``) or shorter ones than are asked for.
-Activations are streamed: memory is one tile of them.
-
-Suffixes: I rows (helped), J columns (helpers), H hidden units, N examples.
+Both directions are exact, also where the run kept no lists (``top_k``) or shorter ones than are
+asked for: a network's pairs are scored anew, a teacher's are read from its labels (`pair_lookup`).
 """
 
 from __future__ import annotations
@@ -14,21 +11,21 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import numpy as np
-import pyarrow as pa
 
-from nncift_ray.core.network.factored import FactoredNetwork
-from nncift_ray.core.pairs.pair_scores import TopKState, top_k_rows, top_k_vector
 from nncift_ray.pipeline.example_ids import Place, find_example
 from nncift_ray.pipeline.opening import OpenedRun
+from nncift_ray.pipeline.pair_lookup import FoundPairs, pair_lookup
 from nncift_ray.stages.score_tables import ScoreTables
 from nncift_ray.storage import schemas
-from nncift_ray.storage.arrays import column_matrix
-from nncift_ray.storage.checkpoints import read_network
 from nncift_ray.storage.output import StageOutput
 from nncift_ray.storage.schemas import CANDIDATE, POINTS, TABLE_OF_ROLE, TARGET, helped_role
+from nncift_ray.storage.scores import NETWORK_SCORES, TEACHER_SCORES, scored_blocks, scores_of
 
-TILE_ROWS = 65_536
 TEXT_COLUMNS = ["row_index", "example_id", "prompt", "response", "source", "line"]
+BY_TEACHER = (
+    "the run has no network: influence is the teacher's own label, and a pair without one is not "
+    "listed"
+)
 #: What a label of a built-in teacher is measured in.
 UNITS = {
     "delift": "difference of DELIFT distances, from -1 to 1",
@@ -106,9 +103,9 @@ def query(run: OpenedRun, example_id: str, top: int = 10) -> QueryAnswer:
         DataError: If no id or several ids begin so.
         StageError: If the run is not scored yet.
     """
-    run.need("deduplicate", "fit", "project", "score_pairs")
+    run.need("deduplicate", "utility", "fit", "project", NETWORK_SCORES, TEACHER_SCORES)
     places = find_example(run.outputs["deduplicate"], example_id)
-    blocks = list(run.outputs["project"].manifest.settings["blocks"])
+    blocks = list(scored_blocks(run.outputs))
     ranks = _subset_ranks(run.outputs.get("select"))
     lists = [
         made
@@ -137,96 +134,39 @@ def _lists_of(
     run: OpenedRun, block: str, place: Place, top: int, ranks: dict[int, int]
 ) -> Iterator[InfluenceList]:
     """Make the lists in which an example at one place has a part in a block."""
-    activations, network = run.outputs["project"], read_network(run.outputs["fit"], block)
-    examples, row_role = run.outputs["deduplicate"], helped_role(block)
+    row_role, pairs = helped_role(block), pair_lookup(run.outputs)
+    more = top + (row_role == CANDIDATE)  # the example itself may be among them
     if place.role == row_role:
-        own = CANDIDATE == row_role
-        index, score = score_helpers(activations, network, block, place.row_index, top + own)
-        yield _make_list("helpers", block, place, top, CANDIDATE, index, score, activations,
-                         examples, ranks)  # fmt: skip
+        found = pairs.helpers_of(block, place.row_index, more)
+        yield _make_list(run, "helpers", block, place, top, CANDIDATE, found, ranks)
     if place.role == CANDIDATE:
-        own = CANDIDATE == row_role
-        index, score = score_helped(activations, network, block, place.row_index, top + own)
-        yield _make_list("helped", block, place, top, row_role, index, score, activations,
-                         examples, ranks)  # fmt: skip
+        found = pairs.helped_by(block, place.row_index, more)
+        yield _make_list(run, "helped", block, place, top, row_role, found, ranks)
 
 
 def _make_list(
+    run: OpenedRun,
     direction: Literal["helpers", "helped"],
     block: str,
     place: Place,
     top: int,
     role: str,
-    index: np.ndarray,
-    score: np.ndarray,
-    activations: StageOutput,
-    examples: StageOutput,
+    found: FoundPairs,
     ranks: dict[int, int],
 ) -> InfluenceList:
-    others = (index != place.row_index) | (role != place.role)
-    index, score = index[others][:top], score[others][:top]
-    texts = find_texts(examples, role, index.tolist(), ranks)
-    side = "columns" if direction == "helpers" else "rows"
+    others = (found.index != place.row_index) | (role != place.role)
+    index, influence = found.index[others][:top], found.influence[others][:top]
+    texts = find_texts(run.outputs["deduplicate"], role, index.tolist(), ranks)
     return InfluenceList(
         direction=direction,
         block=block,
         of_role=place.role,
-        num_scored=activations.num_rows(f"{block}_{side}") - (role == place.role),
+        num_scored=found.num_scored,
         neighbours=tuple(
             Neighbour(at + 1, float(value), text)
-            for at, (value, text) in enumerate(zip(score, texts, strict=True))
+            for at, (value, text) in enumerate(zip(influence, texts, strict=True))
         ),
     )
-
-
-def score_helpers(
-    activations: StageOutput, network: FactoredNetwork, block: str, row: int, top: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Score one row against all columns of a block; return the best columns and their influence.
-
-    Equal scores stand by smaller column, as in the lists of the run.
-    """
-    a_1H = column_matrix(
-        activations.read_range(f"{block}_rows", row, row + 1, ["activation"])["activation"]
-    )
-    state: TopKState | None = None
-    index, score = np.zeros(0, np.int64), np.zeros(0, np.float32)
-    for start, b_JH in _tiles(activations, f"{block}_columns"):
-        found = top_k_rows(
-            a_1H, b_JH, network.w_H, network.bias, top, column_offset=start, state=state
-        )
-        state = found.state
-        kept = found.index_IK[0] >= 0
-        index, score = found.index_IK[0][kept], found.score_IK[0][kept]
-    return index, score
-
-
-def score_helped(
-    activations: StageOutput, network: FactoredNetwork, block: str, column: int, top: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Score all rows of a block against one column; return the best rows and their influence.
-
-    Equal scores stand by smaller row.
-    """
-    b_1H = column_matrix(
-        activations.read_range(f"{block}_columns", column, column + 1, ["activation"])["activation"]
-    )
-    index, score = np.zeros(0, np.int64), np.zeros(0, np.float32)
-    for start, a_IH in _tiles(activations, f"{block}_rows"):
-        score_I = top_k_rows(a_IH, b_1H, network.w_H, network.bias, 1).score_IK[:, 0]
-        index = np.r_[index, np.arange(start, start + len(a_IH))]
-        place, score = top_k_vector(np.r_[score, score_I], top)
-        index = index[place]
-    return index, score
-
-
-def _tiles(activations: StageOutput, table: str) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield (first row, activations [N, H]) of a table, tile by tile."""
-    start = 0
-    for batch in activations.iter_batches(table, ["activation"], TILE_ROWS):
-        tile = pa.Table.from_batches([batch])
-        yield start, column_matrix(tile["activation"])
-        start += batch.num_rows
 
 
 def _subset_ranks(select: StageOutput | None) -> dict[int, int]:
@@ -257,14 +197,17 @@ def find_texts(
 def _score(run: OpenedRun, blocks: list[str], places: list[Place]) -> Score | None:
     """Return what a candidate is ranked by, of a run that ranks by score."""
     at = [place.row_index for place in places if place.role == CANDIDATE]
-    scores = run.outputs["score_pairs"]
+    scores = scores_of(run.outputs)
     if not at or scores.num_rows("column_sums") == 0:
         return None
     num_candidates = run.outputs["deduplicate"].num_rows("candidates")
     score_J = ScoreTables.open(scores, num_candidates).raw_scores()
     value = float(score_J[at[0]])
+    if np.isnan(value):  # the teacher said nothing of it
+        return None
     if POINTS in blocks:
-        meaning = "what the network says of the example"
+        who = "teacher" if TEACHER_SCORES in run.outputs else "network"
+        meaning = f"what the {who} says of the example"
     elif run.config.data.subtask_by:
         meaning = "mean influence on the rows of the subtask that it helps most"
     else:
@@ -275,12 +218,13 @@ def _score(run: OpenedRun, blocks: list[str], places: list[Place]) -> Score | No
 def _notes(run: OpenedRun, blocks: list[str], places: list[Place]) -> list[str]:
     """Say what was not scored in this run, so is not listed."""
     objective = run.config.objective
+    notes = [BY_TEACHER] if TEACHER_SCORES in run.outputs else []
     if blocks == [POINTS]:
         return [
+            *notes,
             f"the teacher '{run.config.teacher.kind}' scores examples, not pairs, so there is no "
-            "influence of one on another"
+            "influence of one on another",
         ]
-    notes: list[str] = []
     roles = {place.role for place in places}
     if CANDIDATE in roles and schemas.WITHIN not in blocks:
         notes.append(

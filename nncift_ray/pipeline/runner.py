@@ -96,6 +96,8 @@ def run(
         if "export" not in outputs:
             return RunResult(run_dir, outputs, None, None, None)
         notices = (*blueprint.notices(), *describe_layouts(outputs["ingest"]))
+        if TEACHER_SCORES in outputs:
+            notices = (*notices, *describe_labels(outputs[TEACHER_SCORES]))
         return finish_run(config, run_dir, outputs, notices)
 
 

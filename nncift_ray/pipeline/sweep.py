@@ -125,9 +125,15 @@ def plan_sweep(config: Config, grid: SweepGrid) -> SweepPlan:
     """Work out the cells, and the recipe that makes labels enough; starts nothing.
 
     Raises:
-        ConfigError: If the fractions ask for more labels than ``labels.max_pairs`` allows.
+        ConfigError: If the fractions ask for more labels than ``labels.max_pairs`` allows, or the
+            recipe trains no network.
         NnciftError: As ``make_plan``.
     """
+    if config.pair_scores.by == "teacher":
+        raise ConfigError(
+            "pair_scores.by: teacher trains no network, and a sweep compares networks; set it to "
+            "network (-s pair_scores.by=network)"
+        )
     notices: list[str] = []
     if config.network.centre_rows or config.network.ensemble_size > 1:
         notices.append("a sweep leaves network.centre_rows and network.ensemble_size aside")

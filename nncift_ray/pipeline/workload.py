@@ -29,6 +29,7 @@ INGEST_ROWS_PER_SECOND = 20_000.0
 STAGE_START_SECONDS = 4.0
 FIT_START_SECONDS = 25.0
 FIT_STEPS_PER_SECOND = 700.0
+FOLDED_LABELS_PER_SECOND = 1.0e6
 
 
 class Workload:
@@ -182,6 +183,7 @@ class Workload:
             ),
             "label": lambda: self.teacher_tokens / speed,
             "fit": lambda: FIT_START_SECONDS + steps / FIT_STEPS_PER_SECOND,
+            "teacher_scores": lambda: self.num_labelled / FOLDED_LABELS_PER_SECOND,
             "index": lambda: self.index_seconds,
             "score_pairs": lambda: self.scoring_seconds[
                 # An index that found too little is decided against in mode "pruned" as well.
@@ -209,6 +211,7 @@ class Workload:
             "label": f"{self.num_requests:,} requests"
             + (f", about {self.teacher_tokens:,.0f} tokens" if self.teacher_tokens else ""),
             "utility": f"{self.num_labelled:,} labels",
+            "teacher_scores": f"{self.num_labelled:,} labels{kept}",
             "fit": f"{self.num_labelled:,} {unit}",
             "project": f"{about}{self.num_rows:,} examples",
             "index": f"{about}{self.corpus.num_candidates:,} columns",

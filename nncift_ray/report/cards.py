@@ -129,6 +129,9 @@ def _labels(data: ReportData) -> Card | None:
     unit = data.unit.capitalize()
     if labelled is None:
         return None
+    if data.by_teacher:
+        note = "by the teacher; no score is predicted"
+        return Card(f"{unit} labelled", format_compact(labelled), note)
     if not scored:
         return Card(f"{unit} labelled", format_compact(labelled), "by the teacher")
     note = f"{format_count(labelled)} labelled of {format_compact(scored)} scored"

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 import nncift_ray
 from nncift_ray.core.pairs.pair_scores import ScoreTotal
@@ -32,6 +33,7 @@ from nncift_ray.report.skipped import collect_skipped, find_example_texts
 from nncift_ray.storage import schemas
 from nncift_ray.storage.groups import iter_groups
 from nncift_ray.storage.output import ERRORS_TABLE, StageOutput
+from nncift_ray.storage.schemas import CROSS, WITHIN
 from nncift_ray.storage.scores import scored_blocks, scores_of
 
 SECONDS_PER_HOUR = 3600.0
@@ -109,7 +111,7 @@ def collect_report_data(outputs: Mapping[str, StageOutput], facts: RunFacts) -> 
         skipped=collect_skipped(examples, select, ranking, NUM_SKIPPED),
         neighbours=collect_neighbours(examples, select, ranking, facts.num_picks),
         ranking=ranking,
-        coverage=select.read("coverage", schema=schemas.COVERAGE),
+        coverage=coverage_of_rows(select, scores if fit is None else None),
         fidelity=fit and fit.read("fidelity", schema=schemas.FIDELITY),
         predictions=fit and fit.read("predictions", schema=schemas.PREDICTIONS),
         training_history=fit and fit.read("history", schema=schemas.TRAINING_HISTORY),
@@ -139,6 +141,23 @@ def count_duplicates(examples: StageOutput) -> int:
         for role in ("candidates", "targets", "copies")
         for batch in examples.iter_batches(role, ["num_duplicates"])
     )
+
+
+def coverage_of_rows(select: StageOutput, labels: StageOutput | None) -> pa.Table:
+    """Return the coverage of every row (COVERAGE); of ``labels``, of the rows that have any.
+
+    A row that the teacher was not asked about has nothing to be covered by, which says nothing of
+    the picks.
+    """
+    coverage = select.read("coverage", schema=schemas.COVERAGE)
+    if labels is None or not coverage.num_rows:
+        return coverage
+    block = CROSS if covers_targets(select) else WITHIN
+    labelled = [
+        pc.greater(pc.list_value_length(batch.column(0)), pa.scalar(0))
+        for batch in labels.iter_batches(f"{block}_top_helpers", ["helper_index"])
+    ]
+    return coverage.filter(pa.chunked_array(labelled))
 
 
 def covers_targets(select: StageOutput) -> bool:

@@ -52,9 +52,12 @@ def escape(text: str) -> str:
 
 def _lead(data: ReportData) -> str:
     picks, pool = format_count(num_picks(data)), format_count(data.num_candidates)
+    how = "by [NN-CIFT](https://arxiv.org/abs/2502.09969)"
+    if data.by_teacher:
+        how = f"by the labels of the teacher {escape(data.teacher)}, without a network,"
     return (
-        f"# {escape(data.run_name)}\n\n{picks} of {pool} examples, selected by "
-        f"[NN-CIFT](https://arxiv.org/abs/2502.09969) with nncift_ray {data.version}. Rows stand "
+        f"# {escape(data.run_name)}\n\n{picks} of {pool} examples, selected {how} with "
+        f"nncift_ray {data.version}. Rows stand "
         "in the order in which they were picked, the most useful first."
     )
 
@@ -103,7 +106,8 @@ def _columns() -> str:
 
 def _recipe(data: ReportData) -> str:
     """List the parts of the recipe that shape the subset, as escaped YAML in a fence."""
-    wanted = ("data", "teacher", "selection", "labels", "network")
+    shaping = "pair_scores" if data.by_teacher else "network"
+    wanted = ("data", "teacher", "selection", "labels", shaping)
     config = {name: data.config[name] for name in wanted if name in data.config}
     text = yaml.safe_dump(_without_pools(config), sort_keys=False, allow_unicode=True)
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", text)), default=0))

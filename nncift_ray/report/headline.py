@@ -48,7 +48,7 @@ def num_picks(data: ReportData) -> int:
 
 
 def num_scored_pairs(data: ReportData) -> int | None:
-    """Count the pairs the network scored, over all blocks."""
+    """Count the pairs that were scored, over all blocks."""
     if data.score_statistics is None or not data.score_statistics.num_rows:
         return None
     return int(numbers(data.score_statistics, "num_scored").sum())

@@ -26,8 +26,11 @@ def head_lead(data: ReportData) -> list[dict[str, object]]:
     else:
         parts.append(("for what they teach about all the others", False))
     if data.teacher:
+        told = f"{'scores' if data.pointwise else 'influence'} learnt from"
+        if data.by_teacher:
+            told = f"the {'ratings' if data.pointwise else 'labels'} of"
         parts += [
-            (f", by {'scores' if data.pointwise else 'influence'} learnt from a ", False),
+            (f", by {told} a ", False),
             (data.teacher, True),
             (" teacher", False),
         ]
@@ -104,11 +107,14 @@ def skipped_lead(data: ReportData) -> str:
 def _score_of(data: ReportData) -> str:
     """Say what a candidate's score is, and what ranking by it leaves out."""
     alone = "Each is judged alone: two picks may teach the same."
+    if data.pointwise and data.by_teacher:
+        return f"what the teacher says of each. {alone}"
     if data.pointwise:
         return f"what the network predicts the teacher would say of each. {alone}"
     rows = "targets" if data.num_targets else "candidates"
     best = " of the subtask that it helps most" if data.has_subtasks else ""
-    return f"the mean of what each is predicted to do for the {rows}{best}. {alone}"
+    does = "is measured to do" if data.by_teacher else "is predicted to do"
+    return f"the mean of what each {does} for the {rows}{best}. {alone}"
 
 
 def neighbours_lead(data: ReportData) -> str:
@@ -122,23 +128,33 @@ def neighbours_lead(data: ReportData) -> str:
 
 
 def fidelity_lead(data: ReportData) -> str:
-    """Say what the network learnt from and what the splits are."""
+    """Say what the network learnt from and what the splits are, or why there is no network."""
+    if data.by_teacher:
+        return (
+            "The scores are the teacher's own labels: no network was trained, so there is no "
+            "prediction to hold against the teacher, and no error, correlation or training curve "
+            f"to show. {_labelled(data)}"
+        )
     if data.pointwise:
         text = (
             "The teacher rates a sample of examples, a small network learns the ratings and "
             "predicts the rest. Q4 are held-out examples that were not in training."
         )
-        if data.num_labelled_pairs is not None:
-            text += f" The teacher rated {format_count(data.num_labelled_pairs)} examples here."
-        return text
+        return f"{text} {_labelled(data)}".rstrip()
     text = (
         "The teacher labels a sample of pairs, a small network learns them and predicts the rest. "
         "Q1 to Q4 are held-out pairs: in Q1 both examples had other labelled pairs in training, in "
         "Q4 neither had."
     )
-    if data.num_labelled_pairs is not None:
-        text += f" The teacher labelled {format_count(data.num_labelled_pairs)} pairs here."
-    return text
+    return f"{text} {_labelled(data)}".rstrip()
+
+
+def _labelled(data: ReportData) -> str:
+    """Say how much the teacher labelled, where that is known."""
+    if data.num_labelled_pairs is None:
+        return ""
+    did = "rated" if data.pointwise else "labelled"
+    return f"The teacher {did} {format_count(data.num_labelled_pairs)} {data.unit} here."
 
 
 def cost_lead(data: ReportData) -> str:

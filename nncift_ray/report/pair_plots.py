@@ -28,8 +28,11 @@ _COUNTED = (
 )
 
 
-def plot_histogram(histogram: pa.Table) -> Chart:
-    """Draw how the scores of each block are distributed (SCORE_HISTOGRAM, one row a bin)."""
+def plot_histogram(histogram: pa.Table, *, of_labels: bool = False) -> Chart:
+    """Draw how the scores of each block are distributed (SCORE_HISTOGRAM, one row a bin).
+
+    Of labels every one is counted.
+    """
     blocks = blocks_of(histogram)
     if not blocks:
         return Chart("histogram", "Distribution of scores", missing="nothing was scored.")
@@ -43,11 +46,12 @@ def plot_histogram(histogram: pa.Table) -> Chart:
         panels.append(Panel(picture, block if len(blocks) > 1 else ""))
     counted = int(numbers(histogram, "count").sum())
     unit = unit_of(blocks[0])
+    which = "" if of_labels or unit == "examples" else _COUNTED
     return Chart(
         "histogram",
         f"Distribution of {format_compact(counted)} scores",
         tuple(panels),
-        sees=f"the share of {unit} by score{'' if unit == 'examples' else _COUNTED}.",
+        sees=f"the share of {unit} by score{which}.",
         means="a long thin tail on the right holds what is worth having; where the right edge is "
         "steep, much is nearly as good as the best.",
     )

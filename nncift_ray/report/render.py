@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import pyarrow as pa
 
@@ -87,6 +88,7 @@ def _page_values(data: ReportData) -> dict[str, object]:
         "skipped_lead": leads.skipped_lead(data),
         "skipped": [_skipped(item) for item in data.skipped],
         "neighbours_missing": data.why_missing("neighbours", "no pick was sampled."),
+        "by_teacher": data.by_teacher,
         "fidelity_lead": leads.fidelity_lead(data),
         "fidelity_blocks": fidelity_charts,
         "drift": _drift(data),
@@ -109,7 +111,7 @@ def _page_values(data: ReportData) -> dict[str, object]:
             "Distribution of scores",
             data.score_histogram,
             data.why_missing("score_histogram", NOT_RECORDED),
-            plot_histogram,
+            partial(plot_histogram, of_labels=data.by_teacher),
         ),
         "recall": _recall(data),
         "scoring": None if data.scoring is None else tables.extra_table(data.scoring),

@@ -106,8 +106,8 @@ def plot_influence(statistics: pa.Table) -> Chart:
         (Panel(picture),),
         sees=f"for each block of {unit} the lowest and highest score (line), the mean (dot) and "
         "one standard deviation to each side (band).",
-        means=f"a narrow band means that the network tells few {unit} apart, and the choice then "
-        "rests on small differences.",
+        means=f"a narrow band means that few {unit} are told apart, and the choice then rests on "
+        "small differences.",
     )
 
 

@@ -37,7 +37,7 @@ def plot_scores(ranking: pa.Table, random_objective: float | None = None) -> Cha
         title,
         (Panel(picture),),
         sees="the score of each pick by rank, scaled so that 0 is the lowest and 1 the highest of "
-        "all scores of the network.",
+        "all scores.",
         means=_meaning(score, random_score),
     )
 

@@ -11,6 +11,7 @@ from nncift_ray.pipeline.opening import RUN_RECORD
 from nncift_ray.stages.project import stored_dtype
 from nncift_ray.storage.filesystem import Location
 from nncift_ray.storage.output import StageOutput
+from nncift_ray.storage.scores import scored_blocks
 
 
 def record_run(
@@ -21,8 +22,11 @@ def record_run(
     settings = outputs["select"].manifest.settings
     targets = [str(folder / "corpus" / "targets.jsonl")]
     has_targets = bool(outputs["deduplicate"].num_rows("targets"))
-    pointwise = outputs["fit"].manifest.settings["blocks"] == ["points"]
-    dtype = stored_dtype(outputs["project"].manifest.settings)
+    pointwise = scored_blocks(outputs) == ("points",)
+    scoring = {"top_k": 10, "by": "teacher"}
+    if "project" in outputs:
+        dtype = stored_dtype(outputs["project"].manifest.settings)
+        scoring = {"top_k": 10, "activation_dtype": dtype}
     config = make_config(
         {
             "run_dir": run_dir,
@@ -33,7 +37,7 @@ def record_run(
             },
             "teacher": {"kind": "selectit" if pointwise else "delift_se"},
             "network": {"num_hidden": 8},
-            "pair_scores": {"top_k": 10, "activation_dtype": dtype},
+            "pair_scores": scoring,
             "selection": {"objective": settings["objective"], "budget": settings["count"]},
         }
     )

@@ -94,3 +94,19 @@ def test_a_plan_after_the_index_tells_what_that_measured(
     assert amounts(made)["score_pairs"].endswith(told)
     found = {stage.name: stage.seconds - STAGE_START_SECONDS for stage in made.stages}
     assert found["score_pairs"] == pytest.approx(seconds)
+
+
+def test_a_plan_by_teacher_labels_everything_and_trains_nothing(tmp_path: Path) -> None:
+    candidates, targets, *_ = write_corpus(tmp_path, 80, 5)
+    tree = {
+        "run_dir": str(tmp_path / "run"),
+        "data": {"candidates": [candidates], "targets": [targets]},
+        "teacher": {"kind": "delift_se"},
+        "embedder": {"model": "embedded:all-minilm-l6-v2"},
+        "pair_scores": {"by": "teacher"},
+        "selection": {"objective": "facility_location", "budget": 0.1},
+    }
+    made = make_plan(make_config(tree))
+    assert (made.num_pairs_to_label, made.num_pairs_to_score) == (400, 0)
+    assert amounts(made)["teacher_scores"] == "400 labels, top 64"
+    assert not {"fit", "project", "score_pairs"} & set(amounts(made))

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from nncift_ray.cli import app
 from nncift_ray.errors import DataError, StageError
-from nncift_ray.pipeline import open_run, querying
+from nncift_ray.pipeline import open_run, pair_lookup
 from nncift_ray.pipeline.querying import InfluenceList, QueryAnswer, query
 from nncift_ray.storage.output import StageOutput
 from tests.s3 import s3_server
@@ -91,7 +91,7 @@ def test_whom_a_candidate_helps_is_its_column_over_all_rows(both_blocks: Run) ->
 
 def test_tiles_change_nothing(both_blocks: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = ask(both_blocks, "candidate", 3)
-    monkeypatch.setattr(querying, "TILE_ROWS", 7)
+    monkeypatch.setattr(pair_lookup, "TILE_ROWS", 7)
     assert ask(both_blocks, "candidate", 3) == whole
 
 

@@ -188,6 +188,22 @@ def make_report_data(num_picks: int = 20, text: str = "What is two and two?") ->
     )
 
 
+def make_teacher_data() -> ReportData:
+    """Make a report of a run whose scores are its teacher's labels."""
+    return replace(
+        make_report_data(),
+        by_teacher=True,
+        fidelity=None,
+        predictions=None,
+        training_history=None,
+        recall=None,
+        final_recall=None,
+        scoring=ExtraTable(
+            "What the teacher labelled", "Why.", ("block", "failed"), (("within", 3),)
+        ),
+    )
+
+
 def make_histogram(block: str) -> pa.Table:
     """Count the scores of a block in three bins."""
     counts = {"block": [block] * 3, "bin": [48_000, 48_001, 48_002], "count": [3, 9, 1]}

@@ -30,6 +30,7 @@ from nncift_ray.stages.score_pairs import Pruning, ScoreOptions, ScorePairsStage
 from nncift_ray.stages.select import SelectStage
 from nncift_ray.stages.selection_plan import TOP_K, SelectionPlan, blocks_of, list_blocks
 from nncift_ray.stages.stage import Resources, Stage
+from nncift_ray.stages.teacher_scores import TeacherScoresStage
 from nncift_ray.stages.utility import UtilityStage
 from nncift_ray.storage.filesystem import Location
 from nncift_ray.storage.output import StageOutput
@@ -117,9 +118,14 @@ def run_chain(
     measure: MeasureRates = measure_rates,
     options: ScoreOptions | None = None,
     dtype: str = "float32",
+    by_teacher: bool = False,
+    top_helpers: int = TOP_HELPERS,
     **plan: Any,
 ) -> dict[str, StageOutput]:
-    """Run all stages and return their outputs by name; ``plan`` goes into the SelectionPlan."""
+    """Run all stages and return their outputs by name; ``plan`` goes into the SelectionPlan.
+
+    ``by_teacher`` labels every pair and takes the labels for scores, without a network.
+    """
     sizes, options = sizes or Sizes(), options or ScoreOptions()
     outputs: dict[str, StageOutput] = {}
     location = Location.of(run_dir or str(folder / "run"))
@@ -144,6 +150,8 @@ def run_chain(
     examples = run(DeduplicateStage(run(IngestStage(sources))))
     embeddings = run(EmbedStage(examples, MODEL, make_embedder, shard_rows=sizes.embed_rows))
     design = SampleDesign(label_pairs=300, holdout_pairs_per_quadrant=20, seed=3)
+    if by_teacher:
+        design = SampleDesign(label_fraction=1.0, holdout_pairs_per_quadrant=0, seed=3)
     designs = dict.fromkeys(blocks, design)
     needs_baseline = teacher.needs_baseline
     sample = run(SampleStage(examples, designs, needs_baseline=needs_baseline, group_pairs=32))
@@ -158,6 +166,13 @@ def run_chain(
         )
     )
     labels = run(UtilityStage(measured, teacher.utility, name, needs_baseline=needs_baseline))
+    limit = {} if {"tokens", "fraction"} & set(plan) else {"count": budget}
+    wanted = SelectionPlan(objective, blocks, **limit, **plan)
+    kept = None if objective == TOP_K else top_helpers
+    if by_teacher:
+        own = run(TeacherScoresStage(labels, sample, examples, blocks, kept, subtask_by=subtask_by))
+        run(ExportStage(run(SelectStage(own, embeddings, wanted, examples=examples)), examples))
+        return outputs
     job = FitJob(labels, embeddings, blocks, BlockTraining(8, TrainingConfig(num_epochs=3, seed=1)))
     networks = run(FitStage(job, train_here))
     activations = run(
@@ -170,7 +185,7 @@ def run_chain(
             networks,
             embeddings,
             list_blocks(objective, blocks),
-            TOP_HELPERS,
+            top_helpers,
             index_options,
             max_worker_bytes=options.max_worker_bytes,
             measure=measure,
@@ -183,15 +198,13 @@ def run_chain(
             activations,
             networks,
             blocks,
-            top_k=None if objective == TOP_K else TOP_HELPERS,
+            top_k=kept,
             examples=examples,
             subtask_by=subtask_by,
             pruning=pruning,
             options=replace(options, column_tile=sizes.column_tile, shard_rows=sizes.score_rows),
         )
     )
-    limit = {} if {"tokens", "fraction"} & set(plan) else {"count": budget}
-    wanted = SelectionPlan(objective, blocks, **limit, **plan)
     ranking = run(SelectStage(scores, embeddings, wanted, examples=examples))
     run(ExportStage(ranking, examples))
     return outputs

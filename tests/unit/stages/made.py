@@ -78,6 +78,12 @@ class _GivenEmbeddings(_Given):
     name: ClassVar[str] = "embed"
 
 
+def given_output(folder: Location, name: str, tables: Mapping[str, pa.Table]) -> StageOutput:
+    """Finish a stage of some name that left these tables."""
+    stage = type("_GivenNamed", (_Given,), {"name": name})(tables, {}, 0)
+    return run_stage(stage, folder, execute=execute_here, reporter=SilentReporter())
+
+
 def make_network(seed: int = 0, hidden: int = HIDDEN, scale: float = 1) -> FactoredNetwork:
     """Make a network with weights of size ``scale``."""
     random = np.random.default_rng(seed)

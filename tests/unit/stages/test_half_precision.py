@@ -15,7 +15,7 @@ from nncift_ray.core.pairs.half_precision import round_to_half, rounding_error
 from nncift_ray.core.pairs.pair_scores import score_block, score_points, top_k_rows
 from nncift_ray.errors import StageError
 from nncift_ray.pipeline.blueprint import Blueprint
-from nncift_ray.pipeline.querying import score_helped, score_helpers
+from nncift_ray.pipeline.pair_lookup import score_helped, score_helpers
 from nncift_ray.pipeline.runner import trainers_of
 from nncift_ray.report.pair_collect import scoring_table
 from nncift_ray.stages.driver import execute_here, run_stage, stage_fingerprint
