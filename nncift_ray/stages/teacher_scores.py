@@ -245,14 +245,14 @@ class _ListFold:
 
     def write(self, sink: Sink) -> None:
         """Write every row of the block; one that no label speaks of has an empty list."""
-        index_IK, score_IK = self._best.lists()
         for start in range(0, len(self._is_asked_I), LIST_ROWS):
             stop = min(start + LIST_ROWS, len(self._is_asked_I))
             asked = np.flatnonzero(self._is_asked_I[start:stop])
-            place = self._place_I[start:stop][asked]
-            index = np.full((stop - start, index_IK.shape[1]), -1, np.int32)
+            first = int(self._is_asked_I[:start].sum())
+            index_AK, score_AK = self._best.lists(slice(first, first + len(asked)))
+            index = np.full((stop - start, index_AK.shape[1]), -1, np.int32)
             score = np.full(index.shape, -np.inf, np.float32)
-            index[asked], score[asked] = index_IK[place], score_IK[place]
+            index[asked], score[asked] = index_AK, score_AK
             rows = pa.array(np.arange(start, stop), pa.int64())
             sink.write(f"{self._block}_top_helpers", top_helpers_table(rows, index, score))
         if self._block == CROSS:

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from nncift_ray.errors import StageError
 from nncift_ray.stages.stage import Shard, Stage, Worker
 from nncift_ray.storage import schemas
-from nncift_ray.storage.output import Sink, StageOutput
+from nncift_ray.storage.output import ROW_GROUP_ROWS, Sink, StageOutput
+
+#: Labels written at a time: a row group, however small the parts that they are read from.
+LABELS_HELD = ROW_GROUP_ROWS
 
 UtilityFunction = Callable[[float | None, float], float]
 
 
 class UtilityStage(Stage):
-    """Write ``labels``: raw signed utilities, in the order of the pairs."""
+    """Write ``labels``: raw signed utilities, in the order of the pairs.
+
+    Memory: one baseline a helped example, and some tens of thousands of labels at a time.
+    """
 
     name: ClassVar[str] = "utility"
     unit: ClassVar[str] = "passes"
@@ -56,17 +63,32 @@ class UtilityStage(Stage):
         """Return the join."""
 
         def join(shard: Shard, sink: Sink) -> None:
-            table = self._measurements.read("measurements", schema=schemas.MEASUREMENTS)
-            rows = table.to_pylist()
-            baselines = {
-                (row["block"], row["helped_index"]): row["value"]
-                for row in rows
-                if row["split"] is None
-            }
-            labels = [self._label(row, baselines, sink) for row in rows if row["split"] is not None]
-            sink.write_rows("labels", [label for label in labels if label], schemas.LABELS)
+            baselines = self._read_baselines()
+            held: list[dict[str, Any]] = []
+            for row in self._rows():
+                label = None if row["split"] is None else self._label(row, baselines, sink)
+                if label is not None:
+                    held.append(label)
+                if len(held) == LABELS_HELD:
+                    sink.write_rows("labels", held, schemas.LABELS)
+                    held = []
+            sink.write_rows("labels", held, schemas.LABELS)
 
         return join
+
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        """Yield the measurements one by one, in the order of the pairs."""
+        for batch in self._measurements.iter_batches("measurements"):
+            yield from batch.to_pylist()
+
+    def _read_baselines(self) -> dict[tuple[str, int], float]:
+        """Return what each helped example measured alone, by block and row."""
+        found: dict[tuple[str, int], float] = {}
+        columns = ["block", "helped_index", "split", "value"]
+        for batch in self._measurements.iter_batches("measurements", columns):
+            for row in batch.filter(pc.is_null(batch.column("split"))).to_pylist():
+                found[row["block"], row["helped_index"]] = row["value"]
+        return found
 
     def _label(
         self, row: Mapping[str, Any], baselines: Mapping[tuple[str, int], float], sink: Sink

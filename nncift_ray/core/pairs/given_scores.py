@@ -52,9 +52,12 @@ class BestColumns:
         _check_pairs(row_P, len(self._key_IK), column_P, self._num_columns, score_P)
         _offer_pairs(self._key_IK, row_P, column_P, score_P)
 
-    def lists(self) -> tuple[I32, F32]:
-        """Return columns and scores [I, K], best first; -1 and -inf where there are no more."""
-        return read_keys(self._key_IK)
+    def lists(self, rows: slice = slice(None)) -> tuple[I32, F32]:
+        """Return columns and scores [I, K] of some rows, best first; -1 and -inf where no more.
+
+        Memory: some 40 * I * K bytes more, so ask for a part of many rows at a time.
+        """
+        return read_keys(self._key_IK[rows])
 
 
 class GivenSums:

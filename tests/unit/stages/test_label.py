@@ -18,6 +18,7 @@ from nncift_ray.models.teachers import (
     MeasurementFailure,
     Teacher,
 )
+from nncift_ray.stages import utility as utility_stage
 from nncift_ray.stages.driver import execute_here, run_stage
 from nncift_ray.stages.ingest import DeduplicateStage, IngestStage, find_sources
 from nncift_ray.stages.label import LabelStage
@@ -120,3 +121,13 @@ def test_a_lost_baseline_loses_its_pairs_with_a_reason(tmp_path: Path) -> None:
     assert helped not in made.read("labels")["helped_index"].to_pylist()
     assert {row["reason"] for row in made.read("errors").to_pylist()} == {"no_baseline"}
     assert len(made.read("labels")) + made.manifest.num_failures == EXACT_PAIRS
+
+
+def test_labels_are_the_same_in_whatever_pieces_they_are_read_and_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = labels(tmp_path / "a", measure(tmp_path / "a", Moody(), shard_pairs=999))
+    monkeypatch.setattr(utility_stage, "LABELS_HELD", 7)
+    pieces = labels(tmp_path / "b", measure(tmp_path / "b", Moody(), shard_pairs=1))
+    assert pieces.read("labels").equals(whole.read("labels"))
+    assert whole.num_rows("labels") == EXACT_PAIRS
