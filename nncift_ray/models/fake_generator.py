@@ -40,6 +40,10 @@ class FakeGenerator:
         """Return the bytes of the text in UTF-8."""
         return list(text.encode("utf-8", errors="surrogatepass"))
 
+    def encode_message(self, text: str) -> list[int]:
+        """Return the bytes of the text: there is no chat template."""
+        return self.encode(text)
+
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation | ScoringFailure]:
         """Answer every request; the answers are in the order of the requests."""
         self.num_requests += len(requests)

@@ -94,6 +94,13 @@ class GenerationEngine(Protocol):
         """Tokenise a piece of a text, with no special tokens added."""
         ...
 
+    def encode_message(self, text: str) -> list[int]:
+        """Tokenise a user's message as the model's chat template has it, ready to be answered.
+
+        Start tokens are included; a model without a template gets the bare text behind them.
+        """
+        ...
+
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation | ScoringFailure]:
         """Answer every request; the answers are in the order of the requests."""
         ...

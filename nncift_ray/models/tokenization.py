@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from nncift_ray.errors import ModelError
 
 NEWLINE = "\n"
+MESSAGE = "the-message-9c41d7"  # stands for a message while its model's chat template is read
+
+
+class MessageFrame(NamedTuple):
+    """What a chat template puts around a user's message."""
+
+    before: list[int]
+    space: str  # spaces that belong before the message: tokenizers join them with its first word
+    after: list[int]  # up to where the model answers
 
 
 def well_formed(text: str) -> str:
@@ -65,6 +75,20 @@ class SegmentTokenizer:
             return self._plain(text)
         return self._plain(NEWLINE + text)[len(self._newline_ids) :]
 
+    def encode_message(self, text: str) -> list[int]:
+        """Tokenise a user's message as the model's chat template has it, ready to be answered.
+
+        Special tokens come from the template alone: those written in the message are text, so a
+        message cannot end itself. A model without a template gets its start tokens and the text.
+
+        Raises:
+            ModelError: If the template cannot be applied to one message of a user.
+        """
+        frame = self._message_frame
+        if frame is None:
+            return [*self.start_ids, *self.encode(text)]
+        return [*frame.before, *self.encode(frame.space + text), *frame.after]
+
     def save(self, folder: Path) -> None:
         """Write the tokenizer's files."""
         self._tokenizer.save_pretrained(str(folder))
@@ -83,6 +107,36 @@ class SegmentTokenizer:
             [[i] for i in ids], skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
         return frozenset(i for i, piece in zip(ids, pieces, strict=True) if text in piece)
+
+    @functools.cached_property
+    def _message_frame(self) -> MessageFrame | None:
+        import jinja2  # transformers runs templates in jinja2's sandbox
+
+        if not self._tokenizer.chat_template:
+            return None
+        try:
+            drawn = self._tokenizer.apply_chat_template(
+                [{"role": "user", "content": MESSAGE}], tokenize=False, add_generation_prompt=True
+            )
+        except (jinja2.TemplateError, LookupError, TypeError, ValueError) as error:
+            raise ModelError(
+                f"the chat template of {self._tokenizer.name_or_path} takes no message: {error}"
+            ) from error
+        if drawn.count(MESSAGE) != 1:
+            raise ModelError(
+                f"the chat template of {self._tokenizer.name_or_path} writes a message "
+                f"{drawn.count(MESSAGE)} times"
+            )
+        before, _, after = drawn.partition(MESSAGE)
+        bare = before.rstrip(" ")
+        after_ids = self._special(NEWLINE + after)[len(self._newline_ids) :]
+        if not self._needs_newline:
+            after_ids = self._special(after)
+        return MessageFrame(self._special(bare), before[len(bare) :], after_ids)
+
+    def _special(self, text: str) -> list[int]:
+        """Tokenise a text in which special tokens are what they say."""
+        return list(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def _text(self, token_ids: Sequence[int]) -> str:
         return self._tokenizer.decode(
@@ -121,3 +175,7 @@ class TokenizingEngine:
     def encode(self, text: str) -> list[int]:
         """Tokenise a piece of a text, with no special tokens added."""
         return self._tokenizer.encode(text)
+
+    def encode_message(self, text: str) -> list[int]:
+        """Tokenise a user's message as the model's chat template has it, start tokens included."""
+        return self._tokenizer.encode_message(text)

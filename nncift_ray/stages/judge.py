@@ -138,8 +138,7 @@ def make_request(
     question = build_question(
         answered["question"], answered["reference"], answered["response"], rubric
     )
-    prompt_ids = [*judge.start_ids, *judge.encode(question)]
-    return GenerationRequest(prompt_ids, max_tokens, temperature=0.0)
+    return GenerationRequest(judge.encode_message(question), max_tokens, temperature=0.0)
 
 
 def write_verdicts(
