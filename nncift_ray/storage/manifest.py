@@ -7,6 +7,7 @@ one file.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -182,6 +183,11 @@ def fingerprint(
 
 def describe_environment() -> dict[str, str]:
     """Return the versions that shaped a result; no host name, user name, path or variable."""
+    return dict(_environment())
+
+
+@functools.cache  # looking a dozen packages up takes as long as a small stage, and none changes
+def _environment() -> Mapping[str, str]:
     found = {"python": platform.python_version(), "machine": platform.machine()}
     for package in RECORDED_PACKAGES:
         try:

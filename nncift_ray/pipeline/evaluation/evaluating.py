@@ -13,18 +13,18 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from nncift_ray.config import Config
-from nncift_ray.errors import ConfigError, DataError, ModelError, NnciftError, StageError
-from nncift_ray.pipeline.blueprint import Blueprint
+from nncift_ray.errors import DataError, ModelError, NnciftError, StageError
 from nncift_ray.pipeline.evaluation.cells import (
     Cell,
     SubsetKey,
     plan_cells,
     plan_rounds,
 )
+from nncift_ray.pipeline.evaluation.checking import check_evaluation
 from nncift_ray.pipeline.evaluation.held_out import TestSet, prepare_test
 from nncift_ray.pipeline.evaluation.makers import Makers, makers_of
 from nncift_ray.pipeline.evaluation.measuring import Measurer
-from nncift_ray.pipeline.evaluation.methods import Method, method_notices, variant
+from nncift_ray.pipeline.evaluation.methods import Method, variant
 from nncift_ray.pipeline.evaluation.publishing import Measured, publish
 from nncift_ray.pipeline.evaluation.record import EvaluationFiles
 from nncift_ray.pipeline.evaluation.scores import BY_JUDGE, GRADED, CellResult, cell_scores
@@ -37,13 +37,11 @@ from nncift_ray.pipeline.evaluation.workbench import Workbench
 from nncift_ray.pipeline.locking import locked
 from nncift_ray.pipeline.observing import observed
 from nncift_ray.pipeline.opening import RUN_RECORD
-from nncift_ray.pipeline.runner import trainers_of
 from nncift_ray.stages.driver import Executor
 from nncift_ray.stages.progress import LineReporter, Reporter
 from nncift_ray.stages.ray_pool import cluster_has_gpu, execute_on_ray, ray_session
 from nncift_ray.stages.reporters import News
 from nncift_ray.storage import evaluation_schemas as schemas
-from nncift_ray.storage.corpora import expand_sources
 from nncift_ray.storage.filesystem import Location
 from nncift_ray.storage.output import StageOutput
 
@@ -53,11 +51,6 @@ SELECT = "select"
 OF_ONE_BUDGET = ("select_partitions", SELECT)
 #: What one cell may fail with while others may still succeed; anything else stops the evaluation.
 OF_ONE_CELL = (DataError, ModelError, StageError)
-TESTS_EXAMPLE = """evaluation.tests: name at least one held-out test set, e.g.
-
-  evaluation:
-    tests:
-      gsm8k: [corpora/gsm8k_test.jsonl]"""
 
 
 @dataclass(frozen=True)
@@ -80,39 +73,6 @@ class EvaluationResult:
 
     files: EvaluationFiles
     failures: tuple[Failure, ...]
-
-
-def check_evaluation(config: Config) -> tuple[str, ...]:
-    """Look for what would stop an evaluation later; return what the user should know.
-
-    Raises:
-        NnciftError: For the first thing that is missing or contradicts another.
-    """
-    evaluation = config.evaluation
-    if not evaluation.tests:
-        raise ConfigError(TESTS_EXAMPLE)
-    for name, patterns in evaluation.tests.items():
-        try:
-            expand_sources(patterns)
-        except NnciftError as error:
-            raise type(error)(f"evaluation.tests.{name}: {error}") from error
-    notices = method_notices(config)
-    for recipe in variants(config):
-        blueprint = Blueprint(recipe, trainers_of)
-        blueprint.check()
-        notices += blueprint.notices()
-    return tuple(dict.fromkeys(notices))
-
-
-def variants(config: Config) -> list[Config]:
-    """Return the recipe of each method that asks a teacher, at the first budget.
-
-    Raises:
-        ConfigError: If a method and the recipe contradict each other.
-    """
-    methods = [Method.named(name) for name in config.evaluation.methods]
-    budget = config.evaluation.budgets[0]
-    return [variant(config, method, budget) for method in methods if method.teacher is not None]
 
 
 def evaluate(

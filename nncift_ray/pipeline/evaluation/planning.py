@@ -22,6 +22,7 @@ from nncift_ray.pipeline.evaluation.cells import (
     plan_cells,
     plan_rounds,
 )
+from nncift_ray.pipeline.evaluation.checking import check_tests
 from nncift_ray.pipeline.evaluation.methods import Method, method_notices, variant
 from nncift_ray.pipeline.evaluation.scores import ANSWERED
 from nncift_ray.pipeline.evaluation.subsets import budget_count
@@ -97,6 +98,7 @@ def plan_evaluation(
     Raises:
         NnciftError: What would stop it at once: files or models that are not there.
     """
+    check_tests(config)
     kind = hardware or detect_hardware()
     work = _Work(config, kind)
     keys = [key for keys in plan_rounds(config.evaluation) for key in keys]

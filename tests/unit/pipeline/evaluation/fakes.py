@@ -25,7 +25,7 @@ from nncift_ray.models.training_loop import TrainingSettings
 from nncift_ray.models.tuned_model import TunedModel
 from nncift_ray.pipeline import blueprint, runner
 from nncift_ray.pipeline.blueprint import Trainers
-from nncift_ray.pipeline.evaluation import evaluating, workbench
+from nncift_ray.pipeline.evaluation import evaluating, record, workbench
 from nncift_ray.pipeline.evaluation.makers import Makers
 from nncift_ray.stages.driver import execute_here
 from nncift_ray.stages.fit import train_here
@@ -209,5 +209,6 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluating, "cluster_has_gpu", lambda: False)
     monkeypatch.setattr(runner, "pool_resources", lambda *args, **options: Resources())
     monkeypatch.setattr(blueprint, "EmbedderFactory", lambda model: HashEmbedder)
+    monkeypatch.setattr(record, "render_evaluation", lambda data: "the page has tests of its own")
     trainers = Trainers(train_here, None)  # pyright: ignore
     monkeypatch.setattr(workbench, "trainers_of", lambda config, use_gpu: trainers)

@@ -147,6 +147,10 @@ def test_answers_are_written_in_both_modes_and_graded_by_every_metric(tmp_path: 
     assert set(heard.started) == {"judge"}  # exact match came with ROUGE
     verdicts = {row[3]: row[-1] for row in values(second, ["value"]) if row[5] == "judge"}
     assert verdicts == {"none": None, "tuned": 3.0, "icl": 3.0}  # a judge that babbles: no grade
+    texts = second.files.data.answers
+    assert set(texts["response"].to_pylist()) > {"taught nothing", "taught 12"}
+    shown = texts.filter(pc.equal(texts["mode"], "icl"))["response"].to_pylist()
+    assert all(text.startswith("answer") for text in shown)  # as a candidate has it
 
     shown = second.files.data.answers.to_pylist()
     assert Counter(row["mode"] for row in shown) == {"none": 3, "tuned": 3, "icl": 3}
