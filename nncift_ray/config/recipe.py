@@ -34,6 +34,8 @@ class ClusterConfig(Section):
         price_per_cpu_hour: US dollars.
         teacher_tokens_per_second: Speed of one teacher actor, for `nncift plan`; null: a guess by
             hardware.
+        placement_timeout: Seconds for which no node may be able to hold an actor before the stage
+            stops and says what is missing; long enough for an autoscaler and for a spot shortage.
     """
 
     address: str | None = None
@@ -43,6 +45,7 @@ class ClusterConfig(Section):
     price_per_gpu_hour: float = Field(default=2.5, ge=0)
     price_per_cpu_hour: float = Field(default=0.04, ge=0)
     teacher_tokens_per_second: float | None = Field(default=None, gt=0)
+    placement_timeout: float = Field(default=1800, gt=0)
 
     def hourly_price(self, num_cpus: float, num_gpus: float) -> float:
         """Return what a worker costs an hour, US dollars: its GPUs, or its CPUs if it has none."""

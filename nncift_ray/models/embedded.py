@@ -229,8 +229,11 @@ def _find_package(model: EmbeddedModel, name: str) -> Distribution:
 
 
 def _resolve_folder(folder: Path) -> ResolvedModel:
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"{folder} holds no config.json, so it is not a model's folder")
+    # A sentence-transformers folder of word vectors has modules only.
+    if not any((folder / name).is_file() for name in ("config.json", "modules.json")):
+        raise ModelError(
+            f"{folder} holds neither config.json nor modules.json, so it is not a model's folder"
+        )
     return ResolvedModel(str(folder), str(folder), folder_digest(folder))
 
 

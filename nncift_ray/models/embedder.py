@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,8 @@ import numpy.typing as npt
 
 from nncift_ray.errors import ModelError
 from nncift_ray.models.tokenization import well_formed
+
+UNLIMITED = 1 << 20  # tokens
 
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
@@ -94,9 +97,13 @@ class SentenceTransformerEmbedder:
             )
         except (OSError, ValueError) as error:
             raise ModelError(f"no embedder can be loaded from {model_path}: {error}") from error
-        own_limit = int(self._model.max_seq_length or 512)
-        self.max_length = min(max_length or own_limit, own_limit)
-        self._model.max_seq_length = self.max_length
+        own_limit = self._model.max_seq_length or 512
+        if math.isinf(own_limit):  # a model of word vectors reads any length, and cannot cut
+            self.max_length = UNLIMITED
+        else:
+            self.max_length = min(max_length or int(own_limit), int(own_limit))
+            self._model.max_seq_length = self.max_length
+        self._has_bare_tokenizer = not callable(self._model.tokenizer)  # of word vectors
         self._batch_size = batch_size
         self.dimension = int(self._model.get_embedding_dimension())
 
@@ -123,8 +130,13 @@ class SentenceTransformerEmbedder:
         """Return the tokens of each text [N], uncut and without special tokens."""
         if not texts:
             return np.empty(0, dtype=np.int32)
-        encoded = self._model.tokenizer(
-            [well_formed(text) for text in texts],
+        clean = [well_formed(text) for text in texts]
+        tokenizer: Any = self._model.tokenizer
+        if self._has_bare_tokenizer:
+            bare = tokenizer.encode_batch(clean, add_special_tokens=False)
+            return np.fromiter((len(each) for each in bare), dtype=np.int32, count=len(texts))
+        encoded = tokenizer(
+            clean,
             add_special_tokens=False,
             truncation=False,
             padding=False,
@@ -139,7 +151,7 @@ class HashEmbedder:
     def __init__(self, dimension: int = 16) -> None:
         """Make an embedder of ``dimension`` numbers a text."""
         self.dimension = dimension
-        self.max_length = 1 << 20
+        self.max_length = UNLIMITED
 
     def embed(self, texts: Sequence[str]) -> F32:
         """Return unit vectors [N, D], in the order of the texts."""

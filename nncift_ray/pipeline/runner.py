@@ -252,6 +252,7 @@ def resources_for(use: PoolUse, cluster: ClusterConfig) -> Resources:
         single_threaded=use.single_threaded,
         local=cluster_address(cluster) is None,
         max_actors=use.max_actors,
+        placement_timeout=cluster.placement_timeout,
     )
 
 
@@ -264,7 +265,10 @@ def trainers_of(config: Config, use_gpu: bool) -> Trainers:
     num_cpus = less.pool.num_cpus or max(1, (os.cpu_count() or 1) // less.num_workers)
     return Trainers(
         fit=RayTrainer(
-            storage=storage, num_workers=config.network.num_workers, labels=config.cluster.labels
+            storage=storage,
+            num_workers=config.network.num_workers,
+            labels=config.cluster.labels,
+            placement_timeout=config.cluster.placement_timeout,
         ),
         warm_up=RayWarmupTrainer(
             storage=storage,
@@ -272,6 +276,7 @@ def trainers_of(config: Config, use_gpu: bool) -> Trainers:
             num_cpus=num_cpus,
             use_gpu=use_gpu,
             labels=less.pool.labels or config.cluster.labels,
+            placement_timeout=config.cluster.placement_timeout,
         ),
     )
 

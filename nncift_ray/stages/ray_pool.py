@@ -21,13 +21,14 @@ from nncift_ray.config import ClusterConfig, PoolConfig
 from nncift_ray.errors import StageError
 from nncift_ray.stages.driver import execute_here
 from nncift_ray.stages.metrics import WorkerMetrics, run_of
+from nncift_ray.stages.placement import watch_placement
 from nncift_ray.stages.shard_runner import (
     ShardOutcome,
     ShardRunner,
     describe_outcome,
     parse_outcome,
 )
-from nncift_ray.stages.stage import Resources, Shard, Stage
+from nncift_ray.stages.stage import PLACEMENT_TIMEOUT, Resources, Shard, Stage
 from nncift_ray.storage.filesystem import Location
 
 # On one machine Ray's CPUs are tickets: readers and the driver need some beside the actors.
@@ -179,7 +180,9 @@ def execute_on_ray(stage: Stage, folder: Location, shards: list[Shard]) -> Itera
         label_selector=dict(resources.labels) or None,
     )
     try:
-        for row in outcomes.iter_rows():
+        for row in watch_placement(
+            outcomes.iter_rows(), stage.name, resources, resources.placement_timeout
+        ):
             yield parse_outcome(row)
     except ray.exceptions.RayError as error:
         raise StageError(
@@ -195,6 +198,7 @@ def pool_resources(
     single_threaded: bool,
     local: bool,
     max_actors: int | None = None,
+    placement_timeout: float = PLACEMENT_TIMEOUT,
 ) -> Resources:
     """Size a stage's actor pool for the cluster that is there; the recipe's numbers win.
 
@@ -214,7 +218,7 @@ def pool_resources(
     most = int(cluster_gpus // num_gpus if num_gpus else cluster_cpus // num_cpus)
     most = max(1, min(most, max_actors or most))
     low, high = (1, most) if pool.num_actors is None else _as_range(pool.num_actors)
-    return Resources(num_cpus, num_gpus, low, high, pool.resources, pool.labels)
+    return Resources(num_cpus, num_gpus, low, high, pool.resources, pool.labels, placement_timeout)
 
 
 def _as_range(num_actors: int | tuple[int, int]) -> tuple[int, int]:

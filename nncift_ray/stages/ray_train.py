@@ -27,6 +27,8 @@ from nncift_ray.models.training_loop import Workers
 from nncift_ray.models.warmup import WarmupCheckpoint
 from nncift_ray.stages.block_training import FittedBlock
 from nncift_ray.stages.fit import FitJob, train_here
+from nncift_ray.stages.placement import wait_for_place
+from nncift_ray.stages.stage import PLACEMENT_TIMEOUT, Resources
 from nncift_ray.stages.step_progress import StepProgress
 from nncift_ray.stages.training_examples import UnfitExample
 from nncift_ray.stages.tune import KeepTuned, TuneJob, TuningRecord, tune_here
@@ -57,6 +59,7 @@ class RayWorkers:
     num_cpus: float = 1  # of a worker, also its number of threads
     use_gpu: bool = False  # one a worker
     labels: Mapping[str, str] = dataclasses.field(default_factory=dict[str, str])  # of their nodes
+    placement_timeout: float = PLACEMENT_TIMEOUT  # seconds
 
     def run(
         self,
@@ -70,9 +73,12 @@ class RayWorkers:
         ``work`` is given the job as "job", and what else is given here by its name.
 
         Raises:
-            StageError: If the workers end without a checkpoint, or are lost too often.
+            StageError: If there is no node for a worker, or the workers end without a checkpoint or
+                are lost too often.
             NnciftError: Whatever a worker raised of that family, e.g. ModelError.
         """
+        wanted = Resources(self.num_cpus, float(self.use_gpu), labels=self.labels)
+        wait_for_place("training", wanted, self.placement_timeout)
         # A name of its own: Ray Train would go on from the checkpoints of another run's directory.
         name = uuid.uuid4().hex[:8]
         trainer = ray.train.torch.TorchTrainer(

@@ -20,6 +20,9 @@ from nncift_ray.storage import schemas
 from nncift_ray.storage.filesystem import Location
 from nncift_ray.storage.output import ERRORS_TABLE, Sink, StageOutput
 
+#: Seconds; the recipe's ``cluster.placement_timeout`` where a run sizes the pools.
+PLACEMENT_TIMEOUT = 1800.0
+
 #: Reason in the errors table of a row that killed the process that worked on it.
 KILLED_WORKER = "killed_worker"
 
@@ -56,6 +59,8 @@ class Resources:
     custom: Mapping[str, float] = field(default_factory=dict[str, float])
     #: Labels of the nodes that an actor may run on: a selector of Ray's.
     labels: Mapping[str, str] = field(default_factory=dict[str, str])
+    #: How long there may be no node that could hold one, before the stage stops.
+    placement_timeout: float = PLACEMENT_TIMEOUT
 
 
 Worker = Callable[[Shard, Sink], None]

@@ -7,6 +7,7 @@ come from the environment only); any other scheme is asked of fsspec.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import io
 import os
@@ -15,14 +16,18 @@ import uuid
 from collections.abc import Generator
 from dataclasses import dataclass
 from typing import IO, Any, cast
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import pyarrow as pa
 from pyarrow import fs as pafs
 
 from nncift_ray.errors import StorageError
+from nncift_ray.storage.patient_store import ATTEMPTS, PatientHandler
 
 TEMPORARY_MARK = ".tmp-"
+# What may stand in the query of an s3:// address; Arrow itself refuses other names.
+_S3_TEXTS = ("scheme", "endpoint_override")
+_S3_FLAGS = ("allow_bucket_creation", "allow_bucket_deletion", "force_virtual_addressing")
 PRIVATE_MODE = 0o700
 
 
@@ -40,10 +45,37 @@ def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
             f"a {uri.split('://', 1)[0]}:// address holds credentials: take them out and set them "
             "in the environment"
         )
+    if uri.startswith("s3://"):
+        return _resolve_s3(uri)
     try:
         return pafs.FileSystem.from_uri(uri)
     except (pa.ArrowInvalid, ValueError):
         return _resolve_with_fsspec(uri)
+
+
+def _resolve_s3(uri: str) -> tuple[pafs.FileSystem, str]:
+    parts = urlsplit(uri)
+    try:
+        fs = _open_s3(parts.netloc, parts.query)
+    except (pa.ArrowInvalid, ValueError) as error:
+        raise StorageError(f"{uri}: {error}") from error
+    return fs, f"{parts.netloc}{parts.path}"
+
+
+@functools.lru_cache(maxsize=64)
+def _open_s3(bucket: str, query: str) -> pafs.FileSystem:
+    """Return the file system of a bucket, patient with a store that turns requests away."""
+    options = dict(parse_qsl(query))
+    # Arrow reads the address, finds the region and refuses what it does not know.
+    plain, _ = pafs.FileSystem.from_uri(f"s3://{bucket}" + (f"?{query}" if query else ""))
+    given: dict[str, Any] = {name: options[name] for name in _S3_TEXTS if name in options}
+    given |= {name: options[name].lower() == "true" for name in _S3_FLAGS if name in options}
+    store = pafs.S3FileSystem(
+        region=cast("pafs.S3FileSystem", plain).region,
+        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
+        **given,
+    )
+    return pafs.PyFileSystem(PatientHandler(store))
 
 
 def _resolve_with_fsspec(uri: str) -> tuple[pafs.FileSystem, str]:
@@ -76,6 +108,10 @@ class Location:
         fs, path = resolve(uri)
         shown = path if isinstance(fs, pafs.LocalFileSystem) else uri.rstrip("/")
         return cls(fs, path.rstrip("/") or "/", shown)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel to a worker as an address: a pickled file system forgets how patient it was."""
+        return Location.of, (self.uri,)
 
     def __truediv__(self, name: str) -> Location:
         """Return the location ``name`` below this one."""

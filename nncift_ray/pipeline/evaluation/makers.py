@@ -75,6 +75,7 @@ def _tuner(config: Config, has_gpu: bool) -> Tuner:
         num_cpus=num_cpus,
         use_gpu=has_gpu,
         labels=tuning.pool.labels or config.cluster.labels,
+        placement_timeout=config.cluster.placement_timeout,
     )
 
 

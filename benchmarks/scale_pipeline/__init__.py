@@ -1,0 +1,1 @@
+"""Time and memory of the whole pipeline, from files to a ranked subset, as corpora grow."""

@@ -1,0 +1,30 @@
+"""Run a recipe and tell each stage's end on standard output: the child of the benchmark."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+
+from nncift_ray.config import load_config
+from nncift_ray.pipeline import run
+from nncift_ray.stages.progress import SilentReporter
+
+
+class Teller(SilentReporter):
+    """Prints one JSON line a stage that begins or ends."""
+
+    def stage_started(self, name: str, total: int, done: int, unit: str) -> None:
+        """Tell that a stage begins."""
+        self._tell(name, "started")
+
+    def stage_finished(self, name: str, seconds: float, num_failures: int) -> None:
+        """Tell that a stage ends."""
+        self._tell(name, "finished", seconds=seconds, failures=num_failures)
+
+    def _tell(self, stage: str, event: str, **more: float) -> None:
+        print(json.dumps({"stage": stage, "event": event, "at": time.time(), **more}), flush=True)
+
+
+if __name__ == "__main__":
+    run(load_config(sys.argv[1]), reporter=Teller())
