@@ -7,6 +7,7 @@ D hidden size, V vocabulary.
 from __future__ import annotations
 
 import gc
+from array import array
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ PROBE_TOLERANCE = 1e-5
 class TrainingExample:
     """A tokenised example; the loss is on input_ids[response_start:], end token included."""
 
-    input_ids: tuple[int, ...]
+    input_ids: array[int]  # packed, since a subset may have millions: 4 bytes a token
     response_start: int
 
     @property
@@ -137,7 +138,7 @@ class TrainableModel:
             return ScoringFailure(
                 "too_long", f"{len(input_ids)} tokens, the limit is {self.max_length}"
             )
-        return TrainingExample(input_ids, len(prompt))
+        return TrainingExample(array("i", input_ids), len(prompt))
 
     def losses(self, batch: Sequence[TrainingExample]) -> Tensor:
         """Return each example's loss [B]: nats a response token, mean over its own tokens.

@@ -62,8 +62,8 @@ def load_language_model(
             model = _add_adapter(model, adapter, device, merge=quantization is None)
     except torch.OutOfMemoryError as error:
         raise ModelError(
-            f"{model_path} does not fit into the memory of {device}: set teacher.quantization to "
-            f"{BITSANDBYTES}, teacher.dtype to bfloat16, or choose a smaller model"
+            f"{model_path} does not fit into the memory of {device}: set its quantization to "
+            f"{BITSANDBYTES}, its dtype to bfloat16, or choose a smaller model"
         ) from error
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise ModelError(f"no language model can be loaded from {model_path}: {error}") from error

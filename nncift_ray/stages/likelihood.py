@@ -16,7 +16,8 @@ from nncift_ray.models.engine import ScoringEngine, ScoringFailure, ScoringReque
 from nncift_ray.models.prompting import Prompt, build_prompt_ids
 from nncift_ray.models.tuned_model import TunedModel
 from nncift_ray.stages.atoms import RowAtoms, RowStage
-from nncift_ray.stages.shown_examples import EXAMPLE_COLUMNS, ShownExamples
+from nncift_ray.stages.drawn_rows import read_drawn
+from nncift_ray.stages.shown_examples import ShownExamples
 from nncift_ray.stages.stage import KILLED_WORKER, Shard, Worker
 from nncift_ray.stages.tuned_files import tuned_files
 from nncift_ray.storage import evaluation_schemas
@@ -26,8 +27,10 @@ from nncift_ray.storage.output import Sink, StageOutput
 ATOM_ROWS = 64
 DEFAULT_SHARD_ROWS = 256
 DRAWN = "rows"
+COLUMNS = ["row_index", "example_id", "prompt", "response"]
 
 EngineFactory = Callable[[TunedModel | None], ScoringEngine]
+Question = Mapping[str, Any]
 
 
 class LikelihoodStage(RowStage):
@@ -118,8 +121,10 @@ class LikelihoodStage(RowStage):
                 rows = shard.wanted(self.row_numbers(atom, atom + 1))
                 if not rows:
                     continue
-                questions: list[dict[str, Any]] = []
-                for row, question in zip(rows, self._read(rows), strict=True):
+                numbers = self._rows[rows.start : rows.stop]
+                drawn = read_drawn(self._tests, self._table, numbers, COLUMNS).to_pylist()
+                questions: list[Question] = []
+                for row, question in zip(rows, drawn, strict=True):
                     if row in shard.skip:
                         _refuse(question, ScoringFailure(KILLED_WORKER, shard.skip[row]), sink)
                     else:
@@ -128,24 +133,16 @@ class LikelihoodStage(RowStage):
 
         return score_shard
 
-    def _read(self, rows: range) -> list[dict[str, Any]]:
-        """Read some of the drawn rows, which stand in the order of the test set."""
-        numbers = self._rows[rows.start : rows.stop]
-        low, high = int(numbers[0]), int(numbers[-1]) + 1
-        columns = ["row_index", *EXAMPLE_COLUMNS]
-        table = self._tests.read_range(self._table, low, high, columns)
-        return table.take(pa.array(numbers - low, pa.int64())).to_pylist()
-
 
 def score_questions(
-    questions: Sequence[Mapping[str, Any]],
+    questions: Sequence[Question],
     engine: ScoringEngine,
     shown: Mapping[int, Sequence[Example]] | None,
     max_length: int,
     sink: Sink,
 ) -> None:
     """Score the references of some rows in one engine call; a row that fails is an error row."""
-    asked: list[Mapping[str, Any]] = []
+    asked: list[Question] = []
     requests: list[ScoringRequest] = []
     for question in questions:
         request = make_request(question, engine, shown, max_length)
@@ -167,7 +164,7 @@ def score_questions(
 
 
 def make_request(
-    question: Mapping[str, Any],
+    question: Question,
     engine: ScoringEngine,
     shown: Mapping[int, Sequence[Example]] | None,
     max_length: int,
@@ -197,7 +194,7 @@ def make_request(
 
 
 def _likelihood(
-    question: Mapping[str, Any], request: ScoringRequest, answer: ScoringResult
+    question: Question, request: ScoringRequest, answer: ScoringResult
 ) -> dict[str, Any]:
     return {
         "row_index": question["row_index"],
@@ -208,7 +205,7 @@ def _likelihood(
     }
 
 
-def _refuse(question: Mapping[str, Any], failure: ScoringFailure, sink: Sink) -> None:
+def _refuse(question: Question, failure: ScoringFailure, sink: Sink) -> None:
     sink.error(
         failure.reason,
         failure.message,

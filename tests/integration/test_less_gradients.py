@@ -290,10 +290,10 @@ def test_a_model_without_the_named_layers_is_refused_with_the_key(path: Path) ->
 def test_encode_joins_prompt_newline_response_and_end_token(model: LoraModel) -> None:
     example = model.encode(Example("a", "Count to two.", "one two"))
     assert isinstance(example, TrainingExample)
-    text = model._tokenizer._tokenizer.decode(example.input_ids)
+    text = model.tokenizer._tokenizer.decode(list(example.input_ids))
     assert text == "Count to two.\none two<|end|>"
-    response = example.input_ids[example.response_start :]
-    assert model._tokenizer._tokenizer.decode(response) == "one two<|end|>"
+    response = list(example.input_ids[example.response_start :])
+    assert model.tokenizer._tokenizer.decode(response) == "one two<|end|>"
 
 
 def test_encode_refuses_what_has_no_response_or_does_not_fit(path: Path) -> None:

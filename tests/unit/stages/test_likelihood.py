@@ -20,21 +20,19 @@ from nncift_ray.stages.likelihood import LikelihoodStage
 from nncift_ray.stages.shown_examples import ShownExamples
 from nncift_ray.stages.stage import Shard, Stage, Worker
 from nncift_ray.storage import evaluation_schemas, schemas
+from nncift_ray.storage.filesystem import Location
 from nncift_ray.storage.output import Sink, StageOutput
-from tests.unit.stages.less_chain import NUM_TARGETS, CorpusStage, make_row, run
+from tests.unit.stages.less_chain import CorpusStage, make_row, run
 
 ENGINE_SETTINGS = {"engine": "fake"}
 LONG = 10_000
 
 
-class Given(Stage):
+class _Given(Stage):
     """Writes tables as they are given."""
 
-    def __init__(self, name: str, tables: Mapping[str, pa.Table]) -> None:
-        self.name = name  # pyright: ignore[reportIncompatibleVariableOverride]
+    def __init__(self, **tables: pa.Table) -> None:
         self._tables = tables
-
-    name: ClassVar[str]
 
     @property
     def produces(self) -> Mapping[str, pa.Schema]:
@@ -56,6 +54,14 @@ class Given(Stage):
                 sink.write(name, table)
 
         return write
+
+
+class _GivenTests(_Given):
+    name: ClassVar[str] = "tests"
+
+
+class _GivenContexts(_Given):
+    name: ClassVar[str] = "retrieve"
 
 
 class Recorder(FakeEngine):
@@ -80,7 +86,7 @@ def make_tests(folder: Path, **changes: Callable[[list[dict[str, Any]]], None]) 
     for change in changes.values():
         change(rows)
     table = pa.Table.from_pylist(rows, schema=schemas.EXAMPLES)
-    return run(Given("tests", {"targets": table}), folder)
+    return run(_GivenTests(targets=table), folder)
 
 
 def make_shown(folder: Path, found: Mapping[int, list[int]]) -> ShownExamples:
@@ -89,9 +95,7 @@ def make_shown(folder: Path, found: Mapping[int, list[int]]) -> ShownExamples:
         for row, indices in found.items()
     ]
     table = pa.Table.from_pylist(rows, schema=evaluation_schemas.CONTEXTS)
-    return ShownExamples(
-        run(Given("retrieve", {"contexts": table}), folder), run(CorpusStage(), folder)
-    )
+    return ShownExamples(run(_GivenContexts(contexts=table), folder), run(CorpusStage(), folder))
 
 
 def text_of(ids: Any) -> str:
@@ -216,8 +220,6 @@ def test_a_row_that_kills_is_left_out_alone(tmp_path: Path) -> None:
     tests = make_tests(tmp_path)
     recorder = Recorder()
     stage = LikelihoodStage(tests, recorder.make, ENGINE_SETTINGS, max_length=LONG)
-    from nncift_ray.storage.filesystem import Location
-
     sink = Sink(Location.of(str(tmp_path / "out")), stage.name, 0, 1, stage.check_schema)
     stage.make_worker()(Shard(0, 1, range(4, 9), {6: "killed"}), sink)
     record = sink.finish(0.0)
@@ -243,7 +245,3 @@ def test_the_fingerprint_holds_what_shapes_the_rows(tmp_path: Path) -> None:
         fingerprint(shown=make_shown(tmp_path, {0: [1]})),
     ]
     assert len({fingerprint(), *others}) == 1 + len(others)
-
-
-def test_there_are_rows_to_begin_with() -> None:
-    assert NUM_TARGETS > 0

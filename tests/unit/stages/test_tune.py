@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ from pyarrow import fs as pafs
 
 from nncift_ray.errors import ModelError, StageError
 from nncift_ray.models.engine import ScoringRequest, ScoringResult
-from nncift_ray.models.trainable_model import TrainableModel
+from nncift_ray.models.trainable_model import TrainableModel, TrainingExample
 from nncift_ray.models.transformers_engine import TransformersEngine
 from nncift_ray.models.tuned_model import TunedModel, load_options
 from nncift_ray.stages.driver import stage_fingerprint
 from nncift_ray.stages.step_progress import StepProgress, describe_steps
 from nncift_ray.stages.subsets import members_digest
+from nncift_ray.stages.training_examples import EXAMPLE_COLUMNS, encode_rows
 from nncift_ray.stages.tune import TuneJob, TuneStage, tune_in_process
 from nncift_ray.stages.tuned_files import tuned_files
 from nncift_ray.storage import schemas
@@ -57,9 +59,7 @@ def loaded_nll(tuned: TunedModel, base: Path, model: TrainableModel, job: TuneJo
     return [-float(r.log_probs.mean()) for r in results if isinstance(r, ScoringResult)]
 
 
-def encoded(model: TrainableModel, job: TuneJob) -> list[Any]:
-    from nncift_ray.stages.training_examples import EXAMPLE_COLUMNS, encode_rows
-
+def encoded(model: TrainableModel, job: TuneJob) -> list[TrainingExample]:
     table = job.examples.take_rows("candidates", job.members, EXAMPLE_COLUMNS)
     return encode_rows(table, model)[0]
 
@@ -168,8 +168,6 @@ def test_equal_subsets_share_their_work_and_others_do_not(tmp_path: Path, base: 
 
 
 def test_a_digest_is_that_of_the_ids(tmp_path: Path, base: Path) -> None:
-    import hashlib
-
     job = make_job(tmp_path, base)
     expected = hashlib.sha256(b"candidates-2\ncandidates-5").hexdigest()
     assert members_digest(job.examples, np.array([2, 5])) == expected
