@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from nncift_ray.errors import ConfigError, ModelError
-from nncift_ray.models import embedded, engines, hub, vllm_engine
+from nncift_ray.models import embedded, engines, hub, vllm_model
 from nncift_ray.models.embedded import ResolvedModel, resolve_embedder, resolve_language_model
 
 PAPER = ResolvedModel("BAAI/bge-large-en-v1.5", "/cache/bge", "abc")
@@ -114,6 +114,6 @@ def test_an_unknown_engine_lists_the_known_ones() -> None:
 
 
 def test_vllm_that_is_not_installed_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vllm_engine, "vllm_available", lambda: False)
+    monkeypatch.setattr(vllm_model, "vllm_available", lambda: False)
     with pytest.raises(ModelError, match="set the engine to transformers"):
         engines.make_engine("vllm", "some/model")

@@ -52,7 +52,7 @@ def test_an_adapter_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_only_a_teacher_of_gradients_has_their_stages() -> None:
     less = Blueprint(recipe(kind="less"), trainers_of, fetch=False)
     delift = Blueprint(recipe(kind="delift"), trainers_of, fetch=False)
-    by_other_keys = ("index", *PARTITION_STAGES)
+    by_other_keys = ("index", "teacher_scores", *PARTITION_STAGES)
     assert less.stage_names == tuple(s for s in STAGE_NAMES if s not in by_other_keys)
     assert set(less.stage_names) - set(delift.stage_names) == set(GRADIENT_STAGES)
 
