@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -24,6 +25,8 @@ from nncift_ray.submission.tokens import REMEDY, find_token
 
 POLL_SECONDS = 1.0
 MAX_RECONNECTS = 20
+#: What a job server says whose cluster is not ready, and how long that is waited for.
+NOT_READY, READY_SECONDS = "No available agent", 180.0
 #: Exit code for a job that was stopped: what a shell says of a process ended by SIGTERM.
 STOPPED_CODE = 143
 #: Seconds that a stopped driver has to end at a shard's edge before it is killed; Ray's own are 3.
@@ -79,22 +82,35 @@ class JobServer:
         self.address = check_address(address)
         self.token = find_token(os.environ, Path.home())
         headers = {"Authorization": f"Bearer {self.token}"} if self.token else None
+        # It tells of every upload; the command line does so itself.
+        logging.getLogger("ray.dashboard.modules.dashboard_sdk").setLevel(logging.WARNING)
         with self._explained(), _without_addresses():
             self._client = JobSubmissionClient(self.address, headers=headers)
 
     def submit(self, request: JobRequest, package: Package, stop_wait_seconds: int) -> str:
-        """Send a job and return its id."""
-        job_id = request.new_id()
-        with self._explained():
-            return self._client.submit_job(
-                entrypoint=request.entrypoint,
-                submission_id=job_id,
-                metadata={**request.metadata, STOP_WAIT_KEY: str(stop_wait_seconds)},
-                runtime_env={
-                    "working_dir": str(package.path),
-                    "env_vars": {STOP_WAIT_VARIABLE: str(stop_wait_seconds)},
-                },
-            )
+        """Send a job and return its id.
+
+        A cluster that has just come up has a job server before anything can run a job; that is
+        waited for.
+        """
+        job = {
+            "entrypoint": request.entrypoint,
+            "submission_id": request.new_id(),
+            "metadata": {**request.metadata, STOP_WAIT_KEY: str(stop_wait_seconds)},
+            "runtime_env": {
+                "working_dir": str(package.path),
+                "env_vars": {STOP_WAIT_VARIABLE: str(stop_wait_seconds)},
+            },
+        }
+        deadline = time.monotonic() + READY_SECONDS
+        while True:
+            try:
+                with self._explained():
+                    return self._client.submit_job(**job)
+            except JobError as error:
+                if NOT_READY not in str(error) or time.monotonic() >= deadline:
+                    raise
+                time.sleep(POLL_SECONDS)
 
     def jobs(self) -> list[Job]:
         """Return all jobs that were submitted, the newest first."""

@@ -16,7 +16,7 @@ from pathlib import Path
 TOOLS = Path(sys.executable).parent
 ROOT = Path(__file__).parents[2]
 MARKET = "ray.io/market-type"
-START_SECONDS, END_SECONDS = 150, 60
+START_SECONDS, END_SECONDS = 150, 120
 #: Ray's workers take ports from 10002 to 19999.
 FIRST_PORT, LAST_PORT = 20_000, 32_000
 

@@ -32,12 +32,17 @@ class FakeClient:
     #: After so many pieces the connection breaks, once.
     breaks_after: ClassVar[int | None] = None
     interrupted: ClassVar[bool] = False
+    #: So many times the cluster has nothing yet that could run a job.
+    not_ready: ClassVar[int] = 0
     sent: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, address: str, headers: dict[str, str] | None = None) -> None:
         self.sent.update(address=address, headers=headers or {})
 
     def submit_job(self, **job: Any) -> str:
+        if self.not_ready:
+            FakeClient.not_ready -= 1
+            raise RuntimeError("Request failed with status code 500: No available agent to ...")
         with zipfile.ZipFile(job["runtime_env"]["working_dir"]) as opened:
             files = {name: opened.read(name) for name in opened.namelist()}
         FakeClient.sent.update(job=job, files=files)
@@ -146,6 +151,18 @@ def test_what_is_wrong_is_said_before_anything_is_sent(
     found, output = invoke("submit", str(recipe), *arguments)
     assert (found, words in output) == (code, True), output
     assert "job" not in fake.sent
+
+
+def test_a_cluster_that_has_just_come_up_is_waited_for(
+    recipe: Path, fake: type[FakeClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeClient, "not_ready", 2)
+    assert invoke("submit", str(recipe))[0] == 0
+    assert fake.not_ready == 0
+    monkeypatch.setattr(FakeClient, "not_ready", 2)
+    monkeypatch.setattr(server, "READY_SECONDS", 0.0)
+    code, output = invoke("submit", str(recipe))
+    assert (code, "No available agent" in output) == (7, True), output
 
 
 def test_a_dry_run_lists_what_would_go_and_asks_no_server(
