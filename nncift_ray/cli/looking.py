@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 WATCH_SECONDS = 2.0
 STYLES = {"done": "green", "running": "cyan", "begun": "yellow", "missing": "dim"}
 LEFT_COLUMNS = ("stage", "state")
-COLUMNS = (*LEFT_COLUMNS, "done", "per second", "left", "shards", "worker s", "USD", "bad rows")
+COLUMNS = (*LEFT_COLUMNS, "done", "per s", "left", "worker s", "USD", "bad")
 
 
 @app.command(
@@ -77,7 +77,9 @@ def render(found: RunStatus) -> RenderableType:
     """Draw a state as a table with a line below."""
     table = Table(title=Text(found.run_dir), title_justify="left")
     for column in COLUMNS:
-        table.add_column(column, justify="left" if column in LEFT_COLUMNS else "right")
+        left = column in LEFT_COLUMNS
+        # On a narrow terminal the numbers wrap; a name that is cut off says nothing.
+        table.add_column(column, justify="left" if left else "right", no_wrap=left)
     for row in found.stages:
         table.add_row(
             row.name,
@@ -85,7 +87,6 @@ def render(found: RunStatus) -> RenderableType:
             _done(row),
             "" if row.units_per_second is None else f"{row.units_per_second:,.1f}",
             "" if row.seconds_left is None else _duration(row.seconds_left),
-            f"{row.num_shards:,}",
             f"{row.seconds:,.1f}",
             f"{row.cost_usd:,.2f}",
             f"{row.num_failures:,}",
@@ -112,7 +113,7 @@ def _done(row: StageStatus) -> str:
     if row.unit:
         share = row.units_done / row.units if row.units else 0.0
         return f"{row.units_done:,}/{row.units:,} {row.unit} ({share:.0%})"
-    return f"{row.num_items:,} items"
+    return f"{row.num_rows:,}" if row.num_rows else ""
 
 
 def _duration(seconds: float) -> str:

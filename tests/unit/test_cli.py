@@ -137,6 +137,17 @@ def test_status_tells_what_is_done_and_what_it_cost(tmp_path: Path) -> None:
     assert (found["stages"][0]["units_done"], found["complete"]) == (30, False)
 
 
+def test_status_names_every_stage_in_full_on_a_narrow_terminal(tmp_path: Path) -> None:
+    stage = SquareStage(count=40, shard=10)
+    names = ["square", "select_partitions", "retrieve"]
+    write_run(tmp_path, stage, halt_after=3)
+    record = json.loads((tmp_path / "run.json").read_text()) | {"stage_names": names}
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    environment = {"COLUMNS": "80", "TERM": "dumb"}
+    result = CliRunner().invoke(app, ["status", str(tmp_path)], env=environment)
+    assert all(word in result.output for word in [*names, "missing", "begun"])
+
+
 def test_status_that_watches_ends_with_the_run(tmp_path: Path) -> None:
     write_run(tmp_path, SquareStage(count=40, shard=10), halt_after=3)
     code, output = invoke("status", str(tmp_path), "--watch", "--json")
