@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
+from nncift_ray.core.evaluation.comparison import LOWER_IS_BETTER
 from nncift_ray.report import svg
 from nncift_ray.report.evaluation_data import FULL, INITIAL, RANDOM, Result
 from nncift_ray.report.evaluation_plots import Setting, colour_of
-from nncift_ray.report.evaluation_words import axis_label, metric_of, mode_words
+from nncift_ray.report.evaluation_words import metric_of, mode_words
 from nncift_ray.report.formatting import format_percent_tick, format_tick
 from nncift_ray.report.svg import Chart, Panel
 
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
+Dashes = Literal["-", "--", "-.", ":"]
+DASHES: tuple[Dashes, ...] = ("-", "--", "-.", ":")
 LEVELS = {INITIAL: (0, (1, 1.5)), FULL: (0, (5, 2))}  # a line each: they have one size only
 
 
@@ -32,7 +36,8 @@ def plot_curves(results: Sequence[Result], test: str, metric: str) -> Chart | No
     if not curves:
         return None
     name = f"curve-{test}-{metric}"
-    title = f"{metric_of(metric).name} on {test} by size of the subset"
+    better = "less" if metric in LOWER_IS_BETTER else "more"
+    title = f"{metric_of(metric).name} on {test} by size of the subset ({better} is better)"
     setting = Setting(test, metric, tuple(
         row for row in rows if row.method in curves or row.method in LEVELS
     ))  # fmt: skip
@@ -46,7 +51,7 @@ def plot_curves(results: Sequence[Result], test: str, metric: str) -> Chart | No
             _draw_panel(axes, setting, drawn, mode)
         figure.supxlabel("size of the subset, share of the candidates (log)",
                          fontsize=svg.FONT_SIZE, color=svg.MUTED)  # fmt: skip
-        grid[0].set_ylabel(axis_label(metric))
+        grid[0].set_ylabel(metric_of(metric).name)
         figure.legend(handles=_legend(setting, drawn), loc="outside upper left", ncols=2,
                       handlelength=2.2)  # fmt: skip
         picture = svg.to_svg(figure, name, title)
@@ -80,6 +85,7 @@ def _draw_panel(axes: Axes, setting: Setting, drawn: Sequence[str], mode: str) -
         ends = [[row.mean - row.low for row in rows], [row.high - row.mean for row in rows]]
         axes.errorbar(shifted, mean, yerr=np.nan_to_num(np.maximum(ends, 0.0)),
                       color=colour_of(method), linewidth=1.7, elinewidth=1.1,
+                      linestyle=_dashes(drawn, method),
                       marker=_marker(number), markersize=5)  # fmt: skip
     for method, dashes in LEVELS.items():
         row = setting.find(method, mode)
@@ -101,6 +107,12 @@ def _label_sizes(axes: Axes, setting: Setting) -> None:
     axes.grid(axis="y")
 
 
+def _dashes(drawn: Sequence[str], method: str) -> Dashes:
+    """Return a line style that tells methods of one colour apart."""
+    alike = [name for name in drawn if colour_of(name) == colour_of(method)]
+    return DASHES[alike.index(method) % len(DASHES)]
+
+
 def _marker(number: int) -> str:
     return MARKERS[number % len(MARKERS)]
 
@@ -108,7 +120,7 @@ def _marker(number: int) -> str:
 def _legend(setting: Setting, drawn: Sequence[str]) -> list[Line2D]:
     lines = [
         Line2D([], [], color=colour_of(method), marker=_marker(number), markersize=5,
-               linewidth=1.7, label=method)
+               linewidth=1.7, linestyle=_dashes(drawn, method), label=method)
         for number, method in enumerate(drawn)
     ]  # fmt: skip
     there = [method for method in LEVELS if method in setting.methods]

@@ -28,7 +28,7 @@ from nncift_ray.report.evaluation_words import (
     mode_words,
 )
 from nncift_ray.report.formatting import format_count, format_percent
-from nncift_ray.report.verdict_plots import verdict_notices, verdicts_of
+from nncift_ray.report.verdict_plots import judge_report, verdict_notices, verdicts_of
 from nncift_ray.storage.evaluation_schemas import BETTER, NOISE, WORSE
 
 MAX_FINDINGS = 3  # methods told of one test set
@@ -39,10 +39,11 @@ def headline(data: EvaluationData) -> list[str]:
     """Say in a sentence a test set which methods beat random, by how much; or that none does.
 
     Of a method the surest result is told, at the size that most methods have if there is one, and
-    how many more results say the same. Methods that are worse are told too.
+    how many more results say the same. Methods that are worse are told too. Of a judge that
+    cannot be read nothing is told.
     """
     results = results_of(data.summary)
-    judged = [row for row in results if row.verdict in (BETTER, WORSE, NOISE)]
+    judged = judged_results(data)
     if not judged:
         return [_why_no_verdict(results)]
     if all(row.verdict == NOISE for row in judged):
@@ -51,6 +52,16 @@ def headline(data: EvaluationData) -> list[str]:
     main = first_budget(results)
     judged.sort(key=lambda row: (row.budget != main, row.adjusted_p_value))
     return [_finding(test, [row for row in judged if row.test == test]) for test in tests]
+
+
+def judged_results(data: EvaluationData) -> list[Result]:
+    """Return the results with a verdict, those of a judge that cannot be read left out."""
+    report = judge_report(verdicts_of(data.scores))
+    babbles = report is not None and report.kind == "unreadable"
+    return [
+        row for row in results_of(data.summary)
+        if row.verdict is not None and not (babbles and row.metric == JUDGE)
+    ]  # fmt: skip
 
 
 def _why_no_verdict(results: Sequence[Result]) -> str:
@@ -64,6 +75,8 @@ def _why_no_verdict(results: Sequence[Result]) -> str:
             "There is one random subset only, so nobody can say how much of a difference is luck: "
             "set evaluation.random_seeds to 3 or more."
         )
+    if any(row.verdict for row in results):
+        return "The judge cannot be read, and no other metric was measured: nothing can be said."
     return "No method has values on the same rows as a random subset of its size."
 
 
@@ -103,8 +116,8 @@ def _how(rows: Sequence[Result]) -> str:
 
 
 def count_verdicts(data: EvaluationData) -> Counter[str]:
-    """Count better, worse and noise; comparisons without a verdict as ""."""
-    return Counter(row.verdict or "" for row in results_of(data.summary) if row.is_compared)
+    """Count better, worse and noise."""
+    return Counter(row.verdict or "" for row in judged_results(data))
 
 
 def verdict_sentence(data: EvaluationData) -> str:
@@ -115,7 +128,7 @@ def verdict_sentence(data: EvaluationData) -> str:
         return ""
     groups = {
         (row.test, row.metric, row.mode, row.budget)
-        for row in results_of(data.summary) if row.verdict
+        for row in judged_results(data)
     }  # fmt: skip
     tables = "comparison" if len(groups) == 1 else "comparisons"
     return (

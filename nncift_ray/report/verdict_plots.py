@@ -13,11 +13,15 @@ import pyarrow.compute as pc
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
-from nncift_ray.core.evaluation.judging import MANY_UNREADABLE, describe_verdicts
+from nncift_ray.core.evaluation.judging import (
+    MANY_UNREADABLE,
+    VerdictReport,
+    describe_verdicts,
+)
 from nncift_ray.report import svg
 from nncift_ray.report.evaluation_data import JUDGE, MODES, UNTAUGHT, method_place, mode_place
 from nncift_ray.report.evaluation_plots import MAX_LABEL_CHARS, ROW_INCHES
-from nncift_ray.report.evaluation_words import budget_words, mode_words
+from nncift_ray.report.evaluation_words import mode_words
 from nncift_ray.report.formatting import (
     format_count,
     format_percent_tick,
@@ -66,14 +70,19 @@ def verdicts_of(scores: pa.Table) -> list[Verdicts]:
     ))  # fmt: skip
 
 
-def verdict_notices(verdicts: Sequence[Verdicts]) -> list[str]:
-    """Say what a judge is worth that babbles, or has one answer to all; and what is missing."""
+def judge_report(verdicts: Sequence[Verdicts]) -> VerdictReport | None:
+    """Say what a judge is worth, over all its verdicts; None where there is none."""
     total = Counter[int | None]()
     for one in verdicts:
         total.update(one.counts)
-    if not total:
+    return describe_verdicts(list(total.elements())) if total else None
+
+
+def verdict_notices(verdicts: Sequence[Verdicts]) -> list[str]:
+    """Say what a judge is worth that babbles, or has one answer to all; and what is missing."""
+    report = judge_report(verdicts)
+    if report is None:
         return []
-    report = describe_verdicts(list(total.elements()))
     if report.kind != "usable" or report.unreadable_fraction > MANY_UNREADABLE:
         return [f"Judge: {report.sentence}"]
     if not report.num_unreadable:
@@ -129,11 +138,8 @@ def _draw(axes: Axes, verdicts: Sequence[Verdicts]) -> None:
             left += share
         axes.text(1.015, place, f"{format_count(one.total)}", va="center", color=svg.MUTED,
                   fontsize=svg.FONT_SIZE - 1)  # fmt: skip
-    names = [
-        shorten_middle(f"{one.method} {budget_words(one.budget)}".removesuffix(" no data"),
-                       MAX_LABEL_CHARS)
-        for one in reversed(verdicts)
-    ]  # fmt: skip
+    # All pictures of a test set show one size, so the methods' names are enough.
+    names = [shorten_middle(one.method, MAX_LABEL_CHARS) for one in reversed(verdicts)]
     axes.set_yticks(range(len(verdicts)), names)
     axes.set_ylim(-0.6, len(verdicts) - 0.4)
     axes.set_xlim(0, 1.12)

@@ -140,6 +140,10 @@ def test_a_judge_that_babbles_is_shown_for_what_it_is() -> None:
     data = with_scores(make_empty_evaluation(), judged(None, None, None, 4.0))
     told = re.sub(r"\s+", " ", printed(data))
     assert "The judge babbles: 180 of 240 verdicts hold no grade" in told
+    assert headline(data) == [
+        "The judge cannot be read, and no other metric was measured: nothing can be said."
+    ]
+    assert verdict_sentence(data) == ""
     assert "120 missing" in told
     assert "unreadable" in render_evaluation(data)
 
