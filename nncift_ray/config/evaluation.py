@@ -142,9 +142,8 @@ class EvaluationConfig(Section):
         engine: As ``teacher.engine``.
         dtype: As ``teacher.dtype``.
         small_model: Model of "small_lm" methods.
-        teacher_pairs: Most pairs that "delift" methods ask a language model about for their own
-            scores; null: every pair. Fewer are whole rows of the table, drawn with the seed, and
-            the tables say so. The other teachers cost by example, not by pair, and label all.
+        teacher_pairs: Most pairs that a pairwise teacher labels for its own scores; null: every
+            pair. Fewer are whole rows of the table, drawn with the seed, and the tables say so.
         nll_max_rows: Held-out rows of each test set that "nll" is measured on in the mode "icl",
             whose prompts are long; null: all. The mode "tuned" measures all.
         tuning: Fine-tuning.

@@ -19,8 +19,6 @@ RANKING_TEACHERS = ("less", "selectit")
 POINTWISE = "selectit"
 #: What of ``selection`` also means something to ``top_k``.
 KEYS_OF_TOP_K = ("seed", "include", "exclude", "quotas")
-#: Teachers whose cost is one prompt a pair; the others compute once for each example.
-ASKED_PAIR_BY_PAIR = ("delift",)
 #: What of the sections also means something where a teacher's labels are the scores.
 KEYS_OF_ALL_LABELS = ("validation_fraction", "group_pairs", "seed", "pool")
 KEYS_OF_GIVEN_SCORES = ("top_k", "pool")
@@ -77,7 +75,7 @@ def variant(config: Config, method: Method, budget: float) -> Config:
         del tree["network"]  # nor has anybody a use for what only sampling and predicting read
         tree["labels"] = {key: tree["labels"][key] for key in KEYS_OF_ALL_LABELS}
         tree["labels"]["max_pairs"] = NO_BOUND
-        if method.teacher in ASKED_PAIR_BY_PAIR:
+        if method.teacher != POINTWISE:  # whose labels are as many as the candidates
             tree["labels"]["label_pairs"] = config.evaluation.teacher_pairs
         scoring = {key: tree["pair_scores"][key] for key in KEYS_OF_GIVEN_SCORES}
         tree["pair_scores"] = scoring | {"by": "teacher"}
