@@ -36,7 +36,7 @@ CACHED_REQUESTS_ON_CPU = 4  # of the greatest length: a helper's prefix and what
 WRITTEN_AT_ONCE_ON_CPU = 64  # answers; beyond that two cores compute no faster
 WRITTEN_AT_ONCE_ON_GPU = 256
 CACHED_ANSWERS_ON_CPU = 8  # of the greatest length; most are far shorter, so more are in work
-CACHE_SHARE_OF_CPU = 1 / 2  # of the memory that weights and logits leave free
+CACHE_SHARE = 1 / 2  # of the memory that weights and logits leave free
 BYTES_PER_QUANTISED_WEIGHT = 0.5  # at the least
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 GIB = 1 << 30
@@ -124,10 +124,7 @@ def size_for_cpu(
     """
     left = free_bytes - shape.weight_bytes
     if left <= 0:
-        raise ModelError(
-            f"not enough memory: the weights take {_gib(shape.weight_bytes)}, "
-            f"{_gib(free_bytes)} are free; choose a smaller teacher.model or a dtype of fewer bytes"
-        )
+        raise _weights_too_large(shape, free_bytes)
     copies = LOGIT_COPIES_ON_CPU
     if generates:
         tokens = batch_tokens or MAX_STEP_TOKENS_ON_CPU
@@ -141,7 +138,7 @@ def size_for_cpu(
     if cache is None:
         request = shape.cache_bytes_per_token * (max_length + STEP_TOKENS_MULTIPLE)
         wanted = CACHED_ANSWERS_ON_CPU if generates else CACHED_REQUESTS_ON_CPU
-        cache = min(wanted * request, int(left * CACHE_SHARE_OF_CPU))
+        cache = min(wanted * request, int(left * CACHE_SHARE))
         if cache < request:
             raise ModelError(
                 f"not enough memory: the key-value cache of one request of {max_length} tokens "
@@ -200,6 +197,33 @@ def size_for_gpu(
     return EngineSize(tokens, sequences, kv_cache_memory_bytes, utilization)
 
 
+def fit_batch_tokens(shape: ModelShape, max_length: int, free_bytes: int, batch_tokens: int) -> int:
+    """Return how many tokens an engine of one key-value cache may hold in it.
+
+    Args:
+        shape: The model, not loaded yet.
+        max_length: Tokens of the longest request.
+        free_bytes: Memory free on the device it will be loaded to.
+        batch_tokens: Tokens wanted.
+
+    Raises:
+        ModelError: If the weights or the cache of one request do not fit.
+    """
+    left = free_bytes - shape.weight_bytes
+    if left <= 0:
+        raise _weights_too_large(shape, free_bytes)
+    # A layer's cache is held twice while a token is put to its end.
+    fitting = int(left * CACHE_SHARE) // max(1, shape.cache_bytes_per_token)
+    if fitting < max_length:
+        raise ModelError(
+            f"not enough memory: the key-value cache of one request of {max_length} tokens takes "
+            f"{_gib(shape.cache_bytes_per_token * max_length)}, and only "
+            f"{_gib(left * CACHE_SHARE)} of {_gib(free_bytes)} may be taken for it; lower "
+            "max_length, or choose a smaller model or a dtype of fewer bytes"
+        )
+    return min(batch_tokens, fitting)
+
+
 def cache_remedy(shape: ModelShape, max_length: int, cache_bytes: float) -> str | None:
     """Say what to change where a cache cannot hold one request; None where it can.
 
@@ -216,6 +240,13 @@ def cache_remedy(shape: ModelShape, max_length: int, cache_bytes: float) -> str 
         f"{_gib(max(0, cache_bytes))} are left for it: lower teacher.max_length, raise "
         "teacher.kv_cache_memory_bytes or teacher.gpu_memory_utilization, set "
         "teacher.quantization, or raise teacher.tensor_parallel_size"
+    )
+
+
+def _weights_too_large(shape: ModelShape, free_bytes: int) -> ModelError:
+    return ModelError(
+        f"not enough memory: the weights take {_gib(shape.weight_bytes)}, "
+        f"{_gib(free_bytes)} are free; choose a smaller teacher.model or a dtype of fewer bytes"
     )
 
 

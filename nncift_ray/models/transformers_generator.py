@@ -15,12 +15,15 @@ from nncift_ray.models.answer_ends import AnswerEnds
 from nncift_ray.models.batching import cut_batches
 from nncift_ray.models.decoding import Writing, write_batch
 from nncift_ray.models.engine import ScoringFailure
+from nncift_ray.models.engine_sizing import fit_batch_tokens, shape_of
 from nncift_ray.models.generation import (
     Generation,
     GenerationRequest,
     refuse_faulty_generations,
 )
+from nncift_ray.models.host_memory import free_memory_bytes
 from nncift_ray.models.model_files import (
+    count_parameters,
     engine_name,
     longest_request,
     read_adapter,
@@ -58,20 +61,32 @@ class TransformersGenerator(TokenizingEngine):
             max_length: Most tokens that a prompt and its answer may have together; lowered to what
                 the model's positions hold.
             batch_tokens: Padded tokens of the prompts and longest answers written at once, which
-                the key-value cache has to hold; default 16,384 on a CPU, 65,536 on a GPU.
+                the key-value cache has to hold; default 16,384 on a CPU, 65,536 on a GPU, fewer
+                where the memory does not suffice.
             revision: Commit on the hub.
             quantization: "bitsandbytes" for 4-bit weights; None leaves them as the files say.
             adapter: Folder of a LoRA adapter as PEFT writes it.
             num_threads: CPU threads of torch; None leaves them alone.
 
         Raises:
-            ModelError: If the model, its tokenizer or the adapter cannot be loaded.
+            ModelError: If the model, its tokenizer or the adapter cannot be loaded, or there is
+                not the memory for it.
         """
         if num_threads is not None:
             torch.set_num_threads(num_threads)
         self._device = pick_device(device)
         self._tokenizer = SegmentTokenizer(model_path, revision)
         config = read_config(model_path, revision)
+        self.max_length = longest_request(config, max_length)
+        quantised = bool(quantization or getattr(config, "quantization_config", None))
+        shape = shape_of(config, count_parameters(config), dtype, quantised=quantised)
+        on_cpu = self._device.type == "cpu"
+        self._batch_tokens = fit_batch_tokens(
+            shape,
+            self.max_length,
+            free_memory_bytes() if on_cpu else torch.cuda.mem_get_info(self._device)[0],
+            batch_tokens or (CPU_BATCH_TOKENS if on_cpu else GPU_BATCH_TOKENS),
+        )
         self._model: Any = load_language_model(
             model_path,
             self._device,
@@ -80,13 +95,10 @@ class TransformersGenerator(TokenizingEngine):
             quantization=quantization,
             adapter=None if adapter is None else read_adapter(adapter),
         )
-        self._vocabulary_size = int(config.vocab_size)
+        self._vocabulary_size = shape.vocabulary_size
         self._ends = AnswerEnds(model_path, revision, self._tokenizer)
-        self.max_length = longest_request(config, max_length)
         self.busy_seconds = 0.0
         self.name = engine_name("transformers", model_path, dtype, quantization, adapter)
-        on_cpu = self._device.type == "cpu"
-        self._batch_tokens = batch_tokens or (CPU_BATCH_TOKENS if on_cpu else GPU_BATCH_TOKENS)
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation | ScoringFailure]:
         """Answer every request; the answers are in the order of the requests.

@@ -11,6 +11,7 @@ from nncift_ray.models.engine_sizing import (
     LOGIT_COPIES_ON_GPU,
     ModelShape,
     cache_remedy,
+    fit_batch_tokens,
     shape_of,
     size_for_cpu,
     size_for_gpu,
@@ -123,3 +124,25 @@ def test_a_cache_too_small_for_one_request_names_all_that_helps() -> None:
     for key in ("max_length", "kv_cache_memory_bytes", "gpu_memory_utilization", "quantization"):
         assert f"teacher.{key}" in remedy
     assert cache_remedy(LLAMA_8B, 2048, 2049 * LLAMA_8B.cache_bytes_per_token) is None
+
+
+def test_writing_needs_the_logits_of_the_answers_only_and_a_cache_for_many() -> None:
+    free = 8 * GIB
+    scoring, writing = (size_for_cpu(WIDE, 2048, free, generates=g) for g in (False, True))
+    assert writing.max_num_batched_tokens > scoring.max_num_batched_tokens
+    assert writing.max_num_seqs == 64
+    assert writing.kv_cache_memory_bytes == 2 * (scoring.kv_cache_memory_bytes or 0)
+    on_gpu = size_for_gpu(LLAMA_8B, 80 * GIB, 0.9, generates=True)
+    assert (on_gpu.max_num_batched_tokens, on_gpu.max_num_seqs) == (8192, 256)
+    logits = LOGIT_COPIES_ON_GPU * 4 * 128_256 * 256
+    assert on_gpu.gpu_memory_utilization == pytest.approx(0.9 - logits / (80 * GIB))
+
+
+def test_a_batch_holds_what_half_the_free_memory_can_cache() -> None:
+    weights, token = SMOLLM2.weight_bytes, SMOLLM2.cache_bytes_per_token
+    assert fit_batch_tokens(SMOLLM2, 2048, 24 * GIB, 16_384) == 16_384
+    assert fit_batch_tokens(SMOLLM2, 2048, weights + 2 * 3000 * token, 16_384) == 3000
+    with pytest.raises(ModelError, match="one request of 2048 tokens takes 0.09 GiB"):
+        fit_batch_tokens(SMOLLM2, 2048, weights + 2 * 2000 * token, 16_384)
+    with pytest.raises(ModelError, match="weights take 0.50 GiB"):
+        fit_batch_tokens(SMOLLM2, 2048, weights, 16_384)
