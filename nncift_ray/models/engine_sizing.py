@@ -127,7 +127,8 @@ def size_for_cpu(
         raise _weights_too_large(shape, free_bytes)
     copies = LOGIT_COPIES_ON_CPU
     if generates:
-        tokens = batch_tokens or MAX_STEP_TOKENS_ON_CPU
+        # Whole prompts: vLLM cannot take back what a seeded request draws behind half a prompt.
+        tokens = max(batch_tokens or MAX_STEP_TOKENS_ON_CPU, max_length + 1)
         rows = sequences = min(tokens, WRITTEN_AT_ONCE_ON_CPU)
     else:
         budget = min(MAX_LOGITS_BYTES_ON_CPU, left * LOGITS_SHARE_OF_CPU)

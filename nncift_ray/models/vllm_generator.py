@@ -48,7 +48,8 @@ class VllmGenerator(VllmModel):
             kv_cache_memory_bytes: Size of the key-value cache; None: on a CPU a few requests of
                 ``max_length``, on a GPU what ``gpu_memory_utilization`` leaves.
             gpu_memory_utilization: Share of the GPU's memory for all there is.
-            batch_tokens: Tokens computed in one step; None: as ``engine_sizing`` says.
+            batch_tokens: Tokens computed in one step, on a CPU at least ``max_length``; None: as
+                ``engine_sizing`` says.
             tensor_parallel_size: GPUs that share one copy of the model.
             quantization: A method that the installed vLLM knows; None: as the files say.
             adapter: Folder of a LoRA adapter as PEFT writes it.

@@ -199,6 +199,9 @@ def _vllm_arguments(
     }
     if on_cpu:
         arguments["block_size"] = CPU_BLOCK_TOKENS
+        # vLLM 0.29 cannot wind back a seeded request's generator on a CPU, as it does after it has
+        # computed a part of a prompt.
+        arguments["enable_chunked_prefill"] = not options.generates
     else:
         arguments["gpu_memory_utilization"] = size.gpu_memory_utilization
     if adapter is not None:

@@ -102,6 +102,22 @@ def test_sampling_is_repeatable_and_does_not_depend_on_the_batch(generator: Vllm
     assert all(a != b for a, b in zip(generator.generate(others), expected, strict=True))
 
 
+def test_more_prompts_than_a_step_takes_are_answered_as_each_alone(tiny_path: Path) -> None:
+    # 700 and more tokens of prompts, 640 a step: one prompt would be computed in two parts.
+    small = VllmGenerator(tiny_path, kv_cache_memory_bytes=CACHE_BYTES, batch_tokens=64)
+    ids = small.encode("The capital of France is Paris. " * 40)
+    requests = [
+        GenerationRequest(ids[n : n + 90 + 7 * n], 6, temperature, 0.02, seed=n)
+        for n in range(9)
+        for temperature in (0.0, 1.0)
+    ]
+    answers = small.generate(requests)
+    alone = [small.generate([request])[0] for request in requests]
+    small.close()
+    assert all(isinstance(answer, Generation) for answer in answers)
+    assert answers == alone
+
+
 def test_min_p_1_leaves_the_likeliest_token_only(generator: VllmGenerator) -> None:
     greedy = generator.generate(_requests(generator))
     assert generator.generate(_requests(generator, temperature=1.0, min_p=1.0)) == greedy

@@ -132,6 +132,10 @@ def test_writing_needs_the_logits_of_the_answers_only_and_a_cache_for_many() -> 
     assert writing.max_num_batched_tokens > scoring.max_num_batched_tokens
     assert writing.max_num_seqs == 64
     assert writing.kv_cache_memory_bytes == 2 * (scoring.kv_cache_memory_bytes or 0)
+    # A step takes the longest prompt whole, whatever the user says.
+    assert size_for_cpu(WIDE, 3000, free, generates=True).max_num_batched_tokens == 3001
+    small = size_for_cpu(WIDE, 3000, free, generates=True, batch_tokens=64)
+    assert (small.max_num_batched_tokens, small.max_num_seqs) == (3001, 64)
     on_gpu = size_for_gpu(LLAMA_8B, 80 * GIB, 0.9, generates=True)
     assert (on_gpu.max_num_batched_tokens, on_gpu.max_num_seqs) == (8192, 256)
     logits = LOGIT_COPIES_ON_GPU * 4 * 128_256 * 256

@@ -47,6 +47,17 @@ def test_a_gpu_is_told_a_share_and_a_cpu_bytes_and_a_block() -> None:
     assert cpu["max_model_len"] == 2049  # one token must be generated
 
 
+def test_prompts_are_computed_whole_where_a_seeded_draw_cannot_be_taken_back() -> None:
+    writing = replace(OPTIONS, generates=True)
+    cpu = vllm_loading._vllm_arguments(writing, 2048, CPU_SIZE, None, on_cpu=True)
+    assert (cpu["enable_chunked_prefill"], cpu["enforce_eager"]) == (False, True)
+    gpu = vllm_loading._vllm_arguments(writing, 2048, GPU_SIZE, None, on_cpu=False)
+    assert "enable_chunked_prefill" not in gpu
+    assert not gpu["enforce_eager"]
+    scoring = vllm_loading._vllm_arguments(OPTIONS, 2048, CPU_SIZE, None, on_cpu=True)
+    assert scoring["enable_chunked_prefill"]
+
+
 def test_only_safetensors_are_read_and_no_code_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = vllm_loading._vllm_arguments(OPTIONS, 2048, GPU_SIZE, None, on_cpu=False)
     assert (arguments["load_format"], arguments["trust_remote_code"]) == ("safetensors", False)
