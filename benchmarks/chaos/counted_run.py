@@ -1,0 +1,74 @@
+"""Run a recipe on a cluster and count what is begun and finished: the child of the harness.
+
+    python -m benchmarks.chaos.counted_run RECIPE TALLY_FOLDER
+
+Every shard leaves an empty file when a worker begins it and another when it is done, so what died
+in between is known however it died.
+"""
+
+from __future__ import annotations
+
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from nncift_ray.config import load_config
+from nncift_ray.errors import NnciftError
+from nncift_ray.pipeline import run
+from nncift_ray.stages.progress import LineReporter
+from nncift_ray.stages.ray_pool import execute_on_ray
+from nncift_ray.stages.shard_runner import ShardOutcome
+from nncift_ray.stages.stage import Shard, Stage, Worker
+from nncift_ray.storage.filesystem import Location
+from nncift_ray.storage.output import Sink
+
+BEGUN, DONE = "begun", "done"
+
+
+class CountedStage:
+    """A stage whose workers leave a mark; everything else is the stage's own."""
+
+    def __init__(self, stage: Stage, tally: Path) -> None:
+        """Wrap a stage; marks go to a folder."""
+        self.stage, self.tally = stage, tally
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what the stage has."""
+        if name == "stage":  # asked while it is being unpickled
+            raise AttributeError(name)
+        return getattr(self.stage, name)
+
+    def make_worker(self) -> Worker:
+        """Return the stage's worker, counted."""
+        worker = self.stage.make_worker()
+
+        def work(shard: Shard, sink: Sink) -> None:
+            name = f"{self.stage.name}.{shard.start}.{shard.stop}.{uuid.uuid4().hex[:8]}"
+            (self.tally / f"{name}.{BEGUN}").touch()
+            worker(shard, sink)
+            (self.tally / f"{name}.{DONE}").touch()
+
+        return work
+
+
+def main() -> int:
+    """Run; the exit code is that of the command line."""
+    recipe, tally = sys.argv[1], Path(sys.argv[2])
+    tally.mkdir(parents=True, exist_ok=True)
+
+    def execute(stage: Stage, folder: Location, shards: list[Shard]) -> Iterator[ShardOutcome]:
+        counted: Any = CountedStage(stage, tally)
+        return execute_on_ray(counted, folder, shards)
+
+    try:
+        run(load_config(recipe), reporter=LineReporter(), execute=execute)
+    except NnciftError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
