@@ -9,6 +9,8 @@ from nncift_ray.models.generation import FinishReason, Generation, GenerationReq
 from nncift_ray.models.model_files import read_end_ids
 from nncift_ray.models.tokenization import SegmentTokenizer
 
+TOKENS_PER_CHARACTER = 4  # at the most: a byte each
+
 
 class AnswerEnds:
     """The tokens that end an answer, and how an answer is read up to there."""
@@ -19,18 +21,16 @@ class AnswerEnds:
         """Take the tokenizer's end token and those that the model's files name."""
         self.end_ids = read_end_ids(model_path, revision) | {tokenizer.eos_id}
         self._tokenizer = tokenizer
-        self._last_ids: dict[str, frozenset[int]] = {"": self.end_ids}
 
-    def last_ids(self, stop_text: str) -> frozenset[int]:
-        """Return the tokens behind which nothing of an answer can follow.
-
-        A stop text that a model writes in pieces ends no answer at once; what follows was written
-        in vain and is cut off when the answer is read.
-        """
-        if stop_text not in self._last_ids:
-            holding = self._tokenizer.tokens_with(stop_text)
-            self._last_ids[stop_text] = self.end_ids | holding
-        return self._last_ids[stop_text]
+    def is_ended(self, request: GenerationRequest, token_ids: Sequence[int]) -> bool:
+        """Say whether the last of some tokens ended the answer: an end token, or a stop text."""
+        if token_ids[-1] in self.end_ids:
+            return True
+        if not request.stop_text:
+            return False
+        # The text may begin and end inside a token; before the last one it was not there.
+        tail = TOKENS_PER_CHARACTER * len(request.stop_text) + 1
+        return request.stop_text in self._tokenizer.decode(token_ids[-tail:])
 
     def read(self, request: GenerationRequest, token_ids: Sequence[int]) -> Generation:
         """Make an answer of the tokens that were written, at least one."""

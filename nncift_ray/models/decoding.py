@@ -9,7 +9,7 @@ sampling settings out of the model's files, and computes finished requests to th
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,13 +20,15 @@ from torch import Tensor
 from nncift_ray.models.generation import GenerationRequest
 from nncift_ray.models.sampling import choose_tokens
 
+#: Says whether the last of a request's tokens ended its answer.
+IsEnded = Callable[[GenerationRequest, Sequence[int]], bool]
+
 
 @dataclass(slots=True)
 class Writing:
     """A request and what is written of its answer."""
 
     request: GenerationRequest
-    last_ids: Collection[int]  # none of them is followed by another token
     token_ids: list[int] = field(default_factory=list[int])
     is_broken: bool = False  # its logits were not finite
     _uniform: np.random.Generator | None = None
@@ -39,36 +41,37 @@ class Writing:
             self._uniform = np.random.Generator(np.random.PCG64(self.request.seed))
         return float(self._uniform.random())
 
-    def add(self, token_id: int) -> bool:
+    def add(self, token_id: int, is_ended: IsEnded) -> bool:
         """Take a token; say whether another one is to follow."""
         self.token_ids.append(token_id)
-        return token_id not in self.last_ids and len(self.token_ids) < self.request.max_tokens
+        is_full = len(self.token_ids) == self.request.max_tokens
+        return not is_full and not is_ended(self.request, self.token_ids)
 
 
 def write_batch(
     model: Any,
     requests: Sequence[GenerationRequest],
-    last_ids: Callable[[str], Collection[int]],
+    is_ended: IsEnded,
     device: torch.device,
 ) -> list[Writing]:
-    """Write the answers of one batch, in order; each ends with such a token or at its limit.
+    """Write the answers of one batch, in order; each ends where it is told or at its limit.
 
     Args:
         model: A causal language model.
         requests: Sound requests.
-        last_ids: Gives the tokens that end an answer, for a stop text.
+        is_ended: Says where an answer ends.
         device: Where the model is.
     """
     from transformers import DynamicCache
 
-    writings = [Writing(request, last_ids(request.stop_text)) for request in requests]
+    writings = [Writing(request) for request in requests]
     step = _Step(model, DynamicCache(config=model.config), _accepted(model))
     active = list(writings)
     ids_BP, mask_BP = _pad_left([writing.request.prompt_ids for writing in active])
     mask_BP = mask_BP.to(device)
     logits_BV = step(ids_BP.to(device), mask_BP, (mask_BP.cumsum(1) - 1).clamp(min=0))
     while True:
-        token_B, kept = _choose(logits_BV, active)
+        token_B, kept = _choose(logits_BV, active, is_ended)
         if not kept:
             return writings
         if len(kept) < len(active):
@@ -117,7 +120,9 @@ def _pad_left(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     return ids_BP, mask_BP
 
 
-def _choose(logits_BV: Tensor, active: Sequence[Writing]) -> tuple[Tensor, list[int]]:
+def _choose(
+    logits_BV: Tensor, active: Sequence[Writing], is_ended: IsEnded
+) -> tuple[Tensor, list[int]]:
     """Give every request its next token; return the tokens [B] and who is to go on."""
     finite = torch.isfinite(logits_BV.amax(dim=1)).tolist()
 
@@ -134,6 +139,6 @@ def _choose(logits_BV: Tensor, active: Sequence[Writing]) -> tuple[Tensor, list[
     for b, (writing, token_id) in enumerate(zip(active, token_B.tolist(), strict=True)):
         if not finite[b]:
             writing.is_broken = True
-        elif writing.add(token_id):
+        elif writing.add(token_id, is_ended):
             kept.append(b)
     return token_B, kept

@@ -100,14 +100,6 @@ class SegmentTokenizer:
         behind = self._text([*self._newline_ids, *token_ids])
         return behind.removeprefix(self._text(self._newline_ids))
 
-    def tokens_with(self, text: str) -> frozenset[int]:
-        """Return the tokens that hold a text whole; one that is written in pieces is not found."""
-        ids = range(len(self._tokenizer))
-        pieces = self._tokenizer.batch_decode(
-            [[i] for i in ids], skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-        return frozenset(i for i, piece in zip(ids, pieces, strict=True) if text in piece)
-
     @functools.cached_property
     def _message_frame(self) -> MessageFrame | None:
         import jinja2  # transformers runs templates in jinja2's sandbox

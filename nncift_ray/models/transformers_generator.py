@@ -135,7 +135,7 @@ class TransformersGenerator(TokenizingEngine):
         """Write a batch; where the accelerator's memory does not suffice, its halves."""
         try:
             with torch.inference_mode():
-                writings = write_batch(self._model, batch, self._ends.last_ids, self._device)
+                writings = write_batch(self._model, batch, self._ends.is_ended, self._device)
             return [self._read(writing) for writing in writings]
         except torch.OutOfMemoryError as error:
             if len(batch) == 1:

@@ -97,7 +97,7 @@ class VllmGenerator(VllmModel):
             prompts = [
                 (
                     r.prompt_ids,
-                    _parameters(r, self._ends.last_ids(r.stop_text), read_cache=read_cache),
+                    _parameters(r, self._ends.end_ids, read_cache=read_cache),
                 )
                 for r in (requests[place] for place in sound)
             ]
@@ -118,7 +118,7 @@ class VllmGenerator(VllmModel):
         return self._ends.read(request, token_ids)
 
 
-def _parameters(request: GenerationRequest, last_ids: frozenset[int], *, read_cache: bool) -> Any:
+def _parameters(request: GenerationRequest, end_ids: frozenset[int], *, read_cache: bool) -> Any:
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -127,9 +127,10 @@ def _parameters(request: GenerationRequest, last_ids: frozenset[int], *, read_ca
         temperature=request.temperature,
         min_p=request.min_p,
         seed=request.seed,
-        stop_token_ids=sorted(last_ids),
+        stop_token_ids=sorted(end_ids),
+        stop=[request.stop_text] if request.stop_text else None,
         logprobs=0,  # of the token taken: not a number where the weights are broken
-        detokenize=False,
+        detokenize=bool(request.stop_text),  # only to find it: all read answers alike
         flat_logprobs=True,
         output_kind=RequestOutputKind.FINAL_ONLY,
         skip_reading_prefix_cache=not read_cache,

@@ -183,7 +183,7 @@ def _vllm_arguments(
         "quantization": options.quantization,
         "load_format": "bitsandbytes" if bitsandbytes else "safetensors",
         "max_model_len": max_length + 1,  # one token must be generated
-        "skip_tokenizer_init": True,
+        "skip_tokenizer_init": not options.generates,  # but to find where an answer is to stop
         "trust_remote_code": False,
         # Steps of one token a request are bound by their launches on a GPU: graphs pay there.
         "enforce_eager": on_cpu or not options.generates,

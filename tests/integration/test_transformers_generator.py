@@ -152,7 +152,9 @@ def test_an_end_token_of_the_models_files_ends_the_answer(
 ) -> None:
     request = GenerationRequest(generator.encode("The capital of France is\n"), 16)
     with torch.inference_mode():
-        (whole,) = write_batch(generator._model, [request], lambda _: {0}, torch.device("cpu"))
+        (whole,) = write_batch(
+            generator._model, [request], lambda _, ids: ids[-1] == 0, torch.device("cpu")
+        )
     end = whole.token_ids[5]
     ending = _load(_end_after(tmp_path / "ending", tiny_path, end))
     cut = whole.token_ids[: whole.token_ids.index(end)]
