@@ -58,6 +58,8 @@ def load_language_model(
             quantization_config=_quantization_config(quantization, torch_dtype),
             device_map={"": device},
         )
+        if torch_dtype == torch.float32:
+            _multiply_in_float32(model)
         if adapter is not None:
             model = _add_adapter(model, adapter, device, merge=quantization is None)
     except torch.OutOfMemoryError as error:
@@ -96,6 +98,17 @@ def _quantization_config(quantization: str | None, dtype: torch.dtype) -> Any:
     return BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
     )
+
+
+def _multiply_in_float32(model: Any) -> None:
+    """Keep 4-bit layers from rounding their input to bfloat16 where float32 was asked for.
+
+    On a CPU that multiplies bfloat16, bitsandbytes does so for every layer that is not being
+    trained: log-likelihoods move in the third digit, and differ between kinds of machine.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _add_adapter(model: Any, adapter: Adapter, device: torch.device, *, merge: bool) -> Any:
