@@ -14,7 +14,6 @@ from nncift_ray.core.evaluation.drawing import draw_test_rows
 from nncift_ray.models.engine import ScoringEngine, ScoringRequest, ScoringResult
 from nncift_ray.models.fake_engine import FakeEngine
 from nncift_ray.models.tuned_model import TunedModel
-from nncift_ray.stages import likelihood
 from nncift_ray.stages.driver import stage_fingerprint
 from nncift_ray.stages.likelihood import LikelihoodStage
 from nncift_ray.stages.shown_examples import ShownExamples
@@ -206,7 +205,7 @@ def test_only_the_drawn_rows_are_asked(tmp_path: Path) -> None:
 
 
 def test_shards_do_not_show_in_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(likelihood, "ATOM_ROWS", 3)
+    monkeypatch.setattr(LikelihoodStage, "atom_rows", 3)
     tests = make_tests(tmp_path)
     tables = [
         read_rows(run_likelihood(tmp_path / str(rows), tests, Recorder(), shard_rows=rows))
