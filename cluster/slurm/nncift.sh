@@ -38,7 +38,9 @@ fi
 
 export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT="${RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT:-300}"
 export RAY_USAGE_STATS_ENABLED=0
-head_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+# Not through head: it leaves after a line, and what scontrol still writes would end the script.
+nodes=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+head_node=${nodes%%$'\n'*}
 # A port of its own for each job, in the range that Ray's workers (10002 to 19999) leave free.
 port=$((20000 + SLURM_JOB_ID % 10000))
 

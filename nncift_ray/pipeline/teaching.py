@@ -14,7 +14,8 @@ from nncift_ray.models.embedded import ResolvedModel, folder_digest, resolve_lan
 from nncift_ray.models.engines import resolve_engine_kind
 from nncift_ray.models.teachers import TeacherContext, load_teacher_class, needs_gradients
 from nncift_ray.models.vllm_loading import vllm_available
-from nncift_ray.pipeline.factories import EngineFactory, LoraFactory, TeacherFactory
+from nncift_ray.pipeline.factories import EngineFactory, TeacherFactory
+from nncift_ray.pipeline.training_factories import LoraFactory
 from nncift_ray.storage.output import StageOutput
 
 # On a CPU larger batches are no faster and pad more; a GPU wants them full.

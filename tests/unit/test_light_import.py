@@ -8,6 +8,19 @@ import sys
 
 import pytest
 
+HEAVY_FOR_A_WORKER = {"torch", "ray", "vllm", "transformers", "sentence_transformers", "matplotlib"}
+#: What an actor has to import before its first row, by what its stage is unpickled from.
+OF_WORKERS = {
+    "pipeline.factories": HEAVY_FOR_A_WORKER,
+    "models.teachers": HEAVY_FOR_A_WORKER,
+    "stages.ingest": HEAVY_FOR_A_WORKER | {"numba"},
+    "stages.sample": HEAVY_FOR_A_WORKER | {"numba"},
+    "stages.label": HEAVY_FOR_A_WORKER | {"numba"},
+    "stages.utility": HEAVY_FOR_A_WORKER | {"numba"},
+    "stages.export": HEAVY_FOR_A_WORKER | {"numba"},
+    "stages.project": HEAVY_FOR_A_WORKER,
+    "stages.score_pairs": HEAVY_FOR_A_WORKER,
+}
 HEAVY = {"torch", "ray", "vllm", "transformers", "sentence_transformers", "pyarrow", "numba"}
 
 
@@ -22,6 +35,11 @@ def _loaded_by(module: str) -> set[str]:
 @pytest.mark.parametrize("module", ["nncift_ray", "nncift_ray.config", "nncift_ray.errors"])
 def test_import_loads_nothing_heavy(module: str) -> None:
     assert not _loaded_by(module) & HEAVY
+
+
+@pytest.mark.parametrize("module", OF_WORKERS)
+def test_a_worker_imports_no_more_than_its_stage_needs(module: str) -> None:
+    assert not _loaded_by(f"nncift_ray.{module}") & OF_WORKERS[module]
 
 
 def test_the_check_sees_what_is_loaded() -> None:

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from nncift_ray.errors import ShapeError
+
+if TYPE_CHECKING:  # every worker that knows teachers reads this file, and few need torch
+    from torch import Tensor
 
 
 def checkpoint_weights(mean_learning_rates: Sequence[float]) -> tuple[float, ...]:

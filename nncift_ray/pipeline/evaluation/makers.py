@@ -15,9 +15,9 @@ from nncift_ray.pipeline.factories import (
     GeneratorFactory,
     JudgeFactory,
     LikelihoodFactory,
-    TuningFactory,
 )
 from nncift_ray.pipeline.runner import TRAINING_FOLDER
+from nncift_ray.pipeline.training_factories import TuningFactory
 from nncift_ray.stages.tune import Tuner
 from nncift_ray.storage.filesystem import Location
 
