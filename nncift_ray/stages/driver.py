@@ -223,12 +223,17 @@ def _run_remaining(
 def _check_survivors(
     stage: Stage, folder: Location, failed: list[ShardOutcome], finished: list[ShardOutcome]
 ) -> None:
-    """Stop at once where no worker can be made, or where whatever is tried kills it.
+    """Stop at once where no worker can be made or write, or where whatever is tried kills it.
 
     Raises:
         NnciftError: What stopped the shards.
     """
-    if any(outcome.cause == "start" and _users_error(outcome) for outcome in failed):
+    if any(
+        (outcome.cause == "start" and _users_error(outcome))
+        # A full disk or a lost input: the other shards would be computed in vain.
+        or _users_error(outcome) is StorageError
+        for outcome in failed
+    ):
         raise _error_of(stage, failed, len(finished))
     if not all(_is_emptied(stage, outcome) for outcome in finished):
         return

@@ -75,6 +75,11 @@ def alive_nodes() -> list[Node]:
     ]
 
 
+def is_node_gone(node_id: str) -> bool:
+    """Say whether a node is not up any more."""
+    return all(node["NodeID"] != node_id for node in ray.nodes() if node["Alive"])
+
+
 def find_missing(wanted: Wanted, nodes: Sequence[Node]) -> list[str]:
     """Return what keeps an actor off every node, as far as the best one; empty if one will do."""
     return min((wanted.missing_on(node) for node in nodes or [Node({})]), key=len)

@@ -2,41 +2,57 @@
 
 A killed process leaves no exception, only a step that began and never ended. So every step taken on
 a shard is written down before it begins, in a file that outlives the worker; whoever works on the
-shard next reads there who died of what. Rows are the stage's row numbers (``Stage.row_numbers``).
+shard next reads there who died of what, and where: a worker whose node is gone was most likely lost
+with it, whatever it worked on. Rows are the stage's row numbers (``Stage.row_numbers``).
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections import Counter
-from collections.abc import Collection, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
+from dataclasses import dataclass
 
 from nncift_ray.errors import EngineDiedError
 from nncift_ray.storage.filesystem import Location
 
 LOAD, WHOLE, LAST = "load", "whole", "last"
-#: One death may be a lost machine. A worker that dies twice of the same work dies of it.
+#: One death may be anything. A worker that dies twice of the same work dies of it.
 MAX_DEATHS = 2
+#: So many workers lost with their nodes count as one death: spot nodes go by the dozen, but work
+#: that takes its machine with it has to come to an end as well.
+LOSSES_PER_DEATH = 5
 #: After so many rows of an item have killed, and none has survived, the rest is not tried.
 MAX_KILLERS_OF_AN_ITEM = 4
 #: Each costs a worker's start; a search that needs more is not about a few rows.
 MAX_SEARCH_DEATHS = 100
 
 
+@dataclass(frozen=True, slots=True)
+class Whereabouts:
+    """The node a worker is on, and whether a node is gone; by default one that never is."""
+
+    node: str = ""
+    is_gone: Callable[[str], bool] = lambda node: False
+
+
 class AttemptLog:
     """The steps taken on one shard and what came of them."""
 
-    def __init__(self, file: Location) -> None:
-        """Read the file if there is one; a step that is still open there killed its worker."""
-        self._file = file
-        self._deaths: Counter[str] = Counter()
+    def __init__(self, file: Location, here: Whereabouts | None = None) -> None:
+        """Read the file if there is one; in a step that is still open there a worker died."""
+        self._file, self._here = file, here or Whereabouts()
+        self._died_on: dict[str, list[str]] = {}  # step -> the node of each death
+        self._gone: set[str] = set()
         self._survived: list[tuple[int, int]] = []
         self.last_words = ""
         if file.size() is not None:
             state = json.loads(file.read_bytes())
-            self._deaths.update(state["deaths"])
-            self._deaths[state["open"]] += 1
+            self._died_on = state["died_on"]
+            self._died_on.setdefault(state["open"], []).append(state["node"])
+            nodes = {node for died_on in self._died_on.values() for node in died_on}
+            # Asked each time, since a node may be found to be gone only later.
+            self._gone = {node for node in nodes if self._here.is_gone(node)}
             self._survived = [(start, stop) for start, stop in state["survived"]]
             self.last_words = state["last_words"]
 
@@ -49,7 +65,8 @@ class AttemptLog:
         """
         state = {
             "open": name,
-            "deaths": self._deaths,
+            "node": self._here.node,
+            "died_on": self._died_on,
             "survived": self._survived,
             "last_words": self.last_words,
         }
@@ -57,11 +74,11 @@ class AttemptLog:
         try:
             yield
         except EngineDiedError as error:
-            self._deaths[name] += 1
+            self._died_on.setdefault(name, []).append(self._here.node)
             self.last_words = str(error)
             raise
         # What ends is not what kills: a machine was lost, or another step died.
-        del self._deaths[name]
+        self._died_on.pop(name, None)
 
     @contextlib.contextmanager
     def probe(self, rows: range) -> Generator[None]:
@@ -80,17 +97,19 @@ class AttemptLog:
         self._survived.append((rows.start, rows.stop))
 
     def deaths(self, step: str) -> int:
-        """How many workers died in a step."""
-        return self._deaths[step]
+        """How many workers died in a step; of those lost with their node, one in a few counts."""
+        died_on = self._died_on.get(step, [])
+        num_lost = sum(node in self._gone for node in died_on)
+        return len(died_on) - num_lost + num_lost // LOSSES_PER_DEATH
 
     def probe_deaths(self, rows: range) -> int:
         """How many workers died when these rows were tried alone."""
-        return self._deaths[_probe_name(rows)]
+        return self.deaths(_probe_name(rows))
 
     @property
     def num_deaths(self) -> int:
         """How many workers died of this shard, in steps that nobody has ended since."""
-        return self._deaths.total()
+        return sum(map(self.deaths, self._died_on))
 
     @property
     def survived(self) -> list[range]:

@@ -21,7 +21,8 @@ from nncift_ray.config import ClusterConfig, PoolConfig
 from nncift_ray.errors import StageError
 from nncift_ray.stages.driver import execute_here
 from nncift_ray.stages.metrics import WorkerMetrics, run_of
-from nncift_ray.stages.placement import watch_placement
+from nncift_ray.stages.placement import is_node_gone, watch_placement
+from nncift_ray.stages.poison import Whereabouts
 from nncift_ray.stages.shard_runner import (
     ShardOutcome,
     ShardRunner,
@@ -145,7 +146,8 @@ class ShardActor:
         """Keep the stage; models load with the first shard so that an error can be reported."""
         _limit_threads(stage.resources.num_cpus)
         self._metrics = WorkerMetrics(run_of(folder), stage.name)
-        self._runner = ShardRunner(stage, folder, session, on_load=self._metrics.loaded)
+        here = Whereabouts(ray.get_runtime_context().get_node_id(), is_node_gone)
+        self._runner = ShardRunner(stage, folder, session, self._metrics.loaded, here)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Run the shard of a row."""

@@ -25,6 +25,7 @@ from nncift_ray.stages.poison import (
     WHOLE,
     AttemptLog,
     KillerBook,
+    Whereabouts,
     find_killers,
     hopeless_items,
     next_suspect,
@@ -98,12 +99,15 @@ class ShardRunner:
         folder: Location,
         session: str,
         on_load: Callable[[float], None] = lambda seconds: None,
+        here: Whereabouts | None = None,
     ) -> None:
         """Run shards of a stage; deaths count together within a session, and only there.
 
-        ``on_load`` hears how many seconds it took to make a worker.
+        ``on_load`` hears how many seconds it took to make a worker. ``here`` is where this runner
+        is, so that a lost node is told from work that kills.
         """
         self._stage, self._folder, self._on_load = stage, folder, on_load
+        self._here = here
         self._attempts = folder / ATTEMPTS_FOLDER / session
         self._killers = KillerBook(self._attempts / KILLERS_FOLDER)
         self._worker: Worker | None = None
@@ -111,7 +115,8 @@ class ShardRunner:
     def run(self, shard: Shard) -> ShardOutcome:
         """Bring a shard to its outcome; errors are returned, not raised."""
         try:
-            log = AttemptLog(self._attempts / f"{shard_name(shard.start, shard.stop)}.json")
+            name = f"{shard_name(shard.start, shard.stop)}.json"
+            log = AttemptLog(self._attempts / name, self._here)
             outcome: ShardOutcome | None = None
             while outcome is None:
                 try:

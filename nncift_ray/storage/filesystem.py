@@ -7,6 +7,7 @@ come from the environment only); any other scheme is asked of fsspec.
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import hashlib
 import io
@@ -25,6 +26,7 @@ from nncift_ray.errors import StorageError
 from nncift_ray.storage.patient_store import ATTEMPTS, PatientHandler
 
 TEMPORARY_MARK = ".tmp-"
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 # What may stand in the query of an s3:// address; Arrow itself refuses other names.
 _S3_TEXTS = ("scheme", "endpoint_override")
 _S3_FLAGS = ("allow_bucket_creation", "allow_bucket_deletion", "force_virtual_addressing")
@@ -188,34 +190,73 @@ class Location:
     def open_whole(self) -> Generator[HashingWriter]:
         """Open for writing so that the file appears complete or not at all.
 
-        On a local disk the bytes go to a temporary name beside it and are renamed at the end;
+        On a local disk the bytes go to a temporary name beside it, reach the disk, and are renamed
+        at the end, so that not even a machine that loses power leaves half a file under the name;
         object stores make an object visible only once its upload is finished, and have no rename.
+
+        Raises:
+            StorageError: If there is no space for it.
         """
-        self._make_parent()
         target = self.path
         if self.is_local:
             target = f"{self.path}{TEMPORARY_MARK}{uuid.uuid4().hex[:8]}"
-        stream = self.fs.open_output_stream(target)
-        writer = HashingWriter(stream)
+        with _space_for(self):
+            self._make_parent()
+            stream = self.fs.open_output_stream(target)
         try:
-            yield writer
+            yield HashingWriter(stream, self)
         except BaseException:
             # On an object store closing publishes what was written so far, so it goes at once.
-            stream.close()
+            with contextlib.suppress(OSError):  # of a full disk; the first error tells more
+                stream.close()
             self.fs.delete_file(target)
             raise
-        stream.close()
-        if self.is_local:
-            os.replace(target, self.path)
+        try:
+            with _space_for(self):
+                stream.close()
+                if self.is_local:
+                    _flush_to_disk(target)
+                    os.replace(target, self.path)
+        except BaseException:
+            if self.is_local:
+                self.fs.delete_file(target)
+            raise
+
+
+@contextlib.contextmanager
+def _space_for(location: Location) -> Generator[None]:
+    """Explain a full disk.
+
+    Raises:
+        StorageError: If there is no space.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_SPACE:
+            raise
+        raise StorageError(
+            f"{location}: cannot be written, no space is left ({os.strerror(error.errno)}). "
+            "Nothing half-written is kept. Make room there, or move the run directory to a larger "
+            "disk; finished shards are kept, the same command goes on from there."
+        ) from error
+
+
+def _flush_to_disk(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 class HashingWriter(io.RawIOBase):
     """A binary output that knows the SHA-256 and the size of what went through it."""
 
-    def __init__(self, stream: IO[bytes] | pa.NativeFile) -> None:
-        """Wrap an open binary output."""
+    def __init__(self, stream: IO[bytes] | pa.NativeFile, location: Location) -> None:
+        """Wrap an open binary output that will be at ``location``."""
         super().__init__()
-        self._stream = stream
+        self._stream, self._location = stream, location
         self._digest = hashlib.sha256()
         self.num_bytes = 0
 
@@ -226,7 +267,8 @@ class HashingWriter(io.RawIOBase):
     def write(self, data: Any, /) -> int:
         """Pass the bytes on and count them."""
         view = memoryview(data)
-        self._stream.write(view)
+        with _space_for(self._location):
+            self._stream.write(view)
         self._digest.update(view)
         self.num_bytes += view.nbytes
         return view.nbytes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from nncift_ray.stages.poison import Whereabouts
 from nncift_ray.stages.shard_runner import ShardOutcome, ShardRunner
 from nncift_ray.stages.stage import Shard, Stage
 from nncift_ray.storage.filesystem import Location
@@ -15,12 +16,33 @@ class KilledError(BaseException):
 
 def replace_the_dead(stage: Stage, folder: Location, shards: list[Shard]) -> Iterator[ShardOutcome]:
     """Make an actor again when it died and hand it the same shard again (an Executor)."""
-    runner = ShardRunner(stage, folder, "session")
+    yield from _replace(stage, folder, shards, nodes_die=False)
+
+
+def replace_lost_nodes(
+    stage: Stage, folder: Location, shards: list[Shard]
+) -> Iterator[ShardOutcome]:
+    """The same, but each death took the node along, and each new actor is on a new one."""
+    yield from _replace(stage, folder, shards, nodes_die=True)
+
+
+def _replace(
+    stage: Stage, folder: Location, shards: list[Shard], *, nodes_die: bool
+) -> Iterator[ShardOutcome]:
+    gone: set[str] = set()
+
+    def make_runner() -> ShardRunner:
+        here = Whereabouts(f"node {len(gone)}", gone.__contains__)
+        return ShardRunner(stage, folder, "session", here=here)
+
+    runner = make_runner()
     for shard in shards:
         outcome: ShardOutcome | None = None
         while outcome is None:
             try:
                 outcome = runner.run(shard)
             except KilledError:
-                runner = ShardRunner(stage, folder, "session")
+                if nodes_die:
+                    gone.add(f"node {len(gone)}")
+                runner = make_runner()
         yield outcome

@@ -14,14 +14,20 @@ import pyarrow as pa
 import pytest
 
 from nncift_ray.errors import EngineDiedError, NnciftError, StageError
-from nncift_ray.stages.driver import execute_here, finished_shards, run_stage, stage_folder
-from nncift_ray.stages.poison import MAX_DEATHS, MAX_KILLERS_OF_AN_ITEM
+from nncift_ray.stages.driver import (
+    Executor,
+    execute_here,
+    finished_shards,
+    run_stage,
+    stage_folder,
+)
+from nncift_ray.stages.poison import LOSSES_PER_DEATH, MAX_DEATHS, MAX_KILLERS_OF_AN_ITEM
 from nncift_ray.stages.progress import LineReporter, SilentReporter
 from nncift_ray.stages.shard_runner import ATTEMPTS_FOLDER
 from nncift_ray.stages.stage import KILLED_WORKER, Shard, Stage, Worker
 from nncift_ray.storage.filesystem import Location
 from nncift_ray.storage.output import Sink, StageOutput
-from tests.unit.stages.dying import KilledError, replace_the_dead
+from tests.unit.stages.dying import KilledError, replace_lost_nodes, replace_the_dead
 
 ROWS = pa.schema([pa.field("row", pa.int64()), pa.field("text", pa.string())])
 EDGES = (0, 13, 30, 31, 50, 64, 90, 100)  # 100 rows in 7 items
@@ -102,10 +108,8 @@ def contains(*poison: int) -> Callable[[Sequence[int]], bool]:
     return lambda rows: not set(poison).isdisjoint(rows)
 
 
-def run(stage: Stage, folder: Path) -> StageOutput:
-    return run_stage(
-        stage, Location.of(str(folder)), execute=replace_the_dead, reporter=SilentReporter()
-    )
+def run(stage: Stage, folder: Path, execute: Executor = replace_the_dead) -> StageOutput:
+    return run_stage(stage, Location.of(str(folder)), execute=execute, reporter=SilentReporter())
 
 
 def rows_of(output: StageOutput) -> list[Any]:
@@ -216,6 +220,31 @@ def test_one_death_in_loading_is_forgiven(tmp_path: Path) -> None:
     stage = GroupStage(contains(57))
     stage.deadly_loads = 1
     assert killers_of(run(stage, tmp_path)) == [57]
+
+
+@pytest.mark.parametrize("kind", [GroupStage, WholeStage])
+def test_nodes_lost_again_and_again_accuse_no_row(tmp_path: Path, kind: type[GroupStage]) -> None:
+    num_losses = MAX_DEATHS * LOSSES_PER_DEATH - 1
+    losses = iter(range(num_losses))
+    stage = kind(lambda rows: 57 in rows and next(losses, None) is not None)
+    output = run(stage, tmp_path, replace_lost_nodes)
+    assert rows_of(output) == list(range(100))
+    assert output.manifest.num_failures == 0
+    # Nothing was searched: the shard was only done again.
+    assert stage.num_deaths == num_losses
+
+
+def test_nodes_lost_while_workers_load_stop_nothing(tmp_path: Path) -> None:
+    stage = GroupStage(contains())
+    stage.deadly_loads = MAX_DEATHS * LOSSES_PER_DEATH - 1
+    assert rows_of(run(stage, tmp_path, replace_lost_nodes)) == list(range(100))
+
+
+def test_a_row_that_takes_its_node_along_is_found_all_the_same(tmp_path: Path) -> None:
+    stage = GroupStage(contains(57))
+    output = run(stage, tmp_path, replace_lost_nodes)
+    assert killers_of(output) == [57]
+    assert rows_of(output) == [row for row in range(100) if row != 57]
 
 
 def test_a_stage_that_kills_whatever_it_is_given_stops_early(tmp_path: Path) -> None:
