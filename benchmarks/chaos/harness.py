@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import random
+import signal
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,20 +20,27 @@ import yaml
 from benchmarks.chaos.cluster import MARKET, ON_DEMAND, SPOT, SpotCluster
 from benchmarks.chaos.counted_run import BEGUN, DONE
 
-POLL_SECONDS = 0.5
-#: Stages whose actors live on spot nodes.
-ON_SPOT = ("embed", "label", "score_pairs")
+POLL_SECONDS = 0.2
+END_SECONDS = 60  # for a driver that was asked to end
+
+
+@dataclass(frozen=True)
+class Death:
+    """When nodes die, and how many."""
+
+    stage: str
+    fraction: float  # of the stage's shards, done by then
+    all_nodes: bool
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Which nodes die and when."""
+    """Which nodes die and when; the pauses that make room for it."""
 
-    every_seconds: float  # between two deaths, drawn from half to one and a half of it
-    seed: int = 0
-    all_at_once_every: int = 4  # of so many deaths one takes every spot node
-    shortage_seconds: float = 10.0  # with no replacement, after such a death
-    most: int = 1_000_000  # deaths; 0 for an undisturbed run
+    deaths: tuple[Death, ...] = ()
+    shortage_seconds: float = 10.0  # with no replacement, after all nodes died
+    shard_seconds: float = 2.0  # that each shard takes beyond its work
+    limit_seconds: float = 1800.0  # after which a run is taken for one that hangs
 
 
 @dataclass(frozen=True)
@@ -40,14 +49,26 @@ class Record:
 
     seconds: float
     exit_code: int
-    num_kills: int
+    num_kills: int  # nodes
     kills_by_stage: dict[str, int]
-    num_shards: int  # distinct ones that were finished
-    num_begun: int  # attempts
-    lost_attempts: int  # begun and not finished
-    repeated_items: int  # of shards that had been finished or begun before
+    shards_by_stage: dict[str, int]  # distinct ones that were finished
+    num_begun: int  # attempts at shards
+    num_lost: int  # attempts that were begun and not finished
+    num_redone: int  # attempts at shards that an earlier attempt had finished
+    repeated_items: int  # of all attempts at a shard but one
     num_items: int
     digests: dict[str, str]  # SHA-256 of the exported files
+
+
+def draw_deaths(num_by_stage: Mapping[str, int], seed: int) -> tuple[Death, ...]:
+    """Draw so many moments of each stage; at one of each stage's all nodes die at once."""
+    draw = random.Random(seed)
+    deaths: list[Death] = []
+    for stage, number in num_by_stage.items():
+        fractions = sorted(draw.uniform(0.05, 0.85) for _ in range(number))
+        flood = draw.randrange(number)
+        deaths += [Death(stage, at, order == flood) for order, at in enumerate(fractions)]
+    return tuple(deaths)
 
 
 def spot_recipe(recipe: dict[str, Any], run_dir: Path, address: str) -> dict[str, Any]:
@@ -57,8 +78,64 @@ def spot_recipe(recipe: dict[str, Any], run_dir: Path, address: str) -> dict[str
     for section in ("embedder", "labels", "pair_scores"):
         own = tree.get(section, {})
         tree[section] = {**own, "pool": {**own.get("pool", {}), **pool}}
-    tree["cluster"] = {"address": address, "labels": {MARKET: ON_DEMAND}}
+    cluster = {"address": address, "labels": {MARKET: ON_DEMAND}}
+    tree["cluster"] = {**tree.get("cluster", {}), **cluster}
     return tree
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What the workers of a run left as marks."""
+
+    folder: Path
+
+    def marks(self, mark: str, stage: str = "*") -> list[list[str]]:
+        """Return stage, start and stop of each mark of a kind."""
+        return [path.name.split(".")[:3] for path in self.folder.glob(f"{stage}.*.{mark}")]
+
+    def shards_done(self) -> dict[str, int]:
+        """Count the distinct finished shards of each stage."""
+        return dict(Counter(stage for stage, _, _ in set(map(tuple, self.marks(DONE)))))
+
+    def is_due(self, death: Death, num_shards: int) -> bool:
+        """Whether so much of a stage is done, and something of it is being worked on."""
+        done = len(set(map(tuple, self.marks(DONE, death.stage))))
+        under_way = len(self.marks(BEGUN, death.stage)) > len(self.marks(DONE, death.stage))
+        return under_way and done >= death.fraction * num_shards
+
+    def count(self) -> dict[str, Any]:
+        """Count attempts, and what was done more than once; a ``Record``'s fields."""
+        begun, done = map(tuple, self.marks(BEGUN)), list(map(tuple, self.marks(DONE)))
+        attempts = Counter(begun)
+        sizes = {shard: int(shard[2]) - int(shard[1]) for shard in attempts}
+        return {
+            "shards_by_stage": self.shards_done(),
+            "num_begun": attempts.total(),
+            "num_lost": attempts.total() - len(done),
+            "num_redone": len(done) - len(set(done)),
+            "repeated_items": sum((n - 1) * sizes[shard] for shard, n in attempts.items()),
+            "num_items": sum(sizes.values()),
+        }
+
+
+@contextmanager
+def driver(
+    recipe: dict[str, Any], folder: Path, address: str, shard_seconds: float
+) -> Generator[tuple[subprocess.Popen[bytes], Tally]]:
+    """Start a run's driver with its run directory, tally and log below a folder; end it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path, tally = folder / "recipe.yaml", Tally(folder / "tally")
+    path.write_text(yaml.safe_dump(spot_recipe(recipe, folder / "run", address)))
+    command = [sys.executable, "-m", "benchmarks.chaos.counted_run", str(path)]
+    command += [str(tally.folder), str(shard_seconds)]
+    with (folder / "log.txt").open("ab") as out:
+        child = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)  # noqa: S603
+    try:
+        yield child, tally
+    finally:
+        if child.poll() is None:
+            child.kill()
+            child.wait(END_SECONDS)
 
 
 def disturbed_run(
@@ -66,71 +143,66 @@ def disturbed_run(
     recipe: dict[str, Any],
     folder: Path,
     plan: Plan,
+    num_shards: Mapping[str, int] | None = None,
     say: Callable[[str], None] = print,
 ) -> Record:
-    """Run a recipe while spot nodes die and come back; return what became of it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path, tally, log = folder / "recipe.yaml", folder / "tally", folder / "log.txt"
-    path.write_text(yaml.safe_dump(spot_recipe(recipe, folder / "run", cluster.address)))
-    draw, size, before = random.Random(plan.seed), cluster.num_spot, cluster.num_kills
+    """Run a recipe while spot nodes die and come back; return what became of it.
+
+    Args:
+        cluster: Has as many spot nodes before as afterwards.
+        recipe: Without run directory and cluster.
+        folder: Gets run directory, log and tally.
+        plan: What dies when.
+        num_shards: Of each stage, in the undisturbed run; needed where nodes die.
+        say: Hears of deaths.
+    """
+    size, before, started = cluster.num_spot, cluster.num_kills, time.monotonic()
     kills: Counter[str] = Counter()
-    started = time.monotonic()
-    with log.open("wb") as out:
-        command = [sys.executable, "-m", "benchmarks.chaos.counted_run", str(path), str(tally)]
-        child = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)  # noqa: S603
-        try:
-            next_death = started + draw.uniform(0.5, 1.5) * plan.every_seconds
-            while child.poll() is None:
-                time.sleep(POLL_SECONDS)
-                if time.monotonic() < next_death or sum(kills.values()) >= plan.most:
-                    continue
-                stage = current_stage(tally)
-                if stage in ON_SPOT:
-                    is_flood = (sum(kills.values()) + 1) % plan.all_at_once_every == 0
-                    cluster.kill_nodes(size if is_flood else 1)
-                    kills[stage] = kills[stage] + (size if is_flood else 1)
-                    say(f"{time.monotonic() - started:6.0f} s  {stage}: "
-                        f"{'all nodes' if is_flood else 'a node'} lost")  # fmt: skip
-                    time.sleep(plan.shortage_seconds if is_flood else 0)
-                    while cluster.num_spot < size:
-                        cluster.add_node()
-                next_death = time.monotonic() + draw.uniform(0.5, 1.5) * plan.every_seconds
-        finally:
-            if child.poll() is None:
-                child.kill()
-    seconds = time.monotonic() - started
+    ahead = list(plan.deaths)
+    with driver(recipe, folder, cluster.address, plan.shard_seconds) as (child, tally):
+        while child.poll() is None and time.monotonic() - started < plan.limit_seconds:
+            time.sleep(POLL_SECONDS)
+            if ahead and tally.is_due(ahead[0], (num_shards or {})[ahead[0].stage]):
+                death = ahead.pop(0)
+                number = size if death.all_nodes else 1
+                say(f"{time.monotonic() - started:6.0f} s  {death.stage}: {number} nodes lost")
+                kills[death.stage] += number
+                _lose_nodes(cluster, number, plan.shortage_seconds if death.all_nodes else 0)
     return Record(
-        seconds=seconds,
+        seconds=time.monotonic() - started,
         exit_code=child.returncode,
         num_kills=cluster.num_kills - before,
         kills_by_stage=dict(kills),
         digests=digests_of(folder / "run" / "export"),
-        **count(tally),
+        **tally.count(),
     )
 
 
-def current_stage(tally: Path) -> str:
-    """Return the stage of the shard that was begun last."""
-    marks = tally.glob(f"*.{BEGUN}") if tally.is_dir() else iter(())
-    newest = max(marks, key=lambda mark: mark.stat().st_mtime_ns, default=None)
-    return "" if newest is None else newest.name.split(".")[0]
+def _lose_nodes(cluster: SpotCluster, number: int, shortage_seconds: float) -> None:
+    size = cluster.num_spot
+    cluster.kill_nodes(number)
+    time.sleep(shortage_seconds)
+    while cluster.num_spot < size:
+        cluster.add_node()
 
 
-def count(tally: Path) -> dict[str, int]:
-    """Count attempts, and what was done more than once."""
-    begun = [mark.name.split(".") for mark in tally.glob(f"*.{BEGUN}")]
-    done = {tuple(mark.name.split(".")[:3]) for mark in tally.glob(f"*.{DONE}")}
-    finished = sum(1 for _ in tally.glob(f"*.{DONE}"))
-    attempts = Counter((stage, start, stop) for stage, start, stop, *_ in begun)
-    return {
-        "num_shards": len(done),
-        "num_begun": len(begun),
-        "lost_attempts": len(begun) - finished,
-        "repeated_items": sum(
-            (times - 1) * (int(stop) - int(start)) for (_, start, stop), times in attempts.items()
-        ),
-        "num_items": sum(int(stop) - int(start) for _, start, stop in attempts),
-    }
+def kill_in_the_middle(
+    cluster: SpotCluster,
+    recipe: dict[str, Any],
+    folder: Path,
+    plan: Plan,
+    num_shards: Mapping[str, int],
+) -> float:
+    """Begin a run; at the plan's first death kill driver, head and all nodes. Returns seconds."""
+    started, death = time.monotonic(), plan.deaths[0]
+    with driver(recipe, folder, cluster.address, plan.shard_seconds) as (child, tally):
+        while not tally.is_due(death, num_shards[death.stage]):
+            if child.poll() is not None or time.monotonic() - started > plan.limit_seconds:
+                raise RuntimeError((folder / "log.txt").read_text())
+            time.sleep(POLL_SECONDS)
+        child.send_signal(signal.SIGKILL)
+        cluster.kill_all()
+    return time.monotonic() - started
 
 
 def digests_of(folder: Path) -> dict[str, str]:
