@@ -62,63 +62,48 @@ class EngineFactory:
 
 
 @dataclass(frozen=True)
-class LikelihoodFactory:
-    """Loads the engine of a likelihood stage: the model under evaluation, as it came or tuned."""
+class _EvaluatedModel:
+    """The model under evaluation, as it came or tuned, and the engine that holds it."""
 
     model: ResolvedModel
     kind: str  # "vllm" or "transformers"
     dtype: str
     max_length: int
+
+    def options(self, tuned: TunedModel | None) -> dict[str, Any]:
+        """What the engine is loaded with."""
+        base = locate_model(self.model, "language model").path
+        return {
+            **load_options(tuned, base, self.kind),
+            "dtype": self.dtype,
+            "max_length": self.max_length,
+            "num_threads": actor_threads(),
+        }
+
+    def settings(self) -> dict[str, Any]:
+        """What of it shapes numbers and answers."""
+        return {
+            "model": self.model.name,
+            "revision": self.model.revision,
+            "engine": self.kind,
+            "dtype": self.dtype,
+        }
+
+
+class LikelihoodFactory(_EvaluatedModel):
+    """Loads the engine of a likelihood stage."""
 
     def __call__(self, tuned: TunedModel | None) -> ScoringEngine:
         """Load it."""
-        base = locate_model(self.model, "language model").path
-        return make_engine(
-            self.kind,
-            **load_options(tuned, base, self.kind),
-            dtype=self.dtype,
-            max_length=self.max_length,
-            num_threads=actor_threads(),
-        )
-
-    def settings(self) -> dict[str, Any]:
-        """What of it shapes numbers."""
-        return {
-            "model": self.model.name,
-            "revision": self.model.revision,
-            "engine": self.kind,
-            "dtype": self.dtype,
-        }
+        return make_engine(self.kind, **self.options(tuned))
 
 
-@dataclass(frozen=True)
-class GeneratorFactory:
-    """Loads the engine that writes answers: the model under evaluation, as it came or tuned."""
-
-    model: ResolvedModel
-    kind: str  # "vllm" or "transformers"
-    dtype: str
-    max_length: int
+class GeneratorFactory(_EvaluatedModel):
+    """Loads the engine that writes answers."""
 
     def __call__(self, tuned: TunedModel | None) -> GenerationEngine:
         """Load it."""
-        base = locate_model(self.model, "language model").path
-        return make_generator(
-            self.kind,
-            **load_options(tuned, base, self.kind),
-            dtype=self.dtype,
-            max_length=self.max_length,
-            num_threads=actor_threads(),
-        )
-
-    def settings(self) -> dict[str, Any]:
-        """What of it shapes answers."""
-        return {
-            "model": self.model.name,
-            "revision": self.model.revision,
-            "engine": self.kind,
-            "dtype": self.dtype,
-        }
+        return make_generator(self.kind, **self.options(tuned))
 
 
 @dataclass(frozen=True)
