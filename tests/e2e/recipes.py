@@ -10,12 +10,12 @@ import yaml
 
 from tests.tiny_models import make_tiny_llama
 
-NUM_CANDIDATES, NUM_TARGETS, NUM_PAIRS = 600, 40, 120
+NUM_CANDIDATES, NUM_TARGETS, NUM_PAIRS = 300, 40, 120
 # Small shards, so that every stage that can have several has several.
 POOLS: dict[str, Any] = {
-    "embedder": {"pool": {"shard_rows": 256}},
+    "embedder": {"pool": {"shard_rows": 128}},
     "labels": {"pool": {"shard_rows": 40}},
-    "pair_scores": {"pool": {"shard_rows": 256}},
+    "pair_scores": {"pool": {"shard_rows": 128}},
 }
 
 
@@ -50,8 +50,6 @@ def write_recipe(folder: Path, *, teacher: str = "delift") -> Path:
         "embedder": {"model": "embedded:all-minilm-l6-v2", **POOLS["embedder"]},
         "labels": {"label_pairs": NUM_PAIRS, **POOLS["labels"]},
     }
-    if ":" in teacher:
-        tree["teacher"]["options"] = {"victim": str(folder / "victim")}
     if teacher == "delift":
         model = make_tiny_llama(folder / "model")
         tree["teacher"] |= {"model": str(model), "engine": "transformers", "max_length": 256}

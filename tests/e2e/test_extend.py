@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from nncift_ray.config import load_config
-from nncift_ray.pipeline import open_run, run
+from nncift_ray.pipeline import RunResult, extend, open_run
+from nncift_ray.stages.driver import execute_here
 from nncift_ray.stages.progress import SilentReporter
-from tests.e2e.recipes import NUM_CANDIDATES, write_recipe
+from tests.e2e.recipes import NUM_CANDIDATES, NUM_TARGETS
 from tests.e2e.test_kill_and_resume import SECONDS_TO_LIVE, shard_times
 
 NUM_NEW = 40
@@ -40,11 +40,11 @@ def extend_by_command(parent: Path, new: Path, home: Path) -> str:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-def test_an_extension_killed_while_it_scores_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
-    recipe = write_recipe(tmp_path, teacher="delift_se")
-    objective = "selection.objective=facility_location_mutual_information"
-    run(load_config(recipe, [objective]), reporter=SilentReporter())
-    parent, new, home = tmp_path / "run", write_new(tmp_path / "new.jsonl"), tmp_path / "grown"
+def test_an_extension_killed_while_it_scores_ends_as_an_undisturbed_one(
+    undisturbed: RunResult, tmp_path: Path
+) -> None:
+    parent = Path(undisturbed.run_dir.path)
+    new, home = write_new(tmp_path / "new.jsonl"), tmp_path / "grown"
     command = [sys.executable, "-m", "tests.e2e.die_extending", str(parent), str(new), str(home)]
     died = subprocess.run([*command, "score_pairs", "1"], timeout=SECONDS_TO_LIVE, check=False)
     assert died.returncode == -signal.SIGKILL
@@ -55,11 +55,21 @@ def test_an_extension_killed_while_it_scores_ends_as_an_undisturbed_one(tmp_path
     assert "[embed] already done, skipped" in said
     assert "relabelling is " in said
     assert finished.items() <= shard_times(home, "score_pairs").items()
-    extend_by_command(parent, new, tmp_path / "undisturbed")
+    whole = extend(
+        str(parent),
+        [str(new)],
+        run_dir=str(tmp_path / "undisturbed"),
+        reporter=SilentReporter(),
+        execute=execute_here,  # in this process: no actor, and nobody dies
+    )
     for name in ("subset.jsonl", "alpaca.json"):
         first, second = (folder / "export" / name for folder in (home, tmp_path / "undisturbed"))
         assert first.read_bytes() == second.read_bytes()
     outputs = open_run(str(home)).outputs
+    assert outputs["select"].read("ranking").equals(whole.outputs["select"].read("ranking"))
     assert outputs["deduplicate"].num_rows("candidates") == NUM_CANDIDATES + NUM_NEW
-    assert outputs["score_pairs"].num_rows("within_top_helpers") == (NUM_CANDIDATES + NUM_NEW)
+    helpers = outputs["score_pairs"].read("cross_top_helpers")
+    assert helpers.num_rows == NUM_TARGETS
+    found = helpers["helper_index"].combine_chunks().flatten().to_numpy()
+    assert found.max() >= NUM_CANDIDATES
     assert "Do the labels still fit the data?" in (home / "report.html").read_text()

@@ -1,0 +1,35 @@
+"""What the tests of killed runs share: one Ray, one recipe, one run that nothing disturbed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nncift_ray.config import ClusterConfig, load_config
+from nncift_ray.pipeline import RunResult, run
+from nncift_ray.stages.driver import execute_here
+from nncift_ray.stages.progress import SilentReporter
+from nncift_ray.stages.ray_pool import ray_session
+from tests.e2e.recipes import write_recipe
+
+
+@pytest.fixture(scope="package")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every stage, DELIFT with a tiny random model included."""
+    return write_recipe(tmp_path_factory.mktemp("e2e"))
+
+
+@pytest.fixture(scope="package")
+def undisturbed(recipe: Path) -> RunResult:
+    """The recipe's run in this process: no actor, one shard after another, nobody dies."""
+    config = load_config(recipe, [f"run_dir={recipe.parent / 'undisturbed'}"])
+    return run(config, reporter=SilentReporter(), execute=execute_here)
+
+
+@pytest.fixture(scope="module")
+def shared_ray() -> Iterator[None]:
+    """One Ray for all that a module runs in this process."""
+    with ray_session(ClusterConfig()):
+        yield
