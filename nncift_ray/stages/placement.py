@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 import ray
+from ray._private.state import state
 
 from nncift_ray.errors import StageError
 from nncift_ray.stages.stage import Resources
@@ -69,10 +70,18 @@ def selects(selector: str, value: str | None) -> bool:
 
 
 def alive_nodes() -> list[Node]:
-    """Return the nodes that are up now."""
+    """Return the nodes that are up now and take work."""
+    draining = state.get_draining_nodes()
     return [
-        Node(node["Resources"], node.get("Labels") or {}) for node in ray.nodes() if node["Alive"]
+        Node(node["Resources"], node.get("Labels") or {})
+        for node in ray.nodes()
+        if node["Alive"] and node["NodeID"] not in draining
     ]
+
+
+def is_node_draining(node_id: str) -> bool:
+    """Say whether a node takes no more work, since its machine is about to be taken away."""
+    return node_id in state.get_draining_nodes()
 
 
 def is_node_gone(node_id: str) -> bool:

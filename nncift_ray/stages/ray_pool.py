@@ -21,7 +21,7 @@ from nncift_ray.config import ClusterConfig, PoolConfig
 from nncift_ray.errors import StageError
 from nncift_ray.stages.driver import execute_here
 from nncift_ray.stages.metrics import WorkerMetrics, run_of
-from nncift_ray.stages.placement import is_node_gone, watch_placement
+from nncift_ray.stages.placement import is_node_draining, is_node_gone, watch_placement
 from nncift_ray.stages.poison import Whereabouts
 from nncift_ray.stages.shard_runner import (
     ShardOutcome,
@@ -38,6 +38,7 @@ STDERR_DESCRIPTOR = 2
 CLUSTERS_VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 CLUSTER_ACTOR_CPUS = 4.0
 LOCAL_OBJECT_STORE_BYTES = 512 * 1024**2
+LEFT_DRAINING_NODE = 75  # exit code of an actor's process
 
 
 def cluster_address(cluster: ClusterConfig) -> str | None:
@@ -146,11 +147,16 @@ class ShardActor:
         """Keep the stage; models load with the first shard so that an error can be reported."""
         _limit_threads(stage.resources.num_cpus)
         self._metrics = WorkerMetrics(run_of(folder), stage.name)
-        here = Whereabouts(ray.get_runtime_context().get_node_id(), is_node_gone)
+        self._node = ray.get_runtime_context().get_node_id()
+        here = Whereabouts(self._node, is_node_gone)
         self._runner = ShardRunner(stage, folder, session, self._metrics.loaded, here)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Run the shard of a row."""
+        """Run the shard of a row; on a node that is about to go, leave it to another node."""
+        if is_node_draining(self._node):
+            # Ray goes on handing out shards here. It restarts an actor that died, as this one now
+            # does, where work is taken, and hands it the shard again.
+            os._exit(LEFT_DRAINING_NODE)
         self._metrics.begun()
         return describe_outcome(self._runner.run(Shard(int(row["start"]), int(row["stop"]))))
 
