@@ -1,6 +1,7 @@
 # Every target does its own set-up; all it takes is make and Python 3.11 (or newer).
 #   make demo            the whole pipeline on a corpus it writes itself
 #   make test            all tests
+#   make chaos           a run whose nodes die, some minutes
 # PYTHON=/path/to/python3.11 and ACCELERATOR=cpu|gpu override what set-up finds.
 
 SHELL := /bin/bash
@@ -18,7 +19,7 @@ OFFLINE := HF_HUB_OFFLINE=1 RAY_USAGE_STATS_ENABLED=0 TOKENIZERS_PARALLELISM=fal
 # every one of them would compile torch, pandas and the rest again.
 KEEP_BYTECODE := PYTHONDONTWRITEBYTECODE=
 
-.PHONY: help setup setup-dev demo lint format type test bench audit clean
+.PHONY: help setup setup-dev demo lint format type test bench chaos audit clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list.
@@ -62,6 +63,9 @@ bench: setup-dev ## Benchmarks; results go to benchmarks/.
 	    $(OFFLINE) $(KEEP_BYTECODE) $(BIN)/python -m "$$(basename "$${file%.py}" | sed 's/^/benchmarks./')" || exit 1; \
 	  done; \
 	else echo "bench: no benchmarks/bench_*.py in this version"; fi
+
+chaos: setup-dev ## Kill nodes under a run until it ends; its record goes to benchmarks/chaos_cpu.md.
+	$(OFFLINE) $(BIN)/python -m benchmarks.chaos
 
 audit: ## Ask the advisory database about the pinned versions (needs the network).
 	$(or $(PYTHON),python3) -m venv .venv-audit
