@@ -64,7 +64,7 @@ bench: setup-dev ## Benchmarks; results go to benchmarks/.
 	  done; \
 	else echo "bench: no benchmarks/bench_*.py in this version"; fi
 
-chaos: setup-dev ## Kill nodes under a run until it ends; its record goes to benchmarks/chaos_cpu.md.
+chaos: setup-dev ## Kill nodes under a run until it ends (long; writes a page to benchmarks/).
 	$(OFFLINE) $(BIN)/python -m benchmarks.chaos
 
 audit: ## Ask the advisory database about the pinned versions (needs the network).
