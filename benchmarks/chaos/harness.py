@@ -22,6 +22,7 @@ from benchmarks.chaos.counted_run import BEGUN, DONE
 from nncift_ray.storage.output import MANIFEST_NAME
 
 POLL_SECONDS = 0.2
+CARD_NAME = "README.md"
 END_SECONDS = 60  # for a driver that was asked to end
 
 
@@ -209,11 +210,14 @@ def kill_in_the_middle(
 def digests_of(folder: Path) -> dict[str, str]:
     """Return the SHA-256 of every exported file.
 
-    Without the export stage's own folder, which lies in the same place: it tells of seconds.
+    Without what tells the time: the export stage's own folder, which lies in the same place, and
+    the dataset's card.
     """
     own = {manifest.parent for manifest in folder.rglob(MANIFEST_NAME)}
     files = sorted(
-        path for path in folder.rglob("*") if path.is_file() and own.isdisjoint(path.parents)
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != CARD_NAME and own.isdisjoint(path.parents)
     )
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
