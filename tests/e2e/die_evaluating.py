@@ -1,0 +1,16 @@
+"""Evaluate and die by SIGKILL at a moment of a stage: ``python -m tests.e2e.die_evaluating``.
+
+Arguments: recipe, stage, moment (see ``die_at``).
+"""
+
+from __future__ import annotations
+
+import sys
+
+from nncift_ray.config import load_config
+from nncift_ray.pipeline.evaluation.evaluating import evaluate
+from tests.e2e.die_at import Assassin
+
+if __name__ == "__main__":
+    recipe_path, stage_name, when = sys.argv[1:]
+    evaluate(load_config(recipe_path), reporter=Assassin(stage_name, when))
