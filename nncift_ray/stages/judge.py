@@ -13,6 +13,7 @@ from nncift_ray.models.engine import ScoringFailure
 from nncift_ray.models.generation import Generation, GenerationEngine, GenerationRequest
 from nncift_ray.stages.answered_rows import ANSWERS, read_answers, read_test_rows
 from nncift_ray.stages.atoms import RowAtoms, RowStage
+from nncift_ray.stages.questions import refuse
 from nncift_ray.stages.stage import KILLED_WORKER, Shard, Worker
 from nncift_ray.storage.evaluation_schemas import VERDICTS
 from nncift_ray.storage.output import Sink, StageOutput
@@ -109,7 +110,7 @@ class JudgeStage(RowStage):
             rows, read_answered(self._responses, self._test, rows), strict=True
         ):
             if row in skip:
-                _refuse(answered, ScoringFailure(KILLED_WORKER, skip[row]), sink)
+                refuse(answered, ScoringFailure(KILLED_WORKER, skip[row]), sink, excerpt="response")
             else:
                 asked.append(answered)
         requests = [
@@ -148,7 +149,7 @@ def write_verdicts(
     rows: list[dict[str, Any]] = []
     for answered, verdict in zip(asked, verdicts, strict=True):
         if isinstance(verdict, ScoringFailure):
-            _refuse(answered, verdict, sink)
+            refuse(answered, verdict, sink, excerpt="response")
             continue
         sink.count("tokens", verdict.num_prompt_tokens + verdict.num_tokens)
         score = parse_verdict(verdict.text, answered["response"])
@@ -162,12 +163,3 @@ def write_verdicts(
             }
         )
     sink.write_rows("verdicts", rows, VERDICTS)
-
-
-def _refuse(answered: Answered, failure: ScoringFailure, sink: Sink) -> None:
-    sink.error(
-        failure.reason,
-        failure.message,
-        example_id=answered["example_id"],
-        excerpt=answered["response"],
-    )

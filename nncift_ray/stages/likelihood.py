@@ -2,72 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import pyarrow as pa
 
 from nncift_ray.models.engine import ScoringEngine, ScoringFailure, ScoringRequest, ScoringResult
 from nncift_ray.models.prompting import Prompt, build_prompt_ids
-from nncift_ray.models.tuned_model import TunedModel
 from nncift_ray.stages.questions import Asker, ExamplesOf, Question, QuestionStage, ask_all
-from nncift_ray.stages.shown_examples import ShownExamples
 from nncift_ray.storage import evaluation_schemas
-from nncift_ray.storage.output import Sink, StageOutput
-
-EngineFactory = Callable[[TunedModel | None], ScoringEngine]
+from nncift_ray.storage.output import Sink
 
 
-class LikelihoodStage(QuestionStage):
-    """Write ``likelihoods``: a row for each drawn row of a test set."""
+class LikelihoodStage(QuestionStage[ScoringEngine]):
+    """Write ``likelihoods``: how likely the reference answer of each drawn row is.
+
+    ``max_length`` is of prompt and answer together.
+    """
 
     name: ClassVar[str] = "likelihood"
     atom_rows: ClassVar[int] = 64
     columns: ClassVar[Sequence[str]] = ("row_index", "example_id", "prompt", "response")
-
-    def __init__(
-        self,
-        tests: StageOutput,
-        make_engine: EngineFactory,
-        engine_settings: Mapping[str, Any],
-        *,
-        table: str = "targets",
-        tuned: StageOutput | None = None,
-        shown: ShownExamples | None = None,
-        max_length: int,
-        max_rows: int | None = None,
-        seed: int = 0,
-        shard_rows: int | None = None,
-    ) -> None:
-        """Score the reference answers of a test set.
-
-        Args:
-            tests: Output of the deduplicate stage of the test set.
-            make_engine: Loads the engine, with the tuned model where there is one.
-            engine_settings: What of it shapes the numbers: model, revision, engine, dtype.
-            table: The test set's table that holds the rows.
-            tuned: Output of a tune stage; None: the model as it came.
-            shown: The examples before each question; None: there are none.
-            max_length: Most tokens of prompt and answer together.
-            max_rows: Most rows, drawn with ``seed``; None: all.
-            seed: Of the draw.
-            shard_rows: Rows a shard.
-
-        Raises:
-            ValueError: If a tuned model would be shown examples: that would measure both at once.
-        """
-        super().__init__(
-            tests,
-            engine_settings,
-            table=table,
-            tuned=tuned,
-            shown=shown,
-            max_length=max_length,
-            max_rows=max_rows,
-            seed=seed,
-            shard_rows=shard_rows,
-        )
-        self._make_engine = make_engine
 
     @property
     def produces(self) -> Mapping[str, pa.Schema]:
@@ -78,9 +33,8 @@ class LikelihoodStage(QuestionStage):
         """The engine, the draw with its seed, and what is computed together."""
         return super().settings() | {"seed": self.seed}
 
-    def make_asker(self, tuned: TunedModel | None, examples: ExamplesOf) -> Asker:
-        """Load the engine; every call scores the references of some rows at once."""
-        engine = self._make_engine(tuned)
+    def make_asker(self, engine: ScoringEngine, examples: ExamplesOf) -> Asker:
+        """Return what scores the references of some rows at once."""
 
         def make(question: Question) -> ScoringRequest | ScoringFailure:
             return make_request(question, engine, examples, self._max_length)

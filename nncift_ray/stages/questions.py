@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from nncift_ray.core.evaluation.drawing import draw_test_rows
 from nncift_ray.core.examples import Example
@@ -24,13 +24,14 @@ DEFAULT_SHARD_ROWS = 256
 DRAWN = "rows"
 
 Question = Mapping[str, Any]
+Engine = TypeVar("Engine")
 Request = TypeVar("Request")
 Result = TypeVar("Result")
 #: Asks some questions in one engine call and writes what comes of them.
 Asker = Callable[[Sequence[Question], Sink], None]
 
 
-class QuestionStage(RowStage):
+class QuestionStage(RowStage, Generic[Engine]):
     """A stage that asks a model the drawn rows of a test set."""
 
     divisible: ClassVar[bool] = True
@@ -42,22 +43,24 @@ class QuestionStage(RowStage):
     def __init__(
         self,
         tests: StageOutput,
+        make_engine: Callable[[TunedModel | None], Engine],
         engine_settings: Mapping[str, Any],
         *,
-        table: str,
-        tuned: StageOutput | None,
-        shown: ShownExamples | None,
+        table: str = "targets",
+        tuned: StageOutput | None = None,
+        shown: ShownExamples | None = None,
         max_length: int,
-        max_rows: int | None,
-        seed: int,
-        shard_rows: int | None,
+        max_rows: int | None = None,
+        seed: int = 0,
+        shard_rows: int | None = None,
     ) -> None:
         """Draw the rows to ask.
 
         Args:
             tests: Output of the deduplicate stage of the test set.
-            engine_settings: What of the engine shapes the numbers: model, revision, engine, dtype.
-            table: Its table that holds the rows.
+            make_engine: Loads the engine, with the tuned model where there is one.
+            engine_settings: What of it shapes the numbers: model, revision, engine, dtype.
+            table: The test set's table that holds the rows.
             tuned: Output of a tune stage; None: the model as it came.
             shown: The examples before each question; None: there are none.
             max_length: Most tokens of a prompt and its answer together.
@@ -71,7 +74,7 @@ class QuestionStage(RowStage):
         if tuned is not None and shown is not None:
             raise ValueError("examples are shown to the untuned model only")
         self._tests, self._table = tests, table
-        self._engine_settings = dict(engine_settings)
+        self._make_engine, self._engine_settings = make_engine, dict(engine_settings)
         self._tuned, self._shown = tuned, shown
         self._max_length, self._max_rows, self.seed = max_length, max_rows, seed
         self._shard_rows = shard_rows or DEFAULT_SHARD_ROWS
@@ -103,14 +106,15 @@ class QuestionStage(RowStage):
         return range(start * self.atom_rows, min(stop * self.atom_rows, len(self._rows)))
 
     @abstractmethod
-    def make_asker(self, tuned: TunedModel | None, examples: ExamplesOf) -> Asker:
-        """Load the engine, with the tuned model where there is one."""
+    def make_asker(self, engine: Engine, examples: ExamplesOf) -> Asker:
+        """Return what asks an engine some questions at once."""
 
     def make_worker(self) -> Worker:
         """Load the engine and the examples to show."""
-        shown = None if self._shown is None else self._shown.load(self._rows)
         with tuned_files(self._tuned) as tuned:
-            ask = self.make_asker(tuned, ExamplesOf(shown))
+            engine = self._make_engine(tuned)
+        shown = None if self._shown is None else self._shown.load(self._rows)
+        ask = self.make_asker(engine, ExamplesOf(shown))
 
         def ask_shard(shard: Shard, sink: Sink) -> None:
             for atom in range(shard.start, shard.stop):
@@ -172,11 +176,6 @@ def ask_all(
             yield question, request, result
 
 
-def refuse(question: Question, failure: ScoringFailure, sink: Sink) -> None:
-    """Write an error row in place of what a question should have given."""
-    sink.error(
-        failure.reason,
-        failure.message,
-        example_id=question["example_id"],
-        excerpt=question["prompt"],
-    )
+def refuse(row: Question, failure: ScoringFailure, sink: Sink, *, excerpt: str = "prompt") -> None:
+    """Write an error row in place of what a row should have given, with a text of it to show."""
+    sink.error(failure.reason, failure.message, example_id=row["example_id"], excerpt=row[excerpt])

@@ -25,7 +25,7 @@ from nncift_ray.storage.output import Sink, StageOutput
 GeneratorFactory = Callable[[TunedModel | None], GenerationEngine]
 
 
-class RespondStage(QuestionStage):
+class RespondStage(QuestionStage[GenerationEngine]):
     """Write ``responses``: one answer for each drawn row of a test set."""
 
     name: ClassVar[str] = "respond"
@@ -65,6 +65,7 @@ class RespondStage(QuestionStage):
         """
         super().__init__(
             tests,
+            make_generator,
             engine_settings,
             table=table,
             tuned=tuned,
@@ -74,7 +75,7 @@ class RespondStage(QuestionStage):
             seed=generation.seed,
             shard_rows=shard_rows,
         )
-        self._make_generator, self._generation = make_generator, generation
+        self._generation = generation
 
     @property
     def produces(self) -> Mapping[str, pa.Schema]:
@@ -85,9 +86,8 @@ class RespondStage(QuestionStage):
         """The engine, how it writes, the draw, and what is computed together."""
         return super().settings() | {"generation": asdict(self._generation)}
 
-    def make_asker(self, tuned: TunedModel | None, examples: ExamplesOf) -> Asker:
-        """Load the engine; every call answers some rows at once."""
-        engine = self._make_generator(tuned)
+    def make_asker(self, engine: GenerationEngine, examples: ExamplesOf) -> Asker:
+        """Return what answers some rows at once."""
 
         def make(question: Question) -> GenerationRequest | ScoringFailure:
             return make_request(question, engine, examples, self._generation, self._max_length)
