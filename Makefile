@@ -17,7 +17,7 @@ export PYTHON ACCELERATOR
 OFFLINE := HF_HUB_OFFLINE=1 RAY_USAGE_STATS_ENABLED=0 TOKENIZERS_PARALLELISM=false
 # uv installs sources only, and each worker of Ray is a new process: were bytecode not kept on disk,
 # every one of them would compile torch, pandas and the rest again.
-KEEP_BYTECODE := PYTHONDONTWRITEBYTECODE=
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help setup setup-dev demo lint format type test bench chaos audit clean
 .DEFAULT_GOAL := help
@@ -38,7 +38,7 @@ $(VENV)/.stamp-dev: $(DEV_PINS) pyproject.toml .ci/setup-env
 	@touch $@ $(VENV)/.stamp-run
 
 demo: setup ## Write a corpus, select from it with real models, print what was found.
-	$(OFFLINE) $(KEEP_BYTECODE) $(BIN)/python -m jobs.demo --run-dir $(DEMO_DIR)
+	$(OFFLINE) $(BIN)/python -m jobs.demo --run-dir $(DEMO_DIR)
 
 lint: setup-dev ## Style, formatting, layers of imports, shell scripts, Dockerfile.
 	$(BIN)/ruff check .
@@ -55,12 +55,12 @@ type: setup-dev ## Pyright, strict on core, storage and config.
 	$(BIN)/pyright
 
 test: setup-dev ## All tests (PYTEST_ARGS="-k name" picks some).
-	$(OFFLINE) $(KEEP_BYTECODE) $(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(OFFLINE) $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 bench: setup-dev ## Benchmarks; results go to benchmarks/.
 	@if compgen -G 'benchmarks/bench_*.py' >/dev/null; then \
 	  for file in benchmarks/bench_*.py; do \
-	    $(OFFLINE) $(KEEP_BYTECODE) $(BIN)/python -m "$$(basename "$${file%.py}" | sed 's/^/benchmarks./')" || exit 1; \
+	    $(OFFLINE) $(BIN)/python -m "$$(basename "$${file%.py}" | sed 's/^/benchmarks./')" || exit 1; \
 	  done; \
 	else echo "bench: no benchmarks/bench_*.py in this version"; fi
 
