@@ -100,10 +100,10 @@ class Tally:
         return dict(Counter(stage for stage, _, _ in set(map(tuple, self.marks(DONE)))))
 
     def is_due(self, death: Death, num_shards: int) -> bool:
-        """Whether so much of a stage is done, and something of it is being worked on."""
+        """Whether so many whole shards are done, and one is being worked on: of one shard, none."""
         done = len(set(map(tuple, self.marks(DONE, death.stage))))
         under_way = len(self.marks(BEGUN, death.stage)) > len(self.marks(DONE, death.stage))
-        return under_way and done >= death.fraction * num_shards
+        return under_way and done >= int(death.fraction * num_shards)
 
     def count(self) -> dict[str, Any]:
         """Count attempts, and what was done more than once; a ``Record``'s fields."""
