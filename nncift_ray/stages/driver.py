@@ -17,7 +17,13 @@ from datetime import UTC, datetime
 from nncift_ray import errors as error_module
 from nncift_ray.errors import NnciftError, StageError, StorageError
 from nncift_ray.stages.progress import Reporter
-from nncift_ray.stages.shard_runner import ATTEMPTS_FOLDER, ShardOutcome, ShardRunner
+from nncift_ray.stages.shard_runner import (
+    ATTEMPTS_FOLDER,
+    ShardOutcome,
+    ShardRunner,
+    missing_parts,
+    record_file,
+)
 from nncift_ray.stages.stage import KILLED_WORKER, Shard, Stage
 from nncift_ray.storage.filesystem import Location, delete_temporaries
 from nncift_ray.storage.manifest import (
@@ -36,7 +42,6 @@ from nncift_ray.storage.output import (
     MANIFEST_NAME,
     SHARD_FOLDER,
     StageOutput,
-    shard_name,
 )
 
 MAX_SHARD_ATTEMPTS = 2
@@ -86,11 +91,6 @@ def without_overlaps(records: Iterable[ShardRecord]) -> list[ShardRecord]:
             kept.append(record)
             covered = record.stop
     return kept
-
-
-def missing_parts(folder: Location, record: ShardRecord) -> list[str]:
-    """Return the parts of a shard that are not there in the recorded size."""
-    return [part.name for part in record.parts if (folder / part.name).size() != part.bytes]
 
 
 def execute_here(stage: Stage, folder: Location, shards: list[Shard]) -> Iterator[ShardOutcome]:
@@ -240,8 +240,7 @@ def _check_survivors(
     if len(finished) + sum(outcome.cause != "" for outcome in failed) < MAX_LOST_SHARDS:
         return
     for outcome in finished:  # the next run shall try their rows again
-        name = f"{shard_name(outcome.shard.start, outcome.shard.stop)}.json"
-        (folder / SHARD_FOLDER / name).delete()
+        record_file(folder, outcome.shard).delete()
     if failed:
         raise _error_of(stage, failed, 0)
     raise StageError(

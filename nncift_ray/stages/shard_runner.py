@@ -66,6 +66,25 @@ def failed_outcome(shard: Shard, error: BaseException, cause: Cause = "") -> Sha
     return ShardOutcome(shard, None, type(error).__name__, redact(str(error)), trace, cause)
 
 
+def record_file(folder: Location, shard: Shard) -> Location:
+    """Return where a shard's record lies once the shard is finished."""
+    return folder / SHARD_FOLDER / f"{shard_name(shard.start, shard.stop)}.json"
+
+
+def missing_parts(folder: Location, record: ShardRecord) -> list[str]:
+    """Return the parts of a shard that are not there in the recorded size."""
+    return [part.name for part in record.parts if (folder / part.name).size() != part.bytes]
+
+
+def find_record(folder: Location, shard: Shard) -> ShardRecord | None:
+    """Return the record of a shard that is finished, with all its parts there."""
+    file = record_file(folder, shard)
+    if file.size() is None:
+        return None
+    record = ShardRecord.read(file.read_bytes(), str(file))
+    return None if missing_parts(folder, record) else record
+
+
 def execute_shard(stage: Stage, worker: Worker, folder: Location, shard: Shard) -> ShardOutcome:
     """Run one shard and write its parts, then its record.
 
@@ -80,8 +99,7 @@ def execute_shard(stage: Stage, worker: Worker, folder: Location, shard: Shard) 
         worker(shard, sink)
         units = stage.item_weight(shard.start, shard.stop)
         record = sink.finish(time.monotonic() - started, units)
-        name = f"{shard_name(shard.start, shard.stop)}.json"
-        (folder / SHARD_FOLDER / name).write_bytes(record.model_dump_json().encode())
+        record_file(folder, shard).write_bytes(record.model_dump_json().encode())
     except BaseException as error:
         sink.abort()
         if isinstance(error, EngineDiedError) or not isinstance(error, (Exception, SystemExit)):
@@ -115,6 +133,9 @@ class ShardRunner:
     def run(self, shard: Shard) -> ShardOutcome:
         """Bring a shard to its outcome; errors are returned, not raised."""
         try:
+            record = find_record(self._folder, shard)
+            if record is not None:  # its worker was lost before the driver had heard of it
+                return ShardOutcome(shard, record)
             name = f"{shard_name(shard.start, shard.stop)}.json"
             log = AttemptLog(self._attempts / name, self._here)
             outcome: ShardOutcome | None = None

@@ -54,6 +54,6 @@ def test_all_nodes_lost_in_the_middle_of_labelling_change_no_byte(
     assert record.num_kills == NUM_SPOT
     assert record.digests == whole.digests
     assert "subset.jsonl" in record.digests
-    assert 1 <= record.num_lost <= MAX_ACTORS
-    assert record.num_redone == 0
+    # A worker may be lost when its work is done and its record not yet written.
+    assert 1 <= record.num_lost + record.num_redone <= MAX_ACTORS
     assert record.shards_by_stage["label"] == num_shards

@@ -18,7 +18,7 @@ from nncift_ray.stages.driver import (
     stage_folder,
 )
 from nncift_ray.stages.progress import LineReporter, SilentReporter
-from nncift_ray.stages.shard_runner import ShardOutcome, execute_shard, parse_outcome
+from nncift_ray.stages.shard_runner import ShardOutcome, ShardRunner, execute_shard, parse_outcome
 from nncift_ray.stages.shard_runner import describe_outcome as describe
 from nncift_ray.stages.stage import Shard, Stage, Worker
 from nncift_ray.storage.filesystem import Location
@@ -256,6 +256,21 @@ def test_an_overlapping_record_of_a_worker_that_outlived_its_driver_is_left_out(
     for shard in (Shard(0, 4), Shard(2, 7)):
         execute_shard(stage, stage.make_worker(), folder, shard)
     assert squares(run(SquareStage(10, 3), tmp_path)) == [i * i for i in range(10)]
+
+
+def test_a_shard_handed_out_again_after_its_record_was_written_is_not_done_again(
+    tmp_path: Path,
+) -> None:
+    folder, shard, stage = Location.of(str(tmp_path)), Shard(0, 2), SquareStage(2, 2)
+    first = ShardRunner(stage, folder, "session").run(shard)
+    stage.calls.clear()
+    again = ShardRunner(stage, folder, "session").run(shard)
+    assert again == first
+    assert stage.calls == []
+    assert first.record is not None
+    (folder / first.record.parts[0].name).delete()
+    assert ShardRunner(stage, folder, "session").run(shard).record is not None
+    assert stage.calls == [shard]
 
 
 def test_a_worker_that_wrote_to_another_disk_is_found_out(tmp_path: Path) -> None:
