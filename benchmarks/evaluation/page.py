@@ -14,9 +14,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from benchmarks.machine import describe_commit, describe_machine
 from benchmarks.pages import markdown_table
-from nncift_ray.pipeline.evaluation.publishing import EVALUATION_FOLDER
+from jobs.demo_metrics import (
+    MEASURES,
+    PlantedRow,
+    junk_shares,
+    read_planted,
+    rows_by_id,
+    usable_rows,
+)
+from nncift_ray.pipeline.evaluation.publishing import EVALUATION_FOLDER, SUBSETS_NAME
 from nncift_ray.pipeline.evaluation.record import read_record, show
 from nncift_ray.report.evaluation_data import EvaluationData, Result, names_of, results_of
 from nncift_ray.report.evaluation_headline import (
@@ -45,6 +56,8 @@ from nncift_ray.report.evaluation_words import (
 from nncift_ray.report.formatting import format_percent
 from nncift_ray.storage.filesystem import Location
 
+Faults = dict[str, Any]  # picks (whose), size, and a share by measure
+
 
 def main() -> None:
     """Read an evaluation and write its page."""
@@ -57,13 +70,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="the page; figures go beside it")
     parser.add_argument("--command", default="", help="what was run, for the page")
     parser.add_argument("--note", default="", help="sentences on corpus and models")
+    parser.add_argument("--title", help="the page's heading (default: its file's name)")
+    parser.add_argument("--planted", type=Path, help="what each row of the corpus is, of .junk")
     given = parser.parse_args()
     folder = Location.of(given.run_dir) / EVALUATION_FOLDER
     data = show(read_record(folder), folder)
     about = {"commit": describe_commit(), "machine": describe_machine(),
              "command": given.command, "note": given.note}  # fmt: skip
-    given.out.write_text(write_page(given.out.stem, data, about), encoding="utf-8")
-    figures = json.dumps(collect_figures(data, about), indent=1, allow_nan=False)
+    planted = read_planted(given.planted) if given.planted else []
+    faults = collect_faults(read_picks(folder), planted) if planted else []
+    text = write_page(given.title or given.out.stem, data, about, faults)
+    given.out.write_text(text, encoding="utf-8")
+    figures = collect_figures(data, about) | ({"planted": faults} if faults else {})
+    figures = json.dumps(figures, indent=1, allow_nan=False)
     given.out.with_suffix(".json").write_text(f"{figures}\n", encoding="utf-8")
 
 
@@ -85,7 +104,31 @@ def _plain(row: dict[str, Any]) -> dict[str, Any]:
             for name, value in row.items()}  # fmt: skip
 
 
-def write_page(name: str, data: EvaluationData, about: dict[str, str]) -> str:
+def read_picks(folder: Location) -> list[dict[str, Any]]:
+    """Read which examples each method picked."""
+    return pq.read_table(pa.BufferReader((folder / SUBSETS_NAME).read_bytes())).to_pylist()
+
+
+def collect_faults(picks: Sequence[dict[str, Any]], planted: Sequence[PlantedRow]) -> list[Faults]:
+    """Return the share of each planted fault among a method's picks; of random draws the mean."""
+    drawn: dict[tuple[str, float], dict[int, list[str]]] = {}
+    for pick in picks:
+        draws = drawn.setdefault((pick["method"], pick["budget"]), {})
+        draws.setdefault(pick["seed"], []).append(pick["example_id"])
+    rows: list[Faults] = [
+        {"picks": "the corpus", "size": None, **junk_shares(planted)},
+        {"picks": "after ingest", "size": None, **junk_shares(usable_rows(planted))},
+    ]
+    for (method, budget), draws in drawn.items():
+        shares = [junk_shares(rows_by_id(planted, ids)) for ids in draws.values()]
+        means = {name: sum(share[name] for share in shares) / len(shares) for name in MEASURES}
+        rows.append({"picks": method, "size": budget, **means})
+    return rows
+
+
+def write_page(
+    name: str, data: EvaluationData, about: dict[str, str], faults: Sequence[Faults] = ()
+) -> str:
     """Return the page in Markdown."""
     results = results_of(data.summary)
     judge = f" Judge: {data.judge}." if data.judge else ""
@@ -99,6 +142,7 @@ def write_page(name: str, data: EvaluationData, about: dict[str, str]) -> str:
         *(f"**{line}**" for line in headline(data)),
         verdict_sentence(data),
         *_results(data, results),
+        *_faults(faults),
         *_costs(data),
         *_fidelity(data),
         *_notices(data),
@@ -151,6 +195,20 @@ def _differences(rows: Sequence[Result]) -> str:
     ]  # fmt: skip
     heads = ["method", "size", "use", "metric", "difference to random", "p (Holm)", "verdict"]
     return markdown_table(heads, lines)
+
+
+def _faults(faults: Sequence[Faults]) -> list[str]:
+    if not faults:
+        return []
+    lines = [
+        [row["picks"], "" if row["size"] is None else budget_words(row["size"], row["picks"]),
+         *(format_percent(row[measure]) for measure in MEASURES)]
+        for row in faults
+    ]  # fmt: skip
+    return ["## Planted faults among the picks",
+            "Share of the rows; a repeat is a row whose question is in the set already, in other "
+            "words or in the same.",
+            markdown_table(["rows", "size", *MEASURES], lines)]  # fmt: skip
 
 
 def _costs(data: EvaluationData) -> list[str]:

@@ -170,6 +170,16 @@ AGREEMENT = pa.schema(
 # FIDELITY of every network that a method of the evaluation fitted.
 NETWORK_FIDELITY = FIDELITY.insert(0, pa.field("method", pa.string(), nullable=False))
 
+# The picks of every subset but the whole corpus, in the order of its rows.
+SUBSETS = pa.schema(
+    [
+        pa.field("method", pa.string(), nullable=False),
+        pa.field("budget", pa.float64(), nullable=False),
+        pa.field("seed", pa.int32(), nullable=False),  # as in SCORES
+        pa.field("example_id", pa.string(), nullable=False),
+    ]
+)
+
 # Some held-out rows with what was answered: for people to look at.
 ANSWERS = pa.schema(
     [

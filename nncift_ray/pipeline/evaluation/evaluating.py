@@ -225,7 +225,7 @@ class _Evaluation:
             results=self._results,
             subsets=list(self._subsets.values()),
             tests=self._tests,
-            num_candidates=self._base["deduplicate"].num_rows("candidates"),
+            examples=self._base["deduplicate"],
             model=self._makers.engine.model.name,
             judge=self._makers.judge.model.name if self._makers.judge else "",
             notices=(*self._notices, *(f"failed: {failure}" for failure in self._failed())),

@@ -7,13 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv
+import pyarrow.parquet as pq
 
 import nncift_ray
 from nncift_ray.core.evaluation.costs import Prices
 from nncift_ray.pipeline.evaluation.agreeing import collect_agreement, collect_fidelity
-from nncift_ray.pipeline.evaluation.cells import Cell
+from nncift_ray.pipeline.evaluation.cells import FULL, Cell
 from nncift_ray.pipeline.evaluation.costing import collect_costs, partial_notices
 from nncift_ray.pipeline.evaluation.held_out import TestSet
 from nncift_ray.pipeline.evaluation.record import (
@@ -28,10 +30,13 @@ from nncift_ray.pipeline.evaluation.subsets import Subset
 from nncift_ray.pipeline.evaluation.workbench import Workbench
 from nncift_ray.stages.hold_out import LEFT_OUT
 from nncift_ray.storage import evaluation_schemas as schemas
+from nncift_ray.storage.filesystem import Location
 from nncift_ray.storage.manifest import describe_environment
+from nncift_ray.storage.output import StageOutput
 
 EVALUATION_FOLDER = "evaluation"
 LEFT_OUT_NAME = "left_out.csv"
+SUBSETS_NAME = "subsets.parquet"
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ class Measured:
     scores: pa.Table  # SCORES
     subsets: Sequence[Subset]
     tests: Mapping[str, TestSet]
-    num_candidates: int
+    examples: StageOutput  # of the deduplicate stage
     model: str  # that was taught
     judge: str  # that graded answers; "" where none did
     notices: tuple[str, ...]
@@ -57,7 +62,7 @@ def publish(bench: Workbench, measured: Measured) -> EvaluationFiles:
         version=nncift_ray.__version__,
         confidence=config.evaluation.confidence,
         num_samples=config.evaluation.bootstrap_samples,
-        num_candidates=measured.num_candidates,
+        num_candidates=measured.examples.num_rows("candidates"),
         model=measured.model,
         judge=measured.judge,
         config=config.model_dump(mode="json"),
@@ -81,7 +86,28 @@ def publish(bench: Workbench, measured: Measured) -> EvaluationFiles:
     text = io.BytesIO()
     pyarrow.csv.write_csv(left_out(measured.tests), text)
     (folder / LEFT_OUT_NAME).write_bytes(text.getvalue())
+    write_subsets(folder / SUBSETS_NAME, subsets, measured.examples)
     return files
+
+
+def write_subsets(location: Location, subsets: Sequence[Subset], examples: StageOutput) -> None:
+    """Write which examples each method picked, subset by subset; ``full`` would be all of them."""
+    with location.open_whole() as out, pq.ParquetWriter(out, schemas.SUBSETS) as writer:
+        for subset in subsets:
+            if subset.key.method != FULL and subset.num_examples:
+                writer.write_table(_picks(subset, examples))
+
+
+def _picks(subset: Subset, examples: StageOutput) -> pa.Table:
+    ids = examples.take_rows("candidates", subset.members, ["example_id"])["example_id"]
+    size, key = len(ids), subset.key
+    columns = [
+        pa.array([key.method] * size, pa.string()),
+        pa.array(np.full(size, key.budget)),
+        pa.array(np.full(size, key.seed, np.int32)),
+        ids,
+    ]
+    return pa.table(columns, schema=schemas.SUBSETS)
 
 
 def shown_results(results: Mapping[Cell, CellResult], budget: float) -> dict[Cell, CellResult]:

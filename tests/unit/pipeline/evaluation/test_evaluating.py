@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 
 from nncift_ray.config import Config
@@ -107,6 +108,21 @@ def test_costs_agreement_and_fidelity_stand_beside_the_scores(done: Done) -> Non
     assert agreement["teacher_objective"] >= agreement["random_objective"]
     assert set(data.fidelity["method"].to_pylist()) == {"nn_cift+delift_se"}
     assert data.answers.num_rows == 0  # no metric needs any
+
+
+def test_the_picks_of_every_subset_but_the_whole_corpus_are_written(done: Done) -> None:
+    folder = Path(done.config.run_dir) / "evaluation"
+    picks = pq.read_table(folder / "subsets.parquet")
+    assert picks.schema.equals(schemas.SUBSETS)
+    sizes = Counter((row["method"], row["seed"], row["budget"]) for row in picks.to_pylist())
+    assert sizes == {
+        ("random", 0, 0.2): 12, ("random", 1, 0.2): 12,
+        ("random", 0, 0.1): 6, ("random", 1, 0.1): 6,
+        ("delift_se", 0, 0.2): 12, ("nn_cift+delift_se", 0, 0.2): 12,
+    }  # fmt: skip
+    assert picks.group_by(["method", "seed", "budget"]).aggregate(
+        [("example_id", "count_distinct")]
+    )["example_id_count_distinct"].to_pylist() == list(sizes.values())
 
 
 def test_doing_it_again_starts_no_stage(done: Done) -> None:

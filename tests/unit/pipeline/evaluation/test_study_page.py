@@ -3,11 +3,23 @@ from __future__ import annotations
 import json
 import math
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from benchmarks.evaluation import page
+from benchmarks.evaluation import junk, page
+from jobs.demo_corpus import (
+    CLEAN,
+    EMPTY_RESPONSE,
+    NEAR_DUPLICATE,
+    TARGET_FAMILIES,
+    WRONG_RESPONSE,
+)
+from jobs.demo_metrics import EMPTY, REWORDED_REPEAT, WRONG, PlantedRow
+from nncift_ray.pipeline.evaluation.publishing import SUBSETS_NAME
 from nncift_ray.pipeline.evaluation.record import publish_record
 from nncift_ray.storage.filesystem import Location
 from tests.unit.pipeline.evaluation.test_record import make_record
@@ -51,3 +63,57 @@ def test_the_figures_are_json_without_nan(written: Path) -> None:
     assert random["difference"] is None
     assert figures["machine"]
     assert {"costs", "agreement", "fidelity", "headline"} <= set(figures)
+
+
+def planted(number: int, kind: str, item: int) -> PlantedRow:
+    return PlantedRow(line=number, example_id=f"id{number}", kind=kind, family="sums", item=item)
+
+
+def test_faults_are_counted_by_method_and_over_random_draws(tmp_path: Path) -> None:
+    rows = [planted(0, CLEAN, 0), planted(1, WRONG_RESPONSE, 1), planted(2, NEAR_DUPLICATE, 0),
+            planted(3, EMPTY_RESPONSE, 3)]  # fmt: skip
+    picks = [
+        {"method": method, "budget": 0.5, "seed": seed, "example_id": f"id{number}"}
+        for method, seed, numbers in (
+            ("random", 0, (0, 1)),
+            ("random", 1, (0, 2)),
+            ("less", 0, (0,)),
+        )
+        for number in numbers
+    ]
+    faults = {row["picks"]: row for row in page.collect_faults(picks, rows)}
+    assert list(faults) == ["the corpus", "after ingest", "random", "less"]
+    assert (faults["the corpus"][WRONG], faults["the corpus"][EMPTY]) == (0.25, 0.25)
+    assert faults["after ingest"][EMPTY] == 0
+    assert (faults["random"][WRONG], faults["random"][REWORDED_REPEAT]) == (0.25, 0.25)
+    assert set(faults["less"].values()) == {"less", 0.5, 0.0}
+
+
+def test_the_page_shows_the_faults_beside_the_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run" / "evaluation"
+    publish_record(make_record(), Location.of(str(folder)))
+    picks = {"method": ["less"], "budget": [0.1], "seed": [0], "example_id": ["id1"]}
+    pq.write_table(pa.table(picks), folder / SUBSETS_NAME)
+    row = asdict(planted(1, WRONG_RESPONSE, 1))
+    (tmp_path / "planted.jsonl").write_text(json.dumps(row) + "\n")
+    out = tmp_path / "junk_cpu.md"
+    arguments = [str(tmp_path / "run"), "--out", str(out), "--title", "Planted faults"]
+    arguments += ["--planted", str(tmp_path / "planted.jsonl")]
+    monkeypatch.setattr(sys, "argv", ["page", *arguments])
+    page.main()
+    assert out.read_text().startswith("# Planted faults\n")
+    assert "| less | 10 % | 100 % | 0 % | 0 % | 0 % |" in out.read_text()
+    assert json.loads(out.with_suffix(".json").read_text())["planted"][-1][WRONG] == 1
+
+
+def test_the_junk_corpus_keeps_what_is_planted_and_no_test_row_is_a_target(tmp_path: Path) -> None:
+    sizes = {path.name: number for path, number in junk.write(tmp_path).items()}
+    assert sizes == {
+        "candidates.jsonl": 1000, "planted.jsonl": 1000, "target.jsonl": 100, "test.jsonl": 100
+    }  # fmt: skip
+    texts = [set((tmp_path / f"{name}.jsonl").read_text().splitlines())
+             for name in ("candidates", "target", "test")]  # fmt: skip
+    assert len(set.union(*texts)) == sum(map(len, texts))
+    assert {json.loads(line)["task"] for line in texts[2]} == set(TARGET_FAMILIES)
