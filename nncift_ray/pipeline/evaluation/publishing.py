@@ -92,10 +92,12 @@ def publish(bench: Workbench, measured: Measured) -> EvaluationFiles:
 
 def write_subsets(location: Location, subsets: Sequence[Subset], examples: StageOutput) -> None:
     """Write which examples each method picked, subset by subset; ``full`` would be all of them."""
-    with location.open_whole() as out, pq.ParquetWriter(out, schemas.SUBSETS) as writer:
-        for subset in subsets:
-            if subset.key.method != FULL and subset.num_examples:
-                writer.write_table(_picks(subset, examples))
+    with location.open_whole() as out:
+        file = pa.PythonFile(out, mode="w")
+        with pq.ParquetWriter(file, schemas.SUBSETS, compression="zstd") as writer:
+            for subset in subsets:
+                if subset.key.method != FULL and subset.num_examples:
+                    writer.write_table(_picks(subset, examples))
 
 
 def _picks(subset: Subset, examples: StageOutput) -> pa.Table:
