@@ -8,7 +8,7 @@ import os
 import sys
 import uuid
 import warnings
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import Any
 
 import ray
@@ -189,7 +189,7 @@ def execute_on_ray(stage: Stage, folder: Location, shards: list[Shard]) -> Itera
     )
     try:
         for row in watch_placement(
-            outcomes.iter_rows(), stage.name, resources, resources.placement_timeout
+            _rows_as_they_come(outcomes), stage.name, resources, resources.placement_timeout
         ):
             yield parse_outcome(row)
     except ray.exceptions.RayError as error:
@@ -197,6 +197,15 @@ def execute_on_ray(stage: Stage, folder: Location, shards: list[Shard]) -> Itera
             f"stage '{stage.name}': Ray gave up: {str(error).strip().splitlines()[0]} "
             "Finished shards are kept; the same command goes on from there."
         ) from error
+
+
+def _rows_as_they_come(outcomes: ray.data.Dataset) -> Iterator[dict[str, Any]]:
+    """Yield every row at once; ``iter_rows`` keeps each back until the next is there."""
+    tables: Iterable[Any] = outcomes.iter_batches(
+        batch_size=None, batch_format="pyarrow", prefetch_batches=0
+    )
+    for table in tables:
+        yield from table.to_pylist()
 
 
 def pool_resources(

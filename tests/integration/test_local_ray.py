@@ -18,9 +18,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from nncift_ray.config import ClusterConfig
 from nncift_ray.stages.driver import run_stage
 from nncift_ray.stages.metrics import MetricsReporter, metric_names
+from nncift_ray.stages.progress import SilentReporter
 from nncift_ray.stages.ray_pool import execute_on_ray, ray_session
 from nncift_ray.stages.stage import Resources, Shard, Stage, Worker
 from nncift_ray.storage.filesystem import Location
+from nncift_ray.storage.manifest import ShardRecord
 from nncift_ray.storage.output import Sink, StageOutput
 
 pytestmark = pytest.mark.slow
@@ -29,7 +31,7 @@ ROWS = pa.schema([pa.field("row", pa.int64())])
 NUM_ITEMS, TOKENS_AN_ITEM, CACHED_AN_ITEM = 6, 100, 40
 WORK_SECONDS = 1.0  # so that a worker lives until its metrics are exported
 PRICE = 3600.0  # a dollar a second of a CPU
-SCRAPE_SECONDS = 60.0
+SCRAPE_SECONDS = HEARD_SECONDS = 60.0
 
 
 class CountingStage(Stage):
@@ -69,6 +71,42 @@ class CountingStage(Stage):
             sink.error("bad", "a bad row")
         else:
             sink.write_rows("rows", [{"row": shard.start}], ROWS)
+
+
+class WaitingStage(CountingStage):
+    """Works on a second item only once the driver has heard of the first."""
+
+    name: ClassVar[str] = "waiting"
+
+    def __init__(self, heard: Path) -> None:
+        self.heard = heard
+        self.resources = Resources(max_actors=1)
+
+    def num_items(self) -> int:
+        return 2
+
+    def make_worker(self) -> Worker:
+        finished: list[Shard] = []
+
+        def work(shard: Shard, sink: Sink) -> None:
+            deadline = time.monotonic() + HEARD_SECONDS
+            while finished and not self.heard.exists():
+                assert time.monotonic() < deadline, "the driver has not heard of the first item"
+                time.sleep(0.05)
+            finished.append(shard)
+            sink.write_rows("rows", [{"row": shard.start}], ROWS)
+
+        return work
+
+
+class Listener(SilentReporter):
+    """Leaves a file once it hears of a finished shard."""
+
+    def __init__(self, heard: Path) -> None:
+        self.heard = heard
+
+    def shard_finished(self, name: str, record: ShardRecord) -> None:
+        self.heard.touch()
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +159,7 @@ def test_prometheus_can_read_what_a_stage_did(tmp_path: Path) -> None:
     assert values["ray_nncift_shards_finished_total"] == NUM_ITEMS
     assert values["ray_nncift_shards_failed_total"] == 1
     # Of an actor's last second nothing is exported, so attempts are at most what they were.
-    assert 1 <= values["ray_nncift_shards_begun_total"] <= NUM_ITEMS + 1
+    assert 1 <= (values["ray_nncift_shards_begun_total"] or 0) <= NUM_ITEMS + 1
     assert values["ray_nncift_shard_seconds_count"] == NUM_ITEMS
     assert values["ray_nncift_progress_ratio"] == 1.0
     seconds = output.manifest.worker_seconds
@@ -146,3 +184,15 @@ def is_loopback(text: str) -> bool:
     ip = ipaddress.ip_address(text)
     mapped = ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) else None
     return (mapped or ip).is_loopback
+
+
+@pytest.mark.usefixtures("_ray")
+def test_the_driver_hears_of_a_shard_before_the_next_is_finished(tmp_path: Path) -> None:
+    heard = tmp_path / "heard"
+    output = run_stage(
+        WaitingStage(heard),
+        Location.of(str(tmp_path / "run")),
+        execute=execute_on_ray,
+        reporter=Listener(heard),
+    )
+    assert output.manifest.num_items == 2
