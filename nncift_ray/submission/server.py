@@ -27,6 +27,11 @@ POLL_SECONDS = 1.0
 MAX_RECONNECTS = 20
 #: What a job server says whose cluster is not ready, and how long that is waited for.
 NOT_READY, READY_SECONDS = "No available agent", 180.0
+NOT_READY_REMEDY = (
+    "The head node's agent, which starts jobs, has not come up; dashboard_agent.log among Ray's "
+    "logs there says why. Most often another Ray of that machine has its port: start the head with "
+    "a --dashboard-agent-listen-port of its own."
+)
 #: Exit code for a job that was stopped: what a shell says of a process ended by SIGTERM.
 STOPPED_CODE = 143
 #: Seconds that a stopped driver has to end at a shard's edge before it is killed; Ray's own are 3.
@@ -108,8 +113,10 @@ class JobServer:
                 with self._explained():
                     return self._client.submit_job(**job)
             except JobError as error:
-                if NOT_READY not in str(error) or time.monotonic() >= deadline:
+                if NOT_READY not in str(error):
                     raise
+                if time.monotonic() >= deadline:
+                    raise JobError(f"{error} {NOT_READY_REMEDY}") from None
                 time.sleep(POLL_SECONDS)
 
     def jobs(self) -> list[Job]:

@@ -163,6 +163,7 @@ def test_a_cluster_that_has_just_come_up_is_waited_for(
     monkeypatch.setattr(server, "READY_SECONDS", 0.0)
     code, output = invoke("submit", str(recipe))
     assert (code, "No available agent" in output) == (7, True), output
+    assert "--dashboard-agent-listen-port" in output
 
 
 def test_a_dry_run_lists_what_would_go_and_asks_no_server(
