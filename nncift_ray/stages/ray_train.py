@@ -77,13 +77,36 @@ class RayWorkers:
                 are lost too often.
             NnciftError: Whatever a worker raised of that family, e.g. ModelError.
         """
+        num_failures = 0
+        while True:
+            try:
+                return self.run_once(work, {"job": job, **more}, read)
+            except ray.train.TrainingFailedError as error:
+                num_failures += 1
+                if num_failures > MAX_LOST_WORKERS or users_error(error) is not None:
+                    raise worker_error(error) from error
+
+    def run_once(
+        self,
+        work: Callable[[dict[str, Any]], None],
+        settings: dict[str, Any],
+        read: Callable[[Path], Result],
+    ) -> Result:
+        """Run ``work`` without tries after the first.
+
+        Ray Train would try again, too, but also what a worker raised for the user to mend.
+
+        Raises:
+            TrainingFailedError: If a worker raised or was lost.
+            StageError: If there is no node for a worker, or the workers end without a checkpoint.
+        """
         wanted = Resources(self.num_cpus, float(self.use_gpu), labels=self.labels)
         wait_for_place("training", wanted, self.placement_timeout)
         # A name of its own: Ray Train would go on from the checkpoints of another run's directory.
         name = uuid.uuid4().hex[:8]
         trainer = ray.train.torch.TorchTrainer(
             work,
-            train_loop_config={"job": job, **more},
+            train_loop_config=settings,
             scaling_config=ray.train.ScalingConfig(
                 num_workers=self.num_workers,
                 use_gpu=self.use_gpu,
@@ -96,7 +119,7 @@ class RayWorkers:
                 storage_path=self.storage.path,
                 storage_filesystem=None if self.storage.is_local else self.storage.fs,
                 checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
-                failure_config=ray.train.FailureConfig(max_failures=MAX_LOST_WORKERS),
+                failure_config=ray.train.FailureConfig(max_failures=0),
             ),
         )
         try:
@@ -105,8 +128,6 @@ class RayWorkers:
                 raise StageError("Ray Train ended without a checkpoint")
             with checkpoint.as_directory() as folder:
                 return read(Path(folder))
-        except ray.train.TrainingFailedError as error:
-            raise worker_error(error) from error
         finally:
             if (self.storage / name).exists():
                 self.storage.fs.delete_dir((self.storage / name).path)
@@ -116,13 +137,20 @@ class RayWorkers:
         return {"CPU": self.num_cpus} | ({"GPU": 1} if self.use_gpu else {})
 
 
-def worker_error(error: ray.train.TrainingFailedError) -> NnciftError:
-    """Return what a worker raised for the user to mend, else that training failed and why."""
+def users_error(error: ray.train.TrainingFailedError) -> NnciftError | None:
+    """Return what a worker raised for the user to mend, if one did."""
     if isinstance(error, ray.train.WorkerGroupError):
         for failure in error.worker_failures.values():
             if isinstance(failure, NnciftError):
                 return failure
-    return StageError(f"training failed {MAX_LOST_WORKERS + 1} times: {error}")
+    return None
+
+
+def worker_error(error: ray.train.TrainingFailedError) -> NnciftError:
+    """Return what a worker raised for the user to mend, else that training failed and why."""
+    return users_error(error) or StageError(
+        f"training failed {MAX_LOST_WORKERS + 1} times: {error}"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
