@@ -38,7 +38,11 @@ _WILDCARD = re.compile(r"[*?\[]")
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """One file of a corpus: what it is called in records, where it lies, how it is read."""
+    """One file of a corpus: what it is called in records, where it lies, how it is read.
+
+    A file of this machine is called as the recipe has it: a relative path stays one, so that a
+    corpus that goes along with a job, to another folder each time, stays the same corpus.
+    """
 
     uri: str
     path: str
@@ -97,7 +101,7 @@ def expand_sources(patterns: Sequence[str]) -> list[SourceFile]:
         except OSError as error:
             raise DataError(f"'{pattern}': cannot be listed ({error})") from error
         for source in sources:
-            found.setdefault(source.uri, source)
+            found.setdefault(source.path if _is_local(source.fs) else source.uri, source)
     return list(found.values())
 
 
@@ -155,8 +159,8 @@ def _expand(pattern: str) -> list[SourceFile]:
     fs, path = resolve(pattern)
     info = _info(fs, path)
     path = path.rstrip("/") or "/"
-    if isinstance(fs, pafs.LocalFileSystem):
-        here = _Folder(fs, path, path)
+    if _is_local(fs):
+        here = _Folder(fs, path, _local_name(pattern, path))
     else:
         uri, mark, query = pattern.partition("?")
         here = _Folder(fs, path, uri.rstrip("/"), mark + query)
@@ -167,6 +171,16 @@ def _expand(pattern: str) -> list[SourceFile]:
     if _WILDCARD.search(path):
         return _expand_glob(here, pattern)
     raise _nothing_matches(pattern, fs, path)
+
+
+def _is_local(fs: pafs.FileSystem) -> bool:
+    return isinstance(fs, pafs.LocalFileSystem)
+
+
+def _local_name(pattern: str, path: str) -> str:
+    """Return a local path as records have it: relative where the pattern is."""
+    is_relative = "://" not in pattern and not pattern.startswith(("/", "~"))
+    return posixpath.normpath(pattern) if is_relative else path
 
 
 def _info(fs: pafs.FileSystem, path: str) -> pafs.FileInfo:
@@ -262,7 +276,8 @@ def _expand_glob(whole: _Folder, pattern: str) -> list[SourceFile]:
     depth = next(i for i, part in enumerate(whole.path.split("/")) if _WILDCARD.search(part))
     base_path = "/".join(whole.path.split("/")[:depth])
     rest = whole.path[len(base_path) :].strip("/")
-    base_uri = whole.uri[: -len(rest)].rstrip("/") or "/"
+    root = "/" if whole.uri.startswith("/") else ""
+    base_uri = whole.uri[: -len(rest)].rstrip("/") or root
     base = _Folder(whole.fs, base_path or "/", base_uri, whole.query)
     info = _info(base.fs, base.path)
     if info.type != pafs.FileType.Directory:

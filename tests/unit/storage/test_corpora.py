@@ -162,3 +162,24 @@ def test_the_digest_follows_the_content_not_the_time(tmp_path: Path) -> None:
         path.write_text(text)
         digests.append(content_digest(expand_sources([str(path)])[0]))
     assert digests[0] == digests[2] != digests[1]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "name"),
+    [
+        ("data/a.jsonl", "data/a.jsonl"),
+        ("./data/*.jsonl", "data/a.jsonl"),
+        ("**/*.jsonl", "data/a.jsonl"),
+        ("data", "data/a.jsonl"),
+        (".", "./data/a.jsonl"),
+        ("../there/data/*.jsonl", "../there/data/a.jsonl"),
+    ],
+)
+def test_a_relative_path_is_a_name_wherever_its_folder_lies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str, name: str
+) -> None:
+    (tmp_path / "there" / "data").mkdir(parents=True)
+    (tmp_path / "there" / "data" / "a.jsonl").write_text("{}")
+    monkeypatch.chdir(tmp_path / "there")
+    (source,) = expand_sources([pattern, str(tmp_path / "there" / "data" / "a.jsonl")])
+    assert (source.uri, Path(source.path)) == (name, tmp_path / "there" / "data" / "a.jsonl")
