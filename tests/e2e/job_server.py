@@ -30,7 +30,7 @@ class Head:
     folder: Path
     token: str
 
-    def nncift(self, *arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    def nncift(self, *arguments: str, timeout: float = 400) -> subprocess.CompletedProcess[str]:
         """Run the command line as this head's user."""
         return subprocess.run(
             [sys.executable, "-m", "nncift_ray.cli", *arguments],
@@ -62,11 +62,14 @@ def ray_head(folder: Path, token: str) -> Iterator[Head]:
     secret.write_text(token)
     secret.chmod(0o600)
     environment = _environment(folder)
-    port, server_port = free_ports(2)
+    port, server_port, agent_port, client_port = free_ports(4)
     command = [
         *(str(TOOLS / "ray"), "start", "--head", "--block", "--disable-usage-stats"),
         *("--node-ip-address", "127.0.0.1", "--port", str(port)),
         *("--dashboard-host", "127.0.0.1", "--dashboard-port", str(server_port)),
+        # Their usual ports are fixed, and another Ray of this machine may have them.
+        *("--dashboard-agent-listen-port", str(agent_port)),
+        *("--ray-client-server-port", str(client_port)),
         *("--num-cpus", "4", "--object-store-memory", str(200 * 1024**2)),
         *("--temp-dir", str(folder / "ray"), "--labels", f"{MARKET}=on-demand"),
     ]
@@ -93,6 +96,13 @@ def _environment(folder: Path) -> dict[str, str]:
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_raylet_start_wait_time_s": str(START_SECONDS),
+        # Ray's workers would starve beside other work at their usual niceness of 15.
+        "RAY_worker_niceness": "0",
+        # A job's workers have its own environment: those started ahead would serve nobody.
+        "RAY_enable_worker_prestart": "0",
+        "RAY_prestart_worker_first_driver": "0",
+        # At its end there is nobody left whom a drained node would spare.
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
     }
 
 
