@@ -6,7 +6,8 @@
 
 The corpus is generated: one huge JSONL file, a compressed one, Parquet, and small CSV files. The
 embedder averages the word vectors of the packaged model (64 numbers a text); labels are DELIFT
-(SE)'s; the pair stage runs in mode auto. The run is the real one, on a Ray of its own; memory is
+(SE)'s; there is no target, so each row's 64 best helpers are looked for among all rows, in mode
+auto. The run is the real one, on a Ray of its own; memory is
 what the operating system says of the driver and of its workers twice a second.
 """
 
@@ -66,9 +67,9 @@ def measure(folder: Path, num_rows: int, words: list[str], console: Console) -> 
     """Run the pipeline on a corpus of one size; return seconds and memory by stage."""
     place = folder / f"{num_rows}"
     started = time.perf_counter()
-    patterns, targets = write_corpus(place / "corpus", num_rows, words)
+    patterns = write_corpus(place / "corpus", num_rows, words)
     console.print(f"{num_rows:,} rows written in {time.perf_counter() - started:,.0f} s")
-    recipe = write_recipe(place, folder / "embedder", patterns, targets)
+    recipe = write_recipe(place, folder / "embedder", patterns)
     started = time.perf_counter()
     command = [sys.executable, "-m", "benchmarks.scale_pipeline.watched_run", str(recipe)]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)  # noqa: S603
@@ -101,15 +102,21 @@ def measure(folder: Path, num_rows: int, words: list[str], console: Console) -> 
     }
 
 
-def write_recipe(place: Path, embedder: Path, patterns: list[str], targets: str) -> Path:
-    """Write the recipe of one size."""
+def write_recipe(place: Path, embedder: Path, patterns: list[str]) -> Path:
+    """Write the recipe of one size: that of ``million_auto_cpu`` with the small embedder."""
     recipe = {
         "run_dir": str(place / "run"),
-        "data": {"candidates": patterns, "targets": [targets]},
+        "data": {"candidates": patterns},
         "teacher": {"kind": "delift_se"},
         "embedder": {"model": str(embedder), "pool": {"shard_rows": 16384}},
         "labels": {"label_pairs": 20_000},
-        "pair_scores": {"mode": "auto", "pool": {"shard_rows": 16384}},
+        "pair_scores": {
+            "mode": "auto",
+            "top_k": 64,
+            "min_recall": 0.98,
+            "on_low_recall": "exact",
+            "max_worker_bytes": "4G",
+        },
         "selection": {"objective": "facility_location", "budget": 0.1},
         "export": {"formats": ["ids"]},
     }

@@ -22,15 +22,11 @@ SHARES = {"parquet": 0.25, "gzip": 0.15, "csv": 0.1}
 Row = tuple[str, str]
 
 
-def write_corpus(folder: Path, num_rows: int, words: list[str]) -> tuple[list[str], str]:
-    """Write candidates and 200 targets; the same bytes every time.
-
-    Returns:
-        The patterns of the candidates' files, and the file of the targets.
-    """
+def write_corpus(folder: Path, num_rows: int, words: list[str]) -> list[str]:
+    """Write the candidates; the same bytes every time. Returns the patterns of their files."""
     folder.mkdir(parents=True, exist_ok=True)
     sizes = {name: int(share * num_rows) for name, share in SHARES.items()}
-    rows = draw_rows(num_rows, words, seed=0)
+    rows = draw_rows(num_rows, words)
     with pq.ParquetWriter(folder / "part.parquet", _SCHEMA) as writer:
         for chunk in _chunks(rows, sizes["parquet"], ROWS_AT_ONCE):
             writer.write_table(pa.table(list(zip(*chunk, strict=True)), schema=_SCHEMA))
@@ -45,23 +41,21 @@ def write_corpus(folder: Path, num_rows: int, words: list[str]) -> tuple[list[st
             csv.writer(out).writerows([("prompt", "completion"), *chunk])
     with (folder / "huge.jsonl").open("w", encoding="utf-8") as file:
         file.writelines(_line(row) for row in rows)
-    targets = folder / "targets.jsonl"
-    targets.write_text("".join(_line(row) for row in draw_rows(200, words, seed=1)), "utf-8")
     patterns = ["part.parquet", "part.jsonl.gz", "small/*.csv", "huge.jsonl"]
-    return [str(folder / pattern) for pattern in patterns], str(targets)
+    return [str(folder / pattern) for pattern in patterns]
 
 
-def draw_rows(num_rows: int, words: list[str], seed: int) -> Iterator[Row]:
+def draw_rows(num_rows: int, words: list[str]) -> Iterator[Row]:
     """Yield distinct rows, each of the words of one of NUM_TOPICS topics."""
     topics = np.random.default_rng(0).integers(len(words), size=(NUM_TOPICS, WORDS_OF_A_TOPIC))
-    generator = np.random.default_rng([seed, num_rows])
+    generator = np.random.default_rng([0, num_rows])
     for start in range(0, num_rows, ROWS_AT_ONCE):
         count = min(ROWS_AT_ONCE, num_rows - start)
         topic_N = generator.integers(NUM_TOPICS, size=count)
         word_NW = generator.integers(WORDS_OF_A_TOPIC, size=(count, 16))
         for n in range(count):
             drawn = [words[topics[topic_N[n], w]] for w in word_NW[n]]
-            prompt = f"Task {seed}-{start + n}: {' '.join(drawn[:10])}?"
+            prompt = f"Task {start + n}: {' '.join(drawn[:10])}?"
             yield prompt, " ".join(drawn[10:])
 
 
