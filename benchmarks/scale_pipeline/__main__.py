@@ -7,8 +7,8 @@
 The corpus is generated: one huge JSONL file, a compressed one, Parquet, and small CSV files. The
 embedder averages the word vectors of the packaged model (64 numbers a text); labels are DELIFT
 (SE)'s; there is no target, so each row's 64 best helpers are looked for among all rows, in mode
-auto. The run is the real one, on a Ray of its own; memory is
-what the operating system says of the driver and of its workers twice a second.
+auto. The run is the real one, on a Ray of its own; memory is what the operating system says of the
+driver and of its workers twice a second. What other programs do on the machine is in the seconds.
 """
 
 from __future__ import annotations
@@ -76,10 +76,14 @@ def measure(folder: Path, num_rows: int, words: list[str], console: Console) -> 
     watch = MemoryWatch(child.pid)
     watch.start()
     seconds: dict[str, float] = {}
+    decisions: list[str] = []
     for line in child.stdout or ():
         if not line.startswith("{"):
             continue
         event = json.loads(line)
+        if event["event"] == "notice":
+            decisions += [event["message"]] * event["message"].startswith("scores ")
+            continue
         watch.stage = event["stage"]
         if event["event"] == "finished":
             seconds[event["stage"]] = event["seconds"]
@@ -95,6 +99,7 @@ def measure(folder: Path, num_rows: int, words: list[str], console: Console) -> 
         "rows": num_rows,
         "seconds": whole,
         "driver_gb": driver,
+        "decisions": decisions,
         "stages": {
             name: {"seconds": seconds.get(name), **_gigabytes(peak)}
             for name, peak in watch.peaks.items()
@@ -156,6 +161,7 @@ def write_page(figures: dict[str, Any]) -> None:
         ]  # fmt: skip
         total = f"{size['seconds']:,.0f} s in all, the driver at most {size['driver_gb']:.2f} GB"
         lines += ["", f"## {size['rows']:,} rows: {total}", "", markdown_table(HEADER, rows)]
+        lines += [f"\nIt {decision}." for decision in size["decisions"]]
     PAGE.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     PAGE.with_suffix(".json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 

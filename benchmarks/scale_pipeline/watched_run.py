@@ -1,4 +1,4 @@
-"""Run a recipe and tell each stage's end on standard output: the child of the benchmark."""
+"""Run a recipe and tell on standard output what happens: the child of the benchmark."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from nncift_ray.stages.progress import SilentReporter
 
 
 class Teller(SilentReporter):
-    """Prints one JSON line a stage that begins or ends."""
+    """Prints one JSON line a stage that begins or ends, and a notice."""
+
+    def notice(self, message: str) -> None:
+        """Tell what the run tells its user."""
+        self._tell("", "notice", message=message)
 
     def stage_started(self, name: str, total: int, done: int, unit: str) -> None:
         """Tell that a stage begins."""
@@ -22,7 +26,7 @@ class Teller(SilentReporter):
         """Tell that a stage ends."""
         self._tell(name, "finished", seconds=seconds, failures=num_failures)
 
-    def _tell(self, stage: str, event: str, **more: float) -> None:
+    def _tell(self, stage: str, event: str, **more: float | str) -> None:
         print(json.dumps({"stage": stage, "event": event, "at": time.time(), **more}), flush=True)
 
 
