@@ -3,19 +3,23 @@
     python -m benchmarks.chaos.counted_run RECIPE TALLY_FOLDER SECONDS
 
 Every shard leaves an empty file when a worker begins it and another when it is done, so what died
-in between is known however it died. In between it takes so many seconds more, so that a small
-corpus is on its way as long as a large one. Stages that need no spot node run in this process, as
-theirs would outlive what is tried here and cost a start each.
+in between is known however it died; the file's name says what was begun, on which node and by which
+process. In between it takes so many seconds more, so that a small corpus is on its way as long as a
+large one. Stages that need no spot node run in this process, as theirs would outlive what is tried
+here and cost a start each.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import ray
 
 from nncift_ray.config import load_config
 from nncift_ray.errors import NnciftError
@@ -49,9 +53,11 @@ class CountedStage:
     def make_worker(self) -> Worker:
         """Return the stage's worker, counted."""
         worker = self.stage.make_worker()
+        node = ray.get_runtime_context().get_node_id()
 
         def work(shard: Shard, sink: Sink) -> None:
-            name = f"{self.stage.name}.{shard.start}.{shard.stop}.{uuid.uuid4().hex[:8]}"
+            what = f"{self.stage.name}.{shard.start}.{shard.stop}"
+            name = f"{what}.{node}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
             (self.tally / f"{name}.{BEGUN}").touch()
             worker(shard, sink)
             time.sleep(self.seconds)

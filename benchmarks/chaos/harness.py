@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -33,6 +33,7 @@ class Death:
     stage: str
     fraction: float  # of the stage's shards, done by then
     all_nodes: bool
+    is_announced: bool = False  # one at work is drained, long before it is taken
 
 
 @dataclass(frozen=True)
@@ -74,15 +75,28 @@ def draw_deaths(num_by_stage: Mapping[str, int], seed: int) -> tuple[Death, ...]
 
 
 def spot_recipe(recipe: dict[str, Any], run_dir: Path, address: str) -> dict[str, Any]:
-    """Return a recipe with scoring and embedding on spot nodes, the rest on the head."""
+    """Return a recipe with scoring and embedding on spot nodes, the rest on the head.
+
+    What the recipe says of a pool is kept.
+    """
     pool = {"labels": {MARKET: SPOT}, "num_cpus": 1, "num_actors": [1, 4]}
     tree = {**recipe, "run_dir": str(run_dir)}
     for section in ("embedder", "labels", "pair_scores"):
         own = tree.get(section, {})
-        tree[section] = {**own, "pool": {**own.get("pool", {}), **pool}}
+        tree[section] = {**own, "pool": {**pool, **own.get("pool", {})}}
     cluster = {"address": address, "labels": {MARKET: ON_DEMAND}}
     tree["cluster"] = {**tree.get("cluster", {}), **cluster}
     return tree
+
+
+class Mark(NamedTuple):
+    """What a worker began or ended."""
+
+    shard: tuple[str, int, int]  # stage, start, stop
+    node: str
+    process: int
+    attempt: str
+    time: float
 
 
 @dataclass(frozen=True)
@@ -91,25 +105,36 @@ class Tally:
 
     folder: Path
 
-    def marks(self, mark: str, stage: str = "*") -> list[list[str]]:
-        """Return stage, start and stop of each mark of a kind."""
-        return [path.name.split(".")[:3] for path in self.folder.glob(f"{stage}.*.{mark}")]
+    def marks(self, kind: str, stage: str = "*") -> list[Mark]:
+        """Return the marks of a kind, in the order in which they were left."""
+        marks: list[Mark] = []
+        for path in self.folder.glob(f"{stage}.*.{kind}"):
+            name, start, stop, node, process, attempt, _ = path.name.split(".")
+            shard = (name, int(start), int(stop))
+            marks.append(Mark(shard, node, int(process), attempt, path.stat().st_mtime))
+        return sorted(marks, key=lambda mark: mark.time)
 
-    def shards_done(self) -> dict[str, int]:
+    def at_work(self, stage: str) -> list[Mark]:
+        """Return what is begun and not ended."""
+        begun = self.marks(BEGUN, stage)
+        ended = {mark.attempt for mark in self.marks(DONE, stage)}
+        return [mark for mark in begun if mark.attempt not in ended]
+
+    def shards_done(self, stage: str = "*") -> dict[str, int]:
         """Count the distinct finished shards of each stage."""
-        return dict(Counter(stage for stage, _, _ in set(map(tuple, self.marks(DONE)))))
+        shards = {mark.shard for mark in self.marks(DONE, stage)}
+        return dict(Counter(name for name, _, _ in shards))
 
     def is_due(self, death: Death, num_shards: int) -> bool:
         """Whether so many whole shards are done, and one is being worked on: of one shard, none."""
-        done = len(set(map(tuple, self.marks(DONE, death.stage))))
-        under_way = len(self.marks(BEGUN, death.stage)) > len(self.marks(DONE, death.stage))
-        return under_way and done >= int(death.fraction * num_shards)
+        done = self.shards_done(death.stage).get(death.stage, 0)
+        return bool(self.at_work(death.stage)) and done >= int(death.fraction * num_shards)
 
     def count(self) -> dict[str, Any]:
         """Count attempts, and what was done more than once; a ``Record``'s fields."""
-        begun, done = map(tuple, self.marks(BEGUN)), list(map(tuple, self.marks(DONE)))
-        attempts = Counter(begun)
-        sizes = {shard: int(shard[2]) - int(shard[1]) for shard in attempts}
+        done = [mark.shard for mark in self.marks(DONE)]
+        attempts = Counter(mark.shard for mark in self.marks(BEGUN))
+        sizes = {shard: shard[2] - shard[1] for shard in attempts}
         return {
             "shards_by_stage": self.shards_done(),
             "num_begun": attempts.total(),
@@ -167,9 +192,16 @@ def disturbed_run(
             if ahead and tally.is_due(ahead[0], (num_shards or {})[ahead[0].stage]):
                 death = ahead.pop(0)
                 number = size if death.all_nodes else 1
-                say(f"{time.monotonic() - started:6.0f} s  {death.stage}: {number} nodes lost")
+                what = "given notice" if death.is_announced else "lost"
+                say(f"{time.monotonic() - started:6.0f} s  {death.stage}: {number} nodes {what}")
                 kills[death.stage] += number
-                _lose_nodes(cluster, number, plan.shortage_seconds if death.all_nodes else 0)
+                if death.is_announced:
+                    cluster.drain_node(tally.marks(BEGUN, death.stage)[-1].node)
+                else:
+                    cluster.kill_nodes(number)
+                    time.sleep(plan.shortage_seconds if death.all_nodes else 0)
+                while cluster.num_spot < size:
+                    cluster.add_node()
     return Record(
         seconds=time.monotonic() - started,
         exit_code=child.returncode,
@@ -178,14 +210,6 @@ def disturbed_run(
         digests=digests_of(folder / "run" / "export"),
         **tally.count(),
     )
-
-
-def _lose_nodes(cluster: SpotCluster, number: int, shortage_seconds: float) -> None:
-    size = cluster.num_spot
-    cluster.kill_nodes(number)
-    time.sleep(shortage_seconds)
-    while cluster.num_spot < size:
-        cluster.add_node()
 
 
 def kill_in_the_middle(

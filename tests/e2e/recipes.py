@@ -56,3 +56,22 @@ def write_recipe(folder: Path, *, teacher: str = "delift") -> Path:
     recipe = folder / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(tree))
     return recipe
+
+
+def short_recipe(
+    folder: Path, num_candidates: int, num_targets: int, shard_pairs: int
+) -> dict[str, Any]:
+    """Label all pairs and select by the labels: the short way to a subset."""
+    data: dict[str, list[str]] = {}
+    for name, count in (("candidates", num_candidates), ("targets", num_targets)):
+        rows = [{"prompt": f"{name}: add {i}", "completion": str(i % 9)} for i in range(count)]
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        data[name] = [str(folder / f"{name}.jsonl")]
+    return {
+        "data": data,
+        "teacher": {"kind": "delift_se"},
+        "embedder": {"model": "embedded:all-minilm-l6-v2"},
+        "labels": {"group_pairs": shard_pairs, "pool": {"shard_rows": shard_pairs}},
+        "pair_scores": {"by": "teacher", "top_k": 5},
+        "selection": {"objective": "facility_location", "budget": 0.25},
+    }

@@ -1,8 +1,7 @@
-"""Spot nodes that are lost while a run is at work."""
+"""Spot nodes that are lost, given notice or never there, while a run is at work."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,16 @@ from typing import Any
 import pytest
 
 from benchmarks.chaos.cluster import SpotCluster, spot_cluster
-from benchmarks.chaos.harness import Death, Plan, disturbed_run
+from benchmarks.chaos.counted_run import BEGUN
+from benchmarks.chaos.harness import Death, Plan, Tally, disturbed_run
+from nncift_ray.errors import StageError
+from tests.e2e.recipes import short_recipe
+from tests.e2e.undisturbed import undisturbed_digests
 
 NUM_SPOT, MAX_ACTORS = 2, 4
 NUM_CANDIDATES, NUM_TARGETS, SHARD_PAIRS = 24, 8, 8
+NUM_SHARDS = NUM_CANDIDATES * NUM_TARGETS // SHARD_PAIRS
+BEGINNING_SECONDS = 1.0  # between an actor's look for its node's notice and the mark it leaves
 
 
 @pytest.fixture(scope="module")
@@ -24,36 +29,68 @@ def cluster() -> Iterator[SpotCluster]:
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Label all pairs and select by the labels: the short way to a subset."""
-    folder, data = tmp_path_factory.mktemp("corpus"), {}
-    for name, count in (("candidates", NUM_CANDIDATES), ("targets", NUM_TARGETS)):
-        rows = [{"prompt": f"{name}: add {i}", "completion": str(i % 9)} for i in range(count)]
-        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-        data[name] = [str(folder / f"{name}.jsonl")]
-    return {
-        "data": data,
-        "teacher": {"kind": "delift_se"},
-        "embedder": {"model": "embedded:all-minilm-l6-v2"},
-        "labels": {"group_pairs": SHARD_PAIRS, "pool": {"shard_rows": SHARD_PAIRS}},
-        "pair_scores": {"by": "teacher", "top_k": 5},
-        "selection": {"objective": "facility_location", "budget": 0.25},
-    }
+    folder = tmp_path_factory.mktemp("corpus")
+    tree = short_recipe(folder, NUM_CANDIDATES, NUM_TARGETS, SHARD_PAIRS)
+    tree["labels"]["pool"]["num_actors"] = MAX_ACTORS  # none of the nodes is without work
+    return tree
+
+
+@pytest.fixture(scope="module")
+def whole(
+    cluster: SpotCluster, recipe: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("whole")
+    return undisturbed_digests(recipe, folder, cluster.address)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_all_nodes_lost_in_the_middle_of_labelling_change_no_byte(
-    cluster: SpotCluster, recipe: dict[str, Any], tmp_path: Path
+    cluster: SpotCluster, recipe: dict[str, Any], whole: dict[str, str], tmp_path: Path
 ) -> None:
-    whole = disturbed_run(cluster, recipe, tmp_path / "whole", Plan(shard_seconds=0))
-    num_shards = whole.shards_by_stage["label"]
-    assert num_shards > 2 * MAX_ACTORS
     plan = Plan((Death("label", 0.3, all_nodes=True),), 3.0, shard_seconds=0.5, limit_seconds=600)
-    record = disturbed_run(cluster, recipe, tmp_path / "disturbed", plan, {"label": num_shards})
-    assert record.exit_code == 0, (tmp_path / "disturbed" / "log.txt").read_text()
+    record = disturbed_run(cluster, recipe, tmp_path, plan, {"label": NUM_SHARDS})
+    assert record.exit_code == 0, (tmp_path / "log.txt").read_text()
     assert record.num_kills == NUM_SPOT
-    assert record.digests == whole.digests
-    assert "subset.jsonl" in record.digests
+    assert record.digests == whole
     # A worker may be lost when its work is done and its record not yet written.
     assert 1 <= record.num_lost + record.num_redone <= MAX_ACTORS
-    assert record.shards_by_stage["label"] == num_shards
+    assert record.shards_by_stage["label"] == NUM_SHARDS
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_node_given_notice_ends_its_shards_and_begins_no_other(
+    cluster: SpotCluster, recipe: dict[str, Any], whole: dict[str, str], tmp_path: Path
+) -> None:
+    notice = Death("label", 0.3, all_nodes=False, is_announced=True)
+    plan = Plan((notice,), shard_seconds=0.5, limit_seconds=600)
+    record = disturbed_run(cluster, recipe, tmp_path, plan, {"label": NUM_SHARDS})
+    assert record.exit_code == 0, (tmp_path / "log.txt").read_text()
+    ((node, given_at),) = cluster.drained.items()
+    begun = [mark for mark in Tally(tmp_path / "tally").marks(BEGUN) if mark.node == node]
+    assert begun
+    assert [mark for mark in begun if mark.time > given_at + BEGINNING_SECONDS] == []
+    assert record.num_lost == record.num_redone == 0
+    assert record.digests == whole
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_label_that_no_node_has_is_named_and_stops_the_run_with_all_it_did_kept(
+    cluster: SpotCluster, recipe: dict[str, Any], whole: dict[str, str], tmp_path: Path
+) -> None:
+    plan = Plan(shard_seconds=0, limit_seconds=300)
+    labels = recipe["labels"]
+    elsewhere = {**labels, "pool": {**labels["pool"], "labels": {"zone": "nowhere"}}}
+    asking = {**recipe, "labels": elsewhere, "cluster": {"placement_timeout": 3}}
+    stopped = disturbed_run(cluster, asking, tmp_path, plan)
+    assert stopped.exit_code == StageError.exit_code
+    log = (tmp_path / "log.txt").read_text()
+    assert "StageError: stage 'label': no node could hold an actor" in log
+    assert "Missing: label zone: nowhere;" in log
+    assert "label" not in stopped.shards_by_stage
+    assert stopped.num_begun > 0
+    record = disturbed_run(cluster, recipe, tmp_path, plan)
+    assert record.num_begun == sum(record.shards_by_stage.values())  # nothing was begun again
+    assert record.digests == whole
