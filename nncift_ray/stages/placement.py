@@ -20,6 +20,8 @@ from nncift_ray.errors import StageError
 from nncift_ray.stages.stage import Resources
 
 POLL_SECONDS = 1.0
+#: For threads to end in once their work is ended; less than what stopping leaves for all of it.
+END_SECONDS = 2.0
 ROUNDING = 1e-6  # Ray counts resources in units of 1e-4
 
 Item = TypeVar("Item")
@@ -103,6 +105,7 @@ def watch_placement(
     nodes: Callable[[], Sequence[Node]] = alive_nodes,
     clock: Callable[[], float] = time.monotonic,
     poll_seconds: float = POLL_SECONDS,
+    end: Callable[[], None] | None = None,
 ) -> Iterator[Item]:
     """Pass items on as they come, and stop when no node could have held an actor for too long.
 
@@ -117,6 +120,7 @@ def watch_placement(
         nodes: Tells the nodes that are up.
         clock: Tells seconds.
         poll_seconds: Between two looks at the cluster.
+        end: Makes ``items`` end; called, and the thread waited for, where the caller leaves early.
 
     Raises:
         StageError: If there was no place for ``timeout_seconds``, saying what is missing.
@@ -143,6 +147,9 @@ def watch_placement(
             yield from arrival.items
     finally:
         left.set()
+        if end is not None and reader.is_alive():
+            end()
+            reader.join(END_SECONDS)
 
 
 def wait_for_place(

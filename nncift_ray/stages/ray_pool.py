@@ -189,7 +189,11 @@ def execute_on_ray(stage: Stage, folder: Location, shards: list[Shard]) -> Itera
     )
     try:
         for row in watch_placement(
-            _rows_as_they_come(outcomes), stage.name, resources, resources.placement_timeout
+            _rows_as_they_come(outcomes),
+            stage.name,
+            resources,
+            resources.placement_timeout,
+            end=lambda: _end(outcomes),
         ):
             yield parse_outcome(row)
     except ray.exceptions.RayError as error:
@@ -206,6 +210,17 @@ def _rows_as_they_come(outcomes: ray.data.Dataset) -> Iterator[dict[str, Any]]:
     )
     for table in tables:
         yield from table.to_pylist()
+
+
+def _end(outcomes: ray.data.Dataset) -> None:
+    """End the actors and threads of a stage that is left early.
+
+    They would go on until they are collected; a thread that meets ``ray.shutdown`` connects anew,
+    or takes the process along.
+    """
+    executor = outcomes._current_executor
+    if executor is not None:
+        executor.shutdown(force=True)
 
 
 def pool_resources(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,7 @@ import ray
 from prometheus_client.parser import text_string_to_metric_families
 
 from nncift_ray.config import ClusterConfig
+from nncift_ray.errors import StopRequested
 from nncift_ray.stages.driver import run_stage
 from nncift_ray.stages.metrics import MetricsReporter, metric_names
 from nncift_ray.stages.progress import SilentReporter
@@ -97,6 +99,13 @@ class WaitingStage(CountingStage):
             sink.write_rows("rows", [{"row": shard.start}], ROWS)
 
         return work
+
+
+class Leaver(SilentReporter):
+    """Ends the run at the first finished shard."""
+
+    def shard_finished(self, name: str, record: ShardRecord) -> None:
+        raise StopRequested
 
 
 class Listener(SilentReporter):
@@ -196,3 +205,12 @@ def test_the_driver_hears_of_a_shard_before_the_next_is_finished(tmp_path: Path)
     stage, listener = WaitingStage(heard), Listener(heard)
     run_stage(stage, Location.of(str(tmp_path / "run")), execute=execute_on_ray, reporter=listener)
     assert listener.failures == []
+
+
+@pytest.mark.usefixtures("_ray")
+def test_a_stage_that_is_left_early_leaves_no_thread_that_calls_ray(tmp_path: Path) -> None:
+    stage, run_dir = WaitingStage(tmp_path / "never"), Location.of(str(tmp_path / "run"))
+    with pytest.raises(StopRequested):
+        run_stage(stage, run_dir, execute=execute_on_ray, reporter=Leaver())
+    names = {thread.name.partition("-")[0] for thread in threading.enumerate()}
+    assert not names & {"outcomes of waiting", "iter_threaded", "StreamingExecutor"}

@@ -145,3 +145,18 @@ def test_who_stops_listening_stops_the_work() -> None:
         go_on.release()
     time.sleep(0.1)
     assert len(done) <= 2
+
+
+def test_who_leaves_early_ends_the_work_and_waits_for_its_thread() -> None:
+    ended = threading.Event()
+
+    def work() -> Iterator[int]:
+        yield 0
+        ended.wait()
+
+    num_threads = threading.active_count()
+    seen = watch_placement(work(), "label", SPOT_ACTOR, 10, nodes=list, end=ended.set)
+    assert next(seen) == 0
+    seen.close()  # pyright: ignore[reportAttributeAccessIssue]
+    assert ended.is_set()
+    assert threading.active_count() == num_threads
