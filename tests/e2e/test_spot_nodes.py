@@ -69,8 +69,12 @@ def test_a_node_given_notice_ends_its_shards_and_begins_no_other(
     assert record.exit_code == 0, (tmp_path / "log.txt").read_text()
     ((node, given_at),) = cluster.drained.items()
     begun = [mark for mark in Tally(tmp_path / "tally").marks(BEGUN) if mark.node == node]
-    assert begun
-    assert [mark for mark in begun if mark.time > given_at + BEGINNING_SECONDS] == []
+    at_work = {mark.process for mark in begun if mark.time <= given_at}
+    assert at_work
+    # One that had been handed its first shard may have been loading its model when notice came.
+    late = [mark for mark in begun if mark.time > given_at + BEGINNING_SECONDS]
+    assert not at_work & {mark.process for mark in late}
+    assert len({mark.process for mark in late}) == len(late)
     assert record.num_lost == record.num_redone == 0
     assert record.digests == whole
 
