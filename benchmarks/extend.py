@@ -23,9 +23,9 @@ from nncift_ray.config import Config, make_config
 from nncift_ray.pipeline import extend, open_run, run
 from nncift_ray.pipeline.blueprint import Blueprint
 from nncift_ray.pipeline.runner import trainers_of
-from nncift_ray.stages.driver import execute_here, run_stage
-from nncift_ray.stages.progress import SilentReporter
-from nncift_ray.stages.ray_pool import ray_session
+from nncift_ray.stages.driving.driver import execute_here, run_stage
+from nncift_ray.stages.driving.progress import SilentReporter
+from nncift_ray.stages.driving.ray_pool import ray_session
 from nncift_ray.storage.filesystem import Location
 from nncift_ray.storage.output import StageOutput
 

@@ -14,8 +14,8 @@ from nncift_ray.core.network.sample_layouts import LAYOUTS, block_size, draw_pai
 from nncift_ray.core.network.sampling import TRAIN, VALIDATION
 from nncift_ray.core.network.training import TrainingConfig
 from nncift_ray.core.network.within_rows import measure_within_rows
-from nncift_ray.stages.block_labels import BlockLabels
-from nncift_ray.stages.block_training import best_epoch, train_block
+from nncift_ray.stages.network.block_labels import BlockLabels
+from nncift_ray.stages.network.block_training import best_epoch, train_block
 from nncift_ray.storage.schemas import CROSS
 
 #: The learning rate is ten times the paper's, the steps a tenth: a trial has to be quick.

@@ -8,7 +8,7 @@ import time
 
 from nncift_ray.config import load_config
 from nncift_ray.pipeline import run
-from nncift_ray.stages.progress import SilentReporter
+from nncift_ray.stages.driving.progress import SilentReporter
 
 
 class Teller(SilentReporter):

@@ -15,9 +15,14 @@ from nncift_ray.core.network.influence_network import InfluenceNetwork
 from nncift_ray.core.network.row_offsets import fit_row_offsets
 from nncift_ray.core.network.sampling import TRAIN, VALIDATION
 from nncift_ray.core.network.training import TrainingConfig
-from nncift_ray.stages.block_labels import BlockLabels
-from nncift_ray.stages.block_training import BlockTraining, FittedBlock, fit_block, train_block
-from nncift_ray.stages.fit import score_labelled, spread_of_members
+from nncift_ray.stages.network.block_labels import BlockLabels
+from nncift_ray.stages.network.block_training import (
+    BlockTraining,
+    FittedBlock,
+    fit_block,
+    train_block,
+)
+from nncift_ray.stages.network.fit import score_labelled, spread_of_members
 from nncift_ray.storage.schemas import CROSS
 
 RANK = 8  # of the interaction term

@@ -14,7 +14,7 @@ from nncift_ray.config import Config, load_config
 
 if TYPE_CHECKING:
     from nncift_ray.pipeline import RunResult
-    from nncift_ray.stages.progress import Reporter
+    from nncift_ray.stages.driving.progress import Reporter
 
 
 @app.command(
@@ -64,7 +64,7 @@ def _run_until(config: Config, last_stage: str | None) -> None:
 @contextmanager
 def progress() -> Generator[Reporter]:
     """Show progress: bars on a terminal, else plain lines."""
-    from nncift_ray.stages.progress import LineReporter, TerminalReporter
+    from nncift_ray.stages.driving.progress import LineReporter, TerminalReporter
 
     reporter = TerminalReporter(console) if console.is_terminal else LineReporter(write_line)
     try:

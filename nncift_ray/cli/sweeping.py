@@ -56,7 +56,7 @@ def sweep(
         from nncift_ray.pipeline.sweep import SweepGrid, plan_sweep
         from nncift_ray.pipeline.sweep import sweep as run_sweep
         from nncift_ray.report.sweep_table import sweep_table
-        from nncift_ray.stages.progress import LineReporter, TerminalReporter
+        from nncift_ray.stages.driving.progress import LineReporter, TerminalReporter
 
         plan = plan_sweep(config, SweepGrid(fractions, widths, depths or (1,), seeds))
         if dry_run:

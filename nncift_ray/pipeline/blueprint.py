@@ -20,26 +20,26 @@ from nncift_ray.pipeline.factories import EmbedderFactory
 from nncift_ray.pipeline.label_designs import label_designs, unread_keys
 from nncift_ray.pipeline.selecting import selection_plan
 from nncift_ray.pipeline.teaching import Teaching
-from nncift_ray.stages.block_training import BlockTraining
-from nncift_ray.stages.embed import EmbedStage
-from nncift_ray.stages.export import ExportStage
-from nncift_ray.stages.fit import FitJob, FitStage, Trainer
-from nncift_ray.stages.gradients import GradientsStage
-from nncift_ray.stages.index import IndexStage
-from nncift_ray.stages.ingest import DeduplicateStage, IngestStage, find_sources
-from nncift_ray.stages.label import LabelStage
-from nncift_ray.stages.project import ProjectStage
-from nncift_ray.stages.pruning_decision import low_recall
-from nncift_ray.stages.pruning_trial import IndexOptions
-from nncift_ray.stages.sample import SampleStage
-from nncift_ray.stages.score_pairs import Pruning, ScoreOptions, ScorePairsStage
-from nncift_ray.stages.select import SelectStage
-from nncift_ray.stages.select_partitions import PartitionInputs, SelectPartitionsStage
-from nncift_ray.stages.selection_plan import PARTITIONED, TOP_K, blocks_of, list_blocks
-from nncift_ray.stages.stage import Stage
-from nncift_ray.stages.teacher_scores import TeacherScoresStage
-from nncift_ray.stages.utility import UtilityStage
-from nncift_ray.stages.warmup import WarmupJob, WarmupStage, WarmupTrainer
+from nncift_ray.stages.corpus.embed import EmbedStage
+from nncift_ray.stages.corpus.export import ExportStage
+from nncift_ray.stages.corpus.ingest import DeduplicateStage, IngestStage, find_sources
+from nncift_ray.stages.driving.stage import Stage
+from nncift_ray.stages.network.block_training import BlockTraining
+from nncift_ray.stages.network.fit import FitJob, FitStage, Trainer
+from nncift_ray.stages.pairs.index import IndexStage
+from nncift_ray.stages.pairs.project import ProjectStage
+from nncift_ray.stages.pairs.pruning_decision import low_recall
+from nncift_ray.stages.pairs.pruning_trial import IndexOptions
+from nncift_ray.stages.pairs.score_pairs import Pruning, ScoreOptions, ScorePairsStage
+from nncift_ray.stages.pairs.teacher_scores import TeacherScoresStage
+from nncift_ray.stages.selection.select import SelectStage
+from nncift_ray.stages.selection.select_partitions import PartitionInputs, SelectPartitionsStage
+from nncift_ray.stages.selection.selection_plan import PARTITIONED, TOP_K, blocks_of, list_blocks
+from nncift_ray.stages.teaching.gradients import GradientsStage
+from nncift_ray.stages.teaching.label import LabelStage
+from nncift_ray.stages.teaching.sample import SampleStage
+from nncift_ray.stages.teaching.utility import UtilityStage
+from nncift_ray.stages.teaching.warmup import WarmupJob, WarmupStage, WarmupTrainer
 from nncift_ray.storage.corpora import expand_sources
 from nncift_ray.storage.output import StageOutput
 from nncift_ray.storage.rows import ReadLimits

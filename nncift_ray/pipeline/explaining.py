@@ -17,10 +17,10 @@ from nncift_ray.pipeline.example_ids import find_example
 from nncift_ray.pipeline.opening import OpenedRun
 from nncift_ray.pipeline.querying import FoundExample, find_texts
 from nncift_ray.pipeline.selecting import selection_plan
-from nncift_ray.stages.score_tables import ScoreTables
-from nncift_ray.stages.selection_objectives import build_objective
-from nncift_ray.stages.selection_plan import TOP_K, SelectionPlan
-from nncift_ray.stages.selection_tables import cosines
+from nncift_ray.stages.selection.score_tables import ScoreTables
+from nncift_ray.stages.selection.selection_objectives import build_objective
+from nncift_ray.stages.selection.selection_plan import TOP_K, SelectionPlan
+from nncift_ray.stages.selection.selection_tables import cosines
 from nncift_ray.storage import schemas
 from nncift_ray.storage.schemas import CANDIDATE, TABLE_OF_ROLE
 from nncift_ray.storage.scores import NETWORK_SCORES, TEACHER_SCORES, scored_blocks, scores_of

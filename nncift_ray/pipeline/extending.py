@@ -20,11 +20,11 @@ from nncift_ray.pipeline.runner import (
     finish_run,
     give_resources,
 )
-from nncift_ray.stages.driver import Executor, run_stage, stage_fingerprint
-from nncift_ray.stages.progress import LineReporter, Reporter
-from nncift_ray.stages.pruning_decision import read_final_recall
-from nncift_ray.stages.ray_pool import execute_on_ray, ray_session
-from nncift_ray.stages.stage import Stage
+from nncift_ray.stages.driving.driver import Executor, run_stage, stage_fingerprint
+from nncift_ray.stages.driving.progress import LineReporter, Reporter
+from nncift_ray.stages.driving.ray_pool import execute_on_ray, ray_session
+from nncift_ray.stages.driving.stage import Stage
+from nncift_ray.stages.pairs.pruning_decision import read_final_recall
 from nncift_ray.storage.filesystem import Location
 from nncift_ray.storage.output import StageOutput
 from nncift_ray.storage.schemas import CROSS, POINTS, WITHIN

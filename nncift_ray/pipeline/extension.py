@@ -22,13 +22,13 @@ from nncift_ray.pipeline.opening import RUN_RECORD, OpenedRun, open_run, read_re
 from nncift_ray.pipeline.runner import (
     trainers_of,
 )
-from nncift_ray.stages.drift import DriftStage
-from nncift_ray.stages.embed import EmbedderFactory as MakesEmbedder
-from nncift_ray.stages.embed import EmbedStage
-from nncift_ray.stages.ingest import DeduplicateStage, IngestStage, RoleSource, find_sources
-from nncift_ray.stages.project import ProjectStage, stored_dtype
-from nncift_ray.stages.score_new_pairs import ScoreNewPairsStage
-from nncift_ray.stages.stage import Stage
+from nncift_ray.stages.corpus.drift import DriftStage
+from nncift_ray.stages.corpus.embed import EmbedderFactory as MakesEmbedder
+from nncift_ray.stages.corpus.embed import EmbedStage
+from nncift_ray.stages.corpus.ingest import DeduplicateStage, IngestStage, RoleSource, find_sources
+from nncift_ray.stages.driving.stage import Stage
+from nncift_ray.stages.pairs.project import ProjectStage, stored_dtype
+from nncift_ray.stages.pairs.score_new_pairs import ScoreNewPairsStage
 from nncift_ray.storage.chained import ChainedOutput, root_of
 from nncift_ray.storage.filesystem import Location
 from nncift_ray.storage.output import StageOutput

@@ -9,7 +9,7 @@ from nncift_ray.core.network.sample_layouts import PAPER, WHOLE_ROWS
 from nncift_ray.core.network.sampling import SampleDesign
 from nncift_ray.core.network.teacher_sample import design_all_points, design_whole_rows
 from nncift_ray.errors import ConfigError
-from nncift_ray.stages.selection_plan import GRAPH_CUTS
+from nncift_ray.stages.selection.selection_plan import GRAPH_CUTS
 from nncift_ray.storage.schemas import CROSS, POINTS, WITHIN
 
 #: Held-out pairs of each quadrant where the recipe gives none: one in so many labels, bounded.

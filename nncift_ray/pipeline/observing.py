@@ -12,11 +12,11 @@ import ray
 
 import nncift_ray
 from nncift_ray.config import Config
-from nncift_ray.stages.event_log import EventLog
-from nncift_ray.stages.metrics import MetricsReporter, run_label
-from nncift_ray.stages.progress import LineReporter, Reporter, TerminalReporter
-from nncift_ray.stages.reporters import Reporters
-from nncift_ray.stages.stopping import stopping
+from nncift_ray.stages.driving.event_log import EventLog
+from nncift_ray.stages.driving.metrics import MetricsReporter, run_label
+from nncift_ray.stages.driving.progress import LineReporter, Reporter, TerminalReporter
+from nncift_ray.stages.driving.reporters import Reporters
+from nncift_ray.stages.driving.stopping import stopping
 from nncift_ray.storage.filesystem import Location
 
 LOG_FOLDER = "logs"

@@ -16,8 +16,8 @@ from nncift_ray.pipeline.blueprint import Blueprint
 from nncift_ray.pipeline.corpus_size import CorpusEstimate, estimate_corpus
 from nncift_ray.pipeline.runner import trainers_of
 from nncift_ray.pipeline.workload import Workload, describe_budget
-from nncift_ray.stages.driver import finished_shards, plan_shards, stage_folder
-from nncift_ray.stages.pruning_decision import read_decisions
+from nncift_ray.stages.driving.driver import finished_shards, plan_shards, stage_folder
+from nncift_ray.stages.pairs.pruning_decision import read_decisions
 from nncift_ray.storage.filesystem import Location
 from nncift_ray.storage.output import StageOutput
 

@@ -15,7 +15,7 @@ import numpy as np
 from nncift_ray.pipeline.example_ids import Place, find_example
 from nncift_ray.pipeline.opening import OpenedRun
 from nncift_ray.pipeline.pair_lookup import FoundPairs, pair_lookup
-from nncift_ray.stages.score_tables import ScoreTables
+from nncift_ray.stages.selection.score_tables import ScoreTables
 from nncift_ray.storage import schemas
 from nncift_ray.storage.output import StageOutput
 from nncift_ray.storage.schemas import CANDIDATE, POINTS, TABLE_OF_ROLE, TARGET, helped_role

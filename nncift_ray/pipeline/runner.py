@@ -19,18 +19,18 @@ from nncift_ray.report.collect import RunFacts, collect_report_data
 from nncift_ray.report.data import ReportData
 from nncift_ray.report.dataset_card import render_dataset_card
 from nncift_ray.report.render import render_report
-from nncift_ray.stages.driver import Executor, run_stage, stage_fingerprint
-from nncift_ray.stages.index import IndexStage
-from nncift_ray.stages.progress import LineReporter, Reporter
-from nncift_ray.stages.pruning_decision import EXACT, BlockDecision, read_decisions
-from nncift_ray.stages.ray_pool import (
+from nncift_ray.stages.driving.driver import Executor, run_stage, stage_fingerprint
+from nncift_ray.stages.driving.progress import LineReporter, Reporter
+from nncift_ray.stages.driving.ray_pool import (
     cluster_address,
     cluster_has_gpu,
     execute_on_ray,
     pool_resources,
     ray_session,
 )
-from nncift_ray.stages.stage import Resources, Stage
+from nncift_ray.stages.driving.stage import Resources, Stage
+from nncift_ray.stages.pairs.index import IndexStage
+from nncift_ray.stages.pairs.pruning_decision import EXACT, BlockDecision, read_decisions
 from nncift_ray.storage.exports import DATASET_FOLDER, DATASET_PARQUET
 from nncift_ray.storage.filesystem import Location
 from nncift_ray.storage.output import FILES_TABLE, StageOutput

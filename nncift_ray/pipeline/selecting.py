@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from nncift_ray.config import Config, TokenBudget
 from nncift_ray.errors import DataError, StorageError
-from nncift_ray.stages.selection_plan import Quotas, SelectionPlan
+from nncift_ray.stages.selection.selection_plan import Quotas, SelectionPlan
 from nncift_ray.storage.filesystem import Location
 
 _ID = re.compile(r"[0-9a-f]{32}")

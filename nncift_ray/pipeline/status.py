@@ -14,7 +14,7 @@ from typing import Any, Literal
 from nncift_ray.config import ClusterConfig
 from nncift_ray.pipeline.locking import is_locked
 from nncift_ray.pipeline.opening import Record, home_of, read_record
-from nncift_ray.stages.driver import record_files, without_overlaps
+from nncift_ray.stages.driving.driver import record_files, without_overlaps
 from nncift_ray.storage.filesystem import Location
 from nncift_ray.storage.manifest import ShardRecord, StageBegun, sum_counts
 from nncift_ray.storage.output import BEGUN_NAME, StageOutput

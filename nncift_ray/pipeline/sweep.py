@@ -33,12 +33,12 @@ from nncift_ray.pipeline.observing import observed
 from nncift_ray.pipeline.planner import make_plan
 from nncift_ray.pipeline.runner import give_resources, run, trainers_of
 from nncift_ray.report.sweep_plot import plot_sweep
-from nncift_ray.stages.block_labels import BlockLabels
-from nncift_ray.stages.block_training import best_epoch, train_block
-from nncift_ray.stages.driver import Executor, finished_shards, run_stage
-from nncift_ray.stages.progress import LineReporter, Reporter
-from nncift_ray.stages.ray_pool import execute_on_ray, ray_session
-from nncift_ray.stages.sweep import CELLS_TABLE, Cell, SweepStage
+from nncift_ray.stages.driving.driver import Executor, finished_shards, run_stage
+from nncift_ray.stages.driving.progress import LineReporter, Reporter
+from nncift_ray.stages.driving.ray_pool import execute_on_ray, ray_session
+from nncift_ray.stages.network.block_labels import BlockLabels
+from nncift_ray.stages.network.block_training import best_epoch, train_block
+from nncift_ray.stages.network.sweep import CELLS_TABLE, Cell, SweepStage
 from nncift_ray.storage import schemas
 from nncift_ray.storage.filesystem import Location
 from nncift_ray.storage.output import StageOutput

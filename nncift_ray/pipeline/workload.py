@@ -12,8 +12,8 @@ from nncift_ray.core.network.sampling import draw_block, draw_points
 from nncift_ray.errors import DataError
 from nncift_ray.pipeline.blueprint import Blueprint
 from nncift_ray.pipeline.corpus_size import CorpusEstimate
-from nncift_ray.stages.pruning_decision import EXACT, PRUNED, BlockDecision
-from nncift_ray.stages.selection_plan import TOP_K
+from nncift_ray.stages.pairs.pruning_decision import EXACT, PRUNED, BlockDecision
+from nncift_ray.stages.selection.selection_plan import TOP_K
 from nncift_ray.storage.schemas import CROSS, POINTS, WITHIN
 
 CHARS_PER_TOKEN = 4.0

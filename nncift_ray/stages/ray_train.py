@@ -25,14 +25,14 @@ from nncift_ray.core.network.training import EpochRecord
 from nncift_ray.errors import NnciftError, StageError
 from nncift_ray.models.training_loop import Workers
 from nncift_ray.models.warmup import WarmupCheckpoint
-from nncift_ray.stages.block_training import FittedBlock
-from nncift_ray.stages.fit import FitJob, train_here
-from nncift_ray.stages.placement import wait_for_place
-from nncift_ray.stages.stage import PLACEMENT_TIMEOUT, Resources
-from nncift_ray.stages.step_progress import StepProgress
-from nncift_ray.stages.training_examples import UnfitExample
-from nncift_ray.stages.tune import KeepTuned, TuneJob, TuningRecord, tune_here
-from nncift_ray.stages.warmup import (
+from nncift_ray.stages.driving.placement import wait_for_place
+from nncift_ray.stages.driving.stage import PLACEMENT_TIMEOUT, Resources
+from nncift_ray.stages.driving.step_progress import StepProgress
+from nncift_ray.stages.evaluation.tune import KeepTuned, TuneJob, TuningRecord, tune_here
+from nncift_ray.stages.network.block_training import FittedBlock
+from nncift_ray.stages.network.fit import FitJob, train_here
+from nncift_ray.stages.teaching.training_examples import UnfitExample
+from nncift_ray.stages.teaching.warmup import (
     KeepCheckpoint,
     WarmupJob,
     checkpoint_files,

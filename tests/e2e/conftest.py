@@ -9,9 +9,9 @@ import pytest
 
 from nncift_ray.config import ClusterConfig, load_config
 from nncift_ray.pipeline import RunResult, run
-from nncift_ray.stages.driver import execute_here
-from nncift_ray.stages.progress import SilentReporter
-from nncift_ray.stages.ray_pool import ray_session
+from nncift_ray.stages.driving.driver import execute_here
+from nncift_ray.stages.driving.progress import SilentReporter
+from nncift_ray.stages.driving.ray_pool import ray_session
 from tests.e2e.recipes import write_recipe
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from nncift_ray.config import load_config
 from nncift_ray.pipeline import run
-from nncift_ray.stages.progress import SilentReporter
+from nncift_ray.stages.driving.progress import SilentReporter
 
 
 class Assassin(SilentReporter):

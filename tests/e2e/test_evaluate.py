@@ -21,9 +21,9 @@ import yaml
 from nncift_ray.config import Config, load_config
 from nncift_ray.pipeline.evaluation.evaluating import evaluate
 from nncift_ray.pipeline.evaluation.makers import Makers, makers_of
-from nncift_ray.stages.driver import execute_here
-from nncift_ray.stages.progress import SilentReporter
-from nncift_ray.stages.tune import tune_in_process
+from nncift_ray.stages.driving.driver import execute_here
+from nncift_ray.stages.driving.progress import SilentReporter
+from nncift_ray.stages.evaluation.tune import tune_in_process
 from nncift_ray.storage.output import MANIFEST_NAME
 from tests.tiny_models import make_tiny_llama
 

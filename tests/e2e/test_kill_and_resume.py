@@ -14,13 +14,13 @@ import yaml
 from nncift_ray.config import load_config
 from nncift_ray.pipeline import RunResult, run
 from nncift_ray.pipeline.blueprint import GRADIENT_STAGES, PARTITION_STAGES, STAGE_NAMES
-from nncift_ray.stages.progress import SilentReporter
+from nncift_ray.stages.driving.progress import SilentReporter
 from nncift_ray.storage.output import MANIFEST_NAME, SHARD_FOLDER
 from tests.e2e.recipes import NUM_PAIRS
 
 SECONDS_TO_LIVE = 400
 # In the actors that embed, in those that ask the teacher, and before Ray Train. All stages go
-# through one driver, whose shards tests/unit/stages/test_driver.py loses one by one.
+# through one driver, whose shards tests/unit/stages/driving/test_driver.py loses one by one.
 MOMENTS = [("embed", "1"), ("label", "1"), ("fit", "start")]
 # How many actors there are and what each is handed; none of it may change a row.
 OTHER_SHAPE = [

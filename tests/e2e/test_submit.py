@@ -21,8 +21,8 @@ import yaml
 
 from nncift_ray.config import load_config
 from nncift_ray.pipeline import run
-from nncift_ray.stages.driver import execute_here
-from nncift_ray.stages.progress import SilentReporter
+from nncift_ray.stages.driving.driver import execute_here
+from nncift_ray.stages.driving.progress import SilentReporter
 from nncift_ray.storage.output import MANIFEST_NAME, SHARD_FOLDER
 from tests.e2e.job_server import MARKET, Head, ray_head
 

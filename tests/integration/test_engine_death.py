@@ -16,11 +16,11 @@ import ray
 
 from nncift_ray.config import ClusterConfig
 from nncift_ray.errors import EngineDiedError, StageError
-from nncift_ray.stages.driver import finished_shards, run_stage, stage_folder
-from nncift_ray.stages.progress import SilentReporter
-from nncift_ray.stages.ray_pool import execute_on_ray, ray_session
-from nncift_ray.stages.shard_runner import ATTEMPTS_FOLDER
-from nncift_ray.stages.stage import KILLED_WORKER, Resources, Shard, Stage, Worker
+from nncift_ray.stages.driving.driver import finished_shards, run_stage, stage_folder
+from nncift_ray.stages.driving.progress import SilentReporter
+from nncift_ray.stages.driving.ray_pool import execute_on_ray, ray_session
+from nncift_ray.stages.driving.shard_runner import ATTEMPTS_FOLDER
+from nncift_ray.stages.driving.stage import KILLED_WORKER, Resources, Shard, Stage, Worker
 from nncift_ray.storage.filesystem import Location
 from nncift_ray.storage.output import Sink, StageOutput
 

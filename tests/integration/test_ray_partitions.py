@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from nncift_ray.config import ClusterConfig
-from nncift_ray.stages.driver import Executor, execute_here, run_stage
-from nncift_ray.stages.progress import SilentReporter
-from nncift_ray.stages.ray_pool import execute_on_ray, ray_session
-from nncift_ray.stages.select import SelectStage
-from nncift_ray.stages.select_partitions import PartitionInputs, SelectPartitionsStage
-from nncift_ray.stages.selection_plan import SelectionPlan
-from nncift_ray.stages.stage import Resources
+from nncift_ray.stages.driving.driver import Executor, execute_here, run_stage
+from nncift_ray.stages.driving.progress import SilentReporter
+from nncift_ray.stages.driving.ray_pool import execute_on_ray, ray_session
+from nncift_ray.stages.driving.stage import Resources
+from nncift_ray.stages.selection.select import SelectStage
+from nncift_ray.stages.selection.select_partitions import PartitionInputs, SelectPartitionsStage
+from nncift_ray.stages.selection.selection_plan import SelectionPlan
 from nncift_ray.storage.filesystem import Location
 from nncift_ray.storage.output import StageOutput
 from tests.unit.stages.chain import run_chain

@@ -12,12 +12,12 @@ from safetensors.torch import load_file
 
 from nncift_ray.config import ClusterConfig
 from nncift_ray.errors import ModelError
-from nncift_ray.stages.ray_pool import ray_session
+from nncift_ray.stages.driving.ray_pool import ray_session
+from nncift_ray.stages.evaluation.tune import TuneJob, TuningRecord, tune_in_process
 from nncift_ray.stages.ray_train import RayTuner
-from nncift_ray.stages.tune import TuneJob, TuningRecord, tune_in_process
 from nncift_ray.storage.filesystem import Location
-from tests.unit.stages.less_chain import EMPTY, TOO_LONG
-from tests.unit.stages.tune_chain import make_base, make_factory, make_job
+from tests.unit.stages.evaluation.tune_chain import make_base, make_factory, make_job
+from tests.unit.stages.teaching.less_chain import EMPTY, TOO_LONG
 
 SAME_WEIGHTS = 1e-5
 

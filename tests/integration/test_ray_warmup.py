@@ -14,11 +14,11 @@ from nncift_ray.config import ClusterConfig
 from nncift_ray.errors import ModelError, StageError
 from nncift_ray.models.lora_model import LoraModel
 from nncift_ray.models.warmup import WarmupCheckpoint
-from nncift_ray.stages.ray_pool import ray_session
+from nncift_ray.stages.driving.ray_pool import ray_session
 from nncift_ray.stages.ray_train import RayWarmupTrainer, worker_error
-from nncift_ray.stages.warmup import TENSOR_GROUPS, WarmupJob, warm_up_here
+from nncift_ray.stages.teaching.warmup import TENSOR_GROUPS, WarmupJob, warm_up_here
 from nncift_ray.storage.filesystem import Location
-from tests.unit.stages.less_chain import EMPTY, TOO_LONG, make_factory, make_job
+from tests.unit.stages.teaching.less_chain import EMPTY, TOO_LONG, make_factory, make_job
 
 SAME_TOLERANCE = 1e-6
 

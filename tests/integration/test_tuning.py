@@ -22,7 +22,7 @@ from nncift_ray.models.tuned_model import TunedModel, load_options
 from nncift_ray.models.tuning import tune
 from nncift_ray.models.vllm_engine import VllmEngine
 from nncift_ray.models.vllm_loading import vllm_available
-from tests.unit.stages.tune_chain import QUANTIZATION, make_base, make_factory
+from tests.unit.stages.evaluation.tune_chain import QUANTIZATION, make_base, make_factory
 
 TEXTS = [
     Example(str(n), f"What is {n} and{' and' * n} {n}?", f"{2 * n}." * (n + 1)) for n in range(7)

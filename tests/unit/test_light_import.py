@@ -13,13 +13,13 @@ HEAVY_FOR_A_WORKER = {"torch", "ray", "vllm", "transformers", "sentence_transfor
 OF_WORKERS = {
     "pipeline.factories": HEAVY_FOR_A_WORKER,
     "models.teachers": HEAVY_FOR_A_WORKER,
-    "stages.ingest": HEAVY_FOR_A_WORKER | {"numba"},
-    "stages.sample": HEAVY_FOR_A_WORKER | {"numba"},
-    "stages.label": HEAVY_FOR_A_WORKER | {"numba"},
-    "stages.utility": HEAVY_FOR_A_WORKER | {"numba"},
-    "stages.export": HEAVY_FOR_A_WORKER | {"numba"},
-    "stages.project": HEAVY_FOR_A_WORKER,
-    "stages.score_pairs": HEAVY_FOR_A_WORKER,
+    "stages.corpus.ingest": HEAVY_FOR_A_WORKER | {"numba"},
+    "stages.teaching.sample": HEAVY_FOR_A_WORKER | {"numba"},
+    "stages.teaching.label": HEAVY_FOR_A_WORKER | {"numba"},
+    "stages.teaching.utility": HEAVY_FOR_A_WORKER | {"numba"},
+    "stages.corpus.export": HEAVY_FOR_A_WORKER | {"numba"},
+    "stages.pairs.project": HEAVY_FOR_A_WORKER,
+    "stages.pairs.score_pairs": HEAVY_FOR_A_WORKER,
 }
 HEAVY = {"torch", "ray", "vllm", "transformers", "sentence_transformers", "pyarrow", "numba"}
 

@@ -12,8 +12,8 @@ from nncift_ray.core.selection.objectives import Objective
 from nncift_ray.pipeline.evaluation.cells import RANDOM
 from nncift_ray.pipeline.evaluation.subsets import Subset
 from nncift_ray.pipeline.selecting import selection_plan
-from nncift_ray.stages.score_tables import ScoreTables
-from nncift_ray.stages.selection_objectives import build_objective
+from nncift_ray.stages.selection.score_tables import ScoreTables
+from nncift_ray.stages.selection.selection_objectives import build_objective
 from nncift_ray.storage.evaluation_schemas import AGREEMENT, NETWORK_FIDELITY
 from nncift_ray.storage.schemas import FIDELITY
 from nncift_ray.storage.scores import scored_blocks, scores_of

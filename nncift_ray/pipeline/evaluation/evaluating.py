@@ -37,10 +37,10 @@ from nncift_ray.pipeline.evaluation.workbench import Workbench
 from nncift_ray.pipeline.locking import locked
 from nncift_ray.pipeline.observing import observed
 from nncift_ray.pipeline.opening import RUN_RECORD
-from nncift_ray.stages.driver import Executor
-from nncift_ray.stages.progress import LineReporter, Reporter
-from nncift_ray.stages.ray_pool import cluster_has_gpu, execute_on_ray, ray_session
-from nncift_ray.stages.reporters import News
+from nncift_ray.stages.driving.driver import Executor
+from nncift_ray.stages.driving.progress import LineReporter, Reporter
+from nncift_ray.stages.driving.ray_pool import cluster_has_gpu, execute_on_ray, ray_session
+from nncift_ray.stages.driving.reporters import News
 from nncift_ray.storage import evaluation_schemas as schemas
 from nncift_ray.storage.filesystem import Location
 from nncift_ray.storage.output import StageOutput

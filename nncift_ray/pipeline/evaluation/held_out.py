@@ -14,8 +14,8 @@ from nncift_ray.core.evaluation.drawing import draw_test_rows
 from nncift_ray.errors import NnciftError
 from nncift_ray.pipeline.blueprint import PoolUse
 from nncift_ray.pipeline.evaluation.workbench import Workbench
-from nncift_ray.stages.hold_out import HoldOutStage
-from nncift_ray.stages.ingest import DeduplicateStage, IngestStage, find_sources
+from nncift_ray.stages.corpus.hold_out import HoldOutStage
+from nncift_ray.stages.corpus.ingest import DeduplicateStage, IngestStage, find_sources
 from nncift_ray.storage.output import StageOutput
 from nncift_ray.storage.rows import ReadLimits
 

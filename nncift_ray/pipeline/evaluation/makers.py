@@ -18,7 +18,7 @@ from nncift_ray.pipeline.factories import (
 )
 from nncift_ray.pipeline.runner import TRAINING_FOLDER
 from nncift_ray.pipeline.training_factories import TuningFactory
-from nncift_ray.stages.tune import Tuner
+from nncift_ray.stages.evaluation.tune import Tuner
 from nncift_ray.storage.filesystem import Location
 
 

@@ -15,14 +15,14 @@ from nncift_ray.pipeline.evaluation.makers import Makers
 from nncift_ray.pipeline.evaluation.scores import BY_MODEL, BY_RULE, CellResult
 from nncift_ray.pipeline.evaluation.subsets import Subset
 from nncift_ray.pipeline.evaluation.workbench import Workbench
-from nncift_ray.stages.embed import EmbedPromptsStage
-from nncift_ray.stages.grade import GradeStage
-from nncift_ray.stages.judge import JudgeStage
-from nncift_ray.stages.likelihood import LikelihoodStage
-from nncift_ray.stages.respond import RespondStage
-from nncift_ray.stages.retrieve import RetrieveStage
-from nncift_ray.stages.shown_examples import ShownExamples
-from nncift_ray.stages.tune import TuneJob, TuneStage
+from nncift_ray.stages.corpus.embed import EmbedPromptsStage
+from nncift_ray.stages.evaluation.grade import GradeStage
+from nncift_ray.stages.evaluation.judge import JudgeStage
+from nncift_ray.stages.evaluation.likelihood import LikelihoodStage
+from nncift_ray.stages.evaluation.respond import RespondStage
+from nncift_ray.stages.evaluation.retrieve import RetrieveStage
+from nncift_ray.stages.evaluation.shown_examples import ShownExamples
+from nncift_ray.stages.evaluation.tune import TuneJob, TuneStage
 from nncift_ray.storage.output import StageOutput
 
 

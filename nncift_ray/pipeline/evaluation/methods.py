@@ -12,7 +12,7 @@ from typing import Any, Literal
 from nncift_ray.config import Config, TokenBudget, make_config
 from nncift_ray.config.evaluation import NN_CIFT, SMALL_LM, WITHOUT_TEACHER
 from nncift_ray.errors import ConfigError
-from nncift_ray.stages.selection_plan import RANDOM, TOP_K
+from nncift_ray.stages.selection.selection_plan import RANDOM, TOP_K
 
 #: Teachers whose own paper ranks candidates by one score each.
 RANKING_TEACHERS = ("less", "selectit")

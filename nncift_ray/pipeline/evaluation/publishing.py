@@ -28,7 +28,7 @@ from nncift_ray.pipeline.evaluation.scores import CellResult
 from nncift_ray.pipeline.evaluation.showing import collect_answers
 from nncift_ray.pipeline.evaluation.subsets import Subset
 from nncift_ray.pipeline.evaluation.workbench import Workbench
-from nncift_ray.stages.hold_out import LEFT_OUT
+from nncift_ray.stages.corpus.hold_out import LEFT_OUT
 from nncift_ray.storage import evaluation_schemas as schemas
 from nncift_ray.storage.filesystem import Location
 from nncift_ray.storage.manifest import describe_environment

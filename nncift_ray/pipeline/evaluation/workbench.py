@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from nncift_ray.config import Config
 from nncift_ray.pipeline.blueprint import Blueprint, PoolUse
 from nncift_ray.pipeline.runner import resources_for, run_stages, trainers_of
-from nncift_ray.stages.driver import Executor, run_stage
-from nncift_ray.stages.progress import Reporter
-from nncift_ray.stages.stage import Stage
+from nncift_ray.stages.driving.driver import Executor, run_stage
+from nncift_ray.stages.driving.progress import Reporter
+from nncift_ray.stages.driving.stage import Stage
 from nncift_ray.storage.filesystem import Location
 from nncift_ray.storage.output import StageOutput
 

@@ -13,16 +13,16 @@ from nncift_ray.pipeline.extending import run_extension
 from nncift_ray.pipeline.extension import Extension, recipe_of_union
 from nncift_ray.pipeline.opening import open_run
 from nncift_ray.pipeline.selecting import selection_plan
-from nncift_ray.stages.driver import execute_here, run_stage
-from nncift_ray.stages.embed import EmbedStage
-from nncift_ray.stages.export import ExportStage
-from nncift_ray.stages.ingest import DeduplicateStage, IngestStage, find_sources
-from nncift_ray.stages.progress import SilentReporter
-from nncift_ray.stages.project import ProjectStage
-from nncift_ray.stages.score_pairs import ScorePairsStage
-from nncift_ray.stages.select import SelectStage
-from nncift_ray.stages.selection_plan import TOP_K
-from nncift_ray.stages.stage import Stage
+from nncift_ray.stages.corpus.embed import EmbedStage
+from nncift_ray.stages.corpus.export import ExportStage
+from nncift_ray.stages.corpus.ingest import DeduplicateStage, IngestStage, find_sources
+from nncift_ray.stages.driving.driver import execute_here, run_stage
+from nncift_ray.stages.driving.progress import SilentReporter
+from nncift_ray.stages.driving.stage import Stage
+from nncift_ray.stages.pairs.project import ProjectStage
+from nncift_ray.stages.pairs.score_pairs import ScorePairsStage
+from nncift_ray.stages.selection.select import SelectStage
+from nncift_ray.stages.selection.selection_plan import TOP_K
 from nncift_ray.storage.filesystem import Location
 from nncift_ray.storage.output import StageOutput
 from tests.unit.pipeline.recorded import record_run

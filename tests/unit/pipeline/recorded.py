@@ -8,7 +8,7 @@ from typing import Any
 
 from nncift_ray.config import make_config
 from nncift_ray.pipeline.opening import RUN_RECORD
-from nncift_ray.stages.project import stored_dtype
+from nncift_ray.stages.pairs.project import stored_dtype
 from nncift_ray.storage.filesystem import Location
 from nncift_ray.storage.output import StageOutput
 from nncift_ray.storage.scores import scored_blocks

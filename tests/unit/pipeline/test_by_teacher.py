@@ -13,9 +13,9 @@ import pytest
 from nncift_ray.config import Config, make_config
 from nncift_ray.pipeline import runner
 from nncift_ray.pipeline.runner import RunResult
-from nncift_ray.stages.driver import execute_here
-from nncift_ray.stages.progress import SilentReporter
-from nncift_ray.stages.stage import Resources
+from nncift_ray.stages.driving.driver import execute_here
+from nncift_ray.stages.driving.progress import SilentReporter
+from nncift_ray.stages.driving.stage import Resources
 from nncift_ray.storage.arrays import column_matrix
 
 NUM_CANDIDATES, NUM_TARGETS, BUDGET, TOP_K = 60, 9, 12, 10

@@ -14,7 +14,7 @@ from nncift_ray.errors import ConfigError, DataError, ModelError, StageError, St
 from nncift_ray.models.embedded import EMBEDDED_EMBEDDER
 from nncift_ray.pipeline import open_run
 from nncift_ray.pipeline.extension import default_run_dir, find_embedder, recipe_of_union
-from nncift_ray.stages.ingest import find_sources
+from nncift_ray.stages.corpus.ingest import find_sources
 from nncift_ray.storage.output import MANIFEST_NAME, StageOutput
 from tests.unit.pipeline.grown import NUM_OLD, grow, make_extension, make_parent, write_new
 from tests.unit.stages.chain import MODEL

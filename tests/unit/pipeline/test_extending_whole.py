@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from nncift_ray.pipeline import RunResult, extend, extending, extension, open_run, query
-from nncift_ray.stages.driver import execute_here
-from nncift_ray.stages.progress import SilentReporter
+from nncift_ray.stages.driving.driver import execute_here
+from nncift_ray.stages.driving.progress import SilentReporter
 from nncift_ray.storage.output import SHARD_FOLDER
 from tests.unit.pipeline.grown import NUM_NEW, NUM_OLD, grow, make_parent, write_new
 from tests.unit.stages.chain import MODEL, make_embedder

@@ -12,7 +12,7 @@ from nncift_ray.errors import DataError
 from nncift_ray.pipeline import planner
 from nncift_ray.pipeline.planner import RunPlan, make_plan
 from nncift_ray.pipeline.workload import STAGE_START_SECONDS
-from nncift_ray.stages.pruning_decision import BlockDecision
+from nncift_ray.stages.pairs.pruning_decision import BlockDecision
 from tests.unit.stages.chain import write_corpus
 
 RATER = "tests.unit.stages.chain:LastDigitTeacher"

@@ -12,13 +12,18 @@ import pytest
 from nncift_ray.errors import StorageError
 from nncift_ray.pipeline.locking import is_locked, locked
 from nncift_ray.pipeline.status import RATE_WINDOW_SECONDS, StatusReader, units_per_second
-from nncift_ray.stages.driver import execute_here, run_stage, stage_fingerprint, stage_folder
-from nncift_ray.stages.progress import SilentReporter
-from nncift_ray.stages.stage import Resources
+from nncift_ray.stages.driving.driver import (
+    execute_here,
+    run_stage,
+    stage_fingerprint,
+    stage_folder,
+)
+from nncift_ray.stages.driving.progress import SilentReporter
+from nncift_ray.stages.driving.stage import Resources
 from nncift_ray.storage.filesystem import Location
 from nncift_ray.storage.manifest import ShardRecord, StageBegun
 from nncift_ray.storage.output import BEGUN_NAME, SHARD_FOLDER
-from tests.unit.stages.test_driver import SquareStage
+from tests.unit.stages.driving.test_driver import SquareStage
 
 START = datetime.fromisoformat("2026-01-02T03:00:00.000+00:00")
 PRICES = {"price_per_cpu_hour": 36.0, "price_per_gpu_hour": 360.0}  # a cent, ten cents a second

@@ -15,8 +15,8 @@ from nncift_ray.config import Config, make_config
 from nncift_ray.pipeline import runner
 from nncift_ray.pipeline import sweep as sweeping
 from nncift_ray.pipeline.sweep import SweepGrid, SweepResult, plan_sweep
-from nncift_ray.stages.driver import execute_here
-from nncift_ray.stages.stage import Resources, Stage
+from nncift_ray.stages.driving.driver import execute_here
+from nncift_ray.stages.driving.stage import Resources, Stage
 
 NUM_ROWS = 60
 

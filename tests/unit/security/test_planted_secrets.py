@@ -14,16 +14,16 @@ from nncift_ray.cli.shared import explained
 from nncift_ray.config import make_config
 from nncift_ray.errors import StageError
 from nncift_ray.pipeline.observing import LOG_FOLDER, observed
-from nncift_ray.stages.driver import execute_here, run_stage
-from nncift_ray.stages.progress import LineReporter, SilentReporter
-from nncift_ray.stages.stage import Shard, Worker
+from nncift_ray.stages.driving.driver import execute_here, run_stage
+from nncift_ray.stages.driving.progress import LineReporter, SilentReporter
+from nncift_ray.stages.driving.stage import Shard, Worker
 from nncift_ray.storage.filesystem import Location
 from nncift_ray.storage.manifest import describe_environment
 from nncift_ray.storage.output import Sink
 from tests.unit.config.test_secrets import PLANTED, recipe
 from tests.unit.pipeline.recorded import record_run
 from tests.unit.stages.chain import run_chain
-from tests.unit.stages.test_driver import SquareStage
+from tests.unit.stages.driving.test_driver import SquareStage
 
 URL = "https://user:sEcReT77@host/model"
 SECRETS = (*PLANTED.values(), "sEcReT77")

@@ -10,11 +10,11 @@ import pytest
 
 from nncift_ray.errors import StorageError
 from nncift_ray.pipeline.runner import publish_exports
-from nncift_ray.stages.driver import execute_here, run_stage, stage_folder
-from nncift_ray.stages.progress import SilentReporter
+from nncift_ray.stages.driving.driver import execute_here, run_stage, stage_folder
+from nncift_ray.stages.driving.progress import SilentReporter
 from nncift_ray.storage.filesystem import Location, resolve
 from nncift_ray.storage.output import StageOutput
-from tests.unit.stages.test_driver import SquareStage
+from tests.unit.stages.driving.test_driver import SquareStage
 
 
 def mode(path: Path) -> int:

@@ -13,25 +13,25 @@ from nncift_ray.core.network.training import TrainingConfig
 from nncift_ray.models.embedded import ResolvedModel
 from nncift_ray.models.embedder import Embedder, HashEmbedder
 from nncift_ray.models.teachers import DeliftSeTeacher, LabelRequest, Measurement
-from nncift_ray.stages.block_training import BlockTraining
-from nncift_ray.stages.driver import execute_here, run_stage
-from nncift_ray.stages.embed import EmbedStage
-from nncift_ray.stages.export import ExportStage
-from nncift_ray.stages.fit import FitJob, FitStage, train_here
-from nncift_ray.stages.index import IndexStage
-from nncift_ray.stages.ingest import DeduplicateStage, IngestStage, find_sources
-from nncift_ray.stages.label import LabelStage, TeacherFactory
-from nncift_ray.stages.progress import SilentReporter
-from nncift_ray.stages.project import ProjectStage
-from nncift_ray.stages.pruned_costs import MeasureRates, measure_rates
-from nncift_ray.stages.pruning_trial import IndexOptions
-from nncift_ray.stages.sample import SampleStage
-from nncift_ray.stages.score_pairs import Pruning, ScoreOptions, ScorePairsStage
-from nncift_ray.stages.select import SelectStage
-from nncift_ray.stages.selection_plan import TOP_K, SelectionPlan, blocks_of, list_blocks
-from nncift_ray.stages.stage import Resources, Stage
-from nncift_ray.stages.teacher_scores import TeacherScoresStage
-from nncift_ray.stages.utility import UtilityStage
+from nncift_ray.stages.corpus.embed import EmbedStage
+from nncift_ray.stages.corpus.export import ExportStage
+from nncift_ray.stages.corpus.ingest import DeduplicateStage, IngestStage, find_sources
+from nncift_ray.stages.driving.driver import execute_here, run_stage
+from nncift_ray.stages.driving.progress import SilentReporter
+from nncift_ray.stages.driving.stage import Resources, Stage
+from nncift_ray.stages.network.block_training import BlockTraining
+from nncift_ray.stages.network.fit import FitJob, FitStage, train_here
+from nncift_ray.stages.pairs.index import IndexStage
+from nncift_ray.stages.pairs.project import ProjectStage
+from nncift_ray.stages.pairs.pruned_costs import MeasureRates, measure_rates
+from nncift_ray.stages.pairs.pruning_trial import IndexOptions
+from nncift_ray.stages.pairs.score_pairs import Pruning, ScoreOptions, ScorePairsStage
+from nncift_ray.stages.pairs.teacher_scores import TeacherScoresStage
+from nncift_ray.stages.selection.select import SelectStage
+from nncift_ray.stages.selection.selection_plan import TOP_K, SelectionPlan, blocks_of, list_blocks
+from nncift_ray.stages.teaching.label import LabelStage, TeacherFactory
+from nncift_ray.stages.teaching.sample import SampleStage
+from nncift_ray.stages.teaching.utility import UtilityStage
 from nncift_ray.storage.filesystem import Location
 from nncift_ray.storage.output import StageOutput
 

@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 
 from nncift_ray.core.network.factored import FactoredNetwork
-from nncift_ray.stages.driver import execute_here, run_stage
-from nncift_ray.stages.progress import SilentReporter
-from nncift_ray.stages.stage import Shard, Stage, Worker
+from nncift_ray.stages.driving.driver import execute_here, run_stage
+from nncift_ray.stages.driving.progress import SilentReporter
+from nncift_ray.stages.driving.stage import Shard, Stage, Worker
 from nncift_ray.storage import schemas
 from nncift_ray.storage.arrays import vectors_to_arrow
 from nncift_ray.storage.checkpoints import write_network

@@ -11,7 +11,7 @@ import pytest
 
 from nncift_ray.core.network.training import TrainingConfig
 from nncift_ray.core.pairs.pair_scores import score_block
-from nncift_ray.stages.block_training import stretch
+from nncift_ray.stages.network.block_training import stretch
 from nncift_ray.storage.arrays import column_matrix
 from nncift_ray.storage.checkpoints import read_network
 from nncift_ray.storage.output import StageOutput

@@ -11,8 +11,8 @@ import pytest
 import ray.train
 
 from nncift_ray.errors import ModelError, NnciftError, StageError
+from nncift_ray.stages.evaluation.tune import TuneJob
 from nncift_ray.stages.ray_train import MAX_LOST_WORKERS, RayWorkers
-from nncift_ray.stages.tune import TuneJob
 from nncift_ray.storage.filesystem import Location
 
 LOST = ray.train.WorkerGroupError("lost", {0: RuntimeError("the worker died")})

@@ -27,10 +27,10 @@ from nncift_ray.pipeline import blueprint, runner
 from nncift_ray.pipeline.blueprint import Trainers
 from nncift_ray.pipeline.evaluation import evaluating, record, workbench
 from nncift_ray.pipeline.evaluation.makers import Makers
-from nncift_ray.stages.driver import execute_here
-from nncift_ray.stages.fit import train_here
-from nncift_ray.stages.stage import Resources, Stage
-from nncift_ray.stages.tune import KeepTuned, TuneJob, TuningRecord
+from nncift_ray.stages.driving.driver import execute_here
+from nncift_ray.stages.driving.stage import Resources, Stage
+from nncift_ray.stages.evaluation.tune import KeepTuned, TuneJob, TuningRecord
+from nncift_ray.stages.network.fit import train_here
 from nncift_ray.storage.filesystem import Location
 
 MODEL = ResolvedModel("tiny", "nowhere", "1")

@@ -12,15 +12,15 @@ from nncift_ray.core.network.sampling import SampleDesign
 from nncift_ray.models.teachers import DeliftSeTeacher
 from nncift_ray.pipeline.evaluation.cells import RANDOM, SubsetKey
 from nncift_ray.pipeline.evaluation.subsets import Subset
-from nncift_ray.stages.driver import execute_here, run_stage
-from nncift_ray.stages.label import LabelStage
-from nncift_ray.stages.progress import SilentReporter
-from nncift_ray.stages.sample import SampleStage
-from nncift_ray.stages.select import SelectStage
-from nncift_ray.stages.selection_plan import SelectionPlan
-from nncift_ray.stages.stage import Stage
-from nncift_ray.stages.teacher_scores import TeacherScoresStage
-from nncift_ray.stages.utility import UtilityStage
+from nncift_ray.stages.driving.driver import execute_here, run_stage
+from nncift_ray.stages.driving.progress import SilentReporter
+from nncift_ray.stages.driving.stage import Stage
+from nncift_ray.stages.pairs.teacher_scores import TeacherScoresStage
+from nncift_ray.stages.selection.select import SelectStage
+from nncift_ray.stages.selection.selection_plan import SelectionPlan
+from nncift_ray.stages.teaching.label import LabelStage
+from nncift_ray.stages.teaching.sample import SampleStage
+from nncift_ray.stages.teaching.utility import UtilityStage
 from nncift_ray.storage.filesystem import Location
 from nncift_ray.storage.output import StageOutput
 from nncift_ray.storage.schemas import CROSS

@@ -1,0 +1,1 @@
+"""Stages that read a corpus, hold rows out, embed, watch it drift, and write the subset."""

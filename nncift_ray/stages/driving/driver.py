@@ -1,0 +1,363 @@
+"""The one driver of all stages: skip, shard, run, check, record, finish.
+
+Finished shards are known by their records in ``<stage>/<fingerprint>/shards``; a record is written
+by the worker itself, after its parts, so a driver that dies loses nothing that was finished. The
+manifest is written last. Both are small JSON files written whole or not at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+import uuid
+from collections.abc import Callable, Generator, Iterable, Iterator
+from datetime import UTC, datetime
+
+from nncift_ray import errors as error_module
+from nncift_ray.errors import NnciftError, StageError, StorageError
+from nncift_ray.stages.driving.progress import Reporter
+from nncift_ray.stages.driving.shard_runner import (
+    ATTEMPTS_FOLDER,
+    ShardOutcome,
+    ShardRunner,
+    missing_parts,
+    record_file,
+)
+from nncift_ray.stages.driving.stage import KILLED_WORKER, Shard, Stage
+from nncift_ray.storage.filesystem import Location, delete_temporaries
+from nncift_ray.storage.manifest import (
+    ShardRecord,
+    StageBegun,
+    StageManifest,
+    cut_ranges,
+    describe_environment,
+    fingerprint,
+    remaining_ranges,
+    utc_now,
+)
+from nncift_ray.storage.output import (
+    BEGUN_NAME,
+    ERRORS_TABLE,
+    MANIFEST_NAME,
+    SHARD_FOLDER,
+    StageOutput,
+)
+
+MAX_SHARD_ATTEMPTS = 2
+#: So many shards lost to dying or unmakeable workers, with none finished, stop a stage at once.
+MAX_LOST_SHARDS = 3
+WATCH_SECONDS = 2.0  # between two looks at how far a long item is
+
+
+#: Runs shards somewhere and yields their outcomes as they come.
+Executor = Callable[[Stage, Location, "list[Shard]"], Iterable[ShardOutcome]]
+
+
+def stage_fingerprint(stage: Stage) -> str:
+    """Return the fingerprint of a stage's work."""
+    inputs = {name: output.fingerprint for name, output in stage.inputs.items()}
+    return fingerprint(stage.name, stage.version, stage.settings(), inputs)
+
+
+def stage_folder(stage: Stage, run_dir: Location) -> Location:
+    """Return where a stage's work lies: ``<run_dir>/<stage>/<fingerprint>``."""
+    return run_dir / stage.name / stage_fingerprint(stage)
+
+
+def finished_shards(folder: Location) -> list[ShardRecord]:
+    """Read the records of finished shards whose parts are all there, of the recorded size.
+
+    Where two overlap (a worker that outlived its driver), the later one is left out.
+    """
+    records = (
+        ShardRecord.read(location.read_bytes(), str(location)) for location in record_files(folder)
+    )
+    return without_overlaps(record for record in records if not missing_parts(folder, record))
+
+
+def record_files(folder: Location) -> list[Location]:
+    """Return where the records of a stage's shards lie, in the order of the shards."""
+    files = (folder / SHARD_FOLDER).list_files()
+    return [location for location in files if location.name.endswith(".json")]
+
+
+def without_overlaps(records: Iterable[ShardRecord]) -> list[ShardRecord]:
+    """Leave out records of items that an earlier one covers."""
+    kept: list[ShardRecord] = []
+    covered = 0
+    for record in records:
+        if record.start >= covered:
+            kept.append(record)
+            covered = record.stop
+    return kept
+
+
+def execute_here(stage: Stage, folder: Location, shards: list[Shard]) -> Iterator[ShardOutcome]:
+    """Run shards one after another in this process (an Executor)."""
+    runner = ShardRunner(stage, folder, session=uuid.uuid4().hex)
+    for shard in shards:
+        outcome = runner.run(shard)
+        yield outcome
+        if outcome.cause == "start":
+            return
+
+
+@contextlib.contextmanager
+def watching(
+    stage: Stage, folder: Location, reporter: Reporter, every_seconds: float = WATCH_SECONDS
+) -> Generator[None]:
+    """Pass on what a stage says of an item that takes long, while its workers work.
+
+    Workers may be anywhere, so they leave it in the stage's folder.
+    """
+    if type(stage).progress is Stage.progress:
+        yield
+        return
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(every_seconds):
+            with contextlib.suppress(NnciftError, OSError):  # progress lines stop no run
+                message = stage.progress(folder)
+                if message:
+                    reporter.working(stage.name, message)
+
+    thread = threading.Thread(target=watch, name=f"progress of {stage.name}", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def run_stage(
+    stage: Stage, run_dir: Location, *, execute: Executor, reporter: Reporter
+) -> StageOutput:
+    """Bring a stage to its end and return its output, doing only what is not done.
+
+    Raises:
+        StageError: If shards fail twice, or more rows fail than ``max_failed_fraction`` allows.
+        NnciftError: Whatever a worker raised of that family, e.g. ModelError.
+    """
+    folder = stage_folder(stage, run_dir)
+    existing = StageOutput.open(folder)
+    if existing is not None:
+        reporter.stage_skipped(stage.name, existing.manifest.num_items)
+        return existing
+    started = time.monotonic()
+    folder.make_folder()
+    delete_temporaries(folder)
+    records = finished_shards(folder)
+    num_items = stage.num_items()
+    _begin(stage, folder, num_items, records, reporter)
+    with watching(stage, folder, reporter):
+        records += _run_remaining(stage, folder, num_items, records, execute, reporter)
+    manifest = _make_manifest(stage, num_items, records, time.monotonic() - started)
+    _check_failures(stage, folder, manifest)
+    (folder / MANIFEST_NAME).write_bytes(manifest.model_dump_json(indent=1).encode())
+    _sweep(folder)
+    reporter.stage_finished(stage.name, manifest.wall_seconds, manifest.num_failures)
+    return StageOutput(folder, manifest)
+
+
+def _begin(
+    stage: Stage, folder: Location, num_items: int, records: list[ShardRecord], reporter: Reporter
+) -> None:
+    """Say what lies ahead: to the reporter, and in the folder to whoever watches from elsewhere."""
+    begun = StageBegun(
+        stage=stage.name,
+        fingerprint=stage_fingerprint(stage),
+        unit=stage.unit,
+        units=stage.item_weight(0, num_items),
+        num_items=num_items,
+        num_cpus=stage.resources.num_cpus,
+        num_gpus=stage.resources.num_gpus,
+        num_shards_found=len(records),
+        started_at=utc_now(),
+    )
+    (folder / BEGUN_NAME).write_bytes(begun.model_dump_json(indent=1).encode())
+    done = sum(stage.item_weight(record.start, record.stop) for record in records)
+    reporter.stage_started(stage.name, begun.units, done, begun.unit)
+    reporter.stage_begun(begun, done)
+
+
+def plan_shards(stage: Stage, num_items: int, records: list[ShardRecord]) -> list[Shard]:
+    """Cut what no finished shard covers into shards of the size wanted now."""
+    gaps = remaining_ranges(num_items, [(record.start, record.stop) for record in records])
+    return [Shard(start, stop) for start, stop in cut_ranges(gaps, stage.shard_items)]
+
+
+def _run_remaining(
+    stage: Stage,
+    folder: Location,
+    num_items: int,
+    records: list[ShardRecord],
+    execute: Executor,
+    reporter: Reporter,
+) -> list[ShardRecord]:
+    """Run the missing shards; one that fails is tried again after the others."""
+    shards = plan_shards(stage, num_items, records)
+    finished: list[ShardOutcome] = []
+    failed: list[ShardOutcome] = []
+    for _ in range(MAX_SHARD_ATTEMPTS):
+        failed = []
+        for outcome in execute(stage, folder, shards) if shards else ():
+            if outcome.record is None:
+                failed.append(outcome)
+                _report_failed(stage, outcome, reporter)
+            else:
+                _check_visible(folder, outcome.record)
+                finished.append(outcome)
+                _report_finished(stage, outcome, reporter)
+            _check_survivors(stage, folder, failed, finished)
+        shards = [outcome.shard for outcome in failed]
+        if any(_users_error(outcome) for outcome in failed):
+            break
+    if failed:
+        raise _error_of(stage, failed, len(finished))
+    return [outcome.record for outcome in finished if outcome.record is not None]
+
+
+def _check_survivors(
+    stage: Stage, folder: Location, failed: list[ShardOutcome], finished: list[ShardOutcome]
+) -> None:
+    """Stop at once where no worker can be made or write, or where whatever is tried kills it.
+
+    Raises:
+        NnciftError: What stopped the shards.
+    """
+    if any(
+        (outcome.cause == "start" and _users_error(outcome))
+        # A full disk or a lost input: the other shards would be computed in vain.
+        or _users_error(outcome) is StorageError
+        for outcome in failed
+    ):
+        raise _error_of(stage, failed, len(finished))
+    if not all(_is_emptied(stage, outcome) for outcome in finished):
+        return
+    if len(finished) + sum(outcome.cause != "" for outcome in failed) < MAX_LOST_SHARDS:
+        return
+    for outcome in finished:  # the next run shall try their rows again
+        record_file(folder, outcome.shard).delete()
+    if failed:
+        raise _error_of(stage, failed, 0)
+    raise StageError(
+        f"stage '{stage.name}': every row of the first {len(finished)} shards killed its worker. "
+        f"Most often that is memory: {stage.memory_advice}."
+    )
+
+
+def _is_emptied(stage: Stage, outcome: ShardOutcome) -> bool:
+    """Whether a shard was finished only by giving up all of its rows."""
+    num_failures = outcome.record.num_failures if outcome.record is not None else 0
+    rows = stage.row_numbers(outcome.shard.start, outcome.shard.stop)
+    return outcome.cause == "killed" and num_failures >= len(rows)
+
+
+def _report_failed(stage: Stage, outcome: ShardOutcome, reporter: Reporter) -> None:
+    error = f"{outcome.error_type}: {outcome.error_message}"
+    reporter.shard_failed(stage.name, outcome.shard.start, outcome.shard.stop, error)
+
+
+def _report_finished(stage: Stage, outcome: ShardOutcome, reporter: Reporter) -> None:
+    reporter.advanced(stage.name, stage.item_weight(outcome.shard.start, outcome.shard.stop))
+    if outcome.record is not None:
+        reporter.shard_finished(stage.name, outcome.record)
+    if outcome.cause == "killed" and outcome.record is not None and outcome.record.num_failures:
+        reporter.notice(
+            f"stage '{stage.name}': rows of items {outcome.shard.start}..{outcome.shard.stop} "
+            f"killed their worker each time; they are in its errors table as '{KILLED_WORKER}'"
+        )
+
+
+def _check_visible(folder: Location, record: ShardRecord) -> None:
+    """Refuse a run directory that is a worker's own disk and not this one's."""
+    missing = missing_parts(folder, record) if folder.is_local else []
+    if missing:
+        raise StorageError(
+            f"{folder / missing[0]}: a worker wrote this file, but it is not here. On several "
+            "nodes run_dir must be a disk they share, or s3:// or gs://."
+        )
+
+
+def _users_error(outcome: ShardOutcome) -> type[NnciftError] | None:
+    """Return the class of an error that the user has to mend, so that trying again is pointless."""
+    kind = getattr(error_module, outcome.error_type, None)
+    return kind if isinstance(kind, type) and issubclass(kind, NnciftError) else None
+
+
+def _error_of(stage: Stage, failed: list[ShardOutcome], num_finished: int) -> NnciftError:
+    kept = (
+        f"{num_finished} other shard(s) were finished and are kept; the same command goes on from "
+        "there."
+    )
+    for outcome in failed:
+        users_error = _users_error(outcome)
+        if users_error is not None:
+            rest = f" {kept}" if outcome.cause == "killed" else ""
+            return users_error(f"stage '{stage.name}': {outcome.error_message}{rest}")
+    first = failed[0]
+    return StageError(
+        f"stage '{stage.name}': {len(failed)} shard(s) failed {MAX_SHARD_ATTEMPTS} times, the "
+        f"first is items {first.shard.start}..{first.shard.stop}: {first.error_type}: "
+        f"{first.error_message}{_memory_advice(stage, first)}\n{kept}\n{first.error_trace}"
+    )
+
+
+def _memory_advice(stage: Stage, outcome: ShardOutcome) -> str:
+    # torch.cuda's and Ray's errors are told by name: this process may have neither library.
+    if outcome.error_type not in ("MemoryError", "OutOfMemoryError"):
+        return ""
+    return f" (not enough memory: {stage.memory_advice})"
+
+
+def _sweep(folder: Location) -> None:
+    """Remove what only a run in progress needs, and what workers that died had not finished."""
+    (folder / BEGUN_NAME).delete()
+    attempts = folder / ATTEMPTS_FOLDER
+    if attempts.exists():
+        attempts.fs.delete_dir(attempts.path)
+        delete_temporaries(folder)
+
+
+def _make_manifest(
+    stage: Stage, num_items: int, records: list[ShardRecord], wall_seconds: float
+) -> StageManifest:
+    shards = tuple(sorted(records, key=lambda record: record.start))
+    edges = [0, *(record.stop for record in shards)]
+    if [record.start for record in shards] != edges[:-1] or edges[-1] != num_items:
+        raise StorageError(
+            f"stage '{stage.name}': its shards do not cover each of {num_items} items once; two "
+            "runs may have worked in one run_dir. Delete the stage's folder and run again."
+        )
+    return StageManifest(
+        stage=stage.name,
+        version=stage.version,
+        fingerprint=stage_fingerprint(stage),
+        settings=stage.settings(),
+        inputs={name: output.fingerprint for name, output in stage.inputs.items()},
+        seed=stage.seed,
+        num_items=num_items,
+        num_failures=sum(record.num_failures for record in shards),
+        wall_seconds=wall_seconds,
+        worker_seconds=sum(record.seconds for record in shards),
+        num_cpus=stage.resources.num_cpus,
+        num_gpus=stage.resources.num_gpus,
+        finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        environment=describe_environment(),
+        shards=shards,
+    )
+
+
+def _check_failures(stage: Stage, folder: Location, manifest: StageManifest) -> None:
+    good = max((manifest.num_rows(table) for table in stage.produces), default=0)
+    total = good + manifest.num_failures
+    if total and manifest.num_failures > stage.max_failed_fraction * total:
+        raise StageError(
+            f"stage '{stage.name}': {manifest.num_failures:,} of {total:,} rows failed, more than "
+            f"{stage.max_failed_key} = {stage.max_failed_fraction:g} allows. Reasons are in "
+            f"{folder / ERRORS_TABLE}. Mend the rows, or raise {stage.max_failed_key} to go on "
+            "without them."
+        )

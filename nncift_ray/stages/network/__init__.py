@@ -1,0 +1,1 @@
+"""Stages that fit the InfluenceNetwork to blocks of labels."""

@@ -1,0 +1,1 @@
+"""Stages that select by a set function over the scores."""

@@ -1,0 +1,48 @@
+"""Death without a process: an exception that stage code may not catch, and what Ray does then."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from nncift_ray.stages.driving.poison import Whereabouts
+from nncift_ray.stages.driving.shard_runner import ShardOutcome, ShardRunner
+from nncift_ray.stages.driving.stage import Shard, Stage
+from nncift_ray.storage.filesystem import Location
+
+
+class KilledError(BaseException):
+    """Stands for SIGKILL."""
+
+
+def replace_the_dead(stage: Stage, folder: Location, shards: list[Shard]) -> Iterator[ShardOutcome]:
+    """Make an actor again when it died and hand it the same shard again (an Executor)."""
+    yield from _replace(stage, folder, shards, nodes_die=False)
+
+
+def replace_lost_nodes(
+    stage: Stage, folder: Location, shards: list[Shard]
+) -> Iterator[ShardOutcome]:
+    """The same, but each death took the node along, and each new actor is on a new one."""
+    yield from _replace(stage, folder, shards, nodes_die=True)
+
+
+def _replace(
+    stage: Stage, folder: Location, shards: list[Shard], *, nodes_die: bool
+) -> Iterator[ShardOutcome]:
+    gone: set[str] = set()
+
+    def make_runner() -> ShardRunner:
+        here = Whereabouts(f"node {len(gone)}", gone.__contains__)
+        return ShardRunner(stage, folder, "session", here=here)
+
+    runner = make_runner()
+    for shard in shards:
+        outcome: ShardOutcome | None = None
+        while outcome is None:
+            try:
+                outcome = runner.run(shard)
+            except KilledError:
+                if nodes_die:
+                    gone.add(f"node {len(gone)}")
+                runner = make_runner()
+        yield outcome

@@ -1,0 +1,301 @@
+"""The driver: skip, shard, run, record, resume - with a stage that needs neither Ray nor models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pyarrow as pa
+import pytest
+
+from nncift_ray.errors import ModelError, StageError, StorageError
+from nncift_ray.stages.driving.driver import (
+    MAX_LOST_SHARDS,
+    execute_here,
+    finished_shards,
+    run_stage,
+    stage_folder,
+)
+from nncift_ray.stages.driving.progress import LineReporter, SilentReporter
+from nncift_ray.stages.driving.shard_runner import (
+    ShardOutcome,
+    ShardRunner,
+    execute_shard,
+    parse_outcome,
+)
+from nncift_ray.stages.driving.shard_runner import describe_outcome as describe
+from nncift_ray.stages.driving.stage import Shard, Stage, Worker
+from nncift_ray.storage.filesystem import Location
+from nncift_ray.storage.output import ERRORS_HELD, MANIFEST_NAME, Sink, StageOutput
+
+SQUARES = pa.schema([pa.field("item", pa.int64()), pa.field("square", pa.int64())])
+
+
+class SquareStage(Stage):
+    """Squares its item numbers; can be told to fail."""
+
+    name: ClassVar[str] = "square"
+
+    def __init__(self, count: int, shard: int, power: int = 2) -> None:
+        self.count, self.shard, self.power = count, shard, power
+        self.calls: list[Shard] = []
+        self.num_loads = 0
+        self.load_error: Exception | None = None
+        self.fail_at: set[int] = set()
+        self.error: BaseException = RuntimeError("broken")
+        self.bad_rows: set[int] = set()
+        self.schema = SQUARES
+
+    @property
+    def produces(self) -> Mapping[str, pa.Schema]:
+        return {"squares": SQUARES}
+
+    @property
+    def inputs(self) -> Mapping[str, StageOutput]:
+        return {}
+
+    def settings(self) -> dict[str, Any]:
+        return {"count": self.count, "power": self.power}
+
+    def num_items(self) -> int:
+        return self.count
+
+    @property
+    def shard_items(self) -> int:
+        return self.shard
+
+    def make_worker(self) -> Worker:
+        self.num_loads += 1
+        if self.load_error is not None:
+            raise self.load_error
+
+        def square(shard: Shard, sink: Sink) -> None:
+            self.calls.append(shard)
+            for item in range(shard.start, shard.stop):
+                if item in self.fail_at:
+                    raise self.error
+                if item in self.bad_rows:
+                    sink.error("bad", f"item {item} is bad")
+                    continue
+                row = {"item": item, "square": item**self.power}
+                sink.write_rows("squares", [row], self.schema)
+
+        return square
+
+
+def run(stage: Stage, folder: Path) -> StageOutput:
+    return run_stage(
+        stage, Location.of(str(folder)), execute=execute_here, reporter=SilentReporter()
+    )
+
+
+def squares(output: StageOutput) -> list[Any]:
+    return output.read("squares", schema=SQUARES)["square"].to_pylist()
+
+
+def test_rows_are_the_same_whatever_the_shard_size(tmp_path: Path) -> None:
+    by_size = [squares(run(SquareStage(10, size), tmp_path / str(size))) for size in (1, 3, 10, 99)]
+    assert by_size == [[i * i for i in range(10)]] * 4
+
+
+def test_finished_stage_is_not_run_again(tmp_path: Path) -> None:
+    run(SquareStage(4, 2), tmp_path)
+    again = SquareStage(4, 3)
+    assert squares(run(again, tmp_path)) == [0, 1, 4, 9]
+    assert again.calls == []
+
+
+def test_other_settings_get_their_own_folder(tmp_path: Path) -> None:
+    run(SquareStage(3, 1), tmp_path)
+    assert squares(run(SquareStage(3, 1, power=3), tmp_path)) == [0, 1, 8]
+
+
+def test_resume_with_another_shard_size_runs_only_what_is_missing(tmp_path: Path) -> None:
+    broken = SquareStage(10, 2)
+    broken.fail_at = {5}
+    with pytest.raises(StageError, match="items 4..6"):
+        run(broken, tmp_path)
+    resumed = SquareStage(10, 3)
+    assert squares(run(resumed, tmp_path)) == [i * i for i in range(10)]
+    assert resumed.calls == [Shard(4, 6)]
+
+
+def test_other_shards_are_finished_when_one_fails(tmp_path: Path) -> None:
+    broken = SquareStage(6, 1)
+    broken.fail_at = {2}
+    with pytest.raises(StageError, match="5 other shard"):
+        run(broken, tmp_path)
+    assert len(finished_shards(stage_folder(broken, Location.of(str(tmp_path))))) == 5
+
+
+def test_a_failed_shard_is_tried_once_more(tmp_path: Path) -> None:
+    flaky = SquareStage(3, 1)
+    flaky.fail_at = {1}
+
+    def heal_after_first(
+        stage: Stage, folder: Location, shards: list[Shard]
+    ) -> Iterator[ShardOutcome]:
+        yield from execute_here(stage, folder, shards)
+        flaky.fail_at = set()
+
+    run_dir = Location.of(str(tmp_path))
+    output = run_stage(flaky, run_dir, execute=heal_after_first, reporter=SilentReporter())
+    assert squares(output) == [0, 1, 4]
+
+
+def test_a_users_error_keeps_its_class_and_is_not_retried(tmp_path: Path) -> None:
+    stage = SquareStage(1, 1)
+    stage.fail_at, stage.error = {0}, ModelError("no such model; install it")
+    with pytest.raises(ModelError, match="no such model; install it"):
+        run(stage, tmp_path)
+    assert len(stage.calls) == 1
+
+
+def run_everywhere(stage: Stage, folder: Location, shards: list[Shard]) -> Iterator[ShardOutcome]:
+    """Give every shard an actor of its own, which tries to make a worker."""
+    for shard in shards:
+        yield from execute_here(stage, folder, [shard])
+
+
+def test_a_model_that_cannot_be_loaded_is_loaded_once_however_many_shards(tmp_path: Path) -> None:
+    stage = SquareStage(50, 1)
+    stage.load_error = ModelError("no such model; install it")
+    run_dir = Location.of(str(tmp_path))
+    with pytest.raises(ModelError, match="no such model; install it"):
+        run_stage(stage, run_dir, execute=run_everywhere, reporter=SilentReporter())
+    assert stage.num_loads == 1
+
+
+def test_memory_that_never_suffices_to_load_stops_the_stage_with_advice(tmp_path: Path) -> None:
+    stage = SquareStage(50, 1)
+    stage.load_error = MemoryError("2 GiB wanted")
+    run_dir = Location.of(str(tmp_path))
+    with pytest.raises(StageError, match="not enough memory.*pool.num_cpus"):
+        run_stage(stage, run_dir, execute=run_everywhere, reporter=SilentReporter())
+    assert stage.num_loads == MAX_LOST_SHARDS
+
+
+def test_a_worker_that_leaves_by_sys_exit_is_an_error_like_others(tmp_path: Path) -> None:
+    stage = SquareStage(3, 1)
+    stage.fail_at, stage.error = {1}, SystemExit("enough")
+    with pytest.raises(StageError, match="items 1..2: SystemExit: enough"):
+        run(stage, tmp_path)
+
+
+def test_a_part_that_lost_bytes_is_computed_again(tmp_path: Path) -> None:
+    first = run(SquareStage(4, 2), tmp_path)
+    (first.folder / MANIFEST_NAME).delete()
+    part = first.manifest.table_parts("squares")[0]
+    (first.folder / part.name).write_bytes(b"truncated")
+    again = SquareStage(4, 2)
+    assert squares(run(again, tmp_path)) == [0, 1, 4, 9]
+    assert again.calls == [Shard(0, 2)]
+
+
+def test_leftover_temporary_files_are_removed(tmp_path: Path) -> None:
+    stage = SquareStage(2, 1)
+    folder = tmp_path / "square" / stage_folder(stage, Location.of(str(tmp_path))).name
+    (folder / "squares").mkdir(parents=True)
+    leftover = folder / "squares" / "part.parquet.tmp-0011aabb"
+    leftover.write_bytes(b"half")
+    run(stage, tmp_path)
+    assert not leftover.exists()
+
+
+def test_bad_rows_are_recorded_and_counted(tmp_path: Path) -> None:
+    stage = SquareStage(4, 2)
+    stage.bad_rows = {1}
+    output = run(stage, tmp_path)
+    assert squares(output) == [0, 4, 9]
+    assert output.manifest.num_failures == 1
+    assert output.read("errors").to_pylist()[0]["message"] == "item 1 is bad"
+
+
+def test_too_many_bad_rows_stop_the_stage_with_count_and_place(tmp_path: Path) -> None:
+    stage = SquareStage(4, 2)
+    stage.bad_rows, stage.max_failed_fraction = {1, 2}, 0.25
+    with pytest.raises(StageError, match=r"2 of 4 rows failed.*errors"):
+        run(stage, tmp_path)
+
+
+def test_an_undeclared_schema_is_refused_with_both_sides(tmp_path: Path) -> None:
+    stage = SquareStage(1, 1)
+    stage.schema = pa.schema([pa.field("item", pa.int32()), pa.field("square", pa.int64())])
+    with pytest.raises(StageError, match="(?s)int32.*but declares.*int64") as caught:
+        run(stage, tmp_path)
+    assert "squares" in str(caught.value)
+
+
+def test_a_stage_with_no_items_is_complete_and_empty(tmp_path: Path) -> None:
+    assert squares(run(SquareStage(0, 5), tmp_path)) == []
+
+
+def test_outcomes_survive_the_way_between_processes() -> None:
+    outcome = ShardOutcome(Shard(3, 9), None, "ValueError", "why", "trace", "killed")
+    assert parse_outcome(describe(outcome)) == outcome
+
+
+def test_progress_says_what_was_skipped_and_resumed(tmp_path: Path) -> None:
+    lines: list[str] = []
+    broken = SquareStage(4, 1)
+    broken.fail_at = {3}
+    with pytest.raises(StageError):
+        run(broken, tmp_path)
+    for _ in range(2):
+        run_stage(
+            SquareStage(4, 1),
+            Location.of(str(tmp_path)),
+            execute=execute_here,
+            reporter=LineReporter(lines.append),
+        )
+    assert lines[0] == "[square] started: 4 rows, 3 finished by an earlier run"
+    assert lines[-1] == "[square] already done, skipped"
+
+
+def test_an_overlapping_record_of_a_worker_that_outlived_its_driver_is_left_out(
+    tmp_path: Path,
+) -> None:
+    stage = SquareStage(10, 4)
+    folder = stage_folder(stage, Location.of(str(tmp_path)))
+    for shard in (Shard(0, 4), Shard(2, 7)):
+        execute_shard(stage, stage.make_worker(), folder, shard)
+    assert squares(run(SquareStage(10, 3), tmp_path)) == [i * i for i in range(10)]
+
+
+def test_a_shard_handed_out_again_after_its_record_was_written_is_not_done_again(
+    tmp_path: Path,
+) -> None:
+    folder, shard, stage = Location.of(str(tmp_path)), Shard(0, 2), SquareStage(2, 2)
+    first = ShardRunner(stage, folder, "session").run(shard)
+    stage.calls.clear()
+    again = ShardRunner(stage, folder, "session").run(shard)
+    assert again == first
+    assert stage.calls == []
+    assert first.record is not None
+    (folder / first.record.parts[0].name).delete()
+    assert ShardRunner(stage, folder, "session").run(shard).record is not None
+    assert stage.calls == [shard]
+
+
+def test_a_worker_that_wrote_to_another_disk_is_found_out(tmp_path: Path) -> None:
+    def lose_parts(stage: Stage, folder: Location, shards: list[Shard]) -> Iterator[ShardOutcome]:
+        for outcome in execute_here(stage, folder, shards):
+            assert outcome.record is not None
+            (folder / outcome.record.parts[0].name).delete()
+            yield outcome
+
+    with pytest.raises(StorageError, match="run_dir must be a disk they share"):
+        run_stage(
+            SquareStage(2, 1),
+            Location.of(str(tmp_path)),
+            execute=lose_parts,
+            reporter=SilentReporter(),
+        )
+
+
+def test_many_bad_rows_are_streamed_and_none_is_lost(tmp_path: Path) -> None:
+    stage = SquareStage(ERRORS_HELD * 2 + 5, 99_999)
+    stage.bad_rows = set(range(ERRORS_HELD * 2 + 3))
+    output = run(stage, tmp_path)
+    assert output.num_rows("errors") == output.manifest.num_failures == ERRORS_HELD * 2 + 3

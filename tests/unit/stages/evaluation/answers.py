@@ -1,0 +1,98 @@
+"""A test set and the answers of a model to it, as finished stages, for tests of what reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pyarrow as pa
+
+from nncift_ray.core.examples import make_example_id
+from nncift_ray.stages.driving.driver import execute_here, run_stage
+from nncift_ray.stages.driving.progress import SilentReporter
+from nncift_ray.stages.driving.stage import Shard, Stage, Worker
+from nncift_ray.storage.evaluation_schemas import RESPONSES
+from nncift_ray.storage.filesystem import Location
+from nncift_ray.storage.output import Sink, StageOutput
+from nncift_ray.storage.schemas import EXAMPLES
+
+
+class _Given(Stage):
+    """Writes what it is given."""
+
+    def __init__(self, table_name: str, table: pa.Table) -> None:
+        self._table_name, self._table = table_name, table
+
+    @property
+    def produces(self) -> Mapping[str, pa.Schema]:
+        return {self._table_name: self._table.schema}
+
+    @property
+    def inputs(self) -> Mapping[str, StageOutput]:
+        return {}
+
+    def settings(self) -> dict[str, Any]:
+        return {"rows": self._table.to_pylist()}
+
+    def num_items(self) -> int:
+        return 1
+
+    def make_worker(self) -> Worker:
+        def write(shard: Shard, sink: Sink) -> None:
+            sink.write(self._table_name, self._table)
+
+        return write
+
+
+class _GivenExamples(_Given):
+    name: ClassVar[str] = "deduplicate"
+
+
+class _GivenResponses(_Given):
+    name: ClassVar[str] = "respond"
+
+
+def run(stage: Stage, folder: Path) -> StageOutput:
+    """Run a stage in this process."""
+    location = Location.of(str(folder / "run"))
+    return run_stage(stage, location, execute=execute_here, reporter=SilentReporter())
+
+
+def write_test_set(folder: Path, rows: Sequence[tuple[str, str]]) -> StageOutput:
+    """Write questions and references as the targets of a deduplicate stage."""
+    table = pa.Table.from_pylist(
+        [
+            {
+                "row_index": at,
+                "example_id": make_example_id(prompt, response),
+                "prompt": prompt,
+                "response": response,
+                "record": "{}",
+                "source": "test.jsonl",
+                "line": at + 1,
+                "layout": "alpaca",
+                "num_duplicates": 0,
+            }
+            for at, (prompt, response) in enumerate(rows)
+        ],
+        schema=EXAMPLES,
+    )
+    return run(_GivenExamples("targets", table), folder)
+
+
+def write_answers(folder: Path, test: StageOutput, answers: Mapping[int, str]) -> StageOutput:
+    """Write answers to some rows of a test set as a respond stage's."""
+    ids = test.read("targets", ["example_id"])["example_id"].to_pylist()
+    rows = [
+        {
+            "row_index": at,
+            "example_id": ids[at],
+            "response": answer,
+            "num_prompt_tokens": 5,
+            "num_tokens": len(answer) + 1,
+            "finish_reason": "stop",
+        }
+        for at, answer in answers.items()
+    ]
+    return run(_GivenResponses("responses", pa.Table.from_pylist(rows, schema=RESPONSES)), folder)

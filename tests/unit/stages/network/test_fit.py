@@ -1,0 +1,234 @@
+"""How many epochs a small sample is trained, on labels of a made-up teacher."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from nncift_ray.config.scoring import NetworkConfig
+from nncift_ray.core.network.sampling import TRAIN, VALIDATION
+from nncift_ray.core.network.training import TrainingConfig
+from nncift_ray.core.network.within_rows import measure_within_rows
+from nncift_ray.errors import StageError
+from nncift_ray.stages.network import block_training, fit
+from nncift_ray.stages.network.block_labels import BlockLabels
+from nncift_ray.stages.network.block_training import (
+    NUM_FOLDS,
+    BlockTraining,
+    FittedBlock,
+    best_epoch,
+    fit_block,
+    split_unseen,
+)
+from nncift_ray.stages.network.fit import FitJob, score_labelled, spread_of_members, train_here
+
+DIM = 6
+LEARNT_CORRELATION = 0.9  # labels without noise, 42 of them
+WORKER_TOLERANCE = 1e-4  # labels of size 1; workers add gradients in another order
+QUICK = TrainingConfig(num_epochs=2, batch_size=16, learning_rate=1e-2, patience=1, seed=4)
+
+
+def make_block(rows: int = 15, columns: int = 12) -> BlockLabels:
+    """Make a block labelled whole, with row and column effects that are only noise."""
+    rng = np.random.default_rng(0)
+    helped, helper = np.repeat(np.arange(rows), columns), np.tile(np.arange(columns), rows)
+    count = rows * columns
+    split = np.full(count, TRAIN, dtype=object)
+    split[rng.permutation(count)[: count // 5]] = VALIDATION
+    split[rng.permutation(count)[: count // 5]] = "Q1"
+    utility = rng.standard_normal(rows)[helped] + rng.standard_normal(columns)[helper]
+    return BlockLabels(
+        helped_ED=rng.standard_normal((rows, DIM)).astype(np.float32),
+        helper_ED=rng.standard_normal((columns, DIM)).astype(np.float32),
+        helped_pos=helped,
+        helper_pos=helper,
+        helped_index=helped * 10,
+        helper_index=helper * 10 + 1,
+        split=split,
+        utility=utility.astype(np.float32),
+    )
+
+
+def make_points(rows: int = 60) -> BlockLabels:
+    """Make labels of single examples that are their embedding's first number."""
+    rng = np.random.default_rng(1)
+    vectors = rng.standard_normal((rows, DIM)).astype(np.float32)
+    split = np.full(rows, TRAIN, dtype=object)
+    split[:12], split[12:18] = "Q4", VALIDATION
+    return BlockLabels(
+        helped_ED=vectors,
+        helper_ED=None,
+        helped_pos=np.arange(rows),
+        helper_pos=None,
+        helped_index=np.arange(rows) * 10,
+        helper_index=None,
+        split=split,
+        utility=vectors[:, 0].copy(),
+    )
+
+
+def train(
+    data: BlockLabels, min_steps: int, training: TrainingConfig = QUICK, **options: Any
+) -> FittedBlock:
+    workers = {key: options.pop(key) for key in ("shard", "reduce_gradients") if key in options}
+    settings = BlockTraining(8, training, min_steps, **options)
+    return fit_block(data, "cross", settings, **workers)
+
+
+def test_no_row_or_column_of_a_training_pair_is_the_reason_another_is_held_out() -> None:
+    for pairs, held_out in split_unseen(make_block(), "cross", 0):
+        old_rows, old_columns = set(pairs.helped_pos), set(pairs.helper_pos)
+        for row, column in zip(held_out.helped_pos, held_out.helper_pos, strict=True):
+            assert row not in old_rows or column not in old_columns
+
+
+def test_measuring_splits_are_in_no_fold() -> None:
+    data = make_block()
+    folds = split_unseen(data, "cross", 0)
+    usable = int(np.isin(data.split, [TRAIN, VALIDATION]).sum())
+    assert [len(pairs) + len(held_out) for pairs, held_out in folds] == [usable] * NUM_FOLDS
+
+
+def test_a_sample_that_memorises_stops_before_its_validation_pairs_would_stop_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data = make_block()
+    unseen = train(data, min_steps=800)
+    monkeypatch.setattr(block_training, "split_unseen", lambda *_, **__: [])
+    drawn = train(data, min_steps=800)
+    assert len(unseen.history) < best_epoch(drawn.history)
+    assert best_epoch(unseen.history) == len(unseen.history)
+
+
+def test_a_large_sample_trains_as_the_paper_with_no_fold(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        block_training, "split_unseen", lambda *_, **__: pytest.fail("no fold is needed")
+    )
+    assert len(train(make_block(), min_steps=0).history) <= QUICK.num_epochs
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(2, 2), (1, 9), (30, 4)])
+def test_a_tiny_block_stops_on_its_validation_pairs(rows: int, columns: int) -> None:
+    data = make_block(rows, columns)
+    data.split[0] = TRAIN
+    fitted = train(data, min_steps=40)
+    assert len(split_unseen(data, "cross", 0)) == 0
+    assert all(np.isfinite(array).all() for array in fitted.network.to_state().values())
+
+
+def test_same_seed_trains_the_same_bits() -> None:
+    one, same = (train(make_block(), min_steps=100) for _ in range(2))
+    assert one.history == same.history
+    assert all(
+        np.array_equal(array, same.network.to_state()[name])
+        for name, array in one.network.to_state().items()
+    )
+
+
+def test_two_workers_choose_the_epochs_of_one() -> None:
+    data = make_block()
+    single = train(data, min_steps=100)
+    barrier, slots = threading.Barrier(2, timeout=60), [None, None]
+    results: list[FittedBlock | None] = [None, None]
+
+    def work(rank: int) -> None:
+        def reduce(parameters: list[torch.nn.Parameter]) -> None:
+            slots[rank] = [p.grad.clone() for p in parameters]
+            barrier.wait()
+            means = [sum(grads) / 2 for grads in zip(*slots, strict=True)]
+            barrier.wait()
+            for p, mean in zip(parameters, means, strict=True):
+                p.grad.copy_(mean)
+
+        results[rank] = train(data, min_steps=100, shard=(rank, 2), reduce_gradients=reduce)
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for result in results:
+        assert len(result.history) == len(single.history)
+        for name, array in single.network.to_state().items():
+            np.testing.assert_allclose(
+                result.network.to_state()[name], array, atol=WORKER_TOLERANCE
+            )
+
+
+def test_a_pointwise_network_learns_single_examples() -> None:
+    data = make_points()
+    network = train(data, min_steps=300).network
+    assert network.pointwise
+    held_out = data.split == "Q4"
+    found = np.corrcoef(score_labelled(network, data)[held_out], data.utility[held_out])[0, 1]
+    assert found > LEARNT_CORRELATION
+
+
+def test_folds_of_single_examples_share_none_with_training() -> None:
+    folds = split_unseen(make_points(), "cross", 0)
+    assert len(folds) == NUM_FOLDS
+    assert all(not set(pairs.helped_pos) & set(held.helped_pos) for pairs, held in folds)
+
+
+def test_the_rule_of_stopping_is_part_of_the_fingerprint() -> None:
+    stage = fit.FitStage(FitJob(None, None, ("cross",), BlockTraining(8, QUICK)), train_here)  # type: ignore[arg-type]
+    assert stage.settings()["stop"] == {"num_folds": 5, "patience_share": 0.1}
+    assert stage.version == 3
+
+
+def test_an_ensemble_answers_with_the_mean_of_its_members_and_keeps_their_spread() -> None:
+    data = make_block()
+    fitted = train(data, min_steps=0, ensemble_size=3)
+    single = train(data, min_steps=0)
+    each = np.array([score_labelled(member, data) for member in fitted.members])
+    np.testing.assert_allclose(each[0], score_labelled(single.network, data))
+    np.testing.assert_allclose(score_labelled(fitted.network, data), each.mean(axis=0), atol=1e-6)
+    np.testing.assert_allclose(spread_of_members(fitted, data), each.std(axis=0), atol=1e-6)
+    assert spread_of_members(single, data) is None
+    assert fitted.network.num_hidden == 3 * 8
+
+
+def test_centred_rows_keep_the_unit_and_the_mean_of_the_labels() -> None:
+    """A row's mean is added back, for rows that embeddings tell and for rows they do not."""
+    data = make_block(rows=40)
+    data.utility[:] += 5 + 3 * data.helped_ED[data.helped_pos, 0]
+    fitted = train(data, min_steps=0, centre_rows=True)
+    influence = score_labelled(fitted.network, data)
+    assert fitted.network.num_hidden == 8 + 2
+    assert influence.mean() == pytest.approx(data.utility.mean(), abs=0.2)
+    assert np.corrcoef(influence, data.helped_ED[data.helped_pos, 0])[0, 1] > LEARNT_CORRELATION
+
+
+@pytest.mark.parametrize("rows", [{"centre_rows": True}, {"loss": "row_order"}])
+def test_examples_on_their_own_have_no_rows_to_centre_or_order(rows: dict[str, Any]) -> None:
+    training = dataclasses.replace(QUICK, loss=rows.pop("loss", "squared_error"))
+    with pytest.raises(StageError, match="there are no rows"):
+        train(make_points(), 0, training, **rows)
+
+
+def test_a_recipe_counts_the_hidden_units_that_scoring_will_see() -> None:
+    recipe = NetworkConfig(num_hidden=8, ensemble_size=2, centre_rows=True)
+    fitted = train(make_block(), 0, ensemble_size=2, centre_rows=True)
+    assert fitted.network.num_hidden == recipe.num_units
+
+
+def test_order_of_rows_is_learnt_better_by_asking_for_it() -> None:
+    """Offsets of rows are noise that dwarfs what tells helpers apart."""
+    data = make_block(rows=40)
+    data.utility[:] = 30 * data.utility + data.helper_ED[data.helper_pos, 0]
+    quick = dataclasses.replace(QUICK, num_epochs=30, learning_rate=3e-2, patience=30)
+    found = {}
+    for loss in ("squared_error", "row_order"):
+        fitted = train(data, 0, dataclasses.replace(quick, loss=loss))
+        within = measure_within_rows(
+            data.helper_ED[data.helper_pos, 0],
+            score_labelled(fitted.network, data),
+            data.helped_pos,
+        )
+        found[loss] = within.row_spearman
+    assert found["row_order"] > found["squared_error"]

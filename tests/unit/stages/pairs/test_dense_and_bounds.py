@@ -1,0 +1,81 @@
+"""All scores on request, and the bounds that are checked before scoring starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nncift_ray.errors import ConfigError, StageError
+from nncift_ray.stages.driving.driver import execute_here, run_stage
+from nncift_ray.stages.driving.progress import SilentReporter
+from nncift_ray.stages.driving.stage import Resources
+from nncift_ray.stages.pairs.pair_devices import make_backend
+from nncift_ray.stages.pairs.score_memory import PairMemory
+from nncift_ray.stages.pairs.score_pairs import ScoreOptions, ScorePairsStage
+from nncift_ray.storage.arrays import column_matrix
+from nncift_ray.storage.filesystem import Location
+from nncift_ray.storage.output import StageOutput
+from tests.unit.stages.made import Made, make_stages
+
+K = 10
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    folder = Location.of(str(tmp_path_factory.mktemp("made")))
+    return make_stages(folder, num_candidates=300, num_targets=7)
+
+
+def stage(made: Made, **options: object) -> ScorePairsStage:
+    blocks = ("within", "cross")
+    return ScorePairsStage(
+        made.activations,
+        made.networks,
+        blocks,
+        K,
+        options=ScoreOptions(**options),  # type: ignore[arg-type]
+    )
+
+
+def finish(stage: ScorePairsStage, folder: Path) -> StageOutput:
+    location = Location.of(str(folder))
+    return run_stage(stage, location, execute=execute_here, reporter=SilentReporter())
+
+
+def test_dense_scores_are_what_the_lists_were_made_of(made: Made, tmp_path: Path) -> None:
+    scores = finish(stage(made, dense=True, column_tile=64), tmp_path)
+    for block, num_rows in (("within", 300), ("cross", 7)):
+        dense = column_matrix(scores.read(f"{block}_dense")["influence"])
+        lists = scores.read(f"{block}_top_helpers")
+        assert dense.shape == (num_rows, 300)
+        order = np.argsort(-dense, axis=1, kind="stable")[:, :K]
+        np.testing.assert_array_equal(np.array(lists["helper_index"].to_pylist()), order)
+        kept = np.array(lists["influence"].to_pylist(), np.float32)
+        np.testing.assert_array_equal(kept, np.take_along_axis(dense, order, axis=1))
+
+
+def test_a_dense_table_past_its_bound_is_refused_with_its_size(made: Made) -> None:
+    with pytest.raises(ConfigError, match=r"360,000 bytes.*pair_scores.max_dense_bytes = 1,000"):
+        stage(made, dense=True, max_dense_bytes=1000)
+
+
+def test_a_worker_too_small_for_streaming_is_refused_with_what_to_change(made: Made) -> None:
+    with pytest.raises(ConfigError, match=r"max_worker_bytes = 1,000 .*pair_scores.column_tile"):
+        stage(made, max_worker_bytes=1000)
+
+
+def test_columns_are_kept_only_where_they_fit() -> None:
+    memory = PairMemory(1_000_000, 100, shard_rows=4096, top_k=64)
+    assert memory.keeps_columns(2 * 10**9)
+    assert not memory.keeps_columns(800 * 10**6)
+
+
+def test_the_largest_memory_of_a_worker_is_recorded(made: Made, tmp_path: Path) -> None:
+    assert finish(stage(made), tmp_path).manifest.facts()["peak_bytes"] > 50 * 10**6
+
+
+def test_half_precision_without_a_gpu_is_refused() -> None:
+    with pytest.raises(StageError, match=r"pair_scores.half is for GPUs"):
+        make_backend(Resources(), half=True)

@@ -1,0 +1,302 @@
+"""Pruned scoring, from the index stage's decision to what the score stage leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nncift_ray.core.candidates.cost import Rates
+from nncift_ray.core.candidates.recall import SearchSettings
+from nncift_ray.core.pairs.pair_scores import score_block
+from nncift_ray.errors import ConfigError, DataError, StageError
+from nncift_ray.stages.driving.driver import Executor, execute_here, run_stage, stage_fingerprint
+from nncift_ray.stages.driving.progress import SilentReporter
+from nncift_ray.stages.driving.shard_runner import ShardOutcome
+from nncift_ray.stages.driving.stage import Resources, Shard, Stage
+from nncift_ray.stages.pairs import column_index
+from nncift_ray.stages.pairs.index import IndexStage
+from nncift_ray.stages.pairs.pruned_costs import MeasureRates
+from nncift_ray.stages.pairs.pruning_decision import (
+    HeldOutRows,
+    low_recall,
+    read_decisions,
+    read_final_recall,
+)
+from nncift_ray.stages.pairs.pruning_trial import IndexOptions
+from nncift_ray.stages.pairs.score_pairs import Pruning, ScoreOptions, ScorePairsStage
+from nncift_ray.stages.selection.score_tables import ScoreTables
+from nncift_ray.storage.filesystem import Location
+from nncift_ray.storage.output import StageOutput
+from tests.unit.stages.made import Made, make_stages
+
+K = 10
+PRUNED = IndexOptions(mode="pruned", min_recall=0.9, recall_rows=60)
+LOSSY = replace(PRUNED, generator="cosine", index="flat", min_recall=0.1)
+LISTS = "within_top_helpers"
+SLOW_PRUNING = Rates(1e9, 1.0, 1.0, 1.0, 1.0, 1.0)
+SLOW_EXACT = Rates(1.0, 1e9, 1e9, 1e9, 1e9, 1e9)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return make_stages(Location.of(str(tmp_path_factory.mktemp("made"))))
+
+
+def finish(stage: Stage, folder: Path, *, threads: int = 1, execute: Executor = execute_here
+           ) -> StageOutput:  # fmt: skip
+    stage.resources = Resources(num_cpus=threads)
+    location = Location.of(str(folder))
+    return run_stage(stage, location, execute=execute, reporter=SilentReporter())
+
+
+def index_stage(made: Made, options: IndexOptions = PRUNED, rates: Rates | None = None,
+                max_worker_bytes: int = 4 * 10**9) -> IndexStage:  # fmt: skip
+    given: dict[str, MeasureRates] = {} if rates is None else {"measure": lambda *_: rates}
+    return IndexStage(
+        made.activations,
+        made.networks,
+        made.embeddings,
+        ("within",),
+        K,
+        options,
+        max_worker_bytes=max_worker_bytes,
+        **given,
+    )
+
+
+def score_stage(made: Made, index: StageOutput | None = None, options: IndexOptions = PRUNED,
+                **given: Any) -> ScorePairsStage:  # fmt: skip
+    pruning = None
+    if index is not None:
+        pruning = Pruning(index, made.embeddings, options.recall_rows, options.seed)
+    return ScorePairsStage(
+        made.activations,
+        made.networks,
+        ("within",),
+        K,
+        pruning=pruning,
+        options=ScoreOptions(**given),
+    )
+
+
+def run_pruned(
+    made: Made, folder: Path, options: IndexOptions = PRUNED, threads: int = 1, **given: Any
+) -> StageOutput:
+    index = finish(index_stage(made, options), folder, threads=threads)
+    return finish(score_stage(made, index, options, **given), folder, threads=threads)
+
+
+def recall_by_hand(scores: StageOutput, exact: StageOutput, rows: np.ndarray) -> np.ndarray:
+    found, true = (
+        np.array(output.take_rows(LISTS, rows)["helper_index"].to_pylist())
+        for output in (scores, exact)
+    )
+    return np.array([len(set(f) & set(t)) / K for f, t in zip(found, true, strict=True)])
+
+
+def probe_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    def everything(k: int, num_columns: int, num_cells: int) -> list[SearchSettings]:
+        return [SearchSettings(num_cells, num_columns)]
+
+    monkeypatch.setattr(column_index, "listing_schedule", everything)
+
+
+@pytest.mark.parametrize("generator", ["anchor", "quadratic", "cosine"])
+def test_probing_every_cell_gives_the_exact_lists_bit_for_bit(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, generator: Any
+) -> None:
+    probe_all(monkeypatch)
+    pruned = run_pruned(made, tmp_path, replace(PRUNED, generator=generator))
+    exact = finish(score_stage(made), tmp_path)
+    assert pruned.folder.path != exact.folder.path
+    assert pruned.read(LISTS).equals(exact.read(LISTS))
+
+
+@pytest.mark.parametrize("kind", ["ivf", "hnsw", "flat"])
+def test_shards_and_threads_change_no_row(made: Made, tmp_path: Path, kind: Any) -> None:
+    options = replace(PRUNED, index=kind, min_recall=0.5)
+    one = run_pruned(made, tmp_path / "one", options, shard_rows=256)
+    other = run_pruned(made, tmp_path / "other", options, threads=2, shard_rows=9999)
+    assert len(one.manifest.shards) > len(other.manifest.shards)
+    assert one.fingerprint == other.fingerprint
+    for table in (LISTS, "recall"):
+        assert one.read(table).equals(other.read(table))
+
+
+def test_every_kept_score_is_exact(made: Made, tmp_path: Path) -> None:
+    lists = run_pruned(made, tmp_path).read(LISTS)
+    dense = score_block(made.a_IH, made.b_JH, made.network.w_H, made.network.bias)
+    helpers, influence = (
+        np.array(lists[name].to_pylist()) for name in ("helper_index", "influence")
+    )
+    np.testing.assert_allclose(
+        np.take_along_axis(dense, helpers, axis=1), influence, rtol=0, atol=1e-5
+    )
+
+
+def test_recall_is_that_of_the_lists_on_rows_that_nothing_was_tuned_on(
+    made: Made, tmp_path: Path
+) -> None:
+    options = LOSSY
+    scores, exact = run_pruned(made, tmp_path, options), finish(score_stage(made), tmp_path)
+    held_out = HeldOutRows.draw(700, options.recall_rows, options.seed)
+    measured = scores.read("recall")
+    assert not set(held_out.tuning) & set(held_out.final)
+    np.testing.assert_array_equal(measured["row_index"], held_out.final)
+    by_hand = recall_by_hand(scores, exact, held_out.final)
+    assert 0.1 < by_hand.mean() < 1
+    np.testing.assert_allclose(measured["recall"], by_hand, atol=1e-12)
+    assert read_final_recall(scores)["within"].recall == pytest.approx(by_hand.mean())
+
+
+def test_the_scale_holds_every_kept_score_and_counts_each_pair_of_held_out_rows(
+    made: Made, tmp_path: Path
+) -> None:
+    scores = run_pruned(made, tmp_path)
+    scale = ScoreTables.open(scores, 700).scale
+    kept = np.concatenate(scores.read(LISTS)["influence"].to_pylist())
+    assert scale.min <= kept.min()
+    assert kept.max() <= scale.max
+    statistics = scores.read("statistics").to_pylist()
+    assert sum(row["num_pairs"] for row in statistics) == PRUNED.recall_rows * 700
+    assert 0 < sum(row["num_scored"] for row in statistics) <= 700 * 700
+    assert sum(scores.read("histogram")["count"].to_pylist()) == PRUNED.recall_rows * 700
+
+
+def test_the_index_records_each_setting_it_tried_and_marks_the_chosen(
+    made: Made, tmp_path: Path
+) -> None:
+    index = finish(index_stage(made, replace(PRUNED, min_recall=1.0)), tmp_path)
+    tried = index.read("recall").to_pylist()
+    decision = read_decisions(index)["within"]
+    assert [row["chosen"] for row in tried] == [False] * (len(tried) - 1) + [True]
+    assert decision.num_probes == tried[-1]["num_probes"]
+    assert tried[-1]["recall"] - 2 * tried[-1]["standard_error"] >= 1.0
+    assert decision.exact_seconds is not None
+    assert decision.pruned_seconds is not None
+
+
+def test_too_little_found_stops_with_key_and_remedy(made: Made, tmp_path: Path) -> None:
+    options = replace(PRUNED, generator="cosine", index="flat", min_recall=0.999)
+    with pytest.raises(StageError, match=r"pair_scores.min_recall is 0.999.*on_low_recall"):
+        finish(index_stage(made, options), tmp_path)
+
+
+def test_too_little_found_goes_exact_where_the_recipe_says_so(made: Made, tmp_path: Path) -> None:
+    options = replace(
+        PRUNED, generator="cosine", index="flat", min_recall=0.999, on_low_recall="exact"
+    )
+    index = finish(index_stage(made, options), tmp_path)
+    decision = read_decisions(index)["within"]
+    assert decision.mode == "exact"
+    assert "on_low_recall is exact" in decision.reason
+    assert stage_fingerprint(score_stage(made, index, options)) == stage_fingerprint(
+        score_stage(made)
+    )
+
+
+def test_low_recall_on_the_final_rows_is_told(made: Made, tmp_path: Path) -> None:
+    scores = run_pruned(made, tmp_path, LOSSY)
+    recall = read_final_recall(scores)["within"].recall
+    assert recall < 1
+    assert low_recall(scores, recall) == ""
+    assert "less than pair_scores.min_recall = 1" in low_recall(scores, 1.0)
+    assert low_recall(finish(score_stage(made), tmp_path), 1.0) == ""
+
+
+@pytest.mark.parametrize(
+    ("rates", "mode"), [(SLOW_PRUNING, "exact"), (SLOW_EXACT, "pruned")], ids=["exact", "pruned"]
+)
+def test_auto_takes_what_is_predicted_to_be_faster(
+    made: Made, tmp_path: Path, rates: Rates, mode: str
+) -> None:
+    index = finish(index_stage(made, replace(PRUNED, mode="auto"), rates), tmp_path)
+    decision = read_decisions(index)["within"]
+    assert decision.mode == mode
+    assert "predicted to be" in decision.reason
+    assert bool(index.manifest.table_parts("files")) == (mode == "pruned")
+
+
+def test_rates_do_not_decide_how_widely_to_search(made: Made, tmp_path: Path) -> None:
+    auto = replace(PRUNED, mode="auto")
+    one = finish(index_stage(made, auto, SLOW_EXACT), tmp_path / "one")
+    other = finish(index_stage(made, auto, replace(SLOW_EXACT, probed_pairs=3e9)), tmp_path / "two")
+    searches = [read_decisions(index)["within"].search for index in (one, other)]
+    assert searches[0] == searches[1]
+
+
+def test_an_index_of_other_content_never_mixes_with_old_lists(made: Made, tmp_path: Path) -> None:
+    options = PRUNED
+    one = finish(index_stage(made, options), tmp_path / "one")
+    other = finish(index_stage(made, replace(options, seed=5)), tmp_path / "two")
+    stages = [score_stage(made, index, options) for index in (one, other)]
+    assert stage_fingerprint(stages[0]) != stage_fingerprint(stages[1])
+
+
+def test_killed_between_shards_a_pruned_run_goes_on_on_another_shape(
+    made: Made, tmp_path: Path
+) -> None:
+    whole = run_pruned(made, tmp_path / "whole").read(LISTS)
+    index = finish(index_stage(made), tmp_path / "killed")
+
+    def killed(stage: Stage, folder: Location, shards: list[Shard]) -> Iterator[ShardOutcome]:
+        yield next(iter(execute_here(stage, folder, shards)))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        finish(score_stage(made, index, shard_rows=256), tmp_path / "killed", execute=killed)
+    resumed = finish(score_stage(made, index, shard_rows=9999), tmp_path / "killed", threads=2)
+    assert [(s.start, s.stop) for s in resumed.manifest.shards] == [(0, 1), (1, 4)]
+    assert resumed.read(LISTS).equals(whole)
+
+
+@pytest.mark.parametrize("num_candidates", [1, 2, 5, 11])
+def test_fewer_candidates_than_places_give_short_exact_lists(
+    tmp_path: Path, num_candidates: int
+) -> None:
+    made = make_stages(Location.of(str(tmp_path)), num_candidates=num_candidates)
+    pruned, exact = run_pruned(made, tmp_path), finish(score_stage(made), tmp_path)
+    assert pruned.read(LISTS).equals(exact.read(LISTS))
+    assert len(pruned.read(LISTS)["helper_index"][0]) == min(K, num_candidates)
+
+
+def test_ties_go_to_the_smaller_column_as_in_the_exact_lists(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probe_all(monkeypatch)
+    made = make_stages(Location.of(str(tmp_path)), copies=7)
+    pruned, exact = run_pruned(made, tmp_path), finish(score_stage(made), tmp_path)
+    assert pruned.read(LISTS).equals(exact.read(LISTS))
+
+
+def test_nothing_to_score_is_scored_exactly(tmp_path: Path) -> None:
+    made = make_stages(Location.of(str(tmp_path)), num_candidates=0)
+    index = finish(index_stage(made), tmp_path)
+    assert read_decisions(index)["within"].reason == "there is no pair to score"
+    assert finish(score_stage(made, index), tmp_path).num_rows(LISTS) == 0
+
+
+@pytest.mark.parametrize("pruned", [False, True])
+def test_an_activation_that_is_nan_stops_and_names_its_row(tmp_path: Path, pruned: bool) -> None:
+    good = make_stages(Location.of(str(tmp_path / "good")))
+    index = finish(index_stage(good), tmp_path) if pruned else None
+    bad = make_stages(Location.of(str(tmp_path / "bad")), bad_rows=(613,))
+    with pytest.raises(DataError, match=r"row \(helped\) 613 are not finite .*embed it anew"):
+        finish(score_stage(bad, index), tmp_path)
+
+
+def test_an_index_too_large_for_a_worker_is_refused_with_the_key(made: Made) -> None:
+    with pytest.raises(ConfigError, match=r"pair_scores.max_worker_bytes: 1,000 bytes"):
+        index_stage(made, max_worker_bytes=1000)
+
+
+def test_auto_goes_exact_where_an_index_does_not_fit(made: Made, tmp_path: Path) -> None:
+    index = finish(index_stage(made, replace(PRUNED, mode="auto"), None, 1000), tmp_path)
+    decision = read_decisions(index)["within"]
+    assert decision.mode == "exact"
+    assert decision.reason.startswith("pair_scores.max_worker_bytes")

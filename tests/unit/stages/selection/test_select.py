@@ -1,0 +1,383 @@
+"""Selection as a stage: every objective, limits, resuming, and what it says of itself."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nncift_ray.core.selection.budget import Budget
+from nncift_ray.core.selection.objectives import FacilityLocation
+from nncift_ray.core.selection.partitioned import greedi, multi_round_greedy
+from nncift_ray.core.selection.search import Progress
+from nncift_ray.errors import DataError
+from nncift_ray.stages.driving.driver import Executor, execute_here, run_stage, watching
+from nncift_ray.stages.driving.progress import SilentReporter
+from nncift_ray.stages.driving.shard_runner import ShardOutcome
+from nncift_ray.stages.driving.stage import Shard, Stage
+from nncift_ray.stages.selection.saved_picks import PICKS_NAME, SavedPicks, read_picks
+from nncift_ray.stages.selection.score_tables import ScoreTables
+from nncift_ray.stages.selection.select import SelectStage
+from nncift_ray.stages.selection.select_partitions import PartitionInputs, SelectPartitionsStage
+from nncift_ray.stages.selection.selection_plan import Quotas, SelectionPlan, blocks_of
+from nncift_ray.storage.filesystem import Location
+from nncift_ray.storage.output import StageOutput
+from tests.unit.stages.chain import run_chain
+
+TARGETS, EXISTING, BUDGET = 20, 30, 12
+WITHIN_OBJECTIVES = ("facility_location", "graph_cut", "saturated_coverage", "random")
+EXISTING_OBJECTIVES = ("facility_location_conditional_gain", "graph_cut_conditional_gain")
+CROSS_OBJECTIVES = (
+    "facility_location_query_mutual_information",
+    "graph_cut_mutual_information",
+    "saturated_coverage",
+    "facility_location_conditional_gain",
+    "random",
+)
+
+
+@pytest.fixture(scope="module")
+def within(tmp_path_factory: pytest.TempPathFactory) -> dict[str, StageOutput]:
+    return run_chain(
+        tmp_path_factory.mktemp("within"),
+        num_candidates=90,
+        num_targets=0,
+        num_existing=EXISTING,
+        objective="facility_location",
+        budget=BUDGET,
+    )
+
+
+@pytest.fixture(scope="module")
+def cross(tmp_path_factory: pytest.TempPathFactory) -> dict[str, StageOutput]:
+    return run_chain(
+        tmp_path_factory.mktemp("cross"),
+        num_candidates=90,
+        num_targets=TARGETS,
+        num_existing=EXISTING,
+        objective="facility_location_query_mutual_information",
+        budget=BUDGET,
+    )
+
+
+def select(
+    outputs: dict[str, StageOutput], folder: Path, objective: str, **plan: Any
+) -> StageOutput:
+    has_targets = outputs["deduplicate"].num_rows("targets") > 0
+    blocks = blocks_of(objective, pointwise=False, has_targets=has_targets)
+    limit = {} if {"tokens", "fraction"} & set(plan) else {"count": BUDGET}
+    wanted = SelectionPlan(objective, blocks, **limit | plan)
+    stage = SelectStage(
+        outputs["score_pairs"], outputs["embed"], wanted, examples=outputs["deduplicate"]
+    )
+    location = Location.of(str(folder))
+    return run_stage(stage, location, execute=execute_here, reporter=SilentReporter())
+
+
+def ids(output: StageOutput) -> list[str]:
+    return output.read("ranking")["example_id"].to_pylist()
+
+
+@pytest.mark.parametrize("objective", [*WITHIN_OBJECTIVES, *EXISTING_OBJECTIVES])
+def test_every_objective_of_candidates_selects_its_budget(
+    within: dict[str, StageOutput], tmp_path: Path, objective: str
+) -> None:
+    output = select(within, tmp_path, objective)
+    assert len(set(ids(output))) == BUDGET
+    assert output.manifest.facts()["covers"] == "candidates"
+    assert output.num_rows("coverage") == 90
+
+
+@pytest.mark.parametrize("objective", CROSS_OBJECTIVES)
+def test_every_objective_of_targets_selects_its_budget(
+    cross: dict[str, StageOutput], tmp_path: Path, objective: str
+) -> None:
+    output = select(cross, tmp_path, objective)
+    assert len(set(ids(output))) == BUDGET
+    assert output.manifest.facts()["covers"] == "targets"
+    assert output.num_rows("coverage") == TARGETS
+
+
+@pytest.mark.parametrize("optimizer", ["naive", "lazy"])
+def test_lazy_and_naive_write_the_same_ranking(
+    within: dict[str, StageOutput], tmp_path: Path, optimizer: str
+) -> None:
+    found = select(within, tmp_path, "facility_location", optimizer=optimizer).read("ranking")
+    assert found.equals(within["select"].read("ranking"))
+
+
+def test_the_bound_is_above_the_value_and_said(within: dict[str, StageOutput]) -> None:
+    facts = within["select"].manifest.facts()
+    value = within["select"].read("ranking")["objective"][-1].as_py()
+    assert facts["upper_bound"] >= value
+    assert facts["share_of_best"] == pytest.approx(value / facts["upper_bound"])
+    assert (facts["stopped_by"], facts["optimizer"]) == ("budget", "lazy")
+
+
+def test_a_knapsack_run_never_exceeds_its_tokens(
+    within: dict[str, StageOutput], tmp_path: Path
+) -> None:
+    for optimizer in ("lazy", "cost_benefit"):
+        found = select(within, tmp_path, "facility_location", tokens=60, optimizer=optimizer)
+        ranking = found.read("ranking")
+        assert 0 < ranking["num_tokens"].to_numpy().sum() <= 60
+
+
+def test_stop_gain_ends_before_the_budget(within: dict[str, StageOutput], tmp_path: Path) -> None:
+    output = select(within, tmp_path, "facility_location", stop_gain=0.2)
+    assert output.num_rows("ranking") < BUDGET
+    assert output.manifest.facts()["stopped_by"] == "stop_gain"
+
+
+def test_quotas_hold_by_a_field_of_the_records(
+    within: dict[str, StageOutput], tmp_path: Path
+) -> None:
+    quotas = Quotas("task", {"task 0": 0.5}, {"task 1": 1})
+    output = select(within, tmp_path, "facility_location", quotas=quotas)
+    task = output.read("ranking")["row_index"].to_numpy() % 3
+    assert (task == 0).sum() >= BUDGET / 2
+    assert (task == 1).sum() <= 1
+    assert len(task) == BUDGET
+
+
+def test_one_most_for_all_groups(within: dict[str, StageOutput], tmp_path: Path) -> None:
+    output = select(within, tmp_path, "facility_location", quotas=Quotas("task", {}, 4))
+    task = output.read("ranking")["row_index"].to_numpy() % 3
+    assert np.bincount(task).tolist() == [4, 4, 4]
+
+
+@pytest.mark.parametrize(
+    ("quotas", "words"),
+    [
+        (Quotas("task", {"task 9": 1}), "no candidate is of the group task 9"),
+        (Quotas("task", {"task 0": 31}), "'task 0' is to have 31 picks, and has 30 candidates"),
+        (Quotas(None, {"b.jsonl": 1}), "source file.*Groups here: candidates.jsonl"),
+    ],
+)
+def test_a_quota_that_cannot_be_met_is_named(
+    within: dict[str, StageOutput], tmp_path: Path, quotas: Quotas, words: str
+) -> None:
+    with pytest.raises(DataError, match=words):
+        select(within, tmp_path, "facility_location", quotas=quotas, count=60)
+
+
+def test_musts_come_first_and_exclusions_never(
+    within: dict[str, StageOutput], tmp_path: Path
+) -> None:
+    plain = ids(within["select"])
+    last = within["embed"].read("candidates", ["example_id"])["example_id"].to_pylist()
+    must = tuple(name for name in last if name not in plain)[:2]
+    output = select(
+        within, tmp_path, "facility_location", include=must, exclude=(plain[0], plain[3])
+    )
+    assert ids(output)[:2] == list(must)
+    assert not {plain[0], plain[3]} & set(ids(output))
+    assert not {plain[0], plain[3]} & set(output.read("skipped")["example_id"].to_pylist())
+
+
+def test_unknown_ids_are_named(within: dict[str, StageOutput], tmp_path: Path) -> None:
+    wrong = tuple(f"{i:032x}" for i in range(5))
+    with pytest.raises(DataError, match=rf"selection.include: 5 of 5 ids .*{wrong[2]}, \.\.\."):
+        select(within, tmp_path, "facility_location", include=wrong)
+
+
+def test_existing_data_lower_every_gain(within: dict[str, StageOutput], tmp_path: Path) -> None:
+    objective = "facility_location_conditional_gain"
+    without = ids(select(within, tmp_path, objective, nu=0.0))
+    assert without == ids(within["select"])
+    plain = within["select"].read("ranking")["objective"][-1].as_py()
+    assert select(within, tmp_path, objective).read("ranking")["objective"][-1].as_py() < plain
+
+
+def test_a_copy_of_an_existing_example_adds_nothing(tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus"
+    outputs = run_chain(
+        tmp_path, num_candidates=40, num_targets=0, num_existing=40,
+        objective="facility_location_conditional_gain", budget=5, same_existing=True,
+    )  # fmt: skip
+    assert corpus.exists()
+    assert outputs["select"].read("ranking")["objective"][-1].as_py() == pytest.approx(0, abs=1e-5)
+    assert outputs["deduplicate"].manifest.facts()["num_existing_among_candidates"] == 40
+
+
+def test_a_skipped_candidate_names_the_pick_that_took_its_place(
+    within: dict[str, StageOutput],
+) -> None:
+    picked = within["select"].read("ranking").to_pylist()
+    rank = {row["row_index"]: row["rank"] for row in picked}
+    skipped = within["select"].read("skipped").to_pylist()
+    assert len(skipped) == 90 - BUDGET
+    for row in skipped:
+        assert row["row_index"] not in rank
+        if row["taken_by"] is None:
+            assert row["alone_gain"] == 0  # it is in no row's list
+            continue
+        assert rank[row["taken_by"]] == row["taken_by_rank"]
+        assert row["final_gain"] <= picked[-1]["gain"] + 1e-9
+        assert row["alone_gain"] >= row["final_gain"]
+
+
+def backwards(stage: Stage, folder: Location, shards: list[Shard]) -> Iterator[ShardOutcome]:
+    """Run the shards in the opposite order, as other workers might."""
+    yield from execute_here(stage, folder, shards[::-1])
+
+
+def select_in_parts(
+    outputs: dict[str, StageOutput], folder: Path, execute: Executor = execute_here, **plan: Any
+) -> StageOutput:
+    wanted = SelectionPlan(
+        "facility_location", ("within",), count=BUDGET, optimizer="partitioned", **plan
+    )
+    location, reporter = Location.of(str(folder)), SilentReporter()
+    inputs = PartitionInputs(
+        outputs["score_pairs"],
+        outputs["embed"],
+        outputs["deduplicate"] if wanted.reads_examples else None,
+    )
+    parts = run_stage(
+        SelectPartitionsStage(inputs, wanted), location, execute=execute, reporter=reporter
+    )
+    stage = SelectStage(
+        outputs["score_pairs"],
+        outputs["embed"],
+        wanted,
+        examples=outputs["deduplicate"],
+        parts=parts,
+    )
+    return run_stage(stage, location, execute=execute, reporter=reporter)
+
+
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_parts_run_in_any_order_pick_the_same(
+    within: dict[str, StageOutput], tmp_path: Path, rounds: int
+) -> None:
+    plan = {"partitions": 5, "rounds": rounds}
+    one = select_in_parts(within, tmp_path / "a", **plan)
+    other = select_in_parts(within, tmp_path / "b", backwards, **plan)
+    assert one.read("ranking").equals(other.read("ranking"))
+    assert one.num_rows("ranking") == BUDGET
+
+
+@pytest.mark.parametrize(("rounds", "bounding"), [(1, False), (3, False), (3, True)])
+def test_parts_run_as_shards_pick_what_one_process_does(
+    within: dict[str, StageOutput], tmp_path: Path, rounds: int, bounding: bool
+) -> None:
+    tables = ScoreTables.open(within["score_pairs"], 90)
+    names = within["embed"].read("candidates", ["example_id"])["example_id"].to_pylist()
+    common: dict[str, Any] = {"num_parts": 5, "tie_rank": np.argsort(np.argsort(names))}
+    search = greedi
+    if rounds > 1:
+        search = multi_round_greedy
+        common |= {"num_rounds": rounds, "bounding": bounding}
+    problem = FacilityLocation(tables.lists("within")).problem()
+    expected = search(problem, Budget(BUDGET), **common)
+    plan = {"partitions": 5, "rounds": rounds, "bounding": bounding}
+    found = select_in_parts(within, tmp_path, **plan).read("ranking")
+    np.testing.assert_array_equal(found["row_index"], expected.order)
+    np.testing.assert_array_equal(found["gain"], expected.gain)
+
+
+def test_parts_keep_quotas_and_come_near_the_search_in_one_piece(
+    within: dict[str, StageOutput], tmp_path: Path
+) -> None:
+    quotas = Quotas("task", {}, 4)
+    whole = select(within, tmp_path, "facility_location", quotas=quotas).read("ranking")
+    found = select_in_parts(within, tmp_path, partitions=3, quotas=quotas).read("ranking")
+    assert np.bincount(found["row_index"].to_numpy() % 3).tolist() == [4, 4, 4]
+    assert found["objective"][-1].as_py() >= 0.9 * whole["objective"][-1].as_py()
+
+
+def test_more_parts_than_candidates_fall_empty(
+    within: dict[str, StageOutput], tmp_path: Path
+) -> None:
+    assert select_in_parts(within, tmp_path, partitions=300).num_rows("ranking") == BUDGET
+
+
+class Killed(BaseException):
+    """Stands for a signal."""
+
+
+def test_a_killed_selection_goes_on_and_ends_bit_by_bit_the_same(
+    within: dict[str, StageOutput], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks = blocks_of("facility_location", pointwise=False, has_targets=False)
+    plan = SelectionPlan("facility_location", blocks, count=BUDGET)
+    stage = SelectStage(within["score_pairs"], within["embed"], plan, save_seconds=0.0)
+    location = Location.of(str(tmp_path))
+    write = Location.write_bytes
+
+    def die_after_seven(self: Location, data: bytes) -> None:
+        write(self, data)
+        if self.name == PICKS_NAME and len(read_picks(saved_in(tmp_path))[0]["order"]) == 7:
+            raise Killed
+
+    monkeypatch.setattr(Location, "write_bytes", die_after_seven)
+    with pytest.raises(Killed):
+        run_stage(stage, location, execute=execute_here, reporter=SilentReporter())
+    monkeypatch.undo()
+    assert "7 of at most 12 picks" in stage.progress(saved_in(tmp_path))
+    resumed = run_stage(stage, location, execute=execute_here, reporter=SilentReporter())
+    assert resumed.read("ranking").equals(within["select"].read("ranking"))
+    assert not list(tmp_path.rglob(PICKS_NAME))
+
+
+@pytest.mark.slow
+def test_a_selection_that_dies_by_a_signal_goes_on(
+    within: dict[str, StageOutput], tmp_path: Path
+) -> None:
+    folders = [str(within[name].folder) for name in ("score_pairs", "embed")]
+    child = "tests.unit.stages.selection.die_selecting"
+    command = [sys.executable, "-m", child, str(tmp_path), *folders]
+    died = subprocess.run(command, timeout=240, check=False)  # noqa: S603
+    assert died.returncode == -signal.SIGKILL
+    saved = read_picks(saved_in(tmp_path))[0]["order"]
+    assert saved == within["select"].read("ranking")["row_index"].to_pylist()[: len(saved)]
+    plan = SelectionPlan("facility_location", ("within",), count=BUDGET)
+    stage = SelectStage(within["score_pairs"], within["embed"], plan)
+    location = Location.of(str(tmp_path))
+    resumed = run_stage(stage, location, execute=execute_here, reporter=SilentReporter())
+    assert resumed.read("ranking").equals(within["select"].read("ranking"))
+
+
+class Told(SilentReporter):
+    """Remembers what long items said."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+
+    def working(self, name: str, message: str) -> None:
+        self.messages.append(f"{name}: {message}")
+
+
+def test_how_far_a_selection_is_reaches_the_reporter(
+    within: dict[str, StageOutput], tmp_path: Path
+) -> None:
+    plan = SelectionPlan("facility_location", ("within",), count=BUDGET)
+    stage = SelectStage(within["score_pairs"], within["embed"], plan)
+    folder, told = Location.of(str(tmp_path)), Told()
+    progress = Progress(7, 12, 3.5, 0.25, np.arange(7))
+    SavedPicks(folder, every_seconds=0.0).save(progress)
+    with watching(stage, folder, told, every_seconds=0.01):
+        until = time.monotonic() + 5
+        while not told.messages and time.monotonic() < until:
+            time.sleep(0.01)
+    assert told.messages[0] == "select: 7 of at most 12 picks, value 3.5, last gain 0.25"
+
+
+def saved_in(folder: Path) -> Location:
+    return Location.of(str(next(folder.rglob(PICKS_NAME)).parents[1]))
+
+
+def test_lists_of_ids_enter_the_fingerprint_by_their_digest() -> None:
+    plan = SelectionPlan("facility_location", ("within",), count=3, include=("a" * 32,))
+    settings = plan.settings()
+    assert settings["include"]["num_ids"] == 1
+    assert settings != replace(plan, include=("b" * 32,)).settings()

@@ -1,0 +1,120 @@
+"""Warm-up and gradients of LESS on a tiny random Llama, in this process, with no Ray."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pyarrow as pa
+
+from nncift_ray.core.network.sampling import SampleDesign
+from nncift_ray.models.lora_model import AdapterSpec, LoraModel
+from nncift_ray.models.trainable_model import ModelOptions
+from nncift_ray.models.training_loop import TrainingSettings
+from nncift_ray.stages.driving.driver import execute_here, run_stage
+from nncift_ray.stages.driving.progress import SilentReporter
+from nncift_ray.stages.driving.stage import Shard, Stage, Worker
+from nncift_ray.stages.teaching.sample import SampleStage
+from nncift_ray.stages.teaching.warmup import WarmupJob, WarmupStage, warm_up_here
+from nncift_ray.storage import schemas
+from nncift_ray.storage.filesystem import Location
+from nncift_ray.storage.output import Sink, StageOutput
+from nncift_ray.storage.schemas import CROSS, WITHIN
+from tests.tiny_models import make_tiny_llama
+
+NUM_CANDIDATES, NUM_TARGETS, NUM_EPOCHS = 12, 4, 2
+MAX_LENGTH = 64
+TOO_LONG, EMPTY = 3, 7  # candidates that have no gradient, where a corpus is made with bad rows
+MODEL_SETTINGS = {"model": "tiny", "revision": "1"}
+SPEC = AdapterSpec(
+    rank=4, alpha=8.0, dropout=0.1, target_modules=("q_proj", "v_proj", "o_proj"), seed=0
+)
+TRAINING = TrainingSettings(
+    num_epochs=NUM_EPOCHS, learning_rate=1e-2, lr_warmup_fraction=0.1, batch_size=2, seed=5
+)
+
+
+class CorpusStage(Stage):
+    """Writes what the deduplicate stage would."""
+
+    name: ClassVar[str] = "corpus"
+
+    def __init__(self, bad_rows: bool = False) -> None:
+        self._bad_rows = bad_rows
+
+    @property
+    def produces(self) -> Mapping[str, pa.Schema]:
+        return {"candidates": schemas.EXAMPLES, "targets": schemas.EXAMPLES}
+
+    @property
+    def inputs(self) -> Mapping[str, StageOutput]:
+        return {}
+
+    def settings(self) -> dict[str, Any]:
+        return {"bad_rows": self._bad_rows}
+
+    def num_items(self) -> int:
+        return 1
+
+    def make_worker(self) -> Worker:
+        def write(shard: Shard, sink: Sink) -> None:
+            for table, count in (("candidates", NUM_CANDIDATES), ("targets", NUM_TARGETS)):
+                rows = [make_row(table, at) for at in range(count)]
+                if self._bad_rows and table == "candidates":
+                    rows[TOO_LONG]["prompt"] *= MAX_LENGTH
+                    rows[EMPTY]["response"] = ""
+                sink.write_rows(table, rows, schemas.EXAMPLES)
+
+        return write
+
+
+def make_row(table: str, at: int) -> dict[str, Any]:
+    return {
+        "row_index": at,
+        "example_id": f"{table}-{at}",
+        "prompt": f"{table[:4]} {at * 7 % 13}" + " more" * (at % 3),
+        "response": f"It is {at * at}.",
+        "record": "{}",
+        "source": "corpus.jsonl",
+        "line": at + 1,
+        "layout": "prompt_completion",
+        "num_duplicates": 0,
+    }
+
+
+def run(stage: Stage, folder: Path) -> StageOutput:
+    """Run a stage in this process below a folder."""
+    location = Location.of(str(folder / "run"))
+    return run_stage(stage, location, execute=execute_here, reporter=SilentReporter())
+
+
+def make_factory(folder: Path) -> functools.partial[LoraModel]:
+    """Make the tiny model, and what loads it; a worker of Ray can unpickle that."""
+    path = make_tiny_llama(folder / "model")
+    return functools.partial(
+        LoraModel, str(path), SPEC, ModelOptions(device="cpu", max_length=MAX_LENGTH)
+    )
+
+
+def make_job(
+    folder: Path, make_model: functools.partial[LoraModel], *, bad_rows: bool = False, **job: Any
+) -> WarmupJob:
+    """Describe a warm-up on half the candidates."""
+    corpus = run(CorpusStage(bad_rows), folder)
+    defaults = {"fraction": 0.5, "max_examples": 100, "training": TRAINING}
+    return WarmupJob(corpus, make_model, **defaults | job)
+
+
+def run_warmup(folder: Path, job: WarmupJob) -> StageOutput:
+    """Run the warm-up in this process."""
+    return run(WarmupStage(job, warm_up_here, MODEL_SETTINGS), folder)
+
+
+def run_sample(folder: Path, corpus: StageOutput) -> StageOutput:
+    """Draw most pairs of both blocks."""
+    design = SampleDesign(label_fraction=0.9, holdout_pairs_per_quadrant=2, seed=1)
+    return run(
+        SampleStage(corpus, dict.fromkeys((WITHIN, CROSS), design), needs_baseline=False), folder
+    )

@@ -1,0 +1,126 @@
+"""Requests that kill the teacher's process: which are given up, and which must stay."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nncift_ray.core.network.sampling import SampleDesign
+from nncift_ray.models.fake_engine import FakeEngine
+from nncift_ray.models.teachers import DeliftTeacher, LabelRequest
+from nncift_ray.stages.corpus.ingest import DeduplicateStage, IngestStage, find_sources
+from nncift_ray.stages.driving.driver import execute_here, run_stage
+from nncift_ray.stages.driving.poison import MAX_DEATHS
+from nncift_ray.stages.driving.progress import SilentReporter
+from nncift_ray.stages.driving.stage import KILLED_WORKER, Stage
+from nncift_ray.stages.teaching.label import LabelStage
+from nncift_ray.stages.teaching.sample import SampleStage
+from nncift_ray.storage.filesystem import Location
+from nncift_ray.storage.output import StageOutput
+from tests.unit.stages.chain import write_corpus
+from tests.unit.stages.driving.dying import KilledError, replace_the_dead
+
+LABEL_PAIRS = 150
+
+Deadly = Callable[[LabelRequest], bool]
+
+
+class Mortal(DeliftTeacher):
+    """DELIFT on a fake engine whose process dies of some requests."""
+
+    def __init__(self, deadly: Deadly) -> None:
+        super().__init__(FakeEngine())
+        self.deadly = deadly
+        self.num_deaths = 0
+
+    def measure(self, requests: Sequence[LabelRequest]) -> list[Any]:
+        if any(self.deadly(request) for request in requests):
+            self.num_deaths += 1
+            raise KilledError
+        return super().measure(requests)
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> StageOutput:
+    folder = tmp_path_factory.mktemp("sample")
+    location = Location.of(str(folder / "run"))
+
+    def run(stage: Stage) -> StageOutput:
+        return run_stage(stage, location, execute=execute_here, reporter=SilentReporter())
+
+    candidates, targets, _ = write_corpus(folder / "corpus", 40, 10)
+    examples = run(DeduplicateStage(run(IngestStage(find_sources([candidates], [targets])))))
+    design = SampleDesign(label_pairs=LABEL_PAIRS, holdout_pairs_per_quadrant=4)
+    return run(SampleStage(examples, {"within": design}, needs_baseline=True))
+
+
+def label(sample: StageOutput, folder: Path, teacher: Mortal) -> StageOutput:
+    stage = LabelStage(sample, lambda: teacher, {"t": 1}, shard_pairs=1)
+    location = Location.of(str(folder))
+    return run_stage(stage, location, execute=replace_the_dead, reporter=SilentReporter())
+
+
+def measured(output: StageOutput) -> dict[tuple[Any, Any], float]:
+    rows = output.read("measurements").to_pylist()
+    return {(row["helped_index"], row["helper_index"]): row["value"] for row in rows}
+
+
+def most_helped(sample: StageOutput) -> tuple[Any, str]:
+    """Return the candidate that most requests ask about, and its id."""
+    helped = sample.read("pairs")["helped_index"].to_pylist()
+    index = max(set(helped), key=helped.count)
+    texts = sample.read("sampled_examples").to_pylist()
+    return index, next(r["example_id"] for r in texts if r["row_index"] == index)
+
+
+def test_a_pair_that_kills_costs_that_pair_alone(sample: StageOutput, tmp_path: Path) -> None:
+    pair = next(row for row in sample.read("pairs").to_pylist() if row["helper_index"] is not None)
+    ids = {r["row_index"]: r["example_id"] for r in sample.read("sampled_examples").to_pylist()}
+    guilty = (ids[pair["helped_index"]], ids[pair["helper_index"]])
+
+    def deadly(request: LabelRequest) -> bool:
+        helper = request.helper
+        return helper is not None and (request.helped.example_id, helper.example_id) == guilty
+
+    calm = measured(label(sample, tmp_path / "calm", Mortal(lambda _: False)))
+    output = label(sample, tmp_path / "hurt", Mortal(deadly))
+    errors = output.read("errors").to_pylist()
+    assert [(row["reason"], row["example_id"]) for row in errors] == [(KILLED_WORKER, guilty[0])]
+    del calm[pair["helped_index"], pair["helper_index"]]
+    assert measured(output) == calm
+
+
+def test_an_example_that_kills_wherever_it_stands_is_searched_once(
+    sample: StageOutput, tmp_path: Path
+) -> None:
+    index, example_id = most_helped(sample)
+
+    def deadly(request: LabelRequest) -> bool:
+        return example_id in (request.helped.example_id, getattr(request.helper, "example_id", ""))
+
+    calm = measured(label(sample, tmp_path / "calm", Mortal(lambda _: False)))
+    teacher = Mortal(deadly)
+    output = label(sample, tmp_path / "hurt", teacher)
+    assert measured(output) == {pair: calm[pair] for pair in calm if index not in pair}
+    num_requests_with_it = sum(index in pair for pair in calm)
+    assert output.manifest.num_failures == num_requests_with_it
+    assert teacher.num_deaths < MAX_DEATHS * num_requests_with_it
+
+
+def test_a_helper_that_kills_does_not_condemn_those_it_was_shown_to(
+    sample: StageOutput, tmp_path: Path
+) -> None:
+    helpers = sample.read("pairs")["helper_index"].to_pylist()
+    index = max(set(helpers) - {None}, key=helpers.count)
+    texts = sample.read("sampled_examples").to_pylist()
+    example_id = next(row["example_id"] for row in texts if row["row_index"] == index)
+
+    def deadly(request: LabelRequest) -> bool:
+        return request.helper is not None and request.helper.example_id == example_id
+
+    calm = measured(label(sample, tmp_path / "calm", Mortal(lambda _: False)))
+    hurt = measured(label(sample, tmp_path / "hurt", Mortal(deadly)))
+    assert hurt == {pair: calm[pair] for pair in calm if pair[1] != index}

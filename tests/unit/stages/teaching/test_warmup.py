@@ -1,0 +1,126 @@
+"""The warm-up stage: what it draws, what it leaves behind, what it says of examples left out."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nncift_ray.errors import StageError
+from nncift_ray.models.lora_model import LoraModel
+from nncift_ray.models.trainable_model import ModelOptions
+from nncift_ray.models.warmup import WarmupCheckpoint
+from nncift_ray.stages.driving.driver import stage_fingerprint
+from nncift_ray.stages.driving.stage import Resources
+from nncift_ray.stages.teaching.warmup import (
+    TENSOR_GROUPS,
+    WarmupJob,
+    WarmupStage,
+    draw_rows,
+    warm_up_here,
+)
+from nncift_ray.storage import schemas
+from nncift_ray.storage.checkpoints import read_warmup
+from tests.unit.stages.teaching.less_chain import (
+    EMPTY,
+    MODEL_SETTINGS,
+    NUM_CANDIDATES,
+    NUM_EPOCHS,
+    SPEC,
+    TOO_LONG,
+    TRAINING,
+    make_factory,
+    make_job,
+    run_warmup,
+)
+
+
+@pytest.fixture(scope="module")
+def make_model(tmp_path_factory: pytest.TempPathFactory) -> functools.partial[LoraModel]:
+    return make_factory(tmp_path_factory.mktemp("tiny"))
+
+
+def test_the_draw_is_a_seeded_share_that_a_bound_cuts(
+    tmp_path: Path, make_model: functools.partial[LoraModel]
+) -> None:
+    job = make_job(tmp_path, make_model)
+    other_seed = dataclasses.replace(TRAINING, seed=6)
+    assert len(draw_rows(job)) == len(set(draw_rows(job))) == NUM_CANDIDATES // 2
+    assert draw_rows(job).tolist() == draw_rows(job).tolist()
+    assert (
+        draw_rows(dataclasses.replace(job, training=other_seed)).tolist() != draw_rows(job).tolist()
+    )
+    assert len(draw_rows(dataclasses.replace(job, max_examples=2))) == 2
+    assert len(draw_rows(dataclasses.replace(job, fraction=1e-6))) == 1
+
+
+def test_a_checkpoint_an_epoch_reads_back_as_it_was(
+    tmp_path: Path, make_model: functools.partial[LoraModel]
+) -> None:
+    job = make_job(tmp_path, make_model)
+    kept: list[WarmupCheckpoint] = []
+    warm_up_here(job, kept.append)
+    warmup = run_warmup(tmp_path, job)
+    rows = warmup.read("checkpoints", schema=schemas.WARMUP_CHECKPOINTS).to_pylist()
+    assert [row["checkpoint"] for row in rows] == list(range(NUM_EPOCHS))
+    for number, checkpoint in enumerate(kept):
+        groups, facts = read_warmup(warmup, number)
+        assert facts == {name: value for name, value in rows[number].items() if name in facts}
+        assert facts["num_steps"] == checkpoint.num_steps
+        for group in TENSOR_GROUPS:
+            expected = getattr(checkpoint, group)
+            assert groups[group].keys() == expected.keys()
+            for name, array in expected.items():
+                assert groups[group][name].tobytes() == array.tobytes()
+                assert np.abs(array).max() > 0
+
+
+def test_examples_that_do_not_fit_are_error_rows_and_not_trained_on(
+    tmp_path: Path, make_model: functools.partial[LoraModel]
+) -> None:
+    warmup = run_warmup(tmp_path, make_job(tmp_path, make_model, bad_rows=True, fraction=1.0))
+    errors = warmup.read("errors", schema=schemas.ERRORS).to_pylist()
+    told = {row["example_id"]: row["reason"] for row in errors}
+    assert told == {f"candidates-{TOO_LONG}": "too_long", f"candidates-{EMPTY}": "no_response"}
+    assert warmup.manifest.facts()["num_examples"] == NUM_CANDIDATES - 2
+
+
+def test_nothing_to_train_on_names_the_keys_to_change(
+    tmp_path: Path, make_model: functools.partial[LoraModel]
+) -> None:
+    options = ModelOptions(device="cpu", max_length=8)
+    short = functools.partial(LoraModel, make_model.args[0], SPEC, options)
+    with pytest.raises(StageError, match="teacher.less.max_length"):
+        run_warmup(tmp_path, make_job(tmp_path, short))
+
+
+def test_the_fingerprint_holds_what_shapes_the_numbers_and_not_what_runs_them(
+    tmp_path: Path, make_model: functools.partial[LoraModel]
+) -> None:
+    job = make_job(tmp_path, make_model)
+
+    def fingerprint(job: WarmupJob, model: dict[str, str] = MODEL_SETTINGS) -> str:
+        return stage_fingerprint(WarmupStage(job, warm_up_here, model))
+
+    stage = WarmupStage(job, warm_up_here, MODEL_SETTINGS)
+    stage.resources = Resources(num_cpus=8, num_gpus=1)
+    faster = dataclasses.replace(TRAINING, learning_rate=1.0)
+    assert stage_fingerprint(stage) == fingerprint(job)
+    others = [
+        fingerprint(job, {"model": "tiny", "revision": "2"}),
+        *(fingerprint(dataclasses.replace(job, **change)) for change in (
+            {"training": faster}, {"fraction": 0.4}, {"max_examples": 3}, {"num_workers": 2}
+        )),
+    ]  # fmt: skip
+    assert len({fingerprint(job), *others}) == 1 + len(others)
+
+
+def test_the_manifest_names_no_folder_of_this_machine(
+    tmp_path: Path, make_model: functools.partial[LoraModel]
+) -> None:
+    manifest = run_warmup(tmp_path, make_job(tmp_path, make_model)).manifest.model_dump_json()
+    assert str(tmp_path) not in manifest
+    assert str(make_model.args[0]) not in manifest
