@@ -102,6 +102,10 @@ class AttemptLog:
         num_lost = sum(node in self._gone for node in died_on)
         return len(died_on) - num_lost + num_lost // LOSSES_PER_DEATH
 
+    def was_left_in(self, step: str) -> bool:
+        """Whether a worker was lost in a step, whoever is to blame."""
+        return step in self._died_on
+
     def probe_deaths(self, rows: range) -> int:
         """How many workers died when these rows were tried alone."""
         return self.deaths(_probe_name(rows))

@@ -133,11 +133,12 @@ class ShardRunner:
     def run(self, shard: Shard) -> ShardOutcome:
         """Bring a shard to its outcome; errors are returned, not raised."""
         try:
-            record = find_record(self._folder, shard)
-            if record is not None:  # its worker was lost before the driver had heard of it
-                return ShardOutcome(shard, record)
             name = f"{shard_name(shard.start, shard.stop)}.json"
             log = AttemptLog(self._attempts / name, self._here)
+            record = find_record(self._folder, shard)
+            if record is not None:  # its worker was lost before the driver had heard of it
+                log.close()
+                return ShardOutcome(shard, record, cause="killed" if log.was_left_in(LAST) else "")
             outcome: ShardOutcome | None = None
             while outcome is None:
                 try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,8 +18,10 @@ from nncift_ray.stages.driving.driver import (
     run_stage,
     stage_folder,
 )
+from nncift_ray.stages.driving.poison import LAST, WHOLE, AttemptLog
 from nncift_ray.stages.driving.progress import LineReporter, SilentReporter
 from nncift_ray.stages.driving.shard_runner import (
+    ATTEMPTS_FOLDER,
     ShardOutcome,
     ShardRunner,
     execute_shard,
@@ -27,7 +30,7 @@ from nncift_ray.stages.driving.shard_runner import (
 from nncift_ray.stages.driving.shard_runner import describe_outcome as describe
 from nncift_ray.stages.driving.stage import Shard, Stage, Worker
 from nncift_ray.storage.filesystem import Location
-from nncift_ray.storage.output import ERRORS_HELD, MANIFEST_NAME, Sink, StageOutput
+from nncift_ray.storage.output import ERRORS_HELD, MANIFEST_NAME, Sink, StageOutput, shard_name
 
 SQUARES = pa.schema([pa.field("item", pa.int64()), pa.field("square", pa.int64())])
 
@@ -276,6 +279,21 @@ def test_a_shard_handed_out_again_after_its_record_was_written_is_not_done_again
     (folder / first.record.parts[0].name).delete()
     assert ShardRunner(stage, folder, "session").run(shard).record is not None
     assert stage.calls == [shard]
+
+
+@pytest.mark.parametrize(("step", "cause"), [(WHOLE, ""), (LAST, "killed")])
+def test_a_shard_found_written_is_known_for_one_that_had_rows_left_out(
+    tmp_path: Path, step: str, cause: str
+) -> None:
+    folder, shard, stage = Location.of(str(tmp_path)), Shard(0, 2), SquareStage(2, 2)
+    written = ShardRunner(stage, folder, "session").run(shard)
+    attempts = folder / ATTEMPTS_FOLDER / "session"
+    file = attempts / f"{shard_name(0, 2)}.json"
+    with AttemptLog(file).step(step):
+        left_behind = file.read_bytes()  # as a worker that is lost in this step leaves it
+    file.write_bytes(left_behind)
+    assert ShardRunner(stage, folder, "session").run(shard) == replace(written, cause=cause)
+    assert not file.exists()
 
 
 def test_a_worker_that_wrote_to_another_disk_is_found_out(tmp_path: Path) -> None:
