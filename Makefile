@@ -55,8 +55,9 @@ format: setup-dev ## Let ruff mend what it can.
 type: setup-dev ## Pyright, strict on core, storage and config.
 	$(BIN)/pyright
 
+# Ray's workers give way to all else (niceness 15); beside other work they would hardly run.
 test: setup-dev ## All tests (PYTEST_ARGS="-k name" picks some).
-	$(OFFLINE) $(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(OFFLINE) RAY_worker_niceness=0 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 bench: setup-dev ## The benchmarks that need no data of their own, some minutes; tables are printed.
 	@for name in $(BENCHMARKS); do $(OFFLINE) $(BIN)/python -m benchmarks.$$name || exit 1; done

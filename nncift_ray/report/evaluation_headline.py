@@ -85,16 +85,18 @@ def _finding(test: str, judged: Sequence[Result]) -> str:
     worse = _by_method([row for row in judged if row.verdict == WORSE])
     if not better and not worse:
         return f"On {test} no method can be told from random."
+    both = [name for name in better if name in worse]  # by one metric or use this, by another that
     parts: list[str] = []
-    if better:
-        told = list(better.items())[:MAX_FINDINGS]
-        names = list_words([f"{name} ({_how(rows)})" for name, rows in told])
-        more = len(better) - len(told)
-        rest = f" and {more} more" if more else ""
-        parts.append(f"{names}{rest} {'beat' if len(better) > 1 else 'beats'} random")
-    if worse:
-        names = list_words([f"{name} ({_how(rows)})" for name, rows in worse.items()])
-        parts.append(f"{names} {'do' if len(worse) > 1 else 'does'} worse than random")
+    if names := [f"{name} ({_how(rows)})" for name, rows in better.items() if name not in both]:
+        rest = len(names) - MAX_FINDINGS
+        told = names[:MAX_FINDINGS] + ([f"{rest} more"] if rest > 0 else [])
+        parts.append(f"{list_words(told)} {'beat' if len(names) > 1 else 'beats'} random")
+    if names := [f"{name} ({_how(rows)})" for name, rows in worse.items() if name not in both]:
+        parts.append(f"{list_words(names)} {'do' if len(names) > 1 else 'does'} worse than random")
+    parts += [
+        f"{name} does both, better ({_how(better[name])}) and worse ({_how(worse[name])})"
+        for name in both
+    ]
     if not better:
         parts.append("no method beats random")
     return f"On {test} {'; '.join(parts)}."
