@@ -61,6 +61,30 @@ def try_again(
     raise AssertionError("unreachable")
 
 
+def delete_patiently(delete: Callable[[], None]) -> None:
+    """Delete, trying again when the store turned it away; a later attempt may find nothing left.
+
+    Arrow deletes and then makes sure that the folder above is still one, by writing an empty
+    object: also that may be turned away.
+
+    Raises:
+        FileNotFoundError: If nothing was there from the start.
+        OSError: As ``try_again``.
+    """
+    attempts = 0
+
+    def attempt() -> None:
+        nonlocal attempts
+        attempts += 1
+        try:
+            delete()
+        except FileNotFoundError:
+            if attempts == 1:
+                raise
+
+    try_again(attempt)
+
+
 class PatientFile(io.RawIOBase):
     """A file in a store, read by ranges, each tried again."""
 
@@ -212,34 +236,21 @@ class PatientHandler(pafs.FileSystemHandler):
 
     def delete_dir(self, path: str) -> None:
         """Delete a folder with all below it."""
-        try_again(lambda: self.store.delete_dir(path))
+        delete_patiently(lambda: self.store.delete_dir(path))
 
     def delete_dir_contents(self, path: str, missing_dir_ok: bool = False) -> None:
         """Delete what is below a folder."""
-        try_again(lambda: self.store.delete_dir_contents(path, missing_dir_ok=missing_dir_ok))
+        delete_patiently(
+            lambda: self.store.delete_dir_contents(path, missing_dir_ok=missing_dir_ok)
+        )
 
     def delete_root_dir_contents(self) -> None:
         """Refuse: nobody means to empty a store."""
         raise PermissionError("the root of a store is not emptied")
 
     def delete_file(self, path: str) -> None:
-        """Delete a file; a second attempt may find it gone.
-
-        Arrow then makes sure that its folder is still one, by writing an empty object: also that
-        may be turned away.
-        """
-        attempts = 0
-
-        def delete() -> None:
-            nonlocal attempts
-            attempts += 1
-            try:
-                self.store.delete_file(path)
-            except FileNotFoundError:
-                if attempts == 1:
-                    raise
-
-        try_again(delete)
+        """Delete a file."""
+        delete_patiently(lambda: self.store.delete_file(path))
 
     def move(self, src: str, dest: str) -> None:
         """Copy and delete, which is what a store can do."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -61,6 +62,32 @@ def test_what_is_wrong_for_good_is_not_tried_again(error: OSError) -> None:
     with pytest.raises(type(error)):
         try_again(busy, sleep=lambda _: None)
     assert busy.calls == 1
+
+
+@pytest.mark.parametrize("method", ["delete_file", "delete_dir"])
+def test_what_was_deleted_before_the_refusal_counts_as_deleted(tmp_path: Path, method: str) -> None:
+    class HalfDone:
+        """Deletes, and is then turned away once, as Arrow's client is by the folder above."""
+
+        def __init__(self) -> None:
+            self.local, self.is_busy = pafs.LocalFileSystem(), True
+
+        def __getattr__(self, name: str) -> Callable[[str], None]:
+            def delete(path: str) -> None:
+                getattr(self.local, name)(path)
+                if self.is_busy:
+                    self.is_busy = False
+                    raise OSError(BUSY)
+
+            return delete
+
+    there = tmp_path / "there"
+    there.mkdir() if method == "delete_dir" else there.touch()
+    handler = PatientHandler(cast("pafs.FileSystem", HalfDone()))
+    getattr(handler, method)(str(there))
+    assert not there.exists()
+    with pytest.raises(FileNotFoundError):
+        getattr(handler, method)(str(there))
 
 
 class BusyFile(io.RawIOBase):
