@@ -119,7 +119,7 @@ class JudgeFactory:
         """Load it."""
         return make_generator(
             self.kind,
-            locate_model(self.model, "judge").path,
+            locate_model(self.model, "language model").path,
             dtype=self.dtype,
             max_length=self.judge.max_length,
             quantization=self.judge.quantization,
