@@ -11,6 +11,7 @@ import os
 from dataclasses import dataclass, replace
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
+from typing import Literal
 
 from nncift_ray.errors import ModelError
 from nncift_ray.models import hub
@@ -21,6 +22,8 @@ EMBEDDED_EMBEDDER = "embedded:all-minilm-l6-v2"
 EMBEDDED_LANGUAGE_MODEL = "embedded:smollm2-135m-instruct"
 AUTO = "auto"
 NOT_FETCHED = "not fetched"
+#: What a packaged model is good for; a judge is a language model.
+Role = Literal["embedder", "language model"]
 REVISION_HEX_LENGTH = 16
 DIGESTED_BYTES = 1 << 20  # at either end of a file
 _MODEL_FILES = (".json", ".txt", ".model", ".jinja", ".safetensors", ".bin", ".pt", ".gguf")
@@ -42,7 +45,7 @@ class EmbeddedModel:
 
     package: str  # as it is installed
     file: str  # inside it; a folder, or a GGUF file to convert
-    role: str  # "embedder" | "language model"
+    role: Role
 
 
 EMBEDDED = {
@@ -117,7 +120,7 @@ def resolve_language_model(
     )
 
 
-def locate_model(model: ResolvedModel, role: str) -> ResolvedModel:
+def locate_model(model: ResolvedModel, role: Role) -> ResolvedModel:
     """Find a model on this machine that was resolved on another, or earlier on this one.
 
     It is always looked up anew: a path that exists may hold another state of the model. A hub
@@ -152,7 +155,7 @@ def _first_available(
 
 
 def _resolve_named(
-    name: str, role: str, revision: str | None = None, *, fetch: bool = True
+    name: str, role: Role, revision: str | None = None, *, fetch: bool = True
 ) -> ResolvedModel:
     if _is_hub_id(name):
         return _resolve_hub(name, revision, fetch=fetch)
@@ -175,7 +178,7 @@ def _is_hub_id(name: str) -> bool:
     return not Path(name).is_dir()
 
 
-def _refuse_revision(name: str, role: str, revision: str | None) -> None:
+def _refuse_revision(name: str, role: Role, revision: str | None) -> None:
     if revision is not None:
         raise ModelError(
             f"revision {revision!r} is given for {role} {name!r}, but a revision is for hub ids "
@@ -198,7 +201,7 @@ def _not_fetched(name: str) -> ResolvedModel:
     return ResolvedModel(name, "", NOT_FETCHED, notice)
 
 
-def _resolve_embedded(name: str, role: str, *, fetch: bool = True) -> ResolvedModel:
+def _resolve_embedded(name: str, role: Role, *, fetch: bool = True) -> ResolvedModel:
     model = EMBEDDED.get(name)
     if model is None or model.role != role:
         raise ModelError(f"no {role} is named {name!r}; there is {', '.join(_names(role))}")
@@ -292,5 +295,5 @@ def _has_cuda() -> bool:
     return torch.cuda.is_available()
 
 
-def _names(role: str) -> list[str]:
+def _names(role: Role) -> list[str]:
     return [name for name, model in EMBEDDED.items() if model.role == role]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from nncift_ray.core.evaluation.comparison import LOWER_IS_BETTER
 from nncift_ray.report.cards import GOOD, WARN, Card
@@ -87,11 +87,11 @@ def _finding(test: str, judged: Sequence[Result]) -> str:
         return f"On {test} no method can be told from random."
     both = [name for name in better if name in worse]  # by one metric or use this, by another that
     parts: list[str] = []
-    if names := [f"{name} ({_how(rows)})" for name, rows in better.items() if name not in both]:
+    if names := _told(better, both):
         rest = len(names) - MAX_FINDINGS
         told = names[:MAX_FINDINGS] + ([f"{rest} more"] if rest > 0 else [])
         parts.append(f"{list_words(told)} {'beat' if len(names) > 1 else 'beats'} random")
-    if names := [f"{name} ({_how(rows)})" for name, rows in worse.items() if name not in both]:
+    if names := _told(worse, both):
         parts.append(f"{list_words(names)} {'do' if len(names) > 1 else 'does'} worse than random")
     parts += [
         f"{name} does both, better ({_how(better[name])}) and worse ({_how(worse[name])})"
@@ -100,6 +100,11 @@ def _finding(test: str, judged: Sequence[Result]) -> str:
     if not better:
         parts.append("no method beats random")
     return f"On {test} {'; '.join(parts)}."
+
+
+def _told(found: Mapping[str, Sequence[Result]], without: Sequence[str]) -> list[str]:
+    """Return methods with by how much, each in a few words."""
+    return [f"{name} ({_how(rows)})" for name, rows in found.items() if name not in without]
 
 
 def _by_method(rows: Sequence[Result]) -> dict[str, list[Result]]:

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
@@ -104,9 +103,9 @@ def _picks(subset: Subset, examples: StageOutput) -> pa.Table:
     ids = examples.take_rows("candidates", subset.members, ["example_id"])["example_id"]
     size, key = len(ids), subset.key
     columns = [
-        pa.array([key.method] * size, pa.string()),
-        pa.array(np.full(size, key.budget)),
-        pa.array(np.full(size, key.seed, np.int32)),
+        pa.repeat(key.method, size),
+        pa.repeat(key.budget, size),
+        pa.repeat(pa.scalar(key.seed, pa.int32()), size),
         ids,
     ]
     return pa.table(columns, schema=schemas.SUBSETS)
