@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from nncift_ray.models.engine import ScoringRequest
-from nncift_ray.models.trainable_model import TrainingExample
+from nncift_ray.engines.base import ScoringRequest
+from nncift_ray.engines.lora import TrainingExample
 
 
 def score_in_batches(

@@ -19,15 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import describe_commit, describe_machine
-from nncift_ray.config import Config, make_config
-from nncift_ray.pipeline import extend, open_run, run
-from nncift_ray.pipeline.blueprint import Blueprint
-from nncift_ray.pipeline.runner import trainers_of
-from nncift_ray.stages.driving.driver import execute_here, run_stage
-from nncift_ray.stages.driving.progress import SilentReporter
-from nncift_ray.stages.driving.ray_pool import ray_session
-from nncift_ray.storage.filesystem import Location
-from nncift_ray.storage.output import StageOutput
+from nncift_ray.extend import extend
+from nncift_ray.pipeline import Blueprint, open_run, run, trainers_of
+from nncift_ray.recipe.loading import make_config
+from nncift_ray.recipe.sections import Config
+from nncift_ray.runtime.driver import execute_here, run_stage
+from nncift_ray.runtime.files import Location
+from nncift_ray.runtime.output import StageOutput
+from nncift_ray.runtime.progress import SilentReporter
+from nncift_ray.runtime.ray_pool import ray_session
 
 HERE = Path(__file__).parent
 NAME = "extend_t0_cpu"

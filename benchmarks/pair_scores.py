@@ -34,8 +34,8 @@ from rich.table import Table
 from benchmarks.machine import describe_commit, describe_machine
 from benchmarks.pair_scores_page import write_page
 from benchmarks.peak import peak_loops, peak_rate, seconds_of, vector_floats
-from nncift_ray.core.network.factored import FactoredNetwork
-from nncift_ray.core.pairs.pair_scores import score_block, top_k_rows
+from nncift_ray.network.factored import FactoredNetwork
+from nncift_ray.scores.exact import score_block, top_k_rows
 
 DIM, HIDDEN, TOP_K = 1024, 100, 64
 ROWS, COLUMNS = 2048, 131_072

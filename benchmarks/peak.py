@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from nncift_ray.core.jit import compiled
-from nncift_ray.core.pairs import vector_code as code
+from nncift_ray import jit as code
+from nncift_ray.jit import compiled
 
 SHAPES = (
     (2, 4),

@@ -13,20 +13,26 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from nncift_ray.core.candidates.anchor import AnchorGenerator
-from nncift_ray.core.candidates.cosine import CosineGenerator
-from nncift_ray.core.candidates.protocol import CandidateGenerator
-from nncift_ray.core.candidates.quadratic import QuadraticGenerator
-from nncift_ray.core.candidates.recall import SearchSettings, Tuning, listing_schedule, tune
-from nncift_ray.core.network.factored import FactoredNetwork
-from nncift_ray.core.pairs.pair_threads import CpuThreads, run_parts
-from nncift_ray.core.pairs.rescoring import (
+from nncift_ray.network.factored import FactoredNetwork
+from nncift_ray.scores.exact import (
+    CpuThreads,
     PackedColumns,
     RescoredTopK,
     pack_columns,
     rescore_rows,
+    run_parts,
 )
-from nncift_ray.models.neighbour_index import NeighbourIndex, sample_size
+from nncift_ray.scores.index import (
+    AnchorGenerator,
+    CandidateGenerator,
+    CosineGenerator,
+    QuadraticGenerator,
+    SearchSettings,
+    Tuning,
+    listing_schedule,
+    tune,
+)
+from nncift_ray.scores.neighbours import NeighbourIndex, sample_size
 
 GENERATORS: Mapping[str, type[CandidateGenerator]] = {
     "anchor": AnchorGenerator,

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import describe_commit, describe_machine
-from nncift_ray.pipeline.runner import RUN_RECORD
-from nncift_ray.report.collect import collect_mix, count_duplicates
-from nncift_ray.storage import schemas
-from nncift_ray.storage.filesystem import Location
-from nncift_ray.storage.output import StageOutput
+from nncift_ray.pipeline import RUN_RECORD
+from nncift_ray.report.data import collect_mix, count_duplicates
+from nncift_ray.runtime import schemas
+from nncift_ray.runtime.files import Location
+from nncift_ray.runtime.output import StageOutput
 
 NUM_GROUPS = 12
 MODELS = ("network", "row_column_mean", "mean", "zero", "random")

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from benchmarks.machine import describe_commit, describe_machine
-from nncift_ray.report.sweep_table import SweepPoint, describe_gain, quadrants_of, sweep_points
+from nncift_ray.report.sweep import SweepPoint, describe_gain, quadrants_of, sweep_points
 
 FOLDER = Path(__file__).parent
 

@@ -28,11 +28,10 @@ import torch
 from benchmarks.machine import describe_commit, describe_machine
 from benchmarks.pages import markdown_table
 from benchmarks.teacher.texts import choose, read_rows
-from nncift_ray.models.embedded import EMBEDDED_LANGUAGE_MODEL, resolve_language_model
-from nncift_ray.models.lora_model import AdapterSpec, LoraModel
-from nncift_ray.models.trainable_model import ModelOptions, TrainingExample
-from nncift_ray.models.training_loop import TrainingSettings
-from nncift_ray.models.tuning import LORA, choose_arithmetic, tune
+from nncift_ray.engines.lora import AdapterSpec, LoraModel, ModelOptions, TrainingExample
+from nncift_ray.engines.models import EMBEDDED_LANGUAGE_MODEL, resolve_language_model
+from nncift_ray.evaluate.tune import LORA, choose_arithmetic, tune
+from nncift_ray.teachers.warmup import TrainingSettings
 
 SPEC = AdapterSpec(rank=8, alpha=16.0, dropout=0.0, target_modules=None, seed=0)
 SETTINGS = TrainingSettings(

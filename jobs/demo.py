@@ -27,8 +27,8 @@ from jobs.demo_metrics import (
     usable_rows,
 )
 from nncift_ray import pipeline
-from nncift_ray.config import load_config
 from nncift_ray.errors import NnciftError
+from nncift_ray.recipe.loading import load_config
 
 RECIPE = Path(__file__).parent / "recipes" / "demo_delift_cpu.yaml"
 NUM_FAMILIES_SHOWN = 4

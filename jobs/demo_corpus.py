@@ -19,7 +19,7 @@ from random import Random
 from typing import Any
 
 from jobs.demo_tasks import FAMILIES, Item, draw_distinct_items
-from nncift_ray.core.examples import make_example_id
+from nncift_ray.corpus.examples import make_example_id
 
 CLEAN = "clean"
 EXACT_DUPLICATE = "exact_duplicate"

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from nncift_ray.core.examples import Example
-from nncift_ray.models.engine import ScoringEngine, ScoringFailure, ScoringRequest, ScoringResult
-from nncift_ray.models.teachers import DeliftTeacher, LabelRequest
+from nncift_ray.corpus.examples import Example
+from nncift_ray.engines.base import ScoringEngine, ScoringFailure, ScoringRequest, ScoringResult
+from nncift_ray.teachers.base import LabelRequest
+from nncift_ray.teachers.delift import DeliftTeacher
 
 HELPERS = [
     Example(f"j{n}", f"What is {n} and {n}? Answer in one word, in the same style.", "two " * n)

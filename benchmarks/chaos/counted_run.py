@@ -21,16 +21,15 @@ from typing import Any
 
 import ray
 
-from nncift_ray.config import load_config
 from nncift_ray.errors import NnciftError
 from nncift_ray.pipeline import run
-from nncift_ray.stages.driving.driver import execute_here
-from nncift_ray.stages.driving.progress import LineReporter
-from nncift_ray.stages.driving.ray_pool import execute_on_ray
-from nncift_ray.stages.driving.shard_runner import ShardOutcome
-from nncift_ray.stages.driving.stage import Shard, Stage, Worker
-from nncift_ray.storage.filesystem import Location
-from nncift_ray.storage.output import Sink
+from nncift_ray.recipe.loading import load_config
+from nncift_ray.runtime.driver import ShardOutcome, execute_here
+from nncift_ray.runtime.files import Location
+from nncift_ray.runtime.output import Sink
+from nncift_ray.runtime.progress import LineReporter
+from nncift_ray.runtime.ray_pool import execute_on_ray
+from nncift_ray.runtime.step import Shard, Stage, Worker
 
 BEGUN, DONE = "begun", "done"
 #: Stages whose actors live on spot nodes.

@@ -19,7 +19,7 @@ import yaml
 
 from benchmarks.chaos.cluster import MARKET, ON_DEMAND, SPOT, SpotCluster
 from benchmarks.chaos.counted_run import BEGUN, DONE
-from nncift_ray.storage.output import MANIFEST_NAME
+from nncift_ray.runtime.output import MANIFEST_NAME
 
 POLL_SECONDS = 0.2
 CARD_NAME = "README.md"

@@ -12,7 +12,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from nncift_ray.core.examples import make_example_id
+from nncift_ray.corpus.examples import make_example_id
 
 SEED = 0
 MAX_CHARACTERS = 480  # of prompt and response: two cores train on some 300 tokens a second

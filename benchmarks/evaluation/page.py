@@ -27,34 +27,34 @@ from jobs.demo_metrics import (
     rows_by_id,
     usable_rows,
 )
-from nncift_ray.pipeline.evaluation.publishing import EVALUATION_FOLDER, SUBSETS_NAME
-from nncift_ray.pipeline.evaluation.record import read_record, show
-from nncift_ray.report.evaluation_data import EvaluationData, Result, names_of, results_of
-from nncift_ray.report.evaluation_headline import (
-    cost_sentence,
-    direction_words,
-    evaluation_notices,
-    headline,
-    verdict_sentence,
-)
-from nncift_ray.report.evaluation_tables import (
-    AGREEMENT_HEADS,
-    COST_HEADS,
-    agreement_rows,
-    cost_rows,
-    fidelity_table,
-    result_lines,
-)
-from nncift_ray.report.evaluation_words import (
+from nncift_ray.evaluate.figures import (
+    EvaluationData,
+    Result,
     budget_words,
     interval_words,
     mean_words,
     metric_of,
     mode_words,
+    names_of,
+    results_of,
     verdict_words,
 )
-from nncift_ray.report.formatting import format_percent
-from nncift_ray.storage.filesystem import Location
+from nncift_ray.evaluate.page import (
+    AGREEMENT_HEADS,
+    COST_HEADS,
+    agreement_rows,
+    cost_rows,
+    cost_sentence,
+    direction_words,
+    evaluation_notices,
+    fidelity_table,
+    headline,
+    result_lines,
+    verdict_sentence,
+)
+from nncift_ray.evaluate.results import EVALUATION_FOLDER, SUBSETS_NAME, read_record, show
+from nncift_ray.report.text import format_percent
+from nncift_ray.runtime.files import Location
 
 Faults = dict[str, Any]  # picks (whose), size, and a share by measure
 

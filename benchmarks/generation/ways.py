@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from benchmarks.generation.limits import least_seconds, measure_limits, weights_of
-from nncift_ray.models.generation import Generation, GenerationEngine, GenerationRequest
-from nncift_ray.models.generators import make_generator
-from nncift_ray.models.prompting import Prompt, build_prompt_ids
+from nncift_ray.engines.base import Generation, GenerationEngine, GenerationRequest
+from nncift_ray.engines.choose import make_generator
+from nncift_ray.engines.tokens import Prompt, build_prompt_ids
 
 VLLM, TRANSFORMERS, PLAIN = WAYS = ("vllm", "transformers", "plain")
 FILE = "t0_train.jsonl.gz"

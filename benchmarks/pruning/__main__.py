@@ -42,7 +42,7 @@ from benchmarks.pruning.measure import (
 from benchmarks.pruning.networks import train_on_cosines, train_on_delift
 from benchmarks.pruning.page import write_page
 from benchmarks.t0 import CACHE, DATA, EmbeddingCache, embed_few, read_examples
-from nncift_ray.core.network.factored import FactoredNetwork
+from nncift_ray.network.factored import FactoredNetwork
 
 WANTED_ROWS, FEWEST_ROWS = 20_000, 1500
 SIZES, FULL_SIZES = (1250, 2500, 5000, 10_000, 20_000), (50_000, 100_000)

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.pruned_path import GENERATORS, STEPS, Problem, PrunedPath, draw, wall_seconds
-from nncift_ray.core.candidates.recall import SearchSettings, recall_at_k
-from nncift_ray.core.network.factored import FactoredNetwork
+from nncift_ray.network.factored import FactoredNetwork
+from nncift_ray.scores.index import SearchSettings, recall_at_k
 
 TOP_K = 64
 WANTED_RECALL = 0.99

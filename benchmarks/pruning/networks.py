@@ -12,19 +12,20 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.teacher.texts import Setting, choose_pairs
-from nncift_ray.core.examples import Example, embedding_text
-from nncift_ray.core.network.factored import FactoredNetwork
-from nncift_ray.core.network.influence_network import InfluenceNetwork
-from nncift_ray.core.network.training import PairData, TrainingConfig, train_network
-from nncift_ray.models.embedded import (
+from nncift_ray.corpus.examples import Example, embedding_text
+from nncift_ray.embedders import SentenceTransformerEmbedder
+from nncift_ray.engines.models import (
     EMBEDDED_EMBEDDER,
     EMBEDDED_LANGUAGE_MODEL,
     resolve_embedder,
     resolve_language_model,
 )
-from nncift_ray.models.embedder import SentenceTransformerEmbedder
-from nncift_ray.models.teachers import DeliftTeacher, LabelRequest, Measurement
-from nncift_ray.models.vllm_engine import VllmEngine
+from nncift_ray.engines.vllm import VllmEngine
+from nncift_ray.network.factored import FactoredNetwork
+from nncift_ray.network.network import InfluenceNetwork
+from nncift_ray.network.training import PairData, TrainingConfig, train_network
+from nncift_ray.teachers.base import LabelRequest, Measurement
+from nncift_ray.teachers.delift import DeliftTeacher
 
 HIDDEN = 100
 STEPS = 20_000  # of Adam, at the paper's batch size and learning rate

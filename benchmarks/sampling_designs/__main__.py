@@ -33,10 +33,10 @@ from benchmarks.sampling_designs.costs import TokenCost, measure_cost
 from benchmarks.sampling_designs.labels import COMPLETE, DATA, PARTIAL, LabelMatrix
 from benchmarks.sampling_designs.trials import Outcome, Pairs, Table, Trial, draw, run
 from benchmarks.teacher.texts import read_rows
-from nncift_ray.core.examples import Example, embedding_text
-from nncift_ray.core.network.sample_layouts import LAYOUTS, PAPER
-from nncift_ray.models.embedded import resolve_embedder, resolve_language_model
-from nncift_ray.models.embedder import SentenceTransformerEmbedder
+from nncift_ray.corpus.examples import Example, embedding_text
+from nncift_ray.embedders import SentenceTransformerEmbedder
+from nncift_ray.engines.models import resolve_embedder, resolve_language_model
+from nncift_ray.labels.sample import LAYOUTS, PAPER
 
 CACHE = Path.home() / ".cache" / "nncift_ray" / "benchmarks"
 EMBEDDER, LANGUAGE_MODEL = "embedded:all-minilm-l6-v2", "embedded:smollm2-135m-instruct"
@@ -184,8 +184,8 @@ def _first(table: Table, side: int) -> Table:
 
 def check_costs(matrix: LabelMatrix, table: Table, side: int, most: int) -> list[dict[str, Any]]:
     """Ask the real engine for a part of each design."""
-    from nncift_ray.models.teachers import DeliftTeacher
-    from nncift_ray.models.vllm_engine import VllmEngine
+    from nncift_ray.engines.vllm import VllmEngine
+    from nncift_ray.teachers.delift import DeliftTeacher
 
     teacher = DeliftTeacher(VllmEngine(resolve_language_model(LANGUAGE_MODEL).path))
     cost = TokenCost.of(matrix)

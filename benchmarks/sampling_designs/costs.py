@@ -10,7 +10,8 @@ import numpy as np
 
 from benchmarks.sampling_designs.labels import LabelMatrix
 from benchmarks.sampling_designs.trials import Pairs
-from nncift_ray.models.teachers import DeliftTeacher, LabelRequest, Measurement
+from nncift_ray.teachers.base import LabelRequest, Measurement
+from nncift_ray.teachers.delift import DeliftTeacher
 
 
 @dataclass(frozen=True)

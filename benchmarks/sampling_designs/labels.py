@@ -21,8 +21,9 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.teacher.texts import read_rows
-from nncift_ray.core.examples import Example
-from nncift_ray.models.teachers import DeliftTeacher, LabelRequest, Measurement
+from nncift_ray.corpus.examples import Example
+from nncift_ray.teachers.base import LabelRequest, Measurement
+from nncift_ray.teachers.delift import DeliftTeacher
 
 COMPLETE, PARTIAL = "delift_t0.npz", "delift_t0_partial.npz"
 NUM_HELPED, NUM_HELPERS = 240, 100
@@ -158,8 +159,8 @@ def make_matrix(
 ) -> None:
     """Measure helper by helper until all are measured or the time is up."""
     # Imported here: this module is also read by those who only want a matrix that is there.
-    from nncift_ray.models.embedded import EMBEDDED_LANGUAGE_MODEL, resolve_language_model
-    from nncift_ray.models.vllm_engine import VllmEngine
+    from nncift_ray.engines.models import EMBEDDED_LANGUAGE_MODEL, resolve_language_model
+    from nncift_ray.engines.vllm import VllmEngine
 
     started = time.perf_counter()
     engine = VllmEngine(resolve_language_model(EMBEDDED_LANGUAGE_MODEL).path)

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.sampling_designs.trials import Outcome
-from nncift_ray.core.network.sample_layouts import LAYOUTS, PAPER
+from nncift_ray.labels.sample import LAYOUTS, PAPER
 
 FOLDER = Path(__file__).parents[1]
 NAME = "sampling_designs_cpu"

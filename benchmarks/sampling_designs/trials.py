@@ -8,15 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nncift_ray.core.network.deep_network import DeepInfluenceNetwork
-from nncift_ray.core.network.fidelity import mse, r2, row_column_means, spearman
-from nncift_ray.core.network.sample_layouts import LAYOUTS, block_size, draw_pairs
-from nncift_ray.core.network.sampling import TRAIN, VALIDATION
-from nncift_ray.core.network.training import TrainingConfig
-from nncift_ray.core.network.within_rows import measure_within_rows
-from nncift_ray.stages.network.block_labels import BlockLabels
-from nncift_ray.stages.network.block_training import best_epoch, train_block
-from nncift_ray.storage.schemas import CROSS
+from nncift_ray.labels.sample import LAYOUTS, TRAIN, VALIDATION, block_size, draw_pairs
+from nncift_ray.network.fidelity import measure_within_rows, mse, r2, row_column_means, spearman
+from nncift_ray.network.network import DeepInfluenceNetwork
+from nncift_ray.network.step import BlockLabels, best_epoch, train_block
+from nncift_ray.network.training import TrainingConfig
+from nncift_ray.runtime.schemas import CROSS
 
 #: The learning rate is ten times the paper's, the steps a tenth: a trial has to be quick.
 TRAINING = TrainingConfig(learning_rate=1e-3)

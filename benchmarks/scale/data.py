@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.pruning.networks import train_on_cosines
-from nncift_ray.core.network.factored import FactoredNetwork
+from nncift_ray.network.factored import FactoredNetwork
 
 DIM = 384
 TILE = 10_000  # rows drawn at once, each tile from a stream of its own

@@ -20,9 +20,9 @@ import numpy as np
 
 from benchmarks.pruned_path import BLOCK, STEPS, Problem, PrunedPath, draw, wall_seconds
 from benchmarks.scale.data import SETTINGS, Clusters, read_network
-from nncift_ray.core.candidates.recall import SearchSettings, recall_at_k
-from nncift_ray.core.network.factored import FactoredNetwork
-from nncift_ray.core.pairs.pair_threads import run_parts
+from nncift_ray.network.factored import FactoredNetwork
+from nncift_ray.scores.exact import run_parts
+from nncift_ray.scores.index import SearchSettings, recall_at_k
 
 TOP_K = 64
 WANTED_RECALL, MARGIN = 0.98, 0.004

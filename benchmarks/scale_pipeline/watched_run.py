@@ -6,9 +6,9 @@ import json
 import sys
 import time
 
-from nncift_ray.config import load_config
 from nncift_ray.pipeline import run
-from nncift_ray.stages.driving.progress import SilentReporter
+from nncift_ray.recipe.loading import load_config
+from nncift_ray.runtime.progress import SilentReporter
 
 
 class Teller(SilentReporter):

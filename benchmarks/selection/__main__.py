@@ -26,13 +26,17 @@ from benchmarks.selection.instances import KINDS, draw_lists, draw_matrix
 from benchmarks.selection.page import write_page
 from benchmarks.selection.peers import PeerMissingError, run_peer
 from benchmarks.selection.sparsity import measure_sparsity
-from nncift_ray.core.selection.baseline import evaluate
-from nncift_ray.core.selection.bounding import bound_columns
-from nncift_ray.core.selection.dense_scores import DenseScores
-from nncift_ray.core.selection.greedy import Budget, Ranking, lazy_greedy, naive_greedy
-from nncift_ray.core.selection.objectives import FacilityLocation, Objective
-from nncift_ray.core.selection.partitioned import greedi, multi_round_greedy
-from nncift_ray.core.selection.stochastic import stochastic_greedy
+from nncift_ray.selection.greedy import (
+    Budget,
+    Ranking,
+    evaluate,
+    lazy_greedy,
+    naive_greedy,
+    stochastic_greedy,
+)
+from nncift_ray.selection.objectives import FacilityLocation, Objective
+from nncift_ray.selection.partitioned import bound_columns, greedi, multi_round_greedy
+from nncift_ray.selection.problem import DenseScores
 
 PER_ROW = 64
 SPARSE_ROWS, DENSE_ROWS, NAIVE_ROWS, PARTS_ROWS = 10_000, 3_000, 2_000, 50_000

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from nncift_ray.core.selection.sparse_scores import SparseScores
+from nncift_ray.selection.problem import SparseScores
 
 KINDS = ("uniform", "hub")
 HUB_POWER = 3  # of ten columns the most wanted is then in 46 % of all list places

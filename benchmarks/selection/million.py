@@ -11,8 +11,8 @@ import sys
 import time
 
 from benchmarks.selection.instances import draw_lists
-from nncift_ray.core.selection.greedy import Budget, lazy_greedy
-from nncift_ray.core.selection.objectives import FacilityLocation
+from nncift_ray.selection.greedy import Budget, lazy_greedy
+from nncift_ray.selection.objectives import FacilityLocation
 
 SMALL = 1000
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from nncift_ray.core.selection.sparse_scores import SparseScores
-from nncift_ray.models.embedded import cache_dir
+from nncift_ray.engines.models import cache_dir
+from nncift_ray.selection.problem import SparseScores
 
 HERE = Path(__file__).parent
 REQUIREMENTS = HERE / "peers.txt"

@@ -7,13 +7,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.t0 import EmbeddingCache
-from nncift_ray.core.network.factored import FactoredNetwork
-from nncift_ray.core.pairs.pair_scores import score_block
-from nncift_ray.core.selection.baseline import evaluate, random_ranking
-from nncift_ray.core.selection.dense_scores import DenseScores
-from nncift_ray.core.selection.greedy import Budget, lazy_greedy
-from nncift_ray.core.selection.objectives import FacilityLocation
-from nncift_ray.core.selection.sparse_scores import InfluenceScale, SparseScores
+from nncift_ray.network.factored import FactoredNetwork
+from nncift_ray.scores.exact import score_block
+from nncift_ray.selection.greedy import Budget, evaluate, lazy_greedy, random_ranking
+from nncift_ray.selection.objectives import FacilityLocation
+from nncift_ray.selection.problem import DenseScores, InfluenceScale, SparseScores
 
 LENGTHS = (16, 32, 64, 128)
 FRACTIONS = (0.01, 0.1, 0.3)

@@ -23,11 +23,12 @@ from rich.table import Table
 from benchmarks.machine import describe_commit, describe_machine
 from benchmarks.teacher import delift, less
 from benchmarks.teacher.texts import LONG, SHORT, choose, choose_pairs, read_rows
-from nncift_ray.core.examples import Example
-from nncift_ray.models.embedded import EMBEDDED_LANGUAGE_MODEL, resolve_language_model
-from nncift_ray.models.engine import ScoringEngine
-from nncift_ray.models.teachers import LabelRequest, Measurement, SelectItTeacher
-from nncift_ray.models.vllm_engine import VllmEngine
+from nncift_ray.corpus.examples import Example
+from nncift_ray.engines.base import ScoringEngine
+from nncift_ray.engines.models import EMBEDDED_LANGUAGE_MODEL, resolve_language_model
+from nncift_ray.engines.vllm import VllmEngine
+from nncift_ray.teachers.base import LabelRequest, Measurement
+from nncift_ray.teachers.selectit import SelectItTeacher
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
 RATED_TOKENS = (30, 120)

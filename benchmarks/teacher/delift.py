@@ -12,13 +12,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from benchmarks.baselines import score_in_batches
-from nncift_ray.models.engine import (
-    ScoringEngine,
-    ScoringFailure,
-    ScoringRequest,
-    ScoringResult,
-)
-from nncift_ray.models.teachers import DeliftTeacher, LabelRequest, Measurement
+from nncift_ray.engines.base import ScoringEngine, ScoringFailure, ScoringRequest, ScoringResult
+from nncift_ray.teachers.base import LabelRequest, Measurement
+from nncift_ray.teachers.delift import DeliftTeacher
 
 REFERENCE_BATCH = 8
 Pairs = Mapping[str, Sequence[LabelRequest]]

@@ -12,12 +12,10 @@ import torch
 
 from benchmarks.baselines import gradients_one_by_one, project_row
 from benchmarks.teacher.texts import choose
-from nncift_ray.core.examples import Example
-from nncift_ray.core.teaching.projection import RademacherProjector
-from nncift_ray.models.lora_model import AdapterSpec, LoraModel
-from nncift_ray.models.per_example import project_gradients
-from nncift_ray.models.tokenization import SegmentTokenizer
-from nncift_ray.models.trainable_model import TrainingExample
+from nncift_ray.corpus.examples import Example
+from nncift_ray.engines.lora import AdapterSpec, LoraModel, TrainingExample
+from nncift_ray.engines.tokens import SegmentTokenizer
+from nncift_ray.teachers.gradients import RademacherProjector, project_gradients
 
 TOKENS = (20, 120)
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")

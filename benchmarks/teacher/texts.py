@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nncift_ray.core.examples import Example
-from nncift_ray.models.teachers import LabelRequest
+from nncift_ray.corpus.examples import Example
+from nncift_ray.teachers.base import LabelRequest
 
 MAX_ROWS = 4000
 

@@ -24,7 +24,7 @@ import torch
 from benchmarks.machine import describe_commit, describe_machine
 from benchmarks.training_options.matrix import LabelMatrix, read_matrix
 from benchmarks.training_options.variants import BENCHMARK, VARIANTS
-from nncift_ray.core.network.fidelity import NETWORK, ROW_COLUMN_MEAN, fidelity_table, spearman
+from nncift_ray.network.fidelity import NETWORK, ROW_COLUMN_MEAN, fidelity_table, spearman
 
 FOLDER = Path(__file__).parents[1]
 MEASURES = {

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from nncift_ray.core.examples import embedding_text
-from nncift_ray.core.network.sampling import TRAIN, VALIDATION
-from nncift_ray.models.embedded import EMBEDDED_EMBEDDER, resolve_embedder
-from nncift_ray.models.embedder import SentenceTransformerEmbedder
-from nncift_ray.stages.network.block_labels import BlockLabels
+from nncift_ray.corpus.examples import embedding_text
+from nncift_ray.embedders import SentenceTransformerEmbedder
+from nncift_ray.engines.models import EMBEDDED_EMBEDDER, resolve_embedder
+from nncift_ray.labels.sample import TRAIN, VALIDATION
+from nncift_ray.network.step import BlockLabels
 
 VALIDATION_SHARE = 0.1  # as the default of labels.validation_fraction
 

@@ -11,19 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.training_options.matrix import LabelMatrix
-from nncift_ray.core.network.influence_network import InfluenceNetwork
-from nncift_ray.core.network.row_offsets import fit_row_offsets
-from nncift_ray.core.network.sampling import TRAIN, VALIDATION
-from nncift_ray.core.network.training import TrainingConfig
-from nncift_ray.stages.network.block_labels import BlockLabels
-from nncift_ray.stages.network.block_training import (
+from nncift_ray.labels.sample import TRAIN, VALIDATION
+from nncift_ray.network.network import InfluenceNetwork
+from nncift_ray.network.step import (
+    BlockLabels,
     BlockTraining,
     FittedBlock,
     fit_block,
+    score_labelled,
+    spread_of_members,
     train_block,
 )
-from nncift_ray.stages.network.fit import score_labelled, spread_of_members
-from nncift_ray.storage.schemas import CROSS
+from nncift_ray.network.training import TrainingConfig, fit_row_offsets
+from nncift_ray.runtime.schemas import CROSS
 
 RANK = 8  # of the interaction term
 MEMBERS = 5

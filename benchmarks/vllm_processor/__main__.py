@@ -27,9 +27,9 @@ from benchmarks.machine import describe_commit, describe_machine
 from benchmarks.vllm_processor.pairs import NUM_PAIRS, NUM_QUERIES, as_rows, make_requests
 from benchmarks.vllm_processor.watching import Watched, describe_kill, watch
 from benchmarks.vllm_processor.ways import MAX_LENGTH, with_actor, with_processor
-from nncift_ray.models.embedded import EMBEDDED_LANGUAGE_MODEL, resolve_language_model
-from nncift_ray.models.engine import ScoringRequest, ScoringResult
-from nncift_ray.models.tokenization import SegmentTokenizer
+from nncift_ray.engines.base import ScoringRequest, ScoringResult
+from nncift_ray.engines.models import EMBEDDED_LANGUAGE_MODEL, resolve_language_model
+from nncift_ray.engines.tokens import SegmentTokenizer
 
 # Before Ray starts: its workers inherit it. Without the first, vLLM's CPU build starts a third
 # process for every engine of the processor, which is compared at its best.
@@ -99,7 +99,7 @@ def ray_session() -> Iterator[None]:
 
 def score_by_transformers(requests: list[ScoringRequest], model_path: str) -> Oracle:
     """Return the log-probabilities that both ways should give, of what can be scored."""
-    from nncift_ray.models.transformers_engine import TransformersEngine
+    from nncift_ray.engines.transformers import TransformersEngine
 
     engine = TransformersEngine(model_path, max_length=MAX_LENGTH)
     answers = engine.score(requests)

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from nncift_ray.core.examples import Example
-from nncift_ray.core.teaching import delift
-from nncift_ray.models.engine import ScoringRequest
+from nncift_ray.corpus.examples import Example
+from nncift_ray.engines.base import ScoringRequest
+from nncift_ray.teachers import delift
 
 NUM_HELPERS, NUM_QUERIES = 3, 24
 NUM_PAIRS = NUM_HELPERS * NUM_QUERIES

@@ -11,7 +11,7 @@ import pickle  # only to count the bytes that the processor's own rows travel as
 import time
 from typing import Any
 
-from nncift_ray.models.engine import ScoringFailure, ScoringRequest, ScoringResult
+from nncift_ray.engines.base import ScoringFailure, ScoringRequest, ScoringResult
 
 MAX_LENGTH = 2048
 BLOCK_TOKENS = 32
@@ -32,7 +32,7 @@ class EngineActor:
 
     def __init__(self, model_path: str) -> None:
         """Load the engine."""
-        from nncift_ray.models.vllm_engine import VllmEngine
+        from nncift_ray.engines.vllm import VllmEngine
 
         self._engine = VllmEngine(
             model_path,

@@ -6,16 +6,36 @@ page then holds one sentence that says why, from ``ReportData.unavailable`` unde
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from nncift_ray.storage.schemas import CROSS, POINTS, WITHIN
+import nncift_ray
+from nncift_ray.corpus.records import iter_groups
+from nncift_ray.report.text import (
+    MISSING,
+    format_count,
+    format_number,
+    format_percent,
+    format_seconds,
+)
+from nncift_ray.runtime import schemas
+from nncift_ray.runtime.output import (
+    ERRORS_TABLE,
+    ChainedOutput,
+    StageOutput,
+    scored_blocks,
+    scores_of,
+)
+from nncift_ray.runtime.schemas import CROSS, POINTS, WITHIN
+from nncift_ray.scores.exact import ScoreTotal
 
 Lengths = npt.NDArray[np.integer]
 Cell = str | int | float | None
@@ -209,3 +229,392 @@ def choose_sample_ranks(num_picks: int, num_samples: int = 8) -> list[int]:
     head = list(range(1, min(3, num_samples) + 1))
     tail = np.geomspace(head[-1], num_picks, num_samples - len(head) + 1)[1:]
     return sorted({*head, *(round(float(rank)) for rank in tail)})
+
+
+# What the report says of scoring all pairs: how each block was scored, and what that missed.
+
+COLUMNS = ("block", "scored", "why", "found", "pairs scored", "all pairs", "pruned", "faster from")
+LABEL_COLUMNS = ("block", "rows asked", "labels asked", "labelled", "failed", "without a label")
+
+
+def merge_histogram(scores: StageOutput) -> pa.Table:
+    """Add the shards' counts up (SCORE_HISTOGRAM)."""
+    table = scores.read("histogram", schema=schemas.SCORE_HISTOGRAM)
+    merged = table.group_by(["block", "bin"], use_threads=False).aggregate([("count", "sum")])
+    return merged.rename_columns(["block", "bin", "count"]).cast(schemas.SCORE_HISTOGRAM)
+
+
+def tried_recall(outputs: Mapping[str, StageOutput]) -> pa.Table | None:
+    """Return the settings that the index stage tried (RECALL), None without such a stage."""
+    return outputs["index"].read("recall", schema=schemas.RECALL) if "index" in outputs else None
+
+
+def final_recall(scores: StageOutput) -> pa.Table:
+    """Return the recall of the lists, a held-out row each (ROW_RECALL); empty if none is pruned."""
+    return scores.read("recall", schema=schemas.ROW_RECALL)
+
+
+def scoring_table(outputs: Mapping[str, StageOutput]) -> ExtraTable | None:
+    """Say of each block of pairs how it was scored, why, and what that cost."""
+    scores = scores_of(outputs)
+    if "project" not in outputs:
+        return _labels_table(scores)
+    if schemas.POINTS in scores.manifest.settings["blocks"]:
+        note = _half_precision(outputs["project"]).strip()
+        row = (schemas.POINTS, "exactly")
+        return ExtraTable("How examples were scored", note, COLUMNS[:2], (row,)) if note else None
+    decisions: Mapping[str, Any] = {}
+    if "index" in outputs:
+        decisions = outputs["index"].manifest.facts().get("decisions", {})
+    measured = final_recall(scores)
+    rows = [
+        _row(block, decisions.get(block), measured.filter(pc.field("block") == block))
+        for block in scores.manifest.settings["blocks"]
+    ]
+    return ExtraTable(
+        "How pairs were scored",
+        "“Found” is the share of the true best helpers that the lists of held-out rows hold, with "
+        "its standard error; an exact block has them all. Seconds are predictions made on this "
+        f"machine before scoring. A worker's largest memory was {_peak(scores)}."
+        + _half_precision(outputs["project"]),
+        COLUMNS,
+        tuple(rows),
+    )
+
+
+def _labels_table(scores: StageOutput) -> ExtraTable:
+    """Say of each block how much of it the teacher labelled: the scores are those labels."""
+    counts = scores.manifest.facts()["labels"]
+    rows = [
+        (
+            block,
+            f"{format_count(of['num_asked_rows'])} of {format_count(of['num_rows'])}",
+            of["num_asked"],
+            of["num_labelled"],
+            of["num_asked"] - of["num_labelled"],
+            of["num_unranked"],
+        )
+        for block, of in counts.items()
+    ]
+    return ExtraTable(
+        "What the teacher labelled",
+        "Every score is a label of the teacher; none is predicted. A row that was asked about was "
+        "asked with every candidate, so all candidates are judged by the same rows. A failed label "
+        "is a missing pair, not a zero: it is in no list and no mean. A candidate without any "
+        "label is never picked.",
+        LABEL_COLUMNS,
+        tuple(rows),
+    )
+
+
+def _row(block: str, decision: Mapping[str, Any] | None, measured: pa.Table) -> tuple[Cell, ...]:
+    known = decision or {}
+    seconds = [_seconds(known.get(f"{way}_seconds")) for way in ("exact", "pruned")]
+    crossing = known.get("crossing_rows")
+    faster_from = MISSING if crossing is None else f"{format_count(crossing)} rows"
+    if not measured.num_rows:
+        why = known.get("reason", "every pair is asked for")
+        if known.get("mode") == "pruned":
+            why = "the index found too little on the rows held out for the last check"
+        return (block, "exactly", why, format_percent(1.0), format_percent(1.0), *seconds,
+                faster_from)  # fmt: skip
+    recall = np.asarray(measured["recall"].to_numpy())
+    share = float(np.mean(measured["scored_fraction"].to_numpy()))
+    error = float(recall.std() / np.sqrt(len(recall)))
+    found = f"{format_number(float(recall.mean()), 4)} ± {format_number(error, 1)}"
+    how = f"candidates ({known.get('generator')}, {known.get('index')})"
+    return (block, how, known.get("reason"), found, format_percent(share), *seconds, faster_from)
+
+
+def _seconds(value: float | None) -> str:
+    return MISSING if value is None else format_seconds(value)
+
+
+def _peak(scores: StageOutput) -> str:
+    peaks = [shard.facts.get("peak_bytes", 0) for shard in scores.manifest.shards]
+    return f"{max(peaks, default=0) / 1e9:.2f} GB"
+
+
+def _half_precision(activations: StageOutput) -> str:
+    """Say what activations in half precision do to scores, where they are stored so."""
+    errors = cast("Mapping[str, Any]", activations.manifest.facts())
+    if not errors and isinstance(activations, ChainedOutput):  # nothing new was measured
+        return _half_precision(activations.parent)
+    texts = [
+        f" Activations are stored in float16: on a sample of block {name.rpartition(':')[2]} that "
+        f"changes a score by {value['mean']:.1e} on average and {value['max']:.1e} at most "
+        f"({format_count(value['num_pairs'])} compared, unit of the labels)."
+        for name, value in errors.items()
+        if name.startswith("float16_error:")
+    ]
+    return "".join(texts)
+
+
+# The strong examples that a selection left out, each with the pick that took its place.
+
+TEXT_COLUMNS = ["row_index", "prompt", "response", "source", "line"]
+
+
+def collect_skipped(
+    examples: StageOutput, select: StageOutput, ranking: pa.Table, most: int
+) -> tuple[SkippedExample, ...]:
+    """Look up the skipped examples of highest worth, at most one for each pick.
+
+    Without that rule one pick that stands for many copies would fill the page.
+    """
+    found = cast("list[dict[str, Any]]", select.read("skipped", schema=schemas.SKIPPED).to_pylist())
+    rows = list(
+        {row["taken_by"]: row for row in reversed(found) if row["taken_by"] is not None}.values()
+    )
+    rows = sorted(rows, key=lambda row: -row["alone_gain"])[:most]
+    skipped = find_example_texts(
+        examples, "candidates", np.array([row["row_index"] for row in rows], int)
+    )
+    takers = find_example_texts(
+        examples, "candidates", np.array([row["taken_by"] for row in rows], int)
+    )
+    return tuple(
+        SkippedExample(
+            example=example,
+            alone_gain=row["alone_gain"],
+            final_gain=row["final_gain"],
+            taker=taker,
+            taker_rank=row["taken_by_rank"],
+            taken_share=row["taken_share"],
+            cosine=row["cosine"],
+        )
+        for row, example, taker in zip(rows, skipped, takers, strict=True)
+    )
+
+
+def find_example_texts(examples: StageOutput, table: str, rows: np.ndarray) -> list[ExampleText]:
+    """Look up the texts of some rows, in the order given."""
+    if not rows.size:
+        return []
+    found = examples.take_rows(table, rows, TEXT_COLUMNS).to_pylist()
+    return [ExampleText(**row) for row in found]
+
+
+# Fill the report's record from the outputs of a run's stages.
+
+SECONDS_PER_HOUR = 3600.0
+MAX_ERRORS_SHOWN = 100_000
+COVERED_SHOWN = 3
+NUM_SKIPPED = 6
+#: Parts of the report that are about a network, and why a run by its teacher's labels has none.
+NETWORK_PARTS = ("fidelity", "predictions", "training_history")
+NO_NETWORK = (
+    "pair_scores.by is teacher: the scores are the teacher's own labels, so no network was trained "
+    "and nothing was predicted."
+)
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What the report says of a run that no stage knows."""
+
+    run_name: str
+    run_dir: str
+    created: str
+    config: Mapping[str, object]
+    teacher: str
+    objective: str
+    notices: tuple[str, ...] = ()
+    group_by: str | None = None
+    num_picks: int = 12
+    price_per_gpu_hour: float = 0.0
+    price_per_cpu_hour: float = 0.0
+    exports: Mapping[str, str] = field(default_factory=dict[str, str])
+    inherited: tuple[str, ...] = ()  # stages whose work another run did and paid for
+
+
+def collect_report_data(outputs: Mapping[str, StageOutput], facts: RunFacts) -> ReportData:
+    """Read from a finished run what its report shows."""
+    examples, select, scores = outputs["deduplicate"], outputs["select"], scores_of(outputs)
+    fit = outputs.get("fit")  # none where the teacher's labels are the scores
+    ranking = select.read("ranking", schema=schemas.RANKING)
+    picked = np.asarray(ranking["row_index"].to_numpy())
+    lengths = np.asarray(outputs["embed"].read("candidates", ["num_tokens"])["num_tokens"])
+    select_facts = select.manifest.facts()
+    config = cast("Any", facts.config)
+    group_by = select.manifest.settings["quotas"]["field"] or facts.group_by
+    return ReportData(
+        run_name=facts.run_name,
+        run_dir=facts.run_dir,
+        created=facts.created,
+        version=nncift_ray.__version__,
+        teacher=facts.teacher,
+        objective=facts.objective.replace("_", " "),
+        budget=json.dumps(config["selection"]["budget"]),
+        num_candidates=examples.num_rows("candidates"),
+        num_targets=examples.num_rows("targets"),
+        covers_targets=covers_targets(select),
+        pointwise=schemas.POINTS in scored_blocks(outputs),
+        ranks_by_score=select.manifest.settings["objective"] == "top_k",
+        by_teacher=fit is None,
+        has_subtasks=config["data"].get("subtask_by") is not None,
+        num_duplicates=count_duplicates(examples),
+        num_errors=sum(output.manifest.num_failures for output in outputs.values()),
+        num_labelled_pairs=outputs["utility"].num_rows("labels"),
+        random_objective=select_facts.get("random_objective"),
+        upper_bound=select_facts.get("upper_bound"),
+        stopped_by=select_facts.get("stopped_by", ""),
+        optimizer=select_facts.get("optimizer", ""),
+        num_parts=select_facts.get("num_parts"),
+        num_rounds=select_facts.get("num_rounds", 1),
+        mix_name=group_by or "source file",
+        config=facts.config,
+        environment=(fit or scores).manifest.environment,
+        outputs=facts.exports,
+        notices=facts.notices,
+        stages=[_summary(output, facts) for output in outputs.values()],
+        mix=collect_mix(examples, picked, group_by, select),
+        skipped=collect_skipped(examples, select, ranking, NUM_SKIPPED),
+        neighbours=collect_neighbours(examples, select, ranking, facts.num_picks),
+        ranking=ranking,
+        coverage=coverage_of_rows(select, scores if fit is None else None),
+        fidelity=fit and fit.read("fidelity", schema=schemas.FIDELITY),
+        predictions=fit and fit.read("predictions", schema=schemas.PREDICTIONS),
+        training_history=fit and fit.read("history", schema=schemas.TRAINING_HISTORY),
+        score_statistics=merge_statistics(
+            scores.read("statistics", schema=schemas.SCORE_STATISTICS)
+        ),
+        score_histogram=merge_histogram(scores),
+        recall=tried_recall(outputs),
+        final_recall=final_recall(scores),
+        min_recall=config["pair_scores"]["min_recall"],
+        scoring=scoring_table(outputs),
+        errors=collect_errors(outputs),
+        drift=outputs["drift"].manifest.facts() if "drift" in outputs else None,
+        drift_distances=outputs["drift"].read("distances", schema=schemas.DRIFT_DISTANCES)
+        if "drift" in outputs
+        else None,
+        pool_lengths=lengths,
+        subset_lengths=lengths[picked],
+        unavailable={} if fit else dict.fromkeys(NETWORK_PARTS, NO_NETWORK),
+    )
+
+
+def count_duplicates(examples: StageOutput) -> int:
+    """Return how many exact copies were collapsed."""
+    return sum(
+        int(np.sum(batch.column(0).to_numpy()))
+        for role in ("candidates", "targets", "copies")
+        for batch in examples.iter_batches(role, ["num_duplicates"])
+    )
+
+
+def coverage_of_rows(select: StageOutput, labels: StageOutput | None) -> pa.Table:
+    """Return the coverage of every row (COVERAGE); of ``labels``, of the rows that have any.
+
+    A row that the teacher was not asked about has nothing to be covered by, which says nothing of
+    the picks.
+    """
+    coverage = select.read("coverage", schema=schemas.COVERAGE)
+    if labels is None or not coverage.num_rows:
+        return coverage
+    block = CROSS if covers_targets(select) else WITHIN
+    labelled = [
+        pc.greater(pc.list_value_length(batch.column(0)), pa.scalar(0))
+        for batch in labels.iter_batches(f"{block}_top_helpers", ["helper_index"])
+    ]
+    return coverage.filter(pa.chunked_array(labelled))
+
+
+def covers_targets(select: StageOutput) -> bool:
+    """Whether the objective's rows are targets."""
+    return select.manifest.facts()["covers"] == "targets"
+
+
+def _summary(output: StageOutput, facts: RunFacts) -> StageSummary:
+    manifest = output.manifest
+    inherited = manifest.stage in facts.inherited
+    tables = {part.table for shard in manifest.shards for part in shard.parts}
+    rows = sum(manifest.num_rows(table) for table in tables - {ERRORS_TABLE})
+    hours = manifest.worker_seconds / SECONDS_PER_HOUR
+    price = (
+        facts.price_per_gpu_hour * manifest.num_gpus
+        if manifest.num_gpus
+        else facts.price_per_cpu_hour * manifest.num_cpus
+    )
+    return StageSummary(
+        name=manifest.stage,
+        seconds=0.0 if inherited else manifest.wall_seconds,
+        rows=rows,
+        shards=len(manifest.shards),
+        fingerprint=manifest.fingerprint,
+        cost_usd=0.0 if inherited else hours * price,
+        failures=manifest.num_failures,
+    )
+
+
+def collect_mix(
+    examples: StageOutput, picked: np.ndarray, group_by: str | None, select: StageOutput
+) -> tuple[MixRow, ...]:
+    """Count the groups of pool and subset: by a field of the record, else by source file."""
+    groups = np.array(list(iter_groups(examples, group_by)), dtype=object)
+    quotas = select.manifest.facts().get("quotas", {})
+    rows = count_mix(groups.tolist(), groups[picked].tolist())
+    return tuple(replace(row, **quotas.get(row.group, {})) for row in rows)
+
+
+def collect_neighbours(
+    examples: StageOutput, select: StageOutput, ranking: pa.Table, num_picks: int
+) -> tuple[PickNeighbours, ...]:
+    """Look up some picks and the rows each of them covers best."""
+    coverage = select.read("coverage", schema=schemas.COVERAGE)
+    covered_by = np.asarray(coverage["covered_by"].fill_null(pa.scalar(-1, pa.int64())).to_numpy())
+    values = np.asarray(coverage["coverage"].to_numpy())
+    covered_table = "targets" if covers_targets(select) else "candidates"
+    shown: list[tuple[dict[str, Any], np.ndarray]] = []
+    for rank in choose_sample_ranks(ranking.num_rows, num_picks):
+        pick = ranking.slice(rank - 1, 1).to_pylist()[0]
+        rows = np.flatnonzero(covered_by == pick["row_index"])
+        if covered_table == "candidates":
+            rows = rows[rows != pick["row_index"]]
+        best = rows[np.argsort(-values[rows], kind="stable")][:COVERED_SHOWN]
+        shown.append((pick, best))
+    pick_texts = find_example_texts(
+        examples, "candidates", np.array([p["row_index"] for p, _ in shown], int)
+    )
+    all_best = np.concatenate([best for _, best in shown] or [np.zeros(0, int)])
+    covered_texts = iter(find_example_texts(examples, covered_table, all_best))
+    return tuple(
+        PickNeighbours(
+            rank=pick["rank"],
+            pick=text,
+            gain=pick["gain"],
+            num_covered=pick["num_covered"],
+            covered=tuple(CoveredExample(next(covered_texts), float(values[row])) for row in best),
+        )
+        for (pick, best), text in zip(shown, pick_texts, strict=True)
+    )
+
+
+def merge_statistics(statistics: pa.Table) -> pa.Table:
+    """Merge the shards' score statistics to one row a block."""
+    merged: dict[str, ScoreTotal] = {}
+    num_scored: Counter[str] = Counter()
+    for row in cast("list[dict[str, Any]]", statistics.to_pylist()):
+        block = row.pop("block")
+        num_scored[block] += row.pop("num_scored")
+        total = ScoreTotal(**row)
+        merged[block] = merged[block].merge(total) if block in merged else total
+    rows = [
+        {"block": block, "num_scored": num_scored[block], **asdict(total)}
+        for block, total in merged.items()
+    ]
+    return pa.Table.from_pylist(rows, schema=schemas.SCORE_STATISTICS)
+
+
+def collect_errors(outputs: Mapping[str, StageOutput]) -> pa.Table:
+    """Return the first error rows of all stages; the manifests have the full counts."""
+    batches: list[pa.RecordBatch] = []
+    room = MAX_ERRORS_SHOWN
+    for output in outputs.values():
+        for batch in output.iter_batches(ERRORS_TABLE):
+            batches.append(batch.slice(0, room))
+            room -= batches[-1].num_rows
+            if room <= 0:
+                break
+    return pa.Table.from_batches(batches, schema=schemas.ERRORS)

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from nncift_ray.config import ClusterConfig, load_config
 from nncift_ray.pipeline import RunResult, run
-from nncift_ray.stages.driving.driver import execute_here
-from nncift_ray.stages.driving.progress import SilentReporter
-from nncift_ray.stages.driving.ray_pool import ray_session
+from nncift_ray.recipe.loading import load_config
+from nncift_ray.recipe.sections import ClusterConfig
+from nncift_ray.runtime.driver import execute_here
+from nncift_ray.runtime.progress import SilentReporter
+from nncift_ray.runtime.ray_pool import ray_session
 from tests.e2e.recipes import write_recipe
 
 

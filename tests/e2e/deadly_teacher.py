@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from nncift_ray.models.teachers import LabelRequest, Measurement, TeacherContext
+from nncift_ray.teachers.base import LabelRequest, Measurement, TeacherContext
 
 
 class DeadlyTeacher:

@@ -12,9 +12,9 @@ import signal
 import sys
 from pathlib import Path
 
-from nncift_ray.config import load_config
 from nncift_ray.pipeline import run
-from nncift_ray.stages.driving.progress import SilentReporter
+from nncift_ray.recipe.loading import load_config
+from nncift_ray.runtime.progress import SilentReporter
 
 
 class Assassin(SilentReporter):

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import sys
 
-from nncift_ray.config import load_config
-from nncift_ray.pipeline.evaluation.evaluating import evaluate
+from nncift_ray.evaluate.run import evaluate
+from nncift_ray.recipe.loading import load_config
 from tests.e2e.die_at import Assassin
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from nncift_ray.pipeline import extend
+from nncift_ray.extend import extend
 from tests.e2e.die_at import Assassin
 
 if __name__ == "__main__":

@@ -18,13 +18,14 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from nncift_ray.config import Config, load_config
-from nncift_ray.pipeline.evaluation.evaluating import evaluate
-from nncift_ray.pipeline.evaluation.makers import Makers, makers_of
-from nncift_ray.stages.driving.driver import execute_here
-from nncift_ray.stages.driving.progress import SilentReporter
-from nncift_ray.stages.evaluation.tune import tune_in_process
-from nncift_ray.storage.output import MANIFEST_NAME
+from nncift_ray.evaluate.methods import Makers, makers_of
+from nncift_ray.evaluate.run import evaluate
+from nncift_ray.evaluate.tune import tune_in_process
+from nncift_ray.recipe.loading import load_config
+from nncift_ray.recipe.sections import Config
+from nncift_ray.runtime.driver import execute_here
+from nncift_ray.runtime.output import MANIFEST_NAME
+from nncift_ray.runtime.progress import SilentReporter
 from tests.tiny_models import make_tiny_llama
 
 SECONDS_TO_LIVE = 400

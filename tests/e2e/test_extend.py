@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from nncift_ray.pipeline import RunResult, extend, open_run
-from nncift_ray.stages.driving.driver import execute_here
-from nncift_ray.stages.driving.progress import SilentReporter
+from nncift_ray.extend import extend
+from nncift_ray.pipeline import RunResult, open_run
+from nncift_ray.runtime.driver import execute_here
+from nncift_ray.runtime.progress import SilentReporter
 from tests.e2e.recipes import NUM_CANDIDATES, NUM_TARGETS
 from tests.e2e.test_kill_and_resume import SECONDS_TO_LIVE, shard_times
 

@@ -11,11 +11,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nncift_ray.config import load_config
-from nncift_ray.pipeline import RunResult, run
-from nncift_ray.pipeline.blueprint import GRADIENT_STAGES, PARTITION_STAGES, STAGE_NAMES
-from nncift_ray.stages.driving.progress import SilentReporter
-from nncift_ray.storage.output import MANIFEST_NAME, SHARD_FOLDER
+from nncift_ray.pipeline import GRADIENT_STAGES, PARTITION_STAGES, STAGE_NAMES, RunResult, run
+from nncift_ray.recipe.loading import load_config
+from nncift_ray.runtime.output import MANIFEST_NAME, SHARD_FOLDER
+from nncift_ray.runtime.progress import SilentReporter
 from tests.e2e.recipes import NUM_PAIRS
 
 SECONDS_TO_LIVE = 400

@@ -16,16 +16,15 @@ import yaml
 
 from benchmarks.chaos.counted_run import BEGUN, CountedStage
 from benchmarks.chaos.harness import Tally
-from nncift_ray.config import load_config
-from nncift_ray.models.vllm_loading import vllm_available
+from nncift_ray.engines.vllm import vllm_available
 from nncift_ray.pipeline import run
-from nncift_ray.stages.driving.driver import execute_here
-from nncift_ray.stages.driving.progress import SilentReporter
-from nncift_ray.stages.driving.ray_pool import execute_on_ray
-from nncift_ray.stages.driving.shard_runner import ShardOutcome
-from nncift_ray.stages.driving.stage import Shard, Stage
-from nncift_ray.storage.filesystem import Location
-from nncift_ray.storage.output import StageOutput
+from nncift_ray.recipe.loading import load_config
+from nncift_ray.runtime.driver import ShardOutcome, execute_here
+from nncift_ray.runtime.files import Location
+from nncift_ray.runtime.output import StageOutput
+from nncift_ray.runtime.progress import SilentReporter
+from nncift_ray.runtime.ray_pool import execute_on_ray
+from nncift_ray.runtime.step import Shard, Stage
 from tests.e2e.recipes import short_recipe
 
 pytestmark = [

@@ -19,11 +19,11 @@ from typing import Any
 import pytest
 import yaml
 
-from nncift_ray.config import load_config
 from nncift_ray.pipeline import run
-from nncift_ray.stages.driving.driver import execute_here
-from nncift_ray.stages.driving.progress import SilentReporter
-from nncift_ray.storage.output import MANIFEST_NAME, SHARD_FOLDER
+from nncift_ray.recipe.loading import load_config
+from nncift_ray.runtime.driver import execute_here
+from nncift_ray.runtime.output import MANIFEST_NAME, SHARD_FOLDER
+from nncift_ray.runtime.progress import SilentReporter
 from tests.e2e.job_server import MARKET, Head, ray_head
 
 TOKEN = "planted-5b1e7d0c9f3a4b6e8d2c"
@@ -36,7 +36,7 @@ TEACHER = '''"""Measures the difference in length of two answers, as far as it i
 import time
 from pathlib import Path
 
-from nncift_ray.models.teachers import Measurement
+from nncift_ray.teachers import Measurement
 
 PERMITS = Path({permits!r})
 

@@ -8,10 +8,10 @@ from typing import Any
 import yaml
 
 from benchmarks.chaos.harness import digests_of, spot_recipe
-from nncift_ray.config import load_config
 from nncift_ray.pipeline import run
-from nncift_ray.stages.driving.driver import execute_here
-from nncift_ray.stages.driving.progress import SilentReporter
+from nncift_ray.recipe.loading import load_config
+from nncift_ray.runtime.driver import execute_here
+from nncift_ray.runtime.progress import SilentReporter
 
 
 def undisturbed_digests(recipe: dict[str, Any], folder: Path, address: str) -> dict[str, str]:

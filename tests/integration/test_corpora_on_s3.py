@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import pytest
 from pyarrow import fs as pafs
 
+from nncift_ray.corpus.layouts import read_examples
+from nncift_ray.corpus.sources import expand_sources
 from nncift_ray.errors import DataError
-from nncift_ray.storage.corpora import expand_sources
-from nncift_ray.storage.example_rows import read_examples
 from tests.s3 import s3_server
 
 ROW = b'{"prompt": "p", "response": "r"}\n'

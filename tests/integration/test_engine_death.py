@@ -14,15 +14,14 @@ import pyarrow as pa
 import pytest
 import ray
 
-from nncift_ray.config import ClusterConfig
 from nncift_ray.errors import EngineDiedError, StageError
-from nncift_ray.stages.driving.driver import finished_shards, run_stage, stage_folder
-from nncift_ray.stages.driving.progress import SilentReporter
-from nncift_ray.stages.driving.ray_pool import execute_on_ray, ray_session
-from nncift_ray.stages.driving.shard_runner import ATTEMPTS_FOLDER
-from nncift_ray.stages.driving.stage import KILLED_WORKER, Resources, Shard, Stage, Worker
-from nncift_ray.storage.filesystem import Location
-from nncift_ray.storage.output import Sink, StageOutput
+from nncift_ray.recipe.sections import ClusterConfig
+from nncift_ray.runtime.driver import ATTEMPTS_FOLDER, finished_shards, run_stage, stage_folder
+from nncift_ray.runtime.files import Location
+from nncift_ray.runtime.output import Sink, StageOutput
+from nncift_ray.runtime.progress import SilentReporter
+from nncift_ray.runtime.ray_pool import execute_on_ray, ray_session
+from nncift_ray.runtime.step import KILLED_WORKER, Resources, Shard, Stage, Worker
 
 ROWS = pa.schema([pa.field("row", pa.int64())])
 NUM_ITEMS, ITEM_ROWS = 4, 4

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from nncift_ray.storage.filesystem import Location
+from nncift_ray.runtime.files import Location
 from tests.s3 import Flaky, s3_server
 from tests.unit.stages.chain import run_chain
 

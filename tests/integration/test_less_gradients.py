@@ -8,16 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-from nncift_ray.core.examples import Example
-from nncift_ray.core.teaching.less import precondition
-from nncift_ray.core.teaching.projection import RademacherProjector
+from nncift_ray.corpus.examples import Example
+from nncift_ray.engines.base import ScoringFailure
+from nncift_ray.engines.lora import AdapterSpec, LoraModel, ModelOptions, TrainingExample
 from nncift_ray.errors import ModelError
-from nncift_ray.models import per_example
-from nncift_ray.models.engine import ScoringFailure
-from nncift_ray.models.lora_model import AdapterSpec, LoraModel
-from nncift_ray.models.per_example import per_example_gradients, project_gradients
-from nncift_ray.models.trainable_model import ModelOptions, TrainingExample
-from nncift_ray.models.warmup import WarmupCheckpoint
+from nncift_ray.teachers import gradients as per_example
+from nncift_ray.teachers.gradients import (
+    RademacherProjector,
+    per_example_gradients,
+    project_gradients,
+)
+from nncift_ray.teachers.less import precondition
+from nncift_ray.teachers.warmup import WarmupCheckpoint
 from tests.tiny_models import make_tiny_llama, write_model, write_tokenizer
 
 TOLERANCE = 1e-4  # relative, of a gradient

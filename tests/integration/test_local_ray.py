@@ -16,16 +16,15 @@ import pytest
 import ray
 from prometheus_client.parser import text_string_to_metric_families
 
-from nncift_ray.config import ClusterConfig
 from nncift_ray.errors import StopRequested
-from nncift_ray.stages.driving.driver import run_stage
-from nncift_ray.stages.driving.metrics import MetricsReporter, metric_names
-from nncift_ray.stages.driving.progress import SilentReporter
-from nncift_ray.stages.driving.ray_pool import execute_on_ray, ray_session
-from nncift_ray.stages.driving.stage import Resources, Shard, Stage, Worker
-from nncift_ray.storage.filesystem import Location
-from nncift_ray.storage.manifest import ShardRecord
-from nncift_ray.storage.output import Sink, StageOutput
+from nncift_ray.recipe.sections import ClusterConfig
+from nncift_ray.runtime.driver import run_stage
+from nncift_ray.runtime.files import Location
+from nncift_ray.runtime.metrics import MetricsReporter, metric_names
+from nncift_ray.runtime.output import ShardRecord, Sink, StageOutput
+from nncift_ray.runtime.progress import SilentReporter
+from nncift_ray.runtime.ray_pool import execute_on_ray, ray_session
+from nncift_ray.runtime.step import Resources, Shard, Stage, Worker
 
 pytestmark = pytest.mark.slow
 

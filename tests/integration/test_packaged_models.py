@@ -6,16 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nncift_ray.models.embedded import (
+from nncift_ray.embedders import Embedder, SentenceTransformerEmbedder
+from nncift_ray.engines.base import ScoringRequest, ScoringResult
+from nncift_ray.engines.models import (
     EMBEDDED,
     EMBEDDED_EMBEDDER,
     EMBEDDED_LANGUAGE_MODEL,
     resolve_embedder,
     resolve_language_model,
 )
-from nncift_ray.models.embedder import Embedder, SentenceTransformerEmbedder
-from nncift_ray.models.engine import ScoringRequest, ScoringResult
-from nncift_ray.models.transformers_engine import TransformersEngine
+from nncift_ray.engines.transformers import TransformersEngine
 
 UNIT_TOLERANCE = 1e-5
 BATCH_TOLERANCE = 1e-5

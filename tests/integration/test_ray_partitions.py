@@ -7,16 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from nncift_ray.config import ClusterConfig
-from nncift_ray.stages.driving.driver import Executor, execute_here, run_stage
-from nncift_ray.stages.driving.progress import SilentReporter
-from nncift_ray.stages.driving.ray_pool import execute_on_ray, ray_session
-from nncift_ray.stages.driving.stage import Resources
-from nncift_ray.stages.selection.select import SelectStage
-from nncift_ray.stages.selection.select_partitions import PartitionInputs, SelectPartitionsStage
-from nncift_ray.stages.selection.selection_plan import SelectionPlan
-from nncift_ray.storage.filesystem import Location
-from nncift_ray.storage.output import StageOutput
+from nncift_ray.recipe.sections import ClusterConfig
+from nncift_ray.runtime.driver import Executor, execute_here, run_stage
+from nncift_ray.runtime.files import Location
+from nncift_ray.runtime.output import StageOutput
+from nncift_ray.runtime.progress import SilentReporter
+from nncift_ray.runtime.ray_pool import execute_on_ray, ray_session
+from nncift_ray.runtime.step import Resources
+from nncift_ray.selection.step import PartitionInputs, SelectPartitionsStage, SelectStage
+from nncift_ray.selection.tables import SelectionPlan
 from tests.unit.stages.chain import run_chain
 
 PLAN = SelectionPlan(

@@ -10,12 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from nncift_ray.config import ClusterConfig
 from nncift_ray.errors import ModelError
-from nncift_ray.stages.driving.ray_pool import ray_session
-from nncift_ray.stages.evaluation.tune import TuneJob, TuningRecord, tune_in_process
-from nncift_ray.stages.ray_train import RayTuner
-from nncift_ray.storage.filesystem import Location
+from nncift_ray.evaluate.tune import TuneJob, TuningRecord, tune_in_process
+from nncift_ray.ray_train import RayTuner
+from nncift_ray.recipe.sections import ClusterConfig
+from nncift_ray.runtime.files import Location
+from nncift_ray.runtime.ray_pool import ray_session
 from tests.unit.stages.evaluation.tune_chain import make_base, make_factory, make_job
 from tests.unit.stages.teaching.less_chain import EMPTY, TOO_LONG
 

@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 import ray.train
 
-from nncift_ray.config import ClusterConfig
+from nncift_ray.engines.lora import LoraModel
 from nncift_ray.errors import ModelError, StageError
-from nncift_ray.models.lora_model import LoraModel
-from nncift_ray.models.warmup import WarmupCheckpoint
-from nncift_ray.stages.driving.ray_pool import ray_session
-from nncift_ray.stages.ray_train import RayWarmupTrainer, worker_error
-from nncift_ray.stages.teaching.warmup import TENSOR_GROUPS, WarmupJob, warm_up_here
-from nncift_ray.storage.filesystem import Location
+from nncift_ray.ray_train import RayWarmupTrainer, worker_error
+from nncift_ray.recipe.sections import ClusterConfig
+from nncift_ray.runtime.files import Location
+from nncift_ray.runtime.ray_pool import ray_session
+from nncift_ray.teachers.warmup import TENSOR_GROUPS, WarmupCheckpoint, WarmupJob, warm_up_here
 from tests.unit.stages.teaching.less_chain import EMPTY, TOO_LONG, make_factory, make_job
 
 SAME_TOLERANCE = 1e-6

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from nncift_ray.errors import StorageError
-from nncift_ray.storage.filesystem import Location
-from nncift_ray.storage.output import MANIFEST_NAME
+from nncift_ray.runtime.files import Location
+from nncift_ray.runtime.output import MANIFEST_NAME
 from tests.s3 import s3_server
 from tests.unit.stages.chain import run_chain
 

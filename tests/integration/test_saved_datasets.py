@@ -9,12 +9,11 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from nncift_ray.corpus.export import write_exports
+from nncift_ray.corpus.layouts import read_examples
+from nncift_ray.corpus.sources import ExampleRow, expand_sources
 from nncift_ray.errors import DataError
-from nncift_ray.storage import schemas
-from nncift_ray.storage.corpora import expand_sources
-from nncift_ray.storage.example_rows import read_examples
-from nncift_ray.storage.exports import write_exports
-from nncift_ray.storage.rows import ExampleRow
+from nncift_ray.runtime import schemas
 
 datasets = pytest.importorskip("datasets")
 

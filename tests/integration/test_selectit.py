@@ -8,24 +8,25 @@ import numpy as np
 import pytest
 import torch
 
-from nncift_ray.core.examples import Example
-from nncift_ray.core.teaching.selectit import (
+from nncift_ray.corpus.examples import Example
+from nncift_ray.engines.base import NextTokenRequest, NextTokenResult
+from nncift_ray.engines.models import EMBEDDED, EMBEDDED_LANGUAGE_MODEL, resolve_language_model
+from nncift_ray.engines.tokens import SegmentTokenizer
+from nncift_ray.engines.transformers import TransformersEngine
+from nncift_ray.errors import ModelError
+from nncift_ray.teachers.base import LabelRequest, Measurement, MeasurementFailure
+from nncift_ray.teachers.selectit import (
     RATING_PROMPTS,
     RATINGS,
     TAIL,
+    SelectItTeacher,
     example_text,
     head_text,
+    resolve_rating_tokens,
     sentence_scores,
     token_scores,
 )
-from nncift_ray.errors import ModelError
-from nncift_ray.models.embedded import EMBEDDED, EMBEDDED_LANGUAGE_MODEL, resolve_language_model
-from nncift_ray.models.engine import NextTokenRequest, NextTokenResult
-from nncift_ray.models.fake_engine import FakeEngine
-from nncift_ray.models.teachers import LabelRequest, Measurement, MeasurementFailure
-from nncift_ray.models.teachers.selectit import SelectItTeacher, resolve_rating_tokens
-from nncift_ray.models.tokenization import SegmentTokenizer
-from nncift_ray.models.transformers_engine import TransformersEngine
+from tests.fake_engines import FakeEngine
 from tests.tiny_models import END, TRAINING_TEXT, make_tiny_llama, write_tokenizer
 
 SCORE_TOLERANCE = 1e-5

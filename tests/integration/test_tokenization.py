@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from nncift_ray.engines.tokens import SegmentTokenizer
 from nncift_ray.errors import ModelError
-from nncift_ray.models.tokenization import SegmentTokenizer
 from tests.tiny_models import END, TRAINING_TEXT, write_tokenizer
 
 PIECES = ["Instruction: Please", " generate a response", "\n\n\nQuery:", " What is two\n", "Paris"]

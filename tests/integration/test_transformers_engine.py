@@ -8,9 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from nncift_ray.errors import EngineDiedError, ModelError
-from nncift_ray.models.batching import Job
-from nncift_ray.models.engine import (
+from nncift_ray.engines.base import (
     NextTokenRequest,
     NextTokenResult,
     ScoringEngine,
@@ -18,7 +16,9 @@ from nncift_ray.models.engine import (
     ScoringRequest,
     ScoringResult,
 )
-from nncift_ray.models.transformers_engine import TransformersEngine
+from nncift_ray.engines.tokens import Job
+from nncift_ray.engines.transformers import TransformersEngine
+from nncift_ray.errors import EngineDiedError, ModelError
 from tests.tiny_models import (
     make_tiny_adapter,
     make_tiny_llama,

@@ -8,11 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from nncift_ray.engines.base import Generation, GenerationEngine, GenerationRequest, ScoringFailure
+from nncift_ray.engines.transformers import TransformersGenerator, write_batch
 from nncift_ray.errors import EngineDiedError
-from nncift_ray.models.decoding import write_batch
-from nncift_ray.models.engine import ScoringFailure
-from nncift_ray.models.generation import Generation, GenerationEngine, GenerationRequest
-from nncift_ray.models.transformers_generator import TransformersGenerator
 from tests.tiny_models import (
     make_tiny_adapter,
     make_tiny_llama,
@@ -204,7 +202,7 @@ def test_weights_that_are_not_numbers_give_failures_not_answers(tmp_path: Path) 
 def test_a_batch_that_does_not_fit_is_split(
     generator: TransformersGenerator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from nncift_ray.models import transformers_generator as module
+    from nncift_ray.engines import transformers as module
 
     requests = _requests(generator)
     expected = generator.generate(requests)
@@ -224,7 +222,7 @@ def test_a_batch_that_does_not_fit_is_split(
 def test_a_dead_accelerator_is_told_from_a_bad_request(
     generator: TransformersGenerator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from nncift_ray.models import transformers_generator as module
+    from nncift_ray.engines import transformers as module
 
     def die(*_: Any) -> None:
         raise torch.AcceleratorError("CUDA error: made up")

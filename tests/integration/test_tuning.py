@@ -12,16 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from nncift_ray.core.examples import Example
-from nncift_ray.models.engine import ScoringEngine, ScoringRequest, ScoringResult
-from nncift_ray.models.lora_model import LoraModel
-from nncift_ray.models.trainable_model import TrainableModel, TrainingExample
-from nncift_ray.models.training_loop import TrainingSettings, Workers
-from nncift_ray.models.transformers_engine import TransformersEngine
-from nncift_ray.models.tuned_model import TunedModel, load_options
-from nncift_ray.models.tuning import tune
-from nncift_ray.models.vllm_engine import VllmEngine
-from nncift_ray.models.vllm_loading import vllm_available
+from nncift_ray.corpus.examples import Example
+from nncift_ray.engines.base import ScoringEngine, ScoringRequest, ScoringResult
+from nncift_ray.engines.choose import TunedModel, load_options
+from nncift_ray.engines.lora import LoraModel, TrainableModel, TrainingExample
+from nncift_ray.engines.transformers import TransformersEngine
+from nncift_ray.engines.vllm import VllmEngine, vllm_available
+from nncift_ray.evaluate.tune import tune
+from nncift_ray.teachers.warmup import TrainingSettings, Workers
 from tests.unit.stages.evaluation.tune_chain import QUANTIZATION, make_base, make_factory
 
 TEXTS = [

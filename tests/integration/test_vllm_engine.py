@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nncift_ray.errors import EngineDiedError
-from nncift_ray.models.engine import (
+from nncift_ray.engines.base import (
     NextTokenRequest,
     NextTokenResult,
     ScoringEngine,
@@ -18,10 +17,11 @@ from nncift_ray.models.engine import (
     ScoringResult,
     minimal_tokens,
 )
-from nncift_ray.models.teachers import DeliftTeacher, LabelRequest, Measurement
-from nncift_ray.models.transformers_engine import TransformersEngine
-from nncift_ray.models.vllm_engine import VllmEngine
-from nncift_ray.models.vllm_loading import vllm_available
+from nncift_ray.engines.transformers import TransformersEngine
+from nncift_ray.engines.vllm import VllmEngine, vllm_available
+from nncift_ray.errors import EngineDiedError
+from nncift_ray.teachers.base import LabelRequest, Measurement
+from nncift_ray.teachers.delift import DeliftTeacher
 from tests.scoring_requests import HELPED, HELPERS, delift_requests, stack_log_probs
 from tests.tiny_models import make_tiny_llama
 

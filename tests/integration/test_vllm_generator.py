@@ -9,12 +9,10 @@ from typing import Any
 
 import pytest
 
+from nncift_ray.engines.base import Generation, GenerationEngine, GenerationRequest, ScoringFailure
+from nncift_ray.engines.transformers import TransformersGenerator
+from nncift_ray.engines.vllm import VllmGenerator, vllm_available
 from nncift_ray.errors import EngineDiedError
-from nncift_ray.models.engine import ScoringFailure
-from nncift_ray.models.generation import Generation, GenerationEngine, GenerationRequest
-from nncift_ray.models.transformers_generator import TransformersGenerator
-from nncift_ray.models.vllm_generator import VllmGenerator
-from nncift_ray.models.vllm_loading import vllm_available
 from tests.tiny_models import make_tiny_adapter, make_tiny_llama, poison_weights
 
 pytestmark = [

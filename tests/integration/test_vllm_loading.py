@@ -5,12 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nncift_ray.engines.base import (
+    MAX_LOGITS_BYTES_ON_CPU,
+    NextTokenRequest,
+    ScoringFailure,
+    ScoringRequest,
+)
+from nncift_ray.engines.transformers import TransformersEngine
+from nncift_ray.engines.vllm import VllmEngine, vllm_available
 from nncift_ray.errors import ModelError
-from nncift_ray.models.engine import NextTokenRequest, ScoringFailure, ScoringRequest
-from nncift_ray.models.engine_sizing import MAX_LOGITS_BYTES_ON_CPU
-from nncift_ray.models.transformers_engine import TransformersEngine
-from nncift_ray.models.vllm_engine import VllmEngine
-from nncift_ray.models.vllm_loading import vllm_available
 from tests.scoring_requests import delift_requests, stack_log_probs
 from tests.tiny_models import (
     make_tiny_adapter,

@@ -9,15 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from nncift_ray.core.examples import Example
-from nncift_ray.core.teaching.less import precondition
+from nncift_ray.corpus.examples import Example
+from nncift_ray.engines.lora import AdapterSpec, LoraModel, ModelOptions, TrainingExample
 from nncift_ray.errors import ModelError
-from nncift_ray.models import training_loop
-from nncift_ray.models.lora_model import AdapterSpec, LoraModel
-from nncift_ray.models.per_example import per_example_gradients
-from nncift_ray.models.trainable_model import ModelOptions, TrainingExample
-from nncift_ray.models.training_loop import TrainingSettings, Workers
-from nncift_ray.models.warmup import WarmupCheckpoint, warm_up
+from nncift_ray.teachers import warmup as training_loop
+from nncift_ray.teachers.gradients import per_example_gradients
+from nncift_ray.teachers.less import precondition
+from nncift_ray.teachers.warmup import TrainingSettings, WarmupCheckpoint, Workers, warm_up
 from tests.tiny_models import make_tiny_llama
 
 SPEC = AdapterSpec(4, 16.0, 0.0, ("q_proj", "v_proj"), seed=1)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nncift_ray.models.embedder import UNLIMITED, SentenceTransformerEmbedder
+from nncift_ray.embedders import UNLIMITED, SentenceTransformerEmbedder
 
 VOCABULARY = {"[UNK]": 0, "red": 1, "blue": 2, "green": 3}
 VECTORS = [[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]

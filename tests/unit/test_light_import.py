@@ -11,15 +11,13 @@ import pytest
 HEAVY_FOR_A_WORKER = {"torch", "ray", "vllm", "transformers", "sentence_transformers", "matplotlib"}
 #: What an actor has to import before its first row, by what its stage is unpickled from.
 OF_WORKERS = {
-    "pipeline.factories": HEAVY_FOR_A_WORKER,
-    "models.teachers": HEAVY_FOR_A_WORKER,
-    "stages.corpus.ingest": HEAVY_FOR_A_WORKER | {"numba"},
-    "stages.teaching.sample": HEAVY_FOR_A_WORKER | {"numba"},
-    "stages.teaching.label": HEAVY_FOR_A_WORKER | {"numba"},
-    "stages.teaching.utility": HEAVY_FOR_A_WORKER | {"numba"},
-    "stages.corpus.export": HEAVY_FOR_A_WORKER | {"numba"},
-    "stages.pairs.project": HEAVY_FOR_A_WORKER,
-    "stages.pairs.score_pairs": HEAVY_FOR_A_WORKER,
+    "factories": HEAVY_FOR_A_WORKER,
+    "teachers": HEAVY_FOR_A_WORKER,
+    "corpus.ingest": HEAVY_FOR_A_WORKER | {"numba"},
+    "labels.step": HEAVY_FOR_A_WORKER | {"numba"},
+    "corpus.export": HEAVY_FOR_A_WORKER | {"numba"},
+    "scores.project": HEAVY_FOR_A_WORKER,
+    "scores.step": HEAVY_FOR_A_WORKER,
 }
 HEAVY = {"torch", "ray", "vllm", "transformers", "sentence_transformers", "pyarrow", "numba"}
 
@@ -32,7 +30,7 @@ def _loaded_by(module: str) -> set[str]:
     return {name.partition(".")[0] for name in json.loads(output.stdout)}
 
 
-@pytest.mark.parametrize("module", ["nncift_ray", "nncift_ray.config", "nncift_ray.errors"])
+@pytest.mark.parametrize("module", ["nncift_ray", "nncift_ray.recipe", "nncift_ray.errors"])
 def test_import_loads_nothing_heavy(module: str) -> None:
     assert not _loaded_by(module) & HEAVY
 
@@ -43,4 +41,4 @@ def test_a_worker_imports_no_more_than_its_stage_needs(module: str) -> None:
 
 
 def test_the_check_sees_what_is_loaded() -> None:
-    assert "pyarrow" in _loaded_by("nncift_ray.storage.schemas")
+    assert "pyarrow" in _loaded_by("nncift_ray.runtime.schemas")

@@ -13,7 +13,7 @@ import jsonschema
 import pytest
 import yaml
 
-from nncift_ray.config.loading import make_config
+from nncift_ray.recipe.loading import make_config
 from tests.unit.cluster.files import CLUSTER, ROOT, ray_cluster, recipe_map_and_job
 
 SCHEMAS = ROOT.parent / "shared" / "schemas"

@@ -13,8 +13,8 @@ from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingReque
 from ray.autoscaler.v2.utils import ResourceRequestUtil
 from ray.core.generated.common_pb2 import LabelSelectorOperator
 
-from nncift_ray.config import Config, load_config
-from nncift_ray.config.loading import make_config
+from nncift_ray.recipe.loading import load_config, make_config
+from nncift_ray.recipe.sections import Config
 from tests.unit.cluster.files import (
     LAUNCHER_FILES,
     ROOT,

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from nncift_ray.config import Config, TokenBudget, dump_config, load_config, make_config
-from nncift_ray.config.scoring import NetworkConfig
 from nncift_ray.errors import ConfigError
+from nncift_ray.recipe.loading import dump_config, load_config, make_config
+from nncift_ray.recipe.sections import Config, NetworkConfig, TokenBudget
 
 
 def shortest(**changes: Any) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 from ray._private.label_utils import validate_label_selector
 
-from nncift_ray.config import PoolConfig
+from nncift_ray.recipe.sections import PoolConfig
 
 KEY = "ray.io/market-type"
 GOOD = ["spot", "!spot", "in(spot, on-demand)", "in(spot,on-demand)", "!in(spot, a.b_c)", "x" * 63]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nncift_ray.config import load_config
+from nncift_ray.recipe.loading import load_config
 
 RECIPES = sorted((Path(__file__).parents[3] / "jobs" / "recipes").glob("*.yaml"))
 

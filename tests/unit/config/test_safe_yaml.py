@@ -7,10 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from nncift_ray.config import load_config
-from nncift_ray.config.loading import apply_override
-from nncift_ray.config.safe_yaml import MAX_CHARS, MAX_VALUES, parse_yaml
 from nncift_ray.errors import ConfigError
+from nncift_ray.recipe.loading import MAX_CHARS, MAX_VALUES, apply_override, load_config, parse_yaml
 
 #: Each line stands for ten of the line above: 10^9 values in 300 characters.
 LAUGHS = "\n".join(

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from nncift_ray.config import make_config
 from nncift_ray.errors import ConfigError
+from nncift_ray.recipe.loading import make_config
 from tests.unit.config.test_config import shortest
 
 CONDITIONAL = "facility_location_conditional_gain"

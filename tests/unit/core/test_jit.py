@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numba
 
-from nncift_ray.core.jit import compiled, sources_digest
-from nncift_ray.core.pairs import pair_kernel
+from nncift_ray.jit import compiled, sources_digest
+from nncift_ray.scores import kernel as pair_kernel
 
 
 def test_a_change_of_any_source_is_another_digest(tmp_path: Path) -> None:

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from nncift_ray.core.examples import Example
-from nncift_ray.models.teachers import (
+from nncift_ray.corpus.examples import Example
+from nncift_ray.teachers.base import (
     LabelRequest,
     Measurement,
     MeasurementFailure,
     Teacher,
     TeacherContext,
-    make_teacher,
 )
+from nncift_ray.teachers.registry import make_teacher
 from tests.unit.stages.chain import run_chain
 
 PAGE = Path(__file__).parents[3] / "docs" / "teachers.md"

@@ -10,8 +10,8 @@ import pytest
 
 from jobs import demo
 from jobs.demo_metrics import read_planted, usable_rows
-from nncift_ray.config import Config
 from nncift_ray.errors import DataError
+from nncift_ray.recipe.sections import Config
 
 
 def _select_first(config: Config) -> None:

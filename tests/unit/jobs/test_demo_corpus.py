@@ -23,7 +23,7 @@ from jobs.demo_corpus import (
     write_demo_corpus,
 )
 from jobs.demo_tasks import FAMILIES, draw_distinct_items, draw_item, to_roman
-from nncift_ray.core.examples import make_example_id
+from nncift_ray.corpus.examples import make_example_id
 
 MAX_WORDS = 40
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-from nncift_ray.models.batching import MIN_SHARED_TOKENS, cut_batches, group_by_prefix, make_job
-from nncift_ray.models.engine import NextTokenRequest, ScoringRequest
+from nncift_ray.engines.base import NextTokenRequest, ScoringRequest
+from nncift_ray.engines.tokens import MIN_SHARED_TOKENS, cut_batches, group_by_prefix, make_job
 
 
 def test_a_response_is_predicted_by_the_states_before_its_tokens() -> None:

@@ -4,9 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from nncift_ray.engines import choose as engines
+from nncift_ray.engines import models as embedded
+from nncift_ray.engines import models as hub
+from nncift_ray.engines import vllm as vllm_model
+from nncift_ray.engines.models import ResolvedModel, resolve_embedder, resolve_language_model
 from nncift_ray.errors import ConfigError, ModelError
-from nncift_ray.models import embedded, engines, hub, vllm_model
-from nncift_ray.models.embedded import ResolvedModel, resolve_embedder, resolve_language_model
 
 PAPER = ResolvedModel("BAAI/bge-large-en-v1.5", "/cache/bge", "abc")
 

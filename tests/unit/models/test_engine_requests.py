@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nncift_ray.models.engine import (
+from nncift_ray.engines.base import (
     MAX_WANTED_TOKENS,
     NextTokenRequest,
     ScoringFailure,
@@ -12,7 +12,7 @@ from nncift_ray.models.engine import (
     make_next_token_result,
     minimal_tokens,
 )
-from nncift_ray.models.fake_engine import POISON_ID, FakeEngine
+from tests.fake_engines import POISON_ID, FakeEngine
 
 
 def test_first_request_of_a_prefix_pays_and_the_others_pay_what_whole_blocks_do_not_cover() -> None:

@@ -4,8 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from nncift_ray.errors import ModelError
-from nncift_ray.models.engine_sizing import (
+from nncift_ray.engines.base import (
     GIB,
     LOGIT_COPIES_ON_CPU,
     LOGIT_COPIES_ON_GPU,
@@ -16,6 +15,7 @@ from nncift_ray.models.engine_sizing import (
     size_for_cpu,
     size_for_gpu,
 )
+from nncift_ray.errors import ModelError
 
 LLAMA_8B = ModelShape(
     vocabulary_size=128_256,

@@ -3,15 +3,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nncift_ray.models.embedder import Embedder, HashEmbedder
-from nncift_ray.models.engine import (
+from nncift_ray.embedders import Embedder, HashEmbedder
+from nncift_ray.engines.base import (
     ScoringEngine,
     ScoringFailure,
     ScoringRequest,
     ScoringResult,
     make_result,
 )
-from nncift_ray.models.fake_engine import POISON_ID, FakeEngine
+from tests.fake_engines import POISON_ID, FakeEngine
 
 UNIT_TOLERANCE = 1e-6
 SOUND = ScoringRequest([1, 2, 3], [4, 5])

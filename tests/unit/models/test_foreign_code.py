@@ -57,8 +57,8 @@ def model(tmp_path: Path, mark: Path) -> Path:
 def test_the_code_of_a_language_model_is_not_run(model: Path, mark: Path) -> None:
     import torch
 
-    from nncift_ray.models.model_files import read_config
-    from nncift_ray.models.transformers_loading import load_language_model
+    from nncift_ray.engines.models import read_config
+    from nncift_ray.engines.transformers import load_language_model
 
     with pytest.raises(ModelError):
         load_language_model(model, torch.device("cpu"), dtype="float32")
@@ -76,7 +76,7 @@ def test_the_trap_works(model: Path, mark: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_code_of_a_tokenizer_is_not_run(model: Path, mark: Path) -> None:
-    from nncift_ray.models.tokenization import SegmentTokenizer
+    from nncift_ray.engines.tokens import SegmentTokenizer
 
     try:
         SegmentTokenizer(model)
@@ -86,7 +86,7 @@ def test_the_code_of_a_tokenizer_is_not_run(model: Path, mark: Path) -> None:
 
 
 def test_the_modules_of_an_embedder_are_not_run(tmp_path: Path, mark: Path) -> None:
-    from nncift_ray.models.embedder import SentenceTransformerEmbedder
+    from nncift_ray.embedders import SentenceTransformerEmbedder
 
     folder = make_tiny_llama(tmp_path / "embedder")
     (folder / "foreign.py").write_text(MODULE.format(mark=str(mark)))
@@ -110,7 +110,7 @@ class Toucher:
 def test_pickled_weights_are_not_read(tmp_path: Path, mark: Path) -> None:
     import torch
 
-    from nncift_ray.models.transformers_loading import load_language_model
+    from nncift_ray.engines.transformers import load_language_model
 
     folder = make_tiny_llama(tmp_path / "model")
     (folder / "model.safetensors").unlink()

@@ -5,15 +5,15 @@ from typing import Any
 
 import pytest
 
-from nncift_ray.models.engine import ScoringFailure
-from nncift_ray.models.fake_generator import NUM_BYTES, POISON_ID, FakeGenerator
-from nncift_ray.models.generation import (
+from nncift_ray.engines.base import (
     Generation,
     GenerationEngine,
     GenerationRequest,
+    ScoringFailure,
     find_generation_fault,
     row_seed,
 )
+from tests.fake_engines import NUM_BYTES, POISON_ID, FakeGenerator
 
 SOUND = GenerationRequest(list(b"two and two?\n"), 20)
 

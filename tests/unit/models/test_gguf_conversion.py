@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nncift_ray.models import gguf_conversion
-from nncift_ray.models.gguf_conversion import convert_once
+from nncift_ray.engines import gguf as gguf_conversion
+from nncift_ray.engines.gguf import convert_once
 
 
 def _write_model(gguf_path: Path, folder: Path) -> None:

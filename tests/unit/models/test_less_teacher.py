@@ -3,18 +3,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nncift_ray.core.examples import Example
+from nncift_ray.corpus.examples import Example
 from nncift_ray.errors import ConfigError
-from nncift_ray.models.teachers import (
+from nncift_ray.teachers.base import (
     LabelRequest,
-    LessTeacher,
     Measurement,
     MeasurementFailure,
     Teacher,
     TeacherContext,
-    make_teacher,
     needs_gradients,
 )
+from nncift_ray.teachers.less import LessTeacher
+from nncift_ray.teachers.registry import make_teacher
 
 TOLERANCE = 1e-6
 EXAMPLE = Example("a", "What is 2 + 2?", "4")

@@ -9,9 +9,9 @@ import psutil
 import pytest
 from safetensors.numpy import save_file
 
+from nncift_ray.engines.base import free_memory_bytes
+from nncift_ray.engines.models import longest_request, read_adapter
 from nncift_ray.errors import ModelError
-from nncift_ray.models.host_memory import free_memory_bytes
-from nncift_ray.models.model_files import longest_request, read_adapter
 
 LAYER = "base_model.model.model.layers.0.self_attn"
 

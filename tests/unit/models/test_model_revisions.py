@@ -8,15 +8,17 @@ from typing import Any
 
 import pytest
 
-from nncift_ray.errors import ModelError
-from nncift_ray.models import embedded, gguf_conversion, hub
-from nncift_ray.models.embedded import (
+from nncift_ray.engines import gguf as gguf_conversion
+from nncift_ray.engines import models as embedded
+from nncift_ray.engines import models as hub
+from nncift_ray.engines.models import (
     NOT_FETCHED,
     ResolvedModel,
     locate_model,
     resolve_embedder,
     resolve_language_model,
 )
+from nncift_ray.errors import ModelError
 
 NAME = "owner/model"
 OLD, NEW = "a" * 40, "b" * 40

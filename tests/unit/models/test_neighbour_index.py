@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nncift_ray.core.pairs.pair_scores import NO_COLUMN
 from nncift_ray.errors import ModelError, ShapeError
-from nncift_ray.models.neighbour_index import (
+from nncift_ray.scores.exact import NO_COLUMN
+from nncift_ray.scores.neighbours import (
     COLUMNS_PER_CELL,
     MOST_CELLS,
     IndexKind,

@@ -4,10 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from nncift_ray.core.examples import Example
-from nncift_ray.models.engine import ScoringFailure
-from nncift_ray.models.prompting import Prompt, build_prompt_ids, encode_example
-from nncift_ray.models.tokenization import SegmentTokenizer
+from nncift_ray.corpus.examples import Example
+from nncift_ray.engines.base import ScoringFailure
+from nncift_ray.engines.tokens import Prompt, SegmentTokenizer, build_prompt_ids, encode_example
 from tests.tiny_models import write_tokenizer
 
 NEAR = Example("near", "What is two?", "2")

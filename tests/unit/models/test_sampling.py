@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from nncift_ray.models.sampling import choose_tokens
+from nncift_ray.engines.transformers import choose_tokens
 
 PROBABILITIES = [0.5, 0.05, 0.3, 0.15]
 LOGITS = torch.tensor(PROBABILITIES).log()

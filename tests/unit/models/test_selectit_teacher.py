@@ -5,27 +5,27 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
-from nncift_ray.core.examples import Example
-from nncift_ray.core.teaching.selectit import (
+from nncift_ray.corpus.examples import Example
+from nncift_ray.engines.base import NextTokenRequest, NextTokenResult, ScoringFailure
+from nncift_ray.errors import ConfigError, ModelError
+from nncift_ray.teachers.base import (
+    LabelRequest,
+    Measurement,
+    MeasurementFailure,
+    Teacher,
+    TeacherContext,
+)
+from nncift_ray.teachers.registry import make_teacher
+from nncift_ray.teachers.selectit import (
     RATING_PROMPTS,
     TAIL,
+    SelectItTeacher,
     example_text,
     head_text,
     sentence_scores,
     token_scores,
 )
-from nncift_ray.errors import ConfigError, ModelError
-from nncift_ray.models.engine import NextTokenRequest, NextTokenResult, ScoringFailure
-from nncift_ray.models.fake_engine import FakeEngine
-from nncift_ray.models.teachers import (
-    LabelRequest,
-    Measurement,
-    MeasurementFailure,
-    SelectItTeacher,
-    Teacher,
-    TeacherContext,
-    make_teacher,
-)
+from tests.fake_engines import FakeEngine
 
 TOLERANCE = 1e-12
 HAND_TOLERANCE = 2e-6  # of numbers worked with six decimals

@@ -7,24 +7,21 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from nncift_ray.config import BUILT_IN_TEACHERS
-from nncift_ray.core.examples import Example
-from nncift_ray.core.teaching.delift import delift_segments, distance
+from nncift_ray.corpus.examples import Example
+from nncift_ray.engines.base import ScoringRequest, ScoringResult
 from nncift_ray.errors import ConfigError
-from nncift_ray.models.engine import ScoringRequest, ScoringResult
-from nncift_ray.models.fake_engine import FakeEngine
-from nncift_ray.models.teachers import (
-    TEACHERS,
-    DeliftSeTeacher,
-    DeliftTeacher,
+from nncift_ray.recipe.sections import BUILT_IN_TEACHERS
+from nncift_ray.teachers.base import (
     LabelRequest,
     Measurement,
     MeasurementFailure,
     Teacher,
     TeacherContext,
-    load_teacher_class,
-    make_teacher,
 )
+from nncift_ray.teachers.delift import DeliftTeacher, delift_segments, distance
+from nncift_ray.teachers.delift_se import DeliftSeTeacher
+from nncift_ray.teachers.registry import TEACHERS, load_teacher_class, make_teacher
+from tests.fake_engines import FakeEngine
 
 TOLERANCE = 1e-12
 HALF_TOLERANCE = 1e-3

@@ -9,12 +9,17 @@ import pytest
 import torch
 from torch import nn
 
-from nncift_ray.core.examples import Example
-from nncift_ray.models.engine import ScoringFailure
-from nncift_ray.models.lora_model import AdapterSpec, LoraModel
-from nncift_ray.models.trainable_model import ModelOptions, TrainingExample, WholeModel
-from nncift_ray.models.training_loop import TrainingSettings
-from nncift_ray.models.tuning import choose_arithmetic, tune
+from nncift_ray.corpus.examples import Example
+from nncift_ray.engines.base import ScoringFailure
+from nncift_ray.engines.lora import (
+    AdapterSpec,
+    LoraModel,
+    ModelOptions,
+    TrainingExample,
+    WholeModel,
+)
+from nncift_ray.evaluate.tune import choose_arithmetic, tune
+from nncift_ray.teachers.warmup import TrainingSettings
 from tests.tiny_models import END, make_tiny_llama
 
 OPTIONS = ModelOptions(device="cpu", num_threads=1, section="evaluation.tuning")

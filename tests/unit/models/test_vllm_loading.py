@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from nncift_ray.engines import vllm as vllm_loading
+from nncift_ray.engines.base import EngineSize
+from nncift_ray.engines.choose import make_engine
+from nncift_ray.engines.models import Adapter
+from nncift_ray.engines.vllm import VllmOptions
 from nncift_ray.errors import ModelError
-from nncift_ray.models import vllm_loading
-from nncift_ray.models.engine_sizing import EngineSize
-from nncift_ray.models.engines import make_engine
-from nncift_ray.models.model_files import Adapter
-from nncift_ray.models.vllm_loading import VllmOptions
 
 OPTIONS = VllmOptions(
     dtype="bfloat16",

@@ -9,22 +9,20 @@ import json
 from pathlib import Path
 from typing import Any
 
-from nncift_ray.pipeline.extending import run_extension
-from nncift_ray.pipeline.extension import Extension, recipe_of_union
-from nncift_ray.pipeline.opening import open_run
-from nncift_ray.pipeline.selecting import selection_plan
-from nncift_ray.stages.corpus.embed import EmbedStage
-from nncift_ray.stages.corpus.export import ExportStage
-from nncift_ray.stages.corpus.ingest import DeduplicateStage, IngestStage, find_sources
-from nncift_ray.stages.driving.driver import execute_here, run_stage
-from nncift_ray.stages.driving.progress import SilentReporter
-from nncift_ray.stages.driving.stage import Stage
-from nncift_ray.stages.pairs.project import ProjectStage
-from nncift_ray.stages.pairs.score_pairs import ScorePairsStage
-from nncift_ray.stages.selection.select import SelectStage
-from nncift_ray.stages.selection.selection_plan import TOP_K
-from nncift_ray.storage.filesystem import Location
-from nncift_ray.storage.output import StageOutput
+from nncift_ray.corpus.export import ExportStage
+from nncift_ray.corpus.ingest import DeduplicateStage, IngestStage, find_sources
+from nncift_ray.embedders import EmbedStage
+from nncift_ray.extend import Extension, recipe_of_union, run_extension
+from nncift_ray.pipeline import open_run
+from nncift_ray.runtime.driver import execute_here, run_stage
+from nncift_ray.runtime.files import Location
+from nncift_ray.runtime.output import StageOutput
+from nncift_ray.runtime.progress import SilentReporter
+from nncift_ray.runtime.step import Stage
+from nncift_ray.scores.project import ProjectStage
+from nncift_ray.scores.step import ScorePairsStage
+from nncift_ray.selection.step import SelectStage
+from nncift_ray.selection.tables import TOP_K, selection_plan
 from tests.unit.pipeline.recorded import record_run
 from tests.unit.stages.chain import MODEL, make_embedder, run_chain
 

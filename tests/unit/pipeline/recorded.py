@@ -6,12 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from nncift_ray.config import make_config
-from nncift_ray.pipeline.opening import RUN_RECORD
-from nncift_ray.stages.pairs.project import stored_dtype
-from nncift_ray.storage.filesystem import Location
-from nncift_ray.storage.output import StageOutput
-from nncift_ray.storage.scores import scored_blocks
+from nncift_ray.pipeline import RUN_RECORD
+from nncift_ray.recipe.loading import make_config
+from nncift_ray.runtime.files import Location
+from nncift_ray.runtime.output import StageOutput, scored_blocks
+from nncift_ray.scores.project import stored_dtype
 
 
 def record_run(

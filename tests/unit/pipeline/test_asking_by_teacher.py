@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 
 from nncift_ray.errors import ConfigError
-from nncift_ray.pipeline.explaining import explain
-from nncift_ray.pipeline.extension import prepare
-from nncift_ray.pipeline.opening import OpenedRun, open_run
-from nncift_ray.pipeline.querying import query
-from nncift_ray.pipeline.sweep import SweepGrid, plan_sweep
+from nncift_ray.extend import prepare
+from nncift_ray.pipeline import OpenedRun, open_run
+from nncift_ray.runs import explain, query
+from nncift_ray.sweep import SweepGrid, plan_sweep
 from tests.unit.pipeline.recorded import record_run
 from tests.unit.stages.chain import LastDigitTeacher, run_chain
 

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nncift_ray.config import Config, make_config
-from nncift_ray.pipeline import runner
-from nncift_ray.pipeline.runner import RunResult
-from nncift_ray.stages.driving.driver import execute_here
-from nncift_ray.stages.driving.progress import SilentReporter
-from nncift_ray.stages.driving.stage import Resources
-from nncift_ray.storage.arrays import column_matrix
+from nncift_ray import pipeline as runner
+from nncift_ray.pipeline import RunResult
+from nncift_ray.recipe.loading import make_config
+from nncift_ray.recipe.sections import Config
+from nncift_ray.runtime.driver import execute_here
+from nncift_ray.runtime.output import column_matrix
+from nncift_ray.runtime.progress import SilentReporter
+from nncift_ray.runtime.step import Resources
 
 NUM_CANDIDATES, NUM_TARGETS, BUDGET, TOP_K = 60, 9, 12, 10
 COSINE_TOLERANCE = 1e-6  # float32

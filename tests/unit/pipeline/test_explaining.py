@@ -11,14 +11,12 @@ import pytest
 from typer.testing import CliRunner
 
 from nncift_ray.cli import app
-from nncift_ray.config import make_config
 from nncift_ray.errors import DataError, StageError
-from nncift_ray.pipeline.comparing import compare
-from nncift_ray.pipeline.explaining import Explanation, explain
-from nncift_ray.pipeline.opening import RUN_RECORD, open_run
-from nncift_ray.pipeline.runner import publish_exports
-from nncift_ray.storage.filesystem import Location
-from nncift_ray.storage.output import StageOutput
+from nncift_ray.pipeline import RUN_RECORD, open_run, publish_exports
+from nncift_ray.recipe.loading import make_config
+from nncift_ray.runs import Explanation, compare, explain
+from nncift_ray.runtime.files import Location
+from nncift_ray.runtime.output import StageOutput
 from tests.unit.stages.chain import run_chain
 
 NUM_CANDIDATES, BUDGET = 60, 9

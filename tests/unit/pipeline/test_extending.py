@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nncift_ray.pipeline.opening import open_run
-from nncift_ray.pipeline.status import read_status
-from nncift_ray.report.collect import count_duplicates
-from nncift_ray.stages.pairs.score_new_pairs import ScoreNewPairsStage
-from nncift_ray.stages.pairs.score_pairs import ScorePairsStage
+from nncift_ray.pipeline import open_run
+from nncift_ray.report.data import count_duplicates
+from nncift_ray.runs import read_status
+from nncift_ray.scores.new_pairs import ScoreNewPairsStage
+from nncift_ray.scores.step import ScorePairsStage
 from tests.unit.pipeline.grown import (
     NUM_NEW,
     NUM_OLD,

@@ -10,12 +10,12 @@ import pytest
 from typer.testing import CliRunner
 
 from nncift_ray.cli import app
+from nncift_ray.corpus.ingest import find_sources
+from nncift_ray.engines.models import EMBEDDED_EMBEDDER
 from nncift_ray.errors import ConfigError, DataError, ModelError, StageError, StorageError
-from nncift_ray.models.embedded import EMBEDDED_EMBEDDER
+from nncift_ray.extend import default_run_dir, find_embedder, recipe_of_union
 from nncift_ray.pipeline import open_run
-from nncift_ray.pipeline.extension import default_run_dir, find_embedder, recipe_of_union
-from nncift_ray.stages.corpus.ingest import find_sources
-from nncift_ray.storage.output import MANIFEST_NAME, StageOutput
+from nncift_ray.runtime.output import MANIFEST_NAME, StageOutput
 from tests.unit.pipeline.grown import NUM_OLD, grow, make_extension, make_parent, write_new
 from tests.unit.stages.chain import MODEL
 
@@ -135,7 +135,7 @@ def test_a_dry_run_counts_and_starts_nothing(
     parent: str, new: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "nncift_ray.pipeline.extension.find_embedder",
+        "nncift_ray.extend.find_embedder",
         lambda run: MODEL,
     )
     home = tmp_path / "grown"

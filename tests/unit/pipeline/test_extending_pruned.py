@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nncift_ray.stages.pairs.index import IndexOptions
-from nncift_ray.stages.pairs.pruning_decision import read_final_recall
-from nncift_ray.storage.output import StageOutput
+from nncift_ray.runtime.output import StageOutput
+from nncift_ray.scores.index_step import IndexOptions, read_final_recall
 from tests.unit.pipeline.grown import (
     NUM_NEW,
     NUM_OLD,

@@ -8,10 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from nncift_ray.pipeline import RunResult, extend, extending, extension, open_run, query
-from nncift_ray.stages.driving.driver import execute_here
-from nncift_ray.stages.driving.progress import SilentReporter
-from nncift_ray.storage.output import SHARD_FOLDER
+from nncift_ray import extend as extending
+from nncift_ray import extend as extension
+from nncift_ray.extend import extend
+from nncift_ray.pipeline import RunResult, open_run
+from nncift_ray.runs import query
+from nncift_ray.runtime.driver import execute_here
+from nncift_ray.runtime.output import SHARD_FOLDER
+from nncift_ray.runtime.progress import SilentReporter
 from tests.unit.pipeline.grown import NUM_NEW, NUM_OLD, grow, make_parent, write_new
 from tests.unit.stages.chain import MODEL, make_embedder
 

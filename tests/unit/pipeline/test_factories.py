@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from nncift_ray.config.evaluation import JudgeConfig
-from nncift_ray.models.embedded import EMBEDDED_LANGUAGE_MODEL, resolve_language_model
-from nncift_ray.pipeline import factories
+from nncift_ray import factories
+from nncift_ray.engines.models import EMBEDDED_LANGUAGE_MODEL, resolve_language_model
+from nncift_ray.recipe.sections import JudgeConfig
 
 
 def test_a_packaged_language_model_can_be_the_judge(monkeypatch: pytest.MonkeyPatch) -> None:

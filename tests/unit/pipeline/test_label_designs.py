@@ -6,12 +6,11 @@ from typing import Any
 
 import pytest
 
-from nncift_ray.config import Config, make_config
-from nncift_ray.core.network.sampling import SampleDesign
 from nncift_ray.errors import ConfigError
-from nncift_ray.pipeline.blueprint import Blueprint
-from nncift_ray.pipeline.label_designs import label_designs, unread_keys
-from nncift_ray.pipeline.runner import trainers_of
+from nncift_ray.labels.sample import SampleDesign
+from nncift_ray.pipeline import Blueprint, label_designs, trainers_of, unread_keys
+from nncift_ray.recipe.loading import make_config
+from nncift_ray.recipe.sections import Config
 
 CROSS, WITHIN, POINTS = ("cross",), ("within",), ("points",)
 #: How labels of everything were asked for before labels could be scores.

@@ -7,12 +7,11 @@ from typing import Literal
 
 import pytest
 
-from nncift_ray.config import make_config
+from nncift_ray import plan as planner
 from nncift_ray.errors import DataError
-from nncift_ray.pipeline import planner
-from nncift_ray.pipeline.planner import RunPlan, make_plan
-from nncift_ray.pipeline.workload import STAGE_START_SECONDS
-from nncift_ray.stages.pairs.pruning_decision import BlockDecision
+from nncift_ray.plan import STAGE_START_SECONDS, RunPlan, make_plan
+from nncift_ray.recipe.loading import make_config
+from nncift_ray.scores.index_step import BlockDecision
 from tests.unit.stages.chain import write_corpus
 
 RATER = "tests.unit.stages.chain:LastDigitTeacher"

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from nncift_ray import runs as pair_lookup
 from nncift_ray.cli import app
 from nncift_ray.errors import DataError, StageError
-from nncift_ray.pipeline import open_run, pair_lookup
-from nncift_ray.pipeline.querying import InfluenceList, QueryAnswer, query
-from nncift_ray.storage.output import StageOutput
+from nncift_ray.pipeline import open_run
+from nncift_ray.runs import InfluenceList, QueryAnswer, query
+from nncift_ray.runtime.output import StageOutput
 from tests.s3 import s3_server
 from tests.unit.pipeline.recorded import record_run
 from tests.unit.stages.chain import LastDigitTeacher, run_chain

@@ -10,19 +10,12 @@ from typing import Any
 import pytest
 
 from nncift_ray.errors import StorageError
-from nncift_ray.pipeline.locking import is_locked, locked
-from nncift_ray.pipeline.status import RATE_WINDOW_SECONDS, StatusReader, units_per_second
-from nncift_ray.stages.driving.driver import (
-    execute_here,
-    run_stage,
-    stage_fingerprint,
-    stage_folder,
-)
-from nncift_ray.stages.driving.progress import SilentReporter
-from nncift_ray.stages.driving.stage import Resources
-from nncift_ray.storage.filesystem import Location
-from nncift_ray.storage.manifest import ShardRecord, StageBegun
-from nncift_ray.storage.output import BEGUN_NAME, SHARD_FOLDER
+from nncift_ray.runs import RATE_WINDOW_SECONDS, StatusReader, units_per_second
+from nncift_ray.runtime.driver import execute_here, run_stage, stage_fingerprint, stage_folder
+from nncift_ray.runtime.files import Location, is_locked, locked
+from nncift_ray.runtime.output import BEGUN_NAME, SHARD_FOLDER, ShardRecord, StageBegun
+from nncift_ray.runtime.progress import SilentReporter
+from nncift_ray.runtime.step import Resources
 from tests.unit.stages.driving.test_driver import SquareStage
 
 START = datetime.fromisoformat("2026-01-02T03:00:00.000+00:00")

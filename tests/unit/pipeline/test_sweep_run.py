@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 from ray import cloudpickle
 
-from nncift_ray.config import Config, make_config
-from nncift_ray.pipeline import runner
-from nncift_ray.pipeline import sweep as sweeping
-from nncift_ray.pipeline.sweep import SweepGrid, SweepResult, plan_sweep
-from nncift_ray.stages.driving.driver import execute_here
-from nncift_ray.stages.driving.stage import Resources, Stage
+from nncift_ray import pipeline as runner
+from nncift_ray import sweep as sweeping
+from nncift_ray.recipe.loading import make_config
+from nncift_ray.recipe.sections import Config
+from nncift_ray.runtime.driver import execute_here
+from nncift_ray.runtime.step import Resources, Stage
+from nncift_ray.sweep import SweepGrid, SweepResult, plan_sweep
 
 NUM_ROWS = 60
 

@@ -7,16 +7,17 @@ from typing import Any
 
 import pytest
 
-from nncift_ray.config import Config, make_config
 from nncift_ray.errors import ConfigError, ModelError
-from nncift_ray.pipeline.blueprint import (
+from nncift_ray.pipeline import (
     GRADIENT_STAGES,
     PARTITION_STAGES,
     STAGE_NAMES,
     Blueprint,
+    Teaching,
+    trainers_of,
 )
-from nncift_ray.pipeline.runner import trainers_of
-from nncift_ray.pipeline.teaching import Teaching
+from nncift_ray.recipe.loading import make_config
+from nncift_ray.recipe.sections import Config
 
 
 def recipe(objective: str = "top_k", **teacher: Any) -> Config:

@@ -18,7 +18,7 @@ from nncift_ray.report.data import (
     SkippedExample,
     StageSummary,
 )
-from nncift_ray.storage import schemas
+from nncift_ray.runtime import schemas
 
 QUADRANTS = ("Q1", "Q2", "Q3", "Q4")
 WITHIN_ROWS = ("centred_r2", "centred_spearman", "row_spearman", "top_overlap", "chance_overlap")

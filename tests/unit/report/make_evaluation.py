@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 
-from nncift_ray.core.evaluation.comparison import LOWER_IS_BETTER
-from nncift_ray.pipeline.evaluation.summarising import SummarySettings, summarise
-from nncift_ray.report.evaluation_data import EvaluationData
-from nncift_ray.storage import evaluation_schemas as schemas
+from nncift_ray.evaluate.figures import EvaluationData
+from nncift_ray.evaluate.results import SummarySettings, summarise
+from nncift_ray.evaluate.statistics import LOWER_IS_BETTER
+from nncift_ray.runtime import schemas
 from tests.unit.pipeline.evaluation.make_scores import make_scores
 from tests.unit.report.make_data import make_fidelity
 

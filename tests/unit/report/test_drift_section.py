@@ -9,11 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from nncift_ray.report.cards import WARN, make_cards
 from nncift_ray.report.data import ReportData
-from nncift_ray.report.drift_plots import plot_drift
-from nncift_ray.report.render import render_report
-from nncift_ray.storage import schemas
+from nncift_ray.report.figures import plot_drift
+from nncift_ray.report.page import WARN, make_cards, render_report
+from nncift_ray.runtime import schemas
 from tests.unit.report.make_data import make_minimal_data
 
 REASON = "a new example lies farther from the labelled sample"

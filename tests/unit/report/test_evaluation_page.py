@@ -7,12 +7,15 @@ import pyarrow.compute as pc
 import pytest
 from rich.console import Console
 
-from nncift_ray.report.cost_plots import savings_of
-from nncift_ray.report.evaluation_data import EvaluationData
-from nncift_ray.report.evaluation_headline import evaluation_notices, headline, verdict_sentence
-from nncift_ray.report.evaluation_page import render_evaluation
-from nncift_ray.report.evaluation_terminal import evaluation_tables
-from nncift_ray.storage import evaluation_schemas as schemas
+from nncift_ray.evaluate.figures import EvaluationData, savings_of
+from nncift_ray.evaluate.page import (
+    evaluation_notices,
+    evaluation_tables,
+    headline,
+    render_evaluation,
+    verdict_sentence,
+)
+from nncift_ray.runtime import schemas
 from tests.unit.pipeline.evaluation.make_scores import make_scores
 from tests.unit.report.make_evaluation import (
     make_costs,

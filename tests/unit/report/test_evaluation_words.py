@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 
-from nncift_ray.report.evaluation_data import Result, method_place
-from nncift_ray.report.evaluation_words import (
+from nncift_ray.evaluate.figures import (
+    Result,
     budget_words,
     gain_words,
     interval_words,
     list_words,
     mean_words,
+    method_place,
     verdict_words,
 )
 

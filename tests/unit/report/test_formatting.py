@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from nncift_ray.report.formatting import (
+from nncift_ray.report.text import (
     clean_text,
     format_compact,
     format_count,

@@ -4,9 +4,9 @@ import re
 
 import pyarrow as pa
 
-from nncift_ray.report.pair_plots import plot_histogram, plot_recall
-from nncift_ray.report.render import render_report
-from nncift_ray.storage import schemas
+from nncift_ray.report.figures import plot_histogram, plot_recall
+from nncift_ray.report.page import render_report
+from nncift_ray.runtime import schemas
 from tests.unit.report.make_data import make_minimal_data, make_recall
 
 

@@ -9,16 +9,25 @@ import pyarrow as pa
 import pytest
 from scipy.stats import spearmanr
 
-from nncift_ray.report.corpus_plots import plot_lengths, plot_mix
 from nncift_ray.report.data import MixRow, choose_sample_ranks, count_mix
-from nncift_ray.report.fidelity_plots import plot_errors
-from nncift_ray.report.headline import headline_fidelity
-from nncift_ray.report.order_plots import plot_order
-from nncift_ray.report.plots import MAX_CURVE_POINTS, plot_coverage, plot_gain_curve, thin_curve
-from nncift_ray.report.prediction_plots import plot_predictions, rank_correlation
-from nncift_ray.report.run_plots import plot_influence, plot_stage_seconds, plot_training
-from nncift_ray.report.score_plots import plot_scores
-from nncift_ray.storage import schemas
+from nncift_ray.report.figures import (
+    MAX_CURVE_POINTS,
+    headline_fidelity,
+    plot_coverage,
+    plot_errors,
+    plot_gain_curve,
+    plot_influence,
+    plot_lengths,
+    plot_mix,
+    plot_order,
+    plot_predictions,
+    plot_scores,
+    plot_stage_seconds,
+    plot_training,
+    rank_correlation,
+    thin_curve,
+)
+from nncift_ray.runtime import schemas
 from tests.unit.report.make_data import (
     make_coverage,
     make_fidelity,

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from nncift_ray.report.render import render_report
+from nncift_ray.report.page import render_report
 from tests.unit.report.make_data import (
     make_fidelity,
     make_minimal_data,

@@ -5,7 +5,7 @@ from dataclasses import replace
 from rich.console import Console
 
 from nncift_ray.report.data import ReportData
-from nncift_ray.report.terminal import summary_table
+from nncift_ray.report.page import summary_table
 from tests.unit.report.make_data import make_minimal_data, make_report_data
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from nncift_ray.errors import StorageError
-from nncift_ray.pipeline.runner import publish_exports
-from nncift_ray.stages.driving.driver import execute_here, run_stage, stage_folder
-from nncift_ray.stages.driving.progress import SilentReporter
-from nncift_ray.storage.filesystem import Location, resolve
-from nncift_ray.storage.output import StageOutput
+from nncift_ray.pipeline import publish_exports
+from nncift_ray.runtime.driver import execute_here, run_stage, stage_folder
+from nncift_ray.runtime.files import Location, resolve
+from nncift_ray.runtime.output import StageOutput
+from nncift_ray.runtime.progress import SilentReporter
 from tests.unit.stages.driving.test_driver import SquareStage
 
 

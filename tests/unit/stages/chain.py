@@ -8,32 +8,27 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from nncift_ray.core.network.sampling import SampleDesign
-from nncift_ray.core.network.training import TrainingConfig
-from nncift_ray.models.embedded import ResolvedModel
-from nncift_ray.models.embedder import Embedder, HashEmbedder
-from nncift_ray.models.teachers import DeliftSeTeacher, LabelRequest, Measurement
-from nncift_ray.stages.corpus.embed import EmbedStage
-from nncift_ray.stages.corpus.export import ExportStage
-from nncift_ray.stages.corpus.ingest import DeduplicateStage, IngestStage, find_sources
-from nncift_ray.stages.driving.driver import execute_here, run_stage
-from nncift_ray.stages.driving.progress import SilentReporter
-from nncift_ray.stages.driving.stage import Resources, Stage
-from nncift_ray.stages.network.block_training import BlockTraining
-from nncift_ray.stages.network.fit import FitJob, FitStage, train_here
-from nncift_ray.stages.pairs.index import IndexStage
-from nncift_ray.stages.pairs.project import ProjectStage
-from nncift_ray.stages.pairs.pruned_costs import MeasureRates, measure_rates
-from nncift_ray.stages.pairs.pruning_trial import IndexOptions
-from nncift_ray.stages.pairs.score_pairs import Pruning, ScoreOptions, ScorePairsStage
-from nncift_ray.stages.pairs.teacher_scores import TeacherScoresStage
-from nncift_ray.stages.selection.select import SelectStage
-from nncift_ray.stages.selection.selection_plan import TOP_K, SelectionPlan, blocks_of, list_blocks
-from nncift_ray.stages.teaching.label import LabelStage, TeacherFactory
-from nncift_ray.stages.teaching.sample import SampleStage
-from nncift_ray.stages.teaching.utility import UtilityStage
-from nncift_ray.storage.filesystem import Location
-from nncift_ray.storage.output import StageOutput
+from nncift_ray.corpus.export import ExportStage
+from nncift_ray.corpus.ingest import DeduplicateStage, IngestStage, find_sources
+from nncift_ray.embedders import Embedder, EmbedStage, HashEmbedder
+from nncift_ray.engines.models import ResolvedModel
+from nncift_ray.labels.sample import SampleDesign
+from nncift_ray.labels.step import LabelStage, SampleStage, TeacherFactory, UtilityStage
+from nncift_ray.network.step import BlockTraining, FitJob, FitStage, train_here
+from nncift_ray.network.training import TrainingConfig
+from nncift_ray.runtime.driver import execute_here, run_stage
+from nncift_ray.runtime.files import Location
+from nncift_ray.runtime.output import StageOutput
+from nncift_ray.runtime.progress import SilentReporter
+from nncift_ray.runtime.step import Resources, Stage
+from nncift_ray.scores.index_step import IndexOptions, IndexStage, MeasureRates, measure_rates
+from nncift_ray.scores.project import ProjectStage
+from nncift_ray.scores.step import Pruning, ScoreOptions, ScorePairsStage
+from nncift_ray.scores.teacher_scores import TeacherScoresStage
+from nncift_ray.selection.step import SelectStage
+from nncift_ray.selection.tables import TOP_K, SelectionPlan, blocks_of, list_blocks
+from nncift_ray.teachers.base import LabelRequest, Measurement
+from nncift_ray.teachers.delift_se import DeliftSeTeacher
 
 MODEL = ResolvedModel("hash", "nowhere", "1")
 DIMENSION = 16

@@ -9,12 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nncift_ray.core.network.training import TrainingConfig
-from nncift_ray.core.pairs.pair_scores import score_block
-from nncift_ray.stages.network.block_training import stretch
-from nncift_ray.storage.arrays import column_matrix
-from nncift_ray.storage.checkpoints import read_network
-from nncift_ray.storage.output import StageOutput
+from nncift_ray.network.step import stretch
+from nncift_ray.network.training import TrainingConfig
+from nncift_ray.runtime.output import StageOutput, column_matrix, read_network
+from nncift_ray.scores.exact import score_block
 from tests.unit.stages.chain import Sizes, run_chain
 
 SCORE_TOLERANCE = 1e-5

@@ -11,9 +11,9 @@ import pytest
 import ray.train
 
 from nncift_ray.errors import ModelError, NnciftError, StageError
-from nncift_ray.stages.evaluation.tune import TuneJob
-from nncift_ray.stages.ray_train import MAX_LOST_WORKERS, RayWorkers
-from nncift_ray.storage.filesystem import Location
+from nncift_ray.evaluate.tune import TuneJob
+from nncift_ray.ray_train import MAX_LOST_WORKERS, RayWorkers
+from nncift_ray.runtime.files import Location
 
 LOST = ray.train.WorkerGroupError("lost", {0: RuntimeError("the worker died")})
 RAISED = ray.train.WorkerGroupError("trace", {0: ModelError("lower the learning rate")})

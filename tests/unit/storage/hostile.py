@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from nncift_ray.storage.corpora import expand_sources
-from nncift_ray.storage.example_rows import read_examples
-from nncift_ray.storage.rows import ErrorRow, ExampleRow, ReadLimits
+from nncift_ray.corpus.layouts import read_examples
+from nncift_ray.corpus.sources import ErrorRow, ExampleRow, ReadLimits, expand_sources
 
 SMALL = ReadLimits(max_record_bytes=20_000, max_chars=2_000)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from nncift_ray.corpus.sources import KINDS, SourceFile, content_digest, expand_sources, kind_of
 from nncift_ray.errors import DataError
-from nncift_ray.storage.corpora import KINDS, SourceFile, content_digest, expand_sources, kind_of
 
 
 def _make(folder: Path, *names: str) -> None:

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from nncift_ray.storage import schemas
-from nncift_ray.storage.exports import DATASET_PARQUET, SUBSET, sharegpt_record, write_exports
+from nncift_ray.corpus.export import DATASET_PARQUET, SUBSET, sharegpt_record, write_exports
+from nncift_ray.runtime import schemas
 from tests.unit.storage.hostile import read_file
 
 RECORDS: list[dict[str, Any]] = [

@@ -9,9 +9,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from nncift_ray.corpus import sources as byte_streams
+from nncift_ray.corpus.sources import expand_sources
 from nncift_ray.errors import DataError
-from nncift_ray.storage import byte_streams
-from nncift_ray.storage.corpora import expand_sources
 from tests.unit.storage.hostile import good_pair, read_file
 
 SECRET = "-----BEGIN OPENSSH PRIVATE KEY-----\n"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from nncift_ray.corpus.sources import EXCERPT_CHARS, ReadLimits
 from nncift_ray.errors import DataError
-from nncift_ray.storage.rows import EXCERPT_CHARS, ReadLimits
 from tests.unit.storage.hostile import (
     ALL_JSON,
     BAD_JSON,

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from nncift_ray.errors import DataError
-from nncift_ray.storage.layouts import (
+from nncift_ray.corpus.layouts import (
     LAYOUTS,
     ParsedExample,
     columns_layout,
@@ -15,7 +14,8 @@ from nncift_ray.storage.layouts import (
     resolve_layout,
     to_example,
 )
-from nncift_ray.storage.rows import BadRow
+from nncift_ray.corpus.sources import BadRow
+from nncift_ray.errors import DataError
 
 SYSTEM = {"role": "system", "content": "Be brief."}
 USER = {"role": "user", "content": "Hi"}

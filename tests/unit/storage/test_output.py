@@ -9,15 +9,16 @@ import pyarrow as pa
 import pytest
 
 from nncift_ray.errors import StorageError
-from nncift_ray.storage.filesystem import Location, delete_temporaries
-from nncift_ray.storage.manifest import (
+from nncift_ray.runtime.files import Location, delete_temporaries
+from nncift_ray.runtime.output import (
+    Sink,
     StageManifest,
+    StageOutput,
     cut_ranges,
     describe_environment,
     fingerprint,
     remaining_ranges,
 )
-from nncift_ray.storage.output import Sink, StageOutput
 
 NUMBERS = pa.schema([pa.field("n", pa.int64())])
 

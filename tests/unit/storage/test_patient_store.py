@@ -12,13 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow import fs as pafs
 
-from nncift_ray.storage.patient_store import (
-    ATTEMPTS,
-    PatientFile,
-    PatientHandler,
-    PatientUpload,
-    try_again,
-)
+from nncift_ray.runtime.files import ATTEMPTS, PatientFile, PatientHandler, PatientUpload, try_again
 
 BUSY = "AWS Error SLOW_DOWN during GetObject operation"
 
@@ -121,7 +115,7 @@ class BusyStore:
 def test_reads_of_a_busy_store_lose_and_repeat_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nncift_ray.storage.patient_store.FIRST_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr("nncift_ray.runtime.files.FIRST_PAUSE_SECONDS", 0.0)
     (tmp_path / "x").write_bytes(bytes(range(100)))
     file = PatientFile(BusyStore(), str(tmp_path / "x"))  # pyright: ignore[reportArgumentType]
     assert file.read(3) + file.read(4) == bytes(range(7))
@@ -151,8 +145,8 @@ class BusyUploads(pafs.LocalFileSystem):
 def test_an_upload_that_was_turned_away_is_sent_again_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nncift_ray.storage.patient_store.FIRST_PAUSE_SECONDS", 0.0)
-    monkeypatch.setattr("nncift_ray.storage.patient_store.SENT_BYTES", 3)
+    monkeypatch.setattr("nncift_ray.runtime.files.FIRST_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr("nncift_ray.runtime.files.SENT_BYTES", 3)
     upload = PatientUpload(BusyUploads(), str(tmp_path / "x"), None)
     upload.write(b"all ")
     upload.write(b"of it")

@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from nncift_ray.storage import schemas
-from nncift_ray.storage.corpora import expand_sources
-from nncift_ray.storage.example_rows import MAX_BATCH_CHARS, batch_tables, read_examples
+from nncift_ray.corpus.layouts import MAX_BATCH_CHARS, batch_tables, read_examples
+from nncift_ray.corpus.sources import expand_sources
+from nncift_ray.runtime import schemas
 from tests.unit.storage.hostile import good_pair
 
 NUM_ROWS = 10_000
@@ -90,8 +90,8 @@ def test_a_long_file_streams_in_flat_memory(tmp_path: Path, write: Callable[[Pat
 
 MEASURE = """
 import resource, sys
-from nncift_ray.storage.corpora import expand_sources
-from nncift_ray.storage.example_rows import batch_tables, read_examples
+from nncift_ray.corpus.sources import expand_sources
+from nncift_ray.corpus.layouts import batch_tables, read_examples
 
 def peak_kib():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

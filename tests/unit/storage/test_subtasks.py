@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from nncift_ray.corpus import records as subtasks
+from nncift_ray.corpus.records import Subtasks, read_subtasks
 from nncift_ray.errors import DataError
-from nncift_ray.storage import subtasks
-from nncift_ray.storage.filesystem import Location
-from nncift_ray.storage.manifest import StageManifest
-from nncift_ray.storage.output import Sink, StageOutput
-from nncift_ray.storage.schemas import EXAMPLES
-from nncift_ray.storage.subtasks import Subtasks, read_subtasks
+from nncift_ray.runtime.files import Location
+from nncift_ray.runtime.output import Sink, StageManifest, StageOutput
+from nncift_ray.runtime.schemas import EXAMPLES
 
 
 def make_examples(folder: Path, records: list[object]) -> StageOutput:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nncift_ray.errors import JobError
-from nncift_ray.submission.packing import RECIPE_NAME, list_tree, pack
+from nncift_ray.submit import RECIPE_NAME, list_tree, pack
 
 TOKEN = "planted-0123456789abcdef"
 
@@ -70,7 +70,7 @@ def test_links_that_lead_out_stay_behind(tree: Path, tmp_path: Path) -> None:
 def test_the_package_that_runs_and_the_recipe_go_along(tmp_path: Path) -> None:
     package = pack(tmp_path / "job.zip", recipe="run_dir: s3://b/r\n")
     names = names_in(package.path)
-    assert {RECIPE_NAME, "nncift_ray/cli/__main__.py", "nncift_ray/py.typed"} <= names
+    assert {RECIPE_NAME, "nncift_ray/cli.py", "nncift_ray/py.typed"} <= names
     assert {name.split("/")[0] for name in names} == {"nncift_ray", "nncift_job"}
     assert not [name for name in names if name.endswith(".pyc")]
     with zipfile.ZipFile(package.path) as opened:

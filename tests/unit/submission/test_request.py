@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from nncift_ray.config.loading import make_config
 from nncift_ray.errors import ConfigError
-from nncift_ray.submission.packing import RECIPE_NAME
-from nncift_ray.submission.request import extend_request, recipe_request
+from nncift_ray.recipe.loading import make_config
+from nncift_ray.submit import RECIPE_NAME, extend_request, recipe_request
 
 
 def config(**changes: Any) -> Any:

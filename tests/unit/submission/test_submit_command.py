@@ -15,8 +15,8 @@ import yaml
 from ray.job_submission import JobStatus
 from typer.testing import CliRunner
 
+from nncift_ray import submit as server
 from nncift_ray.cli import app
-from nncift_ray.submission import server
 
 TOKEN = "planted-0123456789abcdef"
 CLOSED = "http://127.0.0.1:9"  # the discard port: nobody listens

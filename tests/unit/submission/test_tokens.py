@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from nncift_ray.errors import JobError
-from nncift_ray.submission.server import check_address
-from nncift_ray.submission.tokens import find_token, goes_unencrypted
+from nncift_ray.submit import check_address, find_token, goes_unencrypted
 
 
 @pytest.fixture

@@ -3,23 +3,29 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nncift_ray.core.candidates.anchor import AnchorGenerator
-from nncift_ray.core.candidates.cosine import CosineGenerator
-from nncift_ray.core.candidates.cost import CostEstimate, Rates, estimate_cost
-from nncift_ray.core.candidates.protocol import CandidateGenerator
-from nncift_ray.core.candidates.quadratic import QuadraticGenerator
-from nncift_ray.core.candidates.recall import (
+from nncift_ray.errors import ShapeError
+from nncift_ray.network.factored import FactoredNetwork
+from nncift_ray.scores.exact import (
+    RescoredTopK,
+    pack_columns,
+    rescore_rows,
+    score_block,
+    top_k_rows,
+)
+from nncift_ray.scores.index import (
+    AnchorGenerator,
+    CandidateGenerator,
+    CosineGenerator,
+    CostEstimate,
+    QuadraticGenerator,
+    Rates,
     SearchSettings,
+    estimate_cost,
     listing_schedule,
     recall_at_k,
     tune,
 )
-from nncift_ray.core.network.factored import FactoredNetwork
-from nncift_ray.core.pairs.cell_layout import lay_out_cells
-from nncift_ray.core.pairs.cell_lists import list_columns, pack_features
-from nncift_ray.core.pairs.pair_scores import score_block, top_k_rows
-from nncift_ray.core.pairs.rescoring import RescoredTopK, pack_columns, rescore_rows
-from nncift_ray.errors import ShapeError
+from nncift_ray.scores.neighbours import lay_out_cells, list_columns, pack_features
 
 DIM, HIDDEN, ROWS, COLUMNS, K = 12, 20, 60, 900, 10
 WIDER = [SearchSettings(4, 8), SearchSettings(8, 8), SearchSettings(16, 8)]

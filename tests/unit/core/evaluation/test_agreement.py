@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nncift_ray.core.evaluation.agreement import compare_values, measure_overlap
-from nncift_ray.core.selection.baseline import random_ranking
-from nncift_ray.core.selection.dense_scores import DenseScores
-from nncift_ray.core.selection.greedy import Budget, lazy_greedy
-from nncift_ray.core.selection.objectives import FacilityLocation, TopScores
+from nncift_ray.evaluate.statistics import compare_values, measure_overlap
+from nncift_ray.selection.greedy import Budget, lazy_greedy, random_ranking
+from nncift_ray.selection.objectives import FacilityLocation, TopScores
+from nncift_ray.selection.problem import DenseScores
 
 EXACT = 1e-6  # float32 scores
 

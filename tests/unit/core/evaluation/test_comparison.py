@@ -6,13 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from nncift_ray.core.evaluation.comparison import (
-    Comparison,
-    compare_methods,
-    compare_with_random,
-    holm,
-)
 from nncift_ray.errors import ShapeError
+from nncift_ray.evaluate.statistics import Comparison, compare_methods, compare_with_random, holm
 
 NAN = float("nan")
 EXACT = 1e-12

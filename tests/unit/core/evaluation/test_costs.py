@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nncift_ray.core.evaluation.costs import (
+from nncift_ray.evaluate.statistics import (
     LAWS,
     Prices,
     Size,
@@ -14,7 +14,7 @@ from nncift_ray.core.evaluation.costs import (
     measure_step,
     reduction_percent,
 )
-from nncift_ray.pipeline.blueprint import STAGE_NAMES
+from nncift_ray.pipeline import STAGE_NAMES
 
 PRICES = Prices(per_gpu_hour=3.6, per_cpu_hour=0.036)
 SMALL, LARGE = Size(1_000, 100), Size(10_000, 100)

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from nncift_ray.core.evaluation.resampling import (
+from nncift_ray.errors import ShapeError
+from nncift_ray.evaluate.statistics import (
     MAX_GROUPS,
     SLAB_VALUES,
     draw_row_deviations,
+    estimate_mean,
     group_rows,
     measure_seed_spread,
     sign_flip_p_value,
 )
-from nncift_ray.core.evaluation.statistics import estimate_mean
-from nncift_ray.errors import ShapeError
 
 NAN = float("nan")
 EXACT = 1e-12

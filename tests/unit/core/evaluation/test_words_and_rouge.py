@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nncift_ray.core.evaluation.rouge import Rouge
-from nncift_ray.core.evaluation.words import words
+from nncift_ray.evaluate.metrics import Rouge, words
 
 EXACT = 1e-12
 ENGLISH = st.text(st.characters(max_codepoint=126), max_size=60)

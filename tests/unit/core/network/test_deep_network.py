@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from nncift_ray.core.network.deep_network import DeepInfluenceNetwork
-from nncift_ray.core.network.influence_network import InfluenceNetwork
-from nncift_ray.core.network.training import PairData, TrainingConfig, train_network
+from nncift_ray.network.network import DeepInfluenceNetwork, InfluenceNetwork
+from nncift_ray.network.training import PairData, TrainingConfig, train_network
 
 DIMENSION, HIDDEN, EXAMPLES = 6, 9, 12
 ROUNDING = 1e-6

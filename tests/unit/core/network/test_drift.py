@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import mannwhitneyu
 
-from nncift_ray.core.network.drift import (
+from nncift_ray.corpus.drift import (
     MAX_FARTHER,
     MIN_EXAMPLES,
     MIN_RANGE_EXCESS,

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from nncift_ray.core.network.fidelity import (
+from nncift_ray.errors import ShapeError
+from nncift_ray.network.fidelity import (
     FidelityRow,
+    WithinRows,
     fidelity_table,
     mse,
     r2,
@@ -15,9 +17,7 @@ from nncift_ray.core.network.fidelity import (
     scaled_mse,
     spearman,
 )
-from nncift_ray.core.network.within_rows import WithinRows
-from nncift_ray.errors import ShapeError
-from nncift_ray.storage import schemas
+from nncift_ray.runtime import schemas
 
 EXACT = 1e-12  # float64 arithmetic on numbers of size 1
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from nncift_ray.core.network.losses import CHUNK_PAIRS, Batch, loss_part, shuffled_batches
+from nncift_ray.network.training import CHUNK_PAIRS, Batch, loss_part, shuffled_batches
 
 
 def draw(num_pairs: int = 300, num_rows: int = 13) -> tuple[torch.Tensor, torch.Tensor]:

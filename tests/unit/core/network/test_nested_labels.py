@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nncift_ray.core.network.nested_labels import keep_share
-from nncift_ray.core.network.sample_layouts import LAYOUTS
-from nncift_ray.core.network.sampling import (
+from nncift_ray.labels.sample import (
+    LAYOUTS,
     QUADRANTS,
     PairSample,
     SampleDesign,
     draw_block,
     draw_points,
 )
+from nncift_ray.network.sweep import keep_share
 
 SHARES = (0.1, 0.3, 0.5, 1.0)
 LEARNT = ("train", "validation")

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from nncift_ray.core.network.factored import FactoredNetwork
-from nncift_ray.core.network.influence_network import InfluenceNetwork
-from nncift_ray.core.pairs.pair_scores import score_block, score_points
 from nncift_ray.errors import ShapeError
+from nncift_ray.network.factored import FactoredNetwork
+from nncift_ray.network.network import InfluenceNetwork
+from nncift_ray.scores.exact import score_block, score_points
 
 FACTORED_TOLERANCE = 1e-5
 DIM, HIDDEN = 13, 7

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nncift_ray.core.network.row_offsets import fit_row_offsets
+from nncift_ray.network.training import fit_row_offsets
 
 
 def draw(num_rows: int, dim: int = 20, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -7,15 +7,17 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from nncift_ray.config import LabelsConfig
-from nncift_ray.core.network.sample_layouts import LAYOUTS, WHOLE_ROWS, choose_evenly
-from nncift_ray.core.network.sampling import (
+from nncift_ray.labels.sample import (
+    LAYOUTS,
     QUADRANTS,
     SPLITS,
+    WHOLE_ROWS,
     PairSample,
     SampleDesign,
+    choose_evenly,
     draw_block,
 )
+from nncift_ray.recipe.sections import LabelsConfig
 
 TOTAL_TOLERANCE = 0.02  # share of label_pairs that may stay unused
 BUDGET = 2000

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nncift_ray.core.network.sampling import (
+from nncift_ray.labels.sample import (
     QUADRANTS,
     SPLITS,
     PairSample,

@@ -5,8 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nncift_ray.core.network.sampling import SampleDesign, draw_block, draw_points
-from nncift_ray.core.network.teacher_sample import design_all_points, design_whole_rows
+from nncift_ray.labels.sample import (
+    SampleDesign,
+    design_all_points,
+    design_whole_rows,
+    draw_block,
+    draw_points,
+)
 
 KEPT = {"validation_fraction": 0.1, "seed": 5}
 COMPLETE = SampleDesign(1.0, None, 0, 0.1, 5, "paper")

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from nncift_ray.core.network.folds import unseen_folds
-from nncift_ray.core.network.influence_network import InfluenceNetwork
-from nncift_ray.core.network.training import (
+from nncift_ray.errors import ShapeError
+from nncift_ray.network.network import InfluenceNetwork
+from nncift_ray.network.training import (
     EpochRecord,
     PairData,
     TrainingConfig,
     train_network,
+    unseen_folds,
 )
-from nncift_ray.errors import ShapeError
 
 DIM, HIDDEN = 6, 8
 WORKER_TOLERANCE = 1e-5  # raw labels of size 0.03; workers add gradients in another order

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from nncift_ray.core.network.within_rows import WithinRows, centre, measure_within_rows
+from nncift_ray.network.fidelity import WithinRows, centre, measure_within_rows
 
 EXACT = 1e-12  # float64 arithmetic on numbers of size 1
 

@@ -3,11 +3,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nncift_ray.core.pairs.cell_layout import NO_CELL, lay_out_cells
-from nncift_ray.core.pairs.cell_lists import FeatureCells, list_columns, pack_features
-from nncift_ray.core.pairs.pair_scores import NO_COLUMN
-from nncift_ray.core.pairs.products import multiply_rows
 from nncift_ray.errors import ShapeError
+from nncift_ray.scores.exact import NO_COLUMN
+from nncift_ray.scores.kernel import multiply_rows
+from nncift_ray.scores.neighbours import (
+    NO_CELL,
+    FeatureCells,
+    lay_out_cells,
+    list_columns,
+    pack_features,
+)
 from tests.unit.core.pairs.test_pair_scores import assert_same_bits
 
 ROWS, COLUMNS, FEATURES, NUM_CELLS, EMPTY_CELL = 21, 1500, 13, 9, 4

@@ -3,15 +3,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nncift_ray.core.pairs.column_sums import (
+from nncift_ray.errors import ShapeError
+from nncift_ray.scores.exact import (
     ColumnSums,
     best_group_mean,
     check_sum_range,
+    score_block,
     sum_columns,
     to_fixed_point,
+    top_k_rows,
 )
-from nncift_ray.core.pairs.pair_scores import score_block, top_k_rows
-from nncift_ray.errors import ShapeError
 
 MEAN_TOLERANCE = 1e-6  # float32 scores of size 1, beside a float64 oracle
 SUM_TOLERANCE = 1e-12  # the two kernels add in different orders, in float64

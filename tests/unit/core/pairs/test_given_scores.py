@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nncift_ray.core.pairs.given_scores import BestColumns, GivenSums, ScoreTally
 from nncift_ray.errors import ShapeError
+from nncift_ray.scores.exact import BestColumns, GivenSums, ScoreTally
 
 SCALE = 2**32
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nncift_ray.core.pairs.list_merging import state_of_lists
-from nncift_ray.core.pairs.pair_scores import TopK, top_k_rows
 from nncift_ray.errors import ShapeError
+from nncift_ray.scores.exact import TopK, state_of_lists, top_k_rows
 
 NUM_ROWS, NUM_COLUMNS, NUM_HIDDEN = 21, 60, 5
 

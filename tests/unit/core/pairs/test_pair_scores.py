@@ -5,14 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nncift_ray.core.pairs.pair_scores import (
-    NO_COLUMN,
-    score_block,
-    score_points,
-    top_k_rows,
-    top_k_vector,
-)
 from nncift_ray.errors import ShapeError
+from nncift_ray.scores.exact import NO_COLUMN, score_block, score_points, top_k_rows, top_k_vector
 
 ORACLE_TOLERANCE = 2e-5  # float32 sums of 23 products of size 1, beside a float64 oracle
 NUM_ROWS, NUM_COLUMNS, NUM_HIDDEN = 11, 203, 23  # none a multiple of a vector or of a row group

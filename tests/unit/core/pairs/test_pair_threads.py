@@ -3,11 +3,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nncift_ray.core.pairs.column_sums import sum_columns
-from nncift_ray.core.pairs.pair_scores import TopK, top_k_rows
-from nncift_ray.core.pairs.pair_threads import CpuThreads, run_parts
-from nncift_ray.core.pairs.rescoring import pack_columns, rescore_rows
-from nncift_ray.core.pairs.score_histogram import CountedRows
+from nncift_ray.scores.exact import (
+    CpuThreads,
+    TopK,
+    pack_columns,
+    rescore_rows,
+    run_parts,
+    sum_columns,
+    top_k_rows,
+)
+from nncift_ray.scores.kernel import CountedRows
 
 ROWS, COLUMNS, HIDDEN, K = 45, 210, 11, 6
 THREADS = (1, 2, 3, 7, 64)

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from nncift_ray.core.pairs.pair_backend import pair_backend
-from nncift_ray.core.pairs.pair_device import fold_in_torch, top_k_rows_on
-from nncift_ray.core.pairs.pair_scores import NO_COLUMN, TopK, score_block, top_k_rows
 from nncift_ray.errors import ShapeError
+from nncift_ray.scores.backend import pair_backend
+from nncift_ray.scores.exact import NO_COLUMN, TopK, score_block, top_k_rows
+from nncift_ray.scores.gpu import fold_in_torch, top_k_rows_on
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 SUM_TOLERANCE = 1e-6  # a tile's sums may be made in float32
@@ -25,7 +25,7 @@ ROWS, COLUMNS, HIDDEN, K = 37, 301, 23, 9  # none a multiple of a tile
 def make_scorer() -> Callable[..., TopK]:
     """Score by torch, or by the Triton kernel where Triton interprets its kernels."""
     if INTERPRETED:
-        from nncift_ray.core.pairs.pair_triton import fold_in_triton
+        from nncift_ray.scores.triton_kernel import fold_in_triton
 
         return functools.partial(top_k_rows_on, device="cpu", fold=fold_in_triton)
     return functools.partial(top_k_rows_on, device="cpu", fold=fold_in_torch)

@@ -3,10 +3,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nncift_ray.core.pairs.pair_scores import NO_COLUMN, score_block, top_k_rows
-from nncift_ray.core.pairs.panels import score_matrix
-from nncift_ray.core.pairs.rescoring import RescoredTopK, pack_columns, rescore_rows
 from nncift_ray.errors import ShapeError
+from nncift_ray.scores.exact import (
+    NO_COLUMN,
+    RescoredTopK,
+    pack_columns,
+    rescore_rows,
+    score_block,
+    score_matrix,
+    top_k_rows,
+)
 from tests.unit.core.pairs.test_pair_scores import assert_same_bits, full_scores, make_pairs
 
 ORACLE_TOLERANCE = 2e-5  # float32 sums of 23 products of size 1, beside a float64 oracle

@@ -5,11 +5,9 @@ import functools
 import numpy as np
 import pytest
 
-from nncift_ray.core.pairs.column_sums import sum_columns
-from nncift_ray.core.pairs.pair_device import fold_in_torch, top_k_rows_on
-from nncift_ray.core.pairs.pair_scores import top_k_rows
-from nncift_ray.core.pairs.panels import score_matrix
-from nncift_ray.core.pairs.score_histogram import (
+from nncift_ray.scores.exact import score_matrix, sum_columns, top_k_rows
+from nncift_ray.scores.gpu import fold_in_torch, top_k_rows_on
+from nncift_ray.scores.kernel import (
     COUNTED_ROWS,
     NUM_BINS,
     CountedRows,

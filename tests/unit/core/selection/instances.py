@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nncift_ray.core.selection.dense_scores import DenseScores
-from nncift_ray.core.selection.objectives import (
+from nncift_ray.selection.greedy import Ranking
+from nncift_ray.selection.objectives import (
     FacilityLocation,
     FacilityLocationConditionalGain,
     FacilityLocationMutualInformation,
@@ -20,9 +20,7 @@ from nncift_ray.core.selection.objectives import (
     SaturatedCoverage,
     TopScores,
 )
-from nncift_ray.core.selection.problem import Scores
-from nncift_ray.core.selection.search import Ranking
-from nncift_ray.core.selection.sparse_scores import SparseScores
+from nncift_ray.selection.problem import DenseScores, Scores, SparseScores
 
 ETA, NU, LAMBDA, ALPHA = 0.7, 0.8, 0.4, 0.25
 FORMULA_TOLERANCE = 1e-5  # float32 scores, capped or weighted in float32, summed in float64

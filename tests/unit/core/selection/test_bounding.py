@@ -7,10 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nncift_ray.core.selection.bounding import BoundTask, bound_columns, gain_limits, part_totals
-from nncift_ray.core.selection.greedy import Budget, Constraints, lazy_greedy
-from nncift_ray.core.selection.objectives import GraphCut, TopScores
-from nncift_ray.core.selection.partitioned import multi_round_greedy
+from nncift_ray.selection.greedy import Budget, Constraints, lazy_greedy
+from nncift_ray.selection.objectives import GraphCut, TopScores
+from nncift_ray.selection.partitioned import (
+    BoundTask,
+    bound_columns,
+    gain_limits,
+    multi_round_greedy,
+    part_totals,
+)
 from tests.unit.core.selection.instances import (
     ALWAYS_MONOTONE,
     KINDS,

@@ -7,19 +7,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nncift_ray.core.selection.baseline import random_ranking
-from nncift_ray.core.selection.greedy import (
+from nncift_ray.errors import ShapeError
+from nncift_ray.selection.greedy import (
     Budget,
     Constraints,
     Ranking,
     cost_benefit_greedy,
     lazy_greedy,
     naive_greedy,
+    random_ranking,
+    stochastic_greedy,
 )
-from nncift_ray.core.selection.objectives import FacilityLocation, TopScores
-from nncift_ray.core.selection.partitioned import greedi, multi_round_greedy
-from nncift_ray.core.selection.stochastic import stochastic_greedy
-from nncift_ray.errors import ShapeError
+from nncift_ray.selection.objectives import FacilityLocation, TopScores
+from nncift_ray.selection.partitioned import greedi, multi_round_greedy
 from tests.unit.core.selection.instances import (
     KINDS,
     assert_same_ranking,

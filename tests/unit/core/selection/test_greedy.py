@@ -9,16 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nncift_ray.core.selection.greedy import Budget, Ranking, lazy_greedy, naive_greedy
-from nncift_ray.core.selection.objectives import (
+from nncift_ray.errors import ShapeError
+from nncift_ray.selection.greedy import Budget, Ranking, lazy_greedy, naive_greedy
+from nncift_ray.selection.objectives import (
     FacilityLocation,
     FacilityLocationMutualInformation,
     FacilityLocationQueryMutualInformation,
     Objective,
     TopScores,
 )
-from nncift_ray.core.selection.sparse_scores import InfluenceScale, SparseScores
-from nncift_ray.errors import ShapeError
+from nncift_ray.selection.problem import InfluenceScale, SparseScores
 
 GREEDY_BOUND = 1 - 1 / np.e  # Nemhauser et al. 1978
 

@@ -5,8 +5,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from nncift_ray.core.selection.greedy import Budget, lazy_greedy, naive_greedy
-from nncift_ray.core.selection.objectives import (
+from nncift_ray.errors import ShapeError
+from nncift_ray.selection.greedy import Budget, lazy_greedy, naive_greedy
+from nncift_ray.selection.objectives import (
     FacilityLocation,
     FacilityLocationMutualInformation,
     FacilityLocationQueryMutualInformation,
@@ -14,8 +15,7 @@ from nncift_ray.core.selection.objectives import (
     TopScores,
     coverage,
 )
-from nncift_ray.core.selection.sparse_scores import InfluenceScale, SparseScores
-from nncift_ray.errors import ShapeError
+from nncift_ray.selection.problem import InfluenceScale, SparseScores
 
 VALUE_TOLERANCE = 1e-5  # float32 scores summed in float64
 

@@ -10,20 +10,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nncift_ray.core.selection.baseline import random_ranking
-from nncift_ray.core.selection.greedy import (
+from nncift_ray.selection.greedy import (
     Budget,
     Constraints,
     Progress,
     Ranking,
+    bound_from,
     cost_benefit_greedy,
     lazy_greedy,
+    random_ranking,
+    stochastic_greedy,
 )
-from nncift_ray.core.selection.objectives import FacilityLocation, TopScores
-from nncift_ray.core.selection.partitioned import greedi, multi_round_greedy, part_of_columns
-from nncift_ray.core.selection.problem import add_each, all_gains
-from nncift_ray.core.selection.stochastic import stochastic_greedy
-from nncift_ray.core.selection.upper_bound import bound_from
+from nncift_ray.selection.objectives import FacilityLocation, TopScores
+from nncift_ray.selection.partitioned import greedi, multi_round_greedy, part_of_columns
+from nncift_ray.selection.problem import add_each, all_gains
 from tests.unit.core.selection.instances import (
     ALWAYS_MONOTONE,
     KINDS,

@@ -11,23 +11,24 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nncift_ray.core.selection.assembling import column_source
-from nncift_ray.core.selection.bounding import bound_columns
-from nncift_ray.core.selection.budget import Budget, Constraints
-from nncift_ray.core.selection.column_source import ColumnSource
-from nncift_ray.core.selection.greedy import lazy_greedy
-from nncift_ray.core.selection.objectives import (
+from nncift_ray.selection.greedy import Budget, Constraints, lazy_greedy
+from nncift_ray.selection.objectives import (
     FacilityLocation,
     GraphCut,
     Objective,
     Problem,
     SaturatedCoverage,
+    column_source,
     coverage,
 )
-from nncift_ray.core.selection.partitioned import greedi, multi_round_greedy, part_of_columns
-from nncift_ray.core.selection.sparse_scores import SparseScores
-from nncift_ray.core.selection.standing import stand, stand_in_parts
-from nncift_ray.core.selection.streamed_scores import StreamedScores
+from nncift_ray.selection.partitioned import (
+    bound_columns,
+    greedi,
+    multi_round_greedy,
+    part_of_columns,
+)
+from nncift_ray.selection.problem import ColumnSource, SparseScores, StreamedScores
+from nncift_ray.selection.redundancy import stand, stand_in_parts
 from tests.unit.core.selection.instances import (
     KINDS,
     Instance,

@@ -8,16 +8,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nncift_ray.core.selection.baseline import evaluate, random_ranking
-from nncift_ray.core.selection.dense_scores import DenseScores
-from nncift_ray.core.selection.greedy import (
+from nncift_ray.errors import ShapeError
+from nncift_ray.selection.greedy import (
     Budget,
     Ranking,
     cost_benefit_greedy,
+    evaluate,
     lazy_greedy,
     naive_greedy,
+    random_ranking,
+    stochastic_greedy,
 )
-from nncift_ray.core.selection.objectives import (
+from nncift_ray.selection.objectives import (
     FacilityLocation,
     FacilityLocationConditionalGain,
     GraphCut,
@@ -26,10 +28,8 @@ from nncift_ray.core.selection.objectives import (
     Objective,
     SaturatedCoverage,
 )
-from nncift_ray.core.selection.partitioned import greedi, multi_round_greedy
-from nncift_ray.core.selection.sparse_scores import InfluenceScale, SparseScores
-from nncift_ray.core.selection.stochastic import stochastic_greedy
-from nncift_ray.errors import ShapeError
+from nncift_ray.selection.partitioned import greedi, multi_round_greedy
+from nncift_ray.selection.problem import DenseScores, InfluenceScale, SparseScores
 from tests.unit.core.selection.instances import (
     ALWAYS_MONOTONE,
     FORMULA_TOLERANCE,

@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from nncift_ray.core.examples import Example
-from nncift_ray.core.teaching.delift import (
+from nncift_ray.corpus.examples import Example
+from nncift_ray.errors import ShapeError
+from nncift_ray.teachers.delift import (
     CUT_STEP,
     FittedPrompt,
     Misfit,
@@ -15,7 +16,6 @@ from nncift_ray.core.teaching.delift import (
     fit_to_length,
     utility,
 )
-from nncift_ray.errors import ShapeError
 
 TOLERANCE = 1e-12
 HELPED = Example("i", "What is {2} + 2?", "4")

@@ -4,13 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from nncift_ray.core.teaching.less import (
-    checkpoint_weights,
-    learning_rate_at,
-    less_score,
-    precondition,
-)
 from nncift_ray.errors import ShapeError
+from nncift_ray.teachers.less import checkpoint_weights, learning_rate_at, less_score, precondition
 
 SAME = 1e-6
 BASE = 1e-2  # learning rate of the optimisers that are the oracle

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from nncift_ray.core.teaching.projection import NUM_LANES, RademacherProjector
 from nncift_ray.errors import ShapeError
+from nncift_ray.teachers.gradients import NUM_LANES, RademacherProjector
 
 D, P = 3000, 512
 ROUNDING = 2e-5  # of sums of D float32 numbers near 1, relative to sqrt(D) near 55

@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from nncift_ray.core.examples import Example
-from nncift_ray.core.teaching.selectit import (
+from nncift_ray.corpus.examples import Example
+from nncift_ray.errors import ShapeError
+from nncift_ray.teachers.selectit import (
     RATING_PROMPTS,
     RATINGS,
     TAIL,
@@ -16,7 +17,6 @@ from nncift_ray.core.teaching.selectit import (
     sentence_scores,
     token_scores,
 )
-from nncift_ray.errors import ShapeError
 
 TOLERANCE = 1e-12
 HAND_TOLERANCE = 1e-6  # of numbers worked with six decimals

@@ -14,24 +14,27 @@ from typing import Any
 import pytest
 from ray import cloudpickle
 
-from nncift_ray.config import Config, make_config
+from nncift_ray import pipeline as blueprint
+from nncift_ray import pipeline as runner
+from nncift_ray.embedders import HashEmbedder
+from nncift_ray.engines.base import ScoringFailure, ScoringRequest, ScoringResult
+from nncift_ray.engines.choose import TunedModel
+from nncift_ray.engines.models import ResolvedModel
 from nncift_ray.errors import ModelError
-from nncift_ray.models.embedded import ResolvedModel
-from nncift_ray.models.embedder import HashEmbedder
-from nncift_ray.models.engine import ScoringFailure, ScoringRequest, ScoringResult
-from nncift_ray.models.fake_engine import FakeEngine
-from nncift_ray.models.fake_generator import FakeGenerator
-from nncift_ray.models.training_loop import TrainingSettings
-from nncift_ray.models.tuned_model import TunedModel
-from nncift_ray.pipeline import blueprint, runner
-from nncift_ray.pipeline.blueprint import Trainers
-from nncift_ray.pipeline.evaluation import evaluating, record, workbench
-from nncift_ray.pipeline.evaluation.makers import Makers
-from nncift_ray.stages.driving.driver import execute_here
-from nncift_ray.stages.driving.stage import Resources, Stage
-from nncift_ray.stages.evaluation.tune import KeepTuned, TuneJob, TuningRecord
-from nncift_ray.stages.network.fit import train_here
-from nncift_ray.storage.filesystem import Location
+from nncift_ray.evaluate import methods as workbench
+from nncift_ray.evaluate import results as record
+from nncift_ray.evaluate import run as evaluating
+from nncift_ray.evaluate.methods import Makers
+from nncift_ray.evaluate.tune import KeepTuned, TuneJob, TuningRecord
+from nncift_ray.network.step import train_here
+from nncift_ray.pipeline import Trainers
+from nncift_ray.recipe.loading import make_config
+from nncift_ray.recipe.sections import Config
+from nncift_ray.runtime.driver import execute_here
+from nncift_ray.runtime.files import Location
+from nncift_ray.runtime.step import Resources, Stage
+from nncift_ray.teachers.warmup import TrainingSettings
+from tests.fake_engines import FakeEngine, FakeGenerator
 
 MODEL = ResolvedModel("tiny", "nowhere", "1")
 KNOWLEDGE = "adapter_config.json"  # a tuned model is an adapter by this name

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 
-from nncift_ray.storage.evaluation_schemas import SCORES
+from nncift_ray.runtime.schemas import SCORES
 
 Values = Sequence[float | None] | Mapping[int, float | None]
 

@@ -6,24 +6,21 @@ from pathlib import Path
 
 import numpy as np
 
-from nncift_ray.config import Config, make_config
-from nncift_ray.core.network.sample_layouts import WHOLE_ROWS
-from nncift_ray.core.network.sampling import SampleDesign
-from nncift_ray.models.teachers import DeliftSeTeacher
-from nncift_ray.pipeline.evaluation.cells import RANDOM, SubsetKey
-from nncift_ray.pipeline.evaluation.subsets import Subset
-from nncift_ray.stages.driving.driver import execute_here, run_stage
-from nncift_ray.stages.driving.progress import SilentReporter
-from nncift_ray.stages.driving.stage import Stage
-from nncift_ray.stages.pairs.teacher_scores import TeacherScoresStage
-from nncift_ray.stages.selection.select import SelectStage
-from nncift_ray.stages.selection.selection_plan import SelectionPlan
-from nncift_ray.stages.teaching.label import LabelStage
-from nncift_ray.stages.teaching.sample import SampleStage
-from nncift_ray.stages.teaching.utility import UtilityStage
-from nncift_ray.storage.filesystem import Location
-from nncift_ray.storage.output import StageOutput
-from nncift_ray.storage.schemas import CROSS
+from nncift_ray.evaluate.methods import RANDOM, Subset, SubsetKey
+from nncift_ray.labels.sample import WHOLE_ROWS, SampleDesign
+from nncift_ray.labels.step import LabelStage, SampleStage, UtilityStage
+from nncift_ray.recipe.loading import make_config
+from nncift_ray.recipe.sections import Config
+from nncift_ray.runtime.driver import execute_here, run_stage
+from nncift_ray.runtime.files import Location
+from nncift_ray.runtime.output import StageOutput
+from nncift_ray.runtime.progress import SilentReporter
+from nncift_ray.runtime.schemas import CROSS
+from nncift_ray.runtime.step import Stage
+from nncift_ray.scores.teacher_scores import TeacherScoresStage
+from nncift_ray.selection.step import SelectStage
+from nncift_ray.selection.tables import SelectionPlan
+from nncift_ray.teachers.delift_se import DeliftSeTeacher
 from tests.unit.stages.chain import TOP_HELPERS, run_chain
 
 NUM_CANDIDATES, NUM_TARGETS, BUDGET = 120, 20, 12

@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from nncift_ray.pipeline.evaluation.agreeing import collect_agreement, collect_fidelity
-from nncift_ray.pipeline.evaluation.subsets import Subset
-from nncift_ray.storage import evaluation_schemas as schemas
+from nncift_ray.evaluate.methods import Subset
+from nncift_ray.evaluate.results import collect_agreement, collect_fidelity
+from nncift_ray.runtime import schemas
 from tests.unit.pipeline.evaluation.selections import (
     BUDGET,
     NETWORK,

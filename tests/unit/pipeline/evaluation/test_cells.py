@@ -5,9 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nncift_ray.config import EvaluationConfig
-from nncift_ray.pipeline.evaluation.cells import SubsetKey, plan_cells, plan_rounds
-from nncift_ray.pipeline.evaluation.subsets import budget_count, members_without_teacher
+from nncift_ray.evaluate.methods import (
+    SubsetKey,
+    budget_count,
+    members_without_teacher,
+    plan_cells,
+    plan_rounds,
+)
+from nncift_ray.recipe.sections import EvaluationConfig
 
 
 def evaluation(**changes: object) -> EvaluationConfig:

@@ -6,17 +6,16 @@ from typing import Any
 
 import pytest
 
-from nncift_ray.core.evaluation.costs import Prices, Size
-from nncift_ray.pipeline.evaluation.costing import (
+from nncift_ray.evaluate.methods import Subset
+from nncift_ray.evaluate.results import (
     collect_costs,
     partial_notices,
     possible_labels,
     wall_seconds,
 )
-from nncift_ray.pipeline.evaluation.subsets import Subset
-from nncift_ray.storage.evaluation_schemas import COSTS
-from nncift_ray.storage.manifest import ShardRecord, StageManifest
-from nncift_ray.storage.output import StageOutput
+from nncift_ray.evaluate.statistics import Prices, Size
+from nncift_ray.runtime.output import ShardRecord, StageManifest, StageOutput
+from nncift_ray.runtime.schemas import COSTS
 from tests.unit.pipeline.evaluation.selections import (
     NETWORK,
     NUM_CANDIDATES,

@@ -13,11 +13,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from nncift_ray.config import Config
 from nncift_ray.errors import ConfigError, DataError
-from nncift_ray.pipeline.evaluation.evaluating import EvaluationResult, evaluate
-from nncift_ray.pipeline.status import read_status
-from nncift_ray.storage import evaluation_schemas as schemas
+from nncift_ray.evaluate.run import EvaluationResult, evaluate
+from nncift_ray.recipe.sections import Config
+from nncift_ray.runs import read_status
+from nncift_ray.runtime import schemas
 from tests.unit.pipeline.evaluation.fakes import (
     NUM_TESTS,
     Heard,

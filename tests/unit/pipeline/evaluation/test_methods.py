@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from nncift_ray.config import Config, make_config
-from nncift_ray.config.evaluation import METHODS
 from nncift_ray.errors import ConfigError
-from nncift_ray.pipeline.evaluation.methods import Method, method_notices, variant
-from nncift_ray.pipeline.label_designs import unread_keys
+from nncift_ray.evaluate.methods import Method, method_notices, variant
+from nncift_ray.pipeline import unread_keys
+from nncift_ray.recipe.loading import make_config
+from nncift_ray.recipe.sections import METHODS, Config
 
 BUDGET = 0.2
 

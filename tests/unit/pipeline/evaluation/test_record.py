@@ -7,15 +7,15 @@ import pyarrow.csv
 import pytest
 
 from nncift_ray.errors import StorageError
-from nncift_ray.pipeline.evaluation.record import (
+from nncift_ray.evaluate.results import (
     TABLES,
     EvaluationFacts,
     EvaluationRecord,
     publish_record,
     read_record,
 )
-from nncift_ray.storage import evaluation_schemas as schemas
-from nncift_ray.storage.filesystem import Location
+from nncift_ray.runtime import schemas
+from nncift_ray.runtime.files import Location
 from tests.unit.pipeline.evaluation.make_scores import make_scores
 from tests.unit.report.make_evaluation import (
     make_agreement,

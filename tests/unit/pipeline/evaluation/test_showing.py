@@ -5,14 +5,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from nncift_ray.core.evaluation.drawing import draw_test_rows
-from nncift_ray.pipeline.evaluation.cells import Cell, SubsetKey
-from nncift_ray.pipeline.evaluation.scores import CellResult
-from nncift_ray.pipeline.evaluation.showing import MAX_CHARS, collect_answers
-from nncift_ray.storage import evaluation_schemas, schemas
-from nncift_ray.storage.filesystem import Location
-from nncift_ray.storage.manifest import StageManifest
-from nncift_ray.storage.output import Sink, StageOutput
+from nncift_ray.evaluate.methods import Cell, SubsetKey
+from nncift_ray.evaluate.metrics import draw_test_rows
+from nncift_ray.evaluate.results import MAX_CHARS, CellResult, collect_answers
+from nncift_ray.runtime import schemas
+from nncift_ray.runtime import schemas as evaluation_schemas
+from nncift_ray.runtime.files import Location
+from nncift_ray.runtime.output import Sink, StageManifest, StageOutput
 
 NUM_ROWS, SEED, SHOWN = 20, 5, 3
 

@@ -19,9 +19,8 @@ from jobs.demo_corpus import (
     WRONG_RESPONSE,
 )
 from jobs.demo_metrics import EMPTY, REWORDED_REPEAT, WRONG, PlantedRow
-from nncift_ray.pipeline.evaluation.publishing import SUBSETS_NAME
-from nncift_ray.pipeline.evaluation.record import publish_record
-from nncift_ray.storage.filesystem import Location
+from nncift_ray.evaluate.results import SUBSETS_NAME, publish_record
+from nncift_ray.runtime.files import Location
 from tests.unit.pipeline.evaluation.test_record import make_record
 
 

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pytest
 
 from nncift_ray.errors import DataError
-from nncift_ray.pipeline.evaluation.summarising import SummarySettings, summarise
-from nncift_ray.storage.evaluation_schemas import SCORES, SUMMARY
+from nncift_ray.evaluate.results import SummarySettings, summarise
+from nncift_ray.runtime.schemas import SCORES, SUMMARY
 from tests.unit.pipeline.evaluation.make_scores import make_scores
 
 FAST = SummarySettings(num_samples=400)

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
+from nncift_ray.corpus.hold_out import LEFT_OUT, HoldOutStage, prompt_key
+from nncift_ray.corpus.ingest import DeduplicateStage, IngestStage, find_sources
 from nncift_ray.errors import DataError
-from nncift_ray.stages.corpus.hold_out import LEFT_OUT, HoldOutStage, prompt_key
-from nncift_ray.stages.corpus.ingest import DeduplicateStage, IngestStage, find_sources
-from nncift_ray.stages.driving.driver import execute_here, run_stage
-from nncift_ray.stages.driving.progress import SilentReporter
-from nncift_ray.stages.driving.stage import Stage
-from nncift_ray.storage.filesystem import Location
-from nncift_ray.storage.output import StageOutput
+from nncift_ray.runtime.driver import execute_here, run_stage
+from nncift_ray.runtime.files import Location
+from nncift_ray.runtime.output import StageOutput
+from nncift_ray.runtime.progress import SilentReporter
+from nncift_ray.runtime.step import Stage
 
 
 def bring(stage: Stage, folder: Path) -> StageOutput:

@@ -9,18 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nncift_ray.corpus.ingest import DeduplicateStage, IngestStage, find_first_copies, find_sources
 from nncift_ray.errors import DataError
-from nncift_ray.stages.corpus.ingest import (
-    DeduplicateStage,
-    IngestStage,
-    find_first_copies,
-    find_sources,
-)
-from nncift_ray.stages.driving.driver import execute_here, run_stage
-from nncift_ray.stages.driving.progress import Reporter
-from nncift_ray.storage import schemas
-from nncift_ray.storage.filesystem import Location
-from nncift_ray.storage.output import StageOutput
+from nncift_ray.runtime import schemas
+from nncift_ray.runtime.driver import execute_here, run_stage
+from nncift_ray.runtime.files import Location
+from nncift_ray.runtime.output import StageOutput
+from nncift_ray.runtime.progress import Reporter
 
 
 class _Silent(Reporter):

@@ -8,8 +8,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from nncift_ray.stages.driving.driver import execute_here, run_stage
-from nncift_ray.stages.driving.progress import SilentReporter
+from nncift_ray.runtime.driver import execute_here, run_stage
+from nncift_ray.runtime.progress import SilentReporter
 from tests.unit.stages.driving.faulty_disk import on_deadly_disk
 from tests.unit.stages.driving.test_driver import SquareStage
 

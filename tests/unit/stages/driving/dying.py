@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from nncift_ray.stages.driving.poison import Whereabouts
-from nncift_ray.stages.driving.shard_runner import ShardOutcome, ShardRunner
-from nncift_ray.stages.driving.stage import Shard, Stage
-from nncift_ray.storage.filesystem import Location
+from nncift_ray.runtime.driver import ShardOutcome, ShardRunner
+from nncift_ray.runtime.files import Location
+from nncift_ray.runtime.poison import Whereabouts
+from nncift_ray.runtime.step import Shard, Stage
 
 
 class KilledError(BaseException):

@@ -10,7 +10,7 @@ from typing import Any
 
 from pyarrow import fs as pafs
 
-from nncift_ray.storage.filesystem import Location
+from nncift_ray.runtime.files import Location
 
 FULL_DEVICE = "/dev/full"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nncift_ray.stages.driving.atoms import RowAtoms, RowSpan, merge_spans
+from nncift_ray.runtime.step import RowAtoms, RowSpan, merge_spans
 
 
 def test_spans_cover_every_row_once() -> None:

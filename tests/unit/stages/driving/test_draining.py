@@ -9,10 +9,16 @@ from typing import Any
 
 import pytest
 
-from nncift_ray.stages.driving import placement, ray_pool
-from nncift_ray.stages.driving.placement import Node, alive_nodes, is_node_gone
-from nncift_ray.stages.driving.ray_pool import LEFT_DRAINING_NODE, ShardActor
-from nncift_ray.storage.filesystem import Location
+from nncift_ray.runtime import ray_pool
+from nncift_ray.runtime import ray_pool as placement
+from nncift_ray.runtime.files import Location
+from nncift_ray.runtime.ray_pool import (
+    LEFT_DRAINING_NODE,
+    Node,
+    ShardActor,
+    alive_nodes,
+    is_node_gone,
+)
 from tests.unit.stages.driving.test_driver import SquareStage
 
 NODES = [

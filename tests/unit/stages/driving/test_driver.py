@@ -11,26 +11,24 @@ import pyarrow as pa
 import pytest
 
 from nncift_ray.errors import ModelError, StageError, StorageError
-from nncift_ray.stages.driving.driver import (
+from nncift_ray.runtime.driver import (
+    ATTEMPTS_FOLDER,
     MAX_LOST_SHARDS,
+    ShardOutcome,
+    ShardRunner,
     execute_here,
+    execute_shard,
     finished_shards,
+    parse_outcome,
     run_stage,
     stage_folder,
 )
-from nncift_ray.stages.driving.poison import LAST, WHOLE, AttemptLog
-from nncift_ray.stages.driving.progress import LineReporter, SilentReporter
-from nncift_ray.stages.driving.shard_runner import (
-    ATTEMPTS_FOLDER,
-    ShardOutcome,
-    ShardRunner,
-    execute_shard,
-    parse_outcome,
-)
-from nncift_ray.stages.driving.shard_runner import describe_outcome as describe
-from nncift_ray.stages.driving.stage import Shard, Stage, Worker
-from nncift_ray.storage.filesystem import Location
-from nncift_ray.storage.output import ERRORS_HELD, MANIFEST_NAME, Sink, StageOutput, shard_name
+from nncift_ray.runtime.driver import describe_outcome as describe
+from nncift_ray.runtime.files import Location
+from nncift_ray.runtime.output import ERRORS_HELD, MANIFEST_NAME, Sink, StageOutput, shard_name
+from nncift_ray.runtime.poison import LAST, WHOLE, AttemptLog
+from nncift_ray.runtime.progress import LineReporter, SilentReporter
+from nncift_ray.runtime.step import Shard, Stage, Worker
 
 SQUARES = pa.schema([pa.field("item", pa.int64()), pa.field("square", pa.int64())])
 

@@ -9,18 +9,10 @@ from typing import Any
 import pytest
 
 from nncift_ray.errors import StageError
-from nncift_ray.stages.driving.driver import (
-    execute_here,
-    run_stage,
-    stage_fingerprint,
-    stage_folder,
-)
-from nncift_ray.stages.driving.event_log import EventLog
-from nncift_ray.stages.driving.progress import SilentReporter
-from nncift_ray.stages.driving.reporters import Reporters
-from nncift_ray.storage.filesystem import Location
-from nncift_ray.storage.manifest import StageBegun
-from nncift_ray.storage.output import BEGUN_NAME
+from nncift_ray.runtime.driver import execute_here, run_stage, stage_fingerprint, stage_folder
+from nncift_ray.runtime.files import Location
+from nncift_ray.runtime.output import BEGUN_NAME, StageBegun
+from nncift_ray.runtime.progress import EventLog, Reporters, SilentReporter
 from tests.unit.stages.driving.test_driver import SquareStage
 
 

@@ -10,11 +10,10 @@ from pathlib import Path
 import pytest
 
 from nncift_ray.errors import StorageError
-from nncift_ray.stages.driving.driver import execute_here, finished_shards, run_stage, stage_folder
-from nncift_ray.stages.driving.progress import SilentReporter
-from nncift_ray.storage.filesystem import TEMPORARY_MARK, Location
-from nncift_ray.storage.manifest import StageManifest
-from nncift_ray.storage.output import MANIFEST_NAME, StageOutput
+from nncift_ray.runtime.driver import execute_here, finished_shards, run_stage, stage_folder
+from nncift_ray.runtime.files import TEMPORARY_MARK, Location
+from nncift_ray.runtime.output import MANIFEST_NAME, StageManifest, StageOutput
+from nncift_ray.runtime.progress import SilentReporter
 from tests.unit.stages.driving.die_writing import NUM_ITEMS, SHARD_ITEMS
 from tests.unit.stages.driving.faulty_disk import FULL_DEVICE, on_full_disk
 from tests.unit.stages.driving.test_driver import SquareStage

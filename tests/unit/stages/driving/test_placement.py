@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from nncift_ray.errors import StageError
-from nncift_ray.stages.driving.placement import (
+from nncift_ray.runtime.ray_pool import (
     Node,
     Wanted,
     find_missing,
@@ -17,7 +17,7 @@ from nncift_ray.stages.driving.placement import (
     wait_for_place,
     watch_placement,
 )
-from nncift_ray.stages.driving.stage import Resources
+from nncift_ray.runtime.step import Resources
 
 MARKET = "ray.io/market-type"
 CPU_NODE = Node({"CPU": 8.0, "memory": 1e9}, {MARKET: "on-demand"})

@@ -14,19 +14,19 @@ import pyarrow as pa
 import pytest
 
 from nncift_ray.errors import EngineDiedError, NnciftError, StageError
-from nncift_ray.stages.driving.driver import (
+from nncift_ray.runtime.driver import (
+    ATTEMPTS_FOLDER,
     Executor,
     execute_here,
     finished_shards,
     run_stage,
     stage_folder,
 )
-from nncift_ray.stages.driving.poison import LOSSES_PER_DEATH, MAX_DEATHS, MAX_KILLERS_OF_AN_ITEM
-from nncift_ray.stages.driving.progress import LineReporter, SilentReporter
-from nncift_ray.stages.driving.shard_runner import ATTEMPTS_FOLDER
-from nncift_ray.stages.driving.stage import KILLED_WORKER, Shard, Stage, Worker
-from nncift_ray.storage.filesystem import Location
-from nncift_ray.storage.output import Sink, StageOutput
+from nncift_ray.runtime.files import Location
+from nncift_ray.runtime.output import Sink, StageOutput
+from nncift_ray.runtime.poison import LOSSES_PER_DEATH, MAX_DEATHS, MAX_KILLERS_OF_AN_ITEM
+from nncift_ray.runtime.progress import LineReporter, SilentReporter
+from nncift_ray.runtime.step import KILLED_WORKER, Shard, Stage, Worker
 from tests.unit.stages.driving.dying import KilledError, replace_lost_nodes, replace_the_dead
 
 ROWS = pa.schema([pa.field("row", pa.int64()), pa.field("text", pa.string())])

@@ -7,8 +7,8 @@ import io
 import pytest
 from rich.console import Console
 
-from nncift_ray.stages.driving import progress
-from nncift_ray.stages.driving.progress import LineReporter, TerminalReporter
+from nncift_ray.runtime import progress
+from nncift_ray.runtime.progress import LineReporter, TerminalReporter
 
 
 def test_lines_tell_speed_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:

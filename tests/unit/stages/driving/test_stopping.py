@@ -13,8 +13,8 @@ from typing import cast
 import pytest
 
 from nncift_ray.errors import StopRequested
-from nncift_ray.stages.driving.stopping import seconds_to_end, stopping
-from nncift_ray.storage.manifest import ShardRecord
+from nncift_ray.runtime.output import ShardRecord
+from nncift_ray.runtime.progress import seconds_to_end, stopping
 
 SHARD = cast("ShardRecord", None)  # what it holds is not looked at
 LONG = {"RAY_JOB_STOP_WAIT_TIME_S": "60"}
@@ -99,7 +99,7 @@ def test_there_is_time_left_to_leave_ray_in_order(
 
 def test_the_command_line_says_what_is_kept_and_exits_as_a_stopped_process() -> None:
     program = (
-        "from nncift_ray.cli.shared import explained\n"
+        "from nncift_ray.cli import explained\n"
         "from nncift_ray.errors import StopRequested\n"
         "import typer\n"
         "def main():\n"

@@ -8,14 +8,13 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from nncift_ray.core.examples import make_example_id
-from nncift_ray.stages.driving.driver import execute_here, run_stage
-from nncift_ray.stages.driving.progress import SilentReporter
-from nncift_ray.stages.driving.stage import Shard, Stage, Worker
-from nncift_ray.storage.evaluation_schemas import RESPONSES
-from nncift_ray.storage.filesystem import Location
-from nncift_ray.storage.output import Sink, StageOutput
-from nncift_ray.storage.schemas import EXAMPLES
+from nncift_ray.corpus.examples import make_example_id
+from nncift_ray.runtime.driver import execute_here, run_stage
+from nncift_ray.runtime.files import Location
+from nncift_ray.runtime.output import Sink, StageOutput
+from nncift_ray.runtime.progress import SilentReporter
+from nncift_ray.runtime.schemas import EXAMPLES, RESPONSES
+from nncift_ray.runtime.step import Shard, Stage, Worker
 
 
 class _Given(Stage):

@@ -10,13 +10,14 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from nncift_ray.core.evaluation.judging import describe_verdicts
-from nncift_ray.models.fake_generator import FakeGenerator
-from nncift_ray.stages.driving.driver import stage_fingerprint
-from nncift_ray.stages.driving.stage import KILLED_WORKER, Shard
-from nncift_ray.stages.evaluation.judge import ATOM_ROWS, JudgeStage
-from nncift_ray.storage.filesystem import Location
-from nncift_ray.storage.output import Sink, StageOutput
+from nncift_ray.evaluate.grade import ATOM_ROWS_of_judge as ATOM_ROWS
+from nncift_ray.evaluate.grade import JudgeStage
+from nncift_ray.evaluate.metrics import describe_verdicts
+from nncift_ray.runtime.driver import stage_fingerprint
+from nncift_ray.runtime.files import Location
+from nncift_ray.runtime.output import Sink, StageOutput
+from nncift_ray.runtime.step import KILLED_WORKER, Shard
+from tests.fake_engines import FakeGenerator
 from tests.unit.stages.evaluation.answers import run, write_answers, write_test_set
 
 ROWS = [(f"question {i}", f"reference {i}") for i in range(150)]

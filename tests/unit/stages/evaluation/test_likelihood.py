@@ -10,17 +10,17 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from nncift_ray.core.evaluation.drawing import draw_test_rows
-from nncift_ray.models.engine import ScoringEngine, ScoringRequest, ScoringResult
-from nncift_ray.models.fake_engine import FakeEngine
-from nncift_ray.models.tuned_model import TunedModel
-from nncift_ray.stages.driving.driver import stage_fingerprint
-from nncift_ray.stages.driving.stage import Shard, Stage, Worker
-from nncift_ray.stages.evaluation.likelihood import LikelihoodStage
-from nncift_ray.stages.evaluation.shown_examples import ShownExamples
-from nncift_ray.storage import evaluation_schemas, schemas
-from nncift_ray.storage.filesystem import Location
-from nncift_ray.storage.output import Sink, StageOutput
+from nncift_ray.engines.base import ScoringEngine, ScoringRequest, ScoringResult
+from nncift_ray.engines.choose import TunedModel
+from nncift_ray.evaluate.ask import LikelihoodStage, ShownExamples
+from nncift_ray.evaluate.metrics import draw_test_rows
+from nncift_ray.runtime import schemas
+from nncift_ray.runtime import schemas as evaluation_schemas
+from nncift_ray.runtime.driver import stage_fingerprint
+from nncift_ray.runtime.files import Location
+from nncift_ray.runtime.output import Sink, StageOutput
+from nncift_ray.runtime.step import Shard, Stage, Worker
+from tests.fake_engines import FakeEngine
 from tests.unit.stages.teaching.less_chain import CorpusStage, make_row, run
 
 ENGINE_SETTINGS = {"engine": "fake"}

@@ -10,27 +10,24 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nncift_ray.core.evaluation.drawing import draw_test_rows
-from nncift_ray.models.embedded import ResolvedModel
-from nncift_ray.models.embedder import HashEmbedder
-from nncift_ray.models.engine import ScoringFailure
-from nncift_ray.models.fake_generator import FakeGenerator
-from nncift_ray.models.generation import (
+from nncift_ray.corpus.ingest import DeduplicateStage, IngestStage, find_sources
+from nncift_ray.embedders import EmbedPromptsStage, HashEmbedder
+from nncift_ray.engines.base import (
     Generation,
     GenerationRequest,
     GenerationSettings,
+    ScoringFailure,
     row_seed,
 )
-from nncift_ray.stages.corpus.embed import EmbedPromptsStage
-from nncift_ray.stages.corpus.ingest import DeduplicateStage, IngestStage, find_sources
-from nncift_ray.stages.driving.driver import execute_here, run_stage
-from nncift_ray.stages.driving.progress import SilentReporter
-from nncift_ray.stages.driving.stage import KILLED_WORKER, Stage
-from nncift_ray.stages.evaluation.respond import RespondStage
-from nncift_ray.stages.evaluation.retrieve import RetrieveStage
-from nncift_ray.stages.evaluation.shown_examples import ShownExamples
-from nncift_ray.storage.filesystem import Location
-from nncift_ray.storage.output import StageOutput
+from nncift_ray.engines.models import ResolvedModel
+from nncift_ray.evaluate.ask import RespondStage, RetrieveStage, ShownExamples
+from nncift_ray.evaluate.metrics import draw_test_rows
+from nncift_ray.runtime.driver import execute_here, run_stage
+from nncift_ray.runtime.files import Location
+from nncift_ray.runtime.output import StageOutput
+from nncift_ray.runtime.progress import SilentReporter
+from nncift_ray.runtime.step import KILLED_WORKER, Stage
+from tests.fake_engines import FakeGenerator
 from tests.unit.stages.driving.dying import KilledError, replace_the_dead
 
 SETTINGS = GenerationSettings(max_tokens=20, temperature=0.5, min_p=0.1, seed=7)

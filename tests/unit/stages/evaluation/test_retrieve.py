@@ -10,19 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nncift_ray.core.evaluation.drawing import draw_test_rows
+from nncift_ray.corpus.ingest import DeduplicateStage, IngestStage, find_sources
+from nncift_ray.embedders import EmbedPromptsStage, HashEmbedder
+from nncift_ray.engines.models import ResolvedModel
 from nncift_ray.errors import StageError
-from nncift_ray.models.embedded import ResolvedModel
-from nncift_ray.models.embedder import HashEmbedder
-from nncift_ray.stages.corpus.embed import EmbedPromptsStage
-from nncift_ray.stages.corpus.ingest import DeduplicateStage, IngestStage, find_sources
-from nncift_ray.stages.driving.driver import execute_here, run_stage
-from nncift_ray.stages.driving.progress import SilentReporter
-from nncift_ray.stages.driving.stage import Stage
-from nncift_ray.stages.evaluation.retrieve import ATOM_ROWS, RetrieveStage
-from nncift_ray.storage.arrays import column_matrix
-from nncift_ray.storage.filesystem import Location
-from nncift_ray.storage.output import StageOutput
+from nncift_ray.evaluate.ask import ATOM_ROWS, RetrieveStage
+from nncift_ray.evaluate.metrics import draw_test_rows
+from nncift_ray.runtime.driver import execute_here, run_stage
+from nncift_ray.runtime.files import Location
+from nncift_ray.runtime.output import StageOutput, column_matrix
+from nncift_ray.runtime.progress import SilentReporter
+from nncift_ray.runtime.step import Stage
 
 MODEL = ResolvedModel("hash", "nowhere", "1")
 COSINE_TOLERANCE = 1e-6

@@ -14,20 +14,23 @@ import pytest
 import torch
 from pyarrow import fs as pafs
 
+from nncift_ray.engines.base import ScoringRequest, ScoringResult
+from nncift_ray.engines.choose import TunedModel, load_options
+from nncift_ray.engines.lora import TrainableModel, TrainingExample
+from nncift_ray.engines.transformers import TransformersEngine
 from nncift_ray.errors import ModelError, StageError
-from nncift_ray.models.engine import ScoringRequest, ScoringResult
-from nncift_ray.models.trainable_model import TrainableModel, TrainingExample
-from nncift_ray.models.transformers_engine import TransformersEngine
-from nncift_ray.models.tuned_model import TunedModel, load_options
-from nncift_ray.stages.driving.driver import stage_fingerprint
-from nncift_ray.stages.driving.step_progress import StepProgress, describe_steps
-from nncift_ray.stages.evaluation.subsets import members_digest
-from nncift_ray.stages.evaluation.tune import TuneJob, TuneStage, tune_in_process
-from nncift_ray.stages.evaluation.tuned_files import tuned_files
-from nncift_ray.stages.teaching.training_examples import EXAMPLE_COLUMNS, encode_rows
-from nncift_ray.storage import schemas
-from nncift_ray.storage.filesystem import Location
-from nncift_ray.storage.output import StageOutput
+from nncift_ray.evaluate.tune import (
+    TuneJob,
+    TuneStage,
+    members_digest,
+    tune_in_process,
+    tuned_files,
+)
+from nncift_ray.runtime import schemas
+from nncift_ray.runtime.driver import StepProgress, describe_steps, stage_fingerprint
+from nncift_ray.runtime.files import Location
+from nncift_ray.runtime.output import StageOutput
+from nncift_ray.teachers.warmup import EXAMPLE_COLUMNS, encode_rows
 from tests.unit.stages.evaluation.tune_chain import (
     MEMBERS,
     MODEL_SETTINGS,

@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from nncift_ray.models.lora_model import AdapterSpec, LoraModel
-from nncift_ray.models.trainable_model import ModelOptions, TrainableModel, WholeModel
-from nncift_ray.models.training_loop import TrainingSettings
-from nncift_ray.stages.evaluation.tune import TuneJob, TuneStage, tune_in_process
-from nncift_ray.storage.output import StageOutput
+from nncift_ray.engines.lora import AdapterSpec, LoraModel, ModelOptions, TrainableModel, WholeModel
+from nncift_ray.evaluate.tune import TuneJob, TuneStage, tune_in_process
+from nncift_ray.runtime.output import StageOutput
+from nncift_ray.teachers.warmup import TrainingSettings
 from tests.tiny_models import make_tiny_llama
 from tests.unit.stages.teaching.less_chain import MAX_LENGTH, CorpusStage, run
 

@@ -7,8 +7,8 @@ import pyarrow as pa
 import pytest
 
 from nncift_ray.errors import StageError
-from nncift_ray.stages.network.block_labels import read_block_labels
-from nncift_ray.storage import schemas
+from nncift_ray.network.step import read_block_labels
+from nncift_ray.runtime import schemas
 
 
 class Labels:

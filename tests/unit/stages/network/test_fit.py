@@ -10,22 +10,26 @@ import numpy as np
 import pytest
 import torch
 
-from nncift_ray.config.scoring import NetworkConfig
-from nncift_ray.core.network.sampling import TRAIN, VALIDATION
-from nncift_ray.core.network.training import TrainingConfig
-from nncift_ray.core.network.within_rows import measure_within_rows
 from nncift_ray.errors import StageError
-from nncift_ray.stages.network import block_training, fit
-from nncift_ray.stages.network.block_labels import BlockLabels
-from nncift_ray.stages.network.block_training import (
+from nncift_ray.labels.sample import TRAIN, VALIDATION
+from nncift_ray.network import step as block_training
+from nncift_ray.network import step as fit
+from nncift_ray.network.fidelity import measure_within_rows
+from nncift_ray.network.step import (
     NUM_FOLDS,
+    BlockLabels,
     BlockTraining,
+    FitJob,
     FittedBlock,
     best_epoch,
     fit_block,
+    score_labelled,
     split_unseen,
+    spread_of_members,
+    train_here,
 )
-from nncift_ray.stages.network.fit import FitJob, score_labelled, spread_of_members, train_here
+from nncift_ray.network.training import TrainingConfig
+from nncift_ray.recipe.sections import NetworkConfig
 
 DIM = 6
 LEARNT_CORRELATION = 0.9  # labels without noise, 42 of them

@@ -10,10 +10,19 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from nncift_ray.config import Config, make_config
-from nncift_ray.core.network.training import TrainingConfig
 from nncift_ray.errors import ConfigError
-from nncift_ray.pipeline.sweep import (
+from nncift_ray.network.step import BlockLabels
+from nncift_ray.network.sweep import CELLS_TABLE, Cell, SweepStage
+from nncift_ray.network.training import TrainingConfig
+from nncift_ray.recipe.loading import make_config
+from nncift_ray.recipe.sections import Config
+from nncift_ray.report.sweep import sweep_points, sweep_table
+from nncift_ray.runtime import schemas
+from nncift_ray.runtime.driver import execute_here, finished_shards, run_stage, stage_folder
+from nncift_ray.runtime.files import Location
+from nncift_ray.runtime.output import StageOutput
+from nncift_ray.runtime.progress import SilentReporter
+from nncift_ray.sweep import (
     SweepGrid,
     TrainCell,
     known_rows,
@@ -21,14 +30,6 @@ from nncift_ray.pipeline.sweep import (
     plan_sweep,
     publish,
 )
-from nncift_ray.report.sweep_table import sweep_points, sweep_table
-from nncift_ray.stages.driving.driver import execute_here, finished_shards, run_stage, stage_folder
-from nncift_ray.stages.driving.progress import SilentReporter
-from nncift_ray.stages.network.block_labels import BlockLabels
-from nncift_ray.stages.network.sweep import CELLS_TABLE, Cell, SweepStage
-from nncift_ray.storage import schemas
-from nncift_ray.storage.filesystem import Location
-from nncift_ray.storage.output import StageOutput
 from tests.unit.stages.chain import run_chain
 
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"

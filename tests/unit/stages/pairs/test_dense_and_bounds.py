@@ -8,15 +8,13 @@ import numpy as np
 import pytest
 
 from nncift_ray.errors import ConfigError, StageError
-from nncift_ray.stages.driving.driver import execute_here, run_stage
-from nncift_ray.stages.driving.progress import SilentReporter
-from nncift_ray.stages.driving.stage import Resources
-from nncift_ray.stages.pairs.pair_devices import make_backend
-from nncift_ray.stages.pairs.score_memory import PairMemory
-from nncift_ray.stages.pairs.score_pairs import ScoreOptions, ScorePairsStage
-from nncift_ray.storage.arrays import column_matrix
-from nncift_ray.storage.filesystem import Location
-from nncift_ray.storage.output import StageOutput
+from nncift_ray.runtime.driver import execute_here, run_stage
+from nncift_ray.runtime.files import Location
+from nncift_ray.runtime.output import StageOutput, column_matrix
+from nncift_ray.runtime.progress import SilentReporter
+from nncift_ray.runtime.step import Resources
+from nncift_ray.scores.backend import PairMemory, make_backend
+from nncift_ray.scores.step import ScoreOptions, ScorePairsStage
 from tests.unit.stages.made import Made, make_stages
 
 K = 10

@@ -7,12 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nncift_ray.core.pairs.pair_kernel import ONE
-from nncift_ray.core.pairs.pair_scores import score_block
-from nncift_ray.stages.selection.score_tables import ScoreTables
-from nncift_ray.storage.arrays import column_matrix
-from nncift_ray.storage.checkpoints import read_network
-from nncift_ray.storage.output import StageOutput
+from nncift_ray.runtime.output import StageOutput, column_matrix, read_network
+from nncift_ray.scores.exact import score_block
+from nncift_ray.scores.kernel import ONE
+from nncift_ray.selection.tables import ScoreTables
 from tests.unit.stages.chain import Sizes, run_chain
 
 SCORE_TOLERANCE = 1e-5  # float32 influence of size 1

@@ -9,25 +9,27 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nncift_ray.config import make_config
-from nncift_ray.core.network.factored import FactoredNetwork
-from nncift_ray.core.pairs.half_precision import round_to_half, rounding_error
-from nncift_ray.core.pairs.pair_scores import score_block, score_points, top_k_rows
 from nncift_ray.errors import StageError
-from nncift_ray.pipeline.blueprint import Blueprint
-from nncift_ray.pipeline.pair_lookup import score_helped, score_helpers
-from nncift_ray.pipeline.runner import trainers_of
-from nncift_ray.report.pair_collect import scoring_table
-from nncift_ray.stages.driving.driver import execute_here, run_stage, stage_fingerprint
-from nncift_ray.stages.driving.progress import SilentReporter
-from nncift_ray.stages.driving.stage import Stage
-from nncift_ray.stages.pairs.index import IndexStage
-from nncift_ray.stages.pairs.project import ProjectStage
-from nncift_ray.stages.pairs.pruning_trial import IndexOptions
-from nncift_ray.stages.pairs.score_pairs import Pruning, ScorePairsStage
-from nncift_ray.storage.arrays import column_matrix
-from nncift_ray.storage.filesystem import Location
-from nncift_ray.storage.output import StageOutput
+from nncift_ray.network.factored import FactoredNetwork
+from nncift_ray.pipeline import Blueprint, trainers_of
+from nncift_ray.recipe.loading import make_config
+from nncift_ray.report.data import scoring_table
+from nncift_ray.runs import score_helped, score_helpers
+from nncift_ray.runtime.driver import execute_here, run_stage, stage_fingerprint
+from nncift_ray.runtime.files import Location
+from nncift_ray.runtime.output import StageOutput, column_matrix
+from nncift_ray.runtime.progress import SilentReporter
+from nncift_ray.runtime.step import Stage
+from nncift_ray.scores.exact import (
+    round_to_half,
+    rounding_error,
+    score_block,
+    score_points,
+    top_k_rows,
+)
+from nncift_ray.scores.index_step import IndexOptions, IndexStage
+from nncift_ray.scores.project import ProjectStage
+from nncift_ray.scores.step import Pruning, ScorePairsStage
 from tests.unit.stages.chain import LastDigitTeacher, run_chain
 from tests.unit.stages.made import HIDDEN, Made, make_network, make_stages
 

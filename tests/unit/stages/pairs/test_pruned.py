@@ -10,28 +10,32 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nncift_ray.core.candidates.cost import Rates
-from nncift_ray.core.candidates.recall import SearchSettings
-from nncift_ray.core.pairs.pair_scores import score_block
 from nncift_ray.errors import ConfigError, DataError, StageError
-from nncift_ray.stages.driving.driver import Executor, execute_here, run_stage, stage_fingerprint
-from nncift_ray.stages.driving.progress import SilentReporter
-from nncift_ray.stages.driving.shard_runner import ShardOutcome
-from nncift_ray.stages.driving.stage import Resources, Shard, Stage
-from nncift_ray.stages.pairs import column_index
-from nncift_ray.stages.pairs.index import IndexStage
-from nncift_ray.stages.pairs.pruned_costs import MeasureRates
-from nncift_ray.stages.pairs.pruning_decision import (
+from nncift_ray.runtime.driver import (
+    Executor,
+    ShardOutcome,
+    execute_here,
+    run_stage,
+    stage_fingerprint,
+)
+from nncift_ray.runtime.files import Location
+from nncift_ray.runtime.output import StageOutput
+from nncift_ray.runtime.progress import SilentReporter
+from nncift_ray.runtime.step import Resources, Shard, Stage
+from nncift_ray.scores import index_step as column_index
+from nncift_ray.scores.exact import score_block
+from nncift_ray.scores.index import Rates, SearchSettings
+from nncift_ray.scores.index_step import (
     HeldOutRows,
+    IndexOptions,
+    IndexStage,
+    MeasureRates,
     low_recall,
     read_decisions,
     read_final_recall,
 )
-from nncift_ray.stages.pairs.pruning_trial import IndexOptions
-from nncift_ray.stages.pairs.score_pairs import Pruning, ScoreOptions, ScorePairsStage
-from nncift_ray.stages.selection.score_tables import ScoreTables
-from nncift_ray.storage.filesystem import Location
-from nncift_ray.storage.output import StageOutput
+from nncift_ray.scores.step import Pruning, ScoreOptions, ScorePairsStage
+from nncift_ray.selection.tables import ScoreTables
 from tests.unit.stages.made import Made, make_stages
 
 K = 10

@@ -11,19 +11,17 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from nncift_ray.core.selection.sparse_scores import InfluenceScale
 from nncift_ray.errors import DataError, StageError
-from nncift_ray.stages.driving.driver import execute_here, run_stage
-from nncift_ray.stages.driving.progress import SilentReporter
-from nncift_ray.stages.driving.stage import Stage
-from nncift_ray.stages.pairs.teacher_scores import TeacherScoresStage
-from nncift_ray.stages.selection.score_tables import ScoreTables
-from nncift_ray.stages.selection.select import SelectStage
-from nncift_ray.stages.selection.selection_plan import SelectionPlan
-from nncift_ray.storage import schemas
-from nncift_ray.storage.arrays import column_matrix, vectors_to_arrow
-from nncift_ray.storage.filesystem import Location
-from nncift_ray.storage.output import StageOutput
+from nncift_ray.runtime import schemas
+from nncift_ray.runtime.driver import execute_here, run_stage
+from nncift_ray.runtime.files import Location
+from nncift_ray.runtime.output import StageOutput, column_matrix, vectors_to_arrow
+from nncift_ray.runtime.progress import SilentReporter
+from nncift_ray.runtime.step import Stage
+from nncift_ray.scores.teacher_scores import TeacherScoresStage
+from nncift_ray.selection.problem import InfluenceScale
+from nncift_ray.selection.step import SelectStage
+from nncift_ray.selection.tables import ScoreTables, SelectionPlan
 from tests.unit.stages.chain import LastDigitTeacher, run_chain
 from tests.unit.stages.made import given_output
 

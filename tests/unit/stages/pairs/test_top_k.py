@@ -8,13 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from nncift_ray.core.network.influence_network import InfluenceNetwork
-from nncift_ray.core.pairs.pair_scores import score_block
 from nncift_ray.errors import DataError
-from nncift_ray.stages.selection.selection_plan import blocks_of
-from nncift_ray.storage.arrays import column_matrix
-from nncift_ray.storage.checkpoints import read_network
-from nncift_ray.storage.output import StageOutput
+from nncift_ray.network.network import InfluenceNetwork
+from nncift_ray.runtime.output import StageOutput, column_matrix, read_network
+from nncift_ray.scores.exact import score_block
+from nncift_ray.selection.tables import blocks_of
 from tests.unit.stages.chain import LastDigitTeacher, Sizes, run_chain
 
 SCORE_TOLERANCE = 1e-6  # float32 influence of size 1

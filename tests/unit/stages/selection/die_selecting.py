@@ -10,14 +10,13 @@ import os
 import signal
 import sys
 
-from nncift_ray.core.selection.search import Progress
-from nncift_ray.stages.driving.driver import execute_here, run_stage
-from nncift_ray.stages.driving.progress import SilentReporter
-from nncift_ray.stages.selection.saved_picks import SavedPicks
-from nncift_ray.stages.selection.select import SelectStage
-from nncift_ray.stages.selection.selection_plan import SelectionPlan
-from nncift_ray.storage.filesystem import Location
-from nncift_ray.storage.output import StageOutput
+from nncift_ray.runtime.driver import execute_here, run_stage
+from nncift_ray.runtime.files import Location
+from nncift_ray.runtime.output import StageOutput
+from nncift_ray.runtime.progress import SilentReporter
+from nncift_ray.selection.greedy import Progress
+from nncift_ray.selection.step import SavedPicks, SelectStage
+from nncift_ray.selection.tables import SelectionPlan
 
 BUDGET, PICKS_SAVED = 12, 7
 

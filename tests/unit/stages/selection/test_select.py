@@ -14,22 +14,24 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nncift_ray.core.selection.budget import Budget
-from nncift_ray.core.selection.objectives import FacilityLocation
-from nncift_ray.core.selection.partitioned import greedi, multi_round_greedy
-from nncift_ray.core.selection.search import Progress
 from nncift_ray.errors import DataError
-from nncift_ray.stages.driving.driver import Executor, execute_here, run_stage, watching
-from nncift_ray.stages.driving.progress import SilentReporter
-from nncift_ray.stages.driving.shard_runner import ShardOutcome
-from nncift_ray.stages.driving.stage import Shard, Stage
-from nncift_ray.stages.selection.saved_picks import PICKS_NAME, SavedPicks, read_picks
-from nncift_ray.stages.selection.score_tables import ScoreTables
-from nncift_ray.stages.selection.select import SelectStage
-from nncift_ray.stages.selection.select_partitions import PartitionInputs, SelectPartitionsStage
-from nncift_ray.stages.selection.selection_plan import Quotas, SelectionPlan, blocks_of
-from nncift_ray.storage.filesystem import Location
-from nncift_ray.storage.output import StageOutput
+from nncift_ray.runtime.driver import Executor, ShardOutcome, execute_here, run_stage, watching
+from nncift_ray.runtime.files import Location
+from nncift_ray.runtime.output import StageOutput
+from nncift_ray.runtime.progress import SilentReporter
+from nncift_ray.runtime.step import Shard, Stage
+from nncift_ray.selection.greedy import Budget, Progress
+from nncift_ray.selection.objectives import FacilityLocation
+from nncift_ray.selection.partitioned import greedi, multi_round_greedy
+from nncift_ray.selection.step import (
+    PICKS_NAME,
+    PartitionInputs,
+    SavedPicks,
+    SelectPartitionsStage,
+    SelectStage,
+    read_picks,
+)
+from nncift_ray.selection.tables import Quotas, ScoreTables, SelectionPlan, blocks_of
 from tests.unit.stages.chain import run_chain
 
 TARGETS, EXISTING, BUDGET = 20, 30, 12

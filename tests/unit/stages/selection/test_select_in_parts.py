@@ -9,19 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nncift_ray.core.selection.partitioned import first_tasks
-from nncift_ray.core.selection.streamed_scores import StreamedScores
-from nncift_ray.stages.driving.driver import Executor, execute_here, run_stage
-from nncift_ray.stages.driving.progress import SilentReporter
-from nncift_ray.stages.driving.shard_runner import ShardOutcome
-from nncift_ray.stages.driving.stage import Shard, Stage
-from nncift_ray.stages.selection.score_tables import ScoreTables
-from nncift_ray.stages.selection.select import SelectStage
-from nncift_ray.stages.selection.select_partitions import PartitionInputs, SelectPartitionsStage
-from nncift_ray.stages.selection.selection_objectives import source_of_parts
-from nncift_ray.stages.selection.selection_plan import Quotas, SelectionPlan
-from nncift_ray.storage.filesystem import Location
-from nncift_ray.storage.output import StageOutput
+from nncift_ray.runtime.driver import Executor, ShardOutcome, execute_here, run_stage
+from nncift_ray.runtime.files import Location
+from nncift_ray.runtime.output import StageOutput
+from nncift_ray.runtime.progress import SilentReporter
+from nncift_ray.runtime.step import Shard, Stage
+from nncift_ray.selection.partitioned import first_tasks
+from nncift_ray.selection.problem import StreamedScores
+from nncift_ray.selection.step import PartitionInputs, SelectPartitionsStage, SelectStage
+from nncift_ray.selection.tables import Quotas, ScoreTables, SelectionPlan, source_of_parts
 from tests.unit.stages.chain import Sizes, run_chain
 
 CANDIDATES, TARGETS, EXISTING, BUDGET = 90, 20, 30, 12

@@ -9,19 +9,17 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from nncift_ray.core.network.sampling import SampleDesign
-from nncift_ray.models.lora_model import AdapterSpec, LoraModel
-from nncift_ray.models.trainable_model import ModelOptions
-from nncift_ray.models.training_loop import TrainingSettings
-from nncift_ray.stages.driving.driver import execute_here, run_stage
-from nncift_ray.stages.driving.progress import SilentReporter
-from nncift_ray.stages.driving.stage import Shard, Stage, Worker
-from nncift_ray.stages.teaching.sample import SampleStage
-from nncift_ray.stages.teaching.warmup import WarmupJob, WarmupStage, warm_up_here
-from nncift_ray.storage import schemas
-from nncift_ray.storage.filesystem import Location
-from nncift_ray.storage.output import Sink, StageOutput
-from nncift_ray.storage.schemas import CROSS, WITHIN
+from nncift_ray.engines.lora import AdapterSpec, LoraModel, ModelOptions
+from nncift_ray.labels.sample import SampleDesign
+from nncift_ray.labels.step import SampleStage
+from nncift_ray.runtime import schemas
+from nncift_ray.runtime.driver import execute_here, run_stage
+from nncift_ray.runtime.files import Location
+from nncift_ray.runtime.output import Sink, StageOutput
+from nncift_ray.runtime.progress import SilentReporter
+from nncift_ray.runtime.schemas import CROSS, WITHIN
+from nncift_ray.runtime.step import Shard, Stage, Worker
+from nncift_ray.teachers.warmup import TrainingSettings, WarmupJob, WarmupStage, warm_up_here
 from tests.tiny_models import make_tiny_llama
 
 NUM_CANDIDATES, NUM_TARGETS, NUM_EPOCHS = 12, 4, 2

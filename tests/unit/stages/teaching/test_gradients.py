@@ -12,19 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from nncift_ray.core.teaching.projection import RademacherProjector
-from nncift_ray.errors import EngineDiedError
-from nncift_ray.models.lora_model import LoraModel
-from nncift_ray.models.per_example import project_gradients
-from nncift_ray.models.warmup import WarmupCheckpoint
-from nncift_ray.stages.driving.stage import KILLED_WORKER
-from nncift_ray.stages.teaching import gradients as gradients_module
-from nncift_ray.stages.teaching.gradients import GradientsStage, list_gradients
-from nncift_ray.storage import sampled, schemas
-from nncift_ray.storage.arrays import column_matrix
-from nncift_ray.storage.checkpoints import read_warmup
-from nncift_ray.storage.output import MANIFEST_NAME, SHARD_FOLDER, StageOutput
-from nncift_ray.storage.sampled import (
+from nncift_ray.corpus import records as sampled
+from nncift_ray.corpus.records import (
     HELPED,
     HELPER,
     GradientKey,
@@ -32,7 +21,26 @@ from nncift_ray.storage.sampled import (
     gradient_table,
     load_sampled_examples,
 )
-from nncift_ray.storage.schemas import CANDIDATE, TARGET
+from nncift_ray.engines.lora import LoraModel
+from nncift_ray.errors import EngineDiedError
+from nncift_ray.runtime import schemas
+from nncift_ray.runtime.output import (
+    MANIFEST_NAME,
+    SHARD_FOLDER,
+    StageOutput,
+    column_matrix,
+    read_warmup,
+)
+from nncift_ray.runtime.schemas import CANDIDATE, TARGET
+from nncift_ray.runtime.step import KILLED_WORKER
+from nncift_ray.teachers import gradients as gradients_module
+from nncift_ray.teachers.gradients import (
+    GradientsStage,
+    RademacherProjector,
+    list_gradients,
+    project_gradients,
+)
+from nncift_ray.teachers.warmup import WarmupCheckpoint
 from tests.unit.stages.teaching.less_chain import (
     EMPTY,
     NUM_EPOCHS,

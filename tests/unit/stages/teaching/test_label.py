@@ -8,26 +8,18 @@ from typing import Any
 
 import pytest
 
-from nncift_ray.core.network.sampling import SampleDesign
-from nncift_ray.core.teaching.delift import utility
-from nncift_ray.models.fake_engine import FakeEngine
-from nncift_ray.models.teachers import (
-    DeliftTeacher,
-    LabelRequest,
-    Measurement,
-    MeasurementFailure,
-    Teacher,
-)
-from nncift_ray.stages.corpus.ingest import DeduplicateStage, IngestStage, find_sources
-from nncift_ray.stages.driving.driver import execute_here, run_stage
-from nncift_ray.stages.driving.progress import SilentReporter
-from nncift_ray.stages.driving.stage import Stage
-from nncift_ray.stages.teaching import utility as utility_stage
-from nncift_ray.stages.teaching.label import LabelStage
-from nncift_ray.stages.teaching.sample import SampleStage
-from nncift_ray.stages.teaching.utility import UtilityStage
-from nncift_ray.storage.filesystem import Location
-from nncift_ray.storage.output import StageOutput
+from nncift_ray.corpus.ingest import DeduplicateStage, IngestStage, find_sources
+from nncift_ray.labels import step as utility_stage
+from nncift_ray.labels.sample import SampleDesign
+from nncift_ray.labels.step import LabelStage, SampleStage, UtilityStage
+from nncift_ray.runtime.driver import execute_here, run_stage
+from nncift_ray.runtime.files import Location
+from nncift_ray.runtime.output import StageOutput
+from nncift_ray.runtime.progress import SilentReporter
+from nncift_ray.runtime.step import Stage
+from nncift_ray.teachers.base import LabelRequest, Measurement, MeasurementFailure, Teacher
+from nncift_ray.teachers.delift import DeliftTeacher, utility
+from tests.fake_engines import FakeEngine
 from tests.unit.stages.chain import write_corpus
 
 UTILITY_TOLERANCE = 1e-6

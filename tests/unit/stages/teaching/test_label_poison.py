@@ -8,18 +8,18 @@ from typing import Any
 
 import pytest
 
-from nncift_ray.core.network.sampling import SampleDesign
-from nncift_ray.models.fake_engine import FakeEngine
-from nncift_ray.models.teachers import DeliftTeacher, LabelRequest
-from nncift_ray.stages.corpus.ingest import DeduplicateStage, IngestStage, find_sources
-from nncift_ray.stages.driving.driver import execute_here, run_stage
-from nncift_ray.stages.driving.poison import MAX_DEATHS
-from nncift_ray.stages.driving.progress import SilentReporter
-from nncift_ray.stages.driving.stage import KILLED_WORKER, Stage
-from nncift_ray.stages.teaching.label import LabelStage
-from nncift_ray.stages.teaching.sample import SampleStage
-from nncift_ray.storage.filesystem import Location
-from nncift_ray.storage.output import StageOutput
+from nncift_ray.corpus.ingest import DeduplicateStage, IngestStage, find_sources
+from nncift_ray.labels.sample import SampleDesign
+from nncift_ray.labels.step import LabelStage, SampleStage
+from nncift_ray.runtime.driver import execute_here, run_stage
+from nncift_ray.runtime.files import Location
+from nncift_ray.runtime.output import StageOutput
+from nncift_ray.runtime.poison import MAX_DEATHS
+from nncift_ray.runtime.progress import SilentReporter
+from nncift_ray.runtime.step import KILLED_WORKER, Stage
+from nncift_ray.teachers.base import LabelRequest
+from nncift_ray.teachers.delift import DeliftTeacher
+from tests.fake_engines import FakeEngine
 from tests.unit.stages.chain import write_corpus
 from tests.unit.stages.driving.dying import KilledError, replace_the_dead
 

@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from nncift_ray.core.network.sampling import PairSample, SampleDesign, draw_block, draw_points
-from nncift_ray.stages.teaching.sample import group_requests, sampled_rows
+from nncift_ray.labels.sample import PairSample, SampleDesign, draw_block, draw_points
+from nncift_ray.labels.step import group_requests, sampled_rows
 
 GROUP_PAIRS = 16
 

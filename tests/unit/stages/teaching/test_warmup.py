@@ -9,21 +9,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nncift_ray.engines.lora import LoraModel, ModelOptions
 from nncift_ray.errors import StageError
-from nncift_ray.models.lora_model import LoraModel
-from nncift_ray.models.trainable_model import ModelOptions
-from nncift_ray.models.warmup import WarmupCheckpoint
-from nncift_ray.stages.driving.driver import stage_fingerprint
-from nncift_ray.stages.driving.stage import Resources
-from nncift_ray.stages.teaching.warmup import (
+from nncift_ray.runtime import schemas
+from nncift_ray.runtime.driver import stage_fingerprint
+from nncift_ray.runtime.output import read_warmup
+from nncift_ray.runtime.step import Resources
+from nncift_ray.teachers.warmup import (
     TENSOR_GROUPS,
+    WarmupCheckpoint,
     WarmupJob,
     WarmupStage,
     draw_rows,
     warm_up_here,
 )
-from nncift_ray.storage import schemas
-from nncift_ray.storage.checkpoints import read_warmup
 from tests.unit.stages.teaching.less_chain import (
     EMPTY,
     MODEL_SETTINGS,

@@ -1,1 +1,0 @@
-"""The mathematics: numpy, torch and numba; knows no Ray, no files and no configuration."""

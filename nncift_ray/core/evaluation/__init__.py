@@ -1,1 +1,0 @@
-"""What an evaluation measures, and which differences are more than noise."""

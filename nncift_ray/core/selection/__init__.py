@@ -1,1 +1,0 @@
-"""Set functions over influence, and the greedy search for a subset."""

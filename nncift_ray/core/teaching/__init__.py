@@ -1,1 +1,0 @@
-"""What the teachers compute: distances, ratings and projected gradients."""

@@ -1,0 +1,355 @@
+"""Export: the ranked subset as files that other tools read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, BinaryIO, ClassVar, Protocol, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from nncift_ray.corpus.layouts import (
+    ASSISTANT,
+    FUNCTION_CALL,
+    SYSTEM,
+    TOOL,
+    USER,
+    conversation_turns,
+    split_alpaca,
+)
+from nncift_ray.corpus.sources import BadRow
+from nncift_ray.runtime import schemas
+from nncift_ray.runtime.output import Sink, StageOutput
+from nncift_ray.runtime.step import Shard, Stage, Worker
+
+# pyarrow's stubs leave many type arguments open:
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false
+
+
+SUBSET_JSONL, SUBSET_PARQUET = "subset.jsonl", "subset.parquet"
+ALPACA_JSON, MESSAGES_JSONL, SHAREGPT_JSON = "alpaca.json", "messages.jsonl", "sharegpt.json"
+IDS_TXT, DATASET_INFO_JSON = "ids.txt", "dataset_info.json"
+#: A folder that ``datasets.load_dataset`` reads; the run writes its card beside the table.
+DATASET_FOLDER = "dataset"
+DATASET_PARQUET = f"{DATASET_FOLDER}/data/train.parquet"
+ALPACA, MESSAGES, SHAREGPT, DATASET, IDS = "alpaca", "messages", "sharegpt", "dataset", "ids"
+ADDED_KEY = "_nncift"
+_SHAREGPT_ROLES = {
+    SYSTEM: "system",
+    USER: "human",
+    ASSISTANT: "gpt",
+    FUNCTION_CALL: "function_call",
+    TOOL: "observation",
+}
+
+SUBSET = pa.schema(
+    [
+        pa.field("rank", pa.int32(), nullable=False),
+        pa.field("gain", pa.float64(), nullable=False),
+        *(
+            schemas.EXAMPLES.field(name)
+            for name in ("example_id", "prompt", "response", "record", "source", "line")
+        ),
+    ]
+)
+
+_TURN = pa.struct([pa.field("role", pa.string()), pa.field("content", pa.string())])
+#: The dataset folder: the subset's columns, and each example as a conversation.
+DATASET_SCHEMA = SUBSET.append(pa.field("messages", pa.list_(_TURN), nullable=False))
+
+Row = Mapping[str, Any]
+
+
+class _Writer(Protocol):
+    num_rows: int
+
+    def add(self, table: pa.Table, rows: list[Row]) -> None: ...
+
+    def finish(self) -> None: ...
+
+
+class _JsonLinesWriter:
+    """Writes one JSON object a line."""
+
+    def __init__(self, out: BinaryIO, make: Callable[[Row], object]) -> None:
+        self._out, self._make = out, make
+        self.num_rows = 0
+
+    def add(self, table: pa.Table, rows: list[Row]) -> None:
+        self._out.write("".join(_dump(self._make(row)) + "\n" for row in rows).encode())
+        self.num_rows += table.num_rows
+
+    def finish(self) -> None:
+        pass
+
+
+class _JsonArrayWriter:
+    """Writes one JSON array, an element a line."""
+
+    def __init__(self, out: BinaryIO, make: Callable[[Row], object]) -> None:
+        self._out, self._make = out, make
+        self.num_rows = 0
+
+    def add(self, table: pa.Table, rows: list[Row]) -> None:
+        if not rows:
+            return
+        opening = ",\n" if self.num_rows else "[\n"
+        self._out.write((opening + ",\n".join(_dump(self._make(row)) for row in rows)).encode())
+        self.num_rows += table.num_rows
+
+    def finish(self) -> None:
+        self._out.write(b"\n]\n" if self.num_rows else b"[]\n")
+
+
+class _IdWriter:
+    """Writes one example id a line, best first."""
+
+    def __init__(self, out: BinaryIO) -> None:
+        self._out = out
+        self.num_rows = 0
+
+    def add(self, table: pa.Table, rows: list[Row]) -> None:
+        self._out.write("".join(f"{row['example_id']}\n" for row in rows).encode())
+        self.num_rows += table.num_rows
+
+    def finish(self) -> None:
+        pass
+
+
+class _ParquetWriter:
+    """Writes a Parquet file of ``SUBSET``, or of ``DATASET_SCHEMA``."""
+
+    def __init__(self, out: BinaryIO, schema: pa.Schema) -> None:
+        self._writer = pq.ParquetWriter(out, schema, compression="zstd")
+        self._schema = schema
+        self.num_rows = 0
+
+    def add(self, table: pa.Table, rows: list[Row]) -> None:
+        columns = {name: table.column(name) for name in SUBSET.names}
+        if "messages" in self._schema.names:
+            turns = [messages_record(row)["messages"] for row in rows]
+            columns["messages"] = pa.chunked_array([pa.array(turns, pa.list_(_TURN))])
+        made = pa.Table.from_pydict(columns)
+        self._writer.write_table(made.cast(self._schema))
+        self.num_rows += table.num_rows
+
+    def finish(self) -> None:
+        self._writer.close()
+
+
+Open = Callable[[str], BinaryIO]
+#: How to make the writer of each form that may be chosen.
+_WRITERS: Mapping[str, tuple[str, Callable[[BinaryIO], _Writer]]] = {
+    ALPACA: (ALPACA_JSON, lambda out: _JsonArrayWriter(out, alpaca_record)),
+    MESSAGES: (MESSAGES_JSONL, lambda out: _JsonLinesWriter(out, messages_record)),
+    SHAREGPT: (SHAREGPT_JSON, lambda out: _JsonArrayWriter(out, sharegpt_record)),
+    DATASET: (DATASET_PARQUET, lambda out: _ParquetWriter(out, DATASET_SCHEMA)),
+    IDS: (IDS_TXT, _IdWriter),
+}
+EXPORT_FORMATS = tuple(_WRITERS)
+
+
+def write_exports(
+    tables: Iterable[pa.Table], open_output: Open, formats: Iterable[str] = EXPORT_FORMATS
+) -> dict[str, int]:
+    """Write all export files in one pass.
+
+    Args:
+        tables: The subset by rank: the columns of ``schemas.EXAMPLES``, ``rank`` and ``gain``.
+        open_output: Opens a file of the export folder by name. The caller closes what it opened,
+            after this function has returned.
+        formats: Which of ``EXPORT_FORMATS`` to write beside the subset itself.
+
+    Returns:
+        The rows written by file name; for ``dataset_info.json`` its number of entries.
+
+    Memory: one table.
+    """
+    writers: dict[str, _Writer] = {
+        SUBSET_JSONL: _JsonLinesWriter(open_output(SUBSET_JSONL), subset_record),
+        SUBSET_PARQUET: _ParquetWriter(open_output(SUBSET_PARQUET), SUBSET),
+    }
+    for form in formats:
+        name, make = _WRITERS[form]
+        writers[name] = make(open_output(name))
+    for table in tables:
+        rows = cast("list[Row]", table.to_pylist())
+        for writer in writers.values():
+            writer.add(table, rows)
+    for writer in writers.values():
+        writer.finish()
+    counts = {name: writer.num_rows for name, writer in writers.items()}
+    info = {name: entry for name, entry in dataset_info().items() if entry["file_name"] in writers}
+    if info:
+        open_output(DATASET_INFO_JSON).write((json.dumps(info, indent=2) + "\n").encode())
+        counts[DATASET_INFO_JSON] = len(info)
+    return counts
+
+
+def subset_record(row: Row) -> dict[str, Any]:
+    """Return the original record with one more key: rank, gain, id, source and line."""
+    original: object = json.loads(row["record"])
+    record = (
+        dict(cast("dict[str, Any]", original))
+        if isinstance(original, dict)
+        else {"value": original}
+    )
+    key, number = ADDED_KEY, 0
+    while key in record:
+        number += 1
+        key = f"{ADDED_KEY}_{number}"
+    record[key] = {name: row[name] for name in ("rank", "gain", "example_id", "source", "line")}
+    return record
+
+
+def alpaca_record(row: Row) -> dict[str, str]:
+    """Return instruction, input and output; split as in the source where that was Alpaca's."""
+    instruction, extra, output = row["prompt"], "", row["response"]
+    if row["layout"] == "alpaca":
+        instruction, extra, output = split_alpaca(json.loads(row["record"]))
+    return {"instruction": instruction, "input": extra, "output": output}
+
+
+def messages_record(row: Row) -> dict[str, list[dict[str, str]]]:
+    """Return OpenAI messages; of a conversation its own turns up to the response."""
+    # OpenAI has no role of its own for calls: the assistant makes them.
+    return {
+        "messages": [
+            {"role": ASSISTANT if role == FUNCTION_CALL else role, "content": text}
+            for role, text in _turns(row)
+        ]
+    }
+
+
+def sharegpt_record(row: Row) -> dict[str, Any]:
+    """Return ShareGPT conversations; of one with tools, their description too."""
+    turns = [{"from": _SHAREGPT_ROLES[role], "value": text} for role, text in _turns(row)]
+    record: dict[str, Any] = {"conversations": turns}
+    if row["layout"] == "sharegpt":
+        tools = cast("dict[str, Any]", json.loads(row["record"])).get("tools")
+        if isinstance(tools, str):
+            record["tools"] = tools
+    return record
+
+
+def _turns(row: Row) -> list[tuple[str, str]]:
+    """Return (role, text) of an example's turns, the response last."""
+    turns = None
+    if row["layout"] in ("messages", "sharegpt"):
+        turns = conversation_turns(json.loads(row["record"]))
+    if turns is None or isinstance(turns, BadRow):
+        return [(USER, row["prompt"]), (ASSISTANT, row["response"])]
+    return [(turn.role, turn.text) for turn in turns]
+
+
+def dataset_info() -> dict[str, Any]:
+    """Return what LLaMA-Factory has to know of the exported files.
+
+    OpenAI messages are its "sharegpt" formatting with other tags; its formatting "openai" rewrites
+    the system text.
+    """
+    return {
+        "nncift_alpaca": {
+            "file_name": ALPACA_JSON,
+            "formatting": "alpaca",
+            "columns": {"prompt": "instruction", "query": "input", "response": "output"},
+        },
+        "nncift_sharegpt": {
+            "file_name": SHAREGPT_JSON,
+            "formatting": "sharegpt",
+            "columns": {"messages": "conversations"},
+            "tags": {
+                "role_tag": "from",
+                "content_tag": "value",
+                "user_tag": _SHAREGPT_ROLES[USER],
+                "assistant_tag": _SHAREGPT_ROLES[ASSISTANT],
+                "observation_tag": _SHAREGPT_ROLES[TOOL],
+                "function_tag": _SHAREGPT_ROLES[FUNCTION_CALL],
+                "system_tag": _SHAREGPT_ROLES[SYSTEM],
+            },
+        },
+        "nncift_messages": {
+            "file_name": MESSAGES_JSONL,
+            "formatting": "sharegpt",
+            "columns": {"messages": "messages"},
+            "tags": {
+                "role_tag": "role",
+                "content_tag": "content",
+                "user_tag": USER,
+                "assistant_tag": ASSISTANT,
+                "observation_tag": TOOL,
+                "function_tag": FUNCTION_CALL,
+                "system_tag": SYSTEM,
+            },
+        },
+    }
+
+
+def _dump(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+# Export: the ranked subset as files that other tools read.
+
+BATCH_ROWS = 20_000
+
+
+class ExportStage(Stage):
+    """Write ``subset.jsonl``, ``subset.parquet`` and training files for other tools."""
+
+    version: ClassVar[int] = 2
+    name: ClassVar[str] = "export"
+    unit: ClassVar[str] = "sets"
+
+    def __init__(
+        self,
+        ranking: StageOutput,
+        examples: StageOutput,
+        formats: Sequence[str] = EXPORT_FORMATS,
+    ) -> None:
+        """Export the picks of a ranking, in these formats beside the subset itself."""
+        self._ranking, self._examples, self._formats = ranking, examples, tuple(formats)
+
+    @property
+    def produces(self) -> Mapping[str, pa.Schema]:
+        """Files only."""
+        return {}
+
+    @property
+    def inputs(self) -> Mapping[str, StageOutput]:
+        """The ranking and the texts."""
+        return {"ranking": self._ranking, "examples": self._examples}
+
+    def settings(self) -> dict[str, Any]:
+        """The formats; the inputs say the rest."""
+        return {"formats": list(self._formats)}
+
+    def num_items(self) -> int:
+        """One set of files."""
+        return 1
+
+    def make_worker(self) -> Worker:
+        """Return the writer."""
+
+        def export(shard: Shard, sink: Sink) -> None:
+            counts = write_exports(
+                self._ranked_rows(),
+                lambda name: cast(BinaryIO, sink.open_file(name)),
+                self._formats,
+            )
+            sink.facts.update({f"rows_{name}": rows for name, rows in counts.items()})
+
+        return export
+
+    def _ranked_rows(self) -> Iterator[pa.Table]:
+        """Yield the picks in rank order: EXAMPLES columns, rank and gain."""
+        ranking = self._ranking.read("ranking", schema=schemas.RANKING)
+        rows = np.asarray(ranking["row_index"].to_numpy())
+        for start in range(0, max(1, len(rows)), BATCH_ROWS):
+            part = ranking.slice(start, BATCH_ROWS)
+            if not part.num_rows:
+                return
+            texts = self._examples.take_rows("candidates", rows[start : start + BATCH_ROWS])
+            yield texts.append_column("rank", part["rank"]).append_column("gain", part["gain"])

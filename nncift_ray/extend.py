@@ -1,0 +1,490 @@
+"""Go on from a finished run with new data: no teacher call, no fit, and nothing done twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import nncift_ray
+from nncift_ray.corpus.drift import MIN_EXAMPLES, DriftStage
+from nncift_ray.corpus.ingest import DeduplicateStage, IngestStage, RoleSource, find_sources
+from nncift_ray.corpus.sources import ReadLimits
+from nncift_ray.embedders import EmbedderFactory as MakesEmbedder
+from nncift_ray.embedders import EmbedStage
+from nncift_ray.engines.models import ResolvedModel, locate_model
+from nncift_ray.errors import ConfigError, ModelError, StageError
+from nncift_ray.factories import EmbedderFactory
+from nncift_ray.pipeline import (
+    RUN_RECORD,
+    Blueprint,
+    OpenedRun,
+    RunResult,
+    describe_layouts,
+    finish_run,
+    give_resources,
+    observed,
+    open_run,
+    read_record,
+    trainers_of,
+)
+from nncift_ray.plan import estimate_corpus
+from nncift_ray.recipe.loading import apply_override, make_config
+from nncift_ray.recipe.sections import Config
+from nncift_ray.runtime.driver import Executor, run_stage, stage_fingerprint
+from nncift_ray.runtime.files import Location, locked
+from nncift_ray.runtime.output import ChainedOutput, StageOutput, root_of
+from nncift_ray.runtime.progress import LineReporter, Reporter
+from nncift_ray.runtime.ray_pool import execute_on_ray, ray_session
+from nncift_ray.runtime.schemas import CROSS, POINTS, WITHIN
+from nncift_ray.runtime.step import Stage
+from nncift_ray.scores.index_step import read_final_recall
+from nncift_ray.scores.new_pairs import ScoreNewPairsStage
+from nncift_ray.scores.project import ProjectStage, stored_dtype
+
+#: Stages that do only what is new, in order.
+CHAINED: Mapping[str, type[Stage]] = {
+    "ingest": IngestStage,
+    "deduplicate": DeduplicateStage,
+    "embed": EmbedStage,
+    "project": ProjectStage,
+    "score_pairs": ScoreNewPairsStage,
+}
+DRIFT = "drift"
+#: Keys of the recipe that an extension may change, with all below them; what labels, network and
+#: the scores kept were made with is the parent's.
+FREE_KEYS = (
+    "data.layout",
+    "data.columns",
+    "data.max_chars",
+    "data.max_failed_fraction",
+    "data.group_by",
+    "embedder.pool",
+    "pair_scores.pool",
+    "pair_scores.column_tile",
+    "pair_scores.max_worker_bytes",
+    "selection.budget",
+    "selection.include",
+    "selection.exclude",
+    "selection.quotas",
+    "selection.stop_gain",
+    "selection.optimizer",
+    "export",
+    "cluster",
+    "report",
+)
+DIGEST_LENGTH = 8
+
+Outputs = Mapping[str, StageOutput]
+
+
+class Extension:
+    """The stages of a run that goes on from another."""
+
+    def __init__(
+        self,
+        parent: OpenedRun,
+        config: Config,
+        sources: Sequence[RoleSource],
+        embedder: ResolvedModel,
+        make_embedder: MakesEmbedder,
+    ) -> None:
+        """Go on from a parent.
+
+        Args:
+            parent: A run whose stages are all finished.
+            config: Its recipe, with the new data among the candidates and a run directory of its
+                own (``recipe_of_union``).
+            sources: The new files.
+            embedder: What the parent's vectors were made with.
+            make_embedder: Loads it.
+
+        Raises:
+            StageError: If the parent is of another version of a stage.
+        """
+        self.parent, self.config = parent, config
+        self.sources, self._embedder = tuple(sources), embedder
+        self._make_embedder = make_embedder
+        self.blueprint = Blueprint(config, trainers_of)
+        for name, stage in CHAINED.items():
+            version = parent.outputs[name].manifest.version
+            if version != stage.version:
+                raise StageError(
+                    f"{parent.run_dir}: its stage '{name}' is of version {version}, and this "
+                    f"version of nncift_ray makes {stage.version}: the two do not join. Run the "
+                    "recipe again, with the new files among data.candidates."
+                )
+
+    @property
+    def stage_names(self) -> tuple[str, ...]:
+        """All stages, in order: the parent's, and drift once there are new activations."""
+        names = [name for name in self.parent.stage_names if name != DRIFT]
+        names.insert(names.index("project") + 1, DRIFT)
+        return tuple(names)
+
+    @property
+    def inherited(self) -> tuple[str, ...]:
+        """The stages that are the parent's as they are: labels and network."""
+        names = self.stage_names
+        before = names[: names.index("score_pairs")]
+        return tuple(name for name in before if name not in CHAINED and name != DRIFT)
+
+    def build(self, name: str, outputs: Outputs) -> Stage:
+        """Build a stage from the outputs of those before it."""
+        builders: dict[str, Callable[[Outputs], Stage]] = {
+            "ingest": self._ingest,
+            "deduplicate": self._deduplicate,
+            "embed": self._embed,
+            "project": self._project,
+            DRIFT: self._drift,
+            "score_pairs": self._score_pairs,
+        }
+        if name in builders:
+            return builders[name](outputs)
+        return self.blueprint.build(name, outputs)
+
+    def adopt(self, name: str, own: StageOutput) -> StageOutput:
+        """Return how later stages read what a stage has written."""
+        return ChainedOutput(self.parent.outputs[name], own) if name in CHAINED else own
+
+    def notices(self) -> list[str]:
+        """What a reader of the report should know."""
+        return [
+            f"goes on from {self.parent.run_dir}: labels and network are of that run, whose "
+            "seconds are not counted here; no teacher was asked"
+        ]
+
+    def record(self, fingerprints: Mapping[str, str]) -> dict[str, Any]:
+        """Return what the run says of itself, the parent's record inside."""
+        above = self.parent.record["stages"]
+        return {
+            "version": nncift_ray.__version__,
+            "config": self.config.model_dump(mode="json"),
+            "stage_names": self.stage_names,
+            "stages": {**{name: above[name] for name in self.inherited}, **fingerprints},
+            "inherited": self.inherited,
+            "chained": list(CHAINED),
+            "parent": {**self.parent.record, "run_dir": str(self.parent.run_dir)},
+            "written_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+
+    def _ingest(self, outputs: Outputs) -> Stage:
+        data = self.config.data
+        return IngestStage(
+            self.sources,
+            layout=None if data.layout == "auto" else data.layout,
+            columns=data.columns,
+            limits=ReadLimits(max_chars=data.max_chars),
+            max_failed_fraction=data.max_failed_fraction,
+        )
+
+    def _deduplicate(self, outputs: Outputs) -> Stage:
+        ingest = outputs["ingest"]
+        new = ingest.own if isinstance(ingest, ChainedOutput) else ingest
+        return DeduplicateStage(new, parent=self.parent.outputs["deduplicate"])
+
+    def _embed(self, outputs: Outputs) -> Stage:
+        section = self.config.embedder
+        return EmbedStage(
+            outputs["deduplicate"],
+            self._embedder,
+            self._make_embedder,
+            dtype=self.parent.outputs["embed"].manifest.settings["dtype"],
+            shard_rows=section.pool.shard_rows,
+            parent=self.parent.outputs["embed"],
+        )
+
+    def _project(self, outputs: Outputs) -> Stage:
+        parent = self.parent.outputs["project"]
+        settings = parent.manifest.settings
+        return ProjectStage(
+            outputs["embed"],
+            outputs["fit"],
+            settings["blocks"],
+            self.config.network.num_units,
+            dtype=stored_dtype(settings),
+            parent=parent,
+        )
+
+    def _drift(self, outputs: Outputs) -> Stage:
+        examples = self.parent.outputs["deduplicate"]
+        return DriftStage(
+            outputs["sample"],
+            outputs["embed"],
+            outputs["project"],
+            num_labelled_corpus=root_of(examples).num_rows("candidates"),
+            first_new=examples.num_rows("candidates"),
+        )
+
+    def _score_pairs(self, outputs: Outputs) -> Stage:
+        section = self.config.pair_scores
+        return ScoreNewPairsStage(
+            outputs["project"],
+            outputs["fit"],
+            self.parent.outputs["project"],
+            self.parent.outputs["score_pairs"],
+            examples=outputs["deduplicate"],
+            column_tile=section.column_tile,
+            shard_rows=section.pool.shard_rows,
+            max_worker_bytes=section.max_worker_bytes,
+        )
+
+
+def prepare(
+    parent_dir: str, data: Sequence[str], run_dir: str | None, overrides: Sequence[str] = ()
+) -> Extension:
+    """Check everything that can be checked before work starts.
+
+    Raises:
+        NnciftError: No such run, one that is not finished, no such files, another embedder, a key
+            of the recipe that cannot be changed.
+    """
+    parent = open_run(parent_dir)
+    if parent.config.pair_scores.by == "teacher":
+        raise ConfigError(
+            f"{parent.run_dir}: its scores are the teacher's own labels (pair_scores.by: teacher), "
+            "and new candidates have none: no network is there to predict them. Run the recipe "
+            "again with the new files among data.candidates, or go on from a run by network."
+        )
+    parent.need(*parent.stage_names)
+    sources = find_sources(data, [])
+    home = Location.of(run_dir or default_run_dir(str(parent.run_dir), sources))
+    _check_home(home, parent)
+    embedder = find_embedder(parent)
+    config = recipe_of_union(parent.config, data, str(home), overrides)
+    return Extension(parent, config, sources, embedder, EmbedderFactory(embedder))
+
+
+def default_run_dir(parent: str, sources: Sequence[RoleSource]) -> str:
+    """Name a directory next to the parent by the content of the new files.
+
+    The same files find the same directory, so the same command goes on from where it stopped.
+    """
+    content = json.dumps([source.settings() for source in sources], sort_keys=True)
+    digest = hashlib.sha256(content.encode()).hexdigest()[:DIGEST_LENGTH]
+    path, mark, query = parent.partition("?")
+    return f"{path.rstrip('/')}-plus-{digest}{mark}{query}"
+
+
+def recipe_of_union(
+    config: Config, data: Sequence[str], run_dir: str, overrides: Sequence[str] = ()
+) -> Config:
+    """Return the recipe that a run over old and new data together would have.
+
+    Raises:
+        ConfigError: If an override is of a key that what is kept of the parent depends on.
+    """
+    tree = config.model_dump(mode="json")
+    for override in overrides:
+        key = override.partition("=")[0].strip()
+        if not any(key == free or key.startswith(f"{free}.") for free in FREE_KEYS):
+            raise ConfigError(
+                f"--set {key}: labels, network and scores of the run were made with its own value. "
+                f"What can be changed is {', '.join(FREE_KEYS)}; for anything else run the recipe "
+                "anew on all data."
+            )
+        apply_override(tree, override)
+    tree["data"]["candidates"] = [*config.data.candidates, *data]
+    return make_config(tree | {"run_dir": run_dir}, "--set")
+
+
+def find_embedder(parent: OpenedRun) -> ResolvedModel:
+    """Find the very model that the parent's vectors were made with, whatever "auto" is today.
+
+    Raises:
+        ModelError: If it is not here in that revision.
+    """
+    made_with = parent.outputs["embed"].manifest.settings
+    model = ResolvedModel(made_with["model"], "", made_with["revision"])
+    try:
+        return locate_model(model, "embedder")
+    except ModelError as error:
+        raise ModelError(
+            f"{parent.run_dir}: its vectors are of the embedder {model.name} (revision "
+            f"{model.revision}), and new ones must be of the same: {error}. Install that one, or "
+            "run the recipe on all data with another."
+        ) from error
+
+
+def _check_home(home: Location, parent: OpenedRun) -> None:
+    """Refuse a directory that holds another run."""
+    if str(home) == str(parent.run_dir):
+        raise ConfigError(
+            f"--run-dir {home} is the run to go on from, which is kept as it is; give another, or "
+            "none"
+        )
+    if (home / RUN_RECORD).exists():
+        above = read_record(home).get("parent")
+        if above is None or above["run_dir"] != str(parent.run_dir):
+            raise ConfigError(f"--run-dir {home} holds a run that does not go on from this one")
+
+
+# Go on from a finished run with new data: no teacher call, no fit, and nothing done twice.
+
+
+@dataclass(frozen=True)
+class ExtensionPlan:
+    """What ``nncift extend`` would do."""
+
+    parent: str
+    run_dir: str
+    files: tuple[str, ...]
+    num_old: int  # candidates of the parent
+    num_new: int  # usable rows of the files; copies of old ones among them are not known yet
+    exact: bool  # whether they were counted, not estimated
+    num_pairs: int  # to score
+    num_pairs_of_union: int  # what a run over everything would score
+
+
+def extend(
+    parent_dir: str,
+    data: Sequence[str],
+    *,
+    run_dir: str | None = None,
+    overrides: Sequence[str] = (),
+    reporter: Reporter | None = None,
+    execute: Executor | None = None,
+) -> RunResult:
+    """Add new candidates to a finished run and select again; no teacher is asked.
+
+    Args:
+        parent_dir: The run to go on from; it is read and never changed.
+        data: Files, globs or folders of new candidates.
+        run_dir: Where to work; None: next to the parent, named by the new files' content.
+        overrides: ``key.path=value`` for the recipe, of ``FREE_KEYS`` only.
+        reporter: Hears of progress; plain lines by default.
+        execute: Runs shards; a Ray Data actor pool by default.
+
+    Raises:
+        NnciftError: With what is wrong and the remedy; finished shards are kept.
+    """
+    reporter = reporter or LineReporter()
+    extension = prepare(parent_dir, data, run_dir, overrides)
+    location = Location.of(extension.config.run_dir)
+    location.make_folder()
+    with (
+        locked(location),
+        ray_session(extension.config.cluster),
+        observed(extension.config, location, reporter) as reporter,
+    ):
+
+        def size_pool(stage: Stage) -> None:
+            give_resources(stage, extension.blueprint)
+
+        outputs = run_extension(extension, location, execute or execute_on_ray, reporter, size_pool)
+        notices = (*extension.notices(), *describe_layouts(outputs["ingest"]))
+        return finish_run(
+            extension.config, location, outputs, notices, inherited=extension.inherited
+        )
+
+
+def plan_extension(
+    parent_dir: str,
+    data: Sequence[str],
+    *,
+    run_dir: str | None = None,
+    overrides: Sequence[str] = (),
+) -> ExtensionPlan:
+    """Say what ``extend`` would do; start nothing.
+
+    Raises:
+        NnciftError: What would stop it at once.
+    """
+    extension = prepare(parent_dir, data, run_dir, overrides)
+    parent = extension.parent
+    tree = extension.config.model_dump(mode="json")
+    tree["data"] |= {"candidates": list(data), "targets": [], "subtask_by": None}
+    tree["selection"] |= {"objective": "top_k"}  # what is counted needs no targets
+    corpus = estimate_corpus(make_config(tree, "--data"), None)
+    examples, new = parent.outputs["deduplicate"], corpus.num_candidates
+    old, targets = examples.num_rows("candidates"), examples.num_rows("targets")
+    blocks = parent.outputs["project"].manifest.settings["blocks"]
+    to_score = {WITHIN: new * (2 * old + new), CROSS: new * targets, POINTS: new}
+    of_union = {WITHIN: (old + new) ** 2, CROSS: (old + new) * targets, POINTS: old + new}
+    return ExtensionPlan(
+        parent=str(parent.run_dir),
+        run_dir=extension.config.run_dir,
+        files=tuple(dict.fromkeys(source.file.uri for source in extension.sources)),
+        num_old=old,
+        num_new=new,
+        exact=corpus.exact,
+        num_pairs=sum(to_score[block] for block in blocks),
+        num_pairs_of_union=sum(of_union[block] for block in blocks),
+    )
+
+
+def run_extension(
+    extension: Extension,
+    run_dir: Location,
+    execute: Executor,
+    reporter: Reporter,
+    size_pool: Callable[[Stage], None] = lambda stage: None,
+) -> dict[str, StageOutput]:
+    """Run the stages of an extension that are not finished; return all outputs by name."""
+    outputs: dict[str, StageOutput] = {}
+    fingerprints: dict[str, str] = {}
+    for name in extension.stage_names:
+        if name in extension.inherited:
+            outputs[name] = extension.parent.outputs[name]
+            continue
+        stage = extension.build(name, outputs)
+        size_pool(stage)
+        fingerprints[name] = stage_fingerprint(stage)
+        record = json.dumps(extension.record(fingerprints), indent=1)
+        (run_dir / RUN_RECORD).write_bytes(record.encode())
+        own = run_stage(stage, run_dir, execute=execute, reporter=reporter)
+        outputs[name] = extension.adopt(name, own)
+        for line in _news(name, own, outputs):
+            reporter.notice(line)
+    return outputs
+
+
+def _news(name: str, own: StageOutput, outputs: Outputs) -> list[str]:
+    """Say what the user should hear when a stage is done."""
+    if name == "ingest":
+        return describe_layouts(own)
+    if name == "deduplicate":
+        total, new = outputs[name].num_rows("candidates"), own.num_rows("candidates")
+        copies = own.manifest.facts()["num_duplicate_candidates"]
+        line = f"{new:,} new candidates after {total - new:,}; {copies:,} exact copies collapsed"
+        return [line if new else f"nothing new: {line}; the selection stays as it was"]
+    if name == DRIFT:
+        return describe_drift(own.manifest.facts())
+    if name == "score_pairs":
+        return [
+            f"the run pruned block '{block}'; new pairs are all scored, and the joined lists hold "
+            f"{found.recall:.4f} +- {found.standard_error:.4f} of the true ones on "
+            f"{found.num_rows:,} held-out rows"
+            for block, found in read_final_recall(own).items()
+        ]
+    return []
+
+
+def describe_drift(facts: Mapping[str, Any]) -> list[str]:
+    """Say in sentences how far the new data lie from the labels, and whether new ones are due."""
+    if not facts["num_new"]:
+        return []
+    lines: list[str] = []
+    distance = facts["distance"]
+    if distance is not None:
+        median = facts["median_distance"]
+        lines.append(
+            f"drift: median distance to the nearest labelled example {median['new']:.3f} (new), "
+            f"{median['reference']:.3f} (labelled corpus); a new one is farther with chance "
+            f"{distance['farther']:.2f}, KS {distance['ks']:.2f}"
+        )
+    for share in facts["ranges"]:
+        lines.append(
+            f"drift: {share['new']:.1%} of {share['block']} {share['side']} activations out of the "
+            f"labelled range (labelled corpus {share['reference']:.1%})"
+        )
+    if facts["num_new"] < MIN_EXAMPLES:
+        lines.append(f"{facts['num_new']} new examples are too few to say if relabelling is due")
+    elif facts["due"]:
+        lines.append(f"relabelling is due because {'; and '.join(facts['reasons'])}")
+    else:
+        lines.append("relabelling is not due: new data lie where the labelled corpus does")
+    return lines

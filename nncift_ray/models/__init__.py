@@ -1,1 +1,0 @@
-"""What computes with a language model or an embedder: a Protocol, the real thing, a tiny fake."""

@@ -1,0 +1,321 @@
+"""The InfluenceNetwork: two embeddings in, the influence of one example on the other out.
+
+Suffixes: B pairs, U distinct helped, V distinct helpers, N examples, D embedding, H hidden units.
+Source: NN-CIFT, arXiv 2502.09969, section 3.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from nncift_ray.errors import ShapeError
+from nncift_ray.network.factored import FactoredNetwork
+
+# torch ships partial type information: what its functions return is annotated where it enters.
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false
+# pyright: reportUnknownVariableType=false, reportIncompatibleMethodOverride=false
+
+
+class FirstLayer(torch.autograd.Function):
+    """W_row e_i + W_col e_j + bias of pairs, each distinct example projected once."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        weight_HX: Tensor,
+        bias_H: Tensor,
+        helped_UD: Tensor,
+        helped_pos_B: Tensor,
+        helper_VD: Tensor | None,
+        helper_pos_B: Tensor | None,
+    ) -> Tensor:
+        """Return the sums [B, H]."""
+        dim = helped_UD.shape[1]
+        row_UH = torch.addmm(bias_H, helped_UD, weight_HX[:, :dim].t())
+        sum_BH = row_UH.index_select(0, helped_pos_B)
+        if helper_VD is not None and helper_pos_B is not None:
+            sum_BH += (helper_VD @ weight_HX[:, dim + 1 :].t()).index_select(0, helper_pos_B)
+        ctx.save_for_backward(helped_UD, helped_pos_B, helper_VD, helper_pos_B)
+        ctx.inputs = weight_HX.shape[1]
+        return sum_BH
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of weight and bias; the separator's weights, which never act, 0."""
+        (grad_BH,) = grads
+        helped_UD, helped_pos_B, helper_VD, helper_pos_B = ctx.saved_tensors
+        dim = helped_UD.shape[1]
+        grad_HX = grad_BH.new_zeros(grad_BH.shape[1], ctx.inputs)
+        sides = [(helped_UD, helped_pos_B, grad_HX[:, :dim])]
+        if helper_VD is not None:
+            sides.append((helper_VD, helper_pos_B, grad_HX[:, dim + 1 :]))
+        for e_ND, pos_B, out_HD in sides:
+            grad_NH = grad_BH.new_zeros(len(e_ND), grad_BH.shape[1])
+            grad_NH.index_add_(0, pos_B, grad_BH)
+            torch.mm(grad_NH.t(), e_ND, out=out_HD)
+        return grad_HX, grad_BH.sum(dim=0), None, None, None, None
+
+
+def first_layer(
+    weight_HX: Tensor,
+    bias_H: Tensor,
+    helped_UD: Tensor,
+    helped_pos_B: Tensor,
+    helper_VD: Tensor | None,
+    helper_pos_B: Tensor | None,
+) -> Tensor:
+    """Return the first layer's sums [B, H] of pairs; embeddings get no gradient."""
+    return cast(
+        "Tensor",
+        FirstLayer.apply(weight_HX, bias_H, helped_UD, helped_pos_B, helper_VD, helper_pos_B),
+    )
+
+
+# The InfluenceNetwork: two embeddings in, the influence of one example on the other out.
+
+# torch ships partial type information: what its functions return is annotated where it enters.
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false
+# pyright: reportUnknownVariableType=false
+
+
+__all__ = ["FactoredNetwork", "InfluenceNetwork"]
+
+
+class InfluenceNetwork(nn.Module):
+    """A network of one hidden layer over [e_i ; 0 ; e_j] (pairwise) or [e_i] (pointwise).
+
+    Pairwise: 2D + 1 inputs, H ReLU units, one output: 205,101 parameters at D = 1024, H = 100.
+    The output is in the unit of the labels it was trained on.
+    """
+
+    def __init__(
+        self,
+        embedding_dim: int,
+        num_hidden: int = 100,
+        pointwise: bool = False,
+        *,
+        seed: int | None = None,
+    ) -> None:
+        """Make an untrained network.
+
+        Args:
+            embedding_dim: Length D of one embedding.
+            num_hidden: Hidden units H.
+            pointwise: Read one embedding (SelectIT) in place of a pair.
+            seed: Draw the weights from a generator of their own, so that every worker starts the
+                same; None takes torch's global generator.
+        """
+        super().__init__()
+        self.embedding_dim, self.num_hidden, self.pointwise = embedding_dim, num_hidden, pointwise
+        num_inputs = embedding_dim if pointwise else 2 * embedding_dim + 1
+        self.hidden = nn.Linear(num_inputs, num_hidden)
+        self.output = nn.Linear(num_hidden, 1)
+        if seed is not None:
+            self._draw_weights(torch.Generator().manual_seed(seed))
+
+    def forward(self, helped_BD: Tensor, helper_BD: Tensor | None = None) -> Tensor:
+        """Return the influence [B] of each helper on its helped example, as the paper writes it.
+
+        Raises:
+            ShapeError: If a pairwise network gets no helpers, or a pointwise one gets some.
+        """
+        if (helper_BD is None) != self.pointwise:
+            msg = "a pointwise network reads one embedding, a pairwise network two"
+            raise ShapeError(msg)
+        if helper_BD is None:
+            inputs = helped_BD
+        else:
+            separator_B1 = helped_BD.new_zeros(len(helped_BD), 1)
+            inputs = torch.cat([helped_BD, separator_B1, helper_BD], dim=1)
+        return self.read_out(self.hidden(inputs))
+
+    def forward_pairs(
+        self,
+        helped_UD: Tensor,
+        helped_pos_B: Tensor,
+        helper_VD: Tensor | None = None,
+        helper_pos_B: Tensor | None = None,
+    ) -> Tensor:
+        """Return the influence [B] of pairs given by positions: each distinct example goes once.
+
+        Equal to `forward` on the gathered embeddings, up to rounding, at a fraction of the work
+        where pairs share examples. Embeddings get no gradient.
+
+        Raises:
+            ShapeError: If a pairwise network gets no helpers, or a pointwise one gets some.
+        """
+        if (helper_VD is None or helper_pos_B is None) != self.pointwise:
+            msg = "a pointwise network reads one embedding, a pairwise network two"
+            raise ShapeError(msg)
+        layer = self.hidden
+        hidden_BH = first_layer(
+            layer.weight, layer.bias, helped_UD, helped_pos_B, helper_VD, helper_pos_B
+        )
+        return self.read_out(hidden_BH)
+
+    def read_out(self, hidden_BH: Tensor) -> Tensor:
+        """Return the influence [B] from the first layer's sums [B, H]."""
+        return self.output(torch.relu(hidden_BH)).squeeze(1)
+
+    def project_rows(self, e_ND: Tensor) -> Tensor:
+        """Return row (helped) activations a [N, H], first-layer bias included."""
+        return functional.linear(
+            e_ND, self.hidden.weight[:, : self.embedding_dim], self.hidden.bias
+        )
+
+    def project_columns(self, e_ND: Tensor) -> Tensor:
+        """Return column (helper) activations b [N, H].
+
+        Raises:
+            ShapeError: If the network is pointwise.
+        """
+        if self.pointwise:
+            msg = "a pointwise network has no columns"
+            raise ShapeError(msg)
+        return functional.linear(e_ND, self.hidden.weight[:, self.embedding_dim + 1 :])
+
+    @torch.no_grad()
+    def rescale(self, mean: float, scale: float) -> None:
+        """Make the network answer mean + scale times what it answers now."""
+        self.output.weight.mul_(scale)
+        self.output.bias.mul_(scale).add_(mean)
+
+    def output_weights(self) -> tuple[NDArray[np.float32], float]:
+        """Return the output layer as (w [H], bias)."""
+        return _numpy(self.output.weight)[0].copy(), float(self.output.bias.detach()[0])
+
+    def factored(self) -> FactoredNetwork:
+        """Return a copy of the weights cut into row, column and output parts, for scoring."""
+        weight, dim = _numpy(self.hidden.weight), self.embedding_dim
+        column = weight[:, :0] if self.pointwise else weight[:, dim + 1 :]
+        w_H, bias = self.output_weights()
+        return FactoredNetwork(
+            w_row_HD=np.ascontiguousarray(weight[:, :dim]).copy(),
+            b_row_H=_numpy(self.hidden.bias).copy(),
+            w_col_HD=np.ascontiguousarray(column).copy(),
+            w_H=w_H,
+            bias=bias,
+        )
+
+    @classmethod
+    def from_factored(cls, factored: FactoredNetwork) -> InfluenceNetwork:
+        """Rebuild a network; the weights of the separator, which never act, become 0."""
+        network = cls(factored.embedding_dim, factored.num_hidden, factored.pointwise, seed=0)
+        separator = np.zeros((factored.num_hidden, 0 if factored.pointwise else 1), np.float32)
+        parts = [factored.w_row_HD, separator, factored.w_col_HD]
+        with torch.no_grad():
+            network.hidden.weight.copy_(torch.from_numpy(np.concatenate(parts, axis=1)))
+            network.hidden.bias.copy_(torch.from_numpy(factored.b_row_H.copy()))
+            network.output.weight.copy_(torch.from_numpy(factored.w_H[None].copy()))
+            network.output.bias.fill_(factored.bias)
+        return network
+
+    def _draw_weights(self, generator: torch.Generator) -> None:
+        """Draw as torch's own Linear does: uniform within 1 / sqrt(inputs), biases too."""
+        for layer in (self.hidden, self.output):
+            bound = 1.0 / math.sqrt(layer.in_features)
+            for parameter in (layer.weight, layer.bias):
+                nn.init.uniform_(parameter, -bound, bound, generator=generator)
+
+
+def _numpy(tensor: Tensor) -> NDArray[np.float32]:
+    return cast("NDArray[np.float32]", tensor.detach().cpu().numpy())
+
+
+# A deeper InfluenceNetwork: to see whether depth would pay, not to score a corpus with.
+
+# torch ships partial type information: what its functions return is annotated where it enters.
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false
+# pyright: reportUnknownVariableType=false
+
+
+PAIRS_AT_ONCE = 65_536  # pairs scored at once: 26 MB at 100 hidden units
+
+
+class DeepInfluenceNetwork(InfluenceNetwork):
+    """An InfluenceNetwork with further hidden layers of the same width behind the first.
+
+    Its first and its output layer start from the same weights as those of an `InfluenceNetwork` of
+    the same seed, so that depth alone tells them apart.
+    """
+
+    def __init__(
+        self,
+        embedding_dim: int,
+        num_hidden: int = 100,
+        pointwise: bool = False,
+        *,
+        depth: int = 2,
+        seed: int | None = None,
+    ) -> None:
+        """Make an untrained network; arguments as of `InfluenceNetwork`.
+
+        Args:
+            embedding_dim: Length D of one embedding.
+            num_hidden: Hidden units of every hidden layer.
+            pointwise: Read one embedding in place of a pair.
+            depth: Hidden layers, 1 or more.
+            seed: Draw the weights from a generator of their own.
+
+        Raises:
+            ValueError: If ``depth`` is less than 1.
+        """
+        if depth < 1:
+            msg = f"depth must be at least 1, got {depth}"
+            raise ValueError(msg)
+        super().__init__(embedding_dim, num_hidden, pointwise, seed=seed)
+        self.depth = depth
+        self.further = nn.ModuleList(nn.Linear(num_hidden, num_hidden) for _ in range(depth - 1))
+        if seed is not None:
+            generator = torch.Generator().manual_seed(seed + 1)
+            bound = 1.0 / math.sqrt(num_hidden)
+            for parameter in self.further.parameters():
+                nn.init.uniform_(parameter, -bound, bound, generator=generator)
+
+    def read_out(self, hidden_BH: Tensor) -> Tensor:
+        """Return the influence [B] from the first layer's sums [B, H]."""
+        for layer in self.further:
+            hidden_BH = layer(torch.relu(hidden_BH))
+        return super().read_out(hidden_BH)
+
+    def factored(self) -> FactoredNetwork:
+        """Return the weights for scoring, of a network of one hidden layer.
+
+        Raises:
+            ValueError: If there are more: such a score does not split into row and column parts.
+        """
+        if self.depth > 1:
+            msg = f"a network of {self.depth} hidden layers does not factor: score with depth 1"
+            raise ValueError(msg)
+        return super().factored()
+
+    @torch.no_grad()
+    def predict(
+        self,
+        helped_ED: NDArray[np.floating],
+        helper_ED: NDArray[np.floating] | None,
+        helped_pos: NDArray[np.integer],
+        helper_pos: NDArray[np.integer] | None,
+    ) -> NDArray[np.float32]:
+        """Return the influence [P] of pairs given by positions, a bounded number at a time."""
+        row_EH = self.project_rows(_tensor(helped_ED))
+        column_EH = None if helper_ED is None else self.project_columns(_tensor(helper_ED))
+        parts: list[Tensor] = []
+        for start in range(0, len(helped_pos), PAIRS_AT_ONCE):
+            part = slice(start, start + PAIRS_AT_ONCE)
+            hidden_BH = row_EH[helped_pos[part].astype(np.int64)]
+            if column_EH is not None and helper_pos is not None:
+                hidden_BH = hidden_BH + column_EH[helper_pos[part].astype(np.int64)]
+            parts.append(self.read_out(hidden_BH))
+        return torch.cat(parts).numpy() if parts else np.empty(0, np.float32)
+
+
+def _tensor(embeddings: NDArray[np.floating]) -> Tensor:
+    return torch.from_numpy(np.array(embeddings, dtype=np.float32, order="C"))

@@ -1,0 +1,478 @@
+"""Fit: train the InfluenceNetwork of each block on the labels, with Ray Train.
+
+The training itself is ``core.network.training`` and knows no Ray; here it is given workers, and its
+result is measured pair by pair against the baselines that say whether anything was learnt.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, TypedDict, Unpack
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from nncift_ray.errors import StageError
+from nncift_ray.labels.sample import TRAIN, VALIDATION
+from nncift_ray.network.factored import FactoredNetwork
+from nncift_ray.network.fidelity import NETWORK, FidelityRow, fidelity_table, spearman
+from nncift_ray.network.network import InfluenceNetwork
+from nncift_ray.network.training import (
+    EpochRecord,
+    PairData,
+    ReduceGradients,
+    TrainingConfig,
+    fit_row_offsets,
+    train_network,
+    unseen_folds,
+)
+from nncift_ray.runtime import schemas
+from nncift_ray.runtime.output import Sink, StageOutput, column_matrix, write_network
+from nncift_ray.runtime.schemas import POINTS, WITHIN, helped_role
+from nncift_ray.runtime.step import Shard, Stage, Worker
+from nncift_ray.scores.exact import score_points
+
+
+@dataclass(frozen=True)
+class BlockLabels:
+    """The labelled pairs of one block with the embeddings they name.
+
+    Labels of a pointwise teacher have no helpers; each then speaks of its helped example alone.
+    """
+
+    helped_ED: np.ndarray
+    helper_ED: np.ndarray | None
+    helped_pos: np.ndarray  # row of helped_ED, per pair
+    helper_pos: np.ndarray | None
+    helped_index: np.ndarray  # row_index, per pair
+    helper_index: np.ndarray | None
+    split: np.ndarray
+    utility: np.ndarray
+
+    @property
+    def pointwise(self) -> bool:
+        """Whether examples are labelled, not pairs."""
+        return self.helper_index is None
+
+    def pairs(self, split: str) -> PairData:
+        """Return the pairs of a split."""
+        return self.pairs_at(self.split == split)
+
+    def pairs_at(self, at: np.ndarray) -> PairData:
+        """Return the pairs of a mask [P]."""
+        helper_pos = None if self.helper_pos is None else self.helper_pos[at]
+        return PairData(self.helped_pos[at], helper_pos, self.utility[at])
+
+
+def read_block_labels(labels: StageOutput, embeddings: StageOutput, block: str) -> BlockLabels:
+    """Read the labels of a block and the embeddings of the examples they name.
+
+    Raises:
+        StageError: If no label is left to train on.
+    """
+    table = labels.read("labels", schema=schemas.LABELS)
+    table = table.filter(pc.equal(table["block"], pa.scalar(block)))
+    helped = table["helped_index"].to_numpy()
+    helper = None if block == POINTS else table["helper_index"].to_numpy()
+    split = np.array(table["split"].to_pylist(), dtype=object)
+    if not (split == TRAIN).any():
+        raise StageError(f"no label of the block '{block}' is left to train on; see label's errors")
+    helped_rows, helped_pos = np.unique(helped, return_inverse=True)
+    helper_ED = helper_pos = None
+    if helper is not None:
+        helper_rows, helper_pos = np.unique(helper, return_inverse=True)
+        helper_ED = _vectors(embeddings, "candidates", helper_rows)
+    return BlockLabels(
+        helped_ED=_vectors(embeddings, f"{helped_role(block)}s", helped_rows),
+        helper_ED=helper_ED,
+        helped_pos=helped_pos,
+        helper_pos=helper_pos,
+        helped_index=helped,
+        helper_index=helper,
+        split=split,
+        utility=table["utility"].to_numpy(),
+    )
+
+
+def _vectors(embeddings: StageOutput, table: str, rows: np.ndarray) -> np.ndarray:
+    return column_matrix(embeddings.take_rows(table, rows, ["embedding"])["embedding"])
+
+
+# How the labels of one block become a network: how long to train, on what, and how many members.
+
+NUM_FOLDS = 5  # of unseen examples; one alone is a few examples and far too noisy
+PATIENCE_SHARE = 0.1  # of the epochs a fold may train
+MEMBER_SEED_STEP = 1_000_003  # between the members of an ensemble
+
+
+class Workers(TypedDict):
+    """Which worker this is, and how all meet."""
+
+    shard: tuple[int, int]
+    reduce_gradients: ReduceGradients | None
+
+
+@dataclass(frozen=True)
+class BlockTraining:
+    """What network is trained, and how."""
+
+    num_hidden: int
+    training: TrainingConfig
+    min_steps: int = 0
+    centre_rows: bool = False  # train on what row means leave; a ridge regression adds them back
+    ensemble_size: int = 1
+
+
+@dataclass(frozen=True)
+class FittedBlock:
+    """The trained members of a block's network, and how training of the first went."""
+
+    members: list[FactoredNetwork]
+    history: list[EpochRecord]
+
+    @property
+    def network(self) -> FactoredNetwork:
+        """The network that answers with the mean of the members."""
+        return FactoredNetwork.mean_of(self.members)
+
+
+def fit_block(
+    data: BlockLabels,
+    block: str,
+    network: BlockTraining,
+    *,
+    shard: tuple[int, int] = (0, 1),
+    reduce_gradients: ReduceGradients | None = None,
+) -> FittedBlock:
+    """Train the members of one block's network, which differ by their seed alone.
+
+    Raises:
+        StageError: If rows are to be centred or ordered, and examples have labels of their own.
+    """
+    if data.pointwise and (network.centre_rows or network.training.loss == "row_order"):
+        raise StageError(
+            "the teacher labels examples, not pairs: there are no rows for network.centre_rows and "
+            "network.loss row_order; leave both out"
+        )
+    offsets = None
+    if network.centre_rows:
+        known = np.isin(data.split, (TRAIN, VALIDATION))
+        offsets = fit_row_offsets(data.helped_ED, data.helped_pos[known], data.utility[known])
+        centred = data.utility - offsets.mean_E[data.helped_pos]
+        data = dataclasses.replace(data, utility=centred.astype(np.float32))
+
+    def maker(seed: int) -> Callable[[], InfluenceNetwork]:
+        dim = data.helped_ED.shape[1]
+        return lambda: InfluenceNetwork(dim, network.num_hidden, data.pointwise, seed=seed)
+
+    workers: Workers = {"shard": shard, "reduce_gradients": reduce_gradients}
+    first = network.training
+    training, early_stop = choose_epochs(
+        data, block, first, network.min_steps, maker(first.seed), **workers
+    )
+    trained = [
+        _train(
+            data, data.pairs(TRAIN), data.pairs(VALIDATION), member, maker(member.seed),
+            early_stop=early_stop, **workers,
+        )
+        for member in _member_settings(training, network.ensemble_size)
+    ]  # fmt: skip
+    members = [member.factored() for member, _ in trained]
+    if offsets is not None:
+        members = [m.with_row_term(offsets.weight_D, offsets.bias) for m in members]
+    return FittedBlock(members, trained[0][1])
+
+
+def train_block(
+    data: BlockLabels,
+    block: str,
+    training: TrainingConfig,
+    min_steps: int,
+    make: Callable[[], InfluenceNetwork],
+    *,
+    shard: tuple[int, int] = (0, 1),
+    reduce_gradients: ReduceGradients | None = None,
+) -> tuple[InfluenceNetwork, list[EpochRecord]]:
+    """Train one network on a block's labels as they are; ``make`` makes it, each time the same."""
+    workers: Workers = {"shard": shard, "reduce_gradients": reduce_gradients}
+    training, early_stop = choose_epochs(data, block, training, min_steps, make, **workers)
+    return _train(
+        data, data.pairs(TRAIN), data.pairs(VALIDATION), training, make,
+        early_stop=early_stop, **workers,
+    )  # fmt: skip
+
+
+def choose_epochs(
+    data: BlockLabels,
+    block: str,
+    training: TrainingConfig,
+    min_steps: int,
+    make: Callable[[], InfluenceNetwork],
+    **workers: Unpack[Workers],
+) -> tuple[TrainingConfig, bool]:
+    """Return how to train on all of a block, and whether its validation pairs stop it.
+
+    A sample too small for ``min_steps`` within its epochs is trained longer, for as many epochs as
+    suited examples left out of training; any other, or one of too few examples to leave some out,
+    stops on its validation pairs.
+    """
+    stretched = stretch(training, int((data.split == TRAIN).sum()), min_steps)
+    folds = [] if stretched == training else split_unseen(data, block, training.seed)
+    if not folds:
+        return stretched, True
+    patience = max(training.patience, round(PATIENCE_SHARE * stretched.num_epochs))
+    trial = dataclasses.replace(stretched, patience=patience)
+    best = [
+        best_epoch(_train(data, pairs, held_out, trial, make, early_stop=True, **workers)[1])
+        for pairs, held_out in folds
+    ]
+    # Folds differ tenfold, being few examples each: the geometric mean follows the minimum of
+    # their mean loss, where a median follows one fold.
+    num_epochs = round(float(np.exp(np.mean(np.log(best)))))
+    return dataclasses.replace(stretched, num_epochs=num_epochs), False
+
+
+def _train(
+    data: BlockLabels,
+    pairs: PairData,
+    held_out: PairData,
+    training: TrainingConfig,
+    make: Callable[[], InfluenceNetwork],
+    *,
+    early_stop: bool,
+    **workers: Unpack[Workers],
+) -> tuple[InfluenceNetwork, list[EpochRecord]]:
+    network = make()
+    history = train_network(
+        network, data.helped_ED, data.helper_ED, pairs, held_out, training,
+        early_stop=early_stop, **workers,
+    )  # fmt: skip
+    return network, history
+
+
+def _member_settings(training: TrainingConfig, size: int) -> list[TrainingConfig]:
+    seeds = (training.seed + MEMBER_SEED_STEP * number for number in range(size))
+    return [dataclasses.replace(training, seed=seed) for seed in seeds]
+
+
+def split_unseen(data: BlockLabels, block: str, seed: int) -> list[tuple[PairData, PairData]]:
+    """Return (training, held-out) pairs a fold, sharing no row and no column with a held-out one.
+
+    Only training and validation pairs are used: Q1..Q4 measure and must decide nothing. Empty
+    where the block has too few examples.
+    """
+    block_pairs = np.flatnonzero((data.split == TRAIN) | (data.split == VALIDATION))
+    masks = unseen_folds(
+        data.helped_index[block_pairs],
+        None if data.helper_index is None else data.helper_index[block_pairs],
+        same_examples=block == WITHIN,
+        num_folds=NUM_FOLDS,
+        seed=seed,
+    )
+    return [(data.pairs_at(block_pairs[~mask]), data.pairs_at(block_pairs[mask])) for mask in masks]
+
+
+def best_epoch(history: list[EpochRecord]) -> int:
+    """Return the epoch whose weights were kept."""
+    return max(record.epoch for record in history if record.best)
+
+
+def stretch(training: TrainingConfig, num_pairs: int, min_steps: int) -> TrainingConfig:
+    """Allow a small sample more epochs, and as much more patience, to make ``min_steps`` steps.
+
+    The paper's 20 epochs are hundreds of thousands of steps on its samples; on a thousand pairs
+    they are three hundred, and the network ends near the mean of the labels.
+    """
+    steps = training.num_epochs * -(-num_pairs // training.batch_size)
+    factor = max(1, -(-min_steps // steps))
+    return dataclasses.replace(
+        training, num_epochs=training.num_epochs * factor, patience=training.patience * factor
+    )
+
+
+# Fit: train the InfluenceNetwork of each block on the labels, with Ray Train.
+
+__all__ = ["FitJob", "FitStage", "Trainer", "best_epoch", "train_block", "train_here"]
+
+PAIRS_AT_ONCE = 65_536
+
+
+@dataclass(frozen=True)
+class FitJob:
+    """All a training worker needs; small, since data are read where they are used."""
+
+    labels: StageOutput
+    embeddings: StageOutput
+    blocks: tuple[str, ...]
+    network: BlockTraining
+    num_workers: int = 1  # sums over other numbers of workers round otherwise
+
+
+Trainer = Callable[[FitJob], Mapping[str, FittedBlock]]
+
+
+class FitStage(Stage):
+    """Write a network a block, its training history, predictions and fidelity."""
+
+    name: ClassVar[str] = "fit"
+    version: ClassVar[int] = 3
+    placement: ClassVar[Literal["pool", "driver"]] = "driver"
+    unit: ClassVar[str] = "runs"
+
+    def __init__(self, job: FitJob, train: Trainer) -> None:
+        """Train with ``train``: Ray Train, or ``train_here`` with no Ray at all."""
+        self._job, self._train = job, train
+        self.seed = job.network.training.seed
+
+    @property
+    def produces(self) -> Mapping[str, pa.Schema]:
+        """History, predictions, fidelity."""
+        return {
+            "history": schemas.TRAINING_HISTORY,
+            "predictions": schemas.PREDICTIONS,
+            "fidelity": schemas.FIDELITY,
+        }
+
+    @property
+    def inputs(self) -> Mapping[str, StageOutput]:
+        """Labels and embeddings."""
+        return {"labels": self._job.labels, "embeddings": self._job.embeddings}
+
+    def settings(self) -> dict[str, Any]:
+        """Network and training; not the number of workers."""
+        network = dataclasses.asdict(self._job.network)
+        network["training"].pop("num_threads")
+        return {
+            "blocks": list(self._job.blocks),
+            "network": network,
+            "num_workers": self._job.num_workers,
+            "stop": {"num_folds": NUM_FOLDS, "patience_share": PATIENCE_SHARE},
+        }
+
+    def num_items(self) -> int:
+        """One run trains all blocks: starting workers costs more than training."""
+        return 1
+
+    def make_worker(self) -> Worker:
+        """Return the run."""
+
+        def fit(shard: Shard, sink: Sink) -> None:
+            fitted = self._train(self._job)
+            for block in self._job.blocks:
+                write_block(
+                    sink,
+                    block,
+                    read_block_labels(self._job.labels, self._job.embeddings, block),
+                    fitted[block],
+                    self.seed,
+                )
+
+        return fit
+
+
+def train_here(
+    job: FitJob,
+    *,
+    shard: tuple[int, int] = (0, 1),
+    reduce_gradients: ReduceGradients | None = None,
+) -> dict[str, FittedBlock]:
+    """Train all blocks in this process, as worker ``shard`` = (rank, number of workers)."""
+    return {
+        block: fit_block(
+            read_block_labels(job.labels, job.embeddings, block),
+            block,
+            job.network,
+            shard=shard,
+            reduce_gradients=reduce_gradients,
+        )
+        for block in job.blocks
+    }
+
+
+def write_block(sink: Sink, block: str, data: BlockLabels, fitted: FittedBlock, seed: int) -> None:
+    """Write what one block's training gave."""
+    network = fitted.network
+    influence = score_labelled(network, data)
+    spread = spread_of_members(fitted, data)
+    history = [dataclasses.asdict(record) | {"block": block} for record in fitted.history]
+    write_network(
+        sink,
+        block,
+        network,
+        {
+            "block": block,
+            "input": "[e]" if data.pointwise else "[e_helped ; 0 ; e_helper]",
+            "embedding_dim": int(data.helped_ED.shape[1]),
+            "num_hidden": len(network.w_H),
+            "num_members": len(fitted.members),
+            "num_train_pairs": int((data.split == TRAIN).sum()),
+            "best_epoch": best_epoch(fitted.history),
+        },
+    )
+    sink.write_rows("history", history, schemas.TRAINING_HISTORY)
+    sink.write("predictions", _predictions(block, data, influence, spread))
+    rows = fidelity_table(
+        data.utility, influence, data.split, data.helped_index, data.helper_index, seed
+    )
+    fidelity = [
+        row.flat()
+        | {"block": block, "spread_spearman": _spread_spearman(row, data, influence, spread)}
+        for row in rows
+    ]
+    sink.write_rows("fidelity", fidelity, schemas.FIDELITY)
+
+
+def spread_of_members(fitted: FittedBlock, data: BlockLabels) -> np.ndarray | None:
+    """Return how far an ensemble's members differ [B]: their standard deviation; None of one."""
+    if len(fitted.members) < 2:
+        return None
+    return np.std([score_labelled(member, data) for member in fitted.members], axis=0)
+
+
+def _spread_spearman(
+    row: FidelityRow, data: BlockLabels, influence: np.ndarray, spread: np.ndarray | None
+) -> float | None:
+    """Return how well the spread of the members ranks the errors of their mean on a split."""
+    if spread is None or row.model != NETWORK:
+        return None
+    at = data.split == row.split
+    return spearman(np.abs(data.utility[at] - influence[at]), spread[at])
+
+
+def score_labelled(network: FactoredNetwork, data: BlockLabels) -> np.ndarray:
+    """Return the network's influence [B] for the labelled pairs, a bounded number at a time."""
+    a_EH = network.project_rows(data.helped_ED)
+    if data.helper_ED is None or data.helper_pos is None:
+        return score_points(a_EH, network.w_H, network.bias)[data.helped_pos]
+    b_EH = network.project_columns(data.helper_ED)
+    influence = np.empty(len(data.utility), np.float32)
+    for start in range(0, len(influence), PAIRS_AT_ONCE):
+        part = slice(start, start + PAIRS_AT_ONCE)
+        hidden_BH = np.maximum(a_EH[data.helped_pos[part]] + b_EH[data.helper_pos[part]], 0)
+        influence[part] = hidden_BH @ network.w_H + network.bias
+    return influence
+
+
+def _predictions(
+    block: str, data: BlockLabels, influence: np.ndarray, spread: np.ndarray | None
+) -> pa.Table:
+    count = len(data.utility)
+    return pa.table(
+        {
+            "block": pa.array([block] * count, pa.string()),
+            "helped_index": pa.array(data.helped_index, pa.int64()),
+            "helper_index": pa.nulls(count, pa.int64())
+            if data.helper_index is None
+            else pa.array(data.helper_index, pa.int64()),
+            "split": pa.array(data.split, pa.string()),
+            "utility": pa.array(data.utility, pa.float32()),
+            "influence": pa.array(influence, pa.float32()),
+            "spread": pa.nulls(count, pa.float32())
+            if spread is None
+            else pa.array(spread, pa.float32()),
+        },
+        schema=schemas.PREDICTIONS,
+    )

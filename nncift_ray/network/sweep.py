@@ -1,0 +1,238 @@
+"""Sweep: networks trained on parts of the labels, and of other sizes, each measured by quadrant."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from nncift_ray.labels.sample import TRAIN, VALIDATION
+from nncift_ray.network.fidelity import fidelity_table
+from nncift_ray.network.step import BlockLabels, read_block_labels
+from nncift_ray.runtime import schemas
+from nncift_ray.runtime.output import Sink, StageOutput, fingerprint
+from nncift_ray.runtime.schemas import WITHIN
+from nncift_ray.runtime.step import Shard, Stage, Worker
+
+Integers = NDArray[np.integer]
+
+#: What of a pair has to be kept for it to mean in the smaller sample what its split says.
+_NEEDS_ROW = (TRAIN, VALIDATION, "Q1", "Q2")
+_NEEDS_COLUMN = (TRAIN, VALIDATION, "Q1", "Q3")
+
+
+def keep_share(
+    helped: Integers,
+    helper: Integers | None,
+    split: NDArray[np.str_] | NDArray[np.object_],
+    share: float,
+    *,
+    same_examples: bool,
+    seed: int,
+) -> NDArray[np.bool_]:
+    """Return which pairs [P] of a label sample a smaller one keeps.
+
+    A share of the seen rows and the same share of the seen columns are kept, in one random order:
+    a smaller share keeps a part of what a larger one keeps. Examples that a held-out pair names
+    come first in that order, so that small samples can still be measured in every quadrant. A
+    held-out pair is kept where it still means what its quadrant says; Q4 is always kept whole, and
+    so is the same for every share.
+
+    Args:
+        helped: Row of each pair.
+        helper: Column of each pair; None in pointwise data.
+        split: Split of each pair.
+        share: Of the rows and of the columns, in (0, 1].
+        same_examples: Rows and columns are one table: an example has one place in the order.
+        seed: Of the order.
+
+    Raises:
+        ValueError: If ``share`` is out of range.
+    """
+    if not 0 < share <= 1:
+        msg = f"share must be in (0, 1], got {share}"
+        raise ValueError(msg)
+    axes = [helped] if helper is None else [helped, helper]
+    size = 1 + max(int(axis.max(initial=0)) for axis in axes)
+    needed = [np.isin(split, _NEEDS_ROW), np.isin(split, _NEEDS_COLUMN)]
+    first = np.zeros((len(axes), size), np.bool_)
+    for axis, measured in enumerate((("Q1", "Q2"), ("Q1", "Q3"))[: len(axes)]):
+        first[axis, axes[axis][np.isin(split, measured)]] = True
+    if same_examples:
+        first[:] = first.any(axis=0)
+    kept = np.ones(len(split), np.bool_)
+    for axis, indices in enumerate(axes):
+        generator = np.random.default_rng([seed, 0 if same_examples else axis])
+        rank = np.empty(size, np.int64)
+        rank[np.lexsort((generator.permutation(size), ~first[axis]))] = np.arange(size)
+        seen = np.unique(indices[needed[axis]])
+        order = seen[np.argsort(rank[seen])]
+        chosen = order[: max(1 + same_examples, round(share * len(seen)))]
+        kept &= np.isin(indices, chosen) | ~needed[axis]
+    return kept
+
+
+# Sweep: networks trained on parts of the labels, and of other sizes, each measured by quadrant.
+
+CELLS_TABLE = "cells"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Cell:
+    """One network of a sweep."""
+
+    block: str
+    fraction: float  # of the rows and of the columns of all pairs
+    num_hidden: int
+    depth: int  # hidden layers
+    seed: int  # of the weights and of the order of the pairs
+
+
+class CellTrainer(Protocol):
+    """Trains one network; small and picklable."""
+
+    def __call__(self, data: BlockLabels, cell: Cell) -> tuple[np.ndarray, int]:
+        """Return its influence on all pairs of ``data`` [P], and the epoch that was kept."""
+        ...
+
+    def settings(self) -> dict[str, Any]:
+        """What of the training shapes the result, the cell aside."""
+        ...
+
+
+KnownRows = Mapping[Cell, Sequence[Mapping[str, Any]]]
+
+
+class SweepStage(Stage):
+    """Write ``cells``: the fidelity of every network by split, beside the baselines."""
+
+    name: ClassVar[str] = "sweep"
+    unit: ClassVar[str] = "networks"
+
+    def __init__(
+        self,
+        labels: StageOutput,
+        embeddings: StageOutput,
+        cells: Sequence[Cell],
+        train: CellTrainer,
+        labelled: Mapping[str, float],
+    ) -> None:
+        """Train each cell on its part of the labels.
+
+        Args:
+            labels: All labels there are.
+            embeddings: Of the examples they name.
+            cells: The networks.
+            train: Trains one.
+            labelled: By block, the fraction that all labels together are.
+        """
+        self._labels, self._embeddings = labels, embeddings
+        self._cells, self._train, self._labelled = tuple(cells), train, dict(labelled)
+        self._known: KnownRows = {}
+
+    def knowing(self, known: KnownRows) -> SweepStage:
+        """Take over the rows of cells that another sweep of the same ``base`` has measured."""
+        self._known = {cell: known[cell] for cell in self._cells if cell in known}
+        return self
+
+    @property
+    def produces(self) -> Mapping[str, pa.Schema]:
+        """Cells."""
+        return {CELLS_TABLE: schemas.SWEEP_CELLS}
+
+    @property
+    def inputs(self) -> Mapping[str, StageOutput]:
+        """Labels and embeddings."""
+        return {"labels": self._labels, "embeddings": self._embeddings}
+
+    @property
+    def base(self) -> str:
+        """The fingerprint of what all cells share: a cell of the same base has the same rows."""
+        inputs = {name: output.fingerprint for name, output in self.inputs.items()}
+        return fingerprint(self.name, self.version, self._train.settings(), inputs)
+
+    def settings(self) -> dict[str, Any]:
+        """The cells and how they are trained."""
+        cells = [dataclasses.asdict(cell) for cell in self._cells]
+        return {"cells": cells, "training": self._train.settings()}
+
+    def num_items(self) -> int:
+        """Cells."""
+        return len(self._cells)
+
+    def make_worker(self) -> Worker:
+        """Return what trains a run of cells."""
+        base = self.base
+
+        @functools.cache
+        def read(block: str) -> BlockLabels:
+            return read_block_labels(self._labels, self._embeddings, block)
+
+        def train_cells(shard: Shard, sink: Sink) -> None:
+            for cell in self._cells[shard.start : shard.stop]:
+                rows = self._known.get(cell)
+                if rows is None:
+                    share = min(1.0, cell.fraction / self._labelled[cell.block])
+                    rows = measure_cell(read(cell.block), cell, share, self._train)
+                named = [dict(row) | {"base": base} for row in rows]
+                sink.write_rows(CELLS_TABLE, named, schemas.SWEEP_CELLS)
+
+        return train_cells
+
+
+def measure_cell(
+    data: BlockLabels, cell: Cell, share: float, train: CellTrainer
+) -> list[dict[str, Any]]:
+    """Train one network on a share of the labels and measure it; one row a split and model.
+
+    Errors are scaled by the range of all labels, the same for every share.
+    """
+    kept = take_share(data, share, cell.block)
+    started = time.perf_counter()
+    influence, num_epochs = train(kept, cell)
+    learnt = kept.split == TRAIN
+    facts = dataclasses.asdict(cell) | {
+        "num_train_rows": len(np.unique(kept.helped_index[learnt])),
+        "num_train_columns": 0
+        if kept.helper_index is None
+        else len(np.unique(kept.helper_index[learnt])),
+        "num_train_pairs": int(learnt.sum()),
+        "num_epochs": num_epochs,
+        "seconds": time.perf_counter() - started,
+    }
+    width = float(np.ptp(data.utility))
+    rows = fidelity_table(
+        kept.utility, influence, kept.split, kept.helped_index, kept.helper_index, cell.seed
+    )
+    return [
+        row.flat() | facts | {"scaled_mse": row.mse / width**2 if width > 0 else float("nan")}
+        for row in rows
+    ]
+
+
+def take_share(data: BlockLabels, share: float, block: str) -> BlockLabels:
+    """Return the labels that a share of the rows and of the columns has."""
+    kept = keep_share(
+        data.helped_index,
+        data.helper_index,
+        data.split,
+        share,
+        same_examples=block == WITHIN,
+        seed=0,
+    )
+    return dataclasses.replace(
+        data,
+        helped_pos=data.helped_pos[kept],
+        helper_pos=None if data.helper_pos is None else data.helper_pos[kept],
+        helped_index=data.helped_index[kept],
+        helper_index=None if data.helper_index is None else data.helper_index[kept],
+        split=data.split[kept],
+        utility=data.utility[kept],
+    )

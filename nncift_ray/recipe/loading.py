@@ -1,0 +1,181 @@
+"""From YAML and overrides to a checked recipe, and back."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from nncift_ray.errors import ConfigError
+from nncift_ray.recipe.secrets import redact
+from nncift_ray.recipe.sections import Config
+
+#: Aliases count as often as they stand for something: a few lines can stand for billions of values.
+MAX_VALUES = 100_000
+MAX_CHARS = 10_000_000
+MERGE_TAG = "tag:yaml.org,2002:merge"  # of the key <<
+
+
+def parse_yaml(text: str, origin: str) -> object:
+    """Parse one YAML document into plain values.
+
+    Raises:
+        ConfigError: If it is not YAML, holds a key twice or a tag other than YAML's own, is too
+            large once its aliases are followed, or nests too deep.
+    """
+    if len(text) > MAX_CHARS:
+        raise ConfigError(f"{origin}: longer than {MAX_CHARS:,} characters; that is no recipe")
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _num_values(node, {}) > MAX_VALUES:
+            raise ConfigError(
+                f"{origin}: stands for more than {MAX_VALUES:,} values once its aliases (*name) "
+                "are followed; write out what is meant"
+            )
+        return cast(object, loader.construct_document(node))  # pyright: ignore[reportUnknownMemberType]
+    # What YAML's own types raise: a date that cannot be, a list as a key.
+    except (yaml.YAMLError, ValueError, TypeError) as error:
+        raise ConfigError(f"{origin}: not YAML: {error}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{origin}: nested too deep for a recipe") from error
+    finally:
+        loader.dispose()
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that refuses a key given twice instead of keeping the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Build a mapping of unique keys."""
+        seen: set[object] = set()
+        for key_node, _ in node.value:
+            if key_node.tag == MERGE_TAG:
+                continue
+            key = cast(object, self.construct_object(key_node, deep=True))  # pyright: ignore
+            if key in seen:
+                raise yaml.YAMLError(f"key {key!r} is given twice, {key_node.start_mark}")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _num_values(node: yaml.Node, known: dict[int, int]) -> int:
+    """Count the values that a node stands for; one that holds itself stands for too many."""
+    key = id(node)
+    if key not in known:
+        known[key] = MAX_VALUES + 1  # what it stays at if it is met again inside itself
+        children: list[yaml.Node] = []
+        if isinstance(node, yaml.MappingNode):
+            pairs = cast("list[tuple[yaml.Node, yaml.Node]]", node.value)
+            children = [child for pair in pairs for child in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            children = cast("list[yaml.Node]", node.value)
+        known[key] = 1 + sum(_num_values(child, known) for child in children)
+    return known[key]
+
+
+# From YAML and overrides to a checked recipe, and back.
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a recipe and apply ``key.path=value`` overrides (values are YAML).
+
+    Raises:
+        ConfigError: Naming the key and the remedy; nothing has been started then.
+    """
+    tree = _read_yaml(Path(path))
+    for override in overrides:
+        apply_override(tree, override)
+    return make_config(tree, str(path))
+
+
+def make_config(tree: Mapping[str, Any], origin: str = "config") -> Config:
+    """Check a tree of plain values.
+
+    Raises:
+        ConfigError: With one line for every key that is wrong.
+    """
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        lines = [_explain(cast("Mapping[str, Any]", item)) for item in error.errors()]
+        # A key that is wrong is shown with what was given: perhaps a secret in the wrong place.
+        raise ConfigError(redact(f"{origin}:\n  " + "\n  ".join(dict.fromkeys(lines)))) from None
+
+
+def dump_config(config: Config) -> str:
+    """Write the whole recipe, defaults included, as YAML."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: the recipe cannot be read ({error})") from error
+    tree = parse_yaml(text, str(path))
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: a recipe is a mapping with the keys {', '.join(_keys(Config))}")
+    return cast("dict[str, Any]", tree)
+
+
+def apply_override(tree: dict[str, Any], override: str) -> None:
+    """Set the key of a ``key.path=value`` override in a tree of plain values, in place.
+
+    Raises:
+        ConfigError: If it is not written so.
+    """
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set {override}: write key.path=value, e.g. selection.budget=0.2")
+    value = parse_yaml(text, f"--set {key}")
+    *parents, last = key.strip().split(".")
+    node = tree
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"--set {override}: '{parent}' is a value, not a section")
+        node = cast("dict[str, Any]", child)
+    node[last] = value
+
+
+def _keys(section: type[BaseModel]) -> list[str]:
+    return list(section.model_fields)
+
+
+def _section_at(path: Sequence[object]) -> type[BaseModel] | None:
+    """Return the section class that a key path leads to."""
+    section: type[BaseModel] = Config
+    for key in path:
+        field = section.model_fields.get(str(key))
+        kind = None if field is None else field.annotation
+        if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
+            return None
+        section = kind
+    return section
+
+
+def _explain(item: Mapping[str, Any]) -> str:
+    """Turn one pydantic error into a line with key path, what is wrong and the remedy."""
+    path = [str(part) for part in cast("Sequence[object]", item["loc"])]
+    # Members of a union show up as extra path entries that are no keys of the recipe.
+    shown = ".".join(part for part in path if re.fullmatch(r"\w+", part))
+    section = _section_at(path[:-1])
+    if item["type"] == "extra_forbidden" and section is not None:
+        known = _keys(section)
+        close = difflib.get_close_matches(path[-1], known, n=1)
+        hint = f"did you mean '{close[0]}'? " if close else ""
+        return f"{shown}: unknown key; {hint}Keys here: {', '.join(known)}"
+    if item["type"] == "missing":
+        return f"{shown}: is required"
+    message = str(item["msg"]).removeprefix("Value error, ")
+    given = item.get("input")
+    suffix = f" (given: {given!r})" if isinstance(given, str | int | float) and shown else ""
+    return f"{shown}: {message}{suffix}" if shown else message

@@ -1,0 +1,1112 @@
+"""The whole recipe: its sections, and the rules that join them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self, cast
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
+
+from nncift_ray.recipe.secrets import find_secret
+
+_COUNT_UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9}
+_COUNT = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([KMBG]?)\s*$", re.IGNORECASE)
+_LABEL_NAME = r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?"
+_LABEL_KEY = re.compile(rf"^([a-z0-9]([a-z0-9.-]*[a-z0-9])?/)?{_LABEL_NAME}$")
+_LABEL_SELECTOR = re.compile(
+    rf"^!?({_LABEL_NAME}|in\(\s*{_LABEL_NAME}(\s*,\s*{_LABEL_NAME})*\s*\))$"
+)
+
+
+class Section(BaseModel):
+    """A frozen part of the recipe that knows all its keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+def parse_count(value: object) -> int:
+    """Read a count such as 5000, "5K" or "2.5M".
+
+    Raises:
+        ValueError: If it is no positive count.
+    """
+    match = _COUNT.match(str(value))
+    if isinstance(value, bool) or match is None:
+        raise ValueError(f"{value!r} is no count: write a number such as 5000, 5K or 2.5M")
+    count = float(match[1]) * _COUNT_UNITS[match[2].upper()]
+    if count != int(count) or count < 1:
+        raise ValueError(f"{value!r} is no whole count of at least 1")
+    return int(count)
+
+
+def _check_labels(labels: dict[str, str]) -> dict[str, str]:
+    for key, value in labels.items():
+        if not _LABEL_KEY.match(key) or not _LABEL_SELECTOR.match(value):
+            raise ValueError(
+                f"{key}: {value} selects no nodes: write a label and a value, '!value', 'in(a, b)' "
+                "or '!in(a, b)', e.g. {ray.io/market-type: on-demand}"
+            )
+    return labels
+
+
+#: A selector of nodes by their labels.
+NodeLabels = Annotated[dict[str, str], AfterValidator(_check_labels)]
+
+
+class PoolConfig(Section):
+    """How many actors a stage has and what each holds. Never changes a result.
+
+    Attributes:
+        num_actors: A number, [min, max] to autoscale between, or null to use what the cluster has.
+        num_cpus: CPUs of an actor; null: all of a local machine, or 4 on a cluster.
+        num_gpus: GPUs of an actor; null: 1 where the cluster has any and the stage can use it.
+        resources: Custom Ray resources of an actor, e.g. {licence: 1}.
+        labels: Labels of the nodes that an actor may run on, as Ray's selectors: a value, "!value",
+            "in(a, b)" or "!in(a, b)", e.g. {ray.io/market-type: "!spot"}.
+        shard_rows: Rows (pairs when labelling) a shard: what a lost worker costs at most.
+    """
+
+    num_actors: int | tuple[int, int] | None = None
+    num_cpus: float | None = Field(default=None, gt=0)
+    num_gpus: float | None = Field(default=None, ge=0)
+    resources: dict[str, float] = {}
+    labels: NodeLabels = {}
+    shard_rows: int | None = Field(default=None, ge=1)
+
+    @field_validator("num_actors")
+    @classmethod
+    def _positive(cls, value: int | tuple[int, int] | None) -> int | tuple[int, int] | None:
+        low, high = value if isinstance(value, tuple) else (value or 1, value or 1)
+        if low < 1 or high < low:
+            raise ValueError("num_actors is a number from 1, or [min, max] with 1 <= min <= max")
+        return value
+
+
+# Recipe sections ``data`` and ``embedder``: the corpus, and the vectors it becomes.
+
+_SIGNED = re.compile(
+    r"[?&](x-amz-signature|x-amz-credential|awsaccesskeyid|sig|signature|token)=", re.I
+)
+
+
+class DataConfig(Section):
+    """What to choose from, and what to become good at.
+
+    Attributes:
+        candidates: Files, globs or folders to choose from.
+        targets: What the model should be good at; the candidates themselves when empty.
+        existing: Data that the model already has; a conditional gain looks for what they lack. They
+            are not selected again, and are never labelled.
+        layout: Layout of all files, or "auto" to find it per file.
+        columns: Explicit mapping for other layouts, e.g. {prompt: q, response: a}.
+        max_chars: A longer prompt or response makes a row an error.
+        max_failed_fraction: Stop when a larger share of the records is unusable.
+        group_by: Field of the original record that names a source or task in the report; the file
+            name when null.
+        subtask_by: Field of a target's original record that names its subtask; the objective top_k
+            takes the best of the subtasks (LESS). All targets are one subtask when null.
+    """
+
+    candidates: tuple[str, ...] = Field(min_length=1)
+    targets: tuple[str, ...] = ()
+    existing: tuple[str, ...] = ()
+    layout: Literal[
+        "auto", "alpaca", "prompt_completion", "question_answer", "sharegpt", "messages"
+    ] = "auto"
+    columns: dict[str, str] | None = None
+    max_chars: int = Field(default=200_000, ge=1)
+    max_failed_fraction: float = Field(default=0.5, ge=0, le=1)
+    group_by: str | None = None
+    subtask_by: str | None = None
+
+    @field_validator("candidates", "targets", "existing")
+    @classmethod
+    def _unsigned(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if any(_SIGNED.search(path) for path in value):
+            raise ValueError(
+                "a signed address holds a secret that would be written to every row's source; "
+                "give a plain address, and credentials by the environment"
+            )
+        return value
+
+    @field_validator("candidates", "targets", "existing", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: object) -> object:
+        return [value] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _keys_agree(self) -> Self:
+        if self.columns is not None and self.layout != "auto":
+            raise ValueError("give either layout or columns, not both: columns is itself a layout")
+        if self.subtask_by is not None and not self.targets:
+            raise ValueError("subtask_by names a field of targets, and there are none")
+        if self.columns is not None and not {"prompt", "response"} <= set(self.columns):
+            raise ValueError("columns needs the keys 'prompt' and 'response'")
+        return self
+
+
+class EmbedderConfig(Section):
+    """The sentence embedder whose vectors the network reads.
+
+    Attributes:
+        model: "auto" (BAAI/bge-large-en-v1.5, or the packaged model when the hub cannot be
+            reached), a hub id, a local folder, or "embedded:all-minilm-l6-v2".
+        revision: Revision of a hub model.
+        dtype: How vectors are stored.
+        pool: Actors.
+    """
+
+    model: str = "auto"
+    revision: str | None = None
+    dtype: Literal["float32", "float16"] = "float32"
+    pool: PoolConfig = PoolConfig()
+
+
+# Recipe sections ``teacher`` and ``labels``: who labels, and how much.
+
+BUILT_IN_TEACHERS = ("delift_se", "delift", "less", "selectit")
+_SECRET_NAME = re.compile(r"key|token|secret|passw|credential", re.IGNORECASE)
+_IMPORT_PATH = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
+
+
+class LessConfig(Section):
+    """The warm-up and the gradient features of LESS (defaults: arXiv 2402.04333).
+
+    Attributes:
+        warmup_fraction: Share of the candidates, drawn at random, that the warm-up trains on.
+        max_warmup_examples: Most examples that the fraction may come to.
+        num_epochs: Epochs of the warm-up; each leaves one checkpoint.
+        learning_rate: Peak of the linear schedule.
+        lr_warmup_fraction: Share of the steps in which the learning rate rises.
+        batch_size: Examples an optimiser step.
+        rank: Rank of the LoRA matrices.
+        alpha: LoRA's scale is alpha / rank.
+        dropout: LoRA's dropout while warming up; none while gradients are taken.
+        target_modules: Names of the linear layers that get an adapter.
+        quantization: "bitsandbytes" loads the frozen base in 4 bits.
+        projection_dim: Length of a projected gradient.
+        max_length: Tokens of the longest example; a longer one is an error row.
+        seed: Seed of the draw, of LoRA's first weights, of the order and of the projection.
+        num_workers: Ray Train workers of the warm-up.
+        pool: Actors that take gradients.
+    """
+
+    warmup_fraction: float = Field(default=0.05, gt=0, le=1)
+    max_warmup_examples: int = Field(default=20_000, ge=1)
+    num_epochs: int = Field(default=4, ge=1)
+    learning_rate: float = Field(default=2e-5, gt=0)
+    lr_warmup_fraction: float = Field(default=0.03, ge=0, lt=1)
+    batch_size: int = Field(default=32, ge=1)
+    rank: int = Field(default=128, ge=1)
+    alpha: float = Field(default=512.0, gt=0)
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+    quantization: Literal["bitsandbytes"] | None = None
+    projection_dim: int = Field(default=8192, ge=1)
+    max_length: int = Field(default=2048, ge=8)
+    seed: int = Field(default=0, ge=0)
+    num_workers: int = Field(default=1, ge=1)
+    pool: PoolConfig = PoolConfig()
+
+
+class SelectItConfig(Section):
+    """The reflections of SelectIT (arXiv 2402.16705).
+
+    Attributes:
+        models: Language models of different size whose scores are averaged by their number of
+            parameters; teacher.model alone when empty.
+        alpha: How much disagreement between the rating prompts lowers the score.
+    """
+
+    models: tuple[str, ...] = ()
+    alpha: float = Field(default=0.2, ge=0)
+
+
+class TeacherConfig(Section):
+    """Who labels the sample.
+
+    Attributes:
+        kind: delift_se, delift, less, selectit, or a class of your own as "package.module:Class".
+        model: Language model of an LM teacher: "auto", a hub id, a folder, or
+            "embedded:smollm2-135m-instruct".
+        revision: Revision of a hub model.
+        engine: vLLM where it is installed, else transformers, when "auto".
+        dtype: Weights of the language model; "auto" is float32 on CPU, bfloat16 on GPU.
+        max_length: Tokens of the longest request; examples are cut from their left to fit.
+        kv_cache_memory_bytes: Memory of vLLM's key-value cache; null: on CPU four requests of
+            max_length, at most half of what is free, and on GPU what gpu_memory_utilization leaves.
+        gpu_memory_utilization: vLLM on GPU: share of the memory it takes, log-probabilities of the
+            prompts included.
+        batch_tokens: Tokens computed in one step of the engine; null: as many as the vocabulary and
+            the memory allow.
+        tensor_parallel_size: vLLM: GPUs that share one copy of the model.
+        quantization: "bitsandbytes" (4 bits; transformers, or vLLM with its plugin for it), or what
+            the installed vLLM knows, such as awq, gptq or fp8; null: as the model's files say.
+        adapter: Folder of a PEFT LoRA adapter on the model.
+        max_failed_fraction: Stop when a larger share of the requests fails.
+        less: Warm-up and gradients of LESS.
+        selectit: Reflections of SelectIT.
+        options: Keyword arguments of a teacher class of your own.
+    """
+
+    kind: str
+    model: str = "auto"
+    revision: str | None = None
+    engine: Literal["auto", "vllm", "transformers"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    max_length: int = Field(default=2048, ge=32)
+    kv_cache_memory_bytes: int | None = Field(default=None, ge=1)
+    gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
+    batch_tokens: int | None = Field(default=None, ge=32)
+    tensor_parallel_size: int = Field(default=1, ge=1)
+    quantization: str | None = None
+    adapter: str | None = None
+    max_failed_fraction: float = Field(default=0.05, ge=0, le=1)
+    less: LessConfig = LessConfig()
+    selectit: SelectItConfig = SelectItConfig()
+    options: dict[str, Any] = {}
+
+    @field_validator("options")
+    @classmethod
+    def _no_secrets(cls, value: dict[str, Any]) -> dict[str, Any]:
+        secret = [name for name in value if _SECRET_NAME.search(name)]
+        if secret:
+            raise ValueError(
+                f"{', '.join(secret)}: recipes are written to manifests and reports; let the "
+                "teacher read secrets from the environment"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _options_are_for_own_classes(self) -> Self:
+        if self.options and self.kind in BUILT_IN_TEACHERS:
+            raise ValueError(f"options are for a teacher class of your own; {self.kind} takes none")
+        return self
+
+    @field_validator("kind")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value in BUILT_IN_TEACHERS or _IMPORT_PATH.match(value):
+            return value
+        raise ValueError(
+            f"{value!r} is no teacher: use {', '.join(BUILT_IN_TEACHERS)} or package.module:Class"
+        )
+
+
+class LabelsConfig(Section):
+    """How much the teacher labels: ``fraction`` of the rows and of the columns, or ``label_pairs``.
+
+    With ``pair_scores.by: teacher`` it labels everything: every pair, or every example of a
+    pointwise teacher. ``label_pairs`` (or ``max_pairs``) then bounds the pairs to whole rows, and
+    ``design``, ``fraction`` and ``holdout_pairs`` are not read.
+
+    Attributes:
+        design: Which pairs are labelled: "paper" (a square block), "rows" (many rows, few helpers),
+            "helpers" (few rows, many helpers), "balanced" (each row with a quarter of the helpers)
+            or "uniform" (pairs of all there are). All of them label equally many.
+        fraction: Share of the rows and of the columns in the labelled block (paper: 0.05).
+        label_pairs: Total pairs to label instead, held-out ones included, per block.
+        max_pairs: Most pairs of a block that ``fraction`` may come to; 0.05 of a million rows would
+            be 2.5 billion.
+        holdout_pairs: Held-out pairs of each quadrant Q1..Q4; null: a twentieth of the labels, at
+            most 500.
+        validation_fraction: Share of the block that only decides when training stops.
+        group_pairs: Requests that the engine is handed at once, neighbours sharing a helper. Part
+            of what the labels are: another number changes their last digits.
+        seed: Seed of the draw.
+        pool: Actors.
+    """
+
+    design: Literal["paper", "rows", "helpers", "balanced", "uniform"] = "paper"
+    fraction: float = Field(default=0.05, gt=0, le=1)
+    label_pairs: int | None = None
+    max_pairs: int = Field(default=1_000_000, ge=1)
+    holdout_pairs: int | None = Field(default=None, ge=0)
+    validation_fraction: float = Field(default=0.1, gt=0, lt=1)
+    group_pairs: int = Field(default=256, ge=1)
+    seed: int = Field(default=0, ge=0)
+    pool: PoolConfig = PoolConfig()
+
+    @field_validator("label_pairs", mode="before")
+    @classmethod
+    def _count(cls, value: object) -> int | None:
+        return None if value is None else parse_count(value)
+
+
+# Recipe sections ``network`` and ``pair_scores``: what learns from labels, what scores pairs.
+
+#: A number of bytes, or one such as "4G" (decimal).
+ByteCount = Annotated[int, BeforeValidator(parse_count)]
+
+
+class NetworkConfig(Section):
+    """The InfluenceNetwork and its training (defaults: NN-CIFT, arXiv 2502.09969).
+
+    Attributes:
+        num_hidden: Hidden units.
+        num_epochs: Most epochs, where they make ``min_steps`` optimiser steps or more.
+        min_steps: A small sample gets more epochs (and patience) until they would make this many
+            steps; 0 keeps to the paper's epochs.
+        batch_size: Pairs a step, over all workers together.
+        learning_rate: Adam's.
+        patience: Epochs without a better held-out loss before training stops.
+        seed: Seed of initial weights and batch order.
+        num_workers: Ray Train workers (CPU); another number changes the last bits of the weights.
+        standardise: Learn labels of mean 0 and deviation 1; the paper's network learns them raw.
+        loss: "squared_error" (the paper's), or "row_order", which adds a penalty for helpers of a
+            row in another order than the teacher's.
+        centre_rows: Learn what each row's mean label leaves; a linear model of the helped example
+            predicts the mean and is added to the score.
+        ensemble_size: Networks whose mean is the score; their spread is kept for labelled pairs.
+            Scoring costs that many times as much.
+    """
+
+    num_hidden: int = Field(default=100, ge=1)
+    num_epochs: int = Field(default=20, ge=1)
+    min_steps: int = Field(default=20_000, ge=0)
+    batch_size: int = Field(default=64, ge=1)
+    learning_rate: float = Field(default=1e-4, gt=0)
+    patience: int = Field(default=5, ge=1)
+    seed: int = Field(default=0, ge=0)
+    num_workers: int = Field(default=1, ge=1)
+    standardise: bool = True
+    loss: Literal["squared_error", "row_order"] = "squared_error"
+    centre_rows: bool = False
+    ensemble_size: int = Field(default=1, ge=1)
+
+    @property
+    def num_units(self) -> int:
+        """Hidden units that scoring sees: those of all members, and two that carry a row's mean."""
+        return self.ensemble_size * (self.num_hidden + (2 if self.centre_rows else 0))
+
+
+class PairScoresConfig(Section):
+    """The all-pairs stage.
+
+    Attributes:
+        by: "network" predicts the influence of every pair from a sample of labels. "teacher" takes
+            the teacher's own labels for it: of every pair, or of whole rows (all candidates as
+            helpers) up to ``labels.label_pairs``; no network is trained.
+        mode: "exact" scores every pair. "pruned" scores the pairs that an index of the network's
+            own features proposes. "auto" measures both on this machine and takes the faster.
+        top_k: Helpers kept of every row.
+        generator: What the index is built on: how columns help sampled rows ("anchor"), parabolas
+            in place of the hidden units ("quadratic"), or the embeddings ("cosine", a baseline).
+        index: How columns are listed: "ivf" looks through some cells of them, "hnsw" walks a graph,
+            "flat" looks at all; "auto" is "ivf".
+        min_recall: Share of the true top K that a pruned run must find, on average over rows.
+        recall_rows: Rows the search is tuned on, and as many others that it is checked on.
+        on_low_recall: What to do where even the widest search finds too little: stop, or go exact.
+        seed: Of the samples that the index is built, tuned and checked on.
+        activation_dtype: How projected activations are stored; "float16" halves them, and the
+            report says what that does to scores.
+        half: Score in half precision, on GPUs only.
+        dense: Also write all scores, as a table of one list a row; exact mode only.
+        max_dense_bytes: Largest such table.
+        max_worker_bytes: Memory that one worker may take, estimated before the stage starts. More
+            lets it keep more columns in memory. Never changes a result.
+        column_tile: Columns scored at a time. Never changes a result.
+        pool: Actors; each scores with as many threads as it has CPUs.
+    """
+
+    by: Literal["network", "teacher"] = "network"
+    mode: Literal["exact", "pruned", "auto"] = "exact"
+    top_k: int = Field(default=64, ge=1)
+    generator: Literal["anchor", "quadratic", "cosine"] = "anchor"
+    index: Literal["auto", "ivf", "hnsw", "flat"] = "auto"
+    min_recall: float = Field(default=0.98, gt=0, le=1)
+    recall_rows: int = Field(default=256, ge=1)
+    on_low_recall: Literal["stop", "exact"] = "stop"
+    seed: int = Field(default=0, ge=0)
+    activation_dtype: Literal["float32", "float16"] = "float32"
+    half: bool = False
+    dense: bool = False
+    max_dense_bytes: ByteCount = 2 * 10**9
+    max_worker_bytes: ByteCount = 4 * 10**9
+    column_tile: int = Field(default=65_536, ge=16)
+    pool: PoolConfig = PoolConfig()
+
+    @model_validator(mode="after")
+    def _dense_needs_every_pair(self) -> Self:
+        if self.dense and self.mode != "exact":
+            raise ValueError(f"dense writes every pair, so mode must be exact (given: {self.mode})")
+        if self.dense and self.by == "teacher":
+            raise ValueError(
+                "dense writes the network's scores, and by is teacher: the labels are in the table "
+                "labels of the stage utility; leave dense out"
+            )
+        return self
+
+
+# Recipe key ``selection.quotas``: how many picks each source may and must have.
+
+
+def _quota(value: object) -> object:
+    """Read a share of the picks (below 1) or a count."""
+    if isinstance(value, float) and 0 < value < 1:
+        return value
+    if value == 0 and not isinstance(value, bool):
+        return 0
+    try:
+        return parse_count(value)
+    except ValueError as error:
+        raise ValueError(
+            f"{value!r} is no quota: write a count such as 500, or a share of the picks such as 0.2"
+        ) from error
+
+
+Quota = Annotated[float | int, BeforeValidator(_quota)]
+
+
+class QuotasConfig(Section):
+    """Least and most picks of each group.
+
+    A quota is a count, or a share of the budget below 1 (rounded down for ``max`` and up for
+    ``min``). Groups that are not named have none.
+
+    Attributes:
+        field: Field of the original record that names the group, such as task; null: data.group_by,
+            or the name of the file where that is null, too.
+        min: Least picks by group; a group with fewer candidates stops the run.
+        max: Most picks by group, or one quota for every group.
+    """
+
+    field: str | None = Field(default=None, min_length=1)
+    min: dict[str, Quota] = {}
+    max: dict[str, Quota] | Quota = {}
+
+    @property
+    def given(self) -> bool:
+        """Whether there is any quota."""
+        return bool(self.min) or self.max != {}
+
+    @property
+    def values(self) -> tuple[float | int, ...]:
+        """Every quota given."""
+        most = cast("Mapping[str, float | int]", self.max)
+        return (*self.min.values(), *(most.values() if isinstance(self.max, dict) else (self.max,)))
+
+    @model_validator(mode="after")
+    def _min_below_max(self) -> Self:
+        for group, least in self.min.items():
+            most = self.max.get(group) if isinstance(self.max, dict) else self.max
+            if (
+                most is not None
+                and isinstance(most, int) == isinstance(least, int)
+                and least > most
+            ):
+                raise ValueError(f"group '{group}': min {least} is above max {most}")
+        return self
+
+
+# Recipe key ``selection.optimizer``: how the subset is searched.
+
+OptimizerKind = Literal["lazy", "naive", "stochastic", "cost_benefit", "partitioned"]
+#: Keys that only one kind reads.
+KEYS_OF_KIND: Mapping[str, str] = {
+    "epsilon": "stochastic",
+    "partitions": "partitioned",
+    "rounds": "partitioned",
+    "bounding": "partitioned",
+    "pool": "partitioned",
+}
+
+
+class OptimizerConfig(Section):
+    """How the subset is searched; ``optimizer: lazy`` is short for ``optimizer: {kind: lazy}``.
+
+    Attributes:
+        kind: "lazy" picks greedily and computes only the gains that can matter; "naive" computes
+            all of them at every pick (the same ranking, slowly); "stochastic" looks at a random
+            sample before every pick; "cost_benefit" is for a budget in tokens, by gain a token;
+            "partitioned" selects in parts of the candidates, on all actors, then among the parts'
+            picks: no machine holds more of the lists than a part, or the picks of all parts.
+        epsilon: stochastic: expected value at least 1 - 1/e - epsilon of the best; smaller looks at
+            more candidates a pick.
+        partitions: partitioned: parts of the candidates in the first round; null: one for every
+            50,000 candidates, at least 2.
+        rounds: partitioned: rounds of parts before the last search; each keeps fewer.
+        bounding: partitioned, rounds above 1: settle first what is in every best subset or in none.
+            Graph cuts then need all lists in memory.
+        pool: partitioned: its actors.
+    """
+
+    kind: OptimizerKind = "lazy"
+    epsilon: float = Field(default=0.01, gt=0, lt=1)
+    partitions: int | None = Field(default=None, ge=2)
+    rounds: int = Field(default=1, ge=1, le=8)
+    bounding: bool = False
+    pool: PoolConfig = PoolConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: object) -> object:
+        return {"kind": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _keys_are_of_the_kind(self) -> Self:
+        for key in sorted(self.model_fields_set & set(KEYS_OF_KIND)):
+            if self.kind != KEYS_OF_KIND[key] and getattr(self, key) != self._default(key):
+                raise ValueError(f"{key} is a key of {KEYS_OF_KIND[key]}; this is {self.kind}")
+        return self
+
+    @model_validator(mode="after")
+    def _bounding_has_rounds(self) -> Self:
+        if self.bounding and self.rounds == 1:
+            raise ValueError("bounding goes before a search in rounds; set rounds above 1")
+        return self
+
+    @classmethod
+    def _default(cls, key: str) -> object:
+        return cast(object, cls.model_fields[key].default)
+
+
+# Recipe section ``selection``: what the subset is to be good at, its budget and its limits.
+
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Objective = Literal[
+    "facility_location",
+    "facility_location_mutual_information",
+    "facility_location_query_mutual_information",
+    "facility_location_conditional_gain",
+    "graph_cut",
+    "graph_cut_mutual_information",
+    "graph_cut_conditional_gain",
+    "saturated_coverage",
+    "top_k",
+    "random",
+]
+CONDITIONAL = ("facility_location_conditional_gain", "graph_cut_conditional_gain")
+#: Objectives that have no use for targets: their form with a target has a name of its own.
+WITHOUT_TARGETS = ("graph_cut", "graph_cut_conditional_gain")
+#: What only some objectives read.
+READERS_OF_KEY: Mapping[str, tuple[str, ...]] = {
+    "nu": CONDITIONAL,
+    "redundancy": ("graph_cut", "graph_cut_mutual_information", "graph_cut_conditional_gain"),
+    "saturation": ("saturated_coverage",),
+}
+
+
+class TokenBudget(Section):
+    """A budget in tokens, as the embedder's tokenizer counts them."""
+
+    tokens: int
+
+    @field_validator("tokens", mode="before")
+    @classmethod
+    def _count(cls, value: object) -> int:
+        return parse_count(value)
+
+
+class SelectionConfig(Section):
+    """What the subset is to be good at, and how large it may be.
+
+    Influence s_ij says how much candidate j helps row i; larger is better. It may be negative, and
+    is scaled to 0..1 by one minimum and maximum of all that is scored in the run, so the most
+    harmful helper counts as 0 (ADR 4). Rows i are candidates, or the targets q where there are any.
+
+    ======================================== =============== ======================================
+    objective                                reads           value of a subset A
+    ======================================== =============== ======================================
+    facility_location                        within          sum_i max_{j in A} s_ij
+      with targets: its query form below;    with existing data: its conditional gain
+    facility_location_mutual_information     within, cross   sum_i min(max_j s_ij, eta max_q s_qi)
+    facility_location_query_mutual_inform... cross           sum_q max_j s_qj + eta sum_j max_q s_qj
+    facility_location_conditional_gain       within or cross sum_i (max_j s_ij - nu max_p s_ip)+
+    graph_cut                                within          relevance - redundancy * pairs in A
+    graph_cut_mutual_information             cross           what A does for all targets together
+    graph_cut_conditional_gain               within          graph_cut, less what existing p share
+    saturated_coverage                       within or cross sum_i min(sum_j s_ij, saturation)
+    top_k                                    points, cross,  score of each candidate alone
+                                             or within
+    random                                   as facility_location  a seeded permutation (a baseline)
+    ======================================== =============== ======================================
+
+    "within or cross": the rows are the targets where there are any (cross), else the candidates
+    (within). p are the examples of ``data.existing``; they are scored by the same network, as
+    helpers of the same rows. (x)+ is x where positive, else 0.
+
+    Attributes:
+        objective: See above. The mutual information forms need targets, the conditional gains need
+            data.existing. top_k takes the candidates of the highest score: a pointwise teacher's,
+            or the mean influence on the targets of the subtask where it is highest (LESS).
+        budget: A fraction (below 1), a count (from 1), or {tokens: 5M}.
+        eta: Weight of the target in the mutual information forms.
+        nu: Weight of the existing data in the conditional gains; 1 in the paper.
+        redundancy: How much graph_cut minds that picks resemble each other (its lambda).
+        saturation: saturated_coverage: share of a row's whole list that is enough for it.
+        optimizer: How the subset is searched.
+        stop_gain: Stop early when a pick would add less than this share of the value reached so
+            far; null: fill the budget.
+        quotas: Least and most picks of each source or other group.
+        include: Ids of candidates that must be picked, or one path of a file with an id a line.
+        exclude: Ids of candidates that must not be picked, or one path of such a file.
+        seed: Seed of random and of the stochastic optimiser.
+    """
+
+    objective: Objective
+    budget: Fraction | int | TokenBudget
+    eta: float = Field(default=1.0, gt=0)
+    nu: float = Field(default=1.0, ge=0)
+    redundancy: float = Field(default=0.5, ge=0)
+    saturation: float = Field(default=0.1, gt=0, le=1)
+    optimizer: OptimizerConfig = OptimizerConfig()
+    stop_gain: float | None = Field(default=None, ge=0, lt=1)
+    quotas: QuotasConfig = QuotasConfig()
+    include: tuple[str, ...] | str = ()
+    exclude: tuple[str, ...] | str = ()
+    seed: int = Field(default=0, ge=0)
+
+    @field_validator("budget", mode="before")
+    @classmethod
+    def _budget(cls, value: object) -> object:
+        if isinstance(value, TokenBudget):
+            return value
+        if isinstance(value, Mapping):
+            mapping = cast("Mapping[str, object]", value)
+            if list(mapping) != ["tokens"]:
+                raise ValueError("a budget mapping has the one key 'tokens', e.g. {tokens: 5M}")
+            return TokenBudget(tokens=parse_count(mapping["tokens"]))
+        if isinstance(value, float) and 0 < value < 1:
+            return value
+        if isinstance(value, float) and value == 1.0:
+            raise ValueError("1.0 is ambiguous: write 1 for one example, or a fraction below 1")
+        try:
+            return parse_count(value)
+        except ValueError as error:
+            raise ValueError(
+                f"{value!r} is no budget: write a fraction such as 0.1, a count such as 5000 or "
+                "5K, or {tokens: 5M}"
+            ) from error
+
+    @model_validator(mode="after")
+    def _keys_are_read(self) -> Self:
+        for key, readers in READERS_OF_KEY.items():
+            if key in self.model_fields_set and self.objective not in readers:
+                if key == "nu" and self.objective == "facility_location":
+                    continue  # becomes its conditional form where there are existing data
+                if getattr(self, key) != type(self).model_fields[key].default:
+                    raise ValueError(
+                        f"{key} is read by {', '.join(readers)}; the objective is {self.objective}"
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def _optimizer_fits(self) -> Self:
+        kind, in_tokens = self.optimizer.kind, isinstance(self.budget, TokenBudget)
+        if kind == "cost_benefit" and not in_tokens:
+            raise ValueError("optimizer cost_benefit needs a budget in tokens: {tokens: 5M}")
+        if kind in ("stochastic", "partitioned") and in_tokens:
+            raise ValueError(
+                f"optimizer {kind} needs a budget in examples; use lazy or cost_benefit"
+            )
+        if kind == "partitioned" and self.optimizer.rounds > 1 and self.quotas.given:
+            raise ValueError("optimizer.rounds above 1 takes no quotas; use 1, or optimizer lazy")
+        if self.objective in ("top_k", "random") and kind not in ("lazy", "naive"):
+            raise ValueError(f"{self.objective} has nothing to search; leave the optimizer at lazy")
+        return self
+
+    @model_validator(mode="after")
+    def _limits_fit(self) -> Self:
+        if isinstance(self.include, tuple) and isinstance(self.exclude, tuple):
+            both = sorted(set(self.include) & set(self.exclude))
+            if both:
+                raise ValueError(f"include and exclude both name {', '.join(both[:3])}")
+        if isinstance(self.budget, TokenBudget):
+            if any(isinstance(quota, float) for quota in self.quotas.values):
+                raise ValueError("quotas that are shares need a budget in examples; write counts")
+            return self
+        least = sum(quota for quota in self.quotas.min.values() if isinstance(quota, int))
+        shares = sum(quota for quota in self.quotas.min.values() if isinstance(quota, float))
+        if shares > 1 or (isinstance(self.budget, int) and least > self.budget):
+            raise ValueError(f"quotas.min come to more than the budget of {self.budget}")
+        if isinstance(self.budget, int) and len(self.include) > self.budget:
+            if isinstance(self.include, tuple):
+                raise ValueError(
+                    f"include names {len(self.include)} examples, the budget is {self.budget}"
+                )
+        return self
+
+
+# Recipe section ``evaluation``: which subsets are compared, by what, on which held-out rows.
+
+#: Methods that ask no teacher: no data at all, a random subset, all candidates.
+WITHOUT_TEACHER = ("initial", "random", "full")
+NN_CIFT, SMALL_LM = "nn_cift", "small_lm"
+#: ``delift``: the teacher's own labels. ``nn_cift+delift``: a network fitted to a sample of them.
+#: ``small_lm+delift``: the labels of ``evaluation.small_model`` in the teacher's place.
+METHODS = (
+    *WITHOUT_TEACHER,
+    *(f"{prefix}{kind}" for prefix in ("", f"{NN_CIFT}+", f"{SMALL_LM}+")
+      for kind in BUILT_IN_TEACHERS),
+)  # fmt: skip
+_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
+
+
+class TuningConfig(Section):
+    """How the model is fine-tuned on a subset (defaults: the paper's QLoRA).
+
+    Attributes:
+        method: "qlora" (the base in 4-bit NF4), "lora", or "full" (all weights).
+        rank: Rank of the LoRA matrices.
+        alpha: LoRA's scale is alpha / rank.
+        dropout: LoRA's dropout.
+        target_modules: Names of the linear layers that get an adapter; null: all of them but the
+            output layer.
+        num_epochs: Passes over the subset.
+        learning_rate: Peak of the linear schedule.
+        lr_warmup_fraction: Share of the steps in which the learning rate rises.
+        batch_size: Examples an optimiser step, over all workers together.
+        max_length: Tokens of the longest example; a longer one is an error row.
+        dtype: What is computed in; "auto" is bfloat16 on a GPU, float32 on a CPU. On a CPU bfloat16
+            means autocast over float32 weights.
+        seed: Seed of LoRA's first weights, of the order and of dropout.
+        num_workers: Ray Train workers.
+        pool: CPUs of a worker.
+    """
+
+    method: Literal["qlora", "lora", "full"] = "qlora"
+    rank: int = Field(default=8, ge=1)
+    alpha: float = Field(default=16.0, gt=0)
+    dropout: float = Field(default=0.05, ge=0, lt=1)
+    target_modules: tuple[str, ...] | None = None
+    num_epochs: int = Field(default=3, ge=1)
+    learning_rate: float = Field(default=2e-4, gt=0)
+    lr_warmup_fraction: float = Field(default=0.03, ge=0, lt=1)
+    batch_size: int = Field(default=4, ge=1)
+    max_length: int = Field(default=1024, ge=8)
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    seed: int = Field(default=0, ge=0)
+    num_workers: int = Field(default=1, ge=1)
+    pool: PoolConfig = PoolConfig()
+
+
+class InContextConfig(Section):
+    """How a subset is shown to the untuned model: the nearest examples before every question.
+
+    Attributes:
+        num_examples: Examples shown (paper: 5), nearest by the embeddings of the prompts.
+        max_length: Tokens of the longest prompt; examples are cut from their left, the question
+            never.
+    """
+
+    num_examples: int = Field(default=5, ge=1)
+    max_length: int = Field(default=2048, ge=32)
+
+
+class GenerationConfig(Section):
+    """How answers are written (defaults: the paper's).
+
+    Attributes:
+        max_tokens: Longest answer.
+        temperature: 0 takes the likeliest token.
+        min_p: Tokens less likely than this share of the likeliest are never taken.
+        seed: Seed; each row has a stream of its own.
+        max_rows: Held-out rows of each test set that answers are written for, drawn with the seed;
+            null: all.
+        pool: Actors that generate and score.
+    """
+
+    max_tokens: int = Field(default=150, ge=1)
+    temperature: float = Field(default=0.2, ge=0)
+    min_p: float = Field(default=0.1, ge=0, le=1)
+    seed: int = Field(default=0, ge=0)
+    max_rows: int | None = Field(default=None, ge=1)
+    pool: PoolConfig = PoolConfig()
+
+
+class JudgeConfig(Section):
+    """A language model that grades answers from 1 to 5; used when ``metrics`` has ``judge``.
+
+    Attributes:
+        model: "auto", a hub id (paper: prometheus-eval/prometheus-7b-v2.0), a folder, or an
+            embedded model.
+        revision: Revision of a hub model.
+        engine: As ``teacher.engine``.
+        dtype: As ``teacher.dtype``.
+        quantization: As ``teacher.quantization``.
+        max_length: Tokens of the longest question to the judge, its answer included.
+        max_tokens: Longest verdict.
+        rubric: Replaces the shipped rubric; says what 1 to 5 mean.
+        pool: Actors.
+    """
+
+    model: str = "auto"
+    revision: str | None = None
+    engine: Literal["auto", "vllm", "transformers"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    quantization: str | None = None
+    max_length: int = Field(default=4096, ge=64)
+    max_tokens: int = Field(default=512, ge=1)
+    rubric: str | None = None
+    pool: PoolConfig = PoolConfig()
+
+
+class EvaluationConfig(Section):
+    """What `nncift evaluate` compares.
+
+    Attributes:
+        tests: Held-out rows by a name of your own: ``{gsm8k: [test.jsonl]}``.
+        methods: Subsets to compare. "initial" (no data), "random", "full", a teacher by its own
+            labels ("delift"), NN-CIFT over it ("nn_cift+delift"), or a smaller model in its place
+            ("small_lm+delift").
+        budgets: Sizes of the subsets, as fractions of the candidates. The first is for every
+            method, further ones draw a learning curve for ``curve_methods``.
+        curve_methods: Methods that the further budgets are for; null: all that have a budget.
+        random_seeds: How many random subsets there are of each size.
+        modes: "icl" (examples in the prompt of the untuned model), "tuned" (the model fine-tuned).
+        metrics: "nll" (held-out nats a response token), "rouge" (ROUGE-1 and ROUGE-L F), "bge"
+            (cosine of answer and reference), "exact_match", "judge".
+        model: Language model to teach: "auto", a hub id, a folder, or an embedded model.
+        revision: Revision of a hub model.
+        engine: As ``teacher.engine``.
+        dtype: As ``teacher.dtype``.
+        small_model: Model of "small_lm" methods.
+        teacher_pairs: Most pairs that a pairwise teacher labels for its own scores; null: every
+            pair. Fewer are whole rows of the table, drawn with the seed, and the tables say so.
+        nll_max_rows: Held-out rows of each test set that "nll" is measured on in the mode "icl",
+            whose prompts are long; null: all. The mode "tuned" measures all.
+        tuning: Fine-tuning.
+        in_context: In-context learning.
+        generation: Writing answers.
+        judge: Grading answers.
+        extrapolate_to: Candidates of a larger corpus that the cost table is extrapolated to, marked
+            as such; null: none.
+        bootstrap_samples: Resamplings of the confidence intervals.
+        confidence: Level of the intervals and of what is called more than noise.
+    """
+
+    tests: dict[str, tuple[str, ...]] = {}
+    methods: tuple[str, ...] = ("initial", "random", "nn_cift+delift", "full")
+    budgets: tuple[float, ...] = (0.1,)
+    curve_methods: tuple[str, ...] | None = None
+    random_seeds: int = Field(default=3, ge=1)
+    modes: tuple[Literal["icl", "tuned"], ...] = ("icl", "tuned")
+    metrics: tuple[Literal["nll", "rouge", "bge", "exact_match", "judge"], ...] = (
+        "nll",
+        "rouge",
+        "bge",
+    )
+    model: str = "auto"
+    revision: str | None = None
+    engine: Literal["auto", "vllm", "transformers"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    small_model: str | None = None
+    teacher_pairs: int | None = Field(default=None, ge=1)
+    nll_max_rows: int | None = Field(default=None, ge=1)
+    tuning: TuningConfig = TuningConfig()
+    in_context: InContextConfig = InContextConfig()
+    generation: GenerationConfig = GenerationConfig()
+    judge: JudgeConfig = JudgeConfig()
+    extrapolate_to: int | None = Field(default=None, ge=1)
+    bootstrap_samples: int = Field(default=10_000, ge=100)
+    confidence: float = Field(default=0.95, gt=0.5, lt=1)
+
+    @field_validator("tests")
+    @classmethod
+    def _named(cls, value: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        for name, patterns in value.items():
+            if not _NAME.match(name):
+                raise ValueError(f"{name!r}: a test set's name has letters, digits, - and _ only")
+            if not patterns:
+                raise ValueError(f"{name}: give at least one file")
+        return value
+
+    @field_validator("methods", "curve_methods")
+    @classmethod
+    def _known(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        for name in value or ():
+            if name not in METHODS:
+                raise ValueError(f"{name!r} is no method; use {', '.join(METHODS)}")
+        if value is not None and len(set(value)) != len(value):
+            raise ValueError("a method is named twice")
+        return value
+
+    @field_validator("budgets")
+    @classmethod
+    def _fractions(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if not value or not all(0 < each < 1 for each in value):
+            raise ValueError("give fractions above 0 and below 1; all candidates are method full")
+        if len(set(value)) != len(value):
+            raise ValueError("a budget is given twice")
+        return value
+
+    @model_validator(mode="after")
+    def _joined(self) -> Self:
+        if not self.methods or not self.modes or not self.metrics:
+            raise ValueError("methods, modes and metrics must each name something")
+        strange = [name for name in self.curve_methods or () if name not in self.methods]
+        if strange:
+            raise ValueError(f"curve_methods: {', '.join(strange)} is not among methods")
+        small = [name for name in self.methods if name.startswith(f"{SMALL_LM}+")]
+        if small and self.small_model is None:
+            raise ValueError(f"methods: {', '.join(small)} needs small_model")
+        return self
+
+
+# The whole recipe: its sections, and the rules that join them.
+
+
+class ClusterConfig(Section):
+    """Where to run.
+
+    Attributes:
+        address: Ray address; null: RAY_ADDRESS if set, else a Ray of our own on this machine.
+        labels: Labels of the nodes for every stage whose pool names none, as in a pool; so that
+            what must last stays off spot nodes.
+        worker_logs: Show what workers print.
+        log_format: Progress for people (text), or JSON lines on standard error (json) with run,
+            stage and shard ids. A run directory on a disk gets these lines in ``logs/`` anyway.
+        price_per_gpu_hour: US dollars, for `nncift plan` and the report.
+        price_per_cpu_hour: US dollars.
+        teacher_tokens_per_second: Speed of one teacher actor, for `nncift plan`; null: a guess by
+            hardware.
+        placement_timeout: Seconds for which no node may be able to hold an actor before the stage
+            stops and says what is missing; long enough for an autoscaler and for a spot shortage.
+    """
+
+    address: str | None = None
+    labels: NodeLabels = {}
+    worker_logs: bool = False
+    log_format: Literal["text", "json"] = "text"
+    price_per_gpu_hour: float = Field(default=2.5, ge=0)
+    price_per_cpu_hour: float = Field(default=0.04, ge=0)
+    teacher_tokens_per_second: float | None = Field(default=None, gt=0)
+    placement_timeout: float = Field(default=1800, gt=0)
+
+    def hourly_price(self, num_cpus: float, num_gpus: float) -> float:
+        """Return what a worker costs an hour, US dollars: its GPUs, or its CPUs if it has none."""
+        if num_gpus:
+            return num_gpus * self.price_per_gpu_hour
+        return num_cpus * self.price_per_cpu_hour
+
+
+class ExportConfig(Section):
+    """The files of the subset. ``subset.jsonl`` and ``subset.parquet`` are always written.
+
+    Attributes:
+        formats: Other forms: alpaca, messages and sharegpt for training programs, dataset (a folder
+            with a card that Hugging Face datasets loads), ids (one a line).
+    """
+
+    formats: tuple[Literal["alpaca", "messages", "sharegpt", "dataset", "ids"], ...] = (
+        "alpaca",
+        "messages",
+        "sharegpt",
+        "dataset",
+        "ids",
+    )
+
+
+class ReportConfig(Section):
+    """The HTML report.
+
+    Attributes:
+        title: Heading; the run directory's name when null.
+        num_picks: Picks shown with what they cover.
+    """
+
+    title: str | None = None
+    num_picks: int = Field(default=12, ge=1, le=200)
+
+
+class Config(Section):
+    """A whole recipe."""
+
+    run_dir: str = Field(min_length=1)
+    data: DataConfig
+    teacher: TeacherConfig
+    selection: SelectionConfig
+    embedder: EmbedderConfig = EmbedderConfig()
+    labels: LabelsConfig = LabelsConfig()
+    network: NetworkConfig = NetworkConfig()
+    pair_scores: PairScoresConfig = PairScoresConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    export: ExportConfig = ExportConfig()
+    report: ReportConfig = ReportConfig()
+
+    @model_validator(mode="after")
+    def _holds_no_secret(self) -> Self:
+        secret = find_secret(self.model_dump(mode="json"))
+        if secret is not None:
+            raise ValueError(secret)
+        return self
+
+    @model_validator(mode="after")
+    def _targets_where_needed(self) -> Self:
+        if "mutual_information" in self.selection.objective and not self.data.targets:
+            raise ValueError(
+                f"selection.objective: {self.selection.objective} needs data.targets; "
+                "give targets, or use facility_location"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _roles_are_read(self) -> Self:
+        objective = self.selection.objective
+        if objective in CONDITIONAL and not self.data.existing:
+            raise ValueError(
+                f"selection.objective: {objective} needs data.existing, what the model already has"
+            )
+        if self.data.existing and self.objective not in CONDITIONAL:
+            raise ValueError(
+                f"data.existing: {objective} reads no existing data; use "
+                f"{' or '.join(CONDITIONAL)}, or take the key out"
+            )
+        if self.data.targets and objective in WITHOUT_TARGETS:
+            raise ValueError(
+                f"data.targets: {objective} reads no targets; use graph_cut_mutual_information, or "
+                "take the key out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _selectit_ranks(self) -> Self:
+        if self.teacher.kind == "selectit" and self.selection.objective not in ("top_k", "random"):
+            raise ValueError(
+                "teacher.kind selectit scores examples, not pairs, so selection.objective must be "
+                f"top_k (given: {self.selection.objective})"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _teacher_scores_what_it_labels(self) -> Self:
+        if self.pair_scores.by == "teacher" and self.data.existing:
+            raise ValueError(
+                "pair_scores.by: teacher takes labels for scores, and data.existing are never "
+                "labelled; set by to network, or take data.existing out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _rows_to_centre(self) -> Self:
+        if self.teacher.kind != "selectit":
+            return self
+        if self.network.centre_rows or self.network.loss == "row_order":
+            raise ValueError(
+                "teacher.kind selectit scores examples, not pairs: there are no rows for "
+                "network.centre_rows and network.loss row_order; leave both out"
+            )
+        return self
+
+    @property
+    def objective(self) -> Objective:
+        """What runs: facility_location is its conditional form where there are existing data.
+
+        With targets and no existing data it is its mutual information form.
+        """
+        if self.selection.objective == "facility_location" and self.data.existing:
+            return "facility_location_conditional_gain"
+        if self.selection.objective == "facility_location" and self.data.targets:
+            return "facility_location_query_mutual_information"
+        return self.selection.objective

@@ -1,0 +1,652 @@
+"""The one driver of all stages: skip, shard, run, check, record, finish.
+
+Finished shards are known by their records in ``<stage>/<fingerprint>/shards``; a record is written
+by the worker itself, after its parts, so a driver that dies loses nothing that was finished. The
+manifest is written last. Both are small JSON files written whole or not at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+import time
+import traceback
+import uuid
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from nncift_ray import errors as error_module
+from nncift_ray.errors import EngineDiedError, NnciftError, StageError, StorageError
+from nncift_ray.recipe.secrets import redact
+from nncift_ray.runtime.files import Location, delete_temporaries
+from nncift_ray.runtime.output import (
+    BEGUN_NAME,
+    ERRORS_TABLE,
+    MANIFEST_NAME,
+    SHARD_FOLDER,
+    ShardRecord,
+    Sink,
+    StageBegun,
+    StageManifest,
+    StageOutput,
+    cut_ranges,
+    describe_environment,
+    fingerprint,
+    remaining_ranges,
+    shard_name,
+    utc_now,
+)
+from nncift_ray.runtime.poison import (
+    LAST,
+    LOAD,
+    MAX_DEATHS,
+    MAX_KILLERS_OF_AN_ITEM,
+    MAX_SEARCH_DEATHS,
+    WHOLE,
+    AttemptLog,
+    KillerBook,
+    Whereabouts,
+    find_killers,
+    hopeless_items,
+    next_suspect,
+)
+from nncift_ray.runtime.progress import Reporter
+from nncift_ray.runtime.step import KILLED_WORKER, Shard, Stage, Worker
+
+ATTEMPTS_FOLDER = "attempts"
+KILLERS_FOLDER = "killers"
+KILLED_ALONE = f"its worker was killed {MAX_DEATHS} times with nothing but this row to do"
+HOPELESS_ITEM = (
+    f"the first {MAX_KILLERS_OF_AN_ITEM} rows of its group each killed their worker alone, so the "
+    "rest of the group was not tried"
+)
+
+#: "": nothing special. "start": no worker could be made. "killed": the shard killed its workers; it
+#: has a record if it could be run without some of its rows.
+Cause = Literal["", "start", "killed"]
+
+
+@dataclass(frozen=True, slots=True)
+class ShardOutcome:
+    """What came of one shard: its record, or the error that stopped it."""
+
+    shard: Shard
+    record: ShardRecord | None
+    error_type: str = ""
+    error_message: str = ""
+    error_trace: str = ""
+    cause: Cause = ""
+
+
+def failed_outcome(shard: Shard, error: BaseException, cause: Cause = "") -> ShardOutcome:
+    """Describe an error so that it can cross a process boundary, without secrets it may quote."""
+    trace = redact("".join(traceback.format_exception(error)))
+    return ShardOutcome(shard, None, type(error).__name__, redact(str(error)), trace, cause)
+
+
+def record_file(folder: Location, shard: Shard) -> Location:
+    """Return where a shard's record lies once the shard is finished."""
+    return folder / SHARD_FOLDER / f"{shard_name(shard.start, shard.stop)}.json"
+
+
+def missing_parts(folder: Location, record: ShardRecord) -> list[str]:
+    """Return the parts of a shard that are not there in the recorded size."""
+    return [part.name for part in record.parts if (folder / part.name).size() != part.bytes]
+
+
+def find_record(folder: Location, shard: Shard) -> ShardRecord | None:
+    """Return the record of a shard that is finished, with all its parts there."""
+    file = record_file(folder, shard)
+    if file.size() is None:
+        return None
+    record = ShardRecord.read(file.read_bytes(), str(file))
+    return None if missing_parts(folder, record) else record
+
+
+def execute_shard(stage: Stage, worker: Worker, folder: Location, shard: Shard) -> ShardOutcome:
+    """Run one shard and write its parts, then its record.
+
+    Errors are returned, not raised, but for the one that only a new worker can mend.
+
+    Raises:
+        EngineDiedError: If the worker lost the engine it works with.
+    """
+    sink = Sink(folder, stage.name, shard.start, shard.stop, stage.check_schema)
+    started = time.monotonic()
+    try:
+        worker(shard, sink)
+        units = stage.item_weight(shard.start, shard.stop)
+        record = sink.finish(time.monotonic() - started, units)
+        record_file(folder, shard).write_bytes(record.model_dump_json().encode())
+    except BaseException as error:
+        sink.abort()
+        if isinstance(error, EngineDiedError) or not isinstance(error, (Exception, SystemExit)):
+            raise
+        return failed_outcome(shard, error)
+    return ShardOutcome(shard, record)
+
+
+class ShardRunner:
+    """Runs shards with one worker, which is made for the first shard and again when it dies."""
+
+    def __init__(
+        self,
+        stage: Stage,
+        folder: Location,
+        session: str,
+        on_load: Callable[[float], None] = lambda seconds: None,
+        here: Whereabouts | None = None,
+    ) -> None:
+        """Run shards of a stage; deaths count together within a session, and only there.
+
+        ``on_load`` hears how many seconds it took to make a worker. ``here`` is where this runner
+        is, so that a lost node is told from work that kills.
+        """
+        self._stage, self._folder, self._on_load = stage, folder, on_load
+        self._here = here
+        self._attempts = folder / ATTEMPTS_FOLDER / session
+        self._killers = KillerBook(self._attempts / KILLERS_FOLDER)
+        self._worker: Worker | None = None
+
+    def run(self, shard: Shard) -> ShardOutcome:
+        """Bring a shard to its outcome; errors are returned, not raised."""
+        try:
+            name = f"{shard_name(shard.start, shard.stop)}.json"
+            log = AttemptLog(self._attempts / name, self._here)
+            record = find_record(self._folder, shard)
+            if record is not None:  # its worker was lost before the driver had heard of it
+                log.close()
+                return ShardOutcome(shard, record, cause="killed" if log.was_left_in(LAST) else "")
+            outcome: ShardOutcome | None = None
+            while outcome is None:
+                try:
+                    outcome = self._attempt(shard, log)
+                except EngineDiedError:  # noted in the log, which decides what is done next
+                    self._worker = None
+            log.close()
+        except Exception as error:  # noqa: BLE001  (the run directory's; the driver decides)
+            return failed_outcome(shard, error)
+        return replace(outcome, shard=shard)
+
+    def _attempt(self, shard: Shard, log: AttemptLog) -> ShardOutcome:
+        """Go on with a shard from where its log ends."""
+        if log.deaths(LOAD) >= MAX_DEATHS:
+            return self._give_up(shard, log, "start", "was killed while it was being made")
+        try:
+            worker = self._ready_worker(log)
+        except EngineDiedError:
+            raise
+        except (Exception, SystemExit) as error:  # noqa: BLE001  (the driver decides)
+            return failed_outcome(shard, error, "start")
+        if log.deaths(WHOLE) >= MAX_DEATHS:
+            return self._run_without_killers(shard, worker, log)
+        rows = self._stage.row_numbers(shard.start, shard.stop)
+        skip = self._stage.condemned_with(self._killers.read(), rows)
+        with log.step(WHOLE):
+            return execute_shard(self._stage, worker, self._folder, replace(shard, skip=skip))
+
+    def _ready_worker(self, log: AttemptLog) -> Worker:
+        if self._worker is None:
+            started = time.monotonic()
+            with log.step(LOAD):
+                self._worker = self._stage.make_worker()
+            self._on_load(time.monotonic() - started)
+        return self._worker
+
+    def _run_without_killers(self, shard: Shard, worker: Worker, log: AttemptLog) -> ShardOutcome:
+        """Search the rows that kill, then run the shard without them."""
+        stage = self._stage
+        items = [stage.row_numbers(at, at + 1) for at in range(shard.start, shard.stop)]
+        while True:
+            killers = find_killers(items, log)
+            if killers and not stage.divisible:
+                what = f"was killed by items {killers[0]}..{killers[0] + 1} alone"
+                return self._give_up(shard, log, "killed", what)
+            hopeless = hopeless_items(items, killers, log)
+            skip = self._rows_to_skip(items, killers, hopeless)
+            suspect = next_suspect(items, skip, log)
+            if suspect is None:
+                break
+            if log.num_deaths >= MAX_SEARCH_DEATHS:
+                what = "was killed by more and more of its rows, so it is hardly the rows"
+                return self._give_up(shard, log, "killed", what)
+            self._probe(shard, suspect, skip, worker, log)
+        if log.deaths(LAST) >= MAX_DEATHS:
+            what = "was killed by the whole, though it went well with each part"
+            return self._give_up(shard, log, "killed", what)
+        self._killers.add(shard_name(shard.start, shard.stop), _outside(hopeless, killers))
+        with log.step(LAST):
+            outcome = execute_shard(stage, worker, self._folder, replace(shard, skip=skip))
+        return replace(outcome, cause="killed")
+
+    def _rows_to_skip(
+        self, items: Sequence[range], killers: Sequence[int], hopeless: Sequence[range]
+    ) -> Mapping[int, str]:
+        """Return the rows not to run, each with the reason: killers, and what stands with them."""
+        rows = range(items[0].start, items[-1].stop)
+        # An item that kills as a whole accuses what its rows share, not each row.
+        accused = [*self._killers.read(), *_outside(hopeless, killers)]
+        skip = dict(self._stage.condemned_with(accused, rows))
+        for item in hopeless:
+            skip |= dict.fromkeys(item, HOPELESS_ITEM)
+        return skip | dict.fromkeys(killers, KILLED_ALONE)
+
+    def _probe(
+        self, shard: Shard, rows: range, skip: Mapping[int, str], worker: Worker, log: AttemptLog
+    ) -> None:
+        """Try some rows of a shard alone; nothing of it is kept."""
+        stage = self._stage
+        part = (
+            replace(shard, rows=rows, skip=skip)
+            if stage.divisible
+            else Shard(rows.start, rows.stop)
+        )
+        sink = Sink(self._folder, stage.name, shard.start, shard.stop, stage.check_schema)
+        try:
+            with log.probe(rows):
+                worker(part, sink)
+        finally:
+            sink.abort()
+
+    def _give_up(self, shard: Shard, log: AttemptLog, cause: Cause, what: str) -> ShardOutcome:
+        last_words = f" The engine's last words: {log.last_words}" if log.last_words else ""
+        error = StageError(
+            f"the worker of items {shard.start}..{shard.stop} {what} ({log.num_deaths} deaths). "
+            f"Most often that is memory: {self._stage.memory_advice}.{last_words}"
+        )
+        return failed_outcome(shard, error, cause)
+
+
+def _outside(items: Sequence[range], rows: Sequence[int]) -> list[int]:
+    return [row for row in rows if not any(row in item for item in items)]
+
+
+def describe_outcome(outcome: ShardOutcome) -> dict[str, Any]:
+    """Write an outcome as a flat row of strings and numbers."""
+    return {
+        "start": outcome.shard.start,
+        "stop": outcome.shard.stop,
+        "record": "" if outcome.record is None else outcome.record.model_dump_json(),
+        "error_type": outcome.error_type,
+        "error_message": outcome.error_message,
+        "error_trace": outcome.error_trace,
+        "cause": outcome.cause,
+    }
+
+
+def parse_outcome(row: dict[str, Any]) -> ShardOutcome:
+    """Read what ``describe_outcome`` wrote."""
+    record = ShardRecord.model_validate_json(row["record"]) if row["record"] else None
+    return ShardOutcome(
+        Shard(int(row["start"]), int(row["stop"])),
+        record,
+        row["error_type"],
+        row["error_message"],
+        row["error_trace"],
+        row["cause"],
+    )
+
+
+# The one driver of all stages: skip, shard, run, check, record, finish.
+
+MAX_SHARD_ATTEMPTS = 2
+#: So many shards lost to dying or unmakeable workers, with none finished, stop a stage at once.
+MAX_LOST_SHARDS = 3
+WATCH_SECONDS = 2.0  # between two looks at how far a long item is
+
+
+#: Runs shards somewhere and yields their outcomes as they come.
+Executor = Callable[[Stage, Location, "list[Shard]"], Iterable[ShardOutcome]]
+
+
+def stage_fingerprint(stage: Stage) -> str:
+    """Return the fingerprint of a stage's work."""
+    inputs = {name: output.fingerprint for name, output in stage.inputs.items()}
+    return fingerprint(stage.name, stage.version, stage.settings(), inputs)
+
+
+def stage_folder(stage: Stage, run_dir: Location) -> Location:
+    """Return where a stage's work lies: ``<run_dir>/<stage>/<fingerprint>``."""
+    return run_dir / stage.name / stage_fingerprint(stage)
+
+
+def finished_shards(folder: Location) -> list[ShardRecord]:
+    """Read the records of finished shards whose parts are all there, of the recorded size.
+
+    Where two overlap (a worker that outlived its driver), the later one is left out.
+    """
+    records = (
+        ShardRecord.read(location.read_bytes(), str(location)) for location in record_files(folder)
+    )
+    return without_overlaps(record for record in records if not missing_parts(folder, record))
+
+
+def record_files(folder: Location) -> list[Location]:
+    """Return where the records of a stage's shards lie, in the order of the shards."""
+    files = (folder / SHARD_FOLDER).list_files()
+    return [location for location in files if location.name.endswith(".json")]
+
+
+def without_overlaps(records: Iterable[ShardRecord]) -> list[ShardRecord]:
+    """Leave out records of items that an earlier one covers."""
+    kept: list[ShardRecord] = []
+    covered = 0
+    for record in records:
+        if record.start >= covered:
+            kept.append(record)
+            covered = record.stop
+    return kept
+
+
+def execute_here(stage: Stage, folder: Location, shards: list[Shard]) -> Iterator[ShardOutcome]:
+    """Run shards one after another in this process (an Executor)."""
+    runner = ShardRunner(stage, folder, session=uuid.uuid4().hex)
+    for shard in shards:
+        outcome = runner.run(shard)
+        yield outcome
+        if outcome.cause == "start":
+            return
+
+
+@contextlib.contextmanager
+def watching(
+    stage: Stage, folder: Location, reporter: Reporter, every_seconds: float = WATCH_SECONDS
+) -> Generator[None]:
+    """Pass on what a stage says of an item that takes long, while its workers work.
+
+    Workers may be anywhere, so they leave it in the stage's folder.
+    """
+    if type(stage).progress is Stage.progress:
+        yield
+        return
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(every_seconds):
+            with contextlib.suppress(NnciftError, OSError):  # progress lines stop no run
+                message = stage.progress(folder)
+                if message:
+                    reporter.working(stage.name, message)
+
+    thread = threading.Thread(target=watch, name=f"progress of {stage.name}", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def run_stage(
+    stage: Stage, run_dir: Location, *, execute: Executor, reporter: Reporter
+) -> StageOutput:
+    """Bring a stage to its end and return its output, doing only what is not done.
+
+    Raises:
+        StageError: If shards fail twice, or more rows fail than ``max_failed_fraction`` allows.
+        NnciftError: Whatever a worker raised of that family, e.g. ModelError.
+    """
+    folder = stage_folder(stage, run_dir)
+    existing = StageOutput.open(folder)
+    if existing is not None:
+        reporter.stage_skipped(stage.name, existing.manifest.num_items)
+        return existing
+    started = time.monotonic()
+    folder.make_folder()
+    delete_temporaries(folder)
+    records = finished_shards(folder)
+    num_items = stage.num_items()
+    _begin(stage, folder, num_items, records, reporter)
+    with watching(stage, folder, reporter):
+        records += _run_remaining(stage, folder, num_items, records, execute, reporter)
+    manifest = _make_manifest(stage, num_items, records, time.monotonic() - started)
+    _check_failures(stage, folder, manifest)
+    (folder / MANIFEST_NAME).write_bytes(manifest.model_dump_json(indent=1).encode())
+    _sweep(folder)
+    reporter.stage_finished(stage.name, manifest.wall_seconds, manifest.num_failures)
+    return StageOutput(folder, manifest)
+
+
+def _begin(
+    stage: Stage, folder: Location, num_items: int, records: list[ShardRecord], reporter: Reporter
+) -> None:
+    """Say what lies ahead: to the reporter, and in the folder to whoever watches from elsewhere."""
+    begun = StageBegun(
+        stage=stage.name,
+        fingerprint=stage_fingerprint(stage),
+        unit=stage.unit,
+        units=stage.item_weight(0, num_items),
+        num_items=num_items,
+        num_cpus=stage.resources.num_cpus,
+        num_gpus=stage.resources.num_gpus,
+        num_shards_found=len(records),
+        started_at=utc_now(),
+    )
+    (folder / BEGUN_NAME).write_bytes(begun.model_dump_json(indent=1).encode())
+    done = sum(stage.item_weight(record.start, record.stop) for record in records)
+    reporter.stage_started(stage.name, begun.units, done, begun.unit)
+    reporter.stage_begun(begun, done)
+
+
+def plan_shards(stage: Stage, num_items: int, records: list[ShardRecord]) -> list[Shard]:
+    """Cut what no finished shard covers into shards of the size wanted now."""
+    gaps = remaining_ranges(num_items, [(record.start, record.stop) for record in records])
+    return [Shard(start, stop) for start, stop in cut_ranges(gaps, stage.shard_items)]
+
+
+def _run_remaining(
+    stage: Stage,
+    folder: Location,
+    num_items: int,
+    records: list[ShardRecord],
+    execute: Executor,
+    reporter: Reporter,
+) -> list[ShardRecord]:
+    """Run the missing shards; one that fails is tried again after the others."""
+    shards = plan_shards(stage, num_items, records)
+    finished: list[ShardOutcome] = []
+    failed: list[ShardOutcome] = []
+    for _ in range(MAX_SHARD_ATTEMPTS):
+        failed = []
+        for outcome in execute(stage, folder, shards) if shards else ():
+            if outcome.record is None:
+                failed.append(outcome)
+                _report_failed(stage, outcome, reporter)
+            else:
+                _check_visible(folder, outcome.record)
+                finished.append(outcome)
+                _report_finished(stage, outcome, reporter)
+            _check_survivors(stage, folder, failed, finished)
+        shards = [outcome.shard for outcome in failed]
+        if any(_users_error(outcome) for outcome in failed):
+            break
+    if failed:
+        raise _error_of(stage, failed, len(finished))
+    return [outcome.record for outcome in finished if outcome.record is not None]
+
+
+def _check_survivors(
+    stage: Stage, folder: Location, failed: list[ShardOutcome], finished: list[ShardOutcome]
+) -> None:
+    """Stop at once where no worker can be made or write, or where whatever is tried kills it.
+
+    Raises:
+        NnciftError: What stopped the shards.
+    """
+    if any(
+        (outcome.cause == "start" and _users_error(outcome))
+        # A full disk or a lost input: the other shards would be computed in vain.
+        or _users_error(outcome) is StorageError
+        for outcome in failed
+    ):
+        raise _error_of(stage, failed, len(finished))
+    if not all(_is_emptied(stage, outcome) for outcome in finished):
+        return
+    if len(finished) + sum(outcome.cause != "" for outcome in failed) < MAX_LOST_SHARDS:
+        return
+    for outcome in finished:  # the next run shall try their rows again
+        record_file(folder, outcome.shard).delete()
+    if failed:
+        raise _error_of(stage, failed, 0)
+    raise StageError(
+        f"stage '{stage.name}': every row of the first {len(finished)} shards killed its worker. "
+        f"Most often that is memory: {stage.memory_advice}."
+    )
+
+
+def _is_emptied(stage: Stage, outcome: ShardOutcome) -> bool:
+    """Whether a shard was finished only by giving up all of its rows."""
+    num_failures = outcome.record.num_failures if outcome.record is not None else 0
+    rows = stage.row_numbers(outcome.shard.start, outcome.shard.stop)
+    return outcome.cause == "killed" and num_failures >= len(rows)
+
+
+def _report_failed(stage: Stage, outcome: ShardOutcome, reporter: Reporter) -> None:
+    error = f"{outcome.error_type}: {outcome.error_message}"
+    reporter.shard_failed(stage.name, outcome.shard.start, outcome.shard.stop, error)
+
+
+def _report_finished(stage: Stage, outcome: ShardOutcome, reporter: Reporter) -> None:
+    reporter.advanced(stage.name, stage.item_weight(outcome.shard.start, outcome.shard.stop))
+    if outcome.record is not None:
+        reporter.shard_finished(stage.name, outcome.record)
+    if outcome.cause == "killed" and outcome.record is not None and outcome.record.num_failures:
+        reporter.notice(
+            f"stage '{stage.name}': rows of items {outcome.shard.start}..{outcome.shard.stop} "
+            f"killed their worker each time; they are in its errors table as '{KILLED_WORKER}'"
+        )
+
+
+def _check_visible(folder: Location, record: ShardRecord) -> None:
+    """Refuse a run directory that is a worker's own disk and not this one's."""
+    missing = missing_parts(folder, record) if folder.is_local else []
+    if missing:
+        raise StorageError(
+            f"{folder / missing[0]}: a worker wrote this file, but it is not here. On several "
+            "nodes run_dir must be a disk they share, or s3:// or gs://."
+        )
+
+
+def _users_error(outcome: ShardOutcome) -> type[NnciftError] | None:
+    """Return the class of an error that the user has to mend, so that trying again is pointless."""
+    kind = getattr(error_module, outcome.error_type, None)
+    return kind if isinstance(kind, type) and issubclass(kind, NnciftError) else None
+
+
+def _error_of(stage: Stage, failed: list[ShardOutcome], num_finished: int) -> NnciftError:
+    kept = (
+        f"{num_finished} other shard(s) were finished and are kept; the same command goes on from "
+        "there."
+    )
+    for outcome in failed:
+        users_error = _users_error(outcome)
+        if users_error is not None:
+            rest = f" {kept}" if outcome.cause == "killed" else ""
+            return users_error(f"stage '{stage.name}': {outcome.error_message}{rest}")
+    first = failed[0]
+    return StageError(
+        f"stage '{stage.name}': {len(failed)} shard(s) failed {MAX_SHARD_ATTEMPTS} times, the "
+        f"first is items {first.shard.start}..{first.shard.stop}: {first.error_type}: "
+        f"{first.error_message}{_memory_advice(stage, first)}\n{kept}\n{first.error_trace}"
+    )
+
+
+def _memory_advice(stage: Stage, outcome: ShardOutcome) -> str:
+    # torch.cuda's and Ray's errors are told by name: this process may have neither library.
+    if outcome.error_type not in ("MemoryError", "OutOfMemoryError"):
+        return ""
+    return f" (not enough memory: {stage.memory_advice})"
+
+
+def _sweep(folder: Location) -> None:
+    """Remove what only a run in progress needs, and what workers that died had not finished."""
+    (folder / BEGUN_NAME).delete()
+    attempts = folder / ATTEMPTS_FOLDER
+    if attempts.exists():
+        attempts.fs.delete_dir(attempts.path)
+        delete_temporaries(folder)
+
+
+def _make_manifest(
+    stage: Stage, num_items: int, records: list[ShardRecord], wall_seconds: float
+) -> StageManifest:
+    shards = tuple(sorted(records, key=lambda record: record.start))
+    edges = [0, *(record.stop for record in shards)]
+    if [record.start for record in shards] != edges[:-1] or edges[-1] != num_items:
+        raise StorageError(
+            f"stage '{stage.name}': its shards do not cover each of {num_items} items once; two "
+            "runs may have worked in one run_dir. Delete the stage's folder and run again."
+        )
+    return StageManifest(
+        stage=stage.name,
+        version=stage.version,
+        fingerprint=stage_fingerprint(stage),
+        settings=stage.settings(),
+        inputs={name: output.fingerprint for name, output in stage.inputs.items()},
+        seed=stage.seed,
+        num_items=num_items,
+        num_failures=sum(record.num_failures for record in shards),
+        wall_seconds=wall_seconds,
+        worker_seconds=sum(record.seconds for record in shards),
+        num_cpus=stage.resources.num_cpus,
+        num_gpus=stage.resources.num_gpus,
+        finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        environment=describe_environment(),
+        shards=shards,
+    )
+
+
+def _check_failures(stage: Stage, folder: Location, manifest: StageManifest) -> None:
+    good = max((manifest.num_rows(table) for table in stage.produces), default=0)
+    total = good + manifest.num_failures
+    if total and manifest.num_failures > stage.max_failed_fraction * total:
+        raise StageError(
+            f"stage '{stage.name}': {manifest.num_failures:,} of {total:,} rows failed, more than "
+            f"{stage.max_failed_key} = {stage.max_failed_fraction:g} allows. Reasons are in "
+            f"{folder / ERRORS_TABLE}. Mend the rows, or raise {stage.max_failed_key} to go on "
+            "without them."
+        )
+
+
+# How far a training is, left in its stage's folder by whichever worker does it.
+
+PROGRESS_NAME = "steps.json"
+SAVE_SECONDS = 5.0
+
+
+class StepProgress:
+    """Writes the steps done and an estimate of the time left, now and then."""
+
+    def __init__(self, folder: Location, every_seconds: float = SAVE_SECONDS) -> None:
+        """Leave it in a stage's folder; time starts now."""
+        self._location = _location(folder)
+        self._every_seconds = every_seconds
+        self._start = self._last = time.monotonic()
+
+    def __call__(self, step: int, total_steps: int) -> None:
+        """Say that a step is done."""
+        now = time.monotonic()
+        if now - self._last < self._every_seconds:
+            return
+        self._last = now
+        seconds_left = (now - self._start) / step * (total_steps - step)
+        told = {"step": step, "total_steps": total_steps, "seconds_left": seconds_left}
+        self._location.write_bytes(json.dumps(told).encode())
+
+
+def describe_steps(folder: Location) -> str:
+    """Say in a line how far the training in a stage's folder is; "" before the first word of it."""
+    location = _location(folder)
+    if not location.exists():
+        return ""
+    told = json.loads(location.read_bytes())
+    minutes = round(told["seconds_left"] / 60)
+    left = f"about {minutes:,} min left" if minutes else "less than a minute left"
+    return f"step {told['step']:,} of {told['total_steps']:,}, {left}"
+
+
+def _location(folder: Location) -> Location:
+    return folder / ATTEMPTS_FOLDER / PROGRESS_NAME

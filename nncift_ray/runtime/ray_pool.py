@@ -1,0 +1,481 @@
+"""Shards on Ray: a session, and an executor that sends shards through a Ray Data actor pool."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import queue
+import sys
+import threading
+import time
+import uuid
+import warnings
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+import ray
+import ray.data
+import ray.exceptions
+from ray._private import ray_constants
+from ray._private.state import state
+from ray.data import ActorPoolStrategy, DataContext
+
+from nncift_ray.errors import StageError
+from nncift_ray.recipe.sections import ClusterConfig, PoolConfig
+from nncift_ray.runtime.driver import (
+    ShardOutcome,
+    ShardRunner,
+    describe_outcome,
+    execute_here,
+    parse_outcome,
+)
+from nncift_ray.runtime.files import Location
+from nncift_ray.runtime.metrics import WorkerMetrics, run_of
+from nncift_ray.runtime.poison import Whereabouts
+from nncift_ray.runtime.step import PLACEMENT_TIMEOUT, Resources, Shard, Stage
+
+POLL_SECONDS = 1.0
+#: For threads to end in once their work is ended; less than what stopping leaves for all of it.
+END_SECONDS = 2.0
+ROUNDING = 1e-6  # Ray counts resources in units of 1e-4
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """What a node that is up has in all, in use or not."""
+
+    resources: Mapping[str, float]
+    labels: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What one actor asks of a node."""
+
+    resources: Mapping[str, float]
+    labels: Mapping[str, str]  # selectors
+
+    @classmethod
+    def of(cls, resources: Resources) -> Wanted:
+        """Return it by Ray's names; what an actor asks nothing of is left out."""
+        amounts = {"CPU": resources.num_cpus, "GPU": resources.num_gpus, **resources.custom}
+        asked = {name: amount for name, amount in amounts.items() if amount > 0}
+        return cls(asked, resources.labels)
+
+    def missing_on(self, node: Node) -> list[str]:
+        """Return what keeps an actor off a node; empty where it has a place."""
+        lacking = [
+            f"{name} {amount:g}"
+            for name, amount in self.resources.items()
+            if node.resources.get(name, 0) + ROUNDING < amount
+        ]
+        return lacking + [
+            f"label {key}: {selector}"
+            for key, selector in self.labels.items()
+            if not selects(selector, node.labels.get(key))
+        ]
+
+
+def selects(selector: str, value: str | None) -> bool:
+    """Say whether a selector of Ray's takes a node whose label has a value, or is not there."""
+    is_negated, choice = selector.startswith("!"), selector.removeprefix("!")
+    is_list = choice.startswith("in(")
+    values = choice[len("in(") : -1].split(",") if is_list else [choice]
+    return (value in {each.strip() for each in values}) != is_negated
+
+
+def alive_nodes() -> list[Node]:
+    """Return the nodes that are up now and take work."""
+    draining = state.get_draining_nodes()
+    return [
+        Node(node["Resources"], node.get("Labels") or {})
+        for node in ray.nodes()
+        if node["Alive"] and node["NodeID"] not in draining
+    ]
+
+
+def is_node_draining(node_id: str) -> bool:
+    """Say whether a node takes no more work, since its machine is about to be taken away."""
+    return node_id in state.get_draining_nodes()
+
+
+def is_node_gone(node_id: str) -> bool:
+    """Say whether a node is not up any more."""
+    return all(node["NodeID"] != node_id for node in ray.nodes() if node["Alive"])
+
+
+def find_missing(wanted: Wanted, nodes: Sequence[Node]) -> list[str]:
+    """Return what keeps an actor off every node, as far as the best one; empty if one will do."""
+    return min((wanted.missing_on(node) for node in nodes or [Node({})]), key=len)
+
+
+def watch_placement(
+    items: Iterable[Item],
+    stage_name: str,
+    resources: Resources,
+    timeout_seconds: float,
+    *,
+    nodes: Callable[[], Sequence[Node]] = alive_nodes,
+    clock: Callable[[], float] = time.monotonic,
+    poll_seconds: float = POLL_SECONDS,
+    end: Callable[[], None] | None = None,
+) -> Iterator[Item]:
+    """Pass items on as they come, and stop when no node could have held an actor for too long.
+
+    Only the absence of a place counts, not slow work: as long as any node has what one actor asks
+    for, waiting has no end.
+
+    Args:
+        items: What the actors give; read in a thread of its own.
+        stage_name: For the message.
+        resources: What one actor asks for.
+        timeout_seconds: How long a place may be missing.
+        nodes: Tells the nodes that are up.
+        clock: Tells seconds.
+        poll_seconds: Between two looks at the cluster.
+        end: Makes ``items`` end; called, and the thread waited for, where the caller leaves early.
+
+    Raises:
+        StageError: If there was no place for ``timeout_seconds``, saying what is missing.
+    """
+    patience = _Patience(stage_name, Wanted.of(resources), timeout_seconds, nodes, clock)
+    arrived: queue.Queue[_Arrival[Item]] = queue.Queue()
+    left = threading.Event()
+    reader = threading.Thread(
+        target=_read, args=(items, arrived, left), name=f"outcomes of {stage_name}", daemon=True
+    )
+    reader.start()
+    try:
+        while True:
+            try:
+                arrival = arrived.get(timeout=poll_seconds)
+            except queue.Empty:
+                patience.check()
+                continue
+            if arrival.error is not None:
+                raise arrival.error
+            if arrival.is_end:
+                return
+            patience.renew()
+            yield from arrival.items
+    finally:
+        left.set()
+        if end is not None and reader.is_alive():
+            end()
+            reader.join(END_SECONDS)
+
+
+def wait_for_place(
+    stage_name: str,
+    resources: Resources,
+    timeout_seconds: float,
+    *,
+    nodes: Callable[[], Sequence[Node]] = alive_nodes,
+    clock: Callable[[], float] = time.monotonic,
+    poll_seconds: float = POLL_SECONDS,
+) -> None:
+    """Return once a node could hold a worker; arguments and error as of ``watch_placement``."""
+    patience = _Patience(stage_name, Wanted.of(resources), timeout_seconds, nodes, clock)
+    while not patience.check():
+        time.sleep(poll_seconds)
+
+
+class _Patience:
+    """Measures for how long there has been no place."""
+
+    def __init__(
+        self,
+        stage_name: str,
+        wanted: Wanted,
+        timeout_seconds: float,
+        nodes: Callable[[], Sequence[Node]],
+        clock: Callable[[], float],
+    ) -> None:
+        self._stage_name, self._wanted, self._timeout = stage_name, wanted, timeout_seconds
+        self._nodes, self._clock = nodes, clock
+        self._last_place = clock()
+
+    def renew(self) -> None:
+        """Take note that an actor had a place just now."""
+        self._last_place = self._clock()
+
+    def check(self) -> bool:
+        """Say whether a node could hold an actor; raise when none could for too long."""
+        nodes = self._nodes()
+        missing = find_missing(self._wanted, nodes)
+        if not missing:
+            self.renew()
+            return True
+        waited = self._clock() - self._last_place
+        if waited >= self._timeout:
+            raise StageError(_no_place(self._stage_name, self._wanted, nodes, waited))
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class _Arrival(Generic[Item]):
+    """What the reader hands over: an item, an error, or neither at the end."""
+
+    items: tuple[Item, ...] = ()
+    error: BaseException | None = None
+
+    @property
+    def is_end(self) -> bool:
+        return not self.items
+
+
+def _read(
+    items: Iterable[Item], arrived: queue.Queue[_Arrival[Item]], left: threading.Event
+) -> None:
+    try:
+        for item in items:
+            arrived.put(_Arrival((item,)))
+            if left.is_set():  # nobody waits any more, so the rest is not to be done
+                return
+    except BaseException as error:  # noqa: BLE001  (raised again where it is waited for)
+        arrived.put(_Arrival(error=error))
+        return
+    arrived.put(_Arrival())
+
+
+def _no_place(stage_name: str, wanted: Wanted, nodes: Sequence[Node], seconds: float) -> str:
+    asked = [f"{name} {amount:g}" for name, amount in wanted.resources.items()]
+    asked += [f"label {key}: {selector}" for key, selector in wanted.labels.items()]
+    return (
+        f"stage '{stage_name}': no node could hold an actor for {seconds:,.0f} s. Missing: "
+        f"{', '.join(find_missing(wanted, nodes))}; an actor asks for {', '.join(asked)}; nodes "
+        f"up: {len(nodes)}. Start such a node, let the autoscaler bring one (its group's "
+        "max_workers and your quota), ask for less in the stage's pool, or raise "
+        "cluster.placement_timeout. Finished shards are kept; the same command goes on from there."
+    )
+
+
+# Shards on Ray: a session, and an executor that sends shards through a Ray Data actor pool.
+
+# On one machine Ray's CPUs are tickets: readers and the driver need some beside the actors.
+SPARE_LOCAL_CPUS = 2
+STDERR_DESCRIPTOR = 2
+CLUSTERS_VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+CLUSTER_ACTOR_CPUS = 4.0
+LOCAL_OBJECT_STORE_BYTES = 512 * 1024**2
+LEFT_DRAINING_NODE = 75  # exit code of an actor's process
+
+
+def cluster_address(cluster: ClusterConfig) -> str | None:
+    """Return the address of the cluster to join, or None to start Ray on this machine."""
+    return cluster.address or os.environ.get("RAY_ADDRESS")
+
+
+def cluster_has_gpu() -> bool:
+    """Whether the connected cluster has a GPU now."""
+    return ray.cluster_resources().get("GPU", 0) > 0
+
+
+@contextlib.contextmanager
+def ray_session(cluster: ClusterConfig) -> Generator[None]:
+    """Connect to the cluster of the recipe or of RAY_ADDRESS, else start Ray on this machine.
+
+    A Ray that is started here listens on loopback only, has no dashboard, and asks for Ray's token
+    (its default; RAY_AUTH_MODE says otherwise).
+    """
+    if ray.is_initialized():
+        yield
+        return
+    address = cluster_address(cluster)
+    level = logging.INFO if cluster.worker_logs else logging.ERROR
+    common: dict[str, Any] = {"logging_level": level, "log_to_driver": cluster.worker_logs}
+    with warnings.catch_warnings(), _quiet_core(quiet=not cluster.worker_logs):
+        warnings.simplefilter("ignore", FutureWarning)
+        if address:
+            ray.init(address=address, **common)
+        else:
+            with _on_loopback():
+                ray.init(
+                    address="local",
+                    num_cpus=(os.cpu_count() or 1) + SPARE_LOCAL_CPUS,
+                    object_store_memory=LOCAL_OBJECT_STORE_BYTES,
+                    include_dashboard=False,
+                    **common,
+                )
+    quiet_ray_data(show=cluster.worker_logs)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def _on_loopback() -> Generator[None]:
+    """Make a Ray that is started inside listen on loopback, where only this machine reaches it.
+
+    Ray's switch for that is a variable, which it reads when it is imported; its processes inherit
+    the variable. ``ray.init(_node_ip_address="127.0.0.1")`` is replaced by the machine's address.
+    """
+    before, known = os.environ.get(CLUSTERS_VARIABLE), ray_constants.ENABLE_RAY_CLUSTER
+    os.environ[CLUSTERS_VARIABLE] = "0"
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = known
+        del os.environ[CLUSTERS_VARIABLE]
+        if before is not None:
+            os.environ[CLUSTERS_VARIABLE] = before
+
+
+@contextlib.contextmanager
+def _quiet_core(*, quiet: bool) -> Generator[None]:
+    """Keep Ray's compiled core from writing over the progress lines while it connects.
+
+    It tells of its own internals at level error, and announces the variable that says not to; only
+    the file descriptor can stop the second. What goes wrong in connecting is raised all the same.
+    """
+    if not quiet:
+        yield
+        return
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    sys.stderr.flush()
+    saved = os.dup(STDERR_DESCRIPTOR)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), STDERR_DESCRIPTOR)
+        try:
+            yield
+        finally:
+            os.dup2(saved, STDERR_DESCRIPTOR)
+            os.close(saved)
+
+
+def quiet_ray_data(*, show: bool) -> None:
+    """Turn off Ray Data's own bars and logs: the reporter speaks for a stage."""
+    context = DataContext.get_current()
+    context.enable_progress_bars = show
+    context.enable_operator_progress_bars = show
+    context.enable_rich_progress_bars = show
+    context.print_on_execution_start = show
+    if not show:
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+class ShardActor:
+    """A ``ShardRunner`` in a process of its own.
+
+    When the process dies Ray starts it again and hands it the same rows again, as often as it
+    takes: the runner counts deaths, and knows when to give a shard up.
+    """
+
+    def __init__(self, stage: Stage, folder: Location, session: str) -> None:
+        """Keep the stage; models load with the first shard so that an error can be reported."""
+        _limit_threads(stage.resources.num_cpus)
+        self._metrics = WorkerMetrics(run_of(folder), stage.name)
+        self._node = ray.get_runtime_context().get_node_id()
+        here = Whereabouts(self._node, is_node_gone)
+        self._runner = ShardRunner(stage, folder, session, self._metrics.loaded, here)
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Run the shard of a row; on a node that is about to go, leave it to another node."""
+        if is_node_draining(self._node):
+            # Ray goes on handing out shards here. It restarts an actor that died, as this one now
+            # does, where work is taken, and hands it the shard again.
+            os._exit(LEFT_DRAINING_NODE)
+        self._metrics.begun()
+        return describe_outcome(self._runner.run(Shard(int(row["start"]), int(row["stop"]))))
+
+
+def _limit_threads(num_cpus: float) -> None:
+    """Give libraries as many threads as Ray gave the actor CPUs, never more than there are."""
+    threads = str(max(1, min(int(num_cpus), os.cpu_count() or 1)))
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
+        os.environ[variable] = threads
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def execute_on_ray(stage: Stage, folder: Location, shards: list[Shard]) -> Iterator[ShardOutcome]:
+    """Run shards in an actor pool of the stage's size (an Executor)."""
+    if stage.placement == "driver":
+        yield from execute_here(stage, folder, shards)
+        return
+    resources = stage.resources
+    rows = [{"start": shard.start, "stop": shard.stop} for shard in shards]
+    most = max(1, min(resources.max_actors, len(shards)))
+    # Ray Data restarts a dead actor, and gives it its shard again, any number of times.
+    outcomes = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+        ShardActor,  # pyright: ignore[reportArgumentType]
+        fn_constructor_args=(stage, folder, uuid.uuid4().hex),
+        compute=ActorPoolStrategy(min_size=min(resources.min_actors, most), max_size=most),
+        num_cpus=resources.num_cpus,
+        num_gpus=resources.num_gpus or None,
+        resources=dict(resources.custom) or None,
+        label_selector=dict(resources.labels) or None,
+    )
+    try:
+        for row in watch_placement(
+            _rows_as_they_come(outcomes),
+            stage.name,
+            resources,
+            resources.placement_timeout,
+            end=lambda: _end(outcomes),
+        ):
+            yield parse_outcome(row)
+    except ray.exceptions.RayError as error:
+        raise StageError(
+            f"stage '{stage.name}': Ray gave up: {str(error).strip().splitlines()[0]} "
+            "Finished shards are kept; the same command goes on from there."
+        ) from error
+
+
+def _rows_as_they_come(outcomes: ray.data.Dataset) -> Iterator[dict[str, Any]]:
+    """Yield every row at once; ``iter_rows`` keeps each back until the next is there."""
+    tables: Iterable[Any] = outcomes.iter_batches(
+        batch_size=None, batch_format="pyarrow", prefetch_batches=0
+    )
+    for table in tables:
+        yield from table.to_pylist()
+
+
+def _end(outcomes: ray.data.Dataset) -> None:
+    """End the actors and threads of a stage that is left early.
+
+    They would go on until they are collected; a thread that meets ``ray.shutdown`` connects anew,
+    or takes the process along.
+    """
+    executor = outcomes._current_executor
+    if executor is not None:
+        executor.shutdown(force=True)
+
+
+def pool_resources(
+    pool: PoolConfig,
+    *,
+    can_use_gpu: bool,
+    single_threaded: bool,
+    local: bool,
+    max_actors: int | None = None,
+    placement_timeout: float = PLACEMENT_TIMEOUT,
+) -> Resources:
+    """Size a stage's actor pool for the cluster that is there; the recipe's numbers win.
+
+    On one machine a multi-threaded stage has one actor with all its cores, a single-threaded one an
+    actor a core. On a cluster every actor has four CPUs or a GPU.
+    """
+    seen = ray.cluster_resources()
+    cluster_gpus = int(seen.get("GPU", 0))
+    num_gpus = pool.num_gpus
+    if num_gpus is None:
+        num_gpus = 1.0 if can_use_gpu and cluster_gpus else 0.0
+    cluster_cpus = (os.cpu_count() or 1) if local else int(seen.get("CPU", 1))
+    num_cpus = pool.num_cpus
+    if num_cpus is None:
+        whole = float(cluster_cpus) if local and not num_gpus else CLUSTER_ACTOR_CPUS
+        num_cpus = 1.0 if single_threaded else whole
+    most = int(cluster_gpus // num_gpus if num_gpus else cluster_cpus // num_cpus)
+    most = max(1, min(most, max_actors or most))
+    low, high = (1, most) if pool.num_actors is None else _as_range(pool.num_actors)
+    return Resources(num_cpus, num_gpus, low, high, pool.resources, pool.labels, placement_timeout)
+
+
+def _as_range(num_actors: int | tuple[int, int]) -> tuple[int, int]:
+    return num_actors if isinstance(num_actors, tuple) else (num_actors, num_actors)

@@ -1,0 +1,238 @@
+"""The stage contract: what a stage says of itself, and what the driver does for it.
+
+A stage numbers its work as items 0..num_items. An item is also the atom of numeric work: whatever
+a result could depend on by rounding (the texts of one padded batch, the pairs of one engine call)
+lies inside one item. Shards are runs of whole items, so their size and the number of actors never
+show in the rows.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import pyarrow as pa
+
+from nncift_ray.errors import StageError
+from nncift_ray.runtime import schemas
+from nncift_ray.runtime.files import Location
+from nncift_ray.runtime.output import ERRORS_TABLE, Sink, StageOutput
+
+#: Seconds; the recipe's ``cluster.placement_timeout`` where a run sizes the pools.
+PLACEMENT_TIMEOUT = 1800.0
+
+#: Reason in the errors table of a row that killed the process that worked on it.
+KILLED_WORKER = "killed_worker"
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """The items [start, stop) of a stage.
+
+    ``rows`` and ``skip`` are set only for a stage that is ``divisible``, after deaths.
+    """
+
+    start: int
+    stop: int
+    #: Do these row numbers only; None: all rows of the items.
+    rows: range | None = None
+    #: Row numbers to leave out, each with the message of its error row.
+    skip: Mapping[int, str] = field(default_factory=dict[int, str])
+
+    def wanted(self, rows: range) -> range:
+        """Return those of some neighbouring rows that are to be done."""
+        if self.rows is None:
+            return rows
+        return range(max(rows.start, self.rows.start), min(rows.stop, self.rows.stop))
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What one actor holds and how many there may be."""
+
+    num_cpus: float = 1
+    num_gpus: float = 0
+    min_actors: int = 1
+    max_actors: int = 1
+    custom: Mapping[str, float] = field(default_factory=dict[str, float])
+    #: Labels of the nodes that an actor may run on: a selector of Ray's.
+    labels: Mapping[str, str] = field(default_factory=dict[str, str])
+    #: How long there may be no node that could hold one, before the stage stops.
+    placement_timeout: float = PLACEMENT_TIMEOUT
+
+
+Worker = Callable[[Shard, Sink], None]
+
+
+class Stage(ABC):
+    """One step of the pipeline.
+
+    Subclasses are small and picklable: they hold configuration and the outputs they read, never
+    models or tables. ``make_worker`` runs inside an actor and returns a plain callable, which a
+    unit test calls with no Ray at all.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[int] = 1
+    #: "pool": workers run in a Ray Data actor pool. "driver": the one item is run by the driver,
+    #: for stages that hand their work to another Ray library themselves.
+    placement: ClassVar[Literal["pool", "driver"]] = "pool"
+    #: What the items are called in progress lines.
+    unit: ClassVar[str] = "rows"
+
+    #: Seed recorded in the manifest; stages that draw set it.
+    seed: int = 0
+    resources: Resources = Resources()
+    max_failed_fraction: float = 1.0
+    #: The recipe's key for it, for messages.
+    max_failed_key: ClassVar[str] = "max_failed_fraction"
+    #: Whether the worker can do some rows of an item and leave others out (``Shard.rows``,
+    #: ``Shard.skip``), so that a row that kills it becomes an error row.
+    divisible: ClassVar[bool] = False
+    #: What to do when a worker has not enough memory, for messages.
+    memory_advice: ClassVar[str] = (
+        "give its actors more of it (pool.num_cpus), or run fewer of them (pool.num_actors)"
+    )
+
+    @property
+    @abstractmethod
+    def produces(self) -> Mapping[str, pa.Schema]:
+        """The tables this stage writes, ``errors`` aside."""
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """What shapes the rows, as JSON: enters the fingerprint with the inputs' fingerprints."""
+
+    @property
+    @abstractmethod
+    def inputs(self) -> Mapping[str, StageOutput]:
+        """The finished stages this one reads."""
+
+    @abstractmethod
+    def num_items(self) -> int:
+        """How many items there are."""
+
+    @abstractmethod
+    def make_worker(self) -> Worker:
+        """Build what turns a shard into rows; loads models, so only actors call it."""
+
+    @property
+    def shard_items(self) -> int:
+        """Items a shard; a shard is the most that a lost worker can cost."""
+        return 1
+
+    def item_weight(self, start: int, stop: int) -> int:
+        """How many ``unit`` the items [start, stop) stand for in progress lines."""
+        return stop - start
+
+    def row_numbers(self, start: int, stop: int) -> range:
+        """Number the rows of the items [start, stop), in one count over the whole stage.
+
+        A stage that is not ``divisible`` counts items.
+        """
+        return range(start, stop)
+
+    def progress(self, folder: Location) -> str:
+        """Say in one line how far an item is that takes long, from what lies in the folder.
+
+        "" where there is nothing to say. The driver asks now and then while workers work.
+        """
+        return ""
+
+    def condemned_with(self, killers: Sequence[int], rows: range) -> Mapping[int, str]:
+        """Return which of some rows are not worth trying once others have killed, and why."""
+        return {}
+
+    def check_schema(self, table: str, schema: pa.Schema) -> None:
+        """Refuse a table that is not as declared.
+
+        Raises:
+            StageError: With both schemas.
+        """
+        expected = schemas.ERRORS if table == ERRORS_TABLE else self.produces.get(table)
+        if expected is None:
+            raise StageError(f"stage '{self.name}' wrote an undeclared table '{table}'")
+        if not schema.equals(expected):
+            raise StageError(
+                f"stage '{self.name}', table '{table}': wrote\n{schema}\nbut declares\n{expected}"
+            )
+
+
+# Items made of rows: fixed atoms of one or more row ranges, numbered one after another.
+
+
+@dataclass(frozen=True, slots=True)
+class RowSpan:
+    """The rows [start, stop) of a named range."""
+
+    name: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class RowAtoms:
+    """Ranges of rows cut into atoms of ``atom_rows``, each range's last one shorter."""
+
+    ranges: tuple[tuple[str, int], ...]  # (name, number of rows)
+    atom_rows: int
+    #: Number of the first row of a range; ranges that are not named begin with row 0.
+    first_rows: Mapping[str, int] = field(default_factory=dict[str, int])
+
+    @property
+    def num_items(self) -> int:
+        """Number of atoms."""
+        return sum(-(-rows // self.atom_rows) for _, rows in self.ranges)
+
+    def spans(self, start: int, stop: int) -> Iterator[RowSpan]:
+        """Yield the atoms [start, stop)."""
+        first = 0
+        for name, rows in self.ranges:
+            count = -(-rows // self.atom_rows)
+            first_row = self.first_rows.get(name, 0)
+            for item in range(max(start, first), min(stop, first + count)):
+                low = (item - first) * self.atom_rows
+                high = min(low + self.atom_rows, rows)
+                yield RowSpan(name, first_row + low, first_row + high)
+            first += count
+
+    def num_rows(self, start: int, stop: int) -> int:
+        """Return the rows of the atoms [start, stop)."""
+        return sum(span.stop - span.start for span in self.spans(start, stop))
+
+    def items_per_shard(self, shard_rows: int) -> int:
+        """Return how many whole atoms make a shard of about ``shard_rows`` rows."""
+        return max(1, shard_rows // self.atom_rows)
+
+
+def merge_spans(spans: Sequence[RowSpan]) -> list[RowSpan]:
+    """Join neighbouring spans of the same range."""
+    merged: list[RowSpan] = []
+    for span in spans:
+        if merged and merged[-1].name == span.name and merged[-1].stop == span.start:
+            merged[-1] = RowSpan(span.name, merged[-1].start, span.stop)
+        else:
+            merged.append(span)
+    return merged
+
+
+class RowStage(Stage):
+    """A stage whose items are atoms of rows; subclasses set ``_atoms`` and ``_shard_rows``."""
+
+    _atoms: RowAtoms
+    _shard_rows: int
+
+    def num_items(self) -> int:
+        """Atoms of rows."""
+        return self._atoms.num_items
+
+    @property
+    def shard_items(self) -> int:
+        """Whole atoms a shard."""
+        return self._atoms.items_per_shard(self._shard_rows)
+
+    def item_weight(self, start: int, stop: int) -> int:
+        """Rows of some atoms."""
+        return self._atoms.num_rows(start, stop)

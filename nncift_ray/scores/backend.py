@@ -1,0 +1,170 @@
+"""Which code scores all pairs where: the CPU kernel, or a device by Triton or torch."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import resource
+import sys
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nncift_ray.errors import ConfigError, StageError
+from nncift_ray.runtime.step import Resources
+from nncift_ray.scores.exact import CpuThreads, TopK, TopKState, top_k_rows
+from nncift_ray.scores.kernel import CountedRows
+
+
+class ScoresRows(Protocol):
+    """`pair_scores.top_k_rows`, or the same on threads or on a device."""
+
+    def __call__(
+        self,
+        a_IH: NDArray[np.float32],
+        b_JH: NDArray[np.float32],
+        w_H: NDArray[np.float32],
+        bias: float,
+        k: int,
+        *,
+        column_offset: int = 0,
+        state: TopKState | None = None,
+        counted: CountedRows | None = None,
+    ) -> TopK:
+        """Score all pairs and keep the K best columns of every row."""
+        ...
+
+
+def pair_backend(device: str = "cpu", *, num_threads: int = 1, half: bool = False) -> ScoresRows:
+    """Return what scores all pairs on a device.
+
+    "cpu" is the compiled kernel on so many threads and loads no torch; "cuda" is the Triton kernel
+    where Triton is installed (it comes with a GPU build of torch), else plain torch.
+
+    Args:
+        device: "cpu", or a torch device.
+        num_threads: Threads of a CPU.
+        half: Score in half precision, on a device only.
+
+    Raises:
+        ValueError: If half precision is wanted of the CPU kernel, which has none.
+    """
+    if device == "cpu":
+        if half:
+            msg = "the CPU kernel has no half precision"
+            raise ValueError(msg)
+        return top_k_rows if num_threads == 1 else CpuThreads(num_threads).top_k_rows
+    from nncift_ray.scores.gpu import fold_in_torch, top_k_rows_on
+
+    fold = fold_in_torch
+    if device.startswith("cuda") and importlib.util.find_spec("triton") is not None:
+        from nncift_ray.scores.triton_kernel import fold_in_triton
+
+        fold = fold_in_triton
+    return functools.partial(top_k_rows_on, device=device, fold=fold, half=half)
+
+
+# What a worker of the pair stages holds in memory: estimated before it starts, and measured.
+
+FLOAT_BYTES, LONG_BYTES = 4, 8
+#: Python with the libraries, and what reading and writing Parquet takes.
+PROCESS_BYTES = 450 * 10**6
+TILE_COPIES = 4  # of the columns read at a time: as Parquet, as Arrow, as numbers, packed
+PADDING = 1.2  # hidden units are padded to sixteens, cells to whole panels
+FEATURE_COPIES = 4  # the index, its bytes while they are read, and packed for searching
+MEMORY_KEY = "pair_scores.max_worker_bytes"
+
+
+@dataclass(frozen=True, slots=True)
+class PairMemory:
+    """Estimates for one block, in bytes.
+
+    Attributes:
+        num_columns: Columns J.
+        num_hidden: Hidden units H.
+        shard_rows: Rows scored together.
+        top_k: Columns kept a row.
+        column_tile: Columns streamed at a time.
+    """
+
+    num_columns: int
+    num_hidden: int
+    shard_rows: int
+    top_k: int
+    column_tile: int = 65_536
+
+    @property
+    def columns(self) -> int:
+        """All columns' activations."""
+        return self.num_columns * self.num_hidden * FLOAT_BYTES
+
+    @property
+    def streamed(self) -> int:
+        """The least that exact scoring takes: rows, lists and one tile of columns."""
+        tile = min(self.column_tile, self.num_columns) * self.num_hidden * FLOAT_BYTES
+        rows = self.shard_rows * (3 * self.num_hidden * FLOAT_BYTES + 4 * self.top_k * LONG_BYTES)
+        return PROCESS_BYTES + TILE_COPIES * tile + rows
+
+    def keeps_columns(self, max_bytes: int) -> bool:
+        """Whether all columns fit beside what streaming takes."""
+        return self.streamed + self.columns <= max_bytes
+
+    def pruned(self, num_features: int) -> int:
+        """What scoring through an index takes: columns, a packed copy, the index."""
+        features = self.num_columns * num_features * FLOAT_BYTES
+        packed = round(self.columns * (1 + PADDING))
+        return self.streamed + packed + FEATURE_COPIES * features
+
+    def check_streamed(self, block: str, max_bytes: int) -> None:
+        """Refuse a bound that even streaming does not keep to.
+
+        Raises:
+            ConfigError: With the estimate and what to change.
+        """
+        if self.streamed > max_bytes:
+            raise ConfigError(
+                f"{MEMORY_KEY} = {max_bytes:,} is less than scoring block '{block}' takes, about "
+                f"{self.streamed:,} bytes a worker: raise it, or lower pair_scores.column_tile "
+                f"(now {self.column_tile:,}) or pair_scores.pool.shard_rows"
+            )
+
+
+def peak_bytes() -> int:
+    """Return the largest memory that this process has had resident."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # kilobytes but on macOS
+
+
+# What a worker scores pairs with: the threads or the GPU that Ray gave it.
+
+
+def num_threads_of(resources: Resources) -> int:
+    """Return the threads of an actor: its CPUs, never more than the machine has."""
+    return max(1, min(int(resources.num_cpus), os.cpu_count() or 1))
+
+
+def make_backend(resources: Resources, *, half: bool) -> tuple[int, ScoresRows]:
+    """Return an actor's threads, and what scores all pairs there.
+
+    Raises:
+        StageError: If Ray gave a GPU that torch cannot use, or half precision is wanted without.
+    """
+    num_threads = num_threads_of(resources)
+    if not resources.num_gpus:
+        if half:
+            raise StageError(
+                "pair_scores.half is for GPUs, and this actor has none: set "
+                "pair_scores.pool.num_gpus to 1 on a cluster that has some, or half to false"
+            )
+        return num_threads, pair_backend("cpu", num_threads=num_threads)
+    import torch  # a CPU worker does without
+
+    if not torch.cuda.is_available():
+        raise StageError(
+            "Ray gave this actor a GPU, but torch finds none: install torch for CUDA, or set "
+            "pair_scores.pool.num_gpus to 0"
+        )
+    return num_threads, pair_backend("cuda", half=half)

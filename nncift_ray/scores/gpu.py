@@ -1,0 +1,220 @@
+"""Influence of every pair on a GPU: `pair_scores.top_k_rows`, its contract and its bits.
+
+Scores are the CPU kernel's additions in the same order; so lists, extremes and column maxima agree
+to the last bit, and the sums to about 1e-7. In half precision activations are rounded once, and
+each score is still summed in float32.
+
+Suffixes: I rows (helped), J columns (helpers), T columns of a tile, H hidden units in kernel order,
+K kept columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from nncift_ray.scores.exact import (
+    TopK,
+    TopKState,
+    check_activations,
+    prepare_rows,
+    read_keys,
+    start_state,
+    unit_order,
+)
+from nncift_ray.scores.kernel import BITS_DROPPED, FIRST_BIN, LAST_COLUMN, NUM_BINS, CountedRows
+
+F32 = NDArray[np.float32]
+
+TILE_COLUMNS = 1024  # of the torch version: 8 bytes x rows x columns of temporaries
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DevicePairs:
+    """Rows and columns on the device, prepared for scoring."""
+
+    rows_HI: torch.Tensor  # w_h a_ih, float32 or float16
+    columns_HJ: torch.Tensor  # -w_h b_jh, likewise
+    base_J: torch.Tensor  # bias + sum_h w_h b_jh, float32
+    num_max: int  # units before this one add a maximum, the others a minimum
+    first_column: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DeviceState:
+    """What is kept on the device; a fold changes it in place."""
+
+    key_IK: torch.Tensor  # those of `pair_kernel`, in any order
+    min_I: torch.Tensor
+    max_I: torch.Tensor
+    sum_I: torch.Tensor  # float64
+    sum_of_squares_I: torch.Tensor  # float64
+    column_max_J: torch.Tensor
+
+
+Fold = Callable[[DevicePairs, DeviceState], None]
+
+
+def top_k_rows_on(
+    a_IH: F32,
+    b_JH: F32,
+    w_H: F32,
+    bias: float,
+    k: int,
+    *,
+    device: str,
+    fold: Fold,
+    half: bool = False,
+    column_offset: int = 0,
+    state: TopKState | None = None,
+    counted: CountedRows | None = None,
+) -> TopK:
+    """Score all pairs on a device and keep the K best columns of every row.
+
+    Arguments, result, state and errors are those of `pair_scores.top_k_rows`; a state may go from
+    one to the other.
+
+    Args:
+        a_IH: Row (helped) activations [I, H], first-layer bias included.
+        b_JH: Column (helper) activations [J, H].
+        w_H: Output weights [H].
+        bias: Output bias.
+        k: Columns kept per row.
+        device: A torch device.
+        fold: What scores there: `fold_in_torch`, or `pair_triton.fold_in_triton` on a GPU.
+        half: Round w_h a_ih and w_h b_jh to float16, for twice the maxima a second: below 6e-8
+            they vanish, above 65,504 they overflow.
+        column_offset: Index of the first column of `b_JH` among all columns.
+        state: What an earlier call returned for the same rows.
+        counted: Rows whose scores are counted, and the counts; changed in place.
+
+    Raises:
+        ShapeError: If H differs between the arrays, or the state is of other rows or another K.
+        ValueError: If an activation is not finite, k is below 1, or columns pass 2**31 - 2.
+
+    Device memory: 4 * (I + J) * H bytes (2 in half precision), 8 * I * K for the keys.
+    """
+    check_activations(a_IH, b_JH[:0], w_H, bias)
+    state = start_state(len(a_IH), k, column_offset, len(b_JH), state)
+    columns_JH = torch.asarray(b_JH, device=device)
+    if not bool(torch.isfinite(columns_JH).all()):
+        check_activations(a_IH, b_JH, w_H, bias)  # names the row
+    order_H, num_max = unit_order(w_H)
+    rows_HI = torch.asarray(prepare_rows(a_IH, w_H, order_H), device=device).T.contiguous()
+    weighted_HJ = (columns_JH * torch.asarray(w_H, device=device)).T.contiguous()
+    dtype = torch.float16 if half else torch.float32
+    pairs = DevicePairs(
+        rows_HI.to(dtype),
+        -weighted_HJ[torch.asarray(order_H, device=device)].to(dtype),
+        _column_terms(weighted_HJ, bias),
+        num_max,
+        column_offset,
+    )
+    on_device = _to_device(state, len(b_JH), device)
+    if len(a_IH) and len(b_JH):
+        fold(pairs, on_device)
+        if counted is not None:
+            _count_scores(pairs, counted)
+    return _to_host(on_device, state, len(b_JH))
+
+
+def fold_in_torch(pairs: DevicePairs, state: DeviceState) -> None:
+    """Score tile by tile with whole-tile operations, on any device; the kernel's oracle."""
+    for start in range(0, pairs.columns_HJ.shape[1], TILE_COLUMNS):
+        part = slice(start, start + TILE_COLUMNS)
+        score_IT = _score_tile(pairs, pairs.rows_HI, part)
+        _fold_statistics(score_IT, state)
+        state.column_max_J[part] = score_IT.amax(dim=0)
+        _fold_lists(score_IT, pairs.first_column + start, state.key_IK)
+
+
+def _score_tile(pairs: DevicePairs, rows_HI: torch.Tensor, part: slice) -> torch.Tensor:
+    score_IT = pairs.base_J[part].repeat(rows_HI.shape[1], 1)
+    for h, (row_I, column_J) in enumerate(zip(rows_HI, pairs.columns_HJ, strict=True)):
+        larger = torch.maximum if h < pairs.num_max else torch.minimum
+        score_IT += larger(row_I[:, None], column_J[None, part])
+    return score_IT
+
+
+def _count_scores(pairs: DevicePairs, counted: CountedRows) -> None:
+    """Score the counted rows once more, a few of many, and add them to the counts."""
+    is_counted_I = torch.asarray(counted.is_counted_I, device=pairs.rows_HI.device)
+    rows_HN = pairs.rows_HI[:, is_counted_I]
+    count_B = torch.zeros(NUM_BINS, dtype=torch.int64, device=rows_HN.device)
+    for start in range(0, pairs.columns_HJ.shape[1], TILE_COLUMNS):
+        score_NT = _score_tile(pairs, rows_HN, slice(start, start + TILE_COLUMNS))
+        bin_NT = (_ordered_bits(score_NT) >> BITS_DROPPED) - FIRST_BIN
+        count_B += torch.bincount(bin_NT.ravel(), minlength=NUM_BINS)
+    counted.count_B[:] += count_B.cpu().numpy()
+
+
+def _ordered_bits(score: torch.Tensor) -> torch.Tensor:
+    """Return the bits of scores in an order that integers share."""
+    bits = score.contiguous().view(torch.int32)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+def _fold_statistics(score_IT: torch.Tensor, state: DeviceState) -> None:
+    state.min_I.copy_(torch.minimum(state.min_I, score_IT.amin(dim=1)))
+    state.max_I.copy_(torch.maximum(state.max_I, score_IT.amax(dim=1)))
+    wide_IT = score_IT.double()
+    state.sum_I.add_(wide_IT.sum(dim=1))
+    state.sum_of_squares_I.add_(wide_IT.square().sum(dim=1))
+
+
+def _fold_lists(score_IT: torch.Tensor, first_column: int, key_IK: torch.Tensor) -> None:
+    """Keep the best keys of rows that have one above their threshold, the worst kept."""
+    column_T = torch.arange(score_IT.shape[1], device=score_IT.device) + first_column
+    key_IT = _keys_of(score_IT, column_T)
+    better_N = (key_IT.amax(dim=1) > key_IK.amin(dim=1)).nonzero()[:, 0]
+    if len(better_N):
+        both = torch.cat([key_IK[better_N], key_IT[better_N]], dim=1)
+        key_IK[better_N] = torch.topk(both, key_IK.shape[1], dim=1, sorted=False).values
+
+
+def _keys_of(score: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
+    """Return the keys of `pair_kernel`."""
+    score = torch.where(score == 0, 0.0, score)  # -0 equals 0
+    return _ordered_bits(score).long() * 2**32 + (LAST_COLUMN - column)
+
+
+def _column_terms(weighted_HJ: torch.Tensor, bias: float) -> torch.Tensor:
+    """Return bias + sum_h w_h b_jh, summed in order in float64, as the CPU does."""
+    base_J = torch.full((weighted_HJ.shape[1],), bias, dtype=torch.float64).to(weighted_HJ.device)
+    for weighted_J in weighted_HJ:
+        base_J += weighted_J
+    return base_J.float()
+
+
+def _to_device(state: TopKState, num_columns: int, device: str) -> DeviceState:
+    statistics = state.statistics
+    # Copies: on a CPU the tensors would share the state's memory.
+    low, high = torch.tensor(statistics.min_I), torch.tensor(statistics.max_I)
+    sums, squares = torch.tensor(statistics.sum_I), torch.tensor(statistics.sum_of_squares_I)
+    return DeviceState(
+        torch.tensor(state.key_IK).to(device),
+        low.to(device),
+        high.to(device),
+        sums.to(device),
+        squares.to(device),
+        torch.full((num_columns,), -torch.inf, device=device),
+    )
+
+
+def _to_host(on_device: DeviceState, state: TopKState, num_columns: int) -> TopK:
+    """Write what the device kept into the state and return it as lists, best first."""
+    state.key_IK[:] = on_device.key_IK.cpu().numpy()
+    state.key_IK.sort(axis=1)  # the worst first is a heap
+    index_IK, score_IK = read_keys(state.key_IK)
+    statistics = state.statistics
+    statistics.num_pairs_I[:] += num_columns
+    statistics.min_I[:] = on_device.min_I.cpu().numpy()
+    statistics.max_I[:] = on_device.max_I.cpu().numpy()
+    statistics.sum_I[:] = on_device.sum_I.cpu().numpy()
+    statistics.sum_of_squares_I[:] = on_device.sum_of_squares_I.cpu().numpy()
+    column_max_J = on_device.column_max_J.cpu().numpy()
+    return TopK(index_IK, score_IK, statistics.copy(), column_max_J, state)

@@ -1,0 +1,689 @@
+"""The compiled loops of `pair_scores` and `column_sums`: score eight rows at once, fold them in.
+
+Only plain IEEE additions in a fixed order, and maxima and minima, which are exact: vectors run
+across columns, so a pair's score has the same bits in any tile, row group or vector width.
+
+A kept column is one 64-bit key: the score's bits in an order that integers share, then the column,
+counted down. A larger key is a better column, ties included, and no two are equal. A row's keys are
+a heap with the worst at its root; place k holds NO_KEY + k while it is empty.
+
+Suffixes: I rows, R the eight rows scored at once, T columns of a tile, P panels of C columns,
+K places of a heap, H hidden, G groups of rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nncift_ray import jit as code
+from nncift_ray.errors import ShapeError
+from nncift_ray.jit import compiled
+
+NUM_ROWS = 8  # rows scored at once
+PANEL_COLUMNS = 64  # columns packed side by side
+SUM_COLUMNS = 8  # columns that `add_columns` turns at once
+GATHERED_COLUMNS = 16  # listed columns that `score_gathered` scores at once
+_WIDTH = 16  # floats of a vector, where the processor has no say
+
+_FLOATS = code.vector_of(code.FLOAT, _WIDTH)
+
+
+@code.intrinsic
+def score_panel(
+    typing_context: Any, group_HR: Any, panel_HC: Any, sign_H: Any, base_T: Any, score_RT: Any,
+    first: Any,
+) -> Any:  # fmt: skip
+    """Write score[r, first + c] = base[first + c] + sum_h sign_h max(group[h, r], panel[h, c]).
+
+    The sum runs over h in order, each step rounded once: multiplying by a sign of 1 or -1 is exact,
+    so the fused step is the addition or subtraction, on units that many processors have spare.
+    All arrays are float32 and contiguous, `first` a multiple of 64.
+    """
+    del typing_context
+    signature = code.types.void(group_HR, panel_HC, sign_H, base_T, score_RT, first)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        group, panel, sign, base, score = (
+            code.array(context, builder, signature, arguments, n) for n in range(5)
+        )
+        arrays = [group, panel, base, score]
+        width, num_vectors = _shape_held(context)
+        step = num_vectors * width
+        with code.cgutils.for_range(builder, code.const(PANEL_COLUMNS // step)) as loop:
+            start = builder.mul(loop.index, code.const(step))
+            offsets = [builder.add(start, code.const(v * width)) for v in range(num_vectors)]
+            _fold_columns(
+                builder, arrays, arguments[5], offsets, code.vector_of(code.FLOAT, width), sign
+            )
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@code.intrinsic
+def multiply_panel(
+    typing_context: Any, group_FR: Any, panel_FC: Any, base_T: Any, product_RT: Any, first: Any
+) -> Any:
+    """Write product[r, first + c] = base[first + c] + sum_f group[f, r] panel[f, c].
+
+    The sum runs over f in order, each step rounded once. Arrays as in `score_panel`.
+    """
+    del typing_context
+    signature = code.types.void(group_FR, panel_FC, base_T, product_RT, first)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        arrays = [code.array(context, builder, signature, arguments, n) for n in range(4)]
+        width, num_vectors = _shape_held(context)
+        step = num_vectors * width
+        with code.cgutils.for_range(builder, code.const(PANEL_COLUMNS // step)) as loop:
+            start = builder.mul(loop.index, code.const(step))
+            offsets = [builder.add(start, code.const(v * width)) for v in range(num_vectors)]
+            _fold_columns(
+                builder, arrays, arguments[4], offsets, code.vector_of(code.FLOAT, width), None
+            )
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@code.intrinsic
+def score_gathered(
+    typing_context: Any, row_H: Any, sign_H: Any, weighted_JH: Any, base_J: Any, listed_C: Any,
+    first: Any, score_C: Any,
+) -> Any:  # fmt: skip
+    """Score one row against sixteen listed columns, each a run of memory, as `score_panel` does.
+
+    Blocks of columns by units are turned in registers, so that vectors run across columns and the
+    sum over h keeps its order. The sixteen columns listed behind are fetched meanwhile: they have
+    to be there too. Arrays are contiguous, float32 but for int32 `listed_C`; H is a multiple of 16.
+    """
+    del typing_context
+    signature = code.types.void(row_H, sign_H, weighted_JH, base_J, listed_C, first, score_C)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        row, sign, weighted, base, listed, score = (
+            code.array(context, builder, signature, arguments, n) for n in (0, 1, 2, 3, 4, 6)
+        )
+        width, _ = _shape_held(context)
+        num_hidden = code.cgutils.unpack_tuple(builder, row.shape)[0]
+        with code.cgutils.for_range(builder, code.const(GATHERED_COLUMNS // width)) as loop:
+            start = builder.add(arguments[5], builder.mul(loop.index, code.const(width)))
+            columns, later = (
+                [_listed(builder, listed, start, distance + n) for n in range(width)]
+                for distance in (0, GATHERED_COLUMNS)
+            )
+            held = code.register(builder, code.collect(builder, base.data, columns))
+            lines, later_lines = (
+                [builder.mul(column, num_hidden) for column in group] for group in (columns, later)
+            )
+            num_blocks = builder.udiv(num_hidden, code.const(width))
+            with code.cgutils.for_range(builder, num_blocks) as blocks:
+                unit = builder.mul(blocks.index, code.const(width))
+                _add_block(builder, (row, sign, weighted), unit, lines, later_lines, held)
+            code.store(builder, builder.load(held), score.data, start)
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@code.intrinsic
+def append_reaching(
+    typing_context: Any, product_RT: Any, row: Any, column_T: Any, num_panels: Any, threshold: Any,
+    key_B: Any, count: Any,
+) -> Any:  # fmt: skip
+    """Append the keys of a row's columns that reach a threshold, and return their new number.
+
+    Keys are those of `pair_kernel.key_of`. The buffer has to have room for all columns.
+    """
+    del typing_context
+    signature = code.types.int64(product_RT, row, column_T, num_panels, threshold, key_B, count)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        product, column, key = (
+            code.array(context, builder, signature, arguments, n) for n in (0, 2, 5)
+        )
+        tile_columns = code.cgutils.unpack_tuple(builder, product.shape)[1]
+        line = builder.mul(arguments[1], tile_columns)
+        limit = code.repeat(builder, arguments[4], _FLOATS)
+        count = code.register(builder, arguments[6])
+        bits = code.register(builder, code.ir.Constant(code.ir.IntType(_WIDTH), 0))
+        num_vectors = builder.mul(arguments[3], code.const(PANEL_COLUMNS // _WIDTH))
+        with code.cgutils.for_range(builder, num_vectors) as loop:
+            first = builder.mul(loop.index, code.const(_WIDTH))
+            scores = code.load(builder, product.data, builder.add(line, first), _FLOATS)
+            reaching = builder.fcmp_ordered(">=", scores, limit)
+            builder.store(builder.bitcast(reaching, code.ir.IntType(_WIDTH)), bits)
+            with code.each_bit(builder, bits) as lane:
+                place = builder.add(first, lane)
+                score = builder.load(builder.gep(product.data, [builder.add(line, place)]))
+                number = builder.load(builder.gep(column.data, [place]))
+                at = builder.gep(key.data, [builder.load(count)])
+                builder.store(_key(builder, score, number), at)
+                builder.store(builder.add(builder.load(count), code.const(1)), count)
+        return builder.load(count)
+
+    return signature, generate
+
+
+@code.intrinsic
+def find_extremes(
+    typing_context: Any, score_T: Any, num_panels: Any, low_P: Any, high_P: Any
+) -> Any:  # fmt: skip
+    """Write the smallest and the largest score of every panel; all arrays float32, contiguous."""
+    del typing_context
+    signature = code.types.void(score_T, num_panels, low_P, high_P)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        score, low, high = (
+            code.array(context, builder, signature, arguments, n).data for n in (0, 2, 3)
+        )
+        with code.cgutils.for_range(builder, arguments[1]) as loop:
+            panel = builder.mul(loop.index, code.const(PANEL_COLUMNS))
+            parts = [
+                code.load(builder, score, builder.add(panel, code.const(start)), _FLOATS)
+                for start in range(0, PANEL_COLUMNS, _WIDTH)
+            ]
+            for comparison, place in (("<", low), (">", high)):
+                best = parts[0]
+                for part in parts[1:]:
+                    best = code.select(builder, comparison, part, best)
+                for distance in (8, 4, 2, 1):
+                    lanes = [(lane + distance) % _WIDTH for lane in range(_WIDTH)]
+                    best = code.select(
+                        builder, comparison, code.pick(builder, best, best, lanes), best
+                    )
+                first = builder.extract_element(best, code.const(0))
+                builder.store(first, builder.gep(place, [loop.index]))
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@code.intrinsic
+def add_columns(
+    typing_context: Any, score_RT: Any, num_blocks: Any, sum_R: Any, square_R: Any
+) -> Any:  # fmt: skip
+    """Add blocks of eight columns to the float64 sums and sums of squares of eight rows.
+
+    Each row is added column after column; the vectors run across rows.
+    """
+    del typing_context
+    signature = code.types.void(score_RT, num_blocks, sum_R, square_R)
+    rows_of_doubles = code.vector_of(code.DOUBLE, NUM_ROWS)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        score, sums, squares = (
+            code.array(context, builder, signature, arguments, n) for n in (0, 2, 3)
+        )
+        tile_columns = code.cgutils.unpack_tuple(builder, score.shape)[1]
+        held_sum, held_square = (
+            code.register(builder, code.load(builder, place.data, code.const(0), rows_of_doubles))
+            for place in (sums, squares)
+        )
+        with code.cgutils.for_range(builder, arguments[1]) as loop:
+            first = builder.mul(loop.index, code.const(SUM_COLUMNS))
+            lines = [builder.mul(code.const(r), tile_columns) for r in range(NUM_ROWS)]
+            block = [
+                code.load(
+                    builder, score.data, builder.add(line, first), code.vector_of(code.FLOAT, 8)
+                )
+                for line in lines
+            ]
+            for column in _turn(builder, block):
+                wide = builder.fpext(column, rows_of_doubles)
+                builder.store(builder.fadd(builder.load(held_sum), wide), held_sum)
+                # The product is exact, 24 bits times 24 bits: fused is the same as apart.
+                squares_so_far = code.fused(builder, wide, wide, builder.load(held_square))
+                builder.store(squares_so_far, held_square)
+        for held, place in ((held_sum, sums), (held_square, squares)):
+            code.store(builder, builder.load(held), place.data, code.const(0))
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+def _key(builder: Any, score: Any, column: Any) -> Any:
+    """Return `pair_kernel.key_of`: the score's bits in the order of integers, then the column."""
+    zero = code.ir.Constant(code.FLOAT, 0.0)
+    bits = builder.bitcast(builder.fadd(score, zero), code.INT32)  # -0 + 0 is 0
+    negative = builder.ashr(bits, code.ir.Constant(code.INT32, 31))
+    ordered = builder.xor(bits, builder.and_(negative, code.ir.Constant(code.INT32, 0x7FFFFFFF)))
+    high = builder.shl(builder.sext(ordered, code.INT64), code.const(32))
+    low = builder.sub(code.const(0x7FFFFFFF), builder.sext(column, code.INT64))
+    return builder.add(high, low)
+
+
+def _listed(builder: Any, listed: Any, start: Any, distance: int) -> Any:
+    place = builder.gep(listed.data, [builder.add(start, code.const(distance))])
+    return builder.sext(builder.load(place), code.INT64)
+
+
+def _add_block(
+    builder: Any, arrays: Any, unit: Any, lines: list[Any], later_lines: list[Any], held: Any
+) -> None:
+    """Add as many units as there are columns to the columns' scores."""
+    row, sign, weighted = arrays
+    kind = code.vector_of(code.FLOAT, len(lines))
+    for line in later_lines:
+        code.fetch(builder, weighted.data, builder.add(line, unit))
+    block = [code.load(builder, weighted.data, builder.add(line, unit), kind) for line in lines]
+    total = builder.load(held)
+    for step, b in enumerate(_turn(builder, block)):
+        place = builder.add(unit, code.const(step))
+        larger = code.select(builder, ">", code.spread(builder, row.data, place, kind), b)
+        total = code.fused(builder, code.spread(builder, sign.data, place, kind), larger, total)
+    builder.store(total, held)
+
+
+def _fold_columns(
+    builder: Any, arrays: Any, first: Any, offsets: list[Any], kind: Any, sign: Any | None
+) -> None:
+    """Fold the rows into vectors of the panel's columns that start at the given offsets.
+
+    With signs a step is sign * max(a, b), without it is a * b.
+    """
+    group, panel, base, score = arrays
+    num_steps = code.cgutils.unpack_tuple(builder, group.shape)[0]
+    tile_columns = code.cgutils.unpack_tuple(builder, score.shape)[1]
+    columns = [builder.add(first, offset) for offset in offsets]
+    held_RV = [
+        [code.register(builder, code.load(builder, base.data, column, kind)) for column in columns]
+        for _ in range(NUM_ROWS)
+    ]
+    with code.cgutils.for_range(builder, num_steps) as loop:
+        line = builder.mul(loop.index, code.const(PANEL_COLUMNS))
+        b_V = [
+            code.load(builder, panel.data, builder.add(line, offset), kind) for offset in offsets
+        ]
+        sign_h = None if sign is None else code.spread(builder, sign.data, loop.index, kind)
+        units = builder.mul(loop.index, code.const(NUM_ROWS))
+        for r, held_V in enumerate(held_RV):
+            a = code.spread(builder, group.data, builder.add(units, code.const(r)), kind)
+            for b, held in zip(b_V, held_V, strict=True):
+                x, y = (a, b) if sign_h is None else (sign_h, code.select(builder, ">", a, b))
+                builder.store(code.fused(builder, x, y, builder.load(held)), held)
+        body = builder.basic_block
+    code.keep_rolled(builder, body.terminator)
+    for r, held_V in enumerate(held_RV):
+        line = builder.mul(code.const(r), tile_columns)
+        for column, held in zip(columns, held_V, strict=True):
+            code.store(builder, builder.load(held), score.data, builder.add(line, column))
+
+
+def _shape_held(context: Any) -> tuple[int, int]:
+    """Return width and number of the vectors that, times 8 rows, stay in registers."""
+    return (16, 2) if code.has_wide_registers(context) else (8, 1)
+
+
+def _turn(builder: Any, block: list[Any]) -> list[Any]:
+    """Transpose n vectors of n: each round interleaves vectors n / 2 apart."""
+    half = len(block) // 2
+    low = [lane for n in range(half) for lane in (n, n + 2 * half)]
+    high = [lane + half for lane in low]
+    for _ in range(half.bit_length()):
+        block = [
+            code.pick(builder, block[n], block[n + half], lanes)
+            for n in range(half)
+            for lanes in (low, high)
+        ]
+    return block
+
+
+# How scores are distributed: counts in bins that are the same everywhere, so that they add up.
+
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
+Bool = NDArray[np.bool_]
+
+NUM_BINS = 2**16
+FIRST_BIN = -(2**15)  # of the most negative scores
+BITS_DROPPED = 16
+COUNTED_ROWS = 2048  # of a block, at least, where it has so many
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CountedRows:
+    """Which rows of a call are counted, and the counts; a call adds to them in place."""
+
+    is_counted_I: Bool
+    count_B: I64
+
+    @classmethod
+    def of_range(cls, start: int, stop: int, num_rows: int) -> CountedRows:
+        """Count every n-th of the rows [start, stop) of a block of `num_rows`, from nothing."""
+        step = counting_step(num_rows)
+        return cls(np.arange(start, stop) % step == 0, np.zeros(NUM_BINS, np.int64))
+
+    def part(self, rows: slice) -> CountedRows:
+        """Return some of the rows, with counts of their own."""
+        return CountedRows(self.is_counted_I[rows], np.zeros(NUM_BINS, np.int64))
+
+    @classmethod
+    def none(cls, num_rows: int) -> CountedRows:
+        """Count no row."""
+        return cls(np.zeros(num_rows, np.bool_), np.zeros(0, np.int64))
+
+
+def counting_step(num_rows: int) -> int:
+    """Return n: every n-th row of a block is counted."""
+    return max(1, num_rows // COUNTED_ROWS)
+
+
+def bin_edges(bins: NDArray[np.integer]) -> tuple[F64, F64]:
+    """Return the lowest value in each bin, and the lowest above it; 0..NUM_BINS - 1."""
+    ordered = (bins.astype(np.int64) + FIRST_BIN) << BITS_DROPPED
+    return _value_of(ordered), _value_of(ordered + (1 << BITS_DROPPED))
+
+
+def spread_counts(bins: NDArray[np.integer], counts: NDArray[np.integer], edge_N: F64) -> F64:
+    """Share counts out over wider bins of a picture, in proportion to how much of each they hold.
+
+    Args:
+        bins: Bins that hold counts.
+        counts: Their counts.
+        edge_N: Ascending edges of the picture's bins, one more than bins.
+
+    Returns:
+        Counts [N - 1], whose sum is that of the counts whose bins lie within the edges.
+    """
+    low, high = bin_edges(bins)
+    order = np.argsort(low, kind="stable")
+    places = np.column_stack([low[order], high[order]]).ravel()
+    # The number of scores below a value, a straight line within each bin.
+    below = np.repeat(np.cumsum(counts[order]), 2).astype(np.float64)
+    below[::2] -= counts[order]
+    return np.diff(np.interp(edge_N, places, below))
+
+
+def count_values(score_N: F32) -> I64:
+    """Return the counts [NUM_BINS] of some scores."""
+    count_B = np.zeros(NUM_BINS, np.int64)
+    count_scores(np.ascontiguousarray(score_N), len(score_N), count_B)
+    return count_B
+
+
+@compiled
+def count_scores(score_T: F32, num_columns: int, count_B: I64) -> None:
+    """Add the scores of one row to the counts."""
+    bits_T = score_T.view(np.int32)
+    for j in range(num_columns):
+        bits = bits_T[j]
+        count_B[((bits ^ ((bits >> 31) & 0x7FFFFFFF)) >> BITS_DROPPED) - FIRST_BIN] += 1
+
+
+def _value_of(ordered: I64) -> F64:
+    bits = ordered.astype(np.int32)
+    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).view(np.float32).astype(np.float64)
+
+
+# The compiled loops of `pair_scores` and `column_sums`: score eight rows at once, fold them in.
+
+
+NO_KEY = -(2**63)
+FIRST_KEY = NO_KEY + 2**32  # keys below stand for empty places
+LAST_COLUMN = 2**31 - 1  # a column's place in its key is counted down from here
+SCAN_COLUMNS = 16  # columns that are dismissed at once when none reaches the top K
+ONE = 2.0**32  # the fixed-point value of 1
+# A double this large has no bits below 1, so adding and taking it away rounds to a whole number
+# (half to even), below 2**51 either side; vectors have such additions and no rounded conversion.
+ROUND_TO_WHOLE = 1.5 * 2.0**52
+
+
+@compiled
+def weigh_columns(b_TH: F32, w_H: F32, place_H: I64, tile_HT: F32, base_T: F64) -> None:
+    """Write -w_h b_jh to the place of unit h in tile_HT and add w_h b_jh to base_T, h in order."""
+    num_columns, num_hidden = b_TH.shape
+    value_HC = np.empty((num_hidden, PANEL_COLUMNS), np.float32)  # stays in the first cache
+    for first in range(0, num_columns, PANEL_COLUMNS):
+        width = min(PANEL_COLUMNS, num_columns - first)
+        for c in range(width):
+            for h in range(num_hidden):
+                value_HC[h, c] = w_H[h] * b_TH[first + c, h]
+        for h in range(num_hidden):
+            place = place_H[h]
+            for c in range(width):
+                tile_HT[place, first + c] = -value_HC[h, c]
+            for c in range(width):
+                base_T[first + c] += np.float64(value_HC[h, c])
+
+
+@compiled
+def _pack_panels(tile_HT: F32, num_max: int) -> F32:
+    """Return a tile as panels [P, H, C], zero where padded, units of a minimum negated."""
+    num_hidden, num_columns = tile_HT.shape
+    num_panels = (num_columns + PANEL_COLUMNS - 1) // PANEL_COLUMNS
+    panel_PHC = np.zeros((num_panels, num_hidden, PANEL_COLUMNS), np.float32)
+    for p in range(num_panels):
+        first = p * PANEL_COLUMNS
+        for h in range(num_hidden):
+            sign = np.float32(1 if h < num_max else -1)
+            for c in range(min(PANEL_COLUMNS, num_columns - first)):
+                panel_PHC[p, h, c] = sign * tile_HT[h, first + c]
+    return panel_PHC
+
+
+@compiled
+def _pad_base(base_T: F32, num_columns: int) -> F32:
+    padded_T = np.zeros(num_columns, np.float32)
+    padded_T[: len(base_T)] = base_T
+    return padded_T
+
+
+@compiled
+def _unit_signs(num_hidden: int, num_max: int) -> F32:
+    """Return 1 for units of a maximum, -1 for units of a minimum: min(x, y) = -max(-x, -y)."""
+    sign_H = np.ones(num_hidden, np.float32)
+    sign_H[num_max:] = -1
+    return sign_H
+
+
+@compiled
+def _score_rows(
+    rows_IH: F32, first: int, panel_PHC: F32, base_T: F32, sign_H: F32, num_columns: int,
+    group_HR: F32, score_RT: F32,
+) -> None:  # fmt: skip
+    """Score eight rows from `first` on against a tile into score_RT.
+
+    A last group that is not full repeats its last row, and a last panel its first column: both are
+    scored, and never counted twice.
+    """
+    for r in range(NUM_ROWS):
+        row_H = rows_IH[min(first + r, len(rows_IH) - 1)]
+        for h in range(len(row_H)):
+            group_HR[h, r] = sign_H[h] * row_H[h]
+    for p in range(len(panel_PHC)):
+        score_panel(group_HR, panel_PHC[p], sign_H, base_T, score_RT, p * PANEL_COLUMNS)
+    for r in range(NUM_ROWS):
+        score_RT[r, num_columns:] = score_RT[r, 0]
+
+
+@compiled
+def _count_reaching(score_T: F32, threshold: np.float32) -> int:
+    count = 0
+    for j in range(len(score_T)):
+        count += score_T[j] >= threshold
+    return count
+
+
+@compiled
+def _raise_column_max(column_max_T: F32, score_RT: F32) -> None:
+    for r in range(0, NUM_ROWS, 4):
+        for j in range(len(column_max_T)):
+            top = max(score_RT[r, j], score_RT[r + 1, j])
+            bottom = max(score_RT[r + 2, j], score_RT[r + 3, j])
+            column_max_T[j] = max(column_max_T[j], max(top, bottom))
+
+
+@compiled
+def key_of(score: np.float32, column: int) -> np.int64:
+    """Return the key of a column."""
+    bits = np.int64(np.float32(score + 0).view(np.int32))  # -0 + 0 is 0: the two are equal
+    return ((bits ^ ((bits >> 31) & 0x7FFFFFFF)) << 32) + (LAST_COLUMN - column)
+
+
+@compiled
+def score_of(key: np.int64) -> np.float32:
+    """Return the score in a key, -inf in an empty place."""
+    bits = key >> 32
+    score = np.int32(bits ^ ((bits >> 31) & 0x7FFFFFFF)).view(np.float32)
+    return score if key >= FIRST_KEY else np.float32(-np.inf)
+
+
+@compiled
+def replace_worst(key_K: I64, key: np.int64) -> None:
+    """Put a key in place of the root and restore the heap."""
+    place, last = 0, len(key_K) - 1
+    while 2 * place + 1 <= last:
+        child = 2 * place + 1
+        child += key_K[min(child + 1, last)] < key_K[child]  # a branch would be foreseen by none
+        if key_K[child] >= key:
+            break
+        key_K[place] = key_K[child]
+        place = child
+    key_K[place] = key
+
+
+@compiled
+def _offer(key_K: I64, score_T: F32, first_column: int) -> None:
+    """Offer scores to the heap of their row."""
+    threshold = score_of(key_K[0])
+    for start in range(0, len(score_T), SCAN_COLUMNS):
+        stop = min(start + SCAN_COLUMNS, len(score_T))
+        if _count_reaching(score_T[start:stop], threshold) == 0:
+            continue
+        for j in range(start, stop):
+            if score_T[j] >= threshold:
+                key = key_of(score_T[j], first_column + j)
+                if key > key_K[0]:
+                    replace_worst(key_K, key)
+                    threshold = score_of(key_K[0])
+
+
+@compiled
+def add_tile(
+    rows_IH: F32, tile_HT: F32, base_T: F32, num_max: int, first_column: int,
+    key_IK: I64,
+    num_pairs_I: I64, min_I: F32, max_I: F32, sum_I: F64, sum_of_squares_I: F64,
+    is_counted_I: Bool, count_B: I64,
+    column_max_T: F32,
+) -> None:  # fmt: skip
+    """Score all rows against one tile and fold the scores into the running state."""
+    num_rows, num_columns = len(rows_IH), tile_HT.shape[1]
+    panel_PHC, sign_H = _pack_panels(tile_HT, num_max), _unit_signs(len(tile_HT), num_max)
+    padded_T = _pad_base(base_T, len(panel_PHC) * PANEL_COLUMNS)
+    group_HR = np.empty((len(tile_HT), NUM_ROWS), np.float32)
+    score_RT = np.empty((NUM_ROWS, len(padded_T)), np.float32)
+    low_P, high_P = np.empty(len(panel_PHC), np.float32), np.empty(len(panel_PHC), np.float32)
+    for first in range(0, num_rows, NUM_ROWS):
+        rows_here = min(NUM_ROWS, num_rows - first)
+        _score_rows(rows_IH, first, panel_PHC, padded_T, sign_H, num_columns, group_HR, score_RT)
+        _raise_column_max(column_max_T, score_RT)
+        _add_sums(score_RT, num_columns, sum_I, sum_of_squares_I, first, rows_here)
+        for r in range(rows_here):
+            i = first + r
+            find_extremes(score_RT[r], len(panel_PHC), low_P, high_P)
+            num_pairs_I[i] += num_columns
+            if is_counted_I[i]:
+                count_scores(score_RT[r], num_columns, count_B)
+            for p in range(len(panel_PHC)):
+                min_I[i], max_I[i] = min(min_I[i], low_P[p]), max(max_I[i], high_P[p])
+                if high_P[p] >= score_of(key_IK[i, 0]):
+                    start = p * PANEL_COLUMNS
+                    part_T = score_RT[r, start : min(start + PANEL_COLUMNS, num_columns)]
+                    _offer(key_IK[i], part_T, first_column + start)
+
+
+@compiled
+def sum_tile(
+    rows_IH: F32, tile_HT: F32, base_T: F32, num_max: int, group_I: I64,
+    num_pairs_I: I64, min_I: F32, max_I: F32, sum_I: F64, sum_of_squares_I: F64,
+    is_counted_I: Bool, count_B: I64,
+    sum_GT: I64,
+) -> None:  # fmt: skip
+    """Score all rows against one tile and add each, in fixed point, to its group's columns."""
+    num_rows, num_columns = len(rows_IH), tile_HT.shape[1]
+    panel_PHC, sign_H = _pack_panels(tile_HT, num_max), _unit_signs(len(tile_HT), num_max)
+    padded_T = _pad_base(base_T, len(panel_PHC) * PANEL_COLUMNS)
+    group_HR = np.empty((len(tile_HT), NUM_ROWS), np.float32)
+    score_RT = np.empty((NUM_ROWS, len(padded_T)), np.float32)
+    low_P, high_P = np.empty(len(panel_PHC), np.float32), np.empty(len(panel_PHC), np.float32)
+    for first in range(0, num_rows, NUM_ROWS):
+        rows_here = min(NUM_ROWS, num_rows - first)
+        _score_rows(rows_IH, first, panel_PHC, padded_T, sign_H, num_columns, group_HR, score_RT)
+        _add_sums(score_RT, num_columns, sum_I, sum_of_squares_I, first, rows_here)
+        for r in range(rows_here):
+            i = first + r
+            find_extremes(score_RT[r], len(panel_PHC), low_P, high_P)
+            num_pairs_I[i] += num_columns
+            if is_counted_I[i]:
+                count_scores(score_RT[r], num_columns, count_B)
+            min_I[i], max_I[i] = min(min_I[i], low_P.min()), max(max_I[i], high_P.max())
+            sum_T = sum_GT[group_I[i]]
+            for j in range(num_columns):
+                whole = (np.float64(score_RT[r, j]) * ONE + ROUND_TO_WHOLE) - ROUND_TO_WHOLE
+                sum_T[j] += np.int64(whole)
+
+
+@compiled
+def _add_sums(
+    score_RT: F32, num_columns: int, sum_I: F64, sum_of_squares_I: F64, first: int, num_rows: int
+) -> None:  # fmt: skip
+    """Add scores column after column, so that tiles do not change a bit of the sums."""
+    sum_R, square_R = np.zeros(NUM_ROWS), np.zeros(NUM_ROWS)
+    sum_R[:num_rows] = sum_I[first : first + num_rows]
+    square_R[:num_rows] = sum_of_squares_I[first : first + num_rows]
+    num_blocks = num_columns // SUM_COLUMNS
+    add_columns(score_RT, num_blocks, sum_R, square_R)
+    for j in range(num_blocks * SUM_COLUMNS, num_columns):
+        for r in range(num_rows):
+            wide = np.float64(score_RT[r, j])
+            sum_R[r] += wide
+            square_R[r] += wide * wide
+    sum_I[first : first + num_rows] = sum_R[:num_rows]
+    sum_of_squares_I[first : first + num_rows] = square_R[:num_rows]
+
+
+# Matrix products of rows, summed in one fixed order: a row's bits are the same in any call.
+
+
+def multiply_rows(x_NF: F32, matrix_FC: F32) -> F32:
+    """Return x times the matrix [N, C], each number summed over F in order.
+
+    Raises:
+        ShapeError: If F differs.
+
+    Memory: 4 * N * C bytes and the matrix, its columns padded to a multiple of 64.
+    """
+    if x_NF.ndim != 2 or matrix_FC.ndim != 2 or x_NF.shape[1] != len(matrix_FC):
+        msg = f"{x_NF.shape} cannot be multiplied by {matrix_FC.shape}"
+        raise ShapeError(msg)
+    product_NC = np.empty((len(x_NF), matrix_FC.shape[1]), np.float32)
+    num_panels = -(-matrix_FC.shape[1] // PANEL_COLUMNS)
+    padded_FX = np.zeros((len(matrix_FC), num_panels * PANEL_COLUMNS), np.float32)
+    padded_FX[:, : matrix_FC.shape[1]] = matrix_FC
+    panel_PFC = padded_FX.reshape(len(matrix_FC), num_panels, PANEL_COLUMNS).transpose(1, 0, 2)
+    _multiply(np.ascontiguousarray(x_NF, np.float32), np.ascontiguousarray(panel_PFC), product_NC)
+    return product_NC
+
+
+@compiled
+def _multiply(x_NF: F32, panel_PFC: F32, product_NC: F32) -> None:
+    num_columns = product_NC.shape[1]
+    group_FR = np.empty((x_NF.shape[1], NUM_ROWS), np.float32)
+    base_X = np.zeros(len(panel_PFC) * PANEL_COLUMNS, np.float32)
+    product_RX = np.empty((NUM_ROWS, len(base_X)), np.float32)
+    for first in range(0, len(x_NF), NUM_ROWS):
+        for r in range(NUM_ROWS):
+            n = min(first + r, len(x_NF) - 1)
+            for f in range(x_NF.shape[1]):
+                group_FR[f, r] = x_NF[n, f]
+        for p in range(len(panel_PFC)):
+            multiply_panel(group_FR, panel_PFC[p], base_X, product_RX, p * PANEL_COLUMNS)
+        for r in range(min(NUM_ROWS, len(x_NF) - first)):
+            for c in range(num_columns):
+                product_NC[first + r, c] = product_RX[r, c]

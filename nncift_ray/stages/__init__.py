@@ -1,1 +1,0 @@
-"""Ray lives here: one file a stage, one driver for all."""

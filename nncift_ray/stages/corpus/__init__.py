@@ -1,1 +1,0 @@
-"""Stages that read a corpus, hold rows out, embed, watch it drift, and write the subset."""

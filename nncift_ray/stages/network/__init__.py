@@ -1,1 +1,0 @@
-"""Stages that fit the InfluenceNetwork to blocks of labels."""

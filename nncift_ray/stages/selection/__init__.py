@@ -1,1 +1,0 @@
-"""Stages that select by a set function over the scores."""

@@ -1,1 +1,0 @@
-"""Stages that draw what the teacher is asked, ask it, and turn answers into labels."""

@@ -1,1 +1,0 @@
-"""Tables, manifests and corpora in and out, through pyarrow file systems."""

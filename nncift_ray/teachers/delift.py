@@ -1,0 +1,259 @@
+"""DELIFT: how much an example in context helps a language model answer another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from nncift_ray.corpus.examples import Example
+from nncift_ray.engines.base import (
+    ScoringEngine,
+    ScoringFailure,
+    ScoringRequest,
+    ScoringResult,
+    minimal_tokens,
+)
+from nncift_ray.errors import ConfigError, ShapeError
+from nncift_ray.teachers.base import LabelRequest, Measurement, MeasurementFailure, TeacherContext
+
+# The two templates are constants of the method: one changed character is another teacher.
+BASELINE_TEMPLATE = (
+    "Instruction: Please generate a response to the following query.\n\n\nQuery: {query}\n"
+)
+EXAMPLE_TEMPLATE = (
+    "Instruction:\nUse the following example as a guide to answer the query in the same format and "
+    "style, providing a clear and concise response.\n\n\nExample:\n{example_prompt}\n"
+    "{example_response}\n\n\nQuery:\n{query}\n"
+)
+
+#: Examples that are too long are cut by whole steps, so that those of one helper stay alike for
+#: queries of nearly the same length, and an engine can share them.
+CUT_STEP = 256
+ROUNDING = 1e-4  # a log-softmax in float32 may round a sure token to a hair above 0
+
+
+@dataclass(frozen=True, slots=True)
+class Segments:
+    """The texts of one request; each is tokenised on its own and the tokens are concatenated.
+
+    Cutting at fixed places makes the tokens of ``head`` the same for every query of one helper,
+    which is what lets an engine compute them once.
+    """
+
+    instruction: str
+    example: str  # empty for the baseline
+    bridge: str  # what stands between the example and the query; empty for the baseline
+    query: str
+    response: str
+
+    @property
+    def head(self) -> str:
+        """All that comes before the query: identical for all queries of one helper."""
+        return self.instruction + self.example + self.bridge
+
+    @property
+    def prompt(self) -> str:
+        """The whole prompt, as the paper writes it."""
+        return self.head + self.query
+
+
+@dataclass(frozen=True, slots=True)
+class FittedPrompt:
+    """A prompt that fits the model's window together with its response."""
+
+    prompt_ids: tuple[int, ...]
+    prefix_length: int  # leading tokens that other queries of the same helper may share
+    num_cut: int  # tokens removed from the left of the example
+
+
+@dataclass(frozen=True, slots=True)
+class Misfit:
+    """Why a request cannot be measured: a row for the errors table, never a score."""
+
+    reason: str
+    message: str
+
+
+def delift_segments(helped: Example, helper: Example | None) -> Segments:
+    """Write the request that measures ``helped`` alone or after ``helper``.
+
+    In the baseline the space before the query belongs to the query segment: byte-pair tokenizers
+    join a space to the word behind it, and a lone space would be a token they never saw in text.
+
+    Args:
+        helped: Example i, whose response is scored.
+        helper: Example j, shown in context; None for the baseline.
+
+    Returns:
+        The five texts; ``Segments.prompt`` equals the filled template of the paper.
+    """
+    if helper is None:
+        instruction, after = BASELINE_TEMPLATE.split(" {query}")
+        return Segments(instruction, "", "", f" {helped.prompt}{after}", helped.response)
+    instruction, rest = EXAMPLE_TEMPLATE.split("{example_prompt}\n{example_response}")
+    bridge, after = rest.split("{query}")
+    example = f"{helper.prompt}\n{helper.response}"
+    return Segments(instruction, example, bridge, f"{helped.prompt}{after}", helped.response)
+
+
+def fit_to_length(
+    head_ids: Sequence[int],
+    example_span: tuple[int, int],
+    query_ids: Sequence[int],
+    response_ids: Sequence[int],
+    max_length: int,
+) -> FittedPrompt | Misfit:
+    """Join the segments' tokens, cutting the example from its left where they are too many.
+
+    A response that is cut would score as if it were easy (a response cut to nothing has distance
+    0, "perfect"), and a query that is cut is another query: neither is ever touched. A pair whose
+    example would vanish is a misfit too, since its label would say nothing about the example.
+    The cut is a multiple of ``CUT_STEP`` where that leaves some of the example.
+
+    Args:
+        head_ids: Tokens of instruction, example and bridge.
+        example_span: Start and stop of the example's own tokens inside ``head_ids``; an empty
+            span for the baseline.
+        query_ids: Tokens of the query with what follows it in the template.
+        response_ids: Tokens of the response, the end-of-text token included.
+        max_length: Tokens that prompt and response may have together.
+
+    Raises:
+        ShapeError: If ``example_span`` does not lie inside ``head_ids``.
+    """
+    start, stop = example_span
+    if not 0 <= start <= stop <= len(head_ids):
+        raise ShapeError(f"example_span {example_span} is outside a head of {len(head_ids)} tokens")
+    total = len(head_ids) + len(query_ids) + len(response_ids)
+    num_cut = max(total - max_length, 0)
+    fixed = total - (stop - start)
+    if fixed > max_length:
+        return Misfit(
+            "too_long",
+            f"query and response need {fixed} tokens with the template, the limit is {max_length}",
+        )
+    if num_cut and num_cut >= stop - start:
+        return Misfit(
+            "no_room_for_example",
+            f"query and response leave no room for the example in {max_length} tokens",
+        )
+    stepped = -(-num_cut // CUT_STEP) * CUT_STEP
+    num_cut = stepped if stepped < stop - start else num_cut
+    head = (*head_ids[:start], *head_ids[start + num_cut :])
+    return FittedPrompt((*head, *query_ids), len(head), num_cut)
+
+
+def distance(log_probs_T: npt.NDArray[np.float64]) -> float:
+    """Return d = ||1 - p||_2 / sqrt(T): 0 if every token is certain, 1 if none has any mass.
+
+    Args:
+        log_probs_T: Natural log of the probability of each response token [T], teacher-forced.
+
+    Raises:
+        ShapeError: If there is no token: an empty response must not score as perfect.
+        ValueError: If a log-probability is not a finite number or is above 0.
+    """
+    if log_probs_T.ndim != 1 or log_probs_T.size == 0:
+        raise ShapeError(f"log_probs must be [T] with T >= 1, got shape {log_probs_T.shape}")
+    if not np.isfinite(log_probs_T).all() or log_probs_T.max() > ROUNDING:
+        raise ValueError("log-probabilities must be finite and at most 0")
+    missing_T = -np.expm1(np.minimum(log_probs_T.astype(np.float64), 0.0))
+    return float(np.sqrt(np.mean(missing_T**2)))
+
+
+def utility(baseline: float, value: float) -> float:
+    """Return u_ij in [-1, 1]: the distance that the example takes away, > 0 where it helps."""
+    return baseline - value
+
+
+# DELIFT: how much an example in context helps a language model answer another.
+
+TOKENISED_TEXTS = 8192  # texts whose tokens are remembered: an example is asked about many times
+
+
+class DeliftTeacher:
+    """DELIFT: the distance to certainty that an example in context takes away (2411.04425)."""
+
+    kind: ClassVar[Literal["pairwise", "pointwise"]] = "pairwise"
+    needs_baseline: ClassVar[bool] = True
+    needs_embeddings: ClassVar[bool] = False
+    needs_engine: ClassVar[bool] = True
+    version: ClassVar[int] = 2
+
+    def __init__(self, engine: ScoringEngine) -> None:
+        """Make a teacher of a language model."""
+        self._engine = engine
+        self._encode = lru_cache(maxsize=TOKENISED_TEXTS)(lambda text: tuple(engine.encode(text)))
+
+    @classmethod
+    def from_context(cls, context: TeacherContext) -> DeliftTeacher:
+        """Load the context's engine and make a teacher of it."""
+        if len(context.engine_factories) != 1:
+            raise ConfigError(
+                "teacher delift needs one language model, "
+                f"{len(context.engine_factories)} were given"
+            )
+        return cls(context.engine_factories[0]())
+
+    def measure(self, requests: Sequence[LabelRequest]) -> list[Measurement | MeasurementFailure]:
+        """Measure d_i in [0, 1] of every request, with its helper in context or alone."""
+        answers: dict[int, Measurement | MeasurementFailure] = {}
+        prepared: dict[int, ScoringRequest] = {}
+        for i, request in enumerate(requests):
+            outcome = self._prepare(request)
+            if isinstance(outcome, MeasurementFailure):
+                answers[i] = outcome
+            else:
+                prepared[i] = outcome
+        asked = list(prepared.values())
+        least = minimal_tokens(asked, self._engine.block_tokens)
+        for i, result, tokens in zip(prepared, self._engine.score(asked), least, strict=True):
+            answers[i] = _measure_distance(result, tokens)
+        return [answers[i] for i in range(len(requests))]
+
+    @staticmethod
+    def utility(baseline: float | None, value: float) -> float:
+        """Return d_i alone minus d_i with the example, in [-1, 1]."""
+        if baseline is None:
+            raise ValueError("a DELIFT utility needs the distance of the helped example alone")
+        return utility(baseline, value)
+
+    def close(self) -> None:
+        """Free the language model."""
+        self._encode.cache_clear()
+        self._engine.close()
+
+    def _prepare(self, request: LabelRequest) -> ScoringRequest | MeasurementFailure:
+        """Tokenise a request and fit it to the model's window."""
+        segments = delift_segments(request.helped, request.helper)
+        response_ids = self._encode(segments.response)
+        if not response_ids:
+            return MeasurementFailure("no_response", "the helped example's response has no tokens")
+        before = (*self._engine.start_ids, *self._encode(segments.instruction))
+        example = self._encode(segments.example)
+        fitted = fit_to_length(
+            (*before, *example, *self._encode(segments.bridge)),
+            (len(before), len(before) + len(example)),
+            self._encode(segments.query),
+            (*response_ids, self._engine.eos_id),
+            self._engine.max_length,
+        )
+        if isinstance(fitted, Misfit):
+            return MeasurementFailure(fitted.reason, fitted.message)
+        return ScoringRequest(
+            fitted.prompt_ids, (*response_ids, self._engine.eos_id), fitted.prefix_length
+        )
+
+
+def _measure_distance(
+    result: ScoringResult | ScoringFailure, least_tokens: int
+) -> Measurement | MeasurementFailure:
+    if isinstance(result, ScoringFailure):
+        return MeasurementFailure(result.reason, result.message)
+    value = distance(result.log_probs)
+    return Measurement(value, result.num_tokens, result.num_cached_tokens, least_tokens)

@@ -1,0 +1,330 @@
+"""SelectIT: language models rate an example, and their doubts lower the rating."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from nncift_ray.corpus.examples import Example
+from nncift_ray.engines.base import (
+    NextTokenRequest,
+    NextTokenResult,
+    ScoringEngine,
+    ScoringFailure,
+    minimal_tokens,
+)
+from nncift_ray.errors import ConfigError, ModelError, ShapeError
+from nncift_ray.teachers.base import LabelRequest, Measurement, MeasurementFailure, TeacherContext
+
+ALPHA = 0.2
+RATINGS = ("1", "2", "3", "4", "5")
+
+# Constants of the teacher: one changed character and the labels are another teacher's.
+RATING_PROMPTS = (
+    "Below are an instruction and a response to it. How well does the response do what the "
+    "instruction asks? Answer with one digit: 1 if it fails entirely, 5 if nothing could be "
+    "better.",
+    "You review examples that an assistant will learn from. Read the example and grade its "
+    "response with a digit from 1 (must not be learned from) to 5 (a model answer).",
+    "Is this response correct, complete and clear? Weigh all three and write a single digit, "
+    "where 1 is the worst grade, 3 is fair and 5 is the best.",
+    "Somebody wrote the instruction below and got the response below. How content can they be "
+    "with it? Choose 1, 2, 3, 4 or 5, from not at all to fully.",
+    "Compare the response with the one that an expert would have written for the same "
+    "instruction. 5 means just as good, 1 means of no use; reply with the number only.",
+)
+#: What asks for the rating, which is the next token: the same for all requests.
+TAIL = "The answer is: \n"
+
+
+def head_text(rating_prompt: str) -> str:
+    """Write what stands before an example: the same for all that a rating prompt is asked about.
+
+    Head, example and tail are tokenised apart and their tokens joined, so that the tokens of a head
+    are the same for every example and an engine may compute them once.
+    """
+    return f"{rating_prompt}\nInstruction:"
+
+
+def example_text(example: Example) -> str:
+    """Write an example as it is rated, between a head and the tail."""
+    return f"{example.prompt}\nResponse:{example.response}\n"
+
+
+def token_scores(log_probs_K: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return the likeliest rating, times how far it stands above the others.
+
+    Only the ratios of the probabilities matter, and they are taken between logarithms: a model that
+    gives all ratings next to no mass still has a preference. Of ratings that are equally likely the
+    lowest counts.
+
+    Args:
+        log_probs_K: Natural log of the probability of each rating, lowest rating first [..., K].
+
+    Returns:
+        [...] scores, from 0 (no preference) to K (e - 1) / (e + K - 1): 1.28 with five ratings.
+
+    Raises:
+        ShapeError: If there are fewer than two ratings: one alone has nothing to stand above.
+        ValueError: If a log-probability is not finite.
+    """
+    if log_probs_K.ndim == 0 or log_probs_K.shape[-1] < 2:
+        raise ShapeError(f"log_probs must be [..., K] with K >= 2, got {log_probs_K.shape}")
+    if not np.isfinite(log_probs_K).all():
+        raise ValueError("log-probabilities of ratings must be finite")
+    shares_K = _softmax(log_probs_K.astype(np.float64))
+    q_K = _softmax(shares_K)
+    gaps_K = q_K.max(axis=-1, keepdims=True) - q_K
+    ratings = np.argmax(log_probs_K, axis=-1) + 1
+    return ratings * gaps_K.sum(axis=-1) / (log_probs_K.shape[-1] - 1)
+
+
+def sentence_scores(
+    token_scores_R: npt.NDArray[np.float64], alpha: float = ALPHA
+) -> npt.NDArray[np.float64]:
+    """Return the mean over the rating prompts, lowered by how much they disagree.
+
+    Args:
+        token_scores_R: Token scores, one a rating prompt [..., R].
+        alpha: Weight of the population standard deviation.
+
+    Raises:
+        ShapeError: If there is no rating prompt.
+    """
+    if token_scores_R.ndim == 0 or token_scores_R.shape[-1] == 0:
+        raise ShapeError(f"token_scores must be [..., R] with R >= 1, got {token_scores_R.shape}")
+    return token_scores_R.mean(axis=-1) / (1.0 + alpha * token_scores_R.std(axis=-1))
+
+
+def model_scores(
+    sentence_scores_M: npt.NDArray[np.float64], num_parameters_M: Sequence[int]
+) -> npt.NDArray[np.float64]:
+    """Return the mean over the models, weighted by their size; one model keeps its score.
+
+    Args:
+        sentence_scores_M: Sentence scores, one a model [..., M].
+        num_parameters_M: Size of each model, all in the same unit [M].
+
+    Raises:
+        ShapeError: If there is no model, or not one size a model.
+        ValueError: If a size is not positive.
+    """
+    sizes_M = np.asarray(num_parameters_M, dtype=np.float64)
+    if sizes_M.ndim != 1 or not sizes_M.size or sentence_scores_M.shape[-1:] != sizes_M.shape:
+        raise ShapeError(
+            f"sentence_scores must be [..., M] with M >= 1 sizes, got {sentence_scores_M.shape} "
+            f"and {sizes_M.shape}"
+        )
+    if sizes_M.min() <= 0:
+        raise ValueError(f"every model needs a positive size, got {list(num_parameters_M)}")
+    return (sentence_scores_M * (sizes_M / sizes_M.sum())).sum(axis=-1)
+
+
+def _softmax(x_K: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return the softmax over the last axis [..., K]; of log-probabilities, their shares."""
+    powers_K = np.exp(x_K - x_K.max(axis=-1, keepdims=True))
+    return powers_K / powers_K.sum(axis=-1, keepdims=True)
+
+
+# SelectIT: language models rate an example, and their doubts lower the rating.
+
+
+class SelectItTeacher:
+    """SelectIT: the rating an example gets from one or several models (2402.16705)."""
+
+    kind: ClassVar[Literal["pairwise", "pointwise"]] = "pointwise"
+    needs_baseline: ClassVar[bool] = False
+    needs_embeddings: ClassVar[bool] = False
+    needs_engine: ClassVar[bool] = True
+    version: ClassVar[int] = 1
+    prompts_per_request: ClassVar[int] = len(RATING_PROMPTS)  # of each model, for plans
+
+    def __init__(self, engines: Sequence[ScoringEngine], alpha: float = ALPHA) -> None:
+        """Make a teacher of one or more language models.
+
+        Args:
+            engines: The models; each counts by its number of parameters.
+            alpha: How much disagreement between the rating prompts lowers the score.
+
+        Raises:
+            ModelError: If a model's tokenizer has no token for each rating.
+        """
+        self._alpha = alpha
+        self._raters = [_Rater(engine) for engine in engines]
+        self._num_parameters_M = [engine.num_parameters for engine in engines]
+
+    @classmethod
+    def from_context(cls, context: TeacherContext) -> SelectItTeacher:
+        """Load the context's engines and make a teacher of them."""
+        if not context.engine_factories:
+            raise ConfigError("teacher selectit needs at least one language model, none was given")
+        engines = [make_engine() for make_engine in context.engine_factories]
+        return cls(engines, context.options.get("alpha", ALPHA))
+
+    def measure(self, requests: Sequence[LabelRequest]) -> list[Measurement | MeasurementFailure]:
+        """Measure the model score of every helped example.
+
+        An example that one model cannot rate, or one rating prompt, has no score: the mean of the
+        rest would be another quantity.
+        """
+        failures: dict[int, MeasurementFailure] = {}
+        ratings_M: list[dict[int, _Rating]] = []
+        for rater in self._raters:
+            asked = [i for i in range(len(requests)) if i not in failures]
+            ratings_M.append({})
+            for i, answer in zip(
+                asked, rater.rate([requests[i].helped for i in asked]), strict=True
+            ):
+                if isinstance(answer, MeasurementFailure):
+                    failures[i] = answer
+                else:
+                    ratings_M[-1][i] = answer
+        return [
+            failures[i] if i in failures else self._combine([of_model[i] for of_model in ratings_M])
+            for i in range(len(requests))
+        ]
+
+    @staticmethod
+    def utility(baseline: float | None, value: float) -> float:
+        """Return the score as it is."""
+        del baseline
+        return value
+
+    def close(self) -> None:
+        """Free the language models."""
+        for rater in self._raters:
+            rater.close()
+
+    def _combine(self, ratings_M: Sequence[_Rating]) -> Measurement:
+        """Reduce what all models said of one example to its score."""
+        log_probs_MRK = np.stack([rating.log_probs_RK for rating in ratings_M])
+        sentence_M = sentence_scores(token_scores(log_probs_MRK), self._alpha)
+        return Measurement(
+            float(model_scores(sentence_M, self._num_parameters_M)),
+            sum(rating.num_tokens for rating in ratings_M),
+            sum(rating.num_cached_tokens for rating in ratings_M),
+            sum(rating.num_minimal_tokens for rating in ratings_M),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RatingTokens:
+    """How prompts end, and the token that each rating then is."""
+
+    tail_ids: tuple[int, ...]
+    rating_ids: tuple[int, ...]  # [K]
+
+
+def resolve_rating_tokens(engine: ScoringEngine) -> RatingTokens:
+    """Find the tokens of the ratings where the prompt ends.
+
+    The end of the prompt is tokenised together with each rating, and what stands before the rating
+    becomes the end of every prompt: a rating then follows it as it would in a text. (Alone, a space
+    and a newline at the end may be one token, which is never followed by a digit in any text.)
+
+    Raises:
+        ModelError: If a rating is not a token of its own there, the one that it is when tokenised
+            alone, with or without a space before it; or if two ratings share a token.
+    """
+    joined = [tuple(engine.encode(TAIL + rating)) for rating in RATINGS]
+    alone = [[tuple(engine.encode(text)) for text in (rating, f" {rating}")] for rating in RATINGS]
+    tails = {ids[:-1] for ids in joined}
+    rating_ids = tuple(ids[-1] for ids in joined if ids)
+    own_tokens = all(ids[-1:] in forms for ids, forms in zip(joined, alone, strict=True))
+    if not own_tokens or len(tails) > 1 or len(set(rating_ids)) < len(RATINGS):
+        found = "; ".join(
+            f"{rating} is {list(forms[0])} alone and a prompt with it ends in {list(ids[-2:])}"
+            for rating, ids, forms in zip(RATINGS, joined, alone, strict=True)
+        )
+        raise ModelError(
+            "teacher selectit reads the probabilities of the tokens 1 to 5, and the tokenizer of "
+            f"{engine.name} has no token for each of them ({found}); choose another teacher.model"
+        )
+    return RatingTokens(tails.pop(), rating_ids)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Rating:
+    """What one model said of one example."""
+
+    log_probs_RK: npt.NDArray[np.float64]
+    num_tokens: int
+    num_cached_tokens: int
+    num_minimal_tokens: int
+
+
+class _Rater:
+    """Asks one model for its ratings."""
+
+    def __init__(self, engine: ScoringEngine) -> None:
+        self._engine = engine
+        self._tokens = resolve_rating_tokens(engine)
+        self._heads_R = [
+            (*engine.start_ids, *engine.encode(head_text(prompt))) for prompt in RATING_PROMPTS
+        ]
+
+    def rate(self, examples: Sequence[Example]) -> list[_Rating | MeasurementFailure]:
+        """Ask every rating prompt about every example; answers are in the order of the examples."""
+        answers: dict[int, _Rating | MeasurementFailure] = {}
+        prepared: dict[int, list[NextTokenRequest]] = {}
+        for i, example in enumerate(examples):
+            outcome = self._prepare(example)
+            if isinstance(outcome, MeasurementFailure):
+                answers[i] = outcome
+            else:
+                prepared[i] = outcome
+        # All requests of one rating prompt, then all of the next: neighbours share their prefix.
+        asked = [
+            request for of_prompt in zip(*prepared.values(), strict=True) for request in of_prompt
+        ]
+        results = self._engine.next_token_log_probs(asked)
+        num_minimal = minimal_tokens(asked, self._engine.block_tokens)
+        for n, i in enumerate(prepared):
+            own = slice(n, None, len(prepared))
+            answers[i] = _join(results[own], sum(num_minimal[own]))
+        return [answers[i] for i in range(len(examples))]
+
+    def close(self) -> None:
+        """Free the language model."""
+        self._engine.close()
+
+    def _prepare(self, example: Example) -> list[NextTokenRequest] | MeasurementFailure:
+        """Write the requests about one example, one a rating prompt.
+
+        Nothing is cut: the rating of a part is not the rating of the example.
+        """
+        if not example.response.strip():
+            return MeasurementFailure("no_response", "the example has no response to be rated")
+        body = (*self._engine.encode(example_text(example)), *self._tokens.tail_ids)
+        num_tokens = max(map(len, self._heads_R)) + len(body)
+        if num_tokens > self._engine.max_length:
+            return MeasurementFailure(
+                "too_long",
+                f"to rate the example takes {num_tokens} tokens with the rating prompt, the limit "
+                f"of {self._engine.name} is {self._engine.max_length}",
+            )
+        return [
+            NextTokenRequest((*head, *body), self._tokens.rating_ids, len(head))
+            for head in self._heads_R
+        ]
+
+
+def _join(
+    results_R: Sequence[NextTokenResult | ScoringFailure], num_minimal_tokens: int
+) -> _Rating | MeasurementFailure:
+    """Gather the answers about one example; the first failure is the example's."""
+    sound: list[NextTokenResult] = []
+    for number, result in enumerate(results_R, start=1):
+        if isinstance(result, ScoringFailure):
+            return MeasurementFailure(result.reason, f"rating prompt {number}: {result.message}")
+        sound.append(result)
+    return _Rating(
+        np.stack([result.log_probs for result in sound]),
+        sum(result.num_tokens for result in sound),
+        sum(result.num_cached_tokens for result in sound),
+        num_minimal_tokens,
+    )

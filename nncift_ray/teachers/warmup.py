@@ -1,0 +1,446 @@
+"""Warm-up: train a LoRA adapter on a random share of the candidates, one checkpoint an epoch.
+
+LESS measures gradients where a model has begun to learn, and needs the optimiser's moments there.
+The training itself is ``models.warmup`` and knows no Ray; here it is given its examples.
+Source: LESS, arXiv 2402.04333, section 4.1 (5 % of the pool, 4 epochs).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from nncift_ray.corpus.examples import Example
+from nncift_ray.engines.base import ScoringFailure
+from nncift_ray.engines.lora import LoraModel, TrainableModel, TrainingExample
+from nncift_ray.engines.tokens import cut_batches
+from nncift_ray.errors import ModelError, StageError
+from nncift_ray.network.training import ReduceGradients
+from nncift_ray.runtime import schemas
+from nncift_ray.runtime.output import Sink, StageOutput, warmup_files
+from nncift_ray.runtime.step import Shard, Stage, Worker
+from nncift_ray.teachers.less import learning_rate_at
+
+#: Padded tokens of one forward and backward pass; the passes of a step add up.
+PASS_TOKENS = {"cpu": 1024, "cuda": 16_384}
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSettings:
+    """How to train: AdamW without decay, a linear rise and fall of the learning rate."""
+
+    num_epochs: int
+    learning_rate: float  # the peak of the schedule
+    lr_warmup_fraction: float  # share of the steps in which it rises
+    batch_size: int  # examples of one step, over all workers together
+    seed: int  # of the order of the examples and of dropout
+
+
+@dataclass(frozen=True, slots=True)
+class EpochSummary:
+    """What an epoch came to."""
+
+    epoch: int  # from 1
+    num_steps: int  # optimiser steps so far
+    mean_learning_rate: float  # over the epoch's steps
+    train_loss: float  # nats a response token, over the epoch's examples by their weights
+
+
+#: Says how much each example of a batch counts; a step's loss is the weighted mean.
+Weigh = Callable[[TrainingExample], float]
+
+
+def alike(example: TrainingExample) -> float:
+    """Let every example count alike, however long its response."""
+    return 1.0
+
+
+def by_length(example: TrainingExample) -> float:
+    """Let every response token count alike."""
+    return float(example.num_response_tokens)
+
+
+@dataclass(frozen=True)
+class Workers:
+    """The place of this worker among those that train one model together."""
+
+    rank: int = 0
+    world: int = 1
+    #: Replaces `.grad` of each given parameter by its mean over the workers.
+    reduce_gradients: ReduceGradients | None = None
+
+
+ALONE = Workers()
+
+
+def train(
+    model: TrainableModel,
+    examples: Sequence[TrainingExample],
+    settings: TrainingSettings,
+    *,
+    learning_rate_key: str,
+    weigh: Weigh = alike,
+    max_gradient_norm: float | None = None,
+    workers: Workers = ALONE,
+    on_step: Callable[[int, int], None] | None = None,
+    on_epoch: Callable[[EpochSummary, torch.optim.Optimizer], None] | None = None,
+) -> list[EpochSummary]:
+    """Train the model in place and return what each epoch came to.
+
+    On n workers each gives the same arguments but its own rank, and takes a slice of every batch,
+    weighted so that the mean of the gradients over workers is the gradient of the whole batch.
+    Without dropout they end as one worker would, up to rounding; with it, every rank draws masks of
+    its own.
+
+    Args:
+        model: The model, the same on all workers.
+        examples: What to train on.
+        settings: How to train.
+        learning_rate_key: The recipe's key to change if the loss stops being finite.
+        weigh: How much an example counts in its step.
+        max_gradient_norm: Longer gradients of a step are scaled down to this norm; None: never.
+        workers: Who else trains.
+        on_step: Called after each step with the steps done and their number.
+        on_epoch: Called after each epoch with its summary and the optimiser.
+
+    Raises:
+        ValueError: If there is no example, or several workers have no ``reduce_gradients``.
+        ModelError: If the loss stops being finite.
+    """
+    if not examples:
+        raise ValueError("there is no example to train on")
+    if workers.world > 1 and workers.reduce_gradients is None:
+        raise ValueError(f"{workers.world} workers need reduce_gradients, or each trains alone")
+    parameters = list(model.parameters.values())
+    optimiser = torch.optim.AdamW(parameters, weight_decay=0.0)
+    order = torch.Generator().manual_seed(settings.seed)
+    total_steps = math.ceil(len(examples) / settings.batch_size) * settings.num_epochs
+    total_weight = math.fsum(map(weigh, examples))
+    summaries: list[EpochSummary] = []
+    step = 0
+    with _training(model, settings.seed + workers.rank):
+        for epoch in range(1, settings.num_epochs + 1):
+            rates: list[float] = []
+            total_loss = 0.0
+            for rows in torch.randperm(len(examples), generator=order).split(settings.batch_size):
+                rates.append(
+                    learning_rate_at(
+                        step, total_steps, settings.learning_rate, settings.lr_warmup_fraction
+                    )
+                )
+                optimiser.param_groups[0]["lr"] = rates[-1]
+                batch = [examples[n] for n in rows.tolist()]
+                loss, weight = _differentiate(model, batch, weigh, workers)
+                if not math.isfinite(loss):
+                    raise ModelError(
+                        f"the training loss is {loss} at step {step + 1} of {total_steps}: lower "
+                        f"{learning_rate_key}, or take a dtype of more range"
+                    )
+                if max_gradient_norm is not None:
+                    nn.utils.clip_grad_norm_(parameters, max_gradient_norm)
+                optimiser.step()
+                total_loss += loss * weight
+                step += 1
+                if on_step is not None:
+                    on_step(step, total_steps)
+            mean_rate = math.fsum(rates) / len(rates)
+            summaries.append(EpochSummary(epoch, step, mean_rate, total_loss / total_weight))
+            if on_epoch is not None:
+                on_epoch(summaries[-1], optimiser)
+    return summaries
+
+
+def _differentiate(
+    model: TrainableModel, batch: Sequence[TrainingExample], weigh: Weigh, workers: Workers
+) -> tuple[float, float]:
+    """Set the gradient of a batch's weighted mean loss; return that loss and the batch's weight.
+
+    The loss travels with the gradients, so that all workers see the same and stop together.
+    """
+    parameters = list(model.parameters.values())
+    for parameter in parameters:  # never None: a worker may have no example of a short batch
+        parameter.grad = torch.zeros_like(parameter)
+    loss = nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    loss.grad = torch.zeros_like(loss)
+    weight = math.fsum(map(weigh, batch))
+    mine = batch[workers.rank :: workers.world]
+    lengths = [len(example.input_ids) for example in mine]
+    for rows in cut_batches(lengths, 0, PASS_TOKENS.get(model.device.type, PASS_TOKENS["cpu"])):
+        part = [mine[n] for n in rows]
+        shares = [workers.world * weigh(example) / weight for example in part]
+        passed = (model.losses(part) * torch.tensor(shares, device=model.device)).sum()
+        passed.backward()
+        loss.grad += float(passed.detach())
+    if workers.reduce_gradients is not None:
+        workers.reduce_gradients([*parameters, loss])
+    return float(loss.grad), weight
+
+
+@contextmanager
+def _training(model: TrainableModel, seed: int) -> Iterator[None]:
+    """Switch dropout on, with random numbers of its own that leave the process's alone."""
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        model.model.train()
+        try:
+            yield
+        finally:
+            model.model.eval()
+
+
+# The warm-up of LESS: LoRA trained on a few examples, one checkpoint an epoch.
+
+Arrays = dict[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class WarmupCheckpoint:
+    """The state at the end of an epoch; arrays by the names of ``LoraModel.parameter_names``."""
+
+    adapter: Arrays
+    exp_avg: Arrays  # Adam's first moment
+    exp_avg_sq: Arrays  # Adam's second moment
+    epoch: int  # from 1
+    num_steps: int  # optimiser steps so far
+    mean_learning_rate: float  # over the epoch's steps
+    train_loss: float  # nats a response token: mean over the epoch's examples of each one's mean
+
+
+def warm_up(
+    model: LoraModel,
+    examples: Sequence[TrainingExample],
+    settings: TrainingSettings,
+    *,
+    workers: Workers = ALONE,
+    on_step: Callable[[int, int], None] | None = None,
+) -> list[WarmupCheckpoint]:
+    """Train the model's fresh adapter in place and return each epoch's state.
+
+    The loss of a step is the mean over its examples of each one's mean over its response tokens:
+    the same per-example loss whose gradients are taken later. Arguments and errors are those of
+    ``training_loop.train``.
+
+    Memory: on the host 12 bytes for every adapter parameter and epoch.
+    """
+    checkpoints: list[WarmupCheckpoint] = []
+
+    def keep(summary: EpochSummary, optimiser: torch.optim.Optimizer) -> None:
+        checkpoints.append(
+            WarmupCheckpoint(
+                adapter=model.adapter_state(),
+                exp_avg=_moments(model, optimiser, "exp_avg"),
+                exp_avg_sq=_moments(model, optimiser, "exp_avg_sq"),
+                **dataclasses.asdict(summary),
+            )
+        )
+
+    train(
+        model,
+        examples,
+        settings,
+        learning_rate_key="teacher.less.learning_rate",
+        workers=workers,
+        on_step=on_step,
+        on_epoch=keep,
+    )
+    return checkpoints
+
+
+def _moments(model: LoraModel, optimiser: torch.optim.Optimizer, kind: str) -> Arrays:
+    """Return a copy of one of Adam's moments for every LoRA matrix."""
+    return {
+        name: optimiser.state[parameter][kind].detach().cpu().numpy().copy()
+        for name, parameter in model.parameters.items()
+    }
+
+
+# Rows of examples as what a language model is trained on, and those that cannot be.
+
+EXAMPLE_COLUMNS = ["example_id", "prompt", "response"]
+
+
+@dataclass(frozen=True)
+class UnfitExample:
+    """An example that cannot be trained on, as the errors table tells of it."""
+
+    example_id: str
+    reason: str
+    message: str
+    excerpt: str
+
+
+def encode_rows(
+    table: pa.Table, model: TrainableModel
+) -> tuple[list[TrainingExample], list[UnfitExample]]:
+    """Tokenise rows of EXAMPLE_COLUMNS; return those to train on and those that do not fit."""
+    fit: list[TrainingExample] = []
+    unfit: list[UnfitExample] = []
+    for row in table.select(EXAMPLE_COLUMNS).to_pylist():
+        example = Example(**row)
+        encoded = model.encode(example)
+        if isinstance(encoded, ScoringFailure):
+            unfit.append(
+                UnfitExample(example.example_id, encoded.reason, encoded.message, example.prompt)
+            )
+        else:
+            fit.append(encoded)
+    return fit, unfit
+
+
+# Warm-up: train a LoRA adapter on a random share of the candidates, one checkpoint an epoch.
+
+WARMUP_STREAM = 16  # random stream of the draw, apart from those of core.network.sampling
+TENSOR_GROUPS = ("adapter", "exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class WarmupJob:
+    """All a training worker needs; small, since examples are read where they are used."""
+
+    examples: StageOutput
+    make_model: Callable[[], LoraModel]
+    fraction: float  # of the candidates
+    max_examples: int
+    training: TrainingSettings
+    num_workers: int = 1  # sums over other numbers of workers round otherwise
+
+
+KeepCheckpoint = Callable[[WarmupCheckpoint], None]
+#: Trains a job, hands over each checkpoint in turn and returns the examples left out.
+WarmupTrainer = Callable[[WarmupJob, KeepCheckpoint], list[UnfitExample]]
+
+
+class WarmupStage(Stage):
+    """Write ``checkpoints`` and, as files, the adapter and Adam's moments of each."""
+
+    name: ClassVar[str] = "warmup"
+    placement: ClassVar[Literal["pool", "driver"]] = "driver"
+    unit: ClassVar[str] = "runs"
+
+    def __init__(
+        self, job: WarmupJob, train: WarmupTrainer, model_settings: Mapping[str, Any]
+    ) -> None:
+        """Train with ``train``: Ray Train, or ``warm_up_here`` with no Ray at all.
+
+        Args:
+            job: What to train.
+            train: How.
+            model_settings: What of ``job.make_model`` shapes the numbers: name, revision, adapter,
+                dtype, quantization, longest example.
+        """
+        self._job, self._train, self._model_settings = job, train, dict(model_settings)
+        self.seed = job.training.seed
+
+    @property
+    def produces(self) -> Mapping[str, pa.Schema]:
+        """Checkpoints."""
+        return {"checkpoints": schemas.WARMUP_CHECKPOINTS}
+
+    @property
+    def inputs(self) -> Mapping[str, StageOutput]:
+        """The deduplicated examples."""
+        return {"examples": self._job.examples}
+
+    def settings(self) -> dict[str, Any]:
+        """Model, adapter, draw and optimiser; not what the workers run on."""
+        return {
+            "model": self._model_settings,
+            "fraction": self._job.fraction,
+            "max_examples": self._job.max_examples,
+            "training": dataclasses.asdict(self._job.training),
+            "num_workers": self._job.num_workers,
+        }
+
+    def num_items(self) -> int:
+        """One run."""
+        return 1
+
+    def make_worker(self) -> Worker:
+        """Return the run."""
+
+        def run(shard: Shard, sink: Sink) -> None:
+            rows: list[dict[str, Any]] = []
+
+            def keep(checkpoint: WarmupCheckpoint) -> None:
+                for name, content in checkpoint_files(len(rows), checkpoint):
+                    sink.write_file(name, content)
+                rows.append({"checkpoint": len(rows)} | checkpoint_facts(checkpoint))
+
+            unfit = self._train(self._job, keep)
+            for example in unfit:
+                sink.error(**dataclasses.asdict(example))
+            sink.facts["num_examples"] = len(draw_rows(self._job)) - len(unfit)
+            sink.write_rows("checkpoints", rows, schemas.WARMUP_CHECKPOINTS)
+
+        return run
+
+
+def draw_rows(job: WarmupJob) -> np.ndarray:
+    """Return the sorted row indices of the candidates to train on, at least one.
+
+    They depend on the seed and the number of candidates alone.
+    """
+    num_candidates = job.examples.num_rows("candidates")
+    wanted = min(max(1, round(job.fraction * num_candidates)), job.max_examples)
+    sequence = np.random.SeedSequence([job.training.seed, WARMUP_STREAM])
+    generator = np.random.Generator(np.random.PCG64(sequence))
+    return np.sort(generator.permutation(num_candidates)[:wanted])
+
+
+def load_examples(
+    job: WarmupJob, model: LoraModel
+) -> tuple[list[TrainingExample], list[UnfitExample]]:
+    """Read and tokenise the drawn examples; return those to train on and those that do not fit.
+
+    Raises:
+        StageError: If none fits.
+    """
+    table = job.examples.take_rows("candidates", draw_rows(job), EXAMPLE_COLUMNS)
+    fit, unfit = encode_rows(table, model)
+    if not fit:
+        raise StageError(
+            f"none of the {len(unfit)} examples drawn for the warm-up can be trained on (the first:"
+            f" {unfit[0].message}); raise teacher.less.max_length or teacher.less.warmup_fraction"
+        )
+    return fit, unfit
+
+
+def warm_up_here(
+    job: WarmupJob,
+    keep: KeepCheckpoint,
+    *,
+    workers: Workers = ALONE,
+) -> list[UnfitExample]:
+    """Train in this process, as one of several workers or alone (a WarmupTrainer)."""
+    model = job.make_model()
+    try:
+        examples, unfit = load_examples(job, model)
+        checkpoints = warm_up(model, examples, job.training, workers=workers)
+    finally:
+        model.close()
+    for checkpoint in checkpoints:
+        keep(checkpoint)
+    return unfit
+
+
+def checkpoint_facts(checkpoint: WarmupCheckpoint) -> dict[str, Any]:
+    """Return what of a checkpoint is no tensor."""
+    names = (field.name for field in dataclasses.fields(checkpoint))
+    return {name: getattr(checkpoint, name) for name in names if name not in TENSOR_GROUPS}
+
+
+def checkpoint_files(number: int, checkpoint: WarmupCheckpoint) -> list[tuple[str, bytes]]:
+    """Return the files, name and content, that hold a checkpoint."""
+    groups = {group: getattr(checkpoint, group) for group in TENSOR_GROUPS}
+    return list(warmup_files(number, groups, checkpoint_facts(checkpoint)))
