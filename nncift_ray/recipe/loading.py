@@ -20,6 +20,9 @@ MAX_VALUES = 100_000
 MAX_CHARS = 10_000_000
 MERGE_TAG = "tag:yaml.org,2002:merge"  # of the key <<
 
+#: Keys that recipes once had, and what takes their place.
+REMOVED_KEYS: dict[str, str] = {}
+
 
 def parse_yaml(text: str, origin: str) -> object:
     """Parse one YAML document into plain values.
@@ -168,6 +171,8 @@ def _explain(item: Mapping[str, Any]) -> str:
     # Members of a union show up as extra path entries that are no keys of the recipe.
     shown = ".".join(part for part in path if re.fullmatch(r"\w+", part))
     section = _section_at(path[:-1])
+    if shown in REMOVED_KEYS:
+        return f"{shown}: this key was removed; {REMOVED_KEYS[shown]}"
     if item["type"] == "extra_forbidden" and section is not None:
         known = _keys(section)
         close = difflib.get_close_matches(path[-1], known, n=1)

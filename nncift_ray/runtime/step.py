@@ -81,6 +81,14 @@ class Stage(ABC):
     placement: ClassVar[Literal["pool", "driver"]] = "pool"
     #: What the items are called in progress lines.
     unit: ClassVar[str] = "rows"
+    #: What the step does, for progress lines, plans and the report, e.g. "score all pairs".
+    title: ClassVar[str] = ""
+    #: Whether its workers use a GPU where the cluster has one.
+    can_use_gpu: bool = False
+    #: Whether a worker keeps to one thread; others use the CPUs that the pool gives them.
+    single_threaded: bool = True
+    #: Most actors that are of use; None: as many as the pool allows.
+    max_actors: int | None = None
 
     #: Seed recorded in the manifest; stages that draw set it.
     seed: int = 0
