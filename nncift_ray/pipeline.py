@@ -60,13 +60,7 @@ from nncift_ray.report.page import render_report
 from nncift_ray.runtime.driver import Executor, run_stage, stage_fingerprint
 from nncift_ray.runtime.files import Location, locked
 from nncift_ray.runtime.metrics import MetricsReporter, run_label
-from nncift_ray.runtime.output import (
-    FILES_TABLE,
-    TEACHER_SCORES,
-    ChainedOutput,
-    StageOutput,
-    scores_of,
-)
+from nncift_ray.runtime.output import FILES_TABLE, ChainedOutput, StageOutput
 from nncift_ray.runtime.progress import (
     EventLog,
     LineReporter,
@@ -99,9 +93,11 @@ from nncift_ray.selection.step import PartitionInputs, SelectPartitionsStage, Se
 from nncift_ray.selection.tables import (
     GRAPH_CUTS,
     PARTITIONED,
+    TEACHER_SCORES,
     TOP_K,
     blocks_of,
     list_blocks,
+    scores_of,
     selection_plan,
 )
 from nncift_ray.teachers.base import TeacherContext, needs_gradients

@@ -27,7 +27,6 @@ from nncift_ray.network.step import FitJob, FittedBlock, train_here
 from nncift_ray.network.training import EpochRecord
 from nncift_ray.runtime.driver import StepProgress
 from nncift_ray.runtime.files import Location
-from nncift_ray.runtime.output import parse_warmup
 from nncift_ray.runtime.ray_pool import wait_for_place
 from nncift_ray.runtime.step import PLACEMENT_TIMEOUT, Resources
 from nncift_ray.teachers.warmup import (
@@ -37,6 +36,7 @@ from nncift_ray.teachers.warmup import (
     WarmupJob,
     Workers,
     checkpoint_files,
+    parse_warmup,
     warm_up_here,
 )
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from nncift_ray.corpus.export import ADDED_KEY
 from nncift_ray.errors import DataError
-from nncift_ray.network.factored import FactoredNetwork
+from nncift_ray.network.factored import FactoredNetwork, read_network
 from nncift_ray.pipeline import OpenedRun, Record, home_of, open_run, read_record
 from nncift_ray.recipe.sections import ClusterConfig
 from nncift_ray.runtime import schemas
@@ -24,15 +24,10 @@ from nncift_ray.runtime.driver import record_files, without_overlaps
 from nncift_ray.runtime.files import Location, is_locked
 from nncift_ray.runtime.output import (
     BEGUN_NAME,
-    NETWORK_SCORES,
-    TEACHER_SCORES,
     ShardRecord,
     StageBegun,
     StageOutput,
     column_matrix,
-    read_network,
-    scored_blocks,
-    scores_of,
     sum_counts,
 )
 from nncift_ray.runtime.schemas import CANDIDATE, POINTS, TABLE_OF_ROLE, TARGET, helped_role
@@ -40,11 +35,15 @@ from nncift_ray.scores.exact import TopKState, top_k_rows, top_k_vector
 from nncift_ray.selection.objectives import coverage
 from nncift_ray.selection.redundancy import Standing, stand
 from nncift_ray.selection.tables import (
+    NETWORK_SCORES,
+    TEACHER_SCORES,
     TOP_K,
     ScoreTables,
     SelectionPlan,
     build_objective,
     cosines,
+    scored_blocks,
+    scores_of,
     selection_plan,
 )
 

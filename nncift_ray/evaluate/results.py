@@ -50,13 +50,7 @@ from nncift_ray.labels.sample import count_pairs
 from nncift_ray.recipe.sections import Config, EvaluationConfig
 from nncift_ray.runtime import schemas
 from nncift_ray.runtime.files import Location
-from nncift_ray.runtime.output import (
-    StageManifest,
-    StageOutput,
-    describe_environment,
-    scored_blocks,
-    scores_of,
-)
+from nncift_ray.runtime.output import StageManifest, StageOutput, describe_environment
 from nncift_ray.runtime.schemas import (
     AGREEMENT,
     ALL_STEPS,
@@ -72,7 +66,13 @@ from nncift_ray.runtime.schemas import (
     WITHIN,
 )
 from nncift_ray.selection.objectives import Objective
-from nncift_ray.selection.tables import ScoreTables, build_objective, selection_plan
+from nncift_ray.selection.tables import (
+    ScoreTables,
+    build_objective,
+    scored_blocks,
+    scores_of,
+    selection_plan,
+)
 
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]

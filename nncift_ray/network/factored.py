@@ -5,10 +5,13 @@ Plain numpy, so that scoring workers need no torch. Suffixes: N examples, D embe
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
+import safetensors.numpy
 from numpy.typing import NDArray
 
 from nncift_ray.errors import ShapeError
@@ -193,3 +196,35 @@ def _project_into(e_ND: F32, w_DH: F32, b_H: F32, out_NH: F32) -> None:
         for d in range(whole, num_dims):
             for h in range(num_hidden):
                 out_H[h] = out_H[h] + e_ND[n, d] * w_DH[d, h]
+
+
+# Networks on disk: safetensors for the numbers, JSON for the facts about them. Never a pickle.
+
+
+class WritesFiles(Protocol):
+    """Where a step's files go."""
+
+    def write_file(self, name: str, data: bytes) -> None:
+        """Write a file whole."""
+
+
+class ReadsFiles(Protocol):
+    """The files of a finished step."""
+
+    def read_file(self, name: str) -> bytes:
+        """Read a file."""
+        ...
+
+
+def write_network(
+    sink: WritesFiles, block: str, network: FactoredNetwork, facts: Mapping[str, Any]
+) -> None:
+    """Write the network of a block with facts such as its sizes and held-out loss."""
+    sink.write_file(f"network-{block}.safetensors", safetensors.numpy.save(network.to_state()))
+    sink.write_file(f"network-{block}.json", json.dumps(facts, indent=1, sort_keys=True).encode())
+
+
+def read_network(fit: ReadsFiles, block: str) -> FactoredNetwork:
+    """Read the network of a block from the fit step's output."""
+    state = safetensors.numpy.load(fit.read_file(f"network-{block}.safetensors"))
+    return FactoredNetwork.from_state(state)

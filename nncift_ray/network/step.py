@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from nncift_ray.errors import StageError
 from nncift_ray.labels.sample import TRAIN, VALIDATION
-from nncift_ray.network.factored import FactoredNetwork
+from nncift_ray.network.factored import FactoredNetwork, write_network
 from nncift_ray.network.fidelity import NETWORK, FidelityRow, fidelity_table, spearman
 from nncift_ray.network.network import InfluenceNetwork
 from nncift_ray.network.training import (
@@ -30,7 +30,7 @@ from nncift_ray.network.training import (
     unseen_folds,
 )
 from nncift_ray.runtime import schemas
-from nncift_ray.runtime.output import Sink, StageOutput, column_matrix, write_network
+from nncift_ray.runtime.output import Sink, StageOutput, column_matrix
 from nncift_ray.runtime.schemas import POINTS, WITHIN, helped_role
 from nncift_ray.runtime.step import Shard, Stage, Worker
 from nncift_ray.scores.exact import score_points

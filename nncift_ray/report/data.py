@@ -27,15 +27,10 @@ from nncift_ray.report.text import (
     format_seconds,
 )
 from nncift_ray.runtime import schemas
-from nncift_ray.runtime.output import (
-    ERRORS_TABLE,
-    ChainedOutput,
-    StageOutput,
-    scored_blocks,
-    scores_of,
-)
+from nncift_ray.runtime.output import ERRORS_TABLE, ChainedOutput, StageOutput
 from nncift_ray.runtime.schemas import CROSS, POINTS, WITHIN
 from nncift_ray.scores.exact import ScoreTotal
+from nncift_ray.selection.tables import scored_blocks, scores_of
 
 Lengths = npt.NDArray[np.integer]
 Cell = str | int | float | None

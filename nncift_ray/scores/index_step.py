@@ -15,19 +15,12 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import safetensors.numpy
 
 from nncift_ray.errors import ConfigError, StageError
-from nncift_ray.network.factored import FactoredNetwork
+from nncift_ray.network.factored import FactoredNetwork, read_network
 from nncift_ray.runtime import schemas
-from nncift_ray.runtime.output import (
-    FILES_TABLE,
-    Sink,
-    StageOutput,
-    column_matrix,
-    read_arrays,
-    read_network,
-    write_arrays,
-)
+from nncift_ray.runtime.output import FILES_TABLE, Sink, StageOutput, column_matrix
 from nncift_ray.runtime.schemas import helped_role
 from nncift_ray.runtime.step import Shard, Stage, Worker
 from nncift_ray.scores.backend import MEMORY_KEY, PairMemory, ScoresRows, make_backend, peak_bytes
@@ -237,7 +230,8 @@ def index_files(block: str) -> tuple[str, str]:
 def write_index(sink: Sink, block: str, index: ColumnIndex) -> None:
     """Write what ``read_index`` reads; the columns themselves are in the activations."""
     generator_name, index_name = index_files(block)
-    write_arrays(sink, generator_name, index.generator.to_state())
+    arrays = {name: np.ascontiguousarray(a) for name, a in index.generator.to_state().items()}
+    sink.write_file(generator_name, safetensors.numpy.save(arrays))
     sink.write_file(index_name, index.neighbours.to_bytes().tobytes())
 
 
@@ -251,7 +245,8 @@ def read_index(
 ) -> ColumnIndex:
     """Read the index of a block back, for the columns that it was built over."""
     arrays_name, index_name = index_files(block)
-    generator = GENERATORS[generator_name].from_state(read_arrays(output, arrays_name))
+    state = safetensors.numpy.load(output.read_file(arrays_name))
+    generator = GENERATORS[generator_name].from_state(state)
     data = np.frombuffer(output.read_file(index_name), np.uint8)
     return assemble(generator, NeighbourIndex.from_bytes(data), network, b_JH, num_threads)
 

@@ -20,15 +20,9 @@ import pyarrow.compute as pc
 
 from nncift_ray.corpus.records import Subtasks, read_subtasks
 from nncift_ray.errors import StageError
+from nncift_ray.network.factored import read_network
 from nncift_ray.runtime import schemas
-from nncift_ray.runtime.output import (
-    WHOLE_TABLES,
-    Sink,
-    StageOutput,
-    column_matrix,
-    read_network,
-    root_of,
-)
+from nncift_ray.runtime.output import WHOLE_TABLES, Sink, StageOutput, column_matrix, root_of
 from nncift_ray.runtime.schemas import CROSS, POINTS
 from nncift_ray.runtime.step import RowAtoms, RowSpan, RowStage, Shard, Worker, merge_spans
 from nncift_ray.scores.backend import PairMemory, make_backend, num_threads_of, peak_bytes

@@ -17,15 +17,9 @@ import numpy as np
 import pyarrow as pa
 
 from nncift_ray.errors import StageError
-from nncift_ray.network.factored import FactoredNetwork
+from nncift_ray.network.factored import FactoredNetwork, read_network
 from nncift_ray.runtime import schemas
-from nncift_ray.runtime.output import (
-    Sink,
-    StageOutput,
-    column_matrix,
-    read_network,
-    vectors_to_arrow,
-)
+from nncift_ray.runtime.output import Sink, StageOutput, column_matrix, vectors_to_arrow
 from nncift_ray.runtime.schemas import CANDIDATE, EXISTING, POINTS, helped_role
 from nncift_ray.runtime.step import RowAtoms, RowSpan, RowStage, Shard, Worker
 from nncift_ray.scores.exact import LARGEST_HALF, RoundingError, first_beyond_half, rounding_error

@@ -20,15 +20,9 @@ import pyarrow as pa
 
 from nncift_ray.corpus.records import Subtasks, read_subtasks
 from nncift_ray.errors import ConfigError, DataError, StageError
-from nncift_ray.network.factored import FactoredNetwork
+from nncift_ray.network.factored import FactoredNetwork, read_network
 from nncift_ray.runtime import schemas
-from nncift_ray.runtime.output import (
-    Sink,
-    StageOutput,
-    column_matrix,
-    read_network,
-    vectors_to_arrow,
-)
+from nncift_ray.runtime.output import Sink, StageOutput, column_matrix, vectors_to_arrow
 from nncift_ray.runtime.schemas import CROSS, EXISTING, POINTS, helped_role
 from nncift_ray.runtime.step import RowAtoms, RowSpan, RowStage, Shard, Worker, merge_spans
 from nncift_ray.scores.backend import (

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from nncift_ray.corpus.records import Subtasks, read_subtasks
 from nncift_ray.errors import StageError
 from nncift_ray.runtime import schemas
-from nncift_ray.runtime.output import TEACHER_SCORES, Sink, StageOutput
+from nncift_ray.runtime.output import Sink, StageOutput
 from nncift_ray.runtime.schemas import CROSS, POINTS, helped_role
 from nncift_ray.runtime.step import Shard, Stage, Worker
 from nncift_ray.scores.exact import BestColumns, GivenSums, ScoreTally
@@ -58,7 +58,7 @@ class LabelCounts:
 class TeacherScoresStage(Stage):
     """Write the tables of the score stage from labels, and ``unranked`` candidates."""
 
-    name: ClassVar[str] = TEACHER_SCORES
+    name: ClassVar[str] = "teacher_scores"
     unit: ClassVar[str] = "passes"
     memory_advice: ClassVar[str] = (
         "lower pair_scores.top_k or labels.label_pairs: it holds 8 bytes for each place of a list, "

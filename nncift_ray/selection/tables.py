@@ -47,6 +47,22 @@ from nncift_ray.selection.problem import (
 from nncift_ray.selection.redundancy import Standing, StandingInParts
 
 SKIPPED_SHOWN = 200
+#: The steps that hold a run's scores: by a network, or the teacher's own labels; a run has one.
+NETWORK_SCORES, TEACHER_SCORES = "score_pairs", "teacher_scores"
+
+
+def scores_of(outputs: Mapping[str, StageOutput]) -> StageOutput:
+    """Return the output that holds a run's scores.
+
+    Raises:
+        KeyError: If neither step is finished.
+    """
+    return outputs[TEACHER_SCORES if TEACHER_SCORES in outputs else NETWORK_SCORES]
+
+
+def scored_blocks(outputs: Mapping[str, StageOutput]) -> tuple[str, ...]:
+    """Return the blocks that a run has scored."""
+    return tuple(scores_of(outputs).manifest.settings["blocks"])
 
 
 def random_objective(source: ColumnSource, size: int, unranked: np.ndarray) -> float:

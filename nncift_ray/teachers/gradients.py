@@ -37,11 +37,11 @@ from nncift_ray.engines.tokens import cut_batches
 from nncift_ray.errors import ShapeError
 from nncift_ray.jit import compiled
 from nncift_ray.runtime import schemas
-from nncift_ray.runtime.output import Sink, StageOutput, read_warmup
+from nncift_ray.runtime.output import Sink, StageOutput
 from nncift_ray.runtime.schemas import CANDIDATE, CROSS, TARGET
 from nncift_ray.runtime.step import KILLED_WORKER, RowAtoms, RowSpan, RowStage, Shard, Worker
 from nncift_ray.teachers import less
-from nncift_ray.teachers.warmup import WarmupCheckpoint
+from nncift_ray.teachers.warmup import WarmupCheckpoint, read_warmup
 
 # torch ships partial type information: what its functions return is annotated where it enters.
 # pyright: reportUnknownMemberType=false

@@ -8,6 +8,7 @@ Source: LESS, arXiv 2402.04333, section 4.1 (5 % of the pool, 4 epochs).
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
+import safetensors.numpy
 import torch
 from numpy.typing import NDArray
 from torch import nn
@@ -27,7 +29,7 @@ from nncift_ray.engines.tokens import cut_batches
 from nncift_ray.errors import ModelError, StageError
 from nncift_ray.network.training import ReduceGradients
 from nncift_ray.runtime import schemas
-from nncift_ray.runtime.output import Sink, StageOutput, warmup_files
+from nncift_ray.runtime.output import Sink, StageOutput
 from nncift_ray.runtime.step import Shard, Stage, Worker
 from nncift_ray.teachers.less import learning_rate_at
 
@@ -440,7 +442,34 @@ def checkpoint_facts(checkpoint: WarmupCheckpoint) -> dict[str, Any]:
     return {name: getattr(checkpoint, name) for name in names if name not in TENSOR_GROUPS}
 
 
+def _file_names(number: int) -> tuple[str, str]:
+    return f"warmup-{number}.safetensors", f"warmup-{number}.json"
+
+
 def checkpoint_files(number: int, checkpoint: WarmupCheckpoint) -> list[tuple[str, bytes]]:
-    """Return the files, name and content, that hold a checkpoint."""
-    groups = {group: getattr(checkpoint, group) for group in TENSOR_GROUPS}
-    return list(warmup_files(number, groups, checkpoint_facts(checkpoint)))
+    """Return the files, name and content, that hold a checkpoint: tensors, and facts as JSON."""
+    weights_name, facts_name = _file_names(number)
+    tensors = {
+        f"{group}/{name}": np.ascontiguousarray(array)
+        for group in TENSOR_GROUPS
+        for name, array in getattr(checkpoint, group).items()
+    }
+    facts = json.dumps(checkpoint_facts(checkpoint), indent=1, sort_keys=True)
+    return [(weights_name, safetensors.numpy.save(tensors)), (facts_name, facts.encode())]
+
+
+def parse_warmup(
+    number: int, read_file: Callable[[str], bytes]
+) -> tuple[dict[str, Arrays], dict[str, Any]]:
+    """Return the tensors by group, and the facts, of a checkpoint whose files are read by name."""
+    weights_name, facts_name = _file_names(number)
+    groups: dict[str, Arrays] = {}
+    for key, array in safetensors.numpy.load(read_file(weights_name)).items():
+        group, _, name = key.partition("/")
+        groups.setdefault(group, {})[name] = array
+    return groups, json.loads(read_file(facts_name))
+
+
+def read_warmup(warmup: StageOutput, number: int) -> tuple[dict[str, Arrays], dict[str, Any]]:
+    """Return the tensors by group, and the facts, of a checkpoint of the finished warm-up."""
+    return parse_warmup(number, warmup.read_file)

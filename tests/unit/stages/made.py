@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from nncift_ray.network.factored import FactoredNetwork
+from nncift_ray.network.factored import FactoredNetwork, write_network
 from nncift_ray.runtime import schemas
 from nncift_ray.runtime.driver import execute_here, run_stage
 from nncift_ray.runtime.files import Location
-from nncift_ray.runtime.output import Sink, StageOutput, vectors_to_arrow, write_network
+from nncift_ray.runtime.output import Sink, StageOutput, vectors_to_arrow
 from nncift_ray.runtime.progress import SilentReporter
 from nncift_ray.runtime.step import Shard, Stage, Worker
 

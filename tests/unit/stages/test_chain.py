@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nncift_ray.network.factored import read_network
 from nncift_ray.network.step import stretch
 from nncift_ray.network.training import TrainingConfig
-from nncift_ray.runtime.output import StageOutput, column_matrix, read_network
+from nncift_ray.runtime.output import StageOutput, column_matrix
 from nncift_ray.scores.exact import score_block
 from tests.unit.stages.chain import Sizes, run_chain
 

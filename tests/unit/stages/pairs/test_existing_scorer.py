@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nncift_ray.runtime.output import StageOutput, column_matrix, read_network
+from nncift_ray.network.factored import read_network
+from nncift_ray.runtime.output import StageOutput, column_matrix
 from nncift_ray.scores.exact import score_block
 from nncift_ray.scores.kernel import ONE
 from nncift_ray.selection.tables import ScoreTables

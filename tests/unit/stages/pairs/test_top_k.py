@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from nncift_ray.errors import DataError
+from nncift_ray.network.factored import read_network
 from nncift_ray.network.network import InfluenceNetwork
-from nncift_ray.runtime.output import StageOutput, column_matrix, read_network
+from nncift_ray.runtime.output import StageOutput, column_matrix
 from nncift_ray.scores.exact import score_block
 from nncift_ray.selection.tables import blocks_of
 from tests.unit.stages.chain import LastDigitTeacher, Sizes, run_chain

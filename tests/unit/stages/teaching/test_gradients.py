@@ -24,13 +24,7 @@ from nncift_ray.corpus.records import (
 from nncift_ray.engines.lora import LoraModel
 from nncift_ray.errors import EngineDiedError
 from nncift_ray.runtime import schemas
-from nncift_ray.runtime.output import (
-    MANIFEST_NAME,
-    SHARD_FOLDER,
-    StageOutput,
-    column_matrix,
-    read_warmup,
-)
+from nncift_ray.runtime.output import MANIFEST_NAME, SHARD_FOLDER, StageOutput, column_matrix
 from nncift_ray.runtime.schemas import CANDIDATE, TARGET
 from nncift_ray.runtime.step import KILLED_WORKER
 from nncift_ray.teachers import gradients as gradients_module
@@ -40,7 +34,7 @@ from nncift_ray.teachers.gradients import (
     list_gradients,
     project_gradients,
 )
-from nncift_ray.teachers.warmup import WarmupCheckpoint
+from nncift_ray.teachers.warmup import WarmupCheckpoint, read_warmup
 from tests.unit.stages.teaching.less_chain import (
     EMPTY,
     NUM_EPOCHS,

@@ -13,7 +13,6 @@ from nncift_ray.engines.lora import LoraModel, ModelOptions
 from nncift_ray.errors import StageError
 from nncift_ray.runtime import schemas
 from nncift_ray.runtime.driver import stage_fingerprint
-from nncift_ray.runtime.output import read_warmup
 from nncift_ray.runtime.step import Resources
 from nncift_ray.teachers.warmup import (
     TENSOR_GROUPS,
@@ -21,6 +20,7 @@ from nncift_ray.teachers.warmup import (
     WarmupJob,
     WarmupStage,
     draw_rows,
+    read_warmup,
     warm_up_here,
 )
 from tests.unit.stages.teaching.less_chain import (
