@@ -16,9 +16,9 @@ from typing import Any, cast
 import ray
 
 import nncift_ray
+from nncift_ray.corpus.examples import read_subtasks
 from nncift_ray.corpus.export import DATASET_FOLDER, DATASET_PARQUET, ExportStage
 from nncift_ray.corpus.ingest import DeduplicateStage, IngestStage, find_sources
-from nncift_ray.corpus.records import read_subtasks
 from nncift_ray.corpus.sources import ReadLimits, expand_sources
 from nncift_ray.embedders import EmbedStage
 from nncift_ray.engines.choose import resolve_engine_kind

@@ -1,13 +1,28 @@
-"""What an instruction example is, how it is named and how it is written for the embedder."""
+"""Instruction examples: their identity, their texts, and the group or subtask they belong to."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import unicodedata
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nncift_ray.errors import DataError
+from nncift_ray.runtime import schemas
+from nncift_ray.runtime.output import StageOutput
 
 ID_HEX_LENGTH = 32
 ANSWER_SEPARATOR = "\n##Answer: "
+NO_GROUP = "(none)"  # the group of a record that lacks the field
+MAX_SUBTASKS = 1000  # each costs a sum per candidate and shard; an id as field would have all rows
+FIELDS_NAMED = 10  # fields of a record named in a message
+
+ExampleKey = tuple[str, int]  # role and row index
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +43,7 @@ def normalise_text(text: str) -> str:
 
 
 def make_example_id(prompt: str, response: str) -> str:
-    """Name an example by its normalised content: the first 128 bits of a SHA-256, in hex.
+    """Return the id of an example: 128 bits of the SHA-256 of its normalised content, in hex.
 
     Two records with the same normalised prompt and response have the same id, on any machine.
     """
@@ -41,5 +56,83 @@ def make_example_id(prompt: str, response: str) -> str:
 
 
 def embedding_text(prompt: str, response: str) -> str:
-    """Write an example as the paper embeds it (NN-CIFT, arXiv 2502.09969, section 3)."""
+    """Return an example as the paper embeds it (NN-CIFT, arXiv 2502.09969, section 3)."""
     return f"{prompt}{ANSWER_SEPARATOR}{response}"
+
+
+def load_sampled_examples(sample: StageOutput) -> dict[ExampleKey, Example]:
+    """Return the texts of the label sample, by role and row index."""
+    table = sample.read("sampled_examples", schema=schemas.SAMPLED_EXAMPLES)
+    return {
+        (row["role"], row["row_index"]): Example(row["example_id"], row["prompt"], row["response"])
+        for row in table.to_pylist()
+    }
+
+
+def iter_groups(examples: StageOutput, field: str | None) -> Iterator[str]:
+    """Yield the group of every candidate in row order.
+
+    Args:
+        examples: Of the deduplicate step.
+        field: Field of the original record; None: the name of the source file.
+    """
+    for batch in examples.iter_batches("candidates", ["source" if field is None else "record"]):
+        for value in batch.column(0).to_pylist():
+            if field is None:
+                yield value.rsplit("/", 1)[-1]
+            else:
+                found = _fields_of(value).get(field)
+                yield NO_GROUP if found is None else str(found)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Subtasks:
+    """Names of the subtasks, sorted, and the subtask of each target [I]."""
+
+    names: tuple[str | None, ...]  # (None,) where all targets are one subtask
+    group_I: npt.NDArray[np.int64]
+
+    @classmethod
+    def one(cls, num_rows: int) -> Subtasks:
+        """Return one subtask without a name, for all rows."""
+        return cls((None,), np.zeros(num_rows, np.int64))
+
+
+def read_subtasks(examples: StageOutput, key: str) -> Subtasks:
+    """Return the subtask of every target: the value of the field ``key`` of its record.
+
+    Raises:
+        DataError: If a target lacks the field, or it has more than ``MAX_SUBTASKS`` values.
+    """
+    values = list(_iter_subtasks(examples, key))
+    names = sorted(set(values))
+    if len(names) > MAX_SUBTASKS:
+        raise DataError(
+            f"data.subtask_by: the field '{key}' has {len(names):,} values in {len(values):,} "
+            f"targets, more than {MAX_SUBTASKS:,}: name a field that says which part of the target "
+            "a row belongs to"
+        )
+    place = {name: at for at, name in enumerate(names)}
+    return Subtasks(tuple(names), np.array([place[value] for value in values], np.int64))
+
+
+def _iter_subtasks(examples: StageOutput, key: str) -> Iterator[str]:
+    row = 0
+    for batch in examples.iter_batches("targets", ["record", "source", "line"]):
+        for target in batch.to_pylist():
+            fields = _fields_of(target["record"])
+            value = fields.get(key)
+            if value is None:
+                known = ", ".join(list(fields)[:FIELDS_NAMED]) or "none"
+                raise DataError(
+                    f"data.subtask_by: target {row} ({target['source']}:{target['line']}) has no "
+                    f"field '{key}'; its fields are {known}. Name a field that every target has, "
+                    "or leave data.subtask_by out."
+                )
+            yield value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+            row += 1
+
+
+def _fields_of(record: str) -> dict[str, Any]:
+    parsed = json.loads(record)
+    return parsed if isinstance(parsed, dict) else {}

@@ -13,15 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nncift_ray.corpus.examples import Example
-from nncift_ray.corpus.records import (
-    HELPED,
-    HELPER,
-    ExampleKey,
-    GradientKey,
-    GradientReader,
-    load_sampled_examples,
-)
+from nncift_ray.corpus.examples import Example, ExampleKey, load_sampled_examples
 from nncift_ray.errors import DataError, StageError
 from nncift_ray.labels.sample import PairSample, SampleDesign, draw_block, draw_points
 from nncift_ray.runtime import schemas
@@ -29,6 +21,7 @@ from nncift_ray.runtime.output import ROW_GROUP_ROWS, Sink, StageOutput, column_
 from nncift_ray.runtime.schemas import CANDIDATE, POINTS, TARGET, WITHIN, helped_role
 from nncift_ray.runtime.step import KILLED_WORKER, Shard, Stage, Worker
 from nncift_ray.teachers.base import LabelRequest, MeasurementFailure, Teacher
+from nncift_ray.teachers.gradient_store import HELPED, HELPER, GradientKey, GradientReader
 
 Vectors = Mapping[ExampleKey, np.ndarray]
 Gradients = Mapping[GradientKey, np.ndarray]

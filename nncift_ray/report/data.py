@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 import nncift_ray
-from nncift_ray.corpus.records import iter_groups
+from nncift_ray.corpus.examples import iter_groups
 from nncift_ray.report.text import (
     MISSING,
     format_count,

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nncift_ray.corpus.records import Subtasks, read_subtasks
+from nncift_ray.corpus.examples import Subtasks, read_subtasks
 from nncift_ray.errors import StageError
 from nncift_ray.network.factored import read_network
 from nncift_ray.runtime import schemas

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from nncift_ray.corpus.records import Subtasks, read_subtasks
+from nncift_ray.corpus.examples import Subtasks, read_subtasks
 from nncift_ray.errors import ConfigError, DataError, StageError
 from nncift_ray.network.factored import FactoredNetwork, read_network
 from nncift_ray.runtime import schemas

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nncift_ray.corpus.records import Subtasks, read_subtasks
+from nncift_ray.corpus.examples import Subtasks, read_subtasks
 from nncift_ray.errors import StageError
 from nncift_ray.runtime import schemas
 from nncift_ray.runtime.output import Sink, StageOutput

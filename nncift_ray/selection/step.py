@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from nncift_ray.corpus.records import iter_groups
+from nncift_ray.corpus.examples import iter_groups
 from nncift_ray.errors import DataError, ShapeError, StageError, StorageError
 from nncift_ray.runtime import schemas
 from nncift_ray.runtime.driver import ATTEMPTS_FOLDER

@@ -20,17 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from nncift_ray.corpus.examples import Example
-from nncift_ray.corpus.records import (
-    GRADIENT_BLOCK_ROWS,
-    HELPED,
-    HELPER,
-    ExampleKey,
-    GradientKey,
-    checkpoint_of_table,
-    gradient_table,
-    load_sampled_examples,
-)
+from nncift_ray.corpus.examples import Example, ExampleKey, load_sampled_examples
 from nncift_ray.engines.base import ScoringFailure
 from nncift_ray.engines.lora import LoraModel, TrainingExample
 from nncift_ray.engines.tokens import cut_batches
@@ -41,6 +31,14 @@ from nncift_ray.runtime.output import Sink, StageOutput
 from nncift_ray.runtime.schemas import CANDIDATE, CROSS, TARGET
 from nncift_ray.runtime.step import KILLED_WORKER, RowAtoms, RowSpan, RowStage, Shard, Worker
 from nncift_ray.teachers import less
+from nncift_ray.teachers.gradient_store import (
+    GRADIENT_BLOCK_ROWS,
+    HELPED,
+    HELPER,
+    GradientKey,
+    checkpoint_of_table,
+    gradient_table,
+)
 from nncift_ray.teachers.warmup import WarmupCheckpoint, read_warmup
 
 # torch ships partial type information: what its functions return is annotated where it enters.

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from nncift_ray.corpus import records as subtasks
-from nncift_ray.corpus.records import Subtasks, read_subtasks
+from nncift_ray.corpus import examples as subtasks
+from nncift_ray.corpus.examples import Subtasks, read_subtasks
 from nncift_ray.errors import DataError
 from nncift_ray.runtime.files import Location
 from nncift_ray.runtime.output import Sink, StageManifest, StageOutput

@@ -12,22 +12,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from nncift_ray.corpus import records as sampled
-from nncift_ray.corpus.records import (
-    HELPED,
-    HELPER,
-    GradientKey,
-    GradientReader,
-    gradient_table,
-    load_sampled_examples,
-)
+from nncift_ray.corpus.examples import load_sampled_examples
 from nncift_ray.engines.lora import LoraModel
 from nncift_ray.errors import EngineDiedError
 from nncift_ray.runtime import schemas
 from nncift_ray.runtime.output import MANIFEST_NAME, SHARD_FOLDER, StageOutput, column_matrix
 from nncift_ray.runtime.schemas import CANDIDATE, TARGET
 from nncift_ray.runtime.step import KILLED_WORKER
+from nncift_ray.teachers import gradient_store
 from nncift_ray.teachers import gradients as gradients_module
+from nncift_ray.teachers.gradient_store import (
+    HELPED,
+    HELPER,
+    GradientKey,
+    GradientReader,
+    gradient_table,
+)
 from nncift_ray.teachers.gradients import (
     GradientsStage,
     RademacherProjector,
@@ -193,7 +193,7 @@ def test_a_gradient_that_is_not_finite_is_an_error_row_of_its_checkpoint(
 def test_the_reader_finds_what_was_written_with_any_cache(
     bad_inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, max_cached_bytes: int
 ) -> None:
-    monkeypatch.setattr(sampled, "GRADIENT_BLOCK_ROWS", 5)  # never where shards were cut
+    monkeypatch.setattr(gradient_store, "GRADIENT_BLOCK_ROWS", 5)  # never where shards were cut
     output = run(bad_inputs.stage(shard_rows=1), tmp_path)
     reader = GradientReader(output, max_cached_bytes=max_cached_bytes)
     keys = list_gradients(bad_inputs.sample)
@@ -213,7 +213,7 @@ def test_the_reader_finds_what_was_written_with_any_cache(
 def test_the_reader_keeps_no_more_blocks_than_it_may(
     inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sampled, "GRADIENT_BLOCK_ROWS", 4)
+    monkeypatch.setattr(gradient_store, "GRADIENT_BLOCK_ROWS", 4)
     output = run(inputs.stage(), tmp_path)
     reads: list[int] = []
     read_range = StageOutput.read_range

@@ -1,36 +1,26 @@
-"""What stages read of the sampled examples: their texts, and the gradients taken of them.
+"""Gradients of sampled examples by their names, and where the label step finds them again (LESS).
 
 Suffixes: C checkpoints of the warm-up, N rows, P projected dimensions.
 """
 
 from __future__ import annotations
 
-import json
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from nncift_ray.corpus.examples import Example
-from nncift_ray.errors import DataError, StorageError
-from nncift_ray.runtime import schemas
+from nncift_ray.corpus.examples import ExampleKey
+from nncift_ray.errors import StorageError
 from nncift_ray.runtime.output import StageManifest, StageOutput, column_matrix
-
-# pyarrow's stubs leave many type arguments open:
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
-# pyright: reportUnknownArgumentType=false
-
 
 HELPED, HELPER = "helped", "helper"
 #: Rows that are written, and so can be read, together.
 GRADIENT_BLOCK_ROWS = 32
 DEFAULT_CACHE_BYTES = 512 * 1024**2
 _TABLE_PREFIX = "checkpoint_"
-
-ExampleKey = tuple[str, int]  # role and row index
 
 
 class GradientKey(NamedTuple):
@@ -44,15 +34,6 @@ class GradientKey(NamedTuple):
     def example(self) -> ExampleKey:
         """Whose gradient it is."""
         return self.role, self.row_index
-
-
-def load_sampled_examples(sample: StageOutput) -> dict[ExampleKey, Example]:
-    """Read the texts of the sample stage's examples."""
-    table = sample.read("sampled_examples", schema=schemas.SAMPLED_EXAMPLES)
-    return {
-        (row["role"], row["row_index"]): Example(row["example_id"], row["prompt"], row["response"])
-        for row in table.to_pylist()
-    }
 
 
 def gradient_table(checkpoint: int) -> str:
@@ -151,82 +132,3 @@ def _gradient_tables(manifest: StageManifest) -> list[str]:
     return sorted(
         (name for name in tables if name.startswith(_TABLE_PREFIX)), key=checkpoint_of_table
     )
-
-
-# Which group each candidate is of: its source file, or the value of a field of its record.
-
-NO_GROUP = "(none)"  # of a record that has no such field
-
-
-def iter_groups(examples: StageOutput, field: str | None) -> Iterator[str]:
-    """Yield the group of every candidate in row order.
-
-    Args:
-        examples: Of the deduplicate stage.
-        field: Field of the original record; None: the name of the source file.
-    """
-    column = "source" if field is None else "record"
-    for batch in examples.iter_batches("candidates", [column]):
-        for value in cast("list[str]", batch.column(0).to_pylist()):
-            yield value.rsplit("/", 1)[-1] if field is None else _field_of(value, field)
-
-
-def _field_of(record: str, field: str) -> str:
-    parsed: object = json.loads(record)
-    found = cast("dict[str, Any]", parsed).get(field) if isinstance(parsed, dict) else None
-    return NO_GROUP if found is None else str(found)
-
-
-# Which subtask each target belongs to: the value of a field of its original record.
-
-MAX_SUBTASKS = 1000  # each costs a sum for every candidate and shard; an id as key would have all
-FIELDS_NAMED = 10  # of a record, in a message
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Subtasks:
-    """Names of the subtasks, sorted, and which of them each target is of [I]."""
-
-    names: tuple[str | None, ...]  # (None,) where all targets are one
-    group_I: npt.NDArray[np.int64]
-
-    @classmethod
-    def one(cls, num_rows: int) -> Subtasks:
-        """Return one subtask without a name, for all rows."""
-        return cls((None,), np.zeros(num_rows, np.int64))
-
-
-def read_subtasks(examples: StageOutput, key: str) -> Subtasks:
-    """Read the subtask of every target from the field ``key`` of its original record.
-
-    Raises:
-        DataError: If a target has no such field, or there are too many subtasks to be any.
-    """
-    values = list(_values(examples, key))
-    names = sorted(set(values))
-    if len(names) > MAX_SUBTASKS:
-        raise DataError(
-            f"data.subtask_by: the field '{key}' has {len(names):,} values in {len(values):,} "
-            f"targets, more than {MAX_SUBTASKS:,}: name a field that says which part of the target "
-            "a row belongs to"
-        )
-    place = {name: at for at, name in enumerate(names)}
-    return Subtasks(tuple(names), np.array([place[value] for value in values], np.int64))
-
-
-def _values(examples: StageOutput, key: str) -> Iterator[str]:
-    row = 0
-    for batch in examples.iter_batches("targets", ["record", "source", "line"]):
-        for target in batch.to_pylist():
-            record = json.loads(target["record"])
-            fields = cast("dict[str, Any]", record) if isinstance(record, dict) else {}
-            value = fields.get(key)
-            if value is None:
-                known = ", ".join(list(fields)[:FIELDS_NAMED]) or "none"
-                raise DataError(
-                    f"data.subtask_by: target {row} ({target['source']}:{target['line']}) has no "
-                    f"field '{key}'; its fields are {known}. Name a field that every target has, "
-                    "or leave data.subtask_by out."
-                )
-            yield value if isinstance(value, str) else json.dumps(value, sort_keys=True)
-            row += 1
