@@ -65,9 +65,7 @@ from nncift_ray.runtime.progress import (
     EventLog,
     LineReporter,
     Reporter,
-    Reporters,
     TerminalReporter,
-    stopping,
 )
 from nncift_ray.runtime.ray_pool import (
     cluster_address,
@@ -78,6 +76,7 @@ from nncift_ray.runtime.ray_pool import (
 )
 from nncift_ray.runtime.schemas import CROSS, POINTS, WITHIN
 from nncift_ray.runtime.step import Resources, Stage
+from nncift_ray.runtime.stopping import stopping
 from nncift_ray.scores.index_step import (
     EXACT,
     BlockDecision,
@@ -972,7 +971,7 @@ def observed(config: Config, run_dir: Location, reporter: Reporter) -> Generator
             log = stack.enter_context(event_log(run_dir, label))
             heard.append(log)
         heard.append(stack.enter_context(stopping()))
-        yield Reporters(*heard)
+        yield Reporter(*heard)
 
 
 def _for_readers(config: Config, label: str, reporter: Reporter) -> Reporter:

@@ -8,6 +8,7 @@ import time
 
 from nncift_ray.pipeline import run
 from nncift_ray.recipe.loading import load_config
+from nncift_ray.runtime.output import StageBegun
 from nncift_ray.runtime.progress import SilentReporter
 
 
@@ -18,9 +19,9 @@ class Teller(SilentReporter):
         """Tell what the run tells its user."""
         self._tell("", "notice", message=message)
 
-    def stage_started(self, name: str, total: int, done: int, unit: str) -> None:
+    def stage_started(self, begun: StageBegun, done: int) -> None:
         """Tell that a stage begins."""
-        self._tell(name, "started")
+        self._tell(begun.stage, "started")
 
     def stage_finished(self, name: str, seconds: float, num_failures: int) -> None:
         """Tell that a stage ends."""

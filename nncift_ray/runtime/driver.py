@@ -427,8 +427,7 @@ def _begin(
     )
     (folder / BEGUN_NAME).write_bytes(begun.model_dump_json(indent=1).encode())
     done = sum(stage.item_weight(record.start, record.stop) for record in records)
-    reporter.stage_started(stage.name, begun.units, done, begun.unit)
-    reporter.stage_begun(begun, done)
+    reporter.stage_started(begun, done)
 
 
 def plan_shards(stage: Stage, num_items: int, records: list[ShardRecord]) -> list[Shard]:
@@ -510,7 +509,6 @@ def _report_failed(stage: Stage, outcome: ShardOutcome, reporter: Reporter) -> N
 
 
 def _report_finished(stage: Stage, outcome: ShardOutcome, reporter: Reporter) -> None:
-    reporter.advanced(stage.name, stage.item_weight(outcome.shard.start, outcome.shard.stop))
     if outcome.record is not None:
         reporter.shard_finished(stage.name, outcome.record)
     if outcome.cause == "killed" and outcome.record is not None and outcome.record.num_failures:

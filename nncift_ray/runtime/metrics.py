@@ -16,7 +16,7 @@ from ray.util.metrics import Counter, Gauge, Histogram
 from nncift_ray.recipe.sections import ClusterConfig
 from nncift_ray.runtime.files import Location
 from nncift_ray.runtime.output import ShardRecord, StageBegun
-from nncift_ray.runtime.progress import SilentReporter
+from nncift_ray.runtime.progress import Reporter
 
 LABELS = ("run", "stage")
 SECONDS_PER_HOUR = 3600.0
@@ -48,11 +48,12 @@ def run_of(stage_folder: Location) -> str:
     return stage_folder.path.split("/")[-3]
 
 
-class MetricsReporter(SilentReporter):
+class MetricsReporter(Reporter):
     """Records what the driver hears; Ray must be connected."""
 
     def __init__(self, run: str, cluster: ClusterConfig) -> None:
         """Record for a run, with the prices of the recipe."""
+        super().__init__()
         self._run, self._cluster = run, cluster
         self._counters = {name: Counter(name, text, LABELS) for name, text in COUNTERS.items()}
         self._shard_seconds = _histogram(SHARD_SECONDS, "Seconds of a finished shard")
@@ -64,8 +65,8 @@ class MetricsReporter(SilentReporter):
         """Show it as done."""
         self._progress.set(1.0, self._labels(name))
 
-    def stage_begun(self, begun: StageBegun, done: int) -> None:
-        """Begin the stage's series, at what earlier runs have done."""
+    def stage_started(self, begun: StageBegun, done: int) -> None:
+        """Initialise the stage's counters from the shards that earlier runs finished."""
         self._begun[begun.stage], self._done[begun.stage] = begun, done
         self._add(begun.stage, "nncift_shards_reused", begun.num_shards_found)
         self._show_progress(begun.stage)

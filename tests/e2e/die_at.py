@@ -14,6 +14,7 @@ from pathlib import Path
 
 from nncift_ray.pipeline import run
 from nncift_ray.recipe.loading import load_config
+from nncift_ray.runtime.output import ShardRecord, StageBegun
 from nncift_ray.runtime.progress import SilentReporter
 
 
@@ -24,11 +25,11 @@ class Assassin(SilentReporter):
         self._stage, self._moment = stage, moment
         self._finished = 0
 
-    def stage_started(self, name: str, total: int, done: int, unit: str) -> None:
-        if name == self._stage and self._moment == "start":
+    def stage_started(self, begun: StageBegun, done: int) -> None:
+        if begun.stage == self._stage and self._moment == "start":
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def advanced(self, name: str, amount: int) -> None:
+    def shard_finished(self, name: str, record: ShardRecord) -> None:
         self._finished += name == self._stage
         if name == self._stage and str(self._finished) == self._moment:
             os.kill(os.getpid(), signal.SIGKILL)

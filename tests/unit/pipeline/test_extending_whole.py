@@ -14,7 +14,7 @@ from nncift_ray.extend import extend
 from nncift_ray.pipeline import RunResult, open_run
 from nncift_ray.runs import query
 from nncift_ray.runtime.driver import execute_here
-from nncift_ray.runtime.output import SHARD_FOLDER
+from nncift_ray.runtime.output import SHARD_FOLDER, ShardRecord
 from nncift_ray.runtime.progress import SilentReporter
 from tests.unit.pipeline.grown import NUM_NEW, NUM_OLD, grow, make_parent, write_new
 from tests.unit.stages.chain import MODEL, make_embedder
@@ -58,7 +58,7 @@ class Listener(SilentReporter):
     def stage_skipped(self, name: str, num_items: int) -> None:
         self.skipped.append(name)
 
-    def advanced(self, name: str, amount: int) -> None:
+    def shard_finished(self, name: str, record: ShardRecord) -> None:
         if name == "score_pairs" and self._left is not None:
             self._left -= 1
             if self._left == 0:

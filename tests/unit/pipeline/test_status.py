@@ -71,7 +71,7 @@ def write_run(folder: Path, stage: SquareStage, *, halt_after: int | None = None
     left = halt_after
 
     class Halting(SilentReporter):
-        def advanced(self, name: str, amount: int) -> None:
+        def shard_finished(self, name: str, record: ShardRecord) -> None:
             nonlocal left
             left = None if left is None else left - 1
             if left == 0:

@@ -16,6 +16,8 @@ from nncift_ray import sweep as sweeping
 from nncift_ray.recipe.loading import make_config
 from nncift_ray.recipe.sections import Config
 from nncift_ray.runtime.driver import execute_here
+from nncift_ray.runtime.output import StageBegun
+from nncift_ray.runtime.progress import Reporter
 from nncift_ray.runtime.step import Resources, Stage
 from nncift_ray.sweep import SweepGrid, SweepResult, plan_sweep
 
@@ -30,21 +32,18 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "pool_resources", lambda *args, **options: Resources())
 
 
-class Heard:
+class Heard(Reporter):
     """A reporter that remembers what was started and told."""
 
     def __init__(self) -> None:
         self.started: list[str] = []
         self.notices: list[str] = []
 
-    def stage_started(self, name: str, total: int, done: int, unit: str) -> None:
-        self.started.append(name)
+    def stage_started(self, begun: StageBegun, done: int) -> None:
+        self.started.append(begun.stage)
 
     def notice(self, message: str) -> None:
         self.notices.append(message)
-
-    def __getattr__(self, name: str) -> Any:
-        return lambda *args: None
 
 
 def recipe(folder: Path) -> Config:

@@ -32,6 +32,8 @@ from nncift_ray.recipe.loading import make_config
 from nncift_ray.recipe.sections import Config
 from nncift_ray.runtime.driver import execute_here
 from nncift_ray.runtime.files import Location
+from nncift_ray.runtime.output import StageBegun
+from nncift_ray.runtime.progress import Reporter
 from nncift_ray.runtime.step import Resources, Stage
 from nncift_ray.teachers.warmup import TrainingSettings
 from tests.fake_engines import FakeEngine, FakeGenerator
@@ -80,7 +82,7 @@ def recipe(folder: Path, **evaluation: Any) -> Config:
     return make_config(tree)
 
 
-class Heard:
+class Heard(Reporter):
     """A reporter that remembers what was started and told."""
 
     def __init__(self) -> None:
@@ -88,17 +90,14 @@ class Heard:
         self.notices: list[str] = []
         self.headings: list[str] = []
 
-    def stage_started(self, name: str, total: int, done: int, unit: str) -> None:
-        self.started.append(name)
+    def stage_started(self, begun: StageBegun, done: int) -> None:
+        self.started.append(begun.stage)
 
     def notice(self, message: str) -> None:
         self.notices.append(message)
 
     def heading(self, name: str, message: str) -> None:
         self.headings.append(message)
-
-    def __getattr__(self, name: str) -> Any:
-        return lambda *args: None
 
 
 @dataclasses.dataclass(frozen=True)

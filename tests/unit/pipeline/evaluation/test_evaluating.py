@@ -18,6 +18,7 @@ from nncift_ray.evaluate.run import EvaluationResult, evaluate
 from nncift_ray.recipe.sections import Config
 from nncift_ray.runs import read_status
 from nncift_ray.runtime import schemas
+from nncift_ray.runtime.output import StageBegun
 from tests.unit.pipeline.evaluation.fakes import (
     NUM_TESTS,
     Heard,
@@ -223,8 +224,8 @@ def test_a_cell_that_fails_is_told_and_missing_and_the_others_go_on(tmp_path: Pa
 
 def test_an_interrupted_evaluation_goes_on_where_it_was(tmp_path: Path) -> None:
     class Stopping(Heard):
-        def stage_started(self, name: str, total: int, done: int, unit: str) -> None:
-            super().stage_started(name, total, done, unit)
+        def stage_started(self, begun: StageBegun, done: int) -> None:
+            super().stage_started(begun, done)
             if self.started.count("likelihood") == 4:
                 raise KeyboardInterrupt
 

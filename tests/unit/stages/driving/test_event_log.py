@@ -11,8 +11,8 @@ import pytest
 from nncift_ray.errors import StageError
 from nncift_ray.runtime.driver import execute_here, run_stage, stage_fingerprint, stage_folder
 from nncift_ray.runtime.files import Location
-from nncift_ray.runtime.output import BEGUN_NAME, StageBegun
-from nncift_ray.runtime.progress import EventLog, Reporters, SilentReporter
+from nncift_ray.runtime.output import BEGUN_NAME, ShardRecord, StageBegun
+from nncift_ray.runtime.progress import EventLog, Reporter, SilentReporter
 from tests.unit.stages.driving.test_driver import SquareStage
 
 
@@ -85,7 +85,7 @@ def test_the_folder_says_what_is_to_do_until_it_is_done(tmp_path: Path) -> None:
     seen: list[StageBegun] = []
 
     class Watcher(SilentReporter):
-        def advanced(self, name: str, amount: int) -> None:
+        def shard_finished(self, name: str, record: ShardRecord) -> None:
             seen.append(StageBegun.read(begun_file.read_bytes(), str(begun_file)))
 
     run_stage(stage, Location.of(str(tmp_path)), execute=execute_here, reporter=Watcher())
@@ -96,7 +96,7 @@ def test_the_folder_says_what_is_to_do_until_it_is_done(tmp_path: Path) -> None:
 def test_several_reporters_hear_the_same(tmp_path: Path) -> None:
     first: list[str] = []
     second: list[str] = []
-    both = Reporters(EventLog("mine", first.append), EventLog("mine", second.append))
+    both = Reporter(EventLog("mine", first.append), EventLog("mine", second.append))
     stage = SquareStage(count=4, shard=2)
     run_stage(stage, Location.of(str(tmp_path)), execute=execute_here, reporter=both)
     both.notice("look here")

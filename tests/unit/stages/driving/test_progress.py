@@ -8,7 +8,19 @@ import pytest
 from rich.console import Console
 
 from nncift_ray.runtime import progress
+from nncift_ray.runtime.output import ShardRecord, StageBegun
 from nncift_ray.runtime.progress import LineReporter, TerminalReporter
+
+
+def begun(stage: str, units: int, unit: str = "rows") -> StageBegun:
+    return StageBegun(
+        stage=stage, fingerprint="f", unit=unit, units=units, num_items=1, num_cpus=1, num_gpus=0,
+        num_shards_found=0, started_at="",
+    )  # fmt: skip
+
+
+def shard(units: int) -> ShardRecord:
+    return ShardRecord(start=0, stop=1, parts=(), num_failures=0, seconds=1.0, units=units)
 
 
 def test_lines_tell_speed_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -16,8 +28,8 @@ def test_lines_tell_speed_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
     lines: list[str] = []
     reporter = LineReporter(lines.append)
-    reporter.stage_started("embed", 1000, 200, "rows")
-    reporter.advanced("embed", 400)
+    reporter.stage_started(begun("embed", 1000, "rows"), 200)
+    reporter.shard_finished("embed", shard(400))
     assert lines[-1] == "[embed] 600/1,000 rows, 20.0 rows/s, about 20 s left"
 
 
@@ -26,9 +38,9 @@ def test_lines_do_not_crowd(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
     lines: list[str] = []
     reporter = LineReporter(lines.append)
-    reporter.stage_started("embed", 1000, 0, "rows")
+    reporter.stage_started(begun("embed", 1000, "rows"), 0)
     for _ in range(30):
-        reporter.advanced("embed", 10)
+        reporter.shard_finished("embed", shard(10))
     assert len(lines) == 1 + 3
 
 
@@ -36,8 +48,8 @@ def test_a_terminal_gets_one_line_a_finished_stage() -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=100, color_system=None)
     reporter = TerminalReporter(console)
     reporter.stage_skipped("ingest", 1)
-    reporter.stage_started("embed", 1000, 0, "rows")
-    reporter.advanced("embed", 1000)
+    reporter.stage_started(begun("embed", 1000, "rows"), 0)
+    reporter.shard_finished("embed", shard(1000))
     reporter.stage_finished("embed", 12.0, 3)
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "ingest       already done, skipped" in text
@@ -47,7 +59,7 @@ def test_a_terminal_gets_one_line_a_finished_stage() -> None:
 def test_closing_in_the_middle_leaves_the_terminal_usable() -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=100)
     reporter = TerminalReporter(console)
-    reporter.stage_started("embed", 10, 0, "rows")
+    reporter.stage_started(begun("embed", 10, "rows"), 0)
     reporter.close()
     reporter.close()
     assert "\x1b[?25h" in console.file.getvalue()  # type: ignore[attr-defined]
@@ -58,7 +70,7 @@ def test_a_long_item_is_told_of_now_and_then(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
     lines: list[str] = []
     reporter = LineReporter(lines.append)
-    reporter.stage_started("select", 1, 0, "rankings")
+    reporter.stage_started(begun("select", 1, "rankings"), 0)
     reporter.working("select", "too early")
     reporter.working("select", "7 of at most 12 picks")
     assert lines[1:] == ["[select] 7 of at most 12 picks"]

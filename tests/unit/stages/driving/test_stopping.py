@@ -13,10 +13,11 @@ from typing import cast
 import pytest
 
 from nncift_ray.errors import StopRequested
-from nncift_ray.runtime.output import ShardRecord
-from nncift_ray.runtime.progress import seconds_to_end, stopping
+from nncift_ray.runtime.output import ShardRecord, StageBegun
+from nncift_ray.runtime.stopping import seconds_to_end, stopping
 
-SHARD = cast("ShardRecord", None)  # what it holds is not looked at
+# What they hold is not looked at.
+SHARD, BEGUN = cast("ShardRecord", None), cast("StageBegun", None)
 LONG = {"RAY_JOB_STOP_WAIT_TIME_S": "60"}
 
 
@@ -30,7 +31,7 @@ def work_on(environment: dict[str, str], *, num_signals: int) -> None:
 
 def test_without_a_signal_nothing_ends() -> None:
     with stopping(LONG) as stop:
-        stop.stage_started("label", 10, 0, "pairs")
+        stop.stage_started(BEGUN, 0)
         stop.shard_finished("label", SHARD)
 
 
@@ -62,7 +63,7 @@ def test_afterwards_the_handler_is_the_earlier_one_and_no_signal_follows() -> No
     with stopping(LONG) as stop:
         os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(StopRequested):
-            stop.stage_started("fit", 1, 0, "networks")
+            stop.stage_started(BEGUN, 0)
     assert signal.getsignal(signal.SIGTERM) == before
     assert not [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]
 
