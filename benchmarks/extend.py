@@ -76,7 +76,7 @@ def measure(data: Path, work: Path, num_old: int, num_new: int) -> dict[str, Any
         "seconds": seconds,
         "extend_speedup": seconds["full"] / seconds["extend"],
         "stage_seconds": {
-            "extend": stage_seconds(grown.outputs, inherited=("sample", "label", "utility", "fit")),
+            "extend": stage_seconds(grown.outputs, inherited=("label", "fit")),
             "full": stage_seconds(whole.outputs),
         },
         "teacher_requests": {"extend": 0, "full": whole.outputs["label"].num_rows("measurements")},

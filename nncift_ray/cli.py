@@ -785,7 +785,7 @@ def _print_plan_sweeping(plan: SweepPlan) -> None:
         table.add_row(block, f"{fraction:g}", f"{num_hidden:,}", str(depth), str(count))
     console.print(table)
     for row in make_plan(plan.config).stages:
-        if row.name in ("sample", "label"):
+        if row.name == "label":
             console.print(Text(f"{row.name:<7} {row.state}: {row.amount}"))
     for notice in plan.notices:
         console.print(Text(f"note: {notice}"))

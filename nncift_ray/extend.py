@@ -212,7 +212,7 @@ class Extension:
     def _drift(self, outputs: Outputs) -> Stage:
         examples = self.parent.outputs["deduplicate"]
         return DriftStage(
-            outputs["sample"],
+            outputs["label"],
             outputs["embed"],
             outputs["project"],
             num_labelled_corpus=root_of(examples).num_rows("candidates"),

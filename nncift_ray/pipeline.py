@@ -42,7 +42,7 @@ from nncift_ray.labels.sample import (
     design_all_points,
     design_whole_rows,
 )
-from nncift_ray.labels.step import LabelStage, SampleStage, UtilityStage
+from nncift_ray.labels.step import LabelSample, LabelStage, list_gradients
 from nncift_ray.network.step import BlockTraining, FitJob, FitStage, Trainer
 from nncift_ray.network.training import TrainingConfig
 from nncift_ray.recipe.loading import make_config
@@ -237,47 +237,39 @@ class Teaching:
         """
         self.has_gpu, self._fetch = has_gpu, fetch
         self._config, self._teacher = config, config.teacher
-        self._class = load_teacher_class(config.teacher.kind)
+        self.teacher_class = load_teacher_class(config.teacher.kind)
 
     @property
     def is_pointwise(self) -> bool:
         """Whether it scores examples instead of pairs."""
-        return self._class.kind == "pointwise"
+        return self.teacher_class.kind == "pointwise"
 
     @property
     def needs_engine(self) -> bool:
         """Whether it asks a language model while labelling."""
-        return self._class.needs_engine
+        return self.teacher_class.needs_engine
 
     @property
     def needs_gradients(self) -> bool:
         """Whether it reads gradients, which a warm-up has to come before."""
-        return needs_gradients(self._class)
+        return needs_gradients(self.teacher_class)
 
     @property
     def needs_baseline(self) -> bool:
         """Whether it measures every helped example on its own, too."""
-        return self._class.needs_baseline
+        return self.teacher_class.needs_baseline
 
     @property
     def needs_embeddings(self) -> bool:
         """Whether it reads the embeddings of what it is asked about."""
-        return self._class.needs_embeddings
+        return self.teacher_class.needs_embeddings
 
     @property
     def prompts_per_request(self) -> int:
         """Prompts that the models are shown for each thing to measure, all models together."""
-        return getattr(self._class, "prompts_per_request", 1) * max(1, len(self.language_models))
-
-    @property
-    def utility(self) -> Any:
-        """What makes a label of a measurement and, where there is one, the baseline."""
-        return self._class.utility
-
-    @property
-    def label(self) -> str:
-        """Kind and version, for messages and fingerprints."""
-        return f"{self._teacher.kind} {self._class.version}"
+        return getattr(self.teacher_class, "prompts_per_request", 1) * max(
+            1, len(self.language_models)
+        )
 
     @cached_property
     def language_models(self) -> tuple[ResolvedModel, ...]:
@@ -362,7 +354,7 @@ class Teaching:
         teacher = self._teacher
         settings: dict[str, Any] = {
             "kind": teacher.kind,
-            "version": self._class.version,
+            "version": self.teacher_class.version,
             "options": teacher.options,
         }
         if teacher.kind == "selectit":
@@ -492,11 +484,9 @@ STAGE_NAMES = (
     "ingest",
     "deduplicate",
     "embed",
-    "sample",
     "warmup",
     "gradients",
     "label",
-    "utility",
     "teacher_scores",
     "fit",
     "project",
@@ -568,11 +558,9 @@ class Blueprint:
             "ingest": self._ingest,
             "deduplicate": self._deduplicate,
             "embed": self._embed,
-            "sample": self._sample,
             "warmup": self._warmup,
             "gradients": self._gradients,
             "label": self._label,
-            "utility": self._utility,
             "teacher_scores": self._teacher_scores,
             "fit": self._fit,
             "project": self._project,
@@ -737,13 +725,12 @@ class Blueprint:
         """
         return label_designs(self.config, self.blocks, num_candidates, num_targets)
 
-    def _sample(self, outputs: Outputs) -> Stage:
+    def _label_sample(self, outputs: Outputs) -> LabelSample:
+        """Return what the teacher is asked, once it is known to be enough to select by."""
         examples = outputs["deduplicate"]
         if self._subtask_by is not None:
-            read_subtasks(
-                examples, self._subtask_by
-            )  # a missing field stops here, not after labels
-        return SampleStage(
+            read_subtasks(examples, self._subtask_by)  # a missing field stops before any teacher
+        return LabelSample(
             examples,
             self.sample_designs(examples.num_rows("candidates"), examples.num_rows("targets")),
             needs_baseline=self.teaching.needs_baseline,
@@ -760,6 +747,7 @@ class Blueprint:
         return self._make_trainers(self.config, self.teaching.has_gpu)
 
     def _warmup(self, outputs: Outputs) -> Stage:
+        self._label_sample(outputs)  # raises where labels would be too few
         less = self.config.teacher.less
         make_model = self.teaching.lora_factory()
         job = WarmupJob(
@@ -781,7 +769,8 @@ class Blueprint:
     def _gradients(self, outputs: Outputs) -> Stage:
         teacher = self.config.teacher
         stage = GradientsStage(
-            outputs["sample"],
+            list_gradients(self._label_sample(outputs).requests),
+            outputs["deduplicate"],
             outputs["warmup"],
             self.teaching.lora_factory(),
             projection_dim=teacher.less.projection_dim,
@@ -795,7 +784,8 @@ class Blueprint:
     def _label(self, outputs: Outputs) -> Stage:
         teaching = self.teaching
         stage = LabelStage(
-            outputs["sample"],
+            self._label_sample(outputs),
+            teaching.teacher_class,
             teaching.factory(outputs),
             teaching.settings(),
             embeddings=outputs["embed"] if teaching.needs_embeddings else None,
@@ -805,18 +795,9 @@ class Blueprint:
         stage.max_failed_fraction = self.config.teacher.max_failed_fraction
         return stage
 
-    def _utility(self, outputs: Outputs) -> Stage:
-        return UtilityStage(
-            outputs["label"],
-            self.teaching.utility,
-            self.teaching.label,
-            needs_baseline=self.teaching.needs_baseline,
-        )
-
     def _teacher_scores(self, outputs: Outputs) -> Stage:
         return TeacherScoresStage(
-            outputs["utility"],
-            outputs["sample"],
+            outputs["label"],
             outputs["deduplicate"],
             self.blocks,
             self.config.pair_scores.top_k if self.keeps_lists else None,
@@ -847,7 +828,7 @@ class Blueprint:
             network.ensemble_size,
         )
         job = FitJob(
-            outputs["utility"], outputs["embed"], self.blocks, block_training, network.num_workers
+            outputs["label"], outputs["embed"], self.blocks, block_training, network.num_workers
         )
         return FitStage(job, self._trainers().fit)
 

@@ -24,13 +24,13 @@ from nncift_ray.corpus.sources import ExampleRow, ReadLimits, SourceFile, expand
 from nncift_ray.engines.choose import resolve_engine_kind
 from nncift_ray.engines.models import ResolvedModel, resolve_embedder, resolve_language_model
 from nncift_ray.errors import DataError, NnciftError
-from nncift_ray.labels.sample import draw_block, draw_points
+from nncift_ray.labels.step import draw_sample
 from nncift_ray.pipeline import Blueprint, trainers_of
 from nncift_ray.recipe.sections import Config, TokenBudget
 from nncift_ray.runtime.driver import finished_shards, plan_shards, stage_folder
 from nncift_ray.runtime.files import Location
 from nncift_ray.runtime.output import StageOutput
-from nncift_ray.runtime.schemas import CROSS, POINTS, WITHIN
+from nncift_ray.runtime.schemas import CROSS, POINTS
 from nncift_ray.scores.index_step import EXACT, PRUNED, BlockDecision, read_decisions
 from nncift_ray.selection.tables import TOP_K
 
@@ -199,15 +199,8 @@ class Workload:
         columns = self.corpus.num_candidates
         rows = self.corpus.num_targets if block == CROSS else columns
         self.num_pairs += rows if block == POINTS else rows * (columns + self.corpus.num_existing)
-        size = f"{rows}" if block == POINTS else f"{rows} x {columns}"
-        try:
-            design = self.blueprint.sample_designs(columns, self.corpus.num_targets)[block]
-            if block == POINTS:
-                sample = draw_points(rows, design)
-            else:
-                sample = draw_block(rows, columns, block == WITHIN, design)
-        except ValueError as error:
-            raise DataError(f"no label sample of {size} examples: {error}") from error
+        design = self.blueprint.sample_designs(columns, self.corpus.num_targets)[block]
+        sample = draw_sample(block, rows, columns, design)
         self.num_labelled += len(sample)
         teaching = self.blueprint.teaching
         helped = len(np.unique(sample.helped))
@@ -329,22 +322,20 @@ class Workload:
     def describe(self, name: str) -> str:
         """Say in words how much a stage has to do."""
         about = "" if self.corpus.exact else "about "
-        unit, task, kept = "pairs", "to draw", f", top {self.config.pair_scores.top_k}"
+        unit, kept = "pairs", f", top {self.config.pair_scores.top_k}"
         if self.config.objective == TOP_K:
             kept = ", summed by candidate"
         if POINTS in self.blueprint.blocks:
-            unit, task, kept = "examples", "to rate", ""
+            unit, kept = "examples", ""
         words = {
             "ingest": f"{about}{self.num_rows:,} records",
             "deduplicate": f"{about}{self.num_rows:,} records",
             "embed": f"{about}{self.num_rows:,} texts",
-            "sample": f"{self.num_labelled:,} {unit} {task}",
             "warmup": f"{self.num_warmup_examples:,} examples, "
             f"{self.config.teacher.less.num_epochs} epochs",
             "gradients": f"{self.num_gradients:,} gradients",
-            "label": f"{self.num_requests:,} requests"
+            "label": f"{self.num_labelled:,} {unit} by {self.num_requests:,} requests"
             + (f", about {self.teacher_tokens:,.0f} tokens" if self.teacher_tokens else ""),
-            "utility": f"{self.num_labelled:,} labels",
             "teacher_scores": f"{self.num_labelled:,} labels{kept}",
             "fit": f"{self.num_labelled:,} {unit}",
             "project": f"{about}{self.num_rows:,} examples",

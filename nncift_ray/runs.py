@@ -542,7 +542,7 @@ class PairLookup(Protocol):
 def pair_lookup(outputs: Mapping[str, StageOutput]) -> PairLookup:
     """Return what knows the pairs of a run: its network, or its teacher's labels."""
     if TEACHER_SCORES in outputs:
-        return LabelledPairs(outputs["utility"])
+        return LabelledPairs(outputs["label"])
     return PredictedPairs(outputs["project"], outputs["fit"])
 
 
@@ -575,7 +575,7 @@ class PredictedPairs:
 
 @dataclass(frozen=True)
 class LabelledPairs:
-    """Reads pairs from the labels of the ``utility`` stage; others are not known.
+    """Reads pairs from the labels of the ``label`` stage; others are not known.
 
     Memory: the labels of one example and a batch.
     """
@@ -737,7 +737,7 @@ def query(run: OpenedRun, example_id: str, top: int = 10) -> QueryAnswer:
         DataError: If no id or several ids begin so.
         StageError: If the run is not scored yet.
     """
-    run.need("deduplicate", "utility", "fit", "project", NETWORK_SCORES, TEACHER_SCORES)
+    run.need("deduplicate", "label", "fit", "project", NETWORK_SCORES, TEACHER_SCORES)
     places = find_example(run.outputs["deduplicate"], example_id)
     blocks = list(scored_blocks(run.outputs))
     ranks = _subset_ranks(run.outputs.get("select"))

@@ -40,7 +40,7 @@ from nncift_ray.runtime.progress import LineReporter, Reporter
 from nncift_ray.runtime.ray_pool import execute_on_ray, ray_session
 from nncift_ray.runtime.schemas import POINTS, WITHIN, helped_role
 
-LABELS_STAGE = "utility"
+LABELS_STAGE = "label"
 SWEEP_FOLDER = "sweep"
 DEFAULT_SHARES = (0.25, 0.5, 0.75, 1.0)  # of the labelled fraction
 DIGITS = 4  # significant, of a fraction that nobody typed

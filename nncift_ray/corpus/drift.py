@@ -172,7 +172,7 @@ class DriftStage(Stage):
 
     def __init__(
         self,
-        sample: StageOutput,
+        labels: StageOutput,
         embeddings: StageOutput,
         activations: StageOutput,
         num_labelled_corpus: int,
@@ -181,13 +181,13 @@ class DriftStage(Stage):
         """Compare new candidates with the labelled corpus.
 
         Args:
-            sample: The label sample.
+            labels: Of the parent.
             embeddings: Of the union.
             activations: Of the union.
             num_labelled_corpus: Candidates of the run that was labelled; they come first.
             first_new: Number of the first new candidate.
         """
-        self._sample, self._embeddings, self._activations = sample, embeddings, activations
+        self._labels, self._embeddings, self._activations = labels, embeddings, activations
         self._num_reference, self._first_new = num_labelled_corpus, first_new
 
     @property
@@ -197,9 +197,9 @@ class DriftStage(Stage):
 
     @property
     def inputs(self) -> Mapping[str, StageOutput]:
-        """Sample, embeddings and activations."""
+        """Labels, embeddings and activations."""
         return {
-            "sample": self._sample,
+            "labels": self._labels,
             "embeddings": self._embeddings,
             "activations": self._activations,
         }
@@ -225,7 +225,7 @@ class DriftStage(Stage):
 
         def compare(shard: Shard, sink: Sink) -> None:
             num_new = self._embeddings.num_rows("candidates") - self._first_new
-            labelled = read_labelled(self._sample)
+            labelled = read_labelled(self._labels)
             shift = self._compare_distances(labelled, sink) if num_new else None
             ranges = self._compare_ranges(labelled, sink) if num_new else []
             verdict = judge(shift, ranges, num_new)
@@ -298,13 +298,13 @@ class DriftStage(Stage):
         return {group: sums[group] / max(1, numbers[group]) for group in sums}
 
 
-def read_labelled(sample: StageOutput) -> dict[tuple[str, str], np.ndarray]:
+def read_labelled(labels: StageOutput) -> dict[tuple[str, str], np.ndarray]:
     """Return the candidates whose labels the networks were trained with, by (block, side).
 
     Held-out pairs are no part of it: their rows and columns were left out on purpose.
     """
     columns = ["block", "helped_index", "helper_index", "split"]
-    pairs = sample.read("pairs", columns, schemas.PAIRS)
+    pairs = labels.read("labels", columns, schemas.LABELS)
     block = np.asarray(pairs["block"].to_pylist())
     trained = np.isin(np.asarray(pairs["split"].to_pylist(), dtype=object), [TRAIN, VALIDATION])
     helped, helper = (

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import unicodedata
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,13 +61,18 @@ def embedding_text(prompt: str, response: str) -> str:
     return f"{prompt}{ANSWER_SEPARATOR}{response}"
 
 
-def load_sampled_examples(sample: StageOutput) -> dict[ExampleKey, Example]:
-    """Return the texts of the label sample, by role and row index."""
-    table = sample.read("sampled_examples", schema=schemas.SAMPLED_EXAMPLES)
-    return {
-        (row["role"], row["row_index"]): Example(row["example_id"], row["prompt"], row["response"])
-        for row in table.to_pylist()
-    }
+def load_examples(examples: StageOutput, keys: Iterable[ExampleKey]) -> dict[ExampleKey, Example]:
+    """Return the texts of some of the deduplicated examples."""
+    rows: defaultdict[str, set[int]] = defaultdict(set)
+    for role, row_index in keys:
+        rows[role].add(row_index)
+    found: dict[ExampleKey, Example] = {}
+    for role, wanted in rows.items():
+        columns = ["example_id", "prompt", "response"]
+        table = examples.take_rows(schemas.TABLE_OF_ROLE[role], np.array(sorted(wanted)), columns)
+        for row_index, text in zip(sorted(wanted), table.to_pylist(), strict=True):
+            found[role, row_index] = Example(**text)
+    return found
 
 
 def iter_groups(examples: StageOutput, field: str | None) -> Iterator[str]:

@@ -713,7 +713,7 @@ EMBED, LABEL, GRADIENTS, INDEX = "embed", "label", "gradients", "index"
 NETWORK = "fit"
 DELIFT_SE = "delift_se"
 #: Steps whose work grows with the number of labels.
-BY_LABELS = ("sample", LABEL, "utility", NETWORK, "teacher_scores")
+BY_LABELS = (LABEL, NETWORK, "teacher_scores")
 NOT_CHARGED = ("export",)
 LAW_OF_BLOCK: Mapping[str, Law] = {CROSS: "cross", WITHIN: "within", POINTS: "candidates"}
 
@@ -851,11 +851,10 @@ class _Labels:
 
     @classmethod
     def count(cls, subset: Subset) -> _Labels:
-        examples, sample = subset.outputs["deduplicate"], subset.outputs["sample"]
+        examples, label = subset.outputs["deduplicate"], subset.outputs[LABEL]
         size = Size(examples.num_rows("candidates"), examples.num_rows("targets"))
         blocks = {block: possible_labels(block, size) for block in scored_blocks(subset.outputs)}
-        split = sample.read("pairs", ["split"])["split"]
-        asked = len(split) - split.null_count  # baselines have no split
+        asked = sum(counts["num_pairs"] for counts in label.manifest.facts()["asked"].values())
         return cls(size, blocks, asked, NETWORK in subset.outputs)
 
     @property

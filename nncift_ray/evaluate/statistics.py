@@ -593,9 +593,7 @@ LAWS: Mapping[str, Law] = {
     "deduplicate": "rows",
     "embed": "rows",
     # A number of labels, or `labels.fraction` up to `labels.max_pairs`, which large corpora meet.
-    "sample": "constant",
     "label": "constant",
-    "utility": "constant",
     "fit": "constant",
     # LESS: warm-up on a share of the candidates; gradients of the sampled examples.
     "warmup": "candidates",

@@ -1,375 +1,121 @@
-"""Label: ask the teacher for the sampled pairs, a group at a time."""
+"""Label: draw a sample of pairs, ask the teacher for each, make labels of what it measured."""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nncift_ray.corpus.examples import Example, ExampleKey, load_sampled_examples
+from nncift_ray.corpus.examples import Example, ExampleKey, load_examples
 from nncift_ray.errors import DataError, StageError
 from nncift_ray.labels.sample import PairSample, SampleDesign, draw_block, draw_points
 from nncift_ray.runtime import schemas
 from nncift_ray.runtime.output import ROW_GROUP_ROWS, Sink, StageOutput, column_matrix
-from nncift_ray.runtime.schemas import CANDIDATE, POINTS, TARGET, WITHIN, helped_role
+from nncift_ray.runtime.schemas import CANDIDATE, CROSS, POINTS, TARGET, WITHIN, helped_role
 from nncift_ray.runtime.step import KILLED_WORKER, Shard, Stage, Worker
 from nncift_ray.teachers.base import LabelRequest, MeasurementFailure, Teacher
 from nncift_ray.teachers.gradient_store import HELPED, HELPER, GradientKey, GradientReader
 
-Vectors = Mapping[ExampleKey, np.ndarray]
-Gradients = Mapping[GradientKey, np.ndarray]
+DEFAULT_GROUP_PAIRS = 256
+DEFAULT_SHARD_PAIRS = 256
+
+#: What to ask the teacher, in groups that an engine is handed at once, neighbours sharing a helper.
+REQUESTS = pa.schema(
+    [
+        pa.field("group", pa.int32(), nullable=False),
+        pa.field("block", pa.string(), nullable=False),
+        pa.field("helped_index", pa.int64(), nullable=False),
+        # Null for the helped example alone: a baseline, or a point.
+        pa.field("helper_index", pa.int64()),
+        # train | validation | Q1 | Q2 | Q3 | Q4 (points: no Q1..Q3), null for baselines.
+        pa.field("split", pa.string()),
+    ]
+)
+PAIR_COLUMNS = ("block", "helped_index", "helper_index", "split")
+
+
+# What is asked.
 
 
 @dataclass(frozen=True)
-class RequestMaker:
-    """Looks up what requests are made of; texts and embeddings of the sample are in memory."""
+class LabelSample:
+    """The requests of a corpus: a pure function of its size and the designs with their seeds.
 
-    examples: Mapping[ExampleKey, Example]
-    vectors: Vectors  # empty where the teacher reads none
-    gradients: GradientReader | None  # reads from disk, a bounded part kept
+    So it is never stored: every process that needs it draws it.
+    """
 
-    @classmethod
-    def load(
-        cls, sample: StageOutput, embeddings: StageOutput | None, gradients: StageOutput | None
-    ) -> RequestMaker:
-        """Read the sample's texts and, where they are given, embeddings."""
-        examples = load_sampled_examples(sample)
-        reader = None if gradients is None else GradientReader(gradients)
-        return cls(examples, load_sampled_vectors(embeddings, examples), reader)
-
-    def make(self, pairs: Sequence[Mapping[str, Any]]) -> list[LabelRequest]:
-        """Return the requests of some pairs, in their order."""
-        found: Gradients = {}
-        if self.gradients is not None:
-            found = self.gradients.vectors({key for pair in pairs for key in gradient_keys(pair)})
-        return [self._make_one(pair, found) for pair in pairs]
-
-    def _make_one(self, pair: Mapping[str, Any], gradients: Gradients) -> LabelRequest:
-        helped, helper = example_keys(pair)
-        if helper is None:
-            return LabelRequest(self.examples[helped], helped_embedding=self.vectors.get(helped))
-        return LabelRequest(
-            helped=self.examples[helped],
-            helper=self.examples[helper],
-            helped_embedding=self.vectors.get(helped),
-            helper_embedding=self.vectors.get(helper),
-            helped_gradients=gradients.get(GradientKey(HELPED, *helped)),
-            helper_gradients=gradients.get(GradientKey(HELPER, *helper)),
-        )
-
-
-def example_keys(pair: Mapping[str, Any]) -> tuple[ExampleKey, ExampleKey | None]:
-    """Return the helped and the helper example of a pair."""
-    helped: ExampleKey = (helped_role(pair["block"]), pair["helped_index"])
-    helper = pair["helper_index"]
-    return helped, None if helper is None else (CANDIDATE, helper)
-
-
-def gradient_keys(pair: Mapping[str, Any]) -> list[GradientKey]:
-    """Return the gradients that a pair's label is made of."""
-    helped, helper = example_keys(pair)
-    keys = [GradientKey(HELPED, *helped)]
-    return keys if helper is None else [*keys, GradientKey(HELPER, *helper)]
-
-
-def load_sampled_vectors(
-    embeddings: StageOutput | None, examples: Mapping[ExampleKey, Example]
-) -> dict[ExampleKey, np.ndarray]:
-    """Read the vectors of the sample, float32; none where the teacher reads none."""
-    vectors: dict[ExampleKey, np.ndarray] = {}
-    if embeddings is None:
-        return vectors
-    for role in (CANDIDATE, TARGET):
-        rows = np.array(sorted(row for kind, row in examples if kind == role), dtype=np.int64)
-        if rows.size:
-            table = embeddings.take_rows(f"{role}s", rows, ["embedding"])
-            matrix = column_matrix(table["embedding"])
-            vectors.update(((role, int(row)), matrix[at]) for at, row in enumerate(rows))
-    return vectors
-
-
-# Label: ask the teacher for the sampled pairs, a group at a time.
-
-DEFAULT_SHARD_PAIRS = 256
-
-TeacherFactory = Callable[[], Teacher]
-
-
-class LabelStage(Stage):
-    """Write ``measurements``: what the teacher measured of every pair and baseline."""
-
-    name: ClassVar[str] = "label"
-    unit: ClassVar[str] = "requests"
-    max_failed_key: ClassVar[str] = "teacher.max_failed_fraction"
-    divisible: ClassVar[bool] = True
-    memory_advice: ClassVar[str] = (
-        "lower teacher.batch_tokens, teacher.max_length or labels.group_pairs, set "
-        "teacher.kv_cache_memory_bytes, or give fewer actors (labels.pool) more memory"
-    )
-
-    def __init__(
-        self,
-        sample: StageOutput,
-        make_teacher: TeacherFactory,
-        teacher_settings: Mapping[str, Any],
-        *,
-        embeddings: StageOutput | None = None,
-        gradients: StageOutput | None = None,
-        shard_pairs: int | None = None,
-    ) -> None:
-        """Label a sample; embeddings and gradients are given where the teacher reads them."""
-        self._sample, self._make_teacher = sample, make_teacher
-        self._teacher_settings = dict(teacher_settings)
-        self._embeddings, self._gradients = embeddings, gradients
-        self._shard_pairs = shard_pairs or DEFAULT_SHARD_PAIRS
-
-    @property
-    def produces(self) -> Mapping[str, pa.Schema]:
-        """Measurements."""
-        return {"measurements": schemas.MEASUREMENTS}
-
-    @property
-    def inputs(self) -> Mapping[str, StageOutput]:
-        """The sample, and the embeddings and gradients where the teacher reads them."""
-        inputs = {"sample": self._sample}
-        if self._embeddings is not None:
-            inputs["embeddings"] = self._embeddings
-        if self._gradients is not None:
-            inputs["gradients"] = self._gradients
-        return inputs
-
-    def settings(self) -> dict[str, Any]:
-        """The teacher with its model."""
-        return self._teacher_settings
+    examples: StageOutput  # deduplicated
+    designs: Mapping[str, SampleDesign]
+    """By block: "within" and "cross" of a pairwise teacher, "points" of a pointwise one."""
+    needs_baseline: bool  # measure every helped example alone, too
+    group_pairs: int = DEFAULT_GROUP_PAIRS
+    """Most requests of an engine call. Rounding may depend on it."""
 
     @functools.cached_property
-    def _group_starts(self) -> np.ndarray:
-        """Where each group begins in the pairs table, and where the last one ends."""
-        groups = self._sample.read("pairs", ["group"], schemas.PAIRS)["group"].to_numpy()
-        starts = np.flatnonzero(np.r_[True, groups[1:] != groups[:-1]]) if len(groups) else []
-        return np.r_[starts, len(groups)].astype(np.int64)
+    def requests(self) -> pa.Table:
+        """All requests, by group (REQUESTS).
 
-    def num_items(self) -> int:
-        """Groups."""
-        return len(self._group_starts) - 1
-
-    @property
-    def shard_items(self) -> int:
-        """Groups that make about ``shard_pairs`` requests."""
-        total = int(self._group_starts[-1])
-        return max(1, self._shard_pairs * self.num_items() // max(1, total))
-
-    def item_weight(self, start: int, stop: int) -> int:
-        """Requests of some groups."""
-        return int(self._group_starts[stop] - self._group_starts[start])
-
-    def row_numbers(self, start: int, stop: int) -> range:
-        """Requests of some groups, by their place in the pairs table."""
-        return range(int(self._group_starts[start]), int(self._group_starts[stop]))
-
-    def condemned_with(self, killers: Sequence[int], rows: range) -> Mapping[int, str]:
-        """Condemn what holds an example that killed alone, or as the helped one of two helpers."""
-        helpers_of: defaultdict[ExampleKey, set[ExampleKey | None]] = defaultdict(set)
-        for row in killers:
-            helped, helper = self._examples_of(range(row, row + 1))[row]
-            helpers_of[helped].add(helper)
-        guilty = {key for key, helpers in helpers_of.items() if None in helpers or len(helpers) > 1}
-        if not guilty:
-            return {}
-        message = "other requests with the same example killed their worker; this was not tried"
-        return {
-            row: message
-            for row, examples in self._examples_of(rows).items()
-            if not guilty.isdisjoint(examples)
-        }
-
-    def _examples_of(self, rows: range) -> dict[int, tuple[ExampleKey, ExampleKey | None]]:
-        """Return the helped and the helper example of some requests."""
-        columns = ["block", "helped_index", "helper_index"]
-        pairs = self._sample.read_range("pairs", rows.start, rows.stop, columns).to_pylist()
-        return {row: example_keys(pair) for row, pair in zip(rows, pairs, strict=True)}
-
-    def make_worker(self) -> Worker:
-        """Load the teacher and the sampled texts."""
-        teacher = self._make_teacher()
-        maker = RequestMaker.load(self._sample, self._embeddings, self._gradients)
-
-        def label_shard(shard: Shard, sink: Sink) -> None:
-            for group in range(shard.start, shard.stop):
-                rows = shard.wanted(self.row_numbers(group, group + 1))
-                if not rows:
-                    continue
-                pairs = self._sample.read_range("pairs", rows.start, rows.stop).to_pylist()
-                pairs = leave_out(pairs, rows, shard.skip, maker.examples, sink)
-                label_group(pairs, teacher, maker, sink)
-
-        return label_shard
-
-
-def leave_out(
-    pairs: list[dict[str, Any]],
-    rows: range,
-    skip: Mapping[int, str],
-    examples: Mapping[ExampleKey, Example],
-    sink: Sink,
-) -> list[dict[str, Any]]:
-    """Return the pairs not to be skipped; the others become rows in the errors table."""
-    kept: list[dict[str, Any]] = []
-    for row, pair in zip(rows, pairs, strict=True):
-        if row in skip:
-            helped, helper = example_keys(pair)
-            request = LabelRequest(examples[helped], examples[helper] if helper else None)
-            write_failure(request, MeasurementFailure(KILLED_WORKER, skip[row]), sink)
-        else:
-            kept.append(pair)
-    return kept
-
-
-def label_group(
-    pairs: list[dict[str, Any]], teacher: Teacher, maker: RequestMaker, sink: Sink
-) -> None:
-    """Ask the teacher for one group; a request that fails becomes a row in the errors table."""
-    requests = maker.make(pairs)
-    rows: list[dict[str, Any]] = []
-    for pair, request, answer in zip(pairs, requests, teacher.measure(requests), strict=True):
-        if isinstance(answer, MeasurementFailure):
-            write_failure(request, answer, sink)
-            continue
-        sink.count("tokens", answer.num_tokens)
-        sink.count("cached_tokens", answer.num_cached_tokens)
-        kept = {name: pair[name] for name in ("block", "helped_index", "helper_index", "split")}
-        rows.append(
-            kept
-            | {
-                "value": answer.value,
-                "num_tokens": answer.num_tokens,
-                "num_cached_tokens": answer.num_cached_tokens,
-                "num_minimal_tokens": answer.num_minimal_tokens,
-            }
-        )
-    sink.write_rows("measurements", rows, schemas.MEASUREMENTS)
-
-
-def write_failure(request: LabelRequest, failure: MeasurementFailure, sink: Sink) -> None:
-    """Write a request without a measurement to the errors table."""
-    helper = request.helper.example_id if request.helper else "no example"
-    sink.error(
-        failure.reason,
-        f"{failure.message} (with {helper} in context)",
-        example_id=request.helped.example_id,
-        excerpt=request.helped.prompt,
-    )
-
-
-# Sample: draw what the teacher labels, and group it so that an engine can share work.
-
-DEFAULT_GROUP_PAIRS = 256
-SAMPLE_COLUMNS = ["row_index", "example_id", "prompt", "response"]
-
-
-class SampleStage(Stage):
-    """Write ``pairs``, in groups that an engine is handed at once, and ``sampled_examples``."""
-
-    name: ClassVar[str] = "sample"
-    version: ClassVar[int] = 3
-    unit: ClassVar[str] = "draws"
-
-    def __init__(
-        self,
-        examples: StageOutput,
-        designs: Mapping[str, SampleDesign],
-        *,
-        needs_baseline: bool,
-        group_pairs: int = DEFAULT_GROUP_PAIRS,
-    ) -> None:
-        """Draw for each block by its design.
-
-        Args:
-            examples: The deduplicated examples.
-            designs: By block: "within" and "cross" of a pairwise teacher, "points" of a pointwise.
-            needs_baseline: Whether every helped example is to be measured alone, too.
-            group_pairs: Requests of a group at most: what an engine gets in one call. Rounding may
-                depend on it, so it is part of the labels' fingerprint.
+        Raises:
+            DataError: If a block has no pair.
         """
-        self._examples, self._designs = examples, dict(designs)
-        self._needs_baseline, self._group_pairs = needs_baseline, group_pairs
-        self.seed = next(iter(designs.values())).seed
+        num_columns = self.examples.num_rows("candidates")
+        samples: dict[str, PairSample] = {}
+        for block, design in self.designs.items():
+            num_rows = self.examples.num_rows(f"{helped_role(block)}s")
+            samples[block] = draw_sample(block, num_rows, num_columns, design)
+        return group_requests(samples, self.group_pairs, needs_baseline=self.needs_baseline)
 
-    @property
-    def produces(self) -> Mapping[str, pa.Schema]:
-        """Pairs and texts."""
-        return {"pairs": schemas.PAIRS, "sampled_examples": schemas.SAMPLED_EXAMPLES}
-
-    @property
-    def inputs(self) -> Mapping[str, StageOutput]:
-        """The deduplicated examples."""
-        return {"examples": self._examples}
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle without the requests drawn."""
+        return LabelSample, (self.examples, self.designs, self.needs_baseline, self.group_pairs)
 
     def settings(self) -> dict[str, Any]:
-        """The design of the sample and of its groups."""
+        """Everything the requests depend on but the corpus."""
         return {
-            "designs": {
-                block: dataclasses.asdict(design) for block, design in self._designs.items()
-            },
-            "needs_baseline": self._needs_baseline,
-            "group_pairs": self._group_pairs,
+            "designs": {block: asdict(design) for block, design in self.designs.items()},
+            "needs_baseline": self.needs_baseline,
+            "group_pairs": self.group_pairs,
         }
 
-    def num_items(self) -> int:
-        """One draw."""
-        return 1
+    def load_examples(self) -> dict[ExampleKey, Example]:
+        """Read the texts of all examples that a request names."""
+        return load_examples(self.examples, {key.example for key in list_gradients(self.requests)})
 
-    def make_worker(self) -> Worker:
-        """Return the draw."""
-
-        def draw(shard: Shard, sink: Sink) -> None:
-            samples = {block: self._draw_block(block) for block in self._designs}
-            requests = group_requests(
-                samples, self._group_pairs, needs_baseline=self._needs_baseline
-            )
-            sink.write("pairs", requests)
-            for role, rows in sampled_rows(samples).items():
-                texts = self._examples.take_rows(f"{role}s", rows, SAMPLE_COLUMNS)
-                column = pa.array([role] * texts.num_rows, pa.string())
-                named = texts.add_column(0, schemas.SAMPLED_EXAMPLES.field("role"), column)
-                sink.write("sampled_examples", named.cast(schemas.SAMPLED_EXAMPLES))
-
-        return draw
-
-    def _draw_block(self, block: str) -> PairSample:
-        num_columns = self._examples.num_rows("candidates")
-        num_rows = self._examples.num_rows(f"{helped_role(block)}s")
-        design = self._designs[block]
-        try:
-            if block == POINTS:
-                return draw_points(num_rows, design)
-            return draw_block(num_rows, num_columns, block == WITHIN, design)
-        except ValueError as error:
-            size = f"{num_rows}" if block == POINTS else f"{num_rows} x {num_columns}"
-            raise DataError(f"no label sample of {size} examples ({block}): {error}") from error
+    def count_asked(self) -> dict[str, dict[str, int]]:
+        """Return by block how many rows are asked about, and with how many pairs (or points)."""
+        asked = self.requests.filter(pc.is_valid(self.requests["split"]))
+        counts: dict[str, dict[str, int]] = {}
+        for block in self.designs:
+            helped = asked.filter(pc.equal(asked["block"], pa.scalar(block)))["helped_index"]
+            counts[block] = {"num_rows": len(helped.unique()), "num_pairs": len(helped)}
+        return counts
 
 
-def sampled_rows(samples: Mapping[str, PairSample]) -> dict[str, np.ndarray]:
-    """Return, by role, the sorted row indices that any request names."""
-    named: dict[str, list[np.ndarray]] = {}
-    for block, sample in samples.items():
-        named.setdefault(helped_role(block), []).append(sample.helped)
-        if sample.helper is not None:
-            named.setdefault(CANDIDATE, []).append(sample.helper)
-    return {role: np.unique(np.concatenate(rows)) for role, rows in sorted(named.items())}
+def draw_sample(block: str, num_rows: int, num_columns: int, design: SampleDesign) -> PairSample:
+    """Draw the pairs (or points) of a block.
+
+    Raises:
+        DataError: If there is none to draw.
+    """
+    try:
+        if block == POINTS:
+            return draw_points(num_rows, design)
+        return draw_block(num_rows, num_columns, block == WITHIN, design)
+    except ValueError as error:
+        size = f"{num_rows}" if block == POINTS else f"{num_rows} x {num_columns}"
+        raise DataError(f"no label sample of {size} examples ({block}): {error}") from error
 
 
 def group_requests(
     samples: Mapping[str, PairSample], group_pairs: int, *, needs_baseline: bool
 ) -> pa.Table:
-    """Lay the requests out in groups: baselines first, then each block's pairs by helper.
+    """Return the requests in groups (REQUESTS): baselines first, then each block's pairs by helper.
 
     A group is what an engine is given at once, of one block and at most ``group_pairs`` requests.
     Neighbours share their helper, whose text is computed once: a group holds the whole runs of as
@@ -377,28 +123,39 @@ def group_requests(
     """
     tables: list[pa.Table] = []
     next_group = 0
-    if needs_baseline:
-        for block, sample in samples.items():
-            helped = np.unique(sample.helped)
-            groups = next_group + np.arange(len(helped)) // group_pairs
-            tables.append(_pair_table(groups, block, helped, None, None))
-            next_group = int(groups[-1]) + 1
-    for block, sample in samples.items():
-        keys = (sample.helped,) if sample.helper is None else (sample.helped, sample.helper)
-        order = np.lexsort(keys)
-        helper = None if sample.helper is None else sample.helper[order]
-        runs = np.ones(len(order), np.int64) if helper is None else _run_lengths(helper)
-        groups = next_group + _group_numbers(runs, group_pairs)
-        split = np.asarray(sample.split)[order]
-        tables.append(_pair_table(groups, block, sample.helped[order], helper, split))
+
+    def add(block: str, helped: np.ndarray, helper: np.ndarray | None, split: list[Any]) -> None:
+        nonlocal next_group
+        groups = next_group + _group_numbers(_run_lengths(len(helped), helper), group_pairs)
         next_group = int(groups[-1]) + 1
+        missing = pa.nulls(len(helped), pa.int64())
+        tables.append(
+            pa.table(
+                {
+                    "group": pa.array(groups, pa.int32()),
+                    "block": pa.array([block] * len(helped), pa.string()),
+                    "helped_index": pa.array(helped, pa.int64()),
+                    "helper_index": missing if helper is None else pa.array(helper, pa.int64()),
+                    "split": pa.array(split, pa.string()),
+                },
+                schema=REQUESTS,
+            )
+        )
+
+    for block, sample in samples.items() if needs_baseline else ():
+        helped = np.unique(sample.helped)
+        add(block, helped, None, [None] * len(helped))
+    for block, sample in samples.items():
+        add(block, sample.helped, sample.helper, sample.split.tolist())
     return pa.concat_tables(tables)
 
 
-def _run_lengths(helper: np.ndarray) -> np.ndarray:
-    """Return how many neighbours are equal, run by run."""
+def _run_lengths(count: int, helper: np.ndarray | None) -> np.ndarray:
+    """Return how many neighbours share their helper, run by run; one each where there is none."""
+    if helper is None:
+        return np.ones(count, np.int64)
     starts = np.flatnonzero(np.r_[True, helper[1:] != helper[:-1]])
-    return np.diff(np.r_[starts, len(helper)])
+    return np.diff(np.r_[starts, count])
 
 
 def _group_numbers(runs: np.ndarray, group_pairs: int) -> np.ndarray:
@@ -416,124 +173,272 @@ def _group_numbers(runs: np.ndarray, group_pairs: int) -> np.ndarray:
     return np.repeat(np.arange(len(counts)), counts)
 
 
-def _pair_table(
-    groups: np.ndarray,
-    block: str,
-    helped: np.ndarray,
-    helper: np.ndarray | None,
-    split: np.ndarray | None,
-) -> pa.Table:
-    count = len(helped)
-    return pa.table(
-        {
-            "group": pa.array(groups, pa.int32()),
-            "block": pa.array([block] * count, pa.string()),
-            "helped_index": pa.array(helped, pa.int64()),
-            "helper_index": pa.nulls(count, pa.int64())
-            if helper is None
-            else pa.array(helper, pa.int64()),
-            "split": pa.nulls(count, pa.string())
-            if split is None
-            else pa.array([str(name) for name in split], pa.string()),
-        },
-        schema=schemas.PAIRS,
-    )
+def list_gradients(requests: pa.Table) -> list[GradientKey]:
+    """Return which gradients the requests need, each once, by side, role and row."""
+    crossing = pc.equal(requests["block"], pa.scalar(CROSS))
+    rows_of = {
+        (HELPED, CANDIDATE): requests.filter(pc.invert(crossing))["helped_index"],
+        (HELPED, TARGET): requests.filter(crossing)["helped_index"],
+        (HELPER, CANDIDATE): requests["helper_index"].drop_null(),
+    }
+    return [
+        GradientKey(side, role, int(row))
+        for (side, role), rows in rows_of.items()
+        for row in np.unique(rows.to_numpy())
+    ]
 
 
-# Utility: measurements to labels, each against the baseline of its helped example.
-
-#: Labels written at a time: a row group, however small the parts that they are read from.
-LABELS_HELD = ROW_GROUP_ROWS
-
-UtilityFunction = Callable[[float | None, float], float]
+# Asking, a group at a time.
 
 
-class UtilityStage(Stage):
-    """Write ``labels``: raw signed utilities, in the order of the pairs.
+class LabelStage(Stage):
+    """Write ``measurements`` of every pair and baseline, and from all of them ``labels``.
 
-    Memory: one baseline a helped example, and some tens of thousands of labels at a time.
+    Labels are raw signed utilities, in the order of the pairs. They are made when all measurements
+    are there, for a pair's baseline is measured in another group.
     """
 
-    name: ClassVar[str] = "utility"
-    unit: ClassVar[str] = "passes"
+    name: ClassVar[str] = "label"
+    title: ClassVar[str] = "ask the teacher for labels"
+    version: ClassVar[int] = 2
+    unit: ClassVar[str] = "requests"
+    max_failed_key: ClassVar[str] = "teacher.max_failed_fraction"
+    divisible: ClassVar[bool] = True
+    memory_advice: ClassVar[str] = (
+        "lower teacher.batch_tokens, teacher.max_length or labels.group_pairs, set "
+        "teacher.kv_cache_memory_bytes, or give fewer actors (labels.pool) more memory"
+    )
 
     def __init__(
         self,
-        measurements: StageOutput,
-        utility: UtilityFunction,
-        teacher: str,
+        sample: LabelSample,
+        teacher_class: type[Teacher],
+        make_teacher: Callable[[], Teacher],
+        teacher_settings: Mapping[str, Any],
         *,
-        needs_baseline: bool,
+        embeddings: StageOutput | None = None,
+        gradients: StageOutput | None = None,
+        shard_pairs: int | None = None,
     ) -> None:
-        """Use the teacher's own utility function."""
-        self._measurements, self._utility, self._teacher = measurements, utility, teacher
-        self._needs_baseline = needs_baseline
+        """Label a sample; embeddings and gradients are given where the teacher reads them."""
+        self._sample, self._teacher_class = sample, teacher_class
+        self._make_teacher, self._teacher_settings = make_teacher, dict(teacher_settings)
+        self._embeddings, self._gradients = embeddings, gradients
+        self._shard_pairs = shard_pairs or DEFAULT_SHARD_PAIRS
+        self.seed = next(iter(sample.designs.values())).seed
 
     @property
     def produces(self) -> Mapping[str, pa.Schema]:
-        """Labels."""
-        return {"labels": schemas.LABELS}
+        """Measurements and labels."""
+        return {"measurements": schemas.MEASUREMENTS, "labels": schemas.LABELS}
 
     @property
     def inputs(self) -> Mapping[str, StageOutput]:
-        """The measurements."""
-        return {"measurements": self._measurements}
+        """The examples, and the embeddings and gradients where the teacher reads them."""
+        inputs = {"examples": self._sample.examples}
+        if self._embeddings is not None:
+            inputs["embeddings"] = self._embeddings
+        if self._gradients is not None:
+            inputs["gradients"] = self._gradients
+        return inputs
 
     def settings(self) -> dict[str, Any]:
-        """Whose utility, and whether it is taken against a baseline."""
-        return {"teacher": self._teacher, "needs_baseline": self._needs_baseline}
+        """The sample, and the teacher with its model."""
+        return {"sample": self._sample.settings(), "teacher": self._teacher_settings}
+
+    @functools.cached_property
+    def _group_starts(self) -> np.ndarray:
+        """Where each group begins among the requests, and where the last one ends."""
+        groups = self._sample.requests["group"].to_numpy()
+        starts = np.flatnonzero(np.r_[True, groups[1:] != groups[:-1]])
+        return np.r_[starts, len(groups)].astype(np.int64)
 
     def num_items(self) -> int:
-        """One pass."""
-        return 1
+        """Groups."""
+        return len(self._group_starts) - 1
+
+    @property
+    def shard_items(self) -> int:
+        """Groups that make about ``shard_pairs`` requests."""
+        return max(1, self._shard_pairs * self.num_items() // int(self._group_starts[-1]))
+
+    def item_weight(self, start: int, stop: int) -> int:
+        """Requests of some groups."""
+        return int(self._group_starts[stop] - self._group_starts[start])
+
+    def row_numbers(self, start: int, stop: int) -> range:
+        """Requests of some groups, by their place among all."""
+        return range(int(self._group_starts[start]), int(self._group_starts[stop]))
+
+    def _rows(self, numbers: range) -> list[dict[str, Any]]:
+        return self._sample.requests.slice(numbers.start, len(numbers)).to_pylist()
+
+    def condemned_with(self, killers: Sequence[int], rows: range) -> Mapping[int, str]:
+        """Condemn what holds an example that killed alone, or as the helped one of two helpers."""
+        helpers_of: defaultdict[ExampleKey, set[ExampleKey | None]] = defaultdict(set)
+        for number in killers:
+            helped, helper = example_keys(self._rows(range(number, number + 1))[0])
+            helpers_of[helped].add(helper)
+        guilty = {key for key, helpers in helpers_of.items() if None in helpers or len(helpers) > 1}
+        if not guilty:
+            return {}
+        message = "other requests with the same example killed their worker; this was not tried"
+        return {
+            number: message
+            for number, row in zip(rows, self._rows(rows), strict=True)
+            if not guilty.isdisjoint(example_keys(row))
+        }
 
     def make_worker(self) -> Worker:
-        """Return the join."""
+        """Load the teacher and the sampled texts."""
+        teacher = self._make_teacher()
+        maker = RequestMaker.load(self._sample, self._embeddings, self._gradients)
 
-        def join(shard: Shard, sink: Sink) -> None:
-            baselines = self._read_baselines()
-            held: list[dict[str, Any]] = []
-            for row in self._rows():
-                label = None if row["split"] is None else self._label(row, baselines, sink)
-                if label is not None:
-                    held.append(label)
-                if len(held) == LABELS_HELD:
-                    sink.write_rows("labels", held, schemas.LABELS)
-                    held = []
-            sink.write_rows("labels", held, schemas.LABELS)
+        def label_shard(shard: Shard, sink: Sink) -> None:
+            for group in range(shard.start, shard.stop):
+                numbers = shard.wanted(self.row_numbers(group, group + 1))
+                rows = dict(zip(numbers, self._rows(numbers), strict=True))
+                for number in sorted(shard.skip.keys() & rows.keys()):
+                    failure = MeasurementFailure(KILLED_WORKER, shard.skip[number])
+                    write_failure(maker.make_one(rows.pop(number), {}), failure, sink)
+                if rows:
+                    label_group(list(rows.values()), teacher, maker, sink)
 
-        return join
+        return label_shard
 
-    def _rows(self) -> Iterator[dict[str, Any]]:
-        """Yield the measurements one by one, in the order of the pairs."""
-        for batch in self._measurements.iter_batches("measurements"):
-            yield from batch.to_pylist()
+    def finish(self, output: StageOutput, sink: Sink) -> None:
+        """Write the labels, in the order of the pairs; memory: one baseline a helped example.
 
-    def _read_baselines(self) -> dict[tuple[str, int], float]:
-        """Return what each helped example measured alone, by block and row."""
-        found: dict[tuple[str, int], float] = {}
-        columns = ["block", "helped_index", "split", "value"]
-        for batch in self._measurements.iter_batches("measurements", columns):
-            for row in batch.filter(pc.is_null(batch.column("split"))).to_pylist():
-                found[row["block"], row["helped_index"]] = row["value"]
-        return found
+        Raises:
+            StageError: If a utility is not finite.
+        """
+        baselines: dict[tuple[str, int], float] = {}
+        if self._sample.needs_baseline:
+            for batch in output.iter_batches("measurements", [*PAIR_COLUMNS, "value"]):
+                for row in batch.filter(pc.is_null(batch.column("split"))).to_pylist():
+                    baselines[row["block"], row["helped_index"]] = row["value"]
+        held: list[dict[str, Any]] = []
+        for batch in output.iter_batches("measurements", [*PAIR_COLUMNS, "value"]):
+            pairs = batch.filter(pc.is_valid(batch.column("split"))).to_pylist()
+            labels = (self._label(pair, baselines, sink) for pair in pairs)
+            held += [label for label in labels if label is not None]
+            if len(held) >= ROW_GROUP_ROWS:  # not one row group for each small shard
+                sink.write_rows("labels", held, schemas.LABELS)
+                held = []
+        sink.write_rows("labels", held, schemas.LABELS)
+        sink.facts["asked"] = self._sample.count_asked()
 
     def _label(
         self, row: Mapping[str, Any], baselines: Mapping[tuple[str, int], float], sink: Sink
     ) -> dict[str, Any] | None:
         """Return the label of a measurement, or None after an error row for a lost baseline."""
         baseline = baselines.get((row["block"], row["helped_index"]))
-        if self._needs_baseline and baseline is None:
+        if self._sample.needs_baseline and baseline is None:
             sink.error(
                 "no_baseline",
                 f"{row['block']} row {row['helped_index']}: the measurement without an example "
                 "failed, so its pairs have no utility",
             )
             return None
-        utility = self._utility(baseline, row["value"])
+        utility = self._teacher_class.utility(baseline, row["value"])
         if not np.isfinite(utility):
-            raise StageError(
-                f"teacher {self._teacher}: utility {utility} is not finite: {dict(row)}"
+            teacher = self._teacher_class.__name__
+            raise StageError(f"teacher {teacher}: utility {utility} is not finite: {dict(row)}")
+        return {name: row[name] for name in PAIR_COLUMNS} | {"utility": utility}
+
+
+@dataclass(frozen=True)
+class RequestMaker:
+    """Looks up what requests are made of; texts and embeddings of the sample are in memory."""
+
+    examples: Mapping[ExampleKey, Example]
+    vectors: Mapping[ExampleKey, np.ndarray]  # empty where the teacher reads none
+    gradients: GradientReader | None  # reads from disk, a bounded part kept
+
+    @classmethod
+    def load(
+        cls, sample: LabelSample, embeddings: StageOutput | None, gradients: StageOutput | None
+    ) -> RequestMaker:
+        """Read the sample's texts and, where they are given, embeddings."""
+        examples = sample.load_examples()
+        vectors = {} if embeddings is None else load_vectors(embeddings, examples)
+        return cls(examples, vectors, None if gradients is None else GradientReader(gradients))
+
+    def make(self, rows: Sequence[Mapping[str, Any]]) -> list[LabelRequest]:
+        """Return the requests of some rows of REQUESTS, in their order."""
+        found: Mapping[GradientKey, np.ndarray] = {}
+        if self.gradients is not None:
+            sides = (HELPED, HELPER)
+            found = self.gradients.vectors(
+                {
+                    GradientKey(side, *key)
+                    for row in rows
+                    for side, key in zip(sides, example_keys(row), strict=True)
+                    if key is not None
+                }
             )
-        kept = {name: row[name] for name in ("block", "helped_index", "helper_index", "split")}
-        return kept | {"utility": utility}
+        return [self.make_one(row, found) for row in rows]
+
+    def make_one(
+        self, row: Mapping[str, Any], gradients: Mapping[GradientKey, np.ndarray]
+    ) -> LabelRequest:
+        """Return the request of a row."""
+        helped, helper = example_keys(row)
+        if helper is None:
+            return LabelRequest(self.examples[helped], helped_embedding=self.vectors.get(helped))
+        return LabelRequest(
+            helped=self.examples[helped],
+            helper=self.examples[helper],
+            helped_embedding=self.vectors.get(helped),
+            helper_embedding=self.vectors.get(helper),
+            helped_gradients=gradients.get(GradientKey(HELPED, *helped)),
+            helper_gradients=gradients.get(GradientKey(HELPER, *helper)),
+        )
+
+
+def example_keys(row: Mapping[str, Any]) -> tuple[ExampleKey, ExampleKey | None]:
+    """Return the helped and the helper example of a request."""
+    helper = row["helper_index"]
+    helped = (helped_role(row["block"]), row["helped_index"])
+    return helped, None if helper is None else (CANDIDATE, helper)
+
+
+def load_vectors(
+    embeddings: StageOutput, examples: Mapping[ExampleKey, Example]
+) -> dict[ExampleKey, np.ndarray]:
+    """Read the embeddings of some examples, float32 [D] each."""
+    vectors: dict[ExampleKey, np.ndarray] = {}
+    for role in (CANDIDATE, TARGET):
+        rows = np.array(sorted(row for kind, row in examples if kind == role), dtype=np.int64)
+        if rows.size:
+            table = embeddings.take_rows(f"{role}s", rows, ["embedding"])
+            matrix = column_matrix(table["embedding"])
+            vectors.update(((role, int(row)), matrix[at]) for at, row in enumerate(rows))
+    return vectors
+
+
+def label_group(
+    rows: list[dict[str, Any]], teacher: Teacher, maker: RequestMaker, sink: Sink
+) -> None:
+    """Ask the teacher for one group; a request that fails becomes a row in the errors table."""
+    requests = maker.make(rows)
+    measured: list[dict[str, Any]] = []
+    for row, request, answer in zip(rows, requests, teacher.measure(requests), strict=True):
+        if isinstance(answer, MeasurementFailure):
+            write_failure(request, answer, sink)
+            continue
+        sink.count("tokens", answer.num_tokens)
+        sink.count("cached_tokens", answer.num_cached_tokens)
+        measured.append({name: row[name] for name in PAIR_COLUMNS} | asdict(answer))
+    sink.write_rows("measurements", measured, schemas.MEASUREMENTS)
+
+
+def write_failure(request: LabelRequest, failure: MeasurementFailure, sink: Sink) -> None:
+    """Write a request without a measurement to the errors table."""
+    helper = request.helper.example_id if request.helper else "no example"
+    sink.error(
+        failure.reason,
+        f"{failure.message} (with {helper} in context)",
+        example_id=request.helped.example_id,
+        excerpt=request.helped.prompt,
+    )

@@ -442,7 +442,7 @@ class PairScoresConfig(Section):
         if self.dense and self.by == "teacher":
             raise ValueError(
                 "dense writes the network's scores, and by is teacher: the labels are in the table "
-                "labels of the stage utility; leave dense out"
+                "labels of the step label; leave dense out"
             )
         return self
 

@@ -450,7 +450,7 @@ def collect_report_data(outputs: Mapping[str, StageOutput], facts: RunFacts) -> 
         has_subtasks=config["data"].get("subtask_by") is not None,
         num_duplicates=count_duplicates(examples),
         num_errors=sum(output.manifest.num_failures for output in outputs.values()),
-        num_labelled_pairs=outputs["utility"].num_rows("labels"),
+        num_labelled_pairs=outputs["label"].num_rows("labels"),
         random_objective=select_facts.get("random_objective"),
         upper_bound=select_facts.get("upper_bound"),
         stopped_by=select_facts.get("stopped_by", ""),

@@ -402,6 +402,7 @@ def run_stage(
     _begin(stage, folder, num_items, records, reporter)
     with watching(stage, folder, reporter):
         records += _run_remaining(stage, folder, num_items, records, execute, reporter)
+        records += _finish(stage, folder, num_items, records)
     manifest = _make_manifest(stage, num_items, records, time.monotonic() - started)
     _check_failures(stage, folder, manifest)
     (folder / MANIFEST_NAME).write_bytes(manifest.model_dump_json(indent=1).encode())
@@ -557,6 +558,26 @@ def _memory_advice(stage: Stage, outcome: ShardOutcome) -> str:
     if outcome.error_type not in ("MemoryError", "OutOfMemoryError"):
         return ""
     return f" (not enough memory: {stage.memory_advice})"
+
+
+def _finish(
+    stage: Stage, folder: Location, num_items: int, records: list[ShardRecord]
+) -> list[ShardRecord]:
+    """Let the stage write what it makes of all shards, with a record of no items; resume redoes it.
+
+    The record goes to the manifest alone, so shards that are finished stay the only ones known.
+    """
+    if type(stage).finish is Stage.finish:
+        return []
+    output = StageOutput(folder, _make_manifest(stage, num_items, records, 0.0))
+    sink = Sink(folder, stage.name, num_items, num_items, stage.check_schema)
+    started = time.monotonic()
+    try:
+        stage.finish(output, sink)
+        return [sink.finish(time.monotonic() - started)]
+    except BaseException:
+        sink.abort()
+        raise
 
 
 def _sweep(folder: Location) -> None:

@@ -67,35 +67,13 @@ COPIES = pa.schema(
     ]
 )
 
-SAMPLED_EXAMPLES = pa.schema(
-    [
-        pa.field("role", pa.string(), nullable=False),
-        pa.field("row_index", pa.int64(), nullable=False),
-        pa.field("example_id", pa.string(), nullable=False),
-        pa.field("prompt", pa.string(), nullable=False),
-        pa.field("response", pa.string(), nullable=False),
-    ]
-)
-
-# What to ask the teacher, in groups that an engine is handed at once, neighbours sharing a helper;
-# helper_index is null for the helped example on its own (the baseline a utility is measured
-# against, or a pointwise label).
-PAIRS = pa.schema(
-    [
-        pa.field("group", pa.int32(), nullable=False),
-        pa.field("block", pa.string(), nullable=False),
-        pa.field("helped_index", pa.int64(), nullable=False),
-        pa.field("helper_index", pa.int64()),
-        # train | validation | Q1 | Q2 | Q3 | Q4 (points: no Q1..Q3), null for baselines
-        pa.field("split", pa.string()),
-    ]
-)
-
 MEASUREMENTS = pa.schema(
     [
         pa.field("block", pa.string(), nullable=False),
         pa.field("helped_index", pa.int64(), nullable=False),
+        # Null for the helped example alone: what utilities are taken against, or a pointwise label.
         pa.field("helper_index", pa.int64()),
+        # train | validation | Q1 | Q2 | Q3 | Q4 (points: no Q1..Q3), null for baselines
         pa.field("split", pa.string()),
         pa.field("value", pa.float64(), nullable=False),  # teacher's unit, e.g. DELIFT distance
         pa.field("num_tokens", pa.int32(), nullable=False),  # prompt and response

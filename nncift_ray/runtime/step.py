@@ -149,6 +149,9 @@ class Stage(ABC):
         """
         return ""
 
+    def finish(self, output: StageOutput, sink: Sink) -> None:  # noqa: B027
+        """Write what is made of all shards together; runs in the driver once they are finished."""
+
     def condemned_with(self, killers: Sequence[int], rows: range) -> Mapping[int, str]:
         """Return which of some rows are not worth trying once others have killed, and why."""
         return {}

@@ -68,7 +68,6 @@ class TeacherScoresStage(Stage):
     def __init__(
         self,
         labels: StageOutput,
-        sample: StageOutput,
         examples: StageOutput,
         blocks: Sequence[str],
         top_k: int | None,
@@ -78,14 +77,13 @@ class TeacherScoresStage(Stage):
         """Take the labels of blocks for their scores.
 
         Args:
-            labels: Of the utility stage.
-            sample: Of the sample stage: what the teacher was asked.
+            labels: Of the label step.
             examples: The deduplicated examples.
             blocks: What the objective reads.
             top_k: Helpers kept of every row; None: no lists, but the sum of every column.
             subtask_by: Field of a target's record that names its subtask; None: one for all.
         """
-        self._labels, self._sample, self._examples = labels, sample, examples
+        self._labels, self._examples = labels, examples
         self._blocks, self._top_k, self._subtask_by = tuple(blocks), top_k, subtask_by
 
     @property
@@ -107,8 +105,8 @@ class TeacherScoresStage(Stage):
 
     @property
     def inputs(self) -> Mapping[str, StageOutput]:
-        """Labels, what was asked, and the examples."""
-        return {"labels": self._labels, "sample": self._sample, "examples": self._examples}
+        """Labels and examples."""
+        return {"labels": self._labels, "examples": self._examples}
 
     def settings(self) -> dict[str, Any]:
         """What is kept."""
@@ -123,11 +121,10 @@ class TeacherScoresStage(Stage):
         """Return the pass."""
 
         def keep(shard: Shard, sink: Sink) -> None:
-            asked = {block: self._read_asked(block) for block in self._blocks}
             facts: dict[str, Any] = {}
             for block in self._blocks:
                 try:
-                    counts = self._keep_block(block, asked[block], sink)
+                    counts = self._keep_block(block, sink)
                 except ValueError as error:
                     raise StageError(f"labels of block '{block}': {error}") from error
                 facts[block] = asdict(counts)
@@ -135,13 +132,13 @@ class TeacherScoresStage(Stage):
 
         return keep
 
-    def _keep_block(self, block: str, asked: _Asked, sink: Sink) -> LabelCounts:
+    def _keep_block(self, block: str, sink: Sink) -> LabelCounts:
         """Fold a block's labels and write what is kept of them.
 
         Raises:
             StageError: If there is no label at all.
         """
-        fold = self._make_fold(block, asked)
+        fold = self._make_fold(block)
         tally, ranked_J = ScoreTally(), np.zeros(self._num_candidates, np.bool_)
         for helped_P, helper_P, utility_P in self._batches(block):
             fold.add(helped_P, helper_P, utility_P)
@@ -158,19 +155,21 @@ class TeacherScoresStage(Stage):
         unranked = np.flatnonzero(~ranked_J)
         if block == ground_block(self._blocks):
             self._write_unranked(block, unranked, sink)
+        asked = self._labels.manifest.facts()["asked"][block]
         return LabelCounts(
-            num_rows=len(asked.is_asked_I),
-            num_asked_rows=int(asked.is_asked_I.sum()),
+            num_rows=self._num_rows(block),
+            num_asked_rows=asked["num_rows"],
             num_columns=self._num_candidates,
-            num_asked=asked.num_pairs,
+            num_asked=asked["num_pairs"],
             num_labelled=total.num_pairs,
             num_unranked=len(unranked),
         )
 
-    def _make_fold(self, block: str, asked: _Asked) -> _Fold:
+    def _make_fold(self, block: str) -> _Fold:
         if not self._keeps_sums:
-            return _ListFold(block, asked.is_asked_I, self._num_candidates, self._top_k or 1)
-        subtasks = Subtasks.one(len(asked.is_asked_I))
+            labelled_I = self._labelled_rows(block)
+            return _ListFold(block, labelled_I, self._num_candidates, self._top_k or 1)
+        subtasks = Subtasks.one(self._num_rows(block))
         if block == CROSS and self._subtask_by is not None:
             subtasks = read_subtasks(self._examples, self._subtask_by)
         if block == POINTS:  # each example is a column by itself
@@ -188,16 +187,16 @@ class TeacherScoresStage(Stage):
             else:
                 yield helped_P, here.column("helper_index").to_numpy(), utility_P
 
-    def _read_asked(self, block: str) -> _Asked:
-        """Count what the teacher was asked of a block."""
-        num_rows = self._examples.num_rows(f"{helped_role(block)}s")
-        is_asked_I, num_pairs = np.zeros(num_rows, np.bool_), 0
-        for batch in self._sample.iter_batches("pairs", ["block", "helped_index", "split"]):
-            in_block = pc.equal(batch.column("block"), pa.scalar(block))
-            here = batch.filter(pc.and_(in_block, pc.is_valid(batch.column("split"))))
-            is_asked_I[here.column("helped_index").to_numpy()] = True
-            num_pairs += here.num_rows
-        return _Asked(is_asked_I, num_pairs)
+    def _labelled_rows(self, block: str) -> np.ndarray:
+        """Return which rows of a block have a label [I]."""
+        labelled_I = np.zeros(self._num_rows(block), np.bool_)
+        for batch in self._labels.iter_batches("labels", ["block", "helped_index"]):
+            here = batch.filter(pc.equal(batch.column("block"), pa.scalar(block)))
+            labelled_I[here.column("helped_index").to_numpy()] = True
+        return labelled_I
+
+    def _num_rows(self, block: str) -> int:
+        return self._examples.num_rows(f"{helped_role(block)}s")
 
     @property
     def _num_candidates(self) -> int:
@@ -221,21 +220,13 @@ class TeacherScoresStage(Stage):
             )
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Asked:
-    """Which rows of a block were in the label sample, and with how many pairs."""
-
-    is_asked_I: np.ndarray
-    num_pairs: int
-
-
 class _ListFold:
     """Keeps the best helpers of every row, and of `cross` every helper's largest label."""
 
-    def __init__(self, block: str, is_asked_I: np.ndarray, num_candidates: int, top_k: int) -> None:
-        self._block, self._is_asked_I = block, is_asked_I
-        self._place_I = np.cumsum(is_asked_I) - 1
-        self._best = BestColumns(int(is_asked_I.sum()), num_candidates, top_k)
+    def __init__(self, block: str, labelled_I: np.ndarray, num_candidates: int, top_k: int) -> None:
+        self._block, self._labelled_I = block, labelled_I
+        self._place_I = np.cumsum(labelled_I) - 1
+        self._best = BestColumns(int(labelled_I.sum()), num_candidates, top_k)
         self._max_J = np.full(num_candidates, -np.inf, np.float32)
 
     def add(self, helped_P: np.ndarray, helper_P: np.ndarray, utility_P: np.ndarray) -> None:
@@ -244,14 +235,14 @@ class _ListFold:
 
     def write(self, sink: Sink) -> None:
         """Write every row of the block; one that no label speaks of has an empty list."""
-        for start in range(0, len(self._is_asked_I), LIST_ROWS):
-            stop = min(start + LIST_ROWS, len(self._is_asked_I))
-            asked = np.flatnonzero(self._is_asked_I[start:stop])
-            first = int(self._is_asked_I[:start].sum())
-            index_AK, score_AK = self._best.lists(slice(first, first + len(asked)))
+        for start in range(0, len(self._labelled_I), LIST_ROWS):
+            stop = min(start + LIST_ROWS, len(self._labelled_I))
+            labelled = np.flatnonzero(self._labelled_I[start:stop])
+            first = int(self._labelled_I[:start].sum())
+            index_AK, score_AK = self._best.lists(slice(first, first + len(labelled)))
             index = np.full((stop - start, index_AK.shape[1]), -1, np.int32)
             score = np.full(index.shape, -np.inf, np.float32)
-            index[asked], score[asked] = index_AK, score_AK
+            index[labelled], score[labelled] = index_AK, score_AK
             rows = pa.array(np.arange(start, stop), pa.int64())
             sink.write(f"{self._block}_top_helpers", top_helpers_table(rows, index, score))
         if self._block == CROSS:

@@ -6,6 +6,8 @@ Source: LESS, arXiv 2402.04333, section 4.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,12 +17,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from nncift_ray.corpus.examples import Example, ExampleKey, load_sampled_examples
+from nncift_ray.corpus.examples import Example, ExampleKey, load_examples
 from nncift_ray.engines.base import ScoringFailure
 from nncift_ray.engines.lora import LoraModel, TrainingExample
 from nncift_ray.engines.tokens import cut_batches
@@ -28,7 +29,6 @@ from nncift_ray.errors import ShapeError
 from nncift_ray.jit import compiled
 from nncift_ray.runtime import schemas
 from nncift_ray.runtime.output import Sink, StageOutput
-from nncift_ray.runtime.schemas import CANDIDATE, CROSS, TARGET
 from nncift_ray.runtime.step import KILLED_WORKER, RowAtoms, RowSpan, RowStage, Shard, Worker
 from nncift_ray.teachers import less
 from nncift_ray.teachers.gradient_store import (
@@ -389,6 +389,7 @@ class GradientsStage(RowStage):
     """
 
     name: ClassVar[str] = "gradients"
+    version: ClassVar[int] = 2
     unit: ClassVar[str] = "gradients"
     max_failed_key: ClassVar[str] = "teacher.max_failed_fraction"
     divisible: ClassVar[bool] = True
@@ -399,7 +400,8 @@ class GradientsStage(RowStage):
 
     def __init__(
         self,
-        sample: StageOutput,
+        keys: Sequence[GradientKey],
+        examples: StageOutput,
         warmup: StageOutput,
         make_model: Callable[[], LoraModel],
         *,
@@ -408,10 +410,11 @@ class GradientsStage(RowStage):
         batch_tokens: int,
         shard_rows: int | None = None,
     ) -> None:
-        """Take gradients of a sample at a warm-up's checkpoints.
+        """Take gradients at a warm-up's checkpoints.
 
         Args:
-            sample: The sample stage's output.
+            keys: Which gradients.
+            examples: The deduplicated examples.
             warmup: The warm-up stage's output; says for the fingerprint which model it was.
             make_model: Loads the model that was warmed up; its adapter is replaced.
             projection_dim: Length of a projected gradient.
@@ -420,11 +423,11 @@ class GradientsStage(RowStage):
                 belongs to the fingerprint.
             shard_rows: Gradients a shard.
         """
-        self._sample, self._warmup, self._make_model = sample, warmup, make_model
+        self._examples, self._warmup, self._make_model = examples, warmup, make_model
         self._projection_dim, self.seed = projection_dim, seed
         self._batch_tokens = batch_tokens
         self._shard_rows = shard_rows or DEFAULT_SHARD_ROWS
-        self._keys = list_gradients(sample)
+        self._keys = list(keys)
         self._num_checkpoints = warmup.num_rows("checkpoints")
         ranges = tuple((table, len(self._keys)) for table in self.produces)
         self._atoms = RowAtoms(ranges, ATOM_ROWS)
@@ -437,12 +440,14 @@ class GradientsStage(RowStage):
 
     @property
     def inputs(self) -> Mapping[str, StageOutput]:
-        """The sample and the warm-up."""
-        return {"sample": self._sample, "warmup": self._warmup}
+        """The examples and the warm-up."""
+        return {"examples": self._examples, "warmup": self._warmup}
 
     def settings(self) -> dict[str, Any]:
-        """The projection and what is computed together."""
+        """Which gradients, their projection and what is computed together."""
+        keys = json.dumps(self._keys).encode()
         return {
+            "gradients": hashlib.sha256(keys).hexdigest(),
             "projection_dim": self._projection_dim,
             "seed": self.seed,
             "batch_tokens": self._batch_tokens,
@@ -469,7 +474,7 @@ class GradientsStage(RowStage):
 
     def make_worker(self) -> Worker:
         """Load the model and the sampled texts."""
-        examples = load_sampled_examples(self._sample)
+        examples = load_examples(self._examples, {key.example for key in self._keys})
         model = self._make_model()
         taker = GradientTaker(
             model,
@@ -497,23 +502,6 @@ class GradientsStage(RowStage):
                         write_failure(sink, texts[at], failure)
 
         return take_shard
-
-
-def list_gradients(sample: StageOutput) -> list[GradientKey]:
-    """Return which gradients the sampled pairs need, each once, by side, role and row."""
-    pairs = sample.read("pairs", ["block", "helped_index", "helper_index"], schemas.PAIRS)
-    crossing = pc.equal(pairs["block"], pa.scalar(CROSS))
-    helpers = pairs["helper_index"].drop_null()
-    rows_of = {
-        (HELPED, CANDIDATE): pairs.filter(pc.invert(crossing))["helped_index"],
-        (HELPED, TARGET): pairs.filter(crossing)["helped_index"],
-        (HELPER, CANDIDATE): helpers,
-    }
-    return [
-        GradientKey(side, role, int(row))
-        for (side, role), rows in rows_of.items()
-        for row in np.unique(rows.to_numpy())
-    ]
 
 
 def first_places(keys: Sequence[GradientKey]) -> dict[ExampleKey, int]:

@@ -101,8 +101,8 @@ def test_a_run_killed_while_a_users_own_teacher_measures_goes_on(
     die_at(tmp_path / "recipe.yaml", "label", "inside")
     assert not list((run_dir / "label").glob(f"*/{MANIFEST_NAME}"))
     listener = Listener()
-    result = run(load_config(tmp_path / "recipe.yaml"), reporter=listener, until="utility")
+    result = run(load_config(tmp_path / "recipe.yaml"), reporter=listener, until="label")
     assert listener.skipped[: len(FINISHED_BEFORE_LABELS)] == list(FINISHED_BEFORE_LABELS)
-    labels = result.outputs["utility"].read("labels")
+    labels = result.outputs["label"].read("labels")
     assert labels.num_rows == NUM_PAIRS
     assert result.outputs["label"].manifest.num_failures == 0

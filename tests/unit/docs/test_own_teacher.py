@@ -54,6 +54,6 @@ def test_the_documented_teacher_labels_a_whole_run(kind: str, tmp_path: Path) ->
         num_targets=12,
         make_teacher=lambda: make_teacher(kind, TeacherContext()),
     )
-    labels = outputs["utility"].read("labels")["utility"].to_pylist()
+    labels = outputs["label"].read("labels")["utility"].to_pylist()
     assert 0.0 <= min(labels) < max(labels) <= 1.0
     assert outputs["select"].num_rows("ranking") == 30

@@ -34,7 +34,7 @@ def id_of(run: OpenedRun, role: str, row: int) -> str:
 
 def labels_of(run: OpenedRun, column: str, index: int) -> dict[int, float]:
     other = {"helped_index": "helper_index", "helper_index": "helped_index"}[column]
-    rows = run.outputs["utility"].read("labels").to_pylist()
+    rows = run.outputs["label"].read("labels").to_pylist()
     return {row[other]: row["utility"] for row in rows if row[column] == index}
 
 

@@ -42,7 +42,7 @@ def test_a_run_by_teacher_draws_groups_and_labels_as_one_by_network() -> None:
     by_network, by_teacher = (
         Blueprint(config(by, ALL_LABELS), trainers_of, fetch=False) for by in ("network", "teacher")
     )
-    upstream = by_network.stage_names[: by_network.stage_names.index("utility") + 1]
+    upstream = by_network.stage_names[: by_network.stage_names.index("label") + 1]
     assert by_teacher.stage_names == (*upstream, "teacher_scores", "select", "export")
     assert by_network.stage_names == (*upstream, "fit", "project", "score_pairs", "select",
                                       "export")  # fmt: skip

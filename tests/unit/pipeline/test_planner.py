@@ -37,8 +37,7 @@ def amounts(plan: RunPlan) -> dict[str, str]:
 def test_a_pointwise_teacher_is_asked_once_for_each_example(tmp_path: Path) -> None:
     made = plan(tmp_path, kind=RATER)
     assert (made.num_requests, made.num_pairs_to_label, made.num_pairs_to_score) == (20, 20, 80)
-    assert amounts(made)["sample"] == "20 examples to rate"
-    assert amounts(made)["label"] == "20 requests"
+    assert amounts(made)["label"] == "20 examples by 20 requests"
     assert amounts(made)["fit"] == "20 examples"
     assert amounts(made)["score_pairs"] == "80 examples"
 
@@ -46,7 +45,7 @@ def test_a_pointwise_teacher_is_asked_once_for_each_example(tmp_path: Path) -> N
 @pytest.mark.parametrize(("targets", "pairs"), [(5, "400"), (0, "6,400")])
 def test_top_k_sums_pairs_and_keeps_no_list(tmp_path: Path, targets: int, pairs: str) -> None:
     made = plan(tmp_path, num_targets=targets, kind="delift_se")
-    assert amounts(made)["sample"] == "20 pairs to draw"
+    assert amounts(made)["label"] == "20 pairs by 20 requests"
     assert amounts(made)["score_pairs"] == f"{pairs} pairs, summed by candidate"
 
 

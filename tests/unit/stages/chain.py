@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -13,7 +13,7 @@ from nncift_ray.corpus.ingest import DeduplicateStage, IngestStage, find_sources
 from nncift_ray.embedders import Embedder, EmbedStage, HashEmbedder
 from nncift_ray.engines.models import ResolvedModel
 from nncift_ray.labels.sample import SampleDesign
-from nncift_ray.labels.step import LabelStage, SampleStage, TeacherFactory, UtilityStage
+from nncift_ray.labels.step import LabelSample, LabelStage
 from nncift_ray.network.step import BlockTraining, FitJob, FitStage, train_here
 from nncift_ray.network.training import TrainingConfig
 from nncift_ray.runtime.driver import execute_here, run_stage
@@ -27,7 +27,7 @@ from nncift_ray.scores.step import Pruning, ScoreOptions, ScorePairsStage
 from nncift_ray.scores.teacher_scores import TeacherScoresStage
 from nncift_ray.selection.step import SelectStage
 from nncift_ray.selection.tables import TOP_K, SelectionPlan, blocks_of, list_blocks
-from nncift_ray.teachers.base import LabelRequest, Measurement
+from nncift_ray.teachers.base import LabelRequest, Measurement, Teacher
 from nncift_ray.teachers.delift_se import DeliftSeTeacher
 
 MODEL = ResolvedModel("hash", "nowhere", "1")
@@ -103,7 +103,7 @@ def run_chain(
     num_targets: int = 40,
     objective: str = "facility_location_mutual_information",
     budget: int = 30,
-    make_teacher: TeacherFactory = DeliftSeTeacher,
+    make_teacher: Callable[[], Teacher] = DeliftSeTeacher,
     subtask_by: str | None = None,
     sizes: Sizes | None = None,
     run_dir: str | None = None,
@@ -148,24 +148,21 @@ def run_chain(
     if by_teacher:
         design = SampleDesign(label_fraction=1.0, holdout_pairs_per_quadrant=0, seed=3)
     designs = dict.fromkeys(blocks, design)
-    needs_baseline = teacher.needs_baseline
-    sample = run(SampleStage(examples, designs, needs_baseline=needs_baseline, group_pairs=32))
-    name = type(teacher).__name__
-    measured = run(
+    labels = run(
         LabelStage(
-            sample,
+            LabelSample(examples, designs, teacher.needs_baseline, group_pairs=32),
+            type(teacher),
             make_teacher,
-            {"kind": name},
+            {"kind": type(teacher).__name__},
             embeddings=embeddings,
             shard_pairs=sizes.label_pairs,
         )
     )
-    labels = run(UtilityStage(measured, teacher.utility, name, needs_baseline=needs_baseline))
     limit = {} if {"tokens", "fraction"} & set(plan) else {"count": budget}
     wanted = SelectionPlan(objective, blocks, **limit, **plan)
     kept = None if objective == TOP_K else top_helpers
     if by_teacher:
-        own = run(TeacherScoresStage(labels, sample, examples, blocks, kept, subtask_by=subtask_by))
+        own = run(TeacherScoresStage(labels, examples, blocks, kept, subtask_by=subtask_by))
         run(ExportStage(run(SelectStage(own, embeddings, wanted, examples=examples)), examples))
         return outputs
     job = FitJob(labels, embeddings, blocks, BlockTraining(8, TrainingConfig(num_epochs=3, seed=1)))

@@ -35,6 +35,8 @@ class Made:
 class _Given(Stage):
     """Writes what it is given."""
 
+    facts: Mapping[str, Any] = {}
+
     def __init__(
         self, tables: Mapping[str, pa.Table], networks: Mapping[str, FactoredNetwork], seed: int
     ) -> None:
@@ -56,6 +58,7 @@ class _Given(Stage):
 
     def make_worker(self) -> Worker:
         def write(shard: Shard, sink: Sink) -> None:
+            sink.facts.update(self.facts)
             for name, table in self._tables.items():
                 sink.write(name, table)
             for block, network in self._networks.items():
@@ -76,9 +79,11 @@ class _GivenEmbeddings(_Given):
     name: ClassVar[str] = "embed"
 
 
-def given_output(folder: Location, name: str, tables: Mapping[str, pa.Table]) -> StageOutput:
-    """Finish a stage of some name that left these tables."""
-    stage = type("_GivenNamed", (_Given,), {"name": name})(tables, {}, 0)
+def given_output(
+    folder: Location, name: str, tables: Mapping[str, pa.Table], **facts: Any
+) -> StageOutput:
+    """Finish a stage of some name that left these tables and facts."""
+    stage = type("_GivenNamed", (_Given,), {"name": name, "facts": facts})(tables, {}, 0)
     return run_stage(stage, folder, execute=execute_here, reporter=SilentReporter())
 
 

@@ -64,7 +64,7 @@ def test_statistics_cover_every_pair(outputs: dict[str, StageOutput]) -> None:
 
 
 def test_labelled_rows_stay_selectable(outputs: dict[str, StageOutput]) -> None:
-    labelled = {row["helper_index"] for row in outputs["utility"].read("labels").to_pylist()}
+    labelled = {row["helper_index"] for row in outputs["label"].read("labels").to_pylist()}
     picked = set(outputs["select"].read("ranking")["row_index"].to_pylist())
     assert labelled & picked
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from nncift_ray.evaluate.methods import RANDOM, Subset, SubsetKey
 from nncift_ray.labels.sample import WHOLE_ROWS, SampleDesign
-from nncift_ray.labels.step import LabelStage, SampleStage, UtilityStage
+from nncift_ray.labels.step import LabelSample, LabelStage
 from nncift_ray.recipe.loading import make_config
 from nncift_ray.recipe.sections import Config
 from nncift_ray.runtime.driver import execute_here, run_stage
@@ -70,10 +70,10 @@ def select_by_teacher(
     design = SampleDesign(label_fraction=1.0, label_pairs=label_pairs,
                           holdout_pairs_per_quadrant=0, seed=3, **layout)  # fmt: skip
     examples, embeddings = outputs["deduplicate"], outputs["embed"]
-    sample = run(SampleStage(examples, {CROSS: design}, needs_baseline=False, group_pairs=64))
-    measured = run(LabelStage(sample, DeliftSeTeacher, {"kind": "own"}, embeddings=embeddings))
-    labels = run(UtilityStage(measured, DeliftSeTeacher.utility, "own", needs_baseline=False))
-    scores = run(TeacherScoresStage(labels, sample, examples, (CROSS,), TOP_HELPERS))
+    sample = LabelSample(examples, {CROSS: design}, needs_baseline=False, group_pairs=64)
+    labels = run(LabelStage(sample, DeliftSeTeacher, DeliftSeTeacher, {"kind": "own"},
+                            embeddings=embeddings))  # fmt: skip
+    scores = run(TeacherScoresStage(labels, examples, (CROSS,), TOP_HELPERS))
     plan = SelectionPlan(OBJECTIVE, (CROSS,), count=BUDGET)
     run(SelectStage(scores, embeddings, plan, examples=examples))
     return outputs

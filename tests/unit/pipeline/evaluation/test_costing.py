@@ -36,8 +36,9 @@ def timed(subset: Subset) -> Subset:
     for name, output in subset.outputs.items():
         counts = {"tokens": TOKENS, "cached_tokens": CACHED} if name == "label" else {}
         shard = output.manifest.shards[0].model_copy(
-            update={"seconds": WORKED, "counts": counts, "finished_at": ""}
-        )
+            update={"seconds": WORKED, "counts": counts, "finished_at": "",
+                    "facts": output.manifest.facts()}
+        )  # fmt: skip
         manifest = output.manifest.model_copy(
             update={"wall_seconds": WALL, "worker_seconds": WORKED, "num_cpus": 2.0,
                     "num_gpus": 0.0, "shards": (shard,)}

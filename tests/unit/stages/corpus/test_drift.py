@@ -72,7 +72,7 @@ def test_distances_and_ranges_are_those_of_the_labelled_sample(tmp_path: Path) -
     outputs = grow(parent, write_new(tmp_path / "new.jsonl", NUM_OLD, 40), str(tmp_path / "grown"))
     pairs = [
         row
-        for row in outputs["sample"].read("pairs").to_pylist()
+        for row in outputs["label"].read("labels").to_pylist()
         if row["split"] in (TRAIN, VALIDATION)
     ]
     helpers = {row["helper_index"] for row in pairs}

@@ -122,6 +122,42 @@ def test_resume_with_another_shard_size_runs_only_what_is_missing(tmp_path: Path
     assert resumed.calls == [Shard(4, 6)]
 
 
+class SumStage(SquareStage):
+    """Adds the squares up once all are there."""
+
+    name: ClassVar[str] = "sum"
+    broken = False
+
+    @property
+    def produces(self) -> Mapping[str, pa.Schema]:
+        return {"squares": SQUARES, "sums": SQUARES}
+
+    def finish(self, output: StageOutput, sink: Sink) -> None:
+        if self.broken:
+            raise StageError("no sum")
+        sink.write_rows("sums", [{"item": self.count, "square": sum(squares(output))}], SQUARES)
+        sink.error("rounded", "not quite")
+        sink.facts["summed"] = True
+
+
+def test_what_is_made_of_all_shards_is_part_of_the_output(tmp_path: Path) -> None:
+    output = run(SumStage(10, 3), tmp_path)
+    assert output.read("sums").to_pylist() == [{"item": 10, "square": 285}]
+    assert squares(output) == [i * i for i in range(10)]
+    assert output.manifest.num_failures == output.num_rows("errors") == 1
+    assert output.manifest.facts() == {"summed": True}
+
+
+def test_shards_stand_when_what_is_made_of_them_fails(tmp_path: Path) -> None:
+    broken = SumStage(10, 3)
+    broken.broken = True
+    with pytest.raises(StageError, match="no sum"):
+        run(broken, tmp_path)
+    again = SumStage(10, 3)
+    assert run(again, tmp_path).num_rows("sums") == 1
+    assert again.calls == []
+
+
 def test_other_shards_are_finished_when_one_fails(tmp_path: Path) -> None:
     broken = SquareStage(6, 1)
     broken.fail_at = {2}

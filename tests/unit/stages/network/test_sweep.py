@@ -70,8 +70,8 @@ def cells(*fractions: float, seeds: int = 1, depth: int = 1) -> list[Cell]:
 def make_stage(
     chain: dict[str, StageOutput], wanted: list[Cell], train: Counting, run_dir: Location
 ) -> SweepStage:
-    labelled = {"within": measured_fraction(chain["utility"], chain["deduplicate"], "within")}
-    stage = SweepStage(chain["utility"], chain["embed"], wanted, train, labelled)
+    labelled = {"within": measured_fraction(chain["label"], chain["deduplicate"], "within")}
+    stage = SweepStage(chain["label"], chain["embed"], wanted, train, labelled)
     return stage.knowing(known_rows(run_dir, stage.base))
 
 

@@ -77,5 +77,4 @@ def test_shards_and_tiles_change_no_bit(within: dict[str, StageOutput], tmp_path
 
 
 def test_existing_data_are_labelled_by_nobody(within: dict[str, StageOutput]) -> None:
-    sampled = within["sample"].read("sampled_examples")
-    assert set(sampled["role"].to_pylist()) == {"candidate"}
+    assert set(within["label"].read("labels")["block"].to_pylist()) == {"within"}

@@ -63,20 +63,22 @@ def score(
     location = Location.of(str(folder))
     names = ("block", "helped_index", "helper_index", "utility")
     rows = [dict(zip(names, label, strict=True)) | {"split": "train"} for label in labels]
-    pairs = [{"group": 0} | {n: v for n, v in row.items() if n != "utility"} for row in rows]
     labelled = [row for row in rows if row["utility"] is not None]
     tables = {
         "deduplicate": {
             "candidates": examples_table([f"c{i}" for i in range(num_candidates)]),
             "targets": examples_table([f"t{i}" for i in range(num_targets)]),
         },
-        "sample": {"pairs": pa.Table.from_pylist(pairs, schema=schemas.PAIRS)},
-        "utility": {"labels": pa.Table.from_pylist(labelled, schema=schemas.LABELS)},
+        "label": {"labels": pa.Table.from_pylist(labelled, schema=schemas.LABELS)},
     }
-    outputs = {name: given_output(location, name, given) for name, given in tables.items()}
     blocks = tuple(dict.fromkeys(row["block"] for row in rows))
+    helped = {block: [r["helped_index"] for r in rows if r["block"] == block] for block in blocks}
+    asked = {b: {"num_rows": len({*of}), "num_pairs": len(of)} for b, of in helped.items()}
+    outputs = {
+        name: given_output(location, name, given, asked=asked) for name, given in tables.items()
+    }
     stage = TeacherScoresStage(
-        outputs["utility"], outputs["sample"], outputs["deduplicate"], blocks, top_k,
+        outputs["label"], outputs["deduplicate"], blocks, top_k,
         subtask_by=subtask_by,
     )  # fmt: skip
     return outputs | {"scores": finish(folder, stage)}
@@ -229,7 +231,7 @@ def test_a_selection_by_teacher_is_that_of_the_teachers_matrix(tmp_path: Path) -
         tmp_path, num_candidates=80, num_targets=12, by_teacher=True, top_helpers=80,
         objective="facility_location_query_mutual_information", budget=9,
     )  # fmt: skip
-    labels = outputs["utility"].read("labels")
+    labels = outputs["label"].read("labels")
     matrix_QJ = np.full((12, 80), np.nan, np.float32)
     matrix_QJ[labels["helped_index"], labels["helper_index"]] = labels["utility"].to_numpy()
     assert not np.isnan(matrix_QJ).any()

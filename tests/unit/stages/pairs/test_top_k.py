@@ -86,7 +86,7 @@ def test_points_rank_by_what_the_network_says_of_each_embedding(
 
 
 def test_labels_of_points_are_the_teachers_word_on_each(points: dict[str, StageOutput]) -> None:
-    labels = points["utility"].read("labels").to_pylist()
+    labels = points["label"].read("labels").to_pylist()
     prompts = points["deduplicate"].read("candidates", ["prompt"])["prompt"].to_pylist()
     assert {row["helper_index"] for row in labels} == {None}
     assert all(row["utility"] == int(prompts[row["helped_index"]][-1]) - 4 for row in labels)

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from nncift_ray.engines.lora import AdapterSpec, LoraModel, ModelOptions
 from nncift_ray.labels.sample import SampleDesign
-from nncift_ray.labels.step import SampleStage
+from nncift_ray.labels.step import LabelSample
 from nncift_ray.runtime import schemas
 from nncift_ray.runtime.driver import execute_here, run_stage
 from nncift_ray.runtime.files import Location
@@ -110,9 +110,7 @@ def run_warmup(folder: Path, job: WarmupJob) -> StageOutput:
     return run(WarmupStage(job, warm_up_here, MODEL_SETTINGS), folder)
 
 
-def run_sample(folder: Path, corpus: StageOutput) -> StageOutput:
+def make_sample(corpus: StageOutput) -> LabelSample:
     """Draw most pairs of both blocks."""
     design = SampleDesign(label_fraction=0.9, holdout_pairs_per_quadrant=2, seed=1)
-    return run(
-        SampleStage(corpus, dict.fromkeys((WITHIN, CROSS), design), needs_baseline=False), folder
-    )
+    return LabelSample(corpus, dict.fromkeys((WITHIN, CROSS), design), needs_baseline=False)

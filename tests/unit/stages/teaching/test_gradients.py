@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from nncift_ray.corpus.examples import load_sampled_examples
 from nncift_ray.engines.lora import LoraModel
 from nncift_ray.errors import EngineDiedError
+from nncift_ray.labels.step import list_gradients
 from nncift_ray.runtime import schemas
 from nncift_ray.runtime.output import MANIFEST_NAME, SHARD_FOLDER, StageOutput, column_matrix
 from nncift_ray.runtime.schemas import CANDIDATE, TARGET
@@ -31,7 +31,6 @@ from nncift_ray.teachers.gradient_store import (
 from nncift_ray.teachers.gradients import (
     GradientsStage,
     RademacherProjector,
-    list_gradients,
     project_gradients,
 )
 from nncift_ray.teachers.warmup import WarmupCheckpoint, read_warmup
@@ -41,8 +40,8 @@ from tests.unit.stages.teaching.less_chain import (
     TOO_LONG,
     make_factory,
     make_job,
+    make_sample,
     run,
-    run_sample,
     run_warmup,
 )
 
@@ -56,12 +55,14 @@ class Inputs:
     def __init__(self, folder: Path, bad_rows: bool) -> None:
         self.make_model = make_factory(folder)
         job = make_job(folder, self.make_model, bad_rows=bad_rows)
-        self.sample = run_sample(folder, job.examples)
+        self.sample = make_sample(job.examples)
+        self.keys = list_gradients(self.sample.requests)
         self.warmup = run_warmup(folder, job)
 
     def stage(self, **options: Any) -> GradientsStage:
         return GradientsStage(
-            self.sample,
+            self.keys,
+            self.sample.examples,
             self.warmup,
             self.make_model,
             projection_dim=PROJECTION_DIM,
@@ -97,13 +98,12 @@ def row_of(table: pa.Table, key: GradientKey) -> dict[str, Any]:
 
 
 def test_every_side_that_a_pair_needs_is_listed_once_in_order(inputs: Inputs) -> None:
-    pairs = inputs.sample.read("pairs").to_pylist()
+    pairs = inputs.sample.requests.to_pylist()
     needed = {
         (HELPED, TARGET if pair["block"] == "cross" else CANDIDATE, pair["helped_index"])
         for pair in pairs
     } | {(HELPER, CANDIDATE, pair["helper_index"]) for pair in pairs}
-    keys = list_gradients(inputs.sample)
-    assert keys == sorted(needed)
+    assert inputs.keys == sorted(needed)
 
 
 def test_shards_of_any_size_give_the_same_bytes(inputs: Inputs, tmp_path: Path) -> None:
@@ -133,8 +133,8 @@ def test_gradients_are_those_of_their_own_checkpoint_and_side(
     tables = tables_of(run(inputs.stage(shard_rows=1), tmp_path))
     model: LoraModel = inputs.make_model()
     projector = RademacherProjector(model.num_adapter_parameters, PROJECTION_DIM, SEED)
-    key = next(key for key in list_gradients(inputs.sample) if key.side == side)
-    example = model.encode(load_sampled_examples(inputs.sample)[key.example])
+    key = next(key for key in inputs.keys if key.side == side)
+    example = model.encode(inputs.sample.load_examples()[key.example])
     for number in reversed(range(NUM_EPOCHS)):
         groups, facts = read_warmup(inputs.warmup, number)
         checkpoint = WarmupCheckpoint(**groups, **facts)
@@ -185,7 +185,7 @@ def test_a_gradient_that_is_not_finite_is_an_error_row_of_its_checkpoint(
     assert [row["example_id"] for row in errors] == spoilt["example_id"].to_pylist()
     assert {row["reason"] for row in errors} == {"not_finite"}
     assert all("as helper at checkpoint 1" in row["message"] for row in errors)
-    done = GradientReader(output).vectors(list_gradients(inputs.sample))
+    done = GradientReader(output).vectors(inputs.keys)
     assert len(done) == first.num_rows - spoilt.num_rows
 
 
@@ -196,7 +196,7 @@ def test_the_reader_finds_what_was_written_with_any_cache(
     monkeypatch.setattr(gradient_store, "GRADIENT_BLOCK_ROWS", 5)  # never where shards were cut
     output = run(bad_inputs.stage(shard_rows=1), tmp_path)
     reader = GradientReader(output, max_cached_bytes=max_cached_bytes)
-    keys = list_gradients(bad_inputs.sample)
+    keys = bad_inputs.keys
     good = [key for key in keys if key.example not in ((CANDIDATE, TOO_LONG), (CANDIDATE, EMPTY))]
     found = reader.vectors(reversed(keys))
     assert reader.num_checkpoints == NUM_EPOCHS
@@ -222,7 +222,7 @@ def test_the_reader_keeps_no_more_blocks_than_it_may(
     )
     block_bytes = NUM_EPOCHS * 4 * PROJECTION_DIM * 4
     reader = GradientReader(output, max_cached_bytes=2 * block_bytes)
-    keys = list_gradients(inputs.sample)
+    keys = inputs.keys
     for key in (keys[0], keys[1], keys[4], keys[0], keys[8], keys[1], keys[4]):
         reader.vectors([key])
     assert reads[::NUM_EPOCHS] == [0, 4, 8, 4]  # the block used longest ago made room
@@ -231,7 +231,7 @@ def test_the_reader_keeps_no_more_blocks_than_it_may(
 def test_a_row_that_kills_becomes_an_error_row_and_its_example_is_not_tried_again(
     inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    deadly = inputs.make_model().encode(load_sampled_examples(inputs.sample)[(CANDIDATE, 5)])
+    deadly = inputs.make_model().encode(inputs.sample.load_examples()[(CANDIDATE, 5)])
 
     def die(model: LoraModel, examples: Sequence[Any], *rest: Any, **options: Any) -> np.ndarray:
         if deadly in examples:

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from nncift_ray.corpus.ingest import DeduplicateStage, IngestStage, find_sources
-from nncift_ray.labels import step as utility_stage
+from nncift_ray.labels import step as label_step
 from nncift_ray.labels.sample import SampleDesign
-from nncift_ray.labels.step import LabelStage, SampleStage, UtilityStage
+from nncift_ray.labels.step import LabelSample, LabelStage
 from nncift_ray.runtime.driver import execute_here, run_stage
 from nncift_ray.runtime.files import Location
 from nncift_ray.runtime.output import StageOutput
@@ -49,22 +49,20 @@ def run(stage: Stage, folder: Path) -> StageOutput:
     return run_stage(stage, location, execute=execute_here, reporter=SilentReporter())
 
 
-def sample(folder: Path) -> StageOutput:
+def sample(folder: Path) -> LabelSample:
     candidates, targets, _ = write_corpus(folder / "corpus", 40, 10)
     examples = run(
         DeduplicateStage(run(IngestStage(find_sources([candidates], [targets])), folder)), folder
     )
     design = SampleDesign(label_pairs=EXACT_PAIRS, holdout_pairs_per_quadrant=4)
-    return run(SampleStage(examples, {"within": design}, needs_baseline=True), folder)
+    return LabelSample(examples, {"within": design}, needs_baseline=True)
 
 
 def measure(folder: Path, teacher: Teacher, shard_pairs: int = 16) -> StageOutput:
-    stage = LabelStage(sample(folder), lambda: teacher, {"t": 1}, shard_pairs=shard_pairs)
+    stage = LabelStage(
+        sample(folder), type(teacher), lambda: teacher, {"t": 1}, shard_pairs=shard_pairs
+    )
     return run(stage, folder)
-
-
-def labels(folder: Path, measured: StageOutput) -> StageOutput:
-    return run(UtilityStage(measured, DeliftTeacher.utility, "delift", needs_baseline=True), folder)
 
 
 def test_label_is_the_baseline_minus_the_value_with_the_example(tmp_path: Path) -> None:
@@ -74,7 +72,7 @@ def test_label_is_the_baseline_minus_the_value_with_the_example(tmp_path: Path) 
     pair = next(row for row in rows if row["split"] is not None)
     label = next(
         row
-        for row in labels(tmp_path, measured).read("labels").to_pylist()
+        for row in measured.read("labels").to_pylist()
         if (row["helped_index"], row["helper_index"])
         == (pair["helped_index"], pair["helper_index"])
     )
@@ -108,18 +106,19 @@ def test_a_failed_request_is_an_error_row_and_its_neighbours_stay(tmp_path: Path
 def test_a_lost_baseline_loses_its_pairs_with_a_reason(tmp_path: Path) -> None:
     whole = measure(tmp_path / "a", Moody())
     helped = whole.read("measurements").to_pylist()[0]["helped_index"]
-    measured = measure(tmp_path / "b", Moody(alone=f"question {helped}|"))
-    made = labels(tmp_path / "b", measured)
+    made = measure(tmp_path / "b", Moody(alone=f"question {helped}|"))
     assert helped not in made.read("labels")["helped_index"].to_pylist()
-    assert {row["reason"] for row in made.read("errors").to_pylist()} == {"no_baseline"}
-    assert len(made.read("labels")) + made.manifest.num_failures == EXACT_PAIRS
+    reasons = [row["reason"] for row in made.read("errors").to_pylist()]
+    assert reasons == ["not_finite"] + ["no_baseline"] * (len(reasons) - 1)
+    assert len(made.read("labels")) + len(reasons) - 1 == EXACT_PAIRS
+    assert made.manifest.num_failures == len(reasons)
 
 
 def test_labels_are_the_same_in_whatever_pieces_they_are_read_and_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = labels(tmp_path / "a", measure(tmp_path / "a", Moody(), shard_pairs=999))
-    monkeypatch.setattr(utility_stage, "LABELS_HELD", 7)
-    pieces = labels(tmp_path / "b", measure(tmp_path / "b", Moody(), shard_pairs=1))
+    whole = measure(tmp_path / "a", Moody(), shard_pairs=999)
+    monkeypatch.setattr(label_step, "ROW_GROUP_ROWS", 7)
+    pieces = measure(tmp_path / "b", Moody(), shard_pairs=1)
     assert pieces.read("labels").equals(whole.read("labels"))
     assert whole.num_rows("labels") == EXACT_PAIRS

@@ -10,7 +10,7 @@ import pytest
 
 from nncift_ray.corpus.ingest import DeduplicateStage, IngestStage, find_sources
 from nncift_ray.labels.sample import SampleDesign
-from nncift_ray.labels.step import LabelStage, SampleStage
+from nncift_ray.labels.step import LabelSample, LabelStage
 from nncift_ray.runtime.driver import execute_here, run_stage
 from nncift_ray.runtime.files import Location
 from nncift_ray.runtime.output import StageOutput
@@ -44,7 +44,7 @@ class Mortal(DeliftTeacher):
 
 
 @pytest.fixture(scope="module")
-def sample(tmp_path_factory: pytest.TempPathFactory) -> StageOutput:
+def sample(tmp_path_factory: pytest.TempPathFactory) -> LabelSample:
     folder = tmp_path_factory.mktemp("sample")
     location = Location.of(str(folder / "run"))
 
@@ -54,11 +54,11 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> StageOutput:
     candidates, targets, _ = write_corpus(folder / "corpus", 40, 10)
     examples = run(DeduplicateStage(run(IngestStage(find_sources([candidates], [targets])))))
     design = SampleDesign(label_pairs=LABEL_PAIRS, holdout_pairs_per_quadrant=4)
-    return run(SampleStage(examples, {"within": design}, needs_baseline=True))
+    return LabelSample(examples, {"within": design}, needs_baseline=True)
 
 
-def label(sample: StageOutput, folder: Path, teacher: Mortal) -> StageOutput:
-    stage = LabelStage(sample, lambda: teacher, {"t": 1}, shard_pairs=1)
+def label(sample: LabelSample, folder: Path, teacher: Mortal) -> StageOutput:
+    stage = LabelStage(sample, Mortal, lambda: teacher, {"t": 1}, shard_pairs=1)
     location = Location.of(str(folder))
     return run_stage(stage, location, execute=replace_the_dead, reporter=SilentReporter())
 
@@ -68,18 +68,20 @@ def measured(output: StageOutput) -> dict[tuple[Any, Any], float]:
     return {(row["helped_index"], row["helper_index"]): row["value"] for row in rows}
 
 
-def most_helped(sample: StageOutput) -> tuple[Any, str]:
+def most_helped(sample: LabelSample) -> tuple[Any, str]:
     """Return the candidate that most requests ask about, and its id."""
-    helped = sample.read("pairs")["helped_index"].to_pylist()
+    helped = sample.requests["helped_index"].to_pylist()
     index = max(set(helped), key=helped.count)
-    texts = sample.read("sampled_examples").to_pylist()
-    return index, next(r["example_id"] for r in texts if r["row_index"] == index)
+    return index, id_of(sample, index)
 
 
-def test_a_pair_that_kills_costs_that_pair_alone(sample: StageOutput, tmp_path: Path) -> None:
-    pair = next(row for row in sample.read("pairs").to_pylist() if row["helper_index"] is not None)
-    ids = {r["row_index"]: r["example_id"] for r in sample.read("sampled_examples").to_pylist()}
-    guilty = (ids[pair["helped_index"]], ids[pair["helper_index"]])
+def id_of(sample: LabelSample, index: int) -> str:
+    return sample.load_examples()["candidate", index].example_id
+
+
+def test_a_pair_that_kills_costs_that_pair_alone(sample: LabelSample, tmp_path: Path) -> None:
+    pair = next(row for row in sample.requests.to_pylist() if row["helper_index"] is not None)
+    guilty = (id_of(sample, pair["helped_index"]), id_of(sample, pair["helper_index"]))
 
     def deadly(request: LabelRequest) -> bool:
         helper = request.helper
@@ -94,7 +96,7 @@ def test_a_pair_that_kills_costs_that_pair_alone(sample: StageOutput, tmp_path: 
 
 
 def test_an_example_that_kills_wherever_it_stands_is_searched_once(
-    sample: StageOutput, tmp_path: Path
+    sample: LabelSample, tmp_path: Path
 ) -> None:
     index, example_id = most_helped(sample)
 
@@ -111,12 +113,11 @@ def test_an_example_that_kills_wherever_it_stands_is_searched_once(
 
 
 def test_a_helper_that_kills_does_not_condemn_those_it_was_shown_to(
-    sample: StageOutput, tmp_path: Path
+    sample: LabelSample, tmp_path: Path
 ) -> None:
-    helpers = sample.read("pairs")["helper_index"].to_pylist()
+    helpers = sample.requests["helper_index"].to_pylist()
     index = max(set(helpers) - {None}, key=helpers.count)
-    texts = sample.read("sampled_examples").to_pylist()
-    example_id = next(row["example_id"] for row in texts if row["row_index"] == index)
+    example_id = id_of(sample, index)
 
     def deadly(request: LabelRequest) -> bool:
         return request.helper is not None and request.helper.example_id == example_id

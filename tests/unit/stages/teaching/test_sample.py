@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from nncift_ray.labels.sample import PairSample, SampleDesign, draw_block, draw_points
-from nncift_ray.labels.step import group_requests, sampled_rows
+from nncift_ray.labels.step import group_requests
 
 GROUP_PAIRS = 16
 
@@ -78,18 +78,3 @@ def test_points_are_asked_alone_in_the_order_of_the_rows() -> None:
     assert requests["helped_index"].to_pylist() == sample.helped.tolist()
     assert requests["helper_index"].null_count == 40
     assert np.bincount(requests["group"].to_numpy()).tolist() == [16, 16, 8]
-
-
-def test_sampled_rows_are_told_apart_by_role() -> None:
-    sample = draw(30, 50)
-    rows = sampled_rows({"cross": sample})
-    assert rows["target"].tolist() == np.unique(sample.helped).tolist()
-    assert rows["candidate"].tolist() == np.unique(sample.helper).tolist()
-
-
-def test_points_are_candidates() -> None:
-    sample = draw_points(100, SampleDesign(label_pairs=40))
-    rows = sampled_rows({"points": sample})
-    assert {role: found.tolist() for role, found in rows.items()} == {
-        "candidate": sample.helped.tolist()
-    }
