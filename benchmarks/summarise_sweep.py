@@ -37,7 +37,7 @@ def main() -> None:
     options = parser.parse_args()
     cells = pq.read_table(options.run_dir / "sweep" / "sweep.parquet")
     points = sweep_points(cells)
-    seconds = {tuple(row[key] for key in ("block", "fraction", "num_hidden", "depth", "seed")):
+    seconds = {tuple(row[key] for key in ("block", "fraction", "num_hidden", "seed")):
                row["seconds"] for row in cells.to_pylist()}  # fmt: skip
     figures = {
         "commit": describe_commit(),
@@ -56,7 +56,7 @@ def main() -> None:
 def _figures(point: SweepPoint, quadrants: Sequence[str]) -> dict[str, Any]:
     return {
         "block": point.block, "fraction": point.fraction, "num_hidden": point.num_hidden,
-        "depth": point.depth, "num_train_pairs": point.num_train_pairs,
+        "num_train_pairs": point.num_train_pairs,
         "q4_gain": describe_gain(point),
         "q4_row_spearman": float(np.mean(point.row_spearman)) if point.row_spearman else None,
     } | {
@@ -68,7 +68,7 @@ def _figures(point: SweepPoint, quadrants: Sequence[str]) -> dict[str, Any]:
 
 def _page(name: str, note: str, figures: dict[str, Any], points: Sequence[SweepPoint]) -> str:
     quadrants = quadrants_of(points)
-    heads = ["hidden", "depth", "fraction", "train pairs", *quadrants, "Q4, row + col mean",
+    heads = ["hidden", "fraction", "train pairs", *quadrants, "Q4, row + col mean",
              "Q4, network is", "Q4 rank in rows"]  # fmt: skip
     lines = [
         f"# {name}",
@@ -90,7 +90,7 @@ def _page(name: str, note: str, figures: dict[str, Any], points: Sequence[SweepP
     ]
     for row, point in zip(figures["rows"], points, strict=True):
         rank = row["q4_row_spearman"]
-        cells = [str(point.num_hidden), str(point.depth), f"{point.fraction:g}",
+        cells = [str(point.num_hidden), f"{point.fraction:g}",
                  f"{point.num_train_pairs:,}",
                  *(f"{point.error(quadrant):.5f}" for quadrant in quadrants),
                  f"{row['Q4_row_column_mean']:.5f}", row["q4_gain"],

@@ -696,7 +696,7 @@ Number = TypeVar("Number", int, float)
 
 @app.command(
     epilog="Examples:  nncift sweep recipe.yaml   |   nncift sweep recipe.yaml "
-    "--label-fraction 0.01,0.02,0.05 --hidden 32,100,256 --depth 1,2 --seeds 3   |   "
+    "--label-fraction 0.01,0.02,0.05 --hidden 32,100,256 --seeds 3   |   "
     "nncift sweep recipe.yaml --hidden 50,100 --dry-run"
 )
 def sweep(
@@ -713,9 +713,6 @@ def sweep(
     hidden: Annotated[
         str | None, typer.Option(metavar="H,H,...", help="Hidden units; by default the recipe's.")
     ] = None,
-    depth: Annotated[
-        str, typer.Option(metavar="D,D,...", help="Hidden layers. Only networks of 1 can score.")
-    ] = "1",
     seeds: Annotated[int, typer.Option(help="Networks of each setting.", min=1)] = 1,
     dry_run: Annotated[bool, typer.Option(help="Say what would be done; start nothing.")] = False,
 ) -> None:
@@ -726,14 +723,14 @@ def sweep(
     with explained():
         config = load_config(recipe, set_ or [])
         fractions = _numbers("--label-fraction", label_fraction, float)
-        widths, depths = _numbers("--hidden", hidden, int), _numbers("--depth", depth, int)
+        widths = _numbers("--hidden", hidden, int)
 
         from nncift_ray.report.sweep import sweep_table
         from nncift_ray.runtime.progress import LineReporter, TerminalReporter
         from nncift_ray.sweep import SweepGrid, plan_sweep
         from nncift_ray.sweep import sweep as run_sweep
 
-        plan = plan_sweep(config, SweepGrid(fractions, widths, depths or (1,), seeds))
+        plan = plan_sweep(config, SweepGrid(fractions, widths, seeds))
         if dry_run:
             _print_plan_sweeping(plan)
             return
@@ -775,14 +772,14 @@ def _print_plan_sweeping(plan: SweepPlan) -> None:
     from nncift_ray.plan import make_plan
 
     table = Table(title=Text(f"{len(plan.cells)} networks"), title_justify="left")
-    for name in ("block", "fraction", "hidden", "depth", "seeds"):
+    for name in ("block", "fraction", "hidden", "seeds"):
         table.add_column(name, justify="left" if name == "block" else "right")
-    seeds_of: dict[tuple[str, float, int, int], int] = {}
+    seeds_of: dict[tuple[str, float, int], int] = {}
     for cell in plan.cells:
-        key = (cell.block, cell.fraction, cell.num_hidden, cell.depth)
+        key = (cell.block, cell.fraction, cell.num_hidden)
         seeds_of[key] = seeds_of.get(key, 0) + 1
-    for (block, fraction, num_hidden, depth), count in seeds_of.items():
-        table.add_row(block, f"{fraction:g}", f"{num_hidden:,}", str(depth), str(count))
+    for (block, fraction, num_hidden), count in seeds_of.items():
+        table.add_row(block, f"{fraction:g}", f"{num_hidden:,}", str(count))
     console.print(table)
     for row in make_plan(plan.config).stages:
         if row.name == "label":

@@ -204,7 +204,7 @@ class Extension:
             outputs["embed"],
             outputs["fit"],
             settings["blocks"],
-            self.config.network.num_units,
+            self.config.network.num_hidden,
             dtype=stored_dtype(settings),
             parent=parent,
         )

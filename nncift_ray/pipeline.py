@@ -805,30 +805,26 @@ class Blueprint:
         )
 
     @property
-    def training(self) -> TrainingConfig:
+    def block_training(self) -> BlockTraining:
         """How a network is trained."""
         network = self.config.network
-        return TrainingConfig(
+        training = TrainingConfig(
             num_epochs=network.num_epochs,
             batch_size=network.batch_size,
             learning_rate=network.learning_rate,
             patience=network.patience,
             seed=network.seed,
             standardise=network.standardise,
-            loss=network.loss,
         )
+        return BlockTraining(network.num_hidden, training, network.min_steps)
 
     def _fit(self, outputs: Outputs) -> Stage:
-        network = self.config.network
-        block_training = BlockTraining(
-            network.num_hidden,
-            self.training,
-            network.min_steps,
-            network.centre_rows,
-            network.ensemble_size,
-        )
         job = FitJob(
-            outputs["label"], outputs["embed"], self.blocks, block_training, network.num_workers
+            outputs["label"],
+            outputs["embed"],
+            self.blocks,
+            self.block_training,
+            self.config.network.num_workers,
         )
         return FitStage(job, self._trainers().fit)
 
@@ -837,7 +833,7 @@ class Blueprint:
             outputs["embed"],
             outputs["fit"],
             self.blocks,
-            self.config.network.num_units,
+            self.config.network.num_hidden,
             dtype=self.config.pair_scores.activation_dtype,
         )
 

@@ -158,9 +158,8 @@ class RayTrainer(RayWorkers):
 
     def __call__(self, job: FitJob) -> dict[str, FittedBlock]:
         """Train and read the networks back."""
-        size = job.network.ensemble_size
         return self.run(
-            _fit_worker, job, lambda folder: {b: _read_fitted(folder, b, size) for b in job.blocks}
+            _fit_worker, job, lambda folder: {b: _read_fitted(folder, b) for b in job.blocks}
         )
 
 
@@ -277,18 +276,15 @@ def average_gradients(parameters: list[torch.nn.Parameter]) -> None:
 
 
 def _write_fitted(folder: Path, block: str, fitted: FittedBlock) -> None:
-    for number, member in enumerate(fitted.members):
-        content = safetensors.numpy.save(member.to_state())
-        (folder / f"{block}-{number}.safetensors").write_bytes(content)
+    content = safetensors.numpy.save(fitted.network.to_state())
+    (folder / f"{block}.safetensors").write_bytes(content)
     history = [dataclasses.asdict(record) for record in fitted.history]
     (folder / f"{block}-{HISTORY_NAME}").write_text(json.dumps(history), encoding="utf-8")
 
 
-def _read_fitted(folder: Path, block: str, num_members: int) -> FittedBlock:
-    states = [
-        safetensors.numpy.load((folder / f"{block}-{number}.safetensors").read_bytes())
-        for number in range(num_members)
-    ]
+def _read_fitted(folder: Path, block: str) -> FittedBlock:
+    state = safetensors.numpy.load((folder / f"{block}.safetensors").read_bytes())
     history = json.loads((folder / f"{block}-{HISTORY_NAME}").read_text(encoding="utf-8"))
-    members = [FactoredNetwork.from_state(state) for state in states]
-    return FittedBlock(members, [EpochRecord(**record) for record in history])
+    return FittedBlock(
+        FactoredNetwork.from_state(state), [EpochRecord(**record) for record in history]
+    )

@@ -1,4 +1,4 @@
-"""Sweep a recipe's labels: how much error is left by label fraction, hidden units and depth.
+"""Sweep a recipe's labels: how much error is left by label fraction and hidden units.
 
 Labels are made once, by the recipe itself; smaller fractions are parts of them, and networks that
 an earlier sweep has trained on the same labels are not trained again.
@@ -7,7 +7,6 @@ an earlier sweep has trained on the same labels are not trained again.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import io
 import itertools
 import math
@@ -15,7 +14,6 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
@@ -23,10 +21,7 @@ import pyarrow.parquet as pq
 
 from nncift_ray.errors import ConfigError
 from nncift_ray.labels.sample import TRAIN, VALIDATION, SampleDesign, count_pairs
-from nncift_ray.network.network import DeepInfluenceNetwork
-from nncift_ray.network.step import BlockLabels, best_epoch, train_block
 from nncift_ray.network.sweep import CELLS_TABLE, Cell, SweepStage
-from nncift_ray.network.training import TrainingConfig
 from nncift_ray.pipeline import Blueprint, give_resources, observed, run, trainers_of
 from nncift_ray.plan import make_plan
 from nncift_ray.recipe.loading import make_config
@@ -52,15 +47,13 @@ class SweepGrid:
 
     fractions: tuple[float, ...] | None = None
     hidden: tuple[int, ...] | None = None
-    depths: tuple[int, ...] = (1,)
     num_seeds: int = 1
 
     def __post_init__(self) -> None:
         """Raise ConfigError for what cannot be swept, naming the option."""
         if self.fractions is not None and not all(0 < each <= 1 for each in self.fractions):
             raise ConfigError("--label-fraction: fractions must be above 0 and at most 1")
-        for option, values in (("--hidden", self.hidden), ("--depth", self.depths),
-                               ("--seeds", (self.num_seeds,))):  # fmt: skip
+        for option, values in (("--hidden", self.hidden), ("--seeds", (self.num_seeds,))):
             if values is not None and not all(each >= 1 for each in values):
                 raise ConfigError(f"{option}: must be 1 or more")
 
@@ -84,39 +77,6 @@ class SweepResult:
     plot: Location
 
 
-@dataclass(frozen=True)
-class TrainCell:
-    """Trains a cell as the fit stage would train the network (a CellTrainer)."""
-
-    training: TrainingConfig
-    min_steps: int
-
-    def __call__(self, data: BlockLabels, cell: Cell) -> tuple[np.ndarray, int]:
-        """Train, and return the influence on all pairs and the epoch that was kept."""
-        make = functools.partial(
-            DeepInfluenceNetwork,
-            data.helped_ED.shape[1],
-            cell.num_hidden,
-            data.pointwise,
-            depth=cell.depth,
-            seed=cell.seed,
-        )
-        training = dataclasses.replace(self.training, seed=cell.seed)
-        network, history = train_block(data, cell.block, training, self.min_steps, make)
-        assert isinstance(network, DeepInfluenceNetwork)  # noqa: S101
-        influence = network.predict(
-            data.helped_ED, data.helper_ED, data.helped_pos, data.helper_pos
-        )
-        return influence, best_epoch(history)
-
-    def settings(self) -> dict[str, Any]:
-        """What shapes the result, the cell aside."""
-        training = dataclasses.asdict(self.training)
-        training.pop("num_threads")
-        training.pop("seed")
-        return {"training": training, "min_steps": self.min_steps}
-
-
 def plan_sweep(config: Config, grid: SweepGrid) -> SweepPlan:
     """Work out the cells, and the recipe that makes labels enough; starts nothing.
 
@@ -131,8 +91,6 @@ def plan_sweep(config: Config, grid: SweepGrid) -> SweepPlan:
             "network (-s pair_scores.by=network)"
         )
     notices: list[str] = []
-    if config.network.centre_rows or config.network.ensemble_size > 1:
-        notices.append("a sweep leaves network.centre_rows and network.ensemble_size aside")
     labelled = _labelled_fractions(config)
     wanted = max(grid.fractions or (0.0,))
     if wanted > min(labelled.values()) * (1 + 1e-6):
@@ -153,7 +111,6 @@ def plan_sweep(config: Config, grid: SweepGrid) -> SweepPlan:
         labelled,
         sorted(set(grid.fractions or shares)),
         sorted(set(grid.hidden or (config.network.num_hidden,))),
-        sorted(set(grid.depths)),
         range(config.network.seed, config.network.seed + grid.num_seeds),
     )
     cells = tuple(Cell(*values) for values in itertools.product(*axes))
@@ -207,14 +164,13 @@ def _make_stage(
     plan: SweepPlan, outputs: dict[str, StageOutput], run_dir: Location, reporter: Reporter
 ) -> SweepStage:
     config = plan.config
-    training = Blueprint(config, trainers_of).training
     labels, examples = outputs[LABELS_STAGE], outputs["deduplicate"]
     blocks = {cell.block for cell in plan.cells}
     stage = SweepStage(
         labels,
         outputs["embed"],
         plan.cells,
-        TrainCell(training, config.network.min_steps),
+        Blueprint(config, trainers_of).block_training,
         {block: measured_fraction(labels, examples, block) for block in blocks},
     )
     known = known_rows(run_dir, stage.base)

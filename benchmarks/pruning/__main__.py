@@ -6,8 +6,8 @@
                                               # writes benchmarks/pruning_cpu.md and .json
 
 Without embeddings on disk a plain run embeds 1,500 rows and says so: its figures are of a small
-problem. DELIFT labels come from ``--delift-labels`` (a file that
-``benchmarks.sampling_designs.labels`` writes); without it, ``--full`` labels 576 short pairs with
+problem. DELIFT labels come from ``--delift-labels``; without it, ``--full`` labels 576 short pairs
+with
 the packaged model and a plain run leaves DELIFT out. Rows and columns are the same examples
 (`within`).
 

@@ -50,7 +50,7 @@ def train_on_delift(path: Path | None, rows: Sequence[Example], seed: int = 0) -
     """Train on DELIFT labels: those of a file, or a few hundred made here.
 
     Args:
-        path: A file of `benchmarks.sampling_designs.labels`: texts and utilities of a matrix of
+        path: An npz file: texts and utilities of a matrix of
             pairs, NaN where a pair was not measured.
         rows: Examples to label where there is no file.
         seed: Of weights, order and held-out pairs.

@@ -98,8 +98,6 @@ def variant(config: Config, method: Method, budget: float) -> Config:
     tree["selection"] = _selection(config, method, budget)
     if tree["selection"]["objective"] == TOP_K:
         tree["data"]["existing"] = []  # only conditional gains read them
-    if method.teacher == POINTWISE:
-        tree["network"] |= {"centre_rows": False, "loss": "squared_error"}
     if method.scored_by == "small model":
         assert config.evaluation.small_model is not None  # noqa: S101 (the recipe was checked)
         tree["teacher"] |= {

@@ -6,7 +6,7 @@ Plain numpy, so that scoring workers need no torch. Suffixes: N examples, D embe
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -90,42 +90,6 @@ class FactoredNetwork:
             raise ShapeError(msg)
         return _project(self._check(e_ND), self.w_col_HD, np.zeros(self.num_hidden, np.float32))
 
-    def with_row_term(self, weight_D: NDArray[np.floating], bias: float) -> FactoredNetwork:
-        """Return the network whose score is higher by weight . e_i + bias.
-
-        relu(z) - relu(-z) is z: two more hidden units, which read no column.
-        """
-        up_2D, up_2 = np.stack([weight_D, -weight_D]), np.array([bias, -bias])
-        columns = np.zeros((2, self.w_col_HD.shape[1]))
-        return FactoredNetwork(
-            w_row_HD=_joined(self.w_row_HD, up_2D),
-            b_row_H=_joined(self.b_row_H, up_2),
-            w_col_HD=_joined(self.w_col_HD, columns),
-            w_H=_joined(self.w_H, np.array([1.0, -1.0])),
-            bias=self.bias,
-        )
-
-    @classmethod
-    def mean_of(cls, members: Sequence[FactoredNetwork]) -> FactoredNetwork:
-        """Return the network whose score is the mean of the members': all their hidden units.
-
-        Raises:
-            ShapeError: If there is no member, or they read other embeddings.
-        """
-        if not members:
-            msg = "the mean of no network"
-            raise ShapeError(msg)
-        if len({(m.embedding_dim, m.pointwise) for m in members}) > 1:
-            msg = "members of an ensemble must read the same embeddings"
-            raise ShapeError(msg)
-        return cls(
-            w_row_HD=_joined(*(m.w_row_HD for m in members)),
-            b_row_H=_joined(*(m.b_row_H for m in members)),
-            w_col_HD=_joined(*(m.w_col_HD for m in members)),
-            w_H=_joined(*(m.w_H / len(members) for m in members)),
-            bias=float(np.mean([m.bias for m in members])),
-        )
-
     def to_state(self) -> dict[str, NDArray[np.float32]]:
         """Return the arrays of a checkpoint by name; a pointwise one has no "column.weight"."""
         state = {
@@ -162,10 +126,6 @@ class FactoredNetwork:
             msg = f"embeddings are {e_ND.shape}, the network reads [N, {self.embedding_dim}]"
             raise ShapeError(msg)
         return np.ascontiguousarray(e_ND, np.float32)
-
-
-def _joined(*parts: NDArray[np.floating]) -> F32:
-    return np.concatenate(parts).astype(np.float32)
 
 
 def _project(e_ND: F32, w_HD: F32, b_H: F32) -> F32:

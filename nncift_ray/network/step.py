@@ -18,14 +18,13 @@ import pyarrow.compute as pc
 from nncift_ray.errors import StageError
 from nncift_ray.labels.sample import TRAIN, VALIDATION
 from nncift_ray.network.factored import FactoredNetwork, write_network
-from nncift_ray.network.fidelity import NETWORK, FidelityRow, fidelity_table, spearman
+from nncift_ray.network.fidelity import fidelity_table
 from nncift_ray.network.network import InfluenceNetwork
 from nncift_ray.network.training import (
     EpochRecord,
     PairData,
     ReduceGradients,
     TrainingConfig,
-    fit_row_offsets,
     train_network,
     unseen_folds,
 )
@@ -101,11 +100,10 @@ def _vectors(embeddings: StageOutput, table: str, rows: np.ndarray) -> np.ndarra
     return column_matrix(embeddings.take_rows(table, rows, ["embedding"])["embedding"])
 
 
-# How the labels of one block become a network: how long to train, on what, and how many members.
+# How the labels of one block become a network: how long to train, and on what.
 
 NUM_FOLDS = 5  # of unseen examples; one alone is a few examples and far too noisy
 PATIENCE_SHARE = 0.1  # of the epochs a fold may train
-MEMBER_SEED_STEP = 1_000_003  # between the members of an ensemble
 
 
 class Workers(TypedDict):
@@ -122,21 +120,14 @@ class BlockTraining:
     num_hidden: int
     training: TrainingConfig
     min_steps: int = 0
-    centre_rows: bool = False  # train on what row means leave; a ridge regression adds them back
-    ensemble_size: int = 1
 
 
 @dataclass(frozen=True)
 class FittedBlock:
-    """The trained members of a block's network, and how training of the first went."""
+    """The trained network of a block, and how its training went."""
 
-    members: list[FactoredNetwork]
+    network: FactoredNetwork
     history: list[EpochRecord]
-
-    @property
-    def network(self) -> FactoredNetwork:
-        """The network that answers with the mean of the members."""
-        return FactoredNetwork.mean_of(self.members)
 
 
 def fit_block(
@@ -147,62 +138,26 @@ def fit_block(
     shard: tuple[int, int] = (0, 1),
     reduce_gradients: ReduceGradients | None = None,
 ) -> FittedBlock:
-    """Train the members of one block's network, which differ by their seed alone.
+    """Return the network of one block, trained on its labels.
 
-    Raises:
-        StageError: If rows are to be centred or ordered, and examples have labels of their own.
+    A sample too small for ``min_steps`` within its epochs is trained longer, for as many epochs as
+    suited examples left out of training; any other, or one of too few examples to leave some out,
+    stops on its validation pairs.
     """
-    if data.pointwise and (network.centre_rows or network.training.loss == "row_order"):
-        raise StageError(
-            "the teacher labels examples, not pairs: there are no rows for network.centre_rows and "
-            "network.loss row_order; leave both out"
-        )
-    offsets = None
-    if network.centre_rows:
-        known = np.isin(data.split, (TRAIN, VALIDATION))
-        offsets = fit_row_offsets(data.helped_ED, data.helped_pos[known], data.utility[known])
-        centred = data.utility - offsets.mean_E[data.helped_pos]
-        data = dataclasses.replace(data, utility=centred.astype(np.float32))
+    dim, seed = data.helped_ED.shape[1], network.training.seed
 
-    def maker(seed: int) -> Callable[[], InfluenceNetwork]:
-        dim = data.helped_ED.shape[1]
-        return lambda: InfluenceNetwork(dim, network.num_hidden, data.pointwise, seed=seed)
+    def make() -> InfluenceNetwork:
+        return InfluenceNetwork(dim, network.num_hidden, data.pointwise, seed=seed)
 
     workers: Workers = {"shard": shard, "reduce_gradients": reduce_gradients}
-    first = network.training
     training, early_stop = choose_epochs(
-        data, block, first, network.min_steps, maker(first.seed), **workers
+        data, block, network.training, network.min_steps, make, **workers
     )
-    trained = [
-        _train(
-            data, data.pairs(TRAIN), data.pairs(VALIDATION), member, maker(member.seed),
-            early_stop=early_stop, **workers,
-        )
-        for member in _member_settings(training, network.ensemble_size)
-    ]  # fmt: skip
-    members = [member.factored() for member, _ in trained]
-    if offsets is not None:
-        members = [m.with_row_term(offsets.weight_D, offsets.bias) for m in members]
-    return FittedBlock(members, trained[0][1])
-
-
-def train_block(
-    data: BlockLabels,
-    block: str,
-    training: TrainingConfig,
-    min_steps: int,
-    make: Callable[[], InfluenceNetwork],
-    *,
-    shard: tuple[int, int] = (0, 1),
-    reduce_gradients: ReduceGradients | None = None,
-) -> tuple[InfluenceNetwork, list[EpochRecord]]:
-    """Train one network on a block's labels as they are; ``make`` makes it, each time the same."""
-    workers: Workers = {"shard": shard, "reduce_gradients": reduce_gradients}
-    training, early_stop = choose_epochs(data, block, training, min_steps, make, **workers)
-    return _train(
+    trained, history = _train(
         data, data.pairs(TRAIN), data.pairs(VALIDATION), training, make,
         early_stop=early_stop, **workers,
     )  # fmt: skip
+    return FittedBlock(trained.factored(), history)
 
 
 def choose_epochs(
@@ -213,12 +168,7 @@ def choose_epochs(
     make: Callable[[], InfluenceNetwork],
     **workers: Unpack[Workers],
 ) -> tuple[TrainingConfig, bool]:
-    """Return how to train on all of a block, and whether its validation pairs stop it.
-
-    A sample too small for ``min_steps`` within its epochs is trained longer, for as many epochs as
-    suited examples left out of training; any other, or one of too few examples to leave some out,
-    stops on its validation pairs.
-    """
+    """Return how to train on all of a block, and whether its validation pairs stop it."""
     stretched = stretch(training, int((data.split == TRAIN).sum()), min_steps)
     folds = [] if stretched == training else split_unseen(data, block, training.seed)
     if not folds:
@@ -251,11 +201,6 @@ def _train(
         early_stop=early_stop, **workers,
     )  # fmt: skip
     return network, history
-
-
-def _member_settings(training: TrainingConfig, size: int) -> list[TrainingConfig]:
-    seeds = (training.seed + MEMBER_SEED_STEP * number for number in range(size))
-    return [dataclasses.replace(training, seed=seed) for seed in seeds]
 
 
 def split_unseen(data: BlockLabels, block: str, seed: int) -> list[tuple[PairData, PairData]]:
@@ -295,8 +240,6 @@ def stretch(training: TrainingConfig, num_pairs: int, min_steps: int) -> Trainin
 
 # Fit: train the InfluenceNetwork of each block on the labels, with Ray Train.
 
-__all__ = ["FitJob", "FitStage", "Trainer", "best_epoch", "train_block", "train_here"]
-
 PAIRS_AT_ONCE = 65_536
 
 
@@ -318,7 +261,7 @@ class FitStage(Stage):
     """Write a network a block, its training history, predictions and fidelity."""
 
     name: ClassVar[str] = "fit"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     placement: ClassVar[Literal["pool", "driver"]] = "driver"
     unit: ClassVar[str] = "runs"
 
@@ -396,7 +339,6 @@ def write_block(sink: Sink, block: str, data: BlockLabels, fitted: FittedBlock, 
     """Write what one block's training gave."""
     network = fitted.network
     influence = score_labelled(network, data)
-    spread = spread_of_members(fitted, data)
     history = [dataclasses.asdict(record) | {"block": block} for record in fitted.history]
     write_network(
         sink,
@@ -407,39 +349,17 @@ def write_block(sink: Sink, block: str, data: BlockLabels, fitted: FittedBlock, 
             "input": "[e]" if data.pointwise else "[e_helped ; 0 ; e_helper]",
             "embedding_dim": int(data.helped_ED.shape[1]),
             "num_hidden": len(network.w_H),
-            "num_members": len(fitted.members),
             "num_train_pairs": int((data.split == TRAIN).sum()),
             "best_epoch": best_epoch(fitted.history),
         },
     )
     sink.write_rows("history", history, schemas.TRAINING_HISTORY)
-    sink.write("predictions", _predictions(block, data, influence, spread))
+    sink.write("predictions", _predictions(block, data, influence))
     rows = fidelity_table(
         data.utility, influence, data.split, data.helped_index, data.helper_index, seed
     )
-    fidelity = [
-        row.flat()
-        | {"block": block, "spread_spearman": _spread_spearman(row, data, influence, spread)}
-        for row in rows
-    ]
+    fidelity = [row.flat() | {"block": block} for row in rows]
     sink.write_rows("fidelity", fidelity, schemas.FIDELITY)
-
-
-def spread_of_members(fitted: FittedBlock, data: BlockLabels) -> np.ndarray | None:
-    """Return how far an ensemble's members differ [B]: their standard deviation; None of one."""
-    if len(fitted.members) < 2:
-        return None
-    return np.std([score_labelled(member, data) for member in fitted.members], axis=0)
-
-
-def _spread_spearman(
-    row: FidelityRow, data: BlockLabels, influence: np.ndarray, spread: np.ndarray | None
-) -> float | None:
-    """Return how well the spread of the members ranks the errors of their mean on a split."""
-    if spread is None or row.model != NETWORK:
-        return None
-    at = data.split == row.split
-    return spearman(np.abs(data.utility[at] - influence[at]), spread[at])
 
 
 def score_labelled(network: FactoredNetwork, data: BlockLabels) -> np.ndarray:
@@ -456,9 +376,7 @@ def score_labelled(network: FactoredNetwork, data: BlockLabels) -> np.ndarray:
     return influence
 
 
-def _predictions(
-    block: str, data: BlockLabels, influence: np.ndarray, spread: np.ndarray | None
-) -> pa.Table:
+def _predictions(block: str, data: BlockLabels, influence: np.ndarray) -> pa.Table:
     count = len(data.utility)
     return pa.table(
         {
@@ -470,9 +388,6 @@ def _predictions(
             "split": pa.array(data.split, pa.string()),
             "utility": pa.array(data.utility, pa.float32()),
             "influence": pa.array(influence, pa.float32()),
-            "spread": pa.nulls(count, pa.float32())
-            if spread is None
-            else pa.array(spread, pa.float32()),
         },
         schema=schemas.PREDICTIONS,
     )

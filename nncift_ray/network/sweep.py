@@ -7,7 +7,7 @@ import functools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +15,14 @@ from numpy.typing import NDArray
 
 from nncift_ray.labels.sample import TRAIN, VALIDATION
 from nncift_ray.network.fidelity import fidelity_table
-from nncift_ray.network.step import BlockLabels, read_block_labels
+from nncift_ray.network.step import (
+    BlockLabels,
+    BlockTraining,
+    best_epoch,
+    fit_block,
+    read_block_labels,
+    score_labelled,
+)
 from nncift_ray.runtime import schemas
 from nncift_ray.runtime.output import Sink, StageOutput, fingerprint
 from nncift_ray.runtime.schemas import WITHIN
@@ -91,20 +98,7 @@ class Cell:
     block: str
     fraction: float  # of the rows and of the columns of all pairs
     num_hidden: int
-    depth: int  # hidden layers
     seed: int  # of the weights and of the order of the pairs
-
-
-class CellTrainer(Protocol):
-    """Trains one network; small and picklable."""
-
-    def __call__(self, data: BlockLabels, cell: Cell) -> tuple[np.ndarray, int]:
-        """Return its influence on all pairs of ``data`` [P], and the epoch that was kept."""
-        ...
-
-    def settings(self) -> dict[str, Any]:
-        """What of the training shapes the result, the cell aside."""
-        ...
 
 
 KnownRows = Mapping[Cell, Sequence[Mapping[str, Any]]]
@@ -121,7 +115,7 @@ class SweepStage(Stage):
         labels: StageOutput,
         embeddings: StageOutput,
         cells: Sequence[Cell],
-        train: CellTrainer,
+        network: BlockTraining,
         labelled: Mapping[str, float],
     ) -> None:
         """Train each cell on its part of the labels.
@@ -130,11 +124,11 @@ class SweepStage(Stage):
             labels: All labels there are.
             embeddings: Of the examples they name.
             cells: The networks.
-            train: Trains one.
+            network: How they are trained; size and seed are the cells'.
             labelled: By block, the fraction that all labels together are.
         """
         self._labels, self._embeddings = labels, embeddings
-        self._cells, self._train, self._labelled = tuple(cells), train, dict(labelled)
+        self._cells, self._network, self._labelled = tuple(cells), network, dict(labelled)
         self._known: KnownRows = {}
 
     def knowing(self, known: KnownRows) -> SweepStage:
@@ -156,12 +150,17 @@ class SweepStage(Stage):
     def base(self) -> str:
         """The fingerprint of what all cells share: a cell of the same base has the same rows."""
         inputs = {name: output.fingerprint for name, output in self.inputs.items()}
-        return fingerprint(self.name, self.version, self._train.settings(), inputs)
+        return fingerprint(self.name, self.version, self._training_settings(), inputs)
+
+    def _training_settings(self) -> dict[str, Any]:
+        training = dataclasses.asdict(self._network.training)
+        del training["num_threads"], training["seed"]
+        return {"training": training, "min_steps": self._network.min_steps}
 
     def settings(self) -> dict[str, Any]:
         """The cells and how they are trained."""
         cells = [dataclasses.asdict(cell) for cell in self._cells]
-        return {"cells": cells, "training": self._train.settings()}
+        return {"cells": cells, "training": self._training_settings()}
 
     def num_items(self) -> int:
         """Cells."""
@@ -180,7 +179,7 @@ class SweepStage(Stage):
                 rows = self._known.get(cell)
                 if rows is None:
                     share = min(1.0, cell.fraction / self._labelled[cell.block])
-                    rows = measure_cell(read(cell.block), cell, share, self._train)
+                    rows = measure_cell(read(cell.block), cell, share, self._network)
                 named = [dict(row) | {"base": base} for row in rows]
                 sink.write_rows(CELLS_TABLE, named, schemas.SWEEP_CELLS)
 
@@ -188,7 +187,7 @@ class SweepStage(Stage):
 
 
 def measure_cell(
-    data: BlockLabels, cell: Cell, share: float, train: CellTrainer
+    data: BlockLabels, cell: Cell, share: float, network: BlockTraining
 ) -> list[dict[str, Any]]:
     """Train one network on a share of the labels and measure it; one row a split and model.
 
@@ -196,7 +195,13 @@ def measure_cell(
     """
     kept = take_share(data, share, cell.block)
     started = time.perf_counter()
-    influence, num_epochs = train(kept, cell)
+    training = dataclasses.replace(network.training, seed=cell.seed)
+    fitted = fit_block(
+        kept,
+        cell.block,
+        dataclasses.replace(network, num_hidden=cell.num_hidden, training=training),
+    )
+    influence = score_labelled(fitted.network, kept)
     learnt = kept.split == TRAIN
     facts = dataclasses.asdict(cell) | {
         "num_train_rows": len(np.unique(kept.helped_index[learnt])),
@@ -204,7 +209,7 @@ def measure_cell(
         if kept.helper_index is None
         else len(np.unique(kept.helper_index[learnt])),
         "num_train_pairs": int(learnt.sum()),
-        "num_epochs": num_epochs,
+        "num_epochs": best_epoch(fitted.history),
         "seconds": time.perf_counter() - started,
     }
     width = float(np.ptp(data.utility))

@@ -8,16 +8,14 @@ Source: NN-CIFT, arXiv 2502.09969, section 3 (Adam, 1e-4, 20 epochs, batches of 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
 from nncift_ray.errors import ShapeError
 from nncift_ray.network.network import InfluenceNetwork
@@ -25,75 +23,6 @@ from nncift_ray.network.network import InfluenceNetwork
 # torch ships partial type information: what its functions return is annotated where it enters.
 # pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false
 # pyright: reportUnknownVariableType=false
-
-
-Loss = Literal["squared_error", "row_order"]
-
-CHUNK_PAIRS = 8  # pairs of a row that stay together in a batch, to be compared
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Batch:
-    """Pairs of one optimiser step, over all workers, or one worker's part of them."""
-
-    at_B: Tensor  # positions among the training pairs
-    group_B: Tensor  # pairs of a group go to one worker, and only they are compared
-
-    def of_worker(self, shard: tuple[int, int]) -> Batch:
-        """Return the part of worker (rank, number of workers)."""
-        rank, world = shard
-        if world == 1:
-            return self
-        mine_B = self.group_B % world == rank
-        return Batch(self.at_B[mine_B], self.group_B[mine_B])
-
-
-def shuffled_batches(
-    loss: Loss, row_P: Tensor, batch_size: int, generator: torch.Generator
-) -> Iterator[Batch]:
-    """Cut all pairs, given by their rows, into batches in a new random order."""
-    order_P = torch.randperm(len(row_P), generator=generator)
-    if loss == "squared_error":
-        for at_B in order_P.split(batch_size):
-            yield Batch(at_B, torch.arange(len(at_B)))
-        return
-    by_row_P = order_P[torch.sort(row_P[order_P], stable=True).indices]
-    _, sizes = torch.unique_consecutive(row_P[by_row_P], return_counts=True)
-    chunks = [c for row in by_row_P.split(sizes.tolist()) for c in row.split(CHUNK_PAIRS)]
-    shuffled = torch.randperm(len(chunks), generator=generator).tolist()
-    per_batch = max(1, batch_size // CHUNK_PAIRS)
-    for start in range(0, len(chunks), per_batch):
-        parts = [chunks[n] for n in shuffled[start : start + per_batch]]
-        group = torch.arange(len(parts)).repeat_interleave(torch.tensor([len(p) for p in parts]))
-        yield Batch(torch.cat(parts), group)
-
-
-def loss_part(
-    loss: Loss, predicted_B: Tensor, label_P: Tensor, mine: Batch, whole: Batch
-) -> Tensor:
-    """Return one worker's part of the loss of a batch; over the workers they sum to the whole.
-
-    Squared error: the mean over the batch's pairs. Row order adds, over any two pairs of one row,
-    log(1 + exp(-(s_p - s_q))) where the teacher puts p above q, weighted by how far: two helpers
-    that differ by less than the labels' noise say nothing about their order.
-    """
-    label_B = label_P[mine.at_B]
-    squared = (predicted_B - label_B).square().sum() / len(whole.at_B)
-    if loss == "squared_error":
-        return squared
-    weight_BB = _margins(label_B, mine.group_B)
-    total = _margins(label_P[whole.at_B], whole.group_B).sum().clamp(min=1e-12)
-    wrong_BB = functional.softplus(predicted_B[None, :] - predicted_B[:, None])
-    return squared + (weight_BB * wrong_BB).sum() / total
-
-
-def _margins(label_B: Tensor, group_B: Tensor) -> Tensor:
-    """Return by how much the row's pair p is above the column's pair q [B, B], of one group."""
-    margin_BB = (label_B[:, None] - label_B[None, :]).clamp(min=0)
-    return margin_BB * (group_B[:, None] == group_B[None, :])
-
-
-# Labelled pairs as training reads them: ids into embeddings, never a row of inputs a pair.
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -145,16 +74,7 @@ def check_pairs(
             raise ValueError(msg)
 
 
-# Training the InfluenceNetwork: Adam on the squared error, early stop on held-out loss.
-
-# torch ships partial type information: what its functions return is annotated where it enters.
-# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false
-# pyright: reportUnknownVariableType=false
-
-
 EVALUATION_PAIRS = 65_536  # pairs scored at once outside training: 26 MB at 100 hidden units
-
-__all__ = ["EpochRecord", "PairData", "ReduceGradients", "TrainingConfig", "train_network"]
 
 ReduceGradients = Callable[[list[torch.nn.Parameter]], None]
 
@@ -177,8 +97,6 @@ class TrainingConfig:
     """Torch threads; another number may change the last bits of the weights."""
     standardise: bool = True
     """Whether labels have mean 0 and deviation 1 while learning; the paper's have not."""
-    loss: Loss = "squared_error"
-    """What is minimised; the held-out loss is the squared error in either case."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,17 +216,18 @@ def _train_epoch(
     network.train()
     parameters = [p for p in network.parameters() if p.requires_grad]
     total = 0.0
-    for batch in shuffled_batches(config.loss, pairs.helped_pos, config.batch_size, generator):
-        mine = batch.of_worker(shard)
-        predicted = _forward(network, helped, helper, pairs, mine.at_B)
+    rank, world = shard
+    for batch in torch.randperm(len(pairs.label), generator=generator).split(config.batch_size):
+        mine = batch[rank::world]
+        error = _forward(network, helped, helper, pairs, mine) - pairs.label[mine]
         # The mean over workers of their parts times their number is the loss of the whole batch,
         # also where parts differ in length or are empty.
-        loss = loss_part(config.loss, predicted, pairs.label, mine, batch) * shard[1]
+        loss = error.square().sum() / len(batch) * world
         optimiser.zero_grad()
         loss.backward()
         reduce(parameters)
         optimiser.step()
-        total += float(loss.detach()) * len(batch.at_B)
+        total += float(loss.detach()) * len(batch)
     return _mean_over_workers(total / len(pairs.label), reduce)
 
 
@@ -466,74 +385,3 @@ def _deal(
     """Return a fold for each entry, the same for equal entries, folds of nearly equal size."""
     distinct, place = np.unique(examples, return_inverse=True)
     return (generator.permutation(len(distinct)) % num_folds)[place]
-
-
-# The part of a label that is its row's: known for labelled rows, predicted for all others.
-
-F64 = NDArray[np.float64]
-Floats = NDArray[np.floating]
-Integers = NDArray[np.integer]
-
-PENALTIES = 10.0 ** np.arange(-4, 5)  # of the mean squared singular value
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class RowOffsets:
-    """Offsets of rows, and what predicts them."""
-
-    mean_E: F64  # mean label of each example; the grand mean of rows without labels
-    weight_D: F64
-    bias: float
-
-    def predict(self, e_ND: Floats) -> F64:
-        """Predict the offsets [N] of examples."""
-        return e_ND.astype(np.float64) @ self.weight_D + self.bias
-
-
-def fit_row_offsets(e_ED: Floats, rows: Integers, utility: Floats) -> RowOffsets:
-    """Fit the mean label of each row by its embedding.
-
-    The penalty is the one of least leave-one-out error over the rows, so that offsets that
-    embeddings do not tell become the grand mean.
-
-    Args:
-        e_ED: Embeddings that `rows` points into.
-        rows: Row of each pair [P].
-        utility: Its label [P].
-    """
-    count_E = np.bincount(rows, minlength=len(e_ED))
-    sum_E = np.bincount(rows, weights=utility.astype(np.float64), minlength=len(e_ED))
-    labelled = count_E > 0
-    mean_R = sum_E[labelled] / count_E[labelled]
-    centre = float(mean_R.mean())
-    mean_E = np.full(len(e_ED), centre)
-    mean_E[labelled] = mean_R
-    weight_D, bias = _ridge(e_ED[labelled].astype(np.float64), mean_R)
-    return RowOffsets(mean_E, weight_D, bias)
-
-
-def _ridge(e_RD: F64, target_R: F64) -> tuple[F64, float]:
-    """Return weights and bias of the ridge regression that predicts left-out rows best."""
-    middle_D: F64 = e_RD.mean(axis=0)
-    centre = float(target_R.mean())
-    left: F64
-    size: F64
-    right: F64
-    left, size, right = np.linalg.svd(e_RD - middle_D, full_matrices=False)
-    along: F64 = left.T @ (target_R - centre)
-    unit = float(np.mean(np.square(size)))
-    if unit == 0:
-        none_D: F64 = np.zeros(len(middle_D))
-        return none_D, centre
-    best: tuple[float, F64] = (np.inf, np.zeros(len(size)))
-    for penalty in PENALTIES * unit:
-        kept: F64 = np.square(size) / (np.square(size) + penalty)
-        leverage_R: F64 = np.square(left) @ kept + 1 / len(target_R)
-        residual_R: F64 = (target_R - centre - left @ (kept * along)) / np.maximum(
-            1 - leverage_R, 1e-9
-        )
-        error = float(np.mean(np.square(residual_R)))
-        if error < best[0]:
-            best = error, size / (np.square(size) + penalty) * along
-    weight_D: F64 = right.T @ best[1]
-    return weight_D, centre - float(middle_D @ weight_D)

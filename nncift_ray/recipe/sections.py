@@ -362,12 +362,6 @@ class NetworkConfig(Section):
         seed: Seed of initial weights and batch order.
         num_workers: Ray Train workers (CPU); another number changes the last bits of the weights.
         standardise: Learn labels of mean 0 and deviation 1; the paper's network learns them raw.
-        loss: "squared_error" (the paper's), or "row_order", which adds a penalty for helpers of a
-            row in another order than the teacher's.
-        centre_rows: Learn what each row's mean label leaves; a linear model of the helped example
-            predicts the mean and is added to the score.
-        ensemble_size: Networks whose mean is the score; their spread is kept for labelled pairs.
-            Scoring costs that many times as much.
     """
 
     num_hidden: int = Field(default=100, ge=1)
@@ -379,14 +373,6 @@ class NetworkConfig(Section):
     seed: int = Field(default=0, ge=0)
     num_workers: int = Field(default=1, ge=1)
     standardise: bool = True
-    loss: Literal["squared_error", "row_order"] = "squared_error"
-    centre_rows: bool = False
-    ensemble_size: int = Field(default=1, ge=1)
-
-    @property
-    def num_units(self) -> int:
-        """Hidden units that scoring sees: those of all members, and two that carry a row's mean."""
-        return self.ensemble_size * (self.num_hidden + (2 if self.centre_rows else 0))
 
 
 class PairScoresConfig(Section):
@@ -1085,17 +1071,6 @@ class Config(Section):
             raise ValueError(
                 "pair_scores.by: teacher takes labels for scores, and data.existing are never "
                 "labelled; set by to network, or take data.existing out"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _rows_to_centre(self) -> Self:
-        if self.teacher.kind != "selectit":
-            return self
-        if self.network.centre_rows or self.network.loss == "row_order":
-            raise ValueError(
-                "teacher.kind selectit scores examples, not pairs: there are no rows for "
-                "network.centre_rows and network.loss row_order; leave both out"
             )
         return self
 

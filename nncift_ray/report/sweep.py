@@ -33,7 +33,6 @@ class SweepPoint:
     block: str
     fraction: float
     num_hidden: int
-    depth: int
     num_train_pairs: int
     #: (split, model) to the error of every seed.
     errors: dict[tuple[str, str], list[float]] = field(default_factory=dict)
@@ -54,10 +53,10 @@ def sweep_points(cells: pa.Table) -> list[SweepPoint]:
     """Bring the rows of SWEEP_CELLS together by setting, in the order of the settings."""
     points: dict[tuple[Any, ...], SweepPoint] = {}
     for row in cells.to_pylist():
-        key = (row["block"], row["num_hidden"], row["depth"], row["fraction"])
+        key = (row["block"], row["num_hidden"], row["fraction"])
         if key not in points:
             points[key] = SweepPoint(
-                row["block"], row["fraction"], row["num_hidden"], row["depth"],
+                row["block"], row["fraction"], row["num_hidden"],
                 row["num_train_pairs"],
             )  # fmt: skip
         point = points[key]
@@ -84,12 +83,12 @@ def sweep_table(cells: pa.Table) -> RenderableType:
         box=None,
         padding=(0, 1),
     )
-    for name in ("block", "part", "hidden", "depth", "pairs", *quadrants, "mean", "vs", "rank"):
+    for name in ("block", "part", "hidden", "pairs", *quadrants, "mean", "vs", "rank"):
         table.add_column(name, justify="left" if name == "block" else "right", no_wrap=True)
     for point in points:
         network, mean = point.error("Q4"), point.error("Q4", _baseline(point))
         table.add_row(
-            point.block, f"{point.fraction:g}", f"{point.num_hidden:,}", str(point.depth),
+            point.block, f"{point.fraction:g}", f"{point.num_hidden:,}",
             f"{point.num_train_pairs:,}",
             *(format_number(1000 * point.error(name), 3) for name in quadrants),
             format_number(1000 * mean, 3), f"{network / mean - 1:+.0%}" if mean > 0 else "",
@@ -129,25 +128,23 @@ MAX_TICKS = 5
 
 
 def plot_sweep(cells: pa.Table) -> bytes:
-    """Draw SWEEP_CELLS as a PNG: a panel a block, hidden size and depth, on the same axes."""
+    """Draw SWEEP_CELLS as a PNG: a panel a block and hidden size, on the same axes."""
     points = sweep_points(cells)
-    rows = sorted({(one.block, one.depth) for one in points})
+    blocks = sorted({one.block for one in points})
     columns = sorted({one.num_hidden for one in points})
-    size = (0.8 + PANEL_INCHES[0] * len(columns), 1.4 + PANEL_INCHES[1] * len(rows))
+    size = (0.8 + PANEL_INCHES[0] * len(columns), 1.4 + PANEL_INCHES[1] * len(blocks))
     with svg.theme(), mpl.rc_context({"figure.facecolor": "white", "savefig.facecolor": "white"}):
         figure = Figure(figsize=(max(size[0], 6.4), size[1]), layout="constrained")
         FigureCanvasAgg(figure)
-        grid = figure.subplots(len(rows), len(columns), sharex=True, sharey=True, squeeze=False)
-        several_blocks = len({block for block, _ in rows}) > 1
-        for y, (block, depth) in enumerate(rows):
+        grid = figure.subplots(len(blocks), len(columns), sharex=True, sharey=True, squeeze=False)
+        for y, block in enumerate(blocks):
             for x, num_hidden in enumerate(columns):
-                setting = (block, depth, num_hidden)
-                panel = [p for p in points if (p.block, p.depth, p.num_hidden) == setting]
+                panel = [p for p in points if (p.block, p.num_hidden) == (block, num_hidden)]
                 _draw_panel(grid[y, x], panel)
-                layers = f"{depth} hidden layer{'s' if depth > 1 else ''} of {num_hidden}"
-                grid[y, x].set_title(f"{block}, {layers}" if several_blocks else layers,
+                units = f"{num_hidden} hidden units"
+                grid[y, x].set_title(f"{block}, {units}" if len(blocks) > 1 else units,
                                      color=svg.INK, fontsize=svg.FONT_SIZE + 0.5)  # fmt: skip
-                if y == len(rows) - 1:
+                if y == len(blocks) - 1:
                     grid[y, x].set_xlabel("labelled pairs trained on")
             grid[y, 0].set_ylabel("mean squared error")
         _label_axes(grid[0, 0], points)

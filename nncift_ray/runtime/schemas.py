@@ -111,7 +111,6 @@ PREDICTIONS = pa.schema(
         pa.field("split", pa.string(), nullable=False),
         pa.field("utility", pa.float32(), nullable=False),
         pa.field("influence", pa.float32(), nullable=False),
-        pa.field("spread", pa.float32()),  # deviation over the members; null of a single network
     ]
 )
 
@@ -134,9 +133,6 @@ FIDELITY = pa.schema(
         pa.field("row_spearman", pa.float64()),
         pa.field("top_overlap", pa.float64()),
         pa.field("chance_overlap", pa.float64()),
-        # Of the model "network" where it is an ensemble: rank correlation of its members' spread
-        # with the error of their mean.
-        pa.field("spread_spearman", pa.float64()),
     ]
 )
 
@@ -378,7 +374,6 @@ _SWEEP_CELL = pa.schema(
         pa.field("block", pa.string(), nullable=False),
         pa.field("fraction", pa.float64(), nullable=False),  # of the rows and of the columns
         pa.field("num_hidden", pa.int32(), nullable=False),
-        pa.field("depth", pa.int32(), nullable=False),
         pa.field("seed", pa.int64(), nullable=False),
         pa.field("num_train_rows", pa.int64(), nullable=False),
         pa.field("num_train_columns", pa.int64(), nullable=False),

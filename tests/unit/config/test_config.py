@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from nncift_ray.errors import ConfigError
-from nncift_ray.recipe.loading import dump_config, load_config, make_config
-from nncift_ray.recipe.sections import Config, NetworkConfig, TokenBudget
+from nncift_ray.recipe.loading import REMOVED_KEYS, dump_config, load_config, make_config
+from nncift_ray.recipe.sections import Config, TokenBudget
 
 
 def shortest(**changes: Any) -> dict[str, Any]:
@@ -154,13 +154,7 @@ def test_options_of_a_built_in_teacher_are_refused() -> None:
     assert "delift_se takes none" in complaint(teacher={"kind": "delift_se", "options": {"a": 1}})
 
 
-def test_units_of_scoring_are_those_of_all_members_and_of_a_rows_mean() -> None:
-    assert NetworkConfig().num_units == 100
-    assert NetworkConfig(num_hidden=50, ensemble_size=3, centre_rows=True).num_units == 3 * 52
-
-
-@pytest.mark.parametrize("option", [{"centre_rows": True}, {"loss": "row_order"}])
-def test_ratings_of_single_examples_have_no_rows_to_centre_or_order(option: dict[str, Any]) -> None:
-    tree = shortest(teacher__kind="selectit", selection__objective="top_k")
-    with pytest.raises(ConfigError, match="there are no rows"):
-        make_config({**tree, "network": option})
+@pytest.mark.parametrize(("section", "key"), [tuple(key.split(".")) for key in REMOVED_KEYS])
+def test_a_key_that_went_is_refused_with_what_took_its_place(section: str, key: str) -> None:
+    message = complaint(**{section: {**shortest().get(section, {}), key: 1}})
+    assert f"{section}.{key}: this key was removed; {REMOVED_KEYS[f'{section}.{key}']}" in message

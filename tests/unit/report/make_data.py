@@ -95,7 +95,6 @@ def make_predictions(num_pairs: int, block: str = "within") -> pa.Table:
         "split": np.repeat(QUADRANTS, num_pairs).tolist(),
         "utility": utility,
         "influence": utility + generator.normal(size=total),
-        "spread": pa.nulls(total, pa.float32()),
     }
     return pa.table(columns).cast(schemas.PREDICTIONS)
 

@@ -154,7 +154,7 @@ def test_flat_rows_hold_every_figure_once() -> None:
     labels, splits, rows, columns = make_block(noise=0.3)
     flat = table_of(labels, labels, splits, rows, columns)["train", "network"].flat()
     assert (flat["split"], flat["r2"], flat["centred_r2"], flat["num_rows"]) == ("train", 1, 1, 6)
-    assert {"block", "spread_spearman", *flat} == set(schemas.FIDELITY.names)
+    assert {"block", *flat} == set(schemas.FIDELITY.names)
 
 
 def test_bad_tables_are_refused() -> None:

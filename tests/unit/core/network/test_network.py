@@ -117,35 +117,3 @@ def test_pairwise_network_without_helpers_is_refused() -> None:
 def score_all(network: FactoredNetwork, e: np.ndarray) -> np.ndarray:
     rows, columns = network.project_rows(e), network.project_columns(e)
     return score_block(rows, columns, network.w_H, network.bias)
-
-
-def test_a_row_term_adds_to_every_score_of_its_row() -> None:
-    network, e = InfluenceNetwork(DIM, HIDDEN, seed=1).factored(), embeddings(9)
-    weight = np.random.default_rng(3).standard_normal(DIM)
-    added = score_all(network.with_row_term(weight, 0.4), e) - score_all(network, e)
-    expected = np.tile((e @ weight + 0.4)[:, None], (1, 9))
-    np.testing.assert_allclose(added, expected, atol=FACTORED_TOLERANCE)
-
-
-def test_the_mean_of_networks_is_one_network_with_all_their_units() -> None:
-    members, e = [InfluenceNetwork(DIM, 5 + s, seed=s).factored() for s in range(3)], embeddings(9)
-    mean = FactoredNetwork.mean_of(members)
-    assert mean.num_hidden == 5 + 6 + 7
-    expected = np.mean([score_all(member, e) for member in members], axis=0)
-    np.testing.assert_allclose(score_all(mean, e), expected, atol=FACTORED_TOLERANCE)
-
-
-def test_the_mean_of_one_network_has_its_bits() -> None:
-    network = InfluenceNetwork(DIM, HIDDEN, seed=1).factored()
-    mean = FactoredNetwork.mean_of([network]).to_state()
-    assert all(
-        mean[name].tobytes() == array.tobytes() for name, array in network.to_state().items()
-    )
-
-
-def test_networks_of_other_embeddings_have_no_mean() -> None:
-    one, other = (InfluenceNetwork(dim, HIDDEN, seed=1).factored() for dim in (DIM, DIM + 1))
-    with pytest.raises(ShapeError, match="the same embeddings"):
-        FactoredNetwork.mean_of([one, other])
-    with pytest.raises(ShapeError, match="no network"):
-        FactoredNetwork.mean_of([])

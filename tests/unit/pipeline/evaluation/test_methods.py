@@ -69,11 +69,6 @@ def test_a_small_model_stands_in_for_the_teachers_own() -> None:
     assert made.teacher.max_length == recipe().teacher.max_length
 
 
-def test_what_only_pairs_know_is_left_out_of_a_pointwise_teachers_recipe() -> None:
-    made = of("nn_cift+selectit", recipe(network={"centre_rows": True, "loss": "row_order"}))
-    assert (made.network.centre_rows, made.network.loss) == (False, "squared_error")
-
-
 def test_existing_data_go_where_the_objective_reads_them_and_nowhere_else() -> None:
     config = recipe(data={"existing": ["e.jsonl"]})
     assert of("nn_cift+delift", config).objective == "facility_location_conditional_gain"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import threading
 from typing import Any
 
@@ -10,11 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from nncift_ray.errors import StageError
 from nncift_ray.labels.sample import TRAIN, VALIDATION
 from nncift_ray.network import step as block_training
 from nncift_ray.network import step as fit
-from nncift_ray.network.fidelity import measure_within_rows
 from nncift_ray.network.step import (
     NUM_FOLDS,
     BlockLabels,
@@ -25,11 +22,9 @@ from nncift_ray.network.step import (
     fit_block,
     score_labelled,
     split_unseen,
-    spread_of_members,
     train_here,
 )
 from nncift_ray.network.training import TrainingConfig
-from nncift_ray.recipe.sections import NetworkConfig
 
 DIM = 6
 LEARNT_CORRELATION = 0.9  # labels without noise, 42 of them
@@ -182,57 +177,4 @@ def test_folds_of_single_examples_share_none_with_training() -> None:
 def test_the_rule_of_stopping_is_part_of_the_fingerprint() -> None:
     stage = fit.FitStage(FitJob(None, None, ("cross",), BlockTraining(8, QUICK)), train_here)  # type: ignore[arg-type]
     assert stage.settings()["stop"] == {"num_folds": 5, "patience_share": 0.1}
-    assert stage.version == 3
-
-
-def test_an_ensemble_answers_with_the_mean_of_its_members_and_keeps_their_spread() -> None:
-    data = make_block()
-    fitted = train(data, min_steps=0, ensemble_size=3)
-    single = train(data, min_steps=0)
-    each = np.array([score_labelled(member, data) for member in fitted.members])
-    np.testing.assert_allclose(each[0], score_labelled(single.network, data))
-    np.testing.assert_allclose(score_labelled(fitted.network, data), each.mean(axis=0), atol=1e-6)
-    np.testing.assert_allclose(spread_of_members(fitted, data), each.std(axis=0), atol=1e-6)
-    assert spread_of_members(single, data) is None
-    assert fitted.network.num_hidden == 3 * 8
-
-
-def test_centred_rows_keep_the_unit_and_the_mean_of_the_labels() -> None:
-    """A row's mean is added back, for rows that embeddings tell and for rows they do not."""
-    data = make_block(rows=40)
-    data.utility[:] += 5 + 3 * data.helped_ED[data.helped_pos, 0]
-    fitted = train(data, min_steps=0, centre_rows=True)
-    influence = score_labelled(fitted.network, data)
-    assert fitted.network.num_hidden == 8 + 2
-    assert influence.mean() == pytest.approx(data.utility.mean(), abs=0.2)
-    assert np.corrcoef(influence, data.helped_ED[data.helped_pos, 0])[0, 1] > LEARNT_CORRELATION
-
-
-@pytest.mark.parametrize("rows", [{"centre_rows": True}, {"loss": "row_order"}])
-def test_examples_on_their_own_have_no_rows_to_centre_or_order(rows: dict[str, Any]) -> None:
-    training = dataclasses.replace(QUICK, loss=rows.pop("loss", "squared_error"))
-    with pytest.raises(StageError, match="there are no rows"):
-        train(make_points(), 0, training, **rows)
-
-
-def test_a_recipe_counts_the_hidden_units_that_scoring_will_see() -> None:
-    recipe = NetworkConfig(num_hidden=8, ensemble_size=2, centre_rows=True)
-    fitted = train(make_block(), 0, ensemble_size=2, centre_rows=True)
-    assert fitted.network.num_hidden == recipe.num_units
-
-
-def test_order_of_rows_is_learnt_better_by_asking_for_it() -> None:
-    """Offsets of rows are noise that dwarfs what tells helpers apart."""
-    data = make_block(rows=40)
-    data.utility[:] = 30 * data.utility + data.helper_ED[data.helper_pos, 0]
-    quick = dataclasses.replace(QUICK, num_epochs=30, learning_rate=3e-2, patience=30)
-    found = {}
-    for loss in ("squared_error", "row_order"):
-        fitted = train(data, 0, dataclasses.replace(quick, loss=loss))
-        within = measure_within_rows(
-            data.helper_ED[data.helper_pos, 0],
-            score_labelled(fitted.network, data),
-            data.helped_pos,
-        )
-        found[loss] = within.row_spearman
-    assert found["row_order"] > found["squared_error"]
+    assert stage.version == 4

@@ -6,12 +6,12 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from rich.console import Console
 
 from nncift_ray.errors import ConfigError
-from nncift_ray.network.step import BlockLabels
+from nncift_ray.network import sweep as sweep_step
+from nncift_ray.network.step import BlockLabels, BlockTraining
 from nncift_ray.network.sweep import CELLS_TABLE, Cell, SweepStage
 from nncift_ray.network.training import TrainingConfig
 from nncift_ray.recipe.loading import make_config
@@ -24,7 +24,6 @@ from nncift_ray.runtime.output import StageOutput
 from nncift_ray.runtime.progress import SilentReporter
 from nncift_ray.sweep import (
     SweepGrid,
-    TrainCell,
     known_rows,
     measured_fraction,
     plan_sweep,
@@ -33,25 +32,21 @@ from nncift_ray.sweep import (
 from tests.unit.stages.chain import run_chain
 
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
-TRAINING = TrainingConfig(num_epochs=2)
+NETWORK = BlockTraining(8, TrainingConfig(num_epochs=2))
 
 
-class Counting:
-    """Trains like another, and counts."""
+def count_cells(monkeypatch: pytest.MonkeyPatch, dies_at: int | None = None) -> list[Cell]:
+    """Return the list that each cell is added to when it is trained; training may be cut short."""
+    measure, trained = sweep_step.measure_cell, []
 
-    trained: list[Cell]
-
-    def __init__(self, dies_at: int | None = None) -> None:
-        self._train, self.trained, self._dies_at = TrainCell(TRAINING, 0), [], dies_at
-
-    def __call__(self, data: BlockLabels, cell: Cell) -> tuple[np.ndarray, int]:
-        if len(self.trained) == self._dies_at:
+    def counting(data: BlockLabels, cell: Cell, *rest: Any) -> list[dict[str, Any]]:
+        if len(trained) == dies_at:
             raise KeyboardInterrupt
-        self.trained.append(cell)
-        return self._train(data, cell)
+        trained.append(cell)
+        return measure(data, cell, *rest)
 
-    def settings(self) -> dict[str, Any]:
-        return self._train.settings()
+    monkeypatch.setattr(sweep_step, "measure_cell", counting)
+    return trained
 
 
 @pytest.fixture(scope="module")
@@ -62,16 +57,19 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, StageOutput]:
     )  # fmt: skip
 
 
-def cells(*fractions: float, seeds: int = 1, depth: int = 1) -> list[Cell]:
-    return [Cell("within", fraction, 8, depth, seed) for fraction in fractions
+def cells(*fractions: float, seeds: int = 1) -> list[Cell]:
+    return [Cell("within", fraction, 8, seed) for fraction in fractions
             for seed in range(seeds)]  # fmt: skip
 
 
 def make_stage(
-    chain: dict[str, StageOutput], wanted: list[Cell], train: Counting, run_dir: Location
+    chain: dict[str, StageOutput],
+    wanted: list[Cell],
+    run_dir: Location,
+    network: BlockTraining = NETWORK,
 ) -> SweepStage:
     labelled = {"within": measured_fraction(chain["label"], chain["deduplicate"], "within")}
-    stage = SweepStage(chain["label"], chain["embed"], wanted, train, labelled)
+    stage = SweepStage(chain["label"], chain["embed"], wanted, network, labelled)
     return stage.knowing(known_rows(run_dir, stage.base))
 
 
@@ -85,12 +83,12 @@ def rows_of(output: StageOutput) -> list[dict[str, Any]]:
 
 
 def test_every_cell_is_measured_by_quadrant_beside_the_baselines(
-    chain: dict[str, StageOutput], tmp_path: Path
+    chain: dict[str, StageOutput], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train, run_dir = Counting(), Location.of(str(tmp_path))
-    wanted = cells(0.05, 0.1, seeds=2) + cells(0.1, depth=2)
-    found = rows_of(run(make_stage(chain, wanted, train, run_dir), run_dir))
-    assert train.trained == wanted
+    trained, run_dir = count_cells(monkeypatch), Location.of(str(tmp_path))
+    wanted = cells(0.05, 0.1, seeds=2)
+    found = rows_of(run(make_stage(chain, wanted, run_dir), run_dir))
+    assert trained == wanted
     for cell in wanted:
         of = [row for row in found if all(row[k] == v for k, v in dataclasses.asdict(cell).items())]
         models = {row["model"] for row in of if row["split"] == "Q4"}
@@ -102,52 +100,57 @@ def test_smaller_fractions_train_on_fewer_pairs_and_are_measured_on_the_same_q4(
     chain: dict[str, StageOutput], tmp_path: Path
 ) -> None:
     run_dir = Location.of(str(tmp_path))
-    found = rows_of(run(make_stage(chain, cells(0.04, 0.08, 0.12), Counting(), run_dir), run_dir))
+    found = rows_of(run(make_stage(chain, cells(0.04, 0.08, 0.12), run_dir), run_dir))
     zero = [row for row in found if (row["split"], row["model"]) == ("Q4", "zero")]
     assert [row["num_train_pairs"] for row in zero] == sorted({r["num_train_pairs"] for r in zero})
     assert len({row["mse"] for row in zero}) == len({row["scaled_mse"] for row in zero}) == 1
 
 
 def test_interrupted_sweep_goes_on_without_training_a_cell_twice(
-    chain: dict[str, StageOutput], tmp_path: Path
+    chain: dict[str, StageOutput], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_dir, wanted = Location.of(str(tmp_path)), cells(0.05, 0.1, seeds=2)
+    count_cells(monkeypatch, dies_at=3)
     with pytest.raises(KeyboardInterrupt):
-        run(make_stage(chain, wanted, Counting(dies_at=3), run_dir), run_dir)
-    train = Counting()
-    resumed = rows_of(run(make_stage(chain, wanted, train, run_dir), run_dir))
-    assert train.trained == wanted[3:]
+        run(make_stage(chain, wanted, run_dir), run_dir)
+    monkeypatch.undo()
+    trained = count_cells(monkeypatch)
+    resumed = rows_of(run(make_stage(chain, wanted, run_dir), run_dir))
+    assert trained == wanted[3:]
     other = Location.of(str(tmp_path / "other"))
-    assert resumed == rows_of(run(make_stage(chain, wanted, Counting(), other), other))
+    assert resumed == rows_of(run(make_stage(chain, wanted, other), other))
 
 
 def test_larger_grid_trains_only_what_no_sweep_has_finished(
-    chain: dict[str, StageOutput], tmp_path: Path
+    chain: dict[str, StageOutput], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_dir = Location.of(str(tmp_path))
-    first = run(make_stage(chain, cells(0.05, 0.1), Counting(), run_dir), run_dir)
-    train = Counting()
-    second = run(make_stage(chain, cells(0.05, 0.08, 0.1), train, run_dir), run_dir)
-    assert train.trained == cells(0.08)
+    first = run(make_stage(chain, cells(0.05, 0.1), run_dir), run_dir)
+    monkeypatch.undo()
+    trained = count_cells(monkeypatch)
+    second = run(make_stage(chain, cells(0.05, 0.08, 0.1), run_dir), run_dir)
+    assert trained == cells(0.08)
     assert [row for row in rows_of(second) if row["fraction"] != 0.08] == rows_of(first)
 
 
 def test_cells_of_other_training_are_not_taken_over(
-    chain: dict[str, StageOutput], tmp_path: Path
+    chain: dict[str, StageOutput], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_dir = Location.of(str(tmp_path))
-    run(make_stage(chain, cells(0.1), Counting(), run_dir), run_dir)
-    other = Counting()
-    other._train = TrainCell(dataclasses.replace(TRAINING, learning_rate=0.5), 0)
-    run(make_stage(chain, cells(0.1), other, run_dir), run_dir)
-    assert other.trained == cells(0.1)
+    run(make_stage(chain, cells(0.1), run_dir), run_dir)
+    training = dataclasses.replace(NETWORK.training, learning_rate=0.5)
+    other = dataclasses.replace(NETWORK, training=training)
+    trained = count_cells(monkeypatch)
+    run(make_stage(chain, cells(0.1), run_dir, other), run_dir)
+    assert trained == cells(0.1)
 
 
 def test_finished_cells_are_found_also_where_the_sweep_was_not_finished(
-    chain: dict[str, StageOutput], tmp_path: Path
+    chain: dict[str, StageOutput], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_dir = Location.of(str(tmp_path))
-    stage = make_stage(chain, cells(0.05, 0.1), Counting(dies_at=1), run_dir)
+    stage = make_stage(chain, cells(0.05, 0.1), run_dir)
+    count_cells(monkeypatch, dies_at=1)
     with pytest.raises(KeyboardInterrupt):
         run(stage, run_dir)
     assert len(finished_shards(stage_folder(stage, run_dir))) == 1
@@ -156,8 +159,8 @@ def test_finished_cells_are_found_also_where_the_sweep_was_not_finished(
 
 def test_table_and_plot_are_written(chain: dict[str, StageOutput], tmp_path: Path) -> None:
     run_dir = Location.of(str(tmp_path))
-    wanted = cells(0.05, 0.1, seeds=2) + cells(0.1, depth=2)
-    output = run(make_stage(chain, wanted, Counting(), run_dir), run_dir)
+    wanted = cells(0.05, 0.1, seeds=2)
+    output = run(make_stage(chain, wanted, run_dir), run_dir)
     result = publish(output.read(CELLS_TABLE), run_dir / "sweep")
     picture = Path(result.plot.path).read_bytes()
     assert picture.startswith(PNG_MAGIC)
@@ -166,7 +169,7 @@ def test_table_and_plot_are_written(chain: dict[str, StageOutput], tmp_path: Pat
     assert header.replace('"', "").split(",") == schemas.SWEEP_CELLS.names
     console = Console(width=200, record=True, file=(tmp_path / "out").open("w"))
     console.print(sweep_table(result.cells))
-    assert len(sweep_points(result.cells)) == 3
+    assert len(sweep_points(result.cells)) == 2
     assert "row + col mean" in console.export_text()
 
 
@@ -188,9 +191,9 @@ def recipe(folder: Path, **labels: Any) -> Config:
 
 def test_recipe_with_labels_enough_is_left_alone(tmp_path: Path) -> None:
     config = recipe(tmp_path, fraction=0.2)
-    plan = plan_sweep(config, SweepGrid((0.05, 0.2), (8, 16), (1, 2), 3))
+    plan = plan_sweep(config, SweepGrid((0.05, 0.2), (8, 16), 3))
     assert plan.config == config
-    assert len(plan.cells) == len(set(plan.cells)) == 2 * 2 * 2 * 3
+    assert len(plan.cells) == len(set(plan.cells)) == 2 * 2 * 3
     assert not plan.notices
 
 
@@ -213,7 +216,7 @@ def test_more_than_max_pairs_is_refused_with_the_key(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("grid", "option"),
     [({"fractions": (0.0,)}, "--label-fraction"), ({"fractions": (1.5,)}, "--label-fraction"),
-     ({"hidden": (0,)}, "--hidden"), ({"depths": (0, 1)}, "--depth"),
+     ({"hidden": (0,)}, "--hidden"),
      ({"num_seeds": 0}, "--seeds")],
 )  # fmt: skip
 def test_options_out_of_range_are_named(grid: dict[str, Any], option: str) -> None:
