@@ -17,14 +17,15 @@ import pyarrow.parquet as pq
 import torch
 import yaml
 
-from nncift_ray.config import ClusterConfig, load_config
-from nncift_ray.models.teachers import Measurement, MeasurementFailure
-from nncift_ray.pipeline import run, runner
-from nncift_ray.pipeline.blueprint import Trainers
-from nncift_ray.stages.driving.driver import execute_here
-from nncift_ray.stages.driving.ray_pool import ray_session
-from nncift_ray.stages.network.fit import train_here
-from nncift_ray.stages.teaching.warmup import warm_up_here
+from nncift_ray import pipeline
+from nncift_ray.network.step import train_here
+from nncift_ray.pipeline import Trainers, run
+from nncift_ray.recipe.loading import load_config
+from nncift_ray.recipe.sections import ClusterConfig
+from nncift_ray.runtime.driver import execute_here
+from nncift_ray.runtime.ray_pool import ray_session
+from nncift_ray.teachers import Measurement, MeasurementFailure
+from nncift_ray.teachers.warmup import warm_up_here
 from tests.golden.corpus import FILES, write_corpus
 from tests.golden.recipes import (
     CANDIDATES,
@@ -99,7 +100,7 @@ def run_recipe(name: str, folder: Path) -> Golden:
         TINY_MODEL: str(make_tiny_llama(folder / "model")),
     }
     recipe.write_text(yaml.safe_dump(recipe_tree(name, paths, str(run_dir))))
-    with mock.patch.object(runner, "trainers_of", train_in_this_process):
+    with mock.patch.object(pipeline, "trainers_of", train_in_this_process):
         run(load_config(recipe), execute=execute_here)
     return read_run(run_dir, corpus)
 
