@@ -12,7 +12,6 @@ from typing import Any
 import nncift_ray
 from nncift_ray.corpus.drift import MIN_EXAMPLES, DriftStage
 from nncift_ray.corpus.ingest import DeduplicateStage, IngestStage, RoleSource, find_sources
-from nncift_ray.corpus.sources import ReadLimits
 from nncift_ray.embedders import EmbedderFactory as MakesEmbedder
 from nncift_ray.embedders import EmbedStage
 from nncift_ray.engines.models import ResolvedModel, locate_model
@@ -172,14 +171,7 @@ class Extension:
         }
 
     def _ingest(self, outputs: Outputs) -> Stage:
-        data = self.config.data
-        return IngestStage(
-            self.sources,
-            layout=None if data.layout == "auto" else data.layout,
-            columns=data.columns,
-            limits=ReadLimits(max_chars=data.max_chars),
-            max_failed_fraction=data.max_failed_fraction,
-        )
+        return IngestStage(self.sources, self.config.data)
 
     def _deduplicate(self, outputs: Outputs) -> Stage:
         ingest = outputs["ingest"]

@@ -19,7 +19,7 @@ import nncift_ray
 from nncift_ray.corpus.examples import read_subtasks
 from nncift_ray.corpus.export import DATASET_FOLDER, DATASET_PARQUET, ExportStage
 from nncift_ray.corpus.ingest import DeduplicateStage, IngestStage, find_sources
-from nncift_ray.corpus.sources import ReadLimits, expand_sources
+from nncift_ray.corpus.sources import expand_sources
 from nncift_ray.embedders import EmbedStage
 from nncift_ray.engines.choose import resolve_engine_kind
 from nncift_ray.engines.lora import AdapterSpec, LoraModel, ModelOptions, TrainableModel, WholeModel
@@ -696,13 +696,7 @@ class Blueprint:
 
     def _ingest(self, outputs: Outputs) -> Stage:
         data = self.config.data
-        return IngestStage(
-            find_sources(data.candidates, data.targets, data.existing),
-            layout=None if data.layout == "auto" else data.layout,
-            columns=data.columns,
-            limits=ReadLimits(max_chars=data.max_chars),
-            max_failed_fraction=data.max_failed_fraction,
-        )
+        return IngestStage(find_sources(data.candidates, data.targets, data.existing), data)
 
     def _deduplicate(self, outputs: Outputs) -> Stage:
         return DeduplicateStage(outputs["ingest"])

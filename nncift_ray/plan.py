@@ -19,8 +19,10 @@ from typing import Literal, cast
 
 import numpy as np
 
-from nncift_ray.corpus.layouts import is_error, read_examples
-from nncift_ray.corpus.sources import ExampleRow, ReadLimits, SourceFile, expand_sources
+from nncift_ray.corpus.ingest import read_examples
+from nncift_ray.corpus.layouts import resolve_layout
+from nncift_ray.corpus.sources import SourceFile, expand_sources
+from nncift_ray.corpus.streams import ReadLimits
 from nncift_ray.engines.choose import resolve_engine_kind
 from nncift_ray.engines.models import ResolvedModel, resolve_embedder, resolve_language_model
 from nncift_ray.errors import DataError, NnciftError
@@ -119,25 +121,19 @@ def estimate_sources(config: Config, patterns: Sequence[str]) -> SourceEstimate:
 
 def _estimate_source(config: Config, source: SourceFile) -> SourceEstimate:
     data = config.data
-    rows = read_examples(
-        source,
-        "candidate",
-        layout_override=None if data.layout == "auto" else data.layout,
-        columns=data.columns,
-        limits=ReadLimits(max_chars=data.max_chars),
-    )
+    layout, limits = resolve_layout(data.layout, data.columns), ReadLimits(max_chars=data.max_chars)
+    rows = read_examples(source, "candidate", layout, limits)
     whole = source.size <= COUNTED_WHOLE_BYTES
     ids: set[str] = set()
     prompt_chars = response_chars = num_bytes = num_good = 0
     for row in rows if whole else islice(rows, SAMPLED_ROWS):
-        if is_error(row):
+        if "reason" in row:
             continue
-        example = cast("ExampleRow", row)
         num_good += 1
-        ids.add(example["example_id"])
-        prompt_chars += len(example["prompt"])
-        response_chars += len(example["response"])
-        num_bytes += len(example["record"].encode("utf-8", errors="replace"))
+        ids.add(row["example_id"])
+        prompt_chars += len(row["prompt"])
+        response_chars += len(row["response"])
+        num_bytes += len(row["record"].encode("utf-8", errors="replace"))
     if not num_good:
         return _EMPTY
     means = (prompt_chars / num_good, response_chars / num_good)

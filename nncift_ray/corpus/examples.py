@@ -8,7 +8,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -83,7 +83,7 @@ def iter_groups(examples: StageOutput, field: str | None) -> Iterator[str]:
         field: Field of the original record; None: the name of the source file.
     """
     for batch in examples.iter_batches("candidates", ["source" if field is None else "record"]):
-        for value in batch.column(0).to_pylist():
+        for value in cast("list[str]", batch.column(0).to_pylist()):
             if field is None:
                 yield value.rsplit("/", 1)[-1]
             else:

@@ -19,7 +19,7 @@ from nncift_ray.corpus.layouts import (
     conversation_turns,
     split_alpaca,
 )
-from nncift_ray.corpus.sources import BadRow
+from nncift_ray.corpus.streams import BadRow
 from nncift_ray.runtime import schemas
 from nncift_ray.runtime.output import Sink, StageOutput
 from nncift_ray.runtime.step import Shard, Stage, Worker

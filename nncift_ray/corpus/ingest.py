@@ -1,31 +1,154 @@
 """Ingest: source files become records, records become the numbered examples of each role.
 
-One row's way: a record of a file -> ``records`` (or ``errors``) of ``ingest`` -> ``candidates``,
+A row's way: a record of a file -> ``records`` (or ``errors``) of ``ingest`` -> ``candidates``,
 ``targets`` or ``existing`` of ``deduplicate``, where it has the number that every later table calls
 it by.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, cast
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, ClassVar, NotRequired, TypedDict, cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nncift_ray.corpus.layouts import batch_tables, count_layouts, read_examples
-from nncift_ray.corpus.sources import ReadLimits, SourceFile, content_digest, expand_sources
+from nncift_ray.corpus.examples import make_example_id
+from nncift_ray.corpus.formats import read_raw_records
+from nncift_ray.corpus.layouts import Layout, Record, detect_layout, resolve_layout, to_example
+from nncift_ray.corpus.sources import SourceFile, content_digest, expand_sources
+from nncift_ray.corpus.streams import BadRow, RawRecord, ReadLimits, make_excerpt
 from nncift_ray.errors import DataError
+from nncift_ray.recipe.sections import DataConfig
 from nncift_ray.runtime import schemas
 from nncift_ray.runtime.output import ERRORS_TABLE, Sink, StageOutput
 from nncift_ray.runtime.schemas import CANDIDATE, EXISTING, TABLE_OF_ROLE, TARGET
 from nncift_ray.runtime.step import Shard, Stage, Worker
 
-RECORDS, CANDIDATES, TARGETS, COPIES = "records", "candidates", "targets", "copies"
+RECORDS, COPIES = "records", "copies"
 KIBIBYTE = 1024
 BATCH_ROWS = 4_096
+#: A batch is also full at this many characters, so that long rows do not add up.
+MAX_BATCH_CHARS = 16 << 20
+
+
+class ExampleRow(TypedDict):
+    """A usable row, in the columns of ``schemas.RECORDS``."""
+
+    role: str
+    example_id: str
+    prompt: str
+    response: str
+    record: str
+    source: str
+    line: int
+    layout: str
+
+
+class ErrorRow(TypedDict):
+    """A row that could not be used, in the columns of ``schemas.ERRORS``."""
+
+    stage: str
+    source: str | None
+    line: int | None
+    example_id: NotRequired[str | None]
+    reason: str
+    message: str
+    excerpt: str | None
+
+
+def read_examples(
+    source: SourceFile,
+    role: str,
+    layout: Layout | None = None,
+    limits: ReadLimits | None = None,
+) -> Iterator[ExampleRow | ErrorRow]:
+    """Yield every record of a file as an example or as an error, in the order of the file.
+
+    Where no layout is given, the file's first records are read twice: once to find it.
+
+    Args:
+        source: The file.
+        role: ``schemas.CANDIDATE``, ``TARGET`` or ``EXISTING``.
+        layout: See ``layouts.resolve_layout``; None to find it.
+        limits: Bounds on a record.
+
+    Raises:
+        DataError: If the file cannot be opened, or its records fit no known layout.
+    """
+    limits = limits or ReadLimits()
+    layout = layout or _find_layout(source, limits)
+    for raw in read_raw_records(source, limits):
+        yield _to_row(raw, source.uri, role, layout, limits)
+
+
+def _find_layout(source: SourceFile, limits: ReadLimits) -> Layout | None:
+    """Decide on the first good records; None if there is none."""
+    good = (cast(Record, raw.value) for raw in read_raw_records(source, limits) if not raw.error)
+    try:
+        return detect_layout(islice(good, limits.sample_rows))
+    except DataError as error:
+        raise DataError(f"{source.uri}: {error}") from error
+
+
+def _to_row(
+    raw: RawRecord, uri: str, role: str, layout: Layout | None, limits: ReadLimits
+) -> ExampleRow | ErrorRow:
+    example = raw.error or to_example(cast(Record, raw.value), layout, limits.max_chars)
+    if isinstance(example, BadRow):
+        return {
+            "stage": IngestStage.name,
+            "source": uri,
+            "line": raw.line,
+            "example_id": None,
+            "reason": example.reason,
+            "message": example.message,
+            "excerpt": raw.excerpt if raw.error else make_excerpt(raw.record),
+        }
+    return {
+        "role": role,
+        "example_id": make_example_id(example.prompt, example.response),
+        "prompt": example.prompt,
+        "response": example.response,
+        "record": raw.record,
+        "source": uri,
+        "line": raw.line,
+        "layout": example.layout,
+    }
+
+
+def batch_tables(
+    rows: Iterable[ExampleRow | ErrorRow], batch_size: int = BATCH_ROWS
+) -> Iterator[tuple[pa.Table, pa.Table]]:
+    """Gather rows into (records, errors) tables of ``schemas.RECORDS`` and ``schemas.ERRORS``.
+
+    Together the two hold at most ``batch_size`` rows and about ``MAX_BATCH_CHARS`` characters.
+    """
+    good: list[ExampleRow] = []
+    bad: list[ErrorRow] = []
+    num_chars = 0
+    for row in rows:
+        if "reason" in row:
+            bad.append(row)
+        else:
+            good.append(row)
+            num_chars += len(row["record"]) + len(row["prompt"]) + len(row["response"])
+        if len(good) + len(bad) >= batch_size or num_chars >= MAX_BATCH_CHARS:
+            yield _to_tables(good, bad)
+            good, bad, num_chars = [], [], 0
+    if good or bad:
+        yield _to_tables(good, bad)
+
+
+def _to_tables(good: list[ExampleRow], bad: list[ErrorRow]) -> tuple[pa.Table, pa.Table]:
+    return (
+        pa.Table.from_pylist(cast("list[dict[str, object]]", good), schema=schemas.RECORDS),
+        pa.Table.from_pylist(cast("list[dict[str, object]]", bad), schema=schemas.ERRORS),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,87 +162,6 @@ class RoleSource:
     def settings(self) -> dict[str, str]:
         """What identifies the rows that come of it."""
         return {"role": self.role, "source": self.file.uri, "content": self.digest}
-
-
-class IngestStage(Stage):
-    """Reads each source file into ``records`` and ``errors``; an item is one file."""
-
-    name: ClassVar[str] = "ingest"
-    unit: ClassVar[str] = "KiB"
-    max_failed_key: ClassVar[str] = "data.max_failed_fraction"
-
-    def __init__(
-        self,
-        sources: Sequence[RoleSource],
-        *,
-        layout: str | None = None,
-        columns: Mapping[str, str] | None = None,
-        limits: ReadLimits | None = None,
-        max_failed_fraction: float = 1.0,
-    ) -> None:
-        """Read ``sources`` in the given order; see ``storage.example_rows.read_examples``."""
-        self.sources = tuple(sources)
-        self.layout = layout
-        self.columns = None if columns is None else dict(columns)
-        self.limits = limits or ReadLimits()
-        self.max_failed_fraction = max_failed_fraction
-
-    @property
-    def produces(self) -> Mapping[str, pa.Schema]:
-        """``records``: every usable row, duplicates still inside."""
-        return {RECORDS: schemas.RECORDS}
-
-    @property
-    def inputs(self) -> Mapping[str, StageOutput]:
-        """None: this is where data comes in."""
-        return {}
-
-    def settings(self) -> dict[str, Any]:
-        """The files by name and content, and how they are read."""
-        return {
-            "sources": [source.settings() for source in self.sources],
-            "layout": self.layout,
-            "columns": self.columns,
-            "limits": asdict(self.limits),
-        }
-
-    def num_items(self) -> int:
-        """The number of files."""
-        return len(self.sources)
-
-    def item_weight(self, start: int, stop: int) -> int:
-        """KiB of the files on disk."""
-        return sum(-(-source.file.size // KIBIBYTE) for source in self.sources[start:stop])
-
-    def make_worker(self) -> Worker:
-        """Return what reads files."""
-        return self._read
-
-    def _read(self, shard: Shard, sink: Sink) -> None:
-        for source in self.sources[shard.start : shard.stop]:
-            sink.facts[f"{source.role} {source.file.uri}"] = self._read_one(source, sink)
-
-    def _read_one(self, source: RoleSource, sink: Sink) -> dict[str, Any]:
-        """Stream one file into the tables; return the layouts found and the rows of each kind."""
-        layouts: dict[str, int] = {}
-        num_rows = num_errors = 0
-        rows = read_examples(
-            source.file,
-            source.role,
-            layout_override=self.layout,
-            columns=self.columns,
-            limits=self.limits,
-        )
-        for records, errors in batch_tables(rows):
-            if records.num_rows:
-                sink.write(RECORDS, records)
-            if errors.num_rows:
-                sink.write_errors(errors)
-            for name, count in count_layouts([records]).items():
-                layouts[name] = layouts.get(name, 0) + count
-            num_rows += records.num_rows
-            num_errors += errors.num_rows
-        return {"layouts": layouts, "rows": num_rows, ERRORS_TABLE: num_errors}
 
 
 def find_sources(
@@ -141,6 +183,73 @@ def find_sources(
     return sources
 
 
+class IngestStage(Stage):
+    """Reads each source file into ``records`` and ``errors``; an item is one file."""
+
+    name: ClassVar[str] = "ingest"
+    title: ClassVar[str] = "read the corpus"
+    unit: ClassVar[str] = "KiB"
+    max_failed_key: ClassVar[str] = "data.max_failed_fraction"
+
+    def __init__(self, sources: Sequence[RoleSource], data: DataConfig | None = None) -> None:
+        """Read the sources in the given order, as the recipe says (None: its defaults)."""
+        self.sources = tuple(sources)
+        self.data = data or DataConfig.model_construct()
+        self.max_failed_fraction = self.data.max_failed_fraction
+
+    @property
+    def produces(self) -> Mapping[str, pa.Schema]:
+        """``records``: every usable row, duplicates still inside."""
+        return {RECORDS: schemas.RECORDS}
+
+    @property
+    def inputs(self) -> Mapping[str, StageOutput]:
+        """None: this is where data comes in."""
+        return {}
+
+    def settings(self) -> dict[str, Any]:
+        """The files by name and content, and how they are read."""
+        return {
+            "sources": [source.settings() for source in self.sources],
+            "layout": self.data.layout,
+            "columns": self.data.columns,
+            "max_chars": self.data.max_chars,
+        }
+
+    def num_items(self) -> int:
+        """The number of files."""
+        return len(self.sources)
+
+    def item_weight(self, start: int, stop: int) -> int:
+        """KiB of the files on disk."""
+        return sum(-(-source.file.size // KIBIBYTE) for source in self.sources[start:stop])
+
+    def make_worker(self) -> Worker:
+        """Return what reads files."""
+        return self._read
+
+    def _read(self, shard: Shard, sink: Sink) -> None:
+        for source in self.sources[shard.start : shard.stop]:
+            sink.facts[f"{source.role} {source.file.uri}"] = self._read_one(source, sink)
+
+    def _read_one(self, source: RoleSource, sink: Sink) -> dict[str, Any]:
+        """Stream one file into the tables; return the layouts found and the rows of each kind."""
+        layouts: Counter[str] = Counter()
+        num_errors = 0
+        layout = resolve_layout(self.data.layout, self.data.columns)
+        limits = ReadLimits(max_chars=self.data.max_chars)
+        for records, errors in batch_tables(
+            read_examples(source.file, source.role, layout, limits)
+        ):
+            if records.num_rows:
+                sink.write(RECORDS, records)
+            if errors.num_rows:
+                sink.write_errors(errors)
+            layouts.update(cast("list[str]", records.column("layout").to_pylist()))
+            num_errors += errors.num_rows
+        return {"layouts": dict(layouts), "rows": layouts.total(), ERRORS_TABLE: num_errors}
+
+
 class DeduplicateStage(Stage):
     """Numbers the examples of each role; of exact copies only the first stays.
 
@@ -155,6 +264,7 @@ class DeduplicateStage(Stage):
     """
 
     name: ClassVar[str] = "deduplicate"
+    title: ClassVar[str] = "number the distinct examples"
 
     def __init__(self, ingest: StageOutput, parent: StageOutput | None = None) -> None:
         """Read the finished ingest, and the examples of a parent that this goes on from."""
@@ -188,27 +298,34 @@ class DeduplicateStage(Stage):
         return self._deduplicate
 
     def _deduplicate(self, shard: Shard, sink: Sink) -> None:
-        del shard
-        ids = _read_ids(self.ingest.iter_batches(RECORDS, columns=["role", "example_id"]))
-        self._check_roles(ids)
-        earlier = _ids_of_examples(self.parent)
-        ids = {role: np.concatenate([earlier[role], ids[role]]) for role in ids}
-        kept = {role: find_first_copies(of_role) for role, of_role in ids.items()}
+        new = {role: self._ids_of_records(role) for role in TABLE_OF_ROLE}
+        self._check_roles(new)
+        earlier = {role: self._ids_of_parent(table) for role, table in TABLE_OF_ROLE.items()}
+        ids = {role: np.concatenate([earlier[role], new[role]]) for role in TABLE_OF_ROLE}
+        num_copies = {role: find_first_copies(of_role) for role, of_role in ids.items()}
         seen = {role: len(of_role) for role, of_role in earlier.items()}
         written = dict(seen)
         for role, count in seen.items():
-            if (copies := _copies_table(role, kept[role][:count])).num_rows:
+            if (copies := _copies_table(role, num_copies[role][:count])).num_rows:
                 sink.write(COPIES, copies)
         for batch in self.ingest.iter_batches(RECORDS, batch_rows=BATCH_ROWS):
-            for role in ids:
-                records = pa.Table.from_batches([batch]).filter(pc.field("role") == role)
-                num_copies = kept[role][seen[role] : seen[role] + records.num_rows]
-                table = _number(records, num_copies, written[role])
+            for role, table in TABLE_OF_ROLE.items():
+                records = pa.Table.from_batches([_of_role(batch, role)])
+                copies_N = num_copies[role][seen[role] : seen[role] + records.num_rows]
+                examples = _number(records, copies_N, written[role])
                 seen[role] += records.num_rows
-                written[role] += table.num_rows
-                if table.num_rows:
-                    sink.write(TABLE_OF_ROLE[role], table)
+                written[role] += examples.num_rows
+                if examples.num_rows:
+                    sink.write(table, examples)
         sink.facts.update(_describe(ids, written))
+
+    def _ids_of_records(self, role: str) -> np.ndarray:
+        batches = self.ingest.iter_batches(RECORDS, ["role", "example_id"])
+        return _parse_ids(_of_role(batch, role).column("example_id") for batch in batches)
+
+    def _ids_of_parent(self, table: str) -> np.ndarray:
+        batches = self.parent.iter_batches(table, ["example_id"]) if self.parent else ()
+        return _parse_ids(batch.column("example_id") for batch in batches)
 
     def _check_roles(self, ids: Mapping[str, np.ndarray]) -> None:
         """Refuse a role that was asked for and has no usable row."""
@@ -248,22 +365,17 @@ def _group(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return order, np.flatnonzero(is_new)
 
 
-def _parse_ids(column: pa.Array) -> np.ndarray:
+def _of_role(records: pa.RecordBatch, role: str) -> pa.RecordBatch:
+    return records.filter(pc.equal(records.column("role"), pa.scalar(role)))
+
+
+def _parse_ids(columns: Iterable[pa.Array]) -> np.ndarray:
     """Return ids as [N, 2] unsigned 64-bit halves."""
-    text = "".join(cast("list[str]", column.to_pylist()))
-    return np.frombuffer(bytes.fromhex(text), dtype=">u8").reshape(-1, 2).astype(np.uint64)
-
-
-def _ids_of_examples(examples: StageOutput | None) -> dict[str, np.ndarray]:
-    """Read the ids of a parent's examples, by role; none where there is no parent."""
-    empty = np.empty((0, 2), dtype=np.uint64)
-    found = dict.fromkeys(TABLE_OF_ROLE, empty)
-    if examples is not None:
-        for role, table in TABLE_OF_ROLE.items():
-            batches = examples.iter_batches(table, ["example_id"])
-            parts = [_parse_ids(batch.column("example_id")) for batch in batches]
-            found[role] = np.concatenate([empty, *parts])
-    return found
+    parts = [np.empty((0, 2), dtype=np.uint64)]
+    for column in columns:
+        data = bytes.fromhex("".join(cast("list[str]", column.to_pylist())))
+        parts.append(np.frombuffer(data, dtype=">u8").reshape(-1, 2).astype(np.uint64))
+    return np.concatenate(parts)
 
 
 def _copies_table(role: str, num_copies: np.ndarray) -> pa.Table:
@@ -277,18 +389,6 @@ def _copies_table(role: str, num_copies: np.ndarray) -> pa.Table:
         },
         schema=schemas.COPIES,
     )
-
-
-def _read_ids(records: Iterable[pa.RecordBatch]) -> dict[str, np.ndarray]:
-    """Read the ids of each role as [N, 2] unsigned 64-bit halves."""
-    parts: dict[str, list[np.ndarray]] = {role: [] for role in TABLE_OF_ROLE}
-    for batch in records:
-        ids = _parse_ids(batch.column("example_id"))
-        for role, of_role in parts.items():
-            mask = pc.equal(batch.column("role"), pa.scalar(role)).to_numpy(zero_copy_only=False)
-            of_role.append(ids[mask])
-    empty = np.empty((0, 2), dtype=np.uint64)
-    return {role: np.concatenate([empty, *of_role]) for role, of_role in parts.items()}
 
 
 def _number(records: pa.Table, num_copies: np.ndarray, first_index: int) -> pa.Table:
@@ -307,17 +407,14 @@ def _number(records: pa.Table, num_copies: np.ndarray, first_index: int) -> pa.T
 
 
 def _describe(ids: Mapping[str, np.ndarray], written: Mapping[str, int]) -> dict[str, int]:
+    """Return the numbers of examples and of copies, and of those that are candidates, too."""
     facts: dict[str, int] = {}
     roles = [role for role in TABLE_OF_ROLE if role != EXISTING or len(ids[role])]
     for role in roles:
         facts[f"num_{TABLE_OF_ROLE[role]}"] = written[role]
         facts[f"num_duplicate_{TABLE_OF_ROLE[role]}"] = len(ids[role]) - written[role]
     for role in roles[1:]:
-        facts[f"num_{TABLE_OF_ROLE[role]}_among_candidates"] = _num_shared(ids, written, role)
+        _, starts = _group(np.concatenate([ids[CANDIDATE], ids[role]]))
+        num_shared = written[CANDIDATE] + written[role] - len(starts)
+        facts[f"num_{TABLE_OF_ROLE[role]}_among_candidates"] = num_shared
     return facts
-
-
-def _num_shared(ids: Mapping[str, np.ndarray], written: Mapping[str, int], role: str) -> int:
-    """Count the distinct examples of a role that are candidates, too."""
-    both = np.concatenate([ids[CANDIDATE], ids[role]])
-    return written[CANDIDATE] + written[role] - len(_group(both)[1])

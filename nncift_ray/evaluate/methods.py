@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from nncift_ray.corpus.hold_out import HoldOutStage
 from nncift_ray.corpus.ingest import DeduplicateStage, IngestStage, find_sources
-from nncift_ray.corpus.sources import ReadLimits, expand_sources
+from nncift_ray.corpus.sources import expand_sources
 from nncift_ray.embedders import Embedder
 from nncift_ray.engines.choose import resolve_engine_kind
 from nncift_ray.engines.models import ResolvedModel, resolve_embedder, resolve_language_model
@@ -466,15 +466,9 @@ def prepare_test(
     Raises:
         NnciftError: If it cannot be read, or no row is left; naming the test set.
     """
-    data, alone = bench.config.data, PoolUse(PoolConfig())
+    alone = PoolUse(PoolConfig())
     try:
-        ingest = IngestStage(
-            find_sources((), patterns),
-            layout=None if data.layout == "auto" else data.layout,
-            columns=data.columns,
-            limits=ReadLimits(max_chars=data.max_chars),
-            max_failed_fraction=data.max_failed_fraction,
-        )
+        ingest = IngestStage(find_sources((), patterns), bench.config.data)
         rows = bench.bring(DeduplicateStage(bench.bring(ingest, alone)), alone)
         output = bench.bring(HoldOutStage(rows, examples, name), alone)
     except NnciftError as error:

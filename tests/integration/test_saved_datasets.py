@@ -10,8 +10,8 @@ import pyarrow as pa
 import pytest
 
 from nncift_ray.corpus.export import write_exports
-from nncift_ray.corpus.layouts import read_examples
-from nncift_ray.corpus.sources import ExampleRow, expand_sources
+from nncift_ray.corpus.ingest import ExampleRow, read_examples
+from nncift_ray.corpus.sources import expand_sources
 from nncift_ray.errors import DataError
 from nncift_ray.runtime import schemas
 

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from nncift_ray.corpus.layouts import read_examples
-from nncift_ray.corpus.sources import ErrorRow, ExampleRow, ReadLimits, expand_sources
+from nncift_ray.corpus.ingest import ErrorRow, ExampleRow, read_examples
+from nncift_ray.corpus.sources import expand_sources
+from nncift_ray.corpus.streams import ReadLimits
 
 SMALL = ReadLimits(max_record_bytes=20_000, max_chars=2_000)
 
@@ -125,14 +126,12 @@ def interleave(kinds: list[Kind]) -> Iterator[Kind]:
     yield Kind("good last", good_pair(len(kinds)), None)
 
 
-def read_file(
-    path: Path, limits: ReadLimits = SMALL, **options: object
-) -> tuple[list[ExampleRow], list[ErrorRow]]:
+def read_file(path: Path, limits: ReadLimits = SMALL) -> tuple[list[ExampleRow], list[ErrorRow]]:
     """Read one corpus file to its end; return its examples and its errors."""
     (source,) = expand_sources([str(path)])
     good: list[ExampleRow] = []
     bad: list[ErrorRow] = []
-    for row in read_examples(source, "candidate", limits=limits, **options):  # type: ignore[arg-type]
+    for row in read_examples(source, "candidate", limits=limits):
         if "reason" in row:
             bad.append(row)
         else:

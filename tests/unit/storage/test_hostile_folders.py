@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from nncift_ray.corpus import sources as byte_streams
+from nncift_ray.corpus import streams as byte_streams
 from nncift_ray.corpus.sources import expand_sources
 from nncift_ray.errors import DataError
 from tests.unit.storage.hostile import good_pair, read_file

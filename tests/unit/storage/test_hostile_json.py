@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from nncift_ray.corpus.sources import EXCERPT_CHARS, ReadLimits
+from nncift_ray.corpus import streams
+from nncift_ray.corpus.streams import EXCERPT_CHARS, ReadLimits
 from nncift_ray.errors import DataError
 from tests.unit.storage.hostile import (
     ALL_JSON,
@@ -48,14 +49,69 @@ def test_hostile_lines_are_told_apart_whatever_ends_them(tmp_path: Path, newline
     assert reasons(bad) == [((line - 1) * step + 1, reason) for line, reason in errors]
 
 
+#: Rows that no parser gets past, so that an array ends with them.
+UNREADABLE = ["plain text", "cut object", "trailing comma", "single quotes", "bare key", "comment"]
+UNREADABLE += ["two objects", "5,000 digits", "raw NUL", "raw control", "NUL outside", "deep lists"]
+BROKEN = [kind for kind in BAD_JSON if kind.name in UNREADABLE]
+READABLE = [kind for kind in ALL_JSON if kind.name not in UNREADABLE]
+
+
 @pytest.mark.parametrize("separator", [b",", b",\n", b" ,\r\n\t"])
 def test_bad_elements_of_an_array_cost_only_themselves(tmp_path: Path, separator: bytes) -> None:
-    structural = {"cut object", "two objects"}  # these damage the array itself
-    rows = [row for row in interleave(ALL_JSON) if row.name not in structural]
+    rows = list(interleave(READABLE))
     path = tmp_path / "corpus.json"
     path.write_bytes(b"[\n" + separator.join(row.text for row in rows) + b"\n]\n")
     good, bad = read_file(path)
     assert ([row["line"] for row in good], reasons(bad)) == expected(rows)
+
+
+@pytest.mark.parametrize("wrapper", [b"[%s]", b'{"data": [%s]}'])
+@pytest.mark.parametrize("kind", BROKEN, ids=lambda kind: kind.name)
+def test_an_element_that_is_not_json_ends_the_array(
+    tmp_path: Path, kind: Kind, wrapper: bytes
+) -> None:
+    rows = [good_pair(0), good_pair(1), kind.text, good_pair(2)]
+    path = tmp_path / "corpus.json"
+    path.write_bytes(wrapper % b",".join(rows))
+    good, bad = read_file(path)
+    before = ["good 0", "good 1"]
+    assert [row["prompt"] for row in good] == before + (["a"] if kind.name == "two objects" else [])
+    ((line, reason),) = reasons(bad)
+    assert line == len(good) + 1
+    assert reason == kind.reason
+    assert "nothing more of the file is read" in bad[0]["message"]
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 7, 50])
+def test_an_array_is_read_the_same_whatever_the_chunks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
+    values = [b"12", b"-1.5e+3", b"true", rb'"\u00e9\ud83d\ude00"', '{"prompt": "\u4e2d"}'.encode()]
+    rows = [good_pair(0), rb'{"prompt": "\ud83d\ude00 \\ud800", "response": "r"}', *values]
+    path = tmp_path / "corpus.json"
+    path.write_bytes(b" [ " + b" ,".join(rows) + b" ] ")
+    whole = read_file(path)
+    monkeypatch.setattr(streams, "CHUNK_BYTES", chunk)
+    assert read_file(path) == whole
+    assert [row["line"] for row in whole[0]] == [1, 2]
+    assert [row["line"] for row in whole[1]] == [3, 4, 5, 6, 7]
+
+
+def test_an_endless_element_is_not_held(tmp_path: Path) -> None:
+    path = tmp_path / "corpus.json"
+    path.write_bytes(b"[" + good_pair(0) + b', {"prompt": "' + b"a" * 5_000_000 + b'"}]')
+    good, bad = read_file(path)
+    assert [row["prompt"] for row in good] == ["good 0"]
+    assert reasons(bad) == [(2, "too_long")]
+
+
+@pytest.mark.parametrize("opening", [b"[", b'{"a":'])
+def test_a_bomb_of_brackets_is_one_error(tmp_path: Path, opening: bytes) -> None:
+    path = tmp_path / "corpus.json"
+    path.write_bytes(b"[" + good_pair(0) + b"," + opening * 300_000)
+    good, bad = read_file(path, ReadLimits())
+    assert [row["prompt"] for row in good] == ["good 0"]
+    assert reasons(bad) == [(2, "too_deep")]
 
 
 def test_errors_hold_file_line_sentence_and_a_short_printable_excerpt(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from nncift_ray.corpus.layouts import (
     resolve_layout,
     to_example,
 )
-from nncift_ray.corpus.sources import BadRow
+from nncift_ray.corpus.streams import BadRow
 from nncift_ray.errors import DataError
 
 SYSTEM = {"role": "system", "content": "Be brief."}

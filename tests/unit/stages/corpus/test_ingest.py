@@ -11,6 +11,7 @@ import pytest
 
 from nncift_ray.corpus.ingest import DeduplicateStage, IngestStage, find_first_copies, find_sources
 from nncift_ray.errors import DataError
+from nncift_ray.recipe.sections import DataConfig
 from nncift_ray.runtime import schemas
 from nncift_ray.runtime.driver import execute_here, run_stage
 from nncift_ray.runtime.files import Location
@@ -136,7 +137,7 @@ def test_the_same_content_is_not_read_twice_and_changed_content_is(
 def test_the_stage_can_be_sent_to_actors(
     tmp_path: Path, corpus: tuple[list[str], list[str]]
 ) -> None:
-    stage = IngestStage(find_sources(*corpus), layout="auto", max_failed_fraction=0.5)
+    stage = IngestStage(find_sources(*corpus), DataConfig(candidates=("a",), max_chars=9_000))
     copy: IngestStage = pickle.loads(pickle.dumps(stage))  # noqa: S301  (our own bytes)
     assert copy.settings() == stage.settings()
     assert copy.item_weight(0, 3) == 3
