@@ -35,13 +35,7 @@ from nncift_ray.engines.vllm import vllm_available
 from nncift_ray.errors import ConfigError, ModelError, StageError, StorageError
 from nncift_ray.evaluate.tune import FULL, QLORA, Arithmetic, choose_arithmetic
 from nncift_ray.factories import EmbedderFactory, EngineFactory, TeacherFactory, actor_threads
-from nncift_ray.labels.sample import (
-    PAPER,
-    WHOLE_ROWS,
-    SampleDesign,
-    design_all_points,
-    design_whole_rows,
-)
+from nncift_ray.labels.sample import SampleDesign, design_of_scores
 from nncift_ray.labels.step import LabelSample, LabelStage, list_gradients
 from nncift_ray.network.step import BlockTraining, FitJob, FitStage, Trainer
 from nncift_ray.network.training import TrainingConfig
@@ -392,7 +386,7 @@ MAX_HOLDOUT_PAIRS = 500
 #: Keys that only a network has a use for, each with the value that asks for what a teacher's scores
 #: are made of anyway.
 _NETWORK_KEYS = {
-    "labels": {"design": PAPER, "fraction": 1.0, "holdout_pairs": 0},
+    "labels": {"fraction": 1.0, "holdout_pairs": 0},
     "pair_scores": {"mode": "exact", "activation_dtype": "float32", "half": False},
 }
 
@@ -432,7 +426,6 @@ def _design_of_training(
         holdout_pairs_per_quadrant=default_holdout if holdout is None else holdout,
         validation_fraction=labels.validation_fraction,
         seed=labels.seed,
-        layout=labels.design,
     )
 
 
@@ -443,17 +436,20 @@ def _design_of_scores(
     labels = config.labels
     key = "labels.label_pairs" if labels.label_pairs else "labels.max_pairs"
     most = labels.label_pairs or labels.max_pairs
-    kept = {"validation_fraction": labels.validation_fraction, "seed": labels.seed}
     try:
-        if block == POINTS:
-            return design_all_points(num_rows, most, **kept)
-        design = design_whole_rows(num_rows, num_candidates, block == WITHIN, most, **kept)
+        design = design_of_scores(
+            num_rows,
+            None if block == POINTS else num_candidates - (block == WITHIN),
+            most,
+            validation_fraction=labels.validation_fraction,
+            seed=labels.seed,
+        )
     except ValueError as error:
         raise ConfigError(
             f"{key} = {most:,}, block '{block}': with pair_scores.by teacher {error}. Raise {key}, "
             "or set pair_scores.by to network, which needs no label of every candidate."
         ) from error
-    if design.layout == WHOLE_ROWS and block == WITHIN and config.objective in GRAPH_CUTS:
+    if design.whole_rows and block == WITHIN and config.objective in GRAPH_CUTS:
         raise ConfigError(
             f"selection.objective: {config.objective} reads what every two candidates do for each "
             f"other, {num_rows * (num_rows - 1):,} pairs, and {key} = {most:,} allows fewer "

@@ -307,12 +307,9 @@ class LabelsConfig(Section):
 
     With ``pair_scores.by: teacher`` it labels everything: every pair, or every example of a
     pointwise teacher. ``label_pairs`` (or ``max_pairs``) then bounds the pairs to whole rows, and
-    ``design``, ``fraction`` and ``holdout_pairs`` are not read.
+    ``fraction`` and ``holdout_pairs`` are not read.
 
     Attributes:
-        design: Which pairs are labelled: "paper" (a square block), "rows" (many rows, few helpers),
-            "helpers" (few rows, many helpers), "balanced" (each row with a quarter of the helpers)
-            or "uniform" (pairs of all there are). All of them label equally many.
         fraction: Share of the rows and of the columns in the labelled block (paper: 0.05).
         label_pairs: Total pairs to label instead, held-out ones included, per block.
         max_pairs: Most pairs of a block that ``fraction`` may come to; 0.05 of a million rows would
@@ -326,7 +323,6 @@ class LabelsConfig(Section):
         pool: Actors.
     """
 
-    design: Literal["paper", "rows", "helpers", "balanced", "uniform"] = "paper"
     fraction: float = Field(default=0.05, gt=0, le=1)
     label_pairs: int | None = None
     max_pairs: int = Field(default=1_000_000, ge=1)

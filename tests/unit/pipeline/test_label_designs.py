@@ -53,8 +53,7 @@ def test_fewer_labels_are_whole_rows(key: str) -> None:
     designs = label_designs(config("teacher", {key: 25_500}), ("within", "cross"), 1000, 100)
     expected = {"within": 25 * 999, "cross": 25 * 1000}
     assert designs == {
-        block: SampleDesign(0.05, pairs, 0, 0.1, 0, "whole_rows")
-        for block, pairs in expected.items()
+        block: SampleDesign(None, pairs, 0, 0.1, 0, True) for block, pairs in expected.items()
     }
 
 
@@ -93,8 +92,8 @@ def test_existing_data_and_a_dense_table_are_refused() -> None:
 
 def test_keys_that_only_a_network_reads_are_named() -> None:
     assert unread_keys(config("teacher", ALL_LABELS)) == []
-    named = config("teacher", {"fraction": 0.3, "design": "rows"}, network={"num_hidden": 8},
+    named = config("teacher", {"fraction": 0.3}, network={"num_hidden": 8},
                    pair_scores={"by": "teacher", "mode": "auto"})  # fmt: skip
-    assert unread_keys(named) == ["labels.design", "labels.fraction", "pair_scores.mode", "network"]
+    assert unread_keys(named) == ["labels.fraction", "pair_scores.mode", "network"]
     notices = Blueprint(named, trainers_of, fetch=False)._teacher_notices()
-    assert "labels.design, labels.fraction, pair_scores.mode, network are not read" in notices[0]
+    assert "labels.fraction, pair_scores.mode, network are not read" in notices[0]

@@ -10,6 +10,7 @@ from nncift_ray.labels.sample import (
     SPLITS,
     PairSample,
     SampleDesign,
+    choose_evenly,
     draw_block,
     draw_points,
 )
@@ -176,10 +177,10 @@ def test_tables_without_a_pair_are_refused_in_a_sentence(
 @pytest.mark.parametrize(
     "design",
     [{"label_fraction": 0.0}, {"label_fraction": 5}, {"label_pairs": 0}, {"label_fraction": None},
-     {"validation_fraction": 1.0}, {"holdout_pairs_per_quadrant": -1}, {"layout": "rwos"}],
+     {"validation_fraction": 1.0}, {"holdout_pairs_per_quadrant": -1}],
 )  # fmt: skip
 def test_designs_out_of_range_are_refused(design: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="label_|holdout_|layout must be one of paper"):
+    with pytest.raises(ValueError, match="label_|holdout_"):
         SampleDesign(**design)
 
 
@@ -235,3 +236,21 @@ def test_more_points_than_examples_label_all_of_them() -> None:
 def test_no_example_makes_no_point() -> None:
     with pytest.raises(ValueError, match="no example to label"):
         draw_points(0, SampleDesign())
+
+
+def test_even_choice_takes_from_every_row_in_turn() -> None:
+    rows = np.repeat([3, 8, 5], [10, 4, 7])
+    chosen = choose_evenly(rows, 13, np.random.default_rng(0))
+    assert len(set(chosen.tolist())) == 13
+    assert sorted(np.unique(rows[chosen], return_counts=True)[1].tolist()) == [4, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "same"), [(600, 3000, False), (3000, 300, False), (1500, 1500, True)]
+)
+def test_q4_is_the_same_whatever_the_budget(rows: int, columns: int, same: bool) -> None:
+    small, large = (
+        draw_block(rows, columns, same, SampleDesign(None, pairs, 60)) for pairs in (1000, 3000)
+    )
+    assert len(pairs_of(small, "Q4")) == 60
+    assert pairs_of(small, "Q4") == pairs_of(large, "Q4")

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from nncift_ray.evaluate.methods import RANDOM, Subset, SubsetKey
-from nncift_ray.labels.sample import WHOLE_ROWS, SampleDesign
+from nncift_ray.labels.sample import SampleDesign
 from nncift_ray.labels.step import LabelSample, LabelStage
 from nncift_ray.recipe.loading import make_config
 from nncift_ray.recipe.sections import Config
@@ -66,9 +66,7 @@ def select_by_teacher(
         outputs[stage.name] = output
         return output
 
-    layout = {} if label_pairs is None else {"layout": WHOLE_ROWS}
-    design = SampleDesign(label_fraction=1.0, label_pairs=label_pairs,
-                          holdout_pairs_per_quadrant=0, seed=3, **layout)  # fmt: skip
+    design = SampleDesign(1.0, label_pairs, 0, seed=3, whole_rows=label_pairs is not None)
     examples, embeddings = outputs["deduplicate"], outputs["embed"]
     sample = LabelSample(examples, {CROSS: design}, needs_baseline=False, group_pairs=64)
     labels = run(LabelStage(sample, DeliftSeTeacher, DeliftSeTeacher, {"kind": "own"},
