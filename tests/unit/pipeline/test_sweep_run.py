@@ -74,9 +74,9 @@ def execute_pickled(stage: Stage, *rest: Any) -> Any:
 @pytest.mark.usefixtures("no_ray")
 def test_second_sweep_asks_no_teacher_and_trains_only_what_is_new(tmp_path: Path) -> None:
     config = recipe(tmp_path)
-    first, heard = run(config, SweepGrid((0.2, 0.4), (8,), (1, 2)))
+    first, heard = run(config, SweepGrid((0.2, 0.4), (8,), 2))
     assert {"label", "sweep"} <= set(heard.started)
-    second, again = run(config, SweepGrid((0.2, 0.4), (8, 16), (1, 2)))
+    second, again = run(config, SweepGrid((0.2, 0.4), (8, 16), 2))
     assert again.started == ["sweep"]
     assert "4 of 8 networks were trained by an earlier sweep" in again.notices
     assert second.cells.num_rows == 2 * first.cells.num_rows
