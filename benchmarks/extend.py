@@ -20,7 +20,7 @@ from typing import Any
 
 from benchmarks.machine import describe_commit, describe_machine
 from nncift_ray.extend import extend
-from nncift_ray.pipeline import Blueprint, open_run, run, trainers_of
+from nncift_ray.pipeline import Blueprint, open_run, run
 from nncift_ray.recipe.loading import make_config
 from nncift_ray.recipe.sections import Config
 from nncift_ray.runtime.driver import execute_here, run_stage
@@ -135,7 +135,7 @@ def score_with(
     networks: StageOutput, config: Config, outputs: dict[str, StageOutput]
 ) -> dict[str, StageOutput]:
     """Project, score and select a finished run's corpus with other networks."""
-    blueprint = Blueprint(config, trainers_of)
+    blueprint = Blueprint(config)
     found = {**outputs, "fit": networks}
     for name in PINNED:
         stage = blueprint.build(name, found)

@@ -189,6 +189,7 @@ class EmbedStage(RowStage):
     """Write ``candidates``, ``targets`` and ``existing``: one vector an example, in row order."""
 
     name: ClassVar[str] = "embed"
+    isolated: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -28,7 +28,6 @@ from nncift_ray.pipeline import (
     observed,
     open_run,
     read_record,
-    trainers_of,
 )
 from nncift_ray.plan import estimate_corpus
 from nncift_ray.recipe.loading import apply_override, make_config
@@ -107,7 +106,7 @@ class Extension:
         self.parent, self.config = parent, config
         self.sources, self._embedder = tuple(sources), embedder
         self._make_embedder = make_embedder
-        self.blueprint = Blueprint(config, trainers_of)
+        self.blueprint = Blueprint(config)
         for name, stage in CHAINED.items():
             version = parent.outputs[name].manifest.version
             if version != stage.version:

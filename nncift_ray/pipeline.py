@@ -37,7 +37,7 @@ from nncift_ray.evaluate.tune import FULL, QLORA, Arithmetic, choose_arithmetic
 from nncift_ray.factories import EmbedderFactory, EngineFactory, TeacherFactory, actor_threads
 from nncift_ray.labels.sample import SampleDesign, design_of_scores
 from nncift_ray.labels.step import LabelSample, LabelStage, list_gradients
-from nncift_ray.network.step import BlockTraining, FitJob, FitStage, Trainer
+from nncift_ray.network.step import BlockTraining, FitJob, FitStage
 from nncift_ray.network.training import TrainingConfig
 from nncift_ray.recipe.loading import make_config
 from nncift_ray.recipe.sections import (
@@ -68,6 +68,7 @@ from nncift_ray.runtime.ray_pool import (
     pool_resources,
     ray_session,
 )
+from nncift_ray.runtime.ray_train import RayWorkers
 from nncift_ray.runtime.schemas import CROSS, POINTS, WITHIN
 from nncift_ray.runtime.step import Resources, Stage
 from nncift_ray.runtime.stopping import stopping
@@ -97,7 +98,7 @@ from nncift_ray.teachers.base import TeacherContext, needs_gradients
 from nncift_ray.teachers.gradients import GradientsStage
 from nncift_ray.teachers.less import checkpoint_weights
 from nncift_ray.teachers.registry import load_teacher_class
-from nncift_ray.teachers.warmup import TrainingSettings, WarmupJob, WarmupStage, WarmupTrainer
+from nncift_ray.teachers.warmup import TrainingSettings, WarmupJob, WarmupStage
 
 
 @dataclass(frozen=True)
@@ -510,21 +511,12 @@ class PoolUse:
     max_actors: int | None = None
 
 
-@dataclass(frozen=True)
-class Trainers:
-    """What the stages train with that hand their work to a library of their own."""
-
-    fit: Trainer
-    warm_up: WarmupTrainer
-
-
 class Blueprint:
     """Builds the stages of one recipe."""
 
     def __init__(
         self,
         config: Config,
-        make_trainers: Callable[[Config, bool], Trainers],
         *,
         has_gpu: bool = False,
         fetch: bool = True,
@@ -533,14 +525,13 @@ class Blueprint:
 
         Args:
             config: The recipe.
-            make_trainers: Makes what the fit and warm-up stages train with, on a GPU or not.
             has_gpu: Whether teachers will find a GPU; a run sets it once it knows its cluster.
             fetch: Whether models may be downloaded; a plan may not.
 
         Raises:
             ConfigError: If the teacher cannot be used.
         """
-        self.config, self._fetch, self._make_trainers = config, fetch, make_trainers
+        self.config, self._fetch = config, fetch
         self.teaching = Teaching(config, has_gpu=has_gpu, fetch=fetch)
         try:
             self.blocks = blocks_of(
@@ -576,7 +567,9 @@ class Blueprint:
         config, teaching = self.config, self.teaching
         uses = {
             "embed": PoolUse(config.embedder.pool, can_use_gpu=True, single_threaded=False),
-            "warmup": PoolUse(PoolConfig(), can_use_gpu=True, single_threaded=False),
+            "warmup": PoolUse(
+                config.teacher.less.pool, can_use_gpu=True, single_threaded=False, max_actors=1
+            ),
             "gradients": PoolUse(config.teacher.less.pool, can_use_gpu=True, single_threaded=False),
             "label": PoolUse(
                 teaching.pool,
@@ -733,8 +726,13 @@ class Blueprint:
         reads = self.config.objective == TOP_K and POINTS not in self.blocks
         return self.config.data.subtask_by if reads else None
 
-    def _trainers(self) -> Trainers:
-        return self._make_trainers(self.config, self.teaching.has_gpu)
+    def _workers(self, num_workers: int, **each: Any) -> RayWorkers | None:
+        """Return Ray Train's workers; None where one trains, which needs no Ray Train."""
+        if num_workers == 1:
+            return None
+        folder = Location.of(self.config.run_dir) / TRAINING_FOLDER
+        timeout = self.config.cluster.placement_timeout
+        return RayWorkers(folder, num_workers, placement_timeout=timeout, **each)
 
     def _warmup(self, outputs: Outputs) -> Stage:
         self._label_sample(outputs)  # raises where labels would be too few
@@ -752,9 +750,14 @@ class Blueprint:
                 batch_size=less.batch_size,
                 seed=less.seed,
             ),
-            less.num_workers,
         )
-        return WarmupStage(job, self._trainers().warm_up, make_model.settings())
+        workers = self._workers(
+            less.num_workers,
+            num_cpus=less.pool.num_cpus or max(1, (os.cpu_count() or 1) // less.num_workers),
+            use_gpu=self.teaching.has_gpu,
+            labels=less.pool.labels or self.config.cluster.labels,
+        )
+        return WarmupStage(job, make_model.settings(), workers)
 
     def _gradients(self, outputs: Outputs) -> Stage:
         teacher = self.config.teacher
@@ -809,14 +812,9 @@ class Blueprint:
         return BlockTraining(network.num_hidden, training, network.min_steps)
 
     def _fit(self, outputs: Outputs) -> Stage:
-        job = FitJob(
-            outputs["label"],
-            outputs["embed"],
-            self.blocks,
-            self.block_training,
-            self.config.network.num_workers,
-        )
-        return FitStage(job, self._trainers().fit)
+        job = FitJob(outputs["label"], outputs["embed"], self.blocks, self.block_training)
+        labels = self.config.cluster.labels
+        return FitStage(job, self._workers(self.config.network.num_workers, labels=labels))
 
     def _project(self, outputs: Outputs) -> Stage:
         return ProjectStage(
@@ -1109,7 +1107,7 @@ def run(
     """
     reporter = reporter or LineReporter()
     run_dir = Location.of(config.run_dir)
-    blueprint = Blueprint(config, trainers_of)
+    blueprint = Blueprint(config)
     if until not in blueprint.stage_names:
         names = ", ".join(blueprint.stage_names)
         raise ConfigError(f"unknown stage '{until}'; the stages of this recipe are {names}")
@@ -1286,31 +1284,6 @@ def resources_for(use: PoolUse, cluster: ClusterConfig) -> Resources:
         local=cluster_address(cluster) is None,
         max_actors=use.max_actors,
         placement_timeout=cluster.placement_timeout,
-    )
-
-
-def trainers_of(config: Config, use_gpu: bool) -> Trainers:
-    """Return Ray Train as the recipe sizes it; its working files lie in the run directory."""
-    # Ray Train's import takes seconds, which a plan or a status need not pay.
-    from nncift_ray.ray_train import RayTrainer, RayWarmupTrainer
-
-    storage, less = Location.of(config.run_dir) / TRAINING_FOLDER, config.teacher.less
-    num_cpus = less.pool.num_cpus or max(1, (os.cpu_count() or 1) // less.num_workers)
-    return Trainers(
-        fit=RayTrainer(
-            storage=storage,
-            num_workers=config.network.num_workers,
-            labels=config.cluster.labels,
-            placement_timeout=config.cluster.placement_timeout,
-        ),
-        warm_up=RayWarmupTrainer(
-            storage=storage,
-            num_workers=less.num_workers,
-            num_cpus=num_cpus,
-            use_gpu=use_gpu,
-            labels=less.pool.labels or config.cluster.labels,
-            placement_timeout=config.cluster.placement_timeout,
-        ),
     )
 
 

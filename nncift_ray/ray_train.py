@@ -1,4 +1,4 @@
-"""Ray Train around what trains in one process: the network, the warm-up of LESS, fine-tuning.
+"""Ray Train around fine-tuning.
 
 Workers meet only where they average gradients, by gloo, which moves tensors of a CPU and of a GPU.
 Rank 0 leaves its result in one Ray Train checkpoint, which the driver reads and then deletes.
@@ -16,28 +16,17 @@ from typing import Any, TypeVar
 
 import ray.train
 import ray.train.torch
-import safetensors.numpy
-import torch
-import torch.distributed
 
-from nncift_ray.errors import NnciftError, StageError
+from nncift_ray.errors import StageError
 from nncift_ray.evaluate.tune import KeepTuned, TuneJob, TuningRecord, tune_here
-from nncift_ray.network.factored import FactoredNetwork
-from nncift_ray.network.step import FitJob, FittedBlock, train_here
-from nncift_ray.network.training import EpochRecord
 from nncift_ray.runtime.driver import StepProgress
 from nncift_ray.runtime.files import Location
 from nncift_ray.runtime.ray_pool import wait_for_place
+from nncift_ray.runtime.ray_train import average_gradients, users_error, worker_error
 from nncift_ray.runtime.step import PLACEMENT_TIMEOUT, Resources
 from nncift_ray.teachers.warmup import (
-    KeepCheckpoint,
     UnfitExample,
-    WarmupCheckpoint,
-    WarmupJob,
     Workers,
-    checkpoint_files,
-    parse_warmup,
-    warm_up_here,
 )
 
 HISTORY_NAME = "history.json"
@@ -63,7 +52,7 @@ class RayWorkers:
     def run(
         self,
         work: Callable[[dict[str, Any]], None],
-        job: FitJob | WarmupJob | TuneJob,
+        job: TuneJob,
         read: Callable[[Path], Result],
         **more: Any,
     ) -> Result:
@@ -136,50 +125,6 @@ class RayWorkers:
         return {"CPU": self.num_cpus} | ({"GPU": 1} if self.use_gpu else {})
 
 
-def users_error(error: ray.train.TrainingFailedError) -> NnciftError | None:
-    """Return what a worker raised for the user to mend, if one did."""
-    if isinstance(error, ray.train.WorkerGroupError):
-        for failure in error.worker_failures.values():
-            if isinstance(failure, NnciftError):
-                return failure
-    return None
-
-
-def worker_error(error: ray.train.TrainingFailedError) -> NnciftError:
-    """Return what a worker raised for the user to mend, else that training failed and why."""
-    return users_error(error) or StageError(
-        f"training failed {MAX_LOST_WORKERS + 1} times: {error}"
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class RayTrainer(RayWorkers):
-    """Trains the networks of a fit job (a fit.Trainer)."""
-
-    def __call__(self, job: FitJob) -> dict[str, FittedBlock]:
-        """Train and read the networks back."""
-        return self.run(
-            _fit_worker, job, lambda folder: {b: _read_fitted(folder, b) for b in job.blocks}
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class RayWarmupTrainer(RayWorkers):
-    """Trains the adapter of a warm-up job (a warmup.WarmupTrainer)."""
-
-    def __call__(self, job: WarmupJob, keep: KeepCheckpoint) -> list[UnfitExample]:
-        """Train and hand over the checkpoints one at a time."""
-
-        def read(folder: Path) -> list[UnfitExample]:
-            for number in range(job.training.num_epochs):
-                groups, facts = parse_warmup(number, lambda name: (folder / name).read_bytes())
-                keep(WarmupCheckpoint(**groups, **facts))
-            unfit = json.loads((folder / UNFIT_NAME).read_text(encoding="utf-8"))
-            return [UnfitExample(**example) for example in unfit]
-
-        return self.run(_warmup_worker, job, read)
-
-
 @dataclasses.dataclass(frozen=True)
 class RayTuner(RayWorkers):
     """Fine-tunes the model of a tune job (a tune.Tuner)."""
@@ -194,41 +139,6 @@ class RayTuner(RayWorkers):
             keep(folder / TUNED_FOLDER, record)
 
         self.run(_tune_worker, job, read, progress=progress)
-
-
-def _fit_worker(config: dict[str, Any]) -> None:
-    """Run in every Ray Train worker; rank 0 reports the networks."""
-    job: FitJob = config["job"]
-    place = _place()
-    fitted = train_here(
-        job, shard=(place.rank, place.world), reduce_gradients=place.reduce_gradients
-    )
-    losses = {
-        f"{block}_validation_loss": result.history[-1].validation_loss
-        for block, result in fitted.items()
-    }
-
-    def write(folder: Path) -> None:
-        for block, result in fitted.items():
-            _write_fitted(folder, block, result)
-
-    _report(losses, write)
-
-
-def _warmup_worker(config: dict[str, Any]) -> None:
-    """Run in every Ray Train worker; rank 0 reports the checkpoints."""
-    job: WarmupJob = config["job"]
-    checkpoints: list[WarmupCheckpoint] = []
-    unfit = warm_up_here(job, checkpoints.append, workers=_place())
-
-    def write(folder: Path) -> None:
-        for number, checkpoint in enumerate(checkpoints):
-            for name, content in checkpoint_files(number, checkpoint):
-                (folder / name).write_bytes(content)
-        told = json.dumps([dataclasses.asdict(example) for example in unfit])
-        (folder / UNFIT_NAME).write_text(told, encoding="utf-8")
-
-    _report({"train_loss": checkpoints[-1].train_loss}, write)
 
 
 def _tune_worker(config: dict[str, Any]) -> None:
@@ -264,27 +174,3 @@ def _report(metrics: dict[str, float], write: Callable[[Path], None]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         write(Path(folder))
         ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
-
-
-def average_gradients(parameters: list[torch.nn.Parameter]) -> None:
-    """Replace every gradient by its mean over the workers (gloo, in place)."""
-    world = torch.distributed.get_world_size()
-    for parameter in parameters:
-        if parameter.grad is not None:
-            torch.distributed.all_reduce(parameter.grad)
-            parameter.grad /= world
-
-
-def _write_fitted(folder: Path, block: str, fitted: FittedBlock) -> None:
-    content = safetensors.numpy.save(fitted.network.to_state())
-    (folder / f"{block}.safetensors").write_bytes(content)
-    history = [dataclasses.asdict(record) for record in fitted.history]
-    (folder / f"{block}-{HISTORY_NAME}").write_text(json.dumps(history), encoding="utf-8")
-
-
-def _read_fitted(folder: Path, block: str) -> FittedBlock:
-    state = safetensors.numpy.load((folder / f"{block}.safetensors").read_bytes())
-    history = json.loads((folder / f"{block}-{HISTORY_NAME}").read_text(encoding="utf-8"))
-    return FittedBlock(
-        FactoredNetwork.from_state(state), [EpochRecord(**record) for record in history]
-    )

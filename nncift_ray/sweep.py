@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from nncift_ray.errors import ConfigError
 from nncift_ray.labels.sample import TRAIN, VALIDATION, SampleDesign, count_pairs
 from nncift_ray.network.sweep import CELLS_TABLE, Cell, SweepStage
-from nncift_ray.pipeline import Blueprint, give_resources, observed, run, trainers_of
+from nncift_ray.pipeline import Blueprint, give_resources, observed, run
 from nncift_ray.plan import make_plan
 from nncift_ray.recipe.loading import make_config
 from nncift_ray.recipe.sections import Config
@@ -141,7 +141,7 @@ def sweep(
             for notice in plan.notices:
                 reporter.notice(notice)
             stage = _make_stage(plan, outputs, run_dir, reporter)
-            give_resources(stage, Blueprint(config, trainers_of))
+            give_resources(stage, Blueprint(config))
             output = run_stage(stage, run_dir, execute=execute, reporter=reporter)
     return publish(output.read(CELLS_TABLE, schema=schemas.SWEEP_CELLS), run_dir / SWEEP_FOLDER)
 
@@ -170,7 +170,7 @@ def _make_stage(
         labels,
         outputs["embed"],
         plan.cells,
-        Blueprint(config, trainers_of).block_training,
+        Blueprint(config).block_training,
         {block: measured_fraction(labels, examples, block) for block in blocks},
     )
     known = known_rows(run_dir, stage.base)
@@ -214,7 +214,7 @@ def measured_fraction(labels: StageOutput, examples: StageOutput, block: str) ->
 def _labelled_fractions(config: Config) -> dict[str, float]:
     """Return by block the fraction of the rows and of the columns that a recipe labels."""
     corpus = make_plan(config).corpus
-    blueprint = Blueprint(config, trainers_of, fetch=False)
+    blueprint = Blueprint(config, fetch=False)
     designs = blueprint.sample_designs(corpus.num_candidates, corpus.num_targets)
     return {
         block: _designed_fraction(

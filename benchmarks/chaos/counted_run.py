@@ -24,11 +24,12 @@ import ray
 from nncift_ray.errors import NnciftError
 from nncift_ray.pipeline import run
 from nncift_ray.recipe.loading import load_config
-from nncift_ray.runtime.driver import ShardOutcome, execute_here
+from nncift_ray.runtime.driver import execute_here
 from nncift_ray.runtime.files import Location
 from nncift_ray.runtime.output import Sink
 from nncift_ray.runtime.progress import LineReporter
 from nncift_ray.runtime.ray_pool import execute_on_ray
+from nncift_ray.runtime.shards import ShardOutcome
 from nncift_ray.runtime.step import Shard, Stage, Worker
 
 BEGUN, DONE = "begun", "done"

@@ -224,6 +224,10 @@ class IngestStage(Stage):
         """KiB of the files on disk."""
         return sum(-(-source.file.size // KIBIBYTE) for source in self.sources[start:stop])
 
+    def input_bytes(self) -> int:
+        """Size of the files."""
+        return sum(source.file.size for source in self.sources)
+
     def make_worker(self) -> Worker:
         """Return what reads files."""
         return self._read

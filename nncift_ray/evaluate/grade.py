@@ -67,6 +67,7 @@ class GradeStage(RowStage):
     """
 
     name: ClassVar[str] = "grade"
+    isolated: ClassVar[bool] = True
 
     def __init__(
         self,

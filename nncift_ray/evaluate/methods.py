@@ -32,7 +32,6 @@ from nncift_ray.pipeline import (
     TuningFactory,
     resources_for,
     run_stages,
-    trainers_of,
 )
 from nncift_ray.recipe.loading import make_config
 from nncift_ray.recipe.sections import (
@@ -165,7 +164,7 @@ def check_evaluation(config: Config) -> tuple[str, ...]:
     check_tests(config)
     notices = method_notices(config)
     for recipe in variants(config):
-        blueprint = Blueprint(recipe, trainers_of)
+        blueprint = Blueprint(recipe)
         blueprint.check()
         notices += blueprint.notices()
     return tuple(dict.fromkeys(notices))
@@ -390,7 +389,7 @@ class Workbench:
         Raises:
             NnciftError: As ``pipeline.runner.run``.
         """
-        blueprint = Blueprint(config, trainers_of, has_gpu=self.has_gpu)
+        blueprint = Blueprint(config, has_gpu=self.has_gpu)
         blueprint.check()
         for notice in blueprint.notices():
             self.reporter.notice(notice)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -227,7 +227,7 @@ class TuneStage(Stage):
     """Write ``tuning`` and, as files, a PEFT adapter or a whole model."""
 
     name: ClassVar[str] = "tune"
-    placement: ClassVar[Literal["pool", "driver"]] = "driver"
+    hands_over = True
     unit: ClassVar[str] = "runs"
 
     def __init__(

@@ -273,10 +273,10 @@ class LabelStage(Stage):
     def _rows(self, numbers: range) -> list[dict[str, Any]]:
         return self._sample.requests.slice(numbers.start, len(numbers)).to_pylist()
 
-    def condemned_with(self, killers: Sequence[int], rows: range) -> Mapping[int, str]:
+    def rows_to_quarantine(self, poison: Sequence[int], rows: range) -> Mapping[int, str]:
         """Condemn what holds an example that killed alone, or as the helped one of two helpers."""
         helpers_of: defaultdict[ExampleKey, set[ExampleKey | None]] = defaultdict(set)
-        for number in killers:
+        for number in poison:
             helped, helper = example_keys(self._rows(range(number, number + 1))[0])
             helpers_of[helped].add(helper)
         guilty = {key for key, helpers in helpers_of.items() if None in helpers or len(helpers) > 1}

@@ -1,4 +1,4 @@
-"""Fit: train the InfluenceNetwork of each block on the labels, with Ray Train.
+"""Fit: train the InfluenceNetwork of each block on the labels.
 
 The training itself is ``core.network.training`` and knows no Ray; here it is given workers, and its
 result is measured pair by pair against the baselines that say whether anything was learnt.
@@ -7,9 +7,10 @@ result is measured pair by pair against the baselines that say whether anything 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, TypedDict, Unpack
+from typing import Any, ClassVar, TypedDict, Unpack
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +31,7 @@ from nncift_ray.network.training import (
 )
 from nncift_ray.runtime import schemas
 from nncift_ray.runtime.output import Sink, StageOutput, column_matrix
+from nncift_ray.runtime.ray_train import RayWorkers, average_gradients, train_on_ray
 from nncift_ray.runtime.schemas import POINTS, WITHIN, helped_role
 from nncift_ray.runtime.step import Shard, Stage, Worker
 from nncift_ray.scores.exact import score_points
@@ -251,10 +253,6 @@ class FitJob:
     embeddings: StageOutput
     blocks: tuple[str, ...]
     network: BlockTraining
-    num_workers: int = 1  # sums over other numbers of workers round otherwise
-
-
-Trainer = Callable[[FitJob], Mapping[str, FittedBlock]]
 
 
 class FitStage(Stage):
@@ -262,12 +260,12 @@ class FitStage(Stage):
 
     name: ClassVar[str] = "fit"
     version: ClassVar[int] = 4
-    placement: ClassVar[Literal["pool", "driver"]] = "driver"
     unit: ClassVar[str] = "runs"
 
-    def __init__(self, job: FitJob, train: Trainer) -> None:
-        """Train with ``train``: Ray Train, or ``train_here`` with no Ray at all."""
-        self._job, self._train = job, train
+    def __init__(self, job: FitJob, workers: RayWorkers | None = None) -> None:
+        """Train with Ray Train's workers, or in one process where there are none."""
+        self._job, self._workers = job, workers
+        self.hands_over = workers is not None
         self.seed = job.network.training.seed
 
     @property
@@ -291,7 +289,8 @@ class FitStage(Stage):
         return {
             "blocks": list(self._job.blocks),
             "network": network,
-            "num_workers": self._job.num_workers,
+            # Sums over other numbers of workers round otherwise.
+            "num_workers": 1 if self._workers is None else self._workers.num_workers,
             "stop": {"num_folds": NUM_FOLDS, "patience_share": PATIENCE_SHARE},
         }
 
@@ -303,7 +302,7 @@ class FitStage(Stage):
         """Return the run."""
 
         def fit(shard: Shard, sink: Sink) -> None:
-            fitted = self._train(self._job)
+            fitted = train_blocks(self._job, self._workers)
             for block in self._job.blocks:
                 write_block(
                     sink,
@@ -316,19 +315,22 @@ class FitStage(Stage):
         return fit
 
 
-def train_here(
-    job: FitJob,
-    *,
-    shard: tuple[int, int] = (0, 1),
-    reduce_gradients: ReduceGradients | None = None,
-) -> dict[str, FittedBlock]:
-    """Train all blocks in this process, as worker ``shard`` = (rank, number of workers)."""
+def train_blocks(job: FitJob, workers: RayWorkers | None = None) -> dict[str, FittedBlock]:
+    """Train all blocks, in this process or with Ray Train's workers."""
+    if workers is None:
+        return train_here(job)
+    return train_on_ray(functools.partial(train_here, job), workers)
+
+
+def train_here(job: FitJob, rank: int = 0, num_workers: int = 1) -> dict[str, FittedBlock]:
+    """Train all blocks in this process, alone or as one of several workers."""
+    reduce_gradients = average_gradients if num_workers > 1 else None
     return {
         block: fit_block(
             read_block_labels(job.labels, job.embeddings, block),
             block,
             job.network,
-            shard=shard,
+            shard=(rank, num_workers),
             reduce_gradients=reduce_gradients,
         )
         for block in job.blocks

@@ -11,16 +11,13 @@ import contextlib
 import json
 import threading
 import time
-import traceback
 import uuid
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Iterable, Iterator
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any
 
 from nncift_ray import errors as error_module
-from nncift_ray.errors import EngineDiedError, NnciftError, StageError, StorageError
-from nncift_ray.recipe.secrets import redact
+from nncift_ray.errors import NnciftError, StageError, StorageError
 from nncift_ray.runtime.files import Location, delete_temporaries
 from nncift_ray.runtime.output import (
     BEGUN_NAME,
@@ -36,261 +33,17 @@ from nncift_ray.runtime.output import (
     describe_environment,
     fingerprint,
     remaining_ranges,
-    shard_name,
     utc_now,
 )
-from nncift_ray.runtime.poison import (
-    LAST,
-    LOAD,
-    MAX_DEATHS,
-    MAX_KILLERS_OF_AN_ITEM,
-    MAX_SEARCH_DEATHS,
-    WHOLE,
-    AttemptLog,
-    KillerBook,
-    Whereabouts,
-    find_killers,
-    hopeless_items,
-    next_suspect,
-)
 from nncift_ray.runtime.progress import Reporter
-from nncift_ray.runtime.step import KILLED_WORKER, Shard, Stage, Worker
-
-ATTEMPTS_FOLDER = "attempts"
-KILLERS_FOLDER = "killers"
-KILLED_ALONE = f"its worker was killed {MAX_DEATHS} times with nothing but this row to do"
-HOPELESS_ITEM = (
-    f"the first {MAX_KILLERS_OF_AN_ITEM} rows of its group each killed their worker alone, so the "
-    "rest of the group was not tried"
+from nncift_ray.runtime.shards import (
+    ATTEMPTS_FOLDER,
+    ShardOutcome,
+    ShardRunner,
+    missing_parts,
+    record_file,
 )
-
-#: "": nothing special. "start": no worker could be made. "killed": the shard killed its workers; it
-#: has a record if it could be run without some of its rows.
-Cause = Literal["", "start", "killed"]
-
-
-@dataclass(frozen=True, slots=True)
-class ShardOutcome:
-    """What came of one shard: its record, or the error that stopped it."""
-
-    shard: Shard
-    record: ShardRecord | None
-    error_type: str = ""
-    error_message: str = ""
-    error_trace: str = ""
-    cause: Cause = ""
-
-
-def failed_outcome(shard: Shard, error: BaseException, cause: Cause = "") -> ShardOutcome:
-    """Describe an error so that it can cross a process boundary, without secrets it may quote."""
-    trace = redact("".join(traceback.format_exception(error)))
-    return ShardOutcome(shard, None, type(error).__name__, redact(str(error)), trace, cause)
-
-
-def record_file(folder: Location, shard: Shard) -> Location:
-    """Return where a shard's record lies once the shard is finished."""
-    return folder / SHARD_FOLDER / f"{shard_name(shard.start, shard.stop)}.json"
-
-
-def missing_parts(folder: Location, record: ShardRecord) -> list[str]:
-    """Return the parts of a shard that are not there in the recorded size."""
-    return [part.name for part in record.parts if (folder / part.name).size() != part.bytes]
-
-
-def find_record(folder: Location, shard: Shard) -> ShardRecord | None:
-    """Return the record of a shard that is finished, with all its parts there."""
-    file = record_file(folder, shard)
-    if file.size() is None:
-        return None
-    record = ShardRecord.read(file.read_bytes(), str(file))
-    return None if missing_parts(folder, record) else record
-
-
-def execute_shard(stage: Stage, worker: Worker, folder: Location, shard: Shard) -> ShardOutcome:
-    """Run one shard and write its parts, then its record.
-
-    Errors are returned, not raised, but for the one that only a new worker can mend.
-
-    Raises:
-        EngineDiedError: If the worker lost the engine it works with.
-    """
-    sink = Sink(folder, stage.name, shard.start, shard.stop, stage.check_schema)
-    started = time.monotonic()
-    try:
-        worker(shard, sink)
-        units = stage.item_weight(shard.start, shard.stop)
-        record = sink.finish(time.monotonic() - started, units)
-        record_file(folder, shard).write_bytes(record.model_dump_json().encode())
-    except BaseException as error:
-        sink.abort()
-        if isinstance(error, EngineDiedError) or not isinstance(error, (Exception, SystemExit)):
-            raise
-        return failed_outcome(shard, error)
-    return ShardOutcome(shard, record)
-
-
-class ShardRunner:
-    """Runs shards with one worker, which is made for the first shard and again when it dies."""
-
-    def __init__(
-        self,
-        stage: Stage,
-        folder: Location,
-        session: str,
-        on_load: Callable[[float], None] = lambda seconds: None,
-        here: Whereabouts | None = None,
-    ) -> None:
-        """Run shards of a stage; deaths count together within a session, and only there.
-
-        ``on_load`` hears how many seconds it took to make a worker. ``here`` is where this runner
-        is, so that a lost node is told from work that kills.
-        """
-        self._stage, self._folder, self._on_load = stage, folder, on_load
-        self._here = here
-        self._attempts = folder / ATTEMPTS_FOLDER / session
-        self._killers = KillerBook(self._attempts / KILLERS_FOLDER)
-        self._worker: Worker | None = None
-
-    def run(self, shard: Shard) -> ShardOutcome:
-        """Bring a shard to its outcome; errors are returned, not raised."""
-        try:
-            name = f"{shard_name(shard.start, shard.stop)}.json"
-            log = AttemptLog(self._attempts / name, self._here)
-            record = find_record(self._folder, shard)
-            if record is not None:  # its worker was lost before the driver had heard of it
-                log.close()
-                return ShardOutcome(shard, record, cause="killed" if log.was_left_in(LAST) else "")
-            outcome: ShardOutcome | None = None
-            while outcome is None:
-                try:
-                    outcome = self._attempt(shard, log)
-                except EngineDiedError:  # noted in the log, which decides what is done next
-                    self._worker = None
-            log.close()
-        except Exception as error:  # noqa: BLE001  (the run directory's; the driver decides)
-            return failed_outcome(shard, error)
-        return replace(outcome, shard=shard)
-
-    def _attempt(self, shard: Shard, log: AttemptLog) -> ShardOutcome:
-        """Go on with a shard from where its log ends."""
-        if log.deaths(LOAD) >= MAX_DEATHS:
-            return self._give_up(shard, log, "start", "was killed while it was being made")
-        try:
-            worker = self._ready_worker(log)
-        except EngineDiedError:
-            raise
-        except (Exception, SystemExit) as error:  # noqa: BLE001  (the driver decides)
-            return failed_outcome(shard, error, "start")
-        if log.deaths(WHOLE) >= MAX_DEATHS:
-            return self._run_without_killers(shard, worker, log)
-        rows = self._stage.row_numbers(shard.start, shard.stop)
-        skip = self._stage.condemned_with(self._killers.read(), rows)
-        with log.step(WHOLE):
-            return execute_shard(self._stage, worker, self._folder, replace(shard, skip=skip))
-
-    def _ready_worker(self, log: AttemptLog) -> Worker:
-        if self._worker is None:
-            started = time.monotonic()
-            with log.step(LOAD):
-                self._worker = self._stage.make_worker()
-            self._on_load(time.monotonic() - started)
-        return self._worker
-
-    def _run_without_killers(self, shard: Shard, worker: Worker, log: AttemptLog) -> ShardOutcome:
-        """Search the rows that kill, then run the shard without them."""
-        stage = self._stage
-        items = [stage.row_numbers(at, at + 1) for at in range(shard.start, shard.stop)]
-        while True:
-            killers = find_killers(items, log)
-            if killers and not stage.divisible:
-                what = f"was killed by items {killers[0]}..{killers[0] + 1} alone"
-                return self._give_up(shard, log, "killed", what)
-            hopeless = hopeless_items(items, killers, log)
-            skip = self._rows_to_skip(items, killers, hopeless)
-            suspect = next_suspect(items, skip, log)
-            if suspect is None:
-                break
-            if log.num_deaths >= MAX_SEARCH_DEATHS:
-                what = "was killed by more and more of its rows, so it is hardly the rows"
-                return self._give_up(shard, log, "killed", what)
-            self._probe(shard, suspect, skip, worker, log)
-        if log.deaths(LAST) >= MAX_DEATHS:
-            what = "was killed by the whole, though it went well with each part"
-            return self._give_up(shard, log, "killed", what)
-        self._killers.add(shard_name(shard.start, shard.stop), _outside(hopeless, killers))
-        with log.step(LAST):
-            outcome = execute_shard(stage, worker, self._folder, replace(shard, skip=skip))
-        return replace(outcome, cause="killed")
-
-    def _rows_to_skip(
-        self, items: Sequence[range], killers: Sequence[int], hopeless: Sequence[range]
-    ) -> Mapping[int, str]:
-        """Return the rows not to run, each with the reason: killers, and what stands with them."""
-        rows = range(items[0].start, items[-1].stop)
-        # An item that kills as a whole accuses what its rows share, not each row.
-        accused = [*self._killers.read(), *_outside(hopeless, killers)]
-        skip = dict(self._stage.condemned_with(accused, rows))
-        for item in hopeless:
-            skip |= dict.fromkeys(item, HOPELESS_ITEM)
-        return skip | dict.fromkeys(killers, KILLED_ALONE)
-
-    def _probe(
-        self, shard: Shard, rows: range, skip: Mapping[int, str], worker: Worker, log: AttemptLog
-    ) -> None:
-        """Try some rows of a shard alone; nothing of it is kept."""
-        stage = self._stage
-        part = (
-            replace(shard, rows=rows, skip=skip)
-            if stage.divisible
-            else Shard(rows.start, rows.stop)
-        )
-        sink = Sink(self._folder, stage.name, shard.start, shard.stop, stage.check_schema)
-        try:
-            with log.probe(rows):
-                worker(part, sink)
-        finally:
-            sink.abort()
-
-    def _give_up(self, shard: Shard, log: AttemptLog, cause: Cause, what: str) -> ShardOutcome:
-        last_words = f" The engine's last words: {log.last_words}" if log.last_words else ""
-        error = StageError(
-            f"the worker of items {shard.start}..{shard.stop} {what} ({log.num_deaths} deaths). "
-            f"Most often that is memory: {self._stage.memory_advice}.{last_words}"
-        )
-        return failed_outcome(shard, error, cause)
-
-
-def _outside(items: Sequence[range], rows: Sequence[int]) -> list[int]:
-    return [row for row in rows if not any(row in item for item in items)]
-
-
-def describe_outcome(outcome: ShardOutcome) -> dict[str, Any]:
-    """Write an outcome as a flat row of strings and numbers."""
-    return {
-        "start": outcome.shard.start,
-        "stop": outcome.shard.stop,
-        "record": "" if outcome.record is None else outcome.record.model_dump_json(),
-        "error_type": outcome.error_type,
-        "error_message": outcome.error_message,
-        "error_trace": outcome.error_trace,
-        "cause": outcome.cause,
-    }
-
-
-def parse_outcome(row: dict[str, Any]) -> ShardOutcome:
-    """Read what ``describe_outcome`` wrote."""
-    record = ShardRecord.model_validate_json(row["record"]) if row["record"] else None
-    return ShardOutcome(
-        Shard(int(row["start"]), int(row["stop"])),
-        record,
-        row["error_type"],
-        row["error_message"],
-        row["error_trace"],
-        row["cause"],
-    )
-
-
-# The one driver of all stages: skip, shard, run, check, record, finish.
+from nncift_ray.runtime.step import KILLED_WORKER, Shard, Stage
 
 MAX_SHARD_ATTEMPTS = 2
 #: So many shards lost to dying or unmakeable workers, with none finished, stop a stage at once.
@@ -341,9 +94,11 @@ def without_overlaps(records: Iterable[ShardRecord]) -> list[ShardRecord]:
     return kept
 
 
-def execute_here(stage: Stage, folder: Location, shards: list[Shard]) -> Iterator[ShardOutcome]:
-    """Run shards one after another in this process (an Executor)."""
-    runner = ShardRunner(stage, folder, session=uuid.uuid4().hex)
+def execute_here(
+    stage: Stage, folder: Location, shards: list[Shard], **hooks: Any
+) -> Iterator[ShardOutcome]:
+    """Run shards one after another in this process (an Executor); ``hooks`` are ShardRunner's."""
+    runner = ShardRunner(stage, folder, uuid.uuid4().hex, **hooks)
     for shard in shards:
         outcome = runner.run(shard)
         yield outcome
@@ -460,7 +215,7 @@ def _run_remaining(
                 finished.append(outcome)
                 _report_finished(stage, outcome, reporter)
             _check_survivors(stage, folder, failed, finished)
-        shards = [outcome.shard for outcome in failed]
+        shards = [Shard(outcome.start, outcome.stop) for outcome in failed]
         if any(_users_error(outcome) for outcome in failed):
             break
     if failed:
@@ -488,7 +243,7 @@ def _check_survivors(
     if len(finished) + sum(outcome.cause != "" for outcome in failed) < MAX_LOST_SHARDS:
         return
     for outcome in finished:  # the next run shall try their rows again
-        record_file(folder, outcome.shard).delete()
+        record_file(folder, Shard(outcome.start, outcome.stop)).delete()
     if failed:
         raise _error_of(stage, failed, 0)
     raise StageError(
@@ -500,13 +255,13 @@ def _check_survivors(
 def _is_emptied(stage: Stage, outcome: ShardOutcome) -> bool:
     """Whether a shard was finished only by giving up all of its rows."""
     num_failures = outcome.record.num_failures if outcome.record is not None else 0
-    rows = stage.row_numbers(outcome.shard.start, outcome.shard.stop)
+    rows = stage.row_numbers(outcome.start, outcome.stop)
     return outcome.cause == "killed" and num_failures >= len(rows)
 
 
 def _report_failed(stage: Stage, outcome: ShardOutcome, reporter: Reporter) -> None:
     error = f"{outcome.error_type}: {outcome.error_message}"
-    reporter.shard_failed(stage.name, outcome.shard.start, outcome.shard.stop, error)
+    reporter.shard_failed(stage.name, outcome.start, outcome.stop, error)
 
 
 def _report_finished(stage: Stage, outcome: ShardOutcome, reporter: Reporter) -> None:
@@ -514,7 +269,7 @@ def _report_finished(stage: Stage, outcome: ShardOutcome, reporter: Reporter) ->
         reporter.shard_finished(stage.name, outcome.record)
     if outcome.cause == "killed" and outcome.record is not None and outcome.record.num_failures:
         reporter.notice(
-            f"stage '{stage.name}': rows of items {outcome.shard.start}..{outcome.shard.stop} "
+            f"stage '{stage.name}': rows of items {outcome.start}..{outcome.stop} "
             f"killed their worker each time; they are in its errors table as '{KILLED_WORKER}'"
         )
 
@@ -548,7 +303,7 @@ def _error_of(stage: Stage, failed: list[ShardOutcome], num_finished: int) -> Nn
     first = failed[0]
     return StageError(
         f"stage '{stage.name}': {len(failed)} shard(s) failed {MAX_SHARD_ATTEMPTS} times, the "
-        f"first is items {first.shard.start}..{first.shard.stop}: {first.error_type}: "
+        f"first is items {first.start}..{first.stop}: {first.error_type}: "
         f"{first.error_message}{_memory_advice(stage, first)}\n{kept}\n{first.error_trace}"
     )
 
@@ -585,7 +340,7 @@ def _sweep(folder: Location) -> None:
     (folder / BEGUN_NAME).delete()
     attempts = folder / ATTEMPTS_FOLDER
     if attempts.exists():
-        attempts.fs.delete_dir(attempts.path)
+        attempts.delete_folder()
         delete_temporaries(folder)
 
 

@@ -449,6 +449,11 @@ class Location:
         with contextlib.suppress(FileNotFoundError):
             self.fs.delete_file(self.path)
 
+    def delete_folder(self) -> None:
+        """Delete the folder with all below it, if it is there."""
+        if self.exists():
+            self.fs.delete_dir(self.path)
+
     @contextlib.contextmanager
     def open_whole(self) -> Generator[HashingWriter]:
         """Open for writing so that the file appears complete or not at all.

@@ -416,6 +416,11 @@ class StageOutput:
         parts = self.manifest.table_parts(table)
         return [(self.folder / part.name, part) for part in parts]
 
+    @property
+    def num_bytes(self) -> int:
+        """Size of all its tables and files."""
+        return sum(part.bytes for shard in self.manifest.shards for part in shard.parts)
+
     def num_rows(self, table: str) -> int:
         """Return the rows of a table, from the manifest alone."""
         return sum(part.rows for _, part in self.table_parts(table))
@@ -525,6 +530,11 @@ class ChainedOutput(StageOutput):
         failures = parent.manifest.num_failures + own.manifest.num_failures
         super().__init__(own.folder, own.manifest.model_copy(update={"num_failures": failures}))
         self.parent, self.own = parent, own
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of both."""
+        return self.parent.num_bytes + self.own.num_bytes
 
     def table_parts(self, table: str) -> list[tuple[Location, PartRecord]]:
         """Return where each part of a table lies, the parent's first."""

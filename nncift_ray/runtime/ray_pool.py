@@ -13,7 +13,7 @@ import uuid
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar, cast
 
 import ray
 import ray.data
@@ -24,16 +24,10 @@ from ray.data import ActorPoolStrategy, DataContext
 
 from nncift_ray.errors import StageError
 from nncift_ray.recipe.sections import ClusterConfig, PoolConfig
-from nncift_ray.runtime.driver import (
-    ShardOutcome,
-    ShardRunner,
-    describe_outcome,
-    execute_here,
-    parse_outcome,
-)
+from nncift_ray.runtime.driver import execute_here
 from nncift_ray.runtime.files import Location
 from nncift_ray.runtime.metrics import WorkerMetrics, run_of
-from nncift_ray.runtime.poison import Whereabouts
+from nncift_ray.runtime.shards import ShardOutcome, ShardRunner
 from nncift_ray.runtime.step import PLACEMENT_TIMEOUT, Resources, Shard, Stage
 
 POLL_SECONDS = 1.0
@@ -143,25 +137,57 @@ def watch_placement(
         StageError: If there was no place for ``timeout_seconds``, saying what is missing.
     """
     patience = _Patience(stage_name, Wanted.of(resources), timeout_seconds, nodes, clock)
-    arrived: queue.Queue[_Arrival[Item]] = queue.Queue()
+    thread_name = f"outcomes of {stage_name}"
+    for item in iterate_in_thread(items, thread_name, patience.check, poll_seconds, end):
+        patience.renew()
+        yield item
+
+
+def iterate_in_thread(
+    items: Iterable[Item],
+    name: str,
+    on_wait: Callable[[], object] = lambda: None,
+    poll_seconds: float = POLL_SECONDS,
+    end: Callable[[], None] | None = None,
+) -> Iterator[Item]:
+    """Yield items that a thread of its own makes, so that signals are heard while they are made.
+
+    Args:
+        items: Read in the thread.
+        name: The thread's.
+        on_wait: Called between two looks for an item; what it raises ends the waiting.
+        poll_seconds: Between two looks.
+        end: Makes ``items`` end; called, and the thread waited for, where the caller leaves early.
+            Without it the thread is left to itself, and no item after the one at hand is made.
+    """
+    arrived: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue()
     left = threading.Event()
-    reader = threading.Thread(
-        target=_read, args=(items, arrived, left), name=f"outcomes of {stage_name}", daemon=True
-    )
+
+    def read() -> None:
+        error: BaseException | None = None
+        try:
+            for item in items:
+                arrived.put((item, None))
+                if left.is_set():  # nobody waits any more
+                    return
+        except BaseException as raised:  # noqa: BLE001  (raised again where it is waited for)
+            error = raised
+        arrived.put((None, error or StopIteration()))
+
+    reader = threading.Thread(target=read, name=name, daemon=True)
     reader.start()
     try:
         while True:
             try:
-                arrival = arrived.get(timeout=poll_seconds)
+                item, error = arrived.get(timeout=poll_seconds)
             except queue.Empty:
-                patience.check()
+                on_wait()
                 continue
-            if arrival.error is not None:
-                raise arrival.error
-            if arrival.is_end:
+            if isinstance(error, StopIteration):
                 return
-            patience.renew()
-            yield from arrival.items
+            if error is not None:
+                raise error
+            yield cast("Item", item)
     finally:
         left.set()
         if end is not None and reader.is_alive():
@@ -214,32 +240,6 @@ class _Patience:
         if waited >= self._timeout:
             raise StageError(_no_place(self._stage_name, self._wanted, nodes, waited))
         return False
-
-
-@dataclass(frozen=True, slots=True)
-class _Arrival(Generic[Item]):
-    """What the reader hands over: an item, an error, or neither at the end."""
-
-    items: tuple[Item, ...] = ()
-    error: BaseException | None = None
-
-    @property
-    def is_end(self) -> bool:
-        return not self.items
-
-
-def _read(
-    items: Iterable[Item], arrived: queue.Queue[_Arrival[Item]], left: threading.Event
-) -> None:
-    try:
-        for item in items:
-            arrived.put(_Arrival((item,)))
-            if left.is_set():  # nobody waits any more, so the rest is not to be done
-                return
-    except BaseException as error:  # noqa: BLE001  (raised again where it is waited for)
-        arrived.put(_Arrival(error=error))
-        return
-    arrived.put(_Arrival())
 
 
 def _no_place(stage_name: str, wanted: Wanted, nodes: Sequence[Node], seconds: float) -> str:
@@ -370,10 +370,10 @@ class ShardActor:
     def __init__(self, stage: Stage, folder: Location, session: str) -> None:
         """Keep the stage; models load with the first shard so that an error can be reported."""
         _limit_threads(stage.resources.num_cpus)
-        self._metrics = WorkerMetrics(run_of(folder), stage.name)
         self._node = ray.get_runtime_context().get_node_id()
-        here = Whereabouts(self._node, is_node_gone)
-        self._runner = ShardRunner(stage, folder, session, self._metrics.loaded, here)
+        self._runner = ShardRunner(
+            stage, folder, session, node=self._node, is_gone=is_node_gone, **hooks_of(stage, folder)
+        )
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Run the shard of a row; on a node that is about to go, leave it to another node."""
@@ -381,8 +381,8 @@ class ShardActor:
             # Ray goes on handing out shards here. It restarts an actor that died, as this one now
             # does, where work is taken, and hands it the shard again.
             os._exit(LEFT_DRAINING_NODE)
-        self._metrics.begun()
-        return describe_outcome(self._runner.run(Shard(int(row["start"]), int(row["stop"]))))
+        outcome = self._runner.run(Shard(int(row["start"]), int(row["stop"])))
+        return {"outcome": outcome.model_dump_json()}
 
 
 def _limit_threads(num_cpus: float) -> None:
@@ -394,10 +394,24 @@ def _limit_threads(num_cpus: float) -> None:
 
 
 def execute_on_ray(stage: Stage, folder: Location, shards: list[Shard]) -> Iterator[ShardOutcome]:
-    """Run shards in an actor pool of the stage's size (an Executor)."""
-    if stage.placement == "driver":
+    """Run shards where the stage is to run: by the driver, or in an actor pool (an Executor)."""
+    if stage.hands_over:  # by the main thread, where Ray Train listens to signals
         yield from execute_here(stage, folder, shards)
         return
+    if stage.runs_in_driver():
+        outcomes = execute_here(stage, folder, shards, **hooks_of(stage, folder))
+        yield from iterate_in_thread(outcomes, f"work of {stage.name}")
+        return
+    yield from _execute_in_pool(stage, folder, shards)
+
+
+def hooks_of(stage: Stage, folder: Location) -> dict[str, Callable[..., None]]:
+    """Return what a ShardRunner calls to record metrics."""
+    metrics = WorkerMetrics(run_of(folder), stage.name)
+    return {"on_begin": metrics.begun, "on_load": metrics.loaded}
+
+
+def _execute_in_pool(stage: Stage, folder: Location, shards: list[Shard]) -> Iterator[ShardOutcome]:
     resources = stage.resources
     rows = [{"start": shard.start, "stop": shard.stop} for shard in shards]
     most = max(1, min(resources.max_actors, len(shards)))
@@ -419,7 +433,7 @@ def execute_on_ray(stage: Stage, folder: Location, shards: list[Shard]) -> Itera
             resources.placement_timeout,
             end=lambda: _end(outcomes),
         ):
-            yield parse_outcome(row)
+            yield ShardOutcome.model_validate_json(row["outcome"])
     except ray.exceptions.RayError as error:
         raise StageError(
             f"stage '{stage.name}': Ray gave up: {str(error).strip().splitlines()[0]} "

@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import pyarrow as pa
 
@@ -22,6 +22,9 @@ from nncift_ray.runtime.output import ERRORS_TABLE, Sink, StageOutput
 
 #: Seconds; the recipe's ``cluster.placement_timeout`` where a run sizes the pools.
 PLACEMENT_TIMEOUT = 1800.0
+
+#: What a stage may read to be run by the driver, which is to stay below 2 GB.
+DRIVER_INPUT_BYTES = 256 << 20
 
 #: Reason in the errors table of a row that killed the process that worked on it.
 KILLED_WORKER = "killed_worker"
@@ -76,9 +79,11 @@ class Stage(ABC):
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
-    #: "pool": workers run in a Ray Data actor pool. "driver": the one item is run by the driver,
-    #: for stages that hand their work to another Ray library themselves.
-    placement: ClassVar[Literal["pool", "driver"]] = "pool"
+    #: Whether its work may take its process along: it loads a language model, or runs a user's own
+    #: code. It then always has an actor of its own.
+    isolated: ClassVar[bool] = False
+    #: Whether it hands its one item to another Ray library itself, from the driver's process.
+    hands_over: bool = False
     #: What the items are called in progress lines.
     unit: ClassVar[str] = "rows"
     #: What the step does, for progress lines, plans and the report, e.g. "score all pairs".
@@ -152,9 +157,30 @@ class Stage(ABC):
     def finish(self, output: StageOutput, sink: Sink) -> None:  # noqa: B027
         """Write what is made of all shards together; runs in the driver once they are finished."""
 
-    def condemned_with(self, killers: Sequence[int], rows: range) -> Mapping[int, str]:
+    def rows_to_quarantine(self, poison: Sequence[int], rows: range) -> Mapping[int, str]:
         """Return which of some rows are not worth trying once others have killed, and why."""
         return {}
+
+    def input_bytes(self) -> int:
+        """Size of all that it may read."""
+        return sum(output.num_bytes for output in self.inputs.values())
+
+    def runs_in_driver(self) -> bool:
+        """Whether the driver does its one item itself: an actor costs seconds to start.
+
+        Not where the item may take the driver along or asks for a GPU or certain nodes, nor where
+        so much is read that the driver would grow.
+        """
+        wanted = self.resources
+        return not (
+            self.isolated
+            or self.divisible
+            or wanted.num_gpus
+            or wanted.custom
+            or wanted.labels
+            or self.num_items() > 1
+            or self.input_bytes() > DRIVER_INPUT_BYTES
+        )
 
     def check_schema(self, table: str, schema: pa.Schema) -> None:
         """Refuse a table that is not as declared.

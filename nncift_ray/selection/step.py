@@ -14,10 +14,10 @@ import pyarrow as pa
 from nncift_ray.corpus.examples import iter_groups
 from nncift_ray.errors import DataError, ShapeError, StageError, StorageError
 from nncift_ray.runtime import schemas
-from nncift_ray.runtime.driver import ATTEMPTS_FOLDER
 from nncift_ray.runtime.files import Location
 from nncift_ray.runtime.output import Sink, StageOutput
 from nncift_ray.runtime.schemas import POINTS, TABLE_OF_ROLE, helped_role
+from nncift_ray.runtime.shards import ATTEMPTS_FOLDER
 from nncift_ray.runtime.step import Shard, Stage, Worker
 from nncift_ray.selection.greedy import (
     Budget,

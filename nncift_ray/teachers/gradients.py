@@ -459,9 +459,9 @@ class GradientsStage(RowStage):
         spans = list(self._atoms.spans(start, stop))
         return range(self._numbers(spans[0]).start, self._numbers(spans[-1]).stop)
 
-    def condemned_with(self, killers: Sequence[int], rows: range) -> Mapping[int, str]:
+    def rows_to_quarantine(self, poison: Sequence[int], rows: range) -> Mapping[int, str]:
         """Condemn the other gradients of an example of which one killed."""
-        guilty = {self._key(number).example for number in killers}
+        guilty = {self._key(number).example for number in poison}
         message = "another gradient of the same example killed its worker; this was not tried"
         return {number: message for number in rows if self._key(number).example in guilty}
 

@@ -8,12 +8,14 @@ Source: LESS, arXiv 2402.04333, section 4.1 (5 % of the pool, 4 epochs).
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -29,7 +31,9 @@ from nncift_ray.engines.tokens import cut_batches
 from nncift_ray.errors import ModelError, StageError
 from nncift_ray.network.training import ReduceGradients
 from nncift_ray.runtime import schemas
+from nncift_ray.runtime.files import Location
 from nncift_ray.runtime.output import Sink, StageOutput
+from nncift_ray.runtime.ray_train import RayWorkers, average_gradients, train_on_ray
 from nncift_ray.runtime.step import Shard, Stage, Worker
 from nncift_ray.teachers.less import learning_rate_at
 
@@ -315,33 +319,37 @@ class WarmupJob:
     fraction: float  # of the candidates
     max_examples: int
     training: TrainingSettings
-    num_workers: int = 1  # sums over other numbers of workers round otherwise
 
 
 KeepCheckpoint = Callable[[WarmupCheckpoint], None]
-#: Trains a job, hands over each checkpoint in turn and returns the examples left out.
-WarmupTrainer = Callable[[WarmupJob, KeepCheckpoint], list[UnfitExample]]
 
 
 class WarmupStage(Stage):
     """Write ``checkpoints`` and, as files, the adapter and Adam's moments of each."""
 
     name: ClassVar[str] = "warmup"
-    placement: ClassVar[Literal["pool", "driver"]] = "driver"
     unit: ClassVar[str] = "runs"
+    isolated = True
+    memory_advice: ClassVar[str] = (
+        "lower teacher.less.max_length or teacher.less.batch_size, or set teacher.less.quantization"
+    )
 
     def __init__(
-        self, job: WarmupJob, train: WarmupTrainer, model_settings: Mapping[str, Any]
+        self,
+        job: WarmupJob,
+        model_settings: Mapping[str, Any],
+        workers: RayWorkers | None = None,
     ) -> None:
-        """Train with ``train``: Ray Train, or ``warm_up_here`` with no Ray at all.
+        """Train with Ray Train's workers, or in one process where there are none.
 
         Args:
             job: What to train.
-            train: How.
             model_settings: What of ``job.make_model`` shapes the numbers: name, revision, adapter,
                 dtype, quantization, longest example.
+            workers: Of Ray Train.
         """
-        self._job, self._train, self._model_settings = job, train, dict(model_settings)
+        self._job, self._workers, self._model_settings = job, workers, dict(model_settings)
+        self.hands_over = workers is not None
         self.seed = job.training.seed
 
     @property
@@ -361,7 +369,8 @@ class WarmupStage(Stage):
             "fraction": self._job.fraction,
             "max_examples": self._job.max_examples,
             "training": dataclasses.asdict(self._job.training),
-            "num_workers": self._job.num_workers,
+            # Sums over other numbers of workers round otherwise.
+            "num_workers": 1 if self._workers is None else self._workers.num_workers,
         }
 
     def num_items(self) -> int:
@@ -379,7 +388,10 @@ class WarmupStage(Stage):
                     sink.write_file(name, content)
                 rows.append({"checkpoint": len(rows)} | checkpoint_facts(checkpoint))
 
-            unfit = self._train(self._job, keep)
+            if self._workers is None:
+                unfit = warm_up_here(self._job, keep)
+            else:
+                unfit = warm_up_on_ray(self._job, keep, self._workers)
             for example in unfit:
                 sink.error(**dataclasses.asdict(example))
             sink.facts["num_examples"] = len(draw_rows(self._job)) - len(unfit)
@@ -424,7 +436,10 @@ def warm_up_here(
     *,
     workers: Workers = ALONE,
 ) -> list[UnfitExample]:
-    """Train in this process, as one of several workers or alone (a WarmupTrainer)."""
+    """Train in this process, as one of several workers or alone; return the examples left out.
+
+    ``keep`` is given each checkpoint in turn.
+    """
     model = job.make_model()
     try:
         examples, unfit = load_examples(job, model)
@@ -433,6 +448,35 @@ def warm_up_here(
         model.close()
     for checkpoint in checkpoints:
         keep(checkpoint)
+    return unfit
+
+
+def warm_up_on_ray(job: WarmupJob, keep: KeepCheckpoint, workers: RayWorkers) -> list[UnfitExample]:
+    """Train with Ray Train's workers; arguments and result are those of ``warm_up_here``.
+
+    Rank 0 leaves the checkpoints in files, which are handed over one at a time.
+    """
+    folder = workers.folder / f"warmup-{uuid.uuid4().hex[:8]}"
+    try:
+        unfit = train_on_ray(functools.partial(_warm_up_worker, job, folder), workers)
+        for number in range(job.training.num_epochs):
+            groups, facts = parse_warmup(number, lambda name: (folder / name).read_bytes())
+            keep(WarmupCheckpoint(**groups, **facts))
+    finally:
+        folder.delete_folder()
+    return unfit
+
+
+def _warm_up_worker(
+    job: WarmupJob, folder: Location, rank: int, num_workers: int
+) -> list[UnfitExample]:
+    checkpoints: list[WarmupCheckpoint] = []
+    reduce_gradients = average_gradients if num_workers > 1 else None
+    place = Workers(rank, num_workers, reduce_gradients)
+    unfit = warm_up_here(job, checkpoints.append, workers=place)
+    for number, checkpoint in enumerate(checkpoints if rank == 0 else ()):
+        for name, content in checkpoint_files(number, checkpoint):
+            (folder / name).write_bytes(content)
     return unfit
 
 

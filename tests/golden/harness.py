@@ -11,21 +11,17 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pyarrow.parquet as pq
 import torch
 import yaml
 
-from nncift_ray import pipeline
-from nncift_ray.network.step import train_here
-from nncift_ray.pipeline import Trainers, run
+from nncift_ray.pipeline import run
 from nncift_ray.recipe.loading import load_config
 from nncift_ray.recipe.sections import ClusterConfig
 from nncift_ray.runtime.driver import execute_here
 from nncift_ray.runtime.ray_pool import ray_session
 from nncift_ray.teachers import Measurement, MeasurementFailure
-from nncift_ray.teachers.warmup import warm_up_here
 from tests.golden.corpus import FILES, write_corpus
 from tests.golden.recipes import (
     CANDIDATES,
@@ -100,14 +96,8 @@ def run_recipe(name: str, folder: Path) -> Golden:
         TINY_MODEL: str(make_tiny_llama(folder / "model")),
     }
     recipe.write_text(yaml.safe_dump(recipe_tree(name, paths, str(run_dir))))
-    with mock.patch.object(pipeline, "trainers_of", train_in_this_process):
-        run(load_config(recipe), execute=execute_here)
+    run(load_config(recipe), execute=execute_here)
     return read_run(run_dir, corpus)
-
-
-def train_in_this_process(config: Any, use_gpu: bool) -> Trainers:
-    """Stand in for Ray Train, whose workers take most of a minute to start and train the same."""
-    return Trainers(fit=train_here, warm_up=warm_up_here)
 
 
 def read_run(run_dir: Path, corpus: Path) -> Golden:

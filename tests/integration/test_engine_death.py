@@ -16,11 +16,12 @@ import ray
 
 from nncift_ray.errors import EngineDiedError, StageError
 from nncift_ray.recipe.sections import ClusterConfig
-from nncift_ray.runtime.driver import ATTEMPTS_FOLDER, finished_shards, run_stage, stage_folder
+from nncift_ray.runtime.driver import finished_shards, run_stage, stage_folder
 from nncift_ray.runtime.files import Location
 from nncift_ray.runtime.output import Sink, StageOutput
 from nncift_ray.runtime.progress import SilentReporter
 from nncift_ray.runtime.ray_pool import execute_on_ray, ray_session
+from nncift_ray.runtime.shards import ATTEMPTS_FOLDER
 from nncift_ray.runtime.step import KILLED_WORKER, Resources, Shard, Stage, Worker
 
 ROWS = pa.schema([pa.field("row", pa.int64())])

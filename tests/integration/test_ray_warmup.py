@@ -12,11 +12,17 @@ import ray.train
 
 from nncift_ray.engines.lora import LoraModel
 from nncift_ray.errors import ModelError, StageError
-from nncift_ray.ray_train import RayWarmupTrainer, worker_error
 from nncift_ray.recipe.sections import ClusterConfig
 from nncift_ray.runtime.files import Location
 from nncift_ray.runtime.ray_pool import ray_session
-from nncift_ray.teachers.warmup import TENSOR_GROUPS, WarmupCheckpoint, WarmupJob, warm_up_here
+from nncift_ray.runtime.ray_train import RayWorkers, worker_error
+from nncift_ray.teachers.warmup import (
+    TENSOR_GROUPS,
+    WarmupCheckpoint,
+    WarmupJob,
+    warm_up_here,
+    warm_up_on_ray,
+)
 from tests.unit.stages.teaching.less_chain import EMPTY, TOO_LONG, make_factory, make_job
 
 SAME_TOLERANCE = 1e-6
@@ -42,7 +48,7 @@ def test_one_ray_train_worker_trains_what_this_process_would(
 ) -> None:
     on_ray: list[WarmupCheckpoint] = []
     here: list[WarmupCheckpoint] = []
-    unfit = RayWarmupTrainer(Location.of(str(tmp_path)))(job, on_ray.append)
+    unfit = warm_up_on_ray(job, on_ray.append, RayWorkers(Location.of(str(tmp_path))))
     assert unfit == warm_up_here(job, here.append)
     assert [(e.example_id, e.reason) for e in unfit] == [
         (f"candidates-{TOO_LONG}", "too_long"),

@@ -8,7 +8,7 @@ import pytest
 
 from nncift_ray.errors import ConfigError
 from nncift_ray.labels.sample import SampleDesign
-from nncift_ray.pipeline import Blueprint, label_designs, trainers_of, unread_keys
+from nncift_ray.pipeline import Blueprint, label_designs, unread_keys
 from nncift_ray.recipe.loading import make_config
 from nncift_ray.recipe.sections import Config
 
@@ -40,7 +40,7 @@ def test_labels_of_everything_are_those_that_a_fraction_of_one_asks_for(
 
 def test_a_run_by_teacher_draws_groups_and_labels_as_one_by_network() -> None:
     by_network, by_teacher = (
-        Blueprint(config(by, ALL_LABELS), trainers_of, fetch=False) for by in ("network", "teacher")
+        Blueprint(config(by, ALL_LABELS), fetch=False) for by in ("network", "teacher")
     )
     upstream = by_network.stage_names[: by_network.stage_names.index("label") + 1]
     assert by_teacher.stage_names == (*upstream, "teacher_scores", "select", "export")
@@ -95,5 +95,5 @@ def test_keys_that_only_a_network_reads_are_named() -> None:
     named = config("teacher", {"fraction": 0.3}, network={"num_hidden": 8},
                    pair_scores={"by": "teacher", "mode": "auto"})  # fmt: skip
     assert unread_keys(named) == ["labels.fraction", "pair_scores.mode", "network"]
-    notices = Blueprint(named, trainers_of, fetch=False)._teacher_notices()
+    notices = Blueprint(named, fetch=False)._teacher_notices()
     assert "labels.fraction, pair_scores.mode, network are not read" in notices[0]

@@ -14,7 +14,6 @@ from nncift_ray.pipeline import (
     STAGE_NAMES,
     Blueprint,
     Teaching,
-    trainers_of,
 )
 from nncift_ray.recipe.loading import make_config
 from nncift_ray.recipe.sections import Config
@@ -51,8 +50,8 @@ def test_an_adapter_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 def test_only_a_teacher_of_gradients_has_their_stages() -> None:
-    less = Blueprint(recipe(kind="less"), trainers_of, fetch=False)
-    delift = Blueprint(recipe(kind="delift"), trainers_of, fetch=False)
+    less = Blueprint(recipe(kind="less"), fetch=False)
+    delift = Blueprint(recipe(kind="delift"), fetch=False)
     by_other_keys = ("index", "teacher_scores", *PARTITION_STAGES)
     assert less.stage_names == tuple(s for s in STAGE_NAMES if s not in by_other_keys)
     assert set(less.stage_names) - set(delift.stage_names) == set(GRADIENT_STAGES)

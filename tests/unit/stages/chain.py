@@ -14,7 +14,7 @@ from nncift_ray.embedders import Embedder, EmbedStage, HashEmbedder
 from nncift_ray.engines.models import ResolvedModel
 from nncift_ray.labels.sample import SampleDesign
 from nncift_ray.labels.step import LabelSample, LabelStage
-from nncift_ray.network.step import BlockTraining, FitJob, FitStage, train_here
+from nncift_ray.network.step import BlockTraining, FitJob, FitStage
 from nncift_ray.network.training import TrainingConfig
 from nncift_ray.runtime.driver import execute_here, run_stage
 from nncift_ray.runtime.files import Location
@@ -166,7 +166,7 @@ def run_chain(
         run(ExportStage(run(SelectStage(own, embeddings, wanted, examples=examples)), examples))
         return outputs
     job = FitJob(labels, embeddings, blocks, BlockTraining(8, TrainingConfig(num_epochs=3, seed=1)))
-    networks = run(FitStage(job, train_here))
+    networks = run(FitStage(job))
     activations = run(
         ProjectStage(embeddings, networks, blocks, 8, dtype=dtype, shard_rows=sizes.project_rows)
     )

@@ -2,46 +2,52 @@
 
 from __future__ import annotations
 
-import dataclasses
+import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
 
 import pytest
 import ray.train
 
 from nncift_ray.errors import ModelError, NnciftError, StageError
-from nncift_ray.evaluate.tune import TuneJob
-from nncift_ray.ray_train import MAX_LOST_WORKERS, RayWorkers
+from nncift_ray.runtime import ray_train
 from nncift_ray.runtime.files import Location
+from nncift_ray.runtime.ray_train import MAX_LOST_WORKERS, RayWorkers, train_on_ray
 
 LOST = ray.train.WorkerGroupError("lost", {0: RuntimeError("the worker died")})
 RAISED = ray.train.WorkerGroupError("trace", {0: ModelError("lower the learning rate")})
-JOB = cast("TuneJob", None)  # what it holds is not looked at
+
+Train = Callable[[list[ray.train.TrainingFailedError]], int]
 
 
-@dataclasses.dataclass(frozen=True)
-class FailingWorkers(RayWorkers):
-    """Fails as it is told, then succeeds."""
+@pytest.fixture
+def train(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Train:
+    """Return what trains with workers that fail as they are told; it returns the tries."""
 
-    failures: list[ray.train.TrainingFailedError] = dataclasses.field(default_factory=list)
-    tries: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    def train(failures: list[ray.train.TrainingFailedError]) -> int:
+        num_tries = 0
 
-    def run_once(self, work: Any, settings: dict[str, Any], read: Callable[[Path], Any]) -> Any:
-        self.tries.append(settings)
-        if self.failures:
-            raise self.failures.pop(0)
-        return read(Path())
+        def once(work: Callable[[int, int], str], workers: RayWorkers) -> str:
+            nonlocal num_tries
+            num_tries += 1
+            if num_tries <= len(failures):
+                raise failures[num_tries - 1]
+            return work(0, 1)
+
+        monkeypatch.setattr(ray_train, "train_once", once)
+        workers = RayWorkers(Location.of(str(tmp_path)))
+        try:
+            assert train_on_ray(lambda rank, num_workers: "trained", workers) == "trained"
+        except NnciftError as error:
+            error.args = (*error.args, num_tries)
+            raise
+        return num_tries
+
+    return train
 
 
-def train(workers: RayWorkers) -> str:
-    return workers.run(lambda settings: None, JOB, lambda folder: "trained", progress="there")
-
-
-def test_lost_workers_are_replaced(tmp_path: Path) -> None:
-    workers = FailingWorkers(Location.of(str(tmp_path)), failures=[LOST] * MAX_LOST_WORKERS)
-    assert train(workers) == "trained"
-    assert workers.tries == [{"job": JOB, "progress": "there"}] * (MAX_LOST_WORKERS + 1)
+def test_lost_workers_are_replaced(train: Train) -> None:
+    assert train([LOST] * MAX_LOST_WORKERS) == MAX_LOST_WORKERS + 1
 
 
 @pytest.mark.parametrize(
@@ -53,12 +59,24 @@ def test_lost_workers_are_replaced(tmp_path: Path) -> None:
     ],
 )
 def test_what_a_worker_raised_for_the_user_to_mend_is_not_tried_again(
-    tmp_path: Path,
+    train: Train,
     failures: list[ray.train.TrainingFailedError],
     num_tries: int,
     kind: type[NnciftError],
 ) -> None:
-    workers = FailingWorkers(Location.of(str(tmp_path)), failures=list(failures))
-    with pytest.raises(kind):
-        train(workers)
-    assert len(workers.tries) == num_tries
+    with pytest.raises(kind) as got:
+        train(failures)
+    assert got.value.args[-1] == num_tries
+
+
+def interrupted_as_ray_train_does() -> None:
+    with ray_train._interruptible():
+        signal.signal(signal.SIGINT, lambda number, frame: None)
+        raise SystemExit(0)
+
+
+def test_an_interrupt_that_ray_train_swallows_is_raised_and_its_handler_goes() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        interrupted_as_ray_train_does()
+    assert signal.getsignal(signal.SIGINT) is before

@@ -21,13 +21,10 @@ from nncift_ray.engines.base import ScoringFailure, ScoringRequest, ScoringResul
 from nncift_ray.engines.choose import TunedModel
 from nncift_ray.engines.models import ResolvedModel
 from nncift_ray.errors import ModelError
-from nncift_ray.evaluate import methods as workbench
 from nncift_ray.evaluate import results as record
 from nncift_ray.evaluate import run as evaluating
 from nncift_ray.evaluate.methods import Makers
 from nncift_ray.evaluate.tune import KeepTuned, TuneJob, TuningRecord
-from nncift_ray.network.step import train_here
-from nncift_ray.pipeline import Trainers
 from nncift_ray.recipe.loading import make_config
 from nncift_ray.recipe.sections import Config
 from nncift_ray.runtime.driver import execute_here
@@ -200,7 +197,7 @@ def fake_makers(train: Any = fake_tuner) -> Any:
 
 def execute_pickled(stage: Stage, *rest: Any) -> Any:
     """Run a stage as an actor would get it."""
-    if stage.placement == "driver":
+    if stage.hands_over:
         return execute_here(stage, *rest)
     return execute_here(pickle.loads(cloudpickle.dumps(stage)), *rest)  # noqa: S301
 
@@ -212,5 +209,3 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "pool_resources", lambda *args, **options: Resources())
     monkeypatch.setattr(blueprint, "EmbedderFactory", lambda model: HashEmbedder)
     monkeypatch.setattr(record, "render_evaluation", lambda data: "the page has tests of its own")
-    trainers = Trainers(train_here, None)  # pyright: ignore
-    monkeypatch.setattr(workbench, "trainers_of", lambda config, use_gpu: trainers)

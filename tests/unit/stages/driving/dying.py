@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from nncift_ray.runtime.driver import ShardOutcome, ShardRunner
 from nncift_ray.runtime.files import Location
-from nncift_ray.runtime.poison import Whereabouts
+from nncift_ray.runtime.shards import ShardOutcome, ShardRunner
 from nncift_ray.runtime.step import Shard, Stage
 
 
@@ -32,8 +31,8 @@ def _replace(
     gone: set[str] = set()
 
     def make_runner() -> ShardRunner:
-        here = Whereabouts(f"node {len(gone)}", gone.__contains__)
-        return ShardRunner(stage, folder, "session", here=here)
+        node = f"node {len(gone)}"
+        return ShardRunner(stage, folder, "session", node=node, is_gone=gone.__contains__)
 
     runner = make_runner()
     for shard in shards:

@@ -19,6 +19,7 @@ from nncift_ray.runtime.ray_pool import (
     alive_nodes,
     is_node_gone,
 )
+from nncift_ray.runtime.shards import ShardOutcome
 from tests.unit.stages.driving.test_driver import SquareStage
 
 NODES = [
@@ -70,5 +71,4 @@ def test_an_actor_on_a_draining_node_ends_before_it_begins_a_shard(
 
 def test_an_actor_elsewhere_does_its_shard(actor_on: Any) -> None:
     outcome = actor_on("up")({"start": 0, "stop": 1})
-    assert outcome["record"]
-    assert outcome["error_type"] == ""
+    assert ShardOutcome.model_validate_json(outcome["outcome"]).record is not None

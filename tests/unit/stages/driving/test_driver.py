@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,22 +11,24 @@ import pytest
 
 from nncift_ray.errors import ModelError, StageError, StorageError
 from nncift_ray.runtime.driver import (
-    ATTEMPTS_FOLDER,
     MAX_LOST_SHARDS,
-    ShardOutcome,
-    ShardRunner,
     execute_here,
-    execute_shard,
     finished_shards,
-    parse_outcome,
     run_stage,
     stage_folder,
 )
-from nncift_ray.runtime.driver import describe_outcome as describe
 from nncift_ray.runtime.files import Location
 from nncift_ray.runtime.output import ERRORS_HELD, MANIFEST_NAME, Sink, StageOutput, shard_name
-from nncift_ray.runtime.poison import LAST, WHOLE, AttemptLog
 from nncift_ray.runtime.progress import LineReporter, SilentReporter
+from nncift_ray.runtime.shards import (
+    ATTEMPTS_FOLDER,
+    LAST,
+    WHOLE,
+    CrashLog,
+    ShardOutcome,
+    ShardRunner,
+    execute_shard,
+)
 from nncift_ray.runtime.step import Shard, Stage, Worker
 
 SQUARES = pa.schema([pa.field("item", pa.int64()), pa.field("square", pa.int64())])
@@ -269,8 +270,8 @@ def test_a_stage_with_no_items_is_complete_and_empty(tmp_path: Path) -> None:
 
 
 def test_outcomes_survive_the_way_between_processes() -> None:
-    outcome = ShardOutcome(Shard(3, 9), None, "ValueError", "why", "trace", "killed")
-    assert parse_outcome(describe(outcome)) == outcome
+    outcome = ShardOutcome(start=3, stop=9, error_type="ValueError", cause="killed")
+    assert ShardOutcome.model_validate_json(outcome.model_dump_json()) == outcome
 
 
 def test_progress_says_what_was_skipped_and_resumed(tmp_path: Path) -> None:
@@ -323,10 +324,12 @@ def test_a_shard_found_written_is_known_for_one_that_had_rows_left_out(
     written = ShardRunner(stage, folder, "session").run(shard)
     attempts = folder / ATTEMPTS_FOLDER / "session"
     file = attempts / f"{shard_name(0, 2)}.json"
-    with AttemptLog(file).step(step):
+    with CrashLog(file).step(step):
         left_behind = file.read_bytes()  # as a worker that is lost in this step leaves it
     file.write_bytes(left_behind)
-    assert ShardRunner(stage, folder, "session").run(shard) == replace(written, cause=cause)
+    assert ShardRunner(stage, folder, "session").run(shard) == written.model_copy(
+        update={"cause": cause}
+    )
     assert not file.exists()
 
 

@@ -1,4 +1,4 @@
-"""Rows that kill their worker: found by halving, one error row each, everything else untouched.
+"""Rows that kill their worker: found one by one, one error row each, everything else untouched.
 
 A death is simulated by an exception that no stage code may catch, in an executor that does what
 Ray does: it makes the actor again and hands it the same shard again.
@@ -15,7 +15,6 @@ import pytest
 
 from nncift_ray.errors import EngineDiedError, NnciftError, StageError
 from nncift_ray.runtime.driver import (
-    ATTEMPTS_FOLDER,
     Executor,
     execute_here,
     finished_shards,
@@ -24,8 +23,13 @@ from nncift_ray.runtime.driver import (
 )
 from nncift_ray.runtime.files import Location
 from nncift_ray.runtime.output import Sink, StageOutput
-from nncift_ray.runtime.poison import LOSSES_PER_DEATH, MAX_DEATHS, MAX_KILLERS_OF_AN_ITEM
 from nncift_ray.runtime.progress import LineReporter, SilentReporter
+from nncift_ray.runtime.shards import (
+    ATTEMPTS_FOLDER,
+    LOSSES_PER_DEATH,
+    MAX_DEATHS,
+    MAX_POISON_OF_AN_ITEM,
+)
 from nncift_ray.runtime.step import KILLED_WORKER, Shard, Stage, Worker
 from tests.unit.stages.driving.dying import KilledError, replace_lost_nodes, replace_the_dead
 
@@ -173,9 +177,7 @@ def test_a_death_by_chance_while_a_row_is_alone_does_not_condemn_it(tmp_path: Pa
 def test_the_search_costs_few_deaths(tmp_path: Path) -> None:
     stage = GroupStage(contains(70))
     run(stage, tmp_path)
-    # Twice whole, once for each halving of 26 rows, once more for the single row.
-    halvings = 5
-    assert MAX_DEATHS < stage.num_deaths <= MAX_DEATHS + halvings + 1
+    assert stage.num_deaths == MAX_DEATHS + MAX_DEATHS  # twice whole, twice the row alone
 
 
 def test_an_engine_that_dies_in_a_living_actor_counts_as_a_death(tmp_path: Path) -> None:
@@ -205,7 +207,7 @@ def test_an_item_of_which_every_row_kills_is_given_up_after_a_few(tmp_path: Path
     output = run(stage, tmp_path)
     assert killers_of(output) == list(range(64, 90))
     assert rows_of(output) == [row for row in range(100) if not 64 <= row < 90]
-    assert stage.num_deaths < MAX_DEATHS * (MAX_KILLERS_OF_AN_ITEM + 1) + 10
+    assert stage.num_deaths < MAX_DEATHS * (MAX_POISON_OF_AN_ITEM + 1) + 10
 
 
 def test_a_death_in_loading_is_no_rows_fault(tmp_path: Path) -> None:

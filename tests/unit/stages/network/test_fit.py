@@ -22,7 +22,6 @@ from nncift_ray.network.step import (
     fit_block,
     score_labelled,
     split_unseen,
-    train_here,
 )
 from nncift_ray.network.training import TrainingConfig
 
@@ -175,6 +174,6 @@ def test_folds_of_single_examples_share_none_with_training() -> None:
 
 
 def test_the_rule_of_stopping_is_part_of_the_fingerprint() -> None:
-    stage = fit.FitStage(FitJob(None, None, ("cross",), BlockTraining(8, QUICK)), train_here)  # type: ignore[arg-type]
+    stage = fit.FitStage(FitJob(None, None, ("cross",), BlockTraining(8, QUICK)))  # type: ignore[arg-type]
     assert stage.settings()["stop"] == {"num_folds": 5, "patience_share": 0.1}
     assert stage.version == 4

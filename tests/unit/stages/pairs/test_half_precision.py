@@ -11,7 +11,7 @@ import pytest
 
 from nncift_ray.errors import StageError
 from nncift_ray.network.factored import FactoredNetwork
-from nncift_ray.pipeline import Blueprint, trainers_of
+from nncift_ray.pipeline import Blueprint
 from nncift_ray.recipe.loading import make_config
 from nncift_ray.report.data import scoring_table
 from nncift_ray.runs import score_helped, score_helpers
@@ -196,7 +196,7 @@ def test_the_recipe_decides_the_dtype(made: Made, tmp_path: Path) -> None:
         "pair_scores": {"activation_dtype": "float16"},
         "selection": {"objective": "facility_location", "budget": 5},
     }
-    blueprint = Blueprint(make_config(tree), trainers_of)
+    blueprint = Blueprint(make_config(tree))
     stage = blueprint.build("project", {"embed": made.embeddings, "fit": made.networks})
     assert stage.settings()["dtype"] == "float16"
 

@@ -19,7 +19,7 @@ from nncift_ray.runtime.output import Sink, StageOutput
 from nncift_ray.runtime.progress import SilentReporter
 from nncift_ray.runtime.schemas import CROSS, WITHIN
 from nncift_ray.runtime.step import Shard, Stage, Worker
-from nncift_ray.teachers.warmup import TrainingSettings, WarmupJob, WarmupStage, warm_up_here
+from nncift_ray.teachers.warmup import TrainingSettings, WarmupJob, WarmupStage
 from tests.tiny_models import make_tiny_llama
 
 NUM_CANDIDATES, NUM_TARGETS, NUM_EPOCHS = 12, 4, 2
@@ -107,7 +107,7 @@ def make_job(
 
 def run_warmup(folder: Path, job: WarmupJob) -> StageOutput:
     """Run the warm-up in this process."""
-    return run(WarmupStage(job, warm_up_here, MODEL_SETTINGS), folder)
+    return run(WarmupStage(job, MODEL_SETTINGS), folder)
 
 
 def make_sample(corpus: StageOutput) -> LabelSample:

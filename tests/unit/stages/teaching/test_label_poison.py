@@ -14,8 +14,8 @@ from nncift_ray.labels.step import LabelSample, LabelStage
 from nncift_ray.runtime.driver import execute_here, run_stage
 from nncift_ray.runtime.files import Location
 from nncift_ray.runtime.output import StageOutput
-from nncift_ray.runtime.poison import MAX_DEATHS
 from nncift_ray.runtime.progress import SilentReporter
+from nncift_ray.runtime.shards import MAX_DEATHS
 from nncift_ray.runtime.step import KILLED_WORKER, Stage
 from nncift_ray.teachers.base import LabelRequest
 from nncift_ray.teachers.delift import DeliftTeacher
