@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, BinaryIO, ClassVar, Protocol, cast
+from typing import Any, BinaryIO, ClassVar, cast
 
 import numpy as np
 import pyarrow as pa
@@ -36,6 +36,7 @@ DATASET_FOLDER = "dataset"
 DATASET_PARQUET = f"{DATASET_FOLDER}/data/train.parquet"
 ALPACA, MESSAGES, SHAREGPT, DATASET, IDS = "alpaca", "messages", "sharegpt", "dataset", "ids"
 ADDED_KEY = "_nncift"
+BATCH_ROWS = 20_000
 _SHAREGPT_ROLES = {
     SYSTEM: "system",
     USER: "human",
@@ -62,60 +63,30 @@ DATASET_SCHEMA = SUBSET.append(pa.field("messages", pa.list_(_TURN), nullable=Fa
 Row = Mapping[str, Any]
 
 
-class _Writer(Protocol):
-    num_rows: int
+class _LinesWriter:
+    """Writes one line for each row."""
 
-    def add(self, table: pa.Table, rows: list[Row]) -> None: ...
+    opening, separator, closing, nothing = "", "\n", "\n", ""
 
-    def finish(self) -> None: ...
-
-
-class _JsonLinesWriter:
-    """Writes one JSON object a line."""
-
-    def __init__(self, out: BinaryIO, make: Callable[[Row], object]) -> None:
-        self._out, self._make = out, make
+    def __init__(self, out: BinaryIO, make_line: Callable[[Row], str]) -> None:
+        self._out, self._make_line = out, make_line
         self.num_rows = 0
 
     def add(self, table: pa.Table, rows: list[Row]) -> None:
-        self._out.write("".join(_dump(self._make(row)) + "\n" for row in rows).encode())
-        self.num_rows += table.num_rows
+        if rows:
+            before = self.separator if self.num_rows else self.opening
+            text = before + self.separator.join(self._make_line(row) for row in rows)
+            self._out.write(text.encode())
+            self.num_rows += table.num_rows
 
     def finish(self) -> None:
-        pass
+        self._out.write((self.closing if self.num_rows else self.nothing).encode())
 
 
-class _JsonArrayWriter:
+class _ArrayWriter(_LinesWriter):
     """Writes one JSON array, an element a line."""
 
-    def __init__(self, out: BinaryIO, make: Callable[[Row], object]) -> None:
-        self._out, self._make = out, make
-        self.num_rows = 0
-
-    def add(self, table: pa.Table, rows: list[Row]) -> None:
-        if not rows:
-            return
-        opening = ",\n" if self.num_rows else "[\n"
-        self._out.write((opening + ",\n".join(_dump(self._make(row)) for row in rows)).encode())
-        self.num_rows += table.num_rows
-
-    def finish(self) -> None:
-        self._out.write(b"\n]\n" if self.num_rows else b"[]\n")
-
-
-class _IdWriter:
-    """Writes one example id a line, best first."""
-
-    def __init__(self, out: BinaryIO) -> None:
-        self._out = out
-        self.num_rows = 0
-
-    def add(self, table: pa.Table, rows: list[Row]) -> None:
-        self._out.write("".join(f"{row['example_id']}\n" for row in rows).encode())
-        self.num_rows += table.num_rows
-
-    def finish(self) -> None:
-        pass
+    opening, separator, closing, nothing = "[\n", ",\n", "\n]\n", "[]\n"
 
 
 class _ParquetWriter:
@@ -139,14 +110,18 @@ class _ParquetWriter:
         self._writer.close()
 
 
+def _json(make: Callable[[Row], object]) -> Callable[[Row], str]:
+    return lambda row: json.dumps(make(row), ensure_ascii=False, allow_nan=False)
+
+
 Open = Callable[[str], BinaryIO]
-#: How to make the writer of each form that may be chosen.
-_WRITERS: Mapping[str, tuple[str, Callable[[BinaryIO], _Writer]]] = {
-    ALPACA: (ALPACA_JSON, lambda out: _JsonArrayWriter(out, alpaca_record)),
-    MESSAGES: (MESSAGES_JSONL, lambda out: _JsonLinesWriter(out, messages_record)),
-    SHAREGPT: (SHAREGPT_JSON, lambda out: _JsonArrayWriter(out, sharegpt_record)),
+#: The file of each format that may be chosen, and its writer.
+_WRITERS: Mapping[str, tuple[str, Callable[[BinaryIO], _LinesWriter | _ParquetWriter]]] = {
+    ALPACA: (ALPACA_JSON, lambda out: _ArrayWriter(out, _json(alpaca_record))),
+    MESSAGES: (MESSAGES_JSONL, lambda out: _LinesWriter(out, _json(messages_record))),
+    SHAREGPT: (SHAREGPT_JSON, lambda out: _ArrayWriter(out, _json(sharegpt_record))),
     DATASET: (DATASET_PARQUET, lambda out: _ParquetWriter(out, DATASET_SCHEMA)),
-    IDS: (IDS_TXT, _IdWriter),
+    IDS: (IDS_TXT, lambda out: _LinesWriter(out, lambda row: row["example_id"])),
 }
 EXPORT_FORMATS = tuple(_WRITERS)
 
@@ -167,8 +142,8 @@ def write_exports(
 
     Memory: one table.
     """
-    writers: dict[str, _Writer] = {
-        SUBSET_JSONL: _JsonLinesWriter(open_output(SUBSET_JSONL), subset_record),
+    writers: dict[str, _LinesWriter | _ParquetWriter] = {
+        SUBSET_JSONL: _LinesWriter(open_output(SUBSET_JSONL), _json(subset_record)),
         SUBSET_PARQUET: _ParquetWriter(open_output(SUBSET_PARQUET), SUBSET),
     }
     for form in formats:
@@ -181,7 +156,7 @@ def write_exports(
     for writer in writers.values():
         writer.finish()
     counts = {name: writer.num_rows for name, writer in writers.items()}
-    info = {name: entry for name, entry in dataset_info().items() if entry["file_name"] in writers}
+    info = {name: entry for name, entry in DATASET_INFO.items() if entry["file_name"] in writers}
     if info:
         open_output(DATASET_INFO_JSON).write((json.dumps(info, indent=2) + "\n").encode())
         counts[DATASET_INFO_JSON] = len(info)
@@ -190,12 +165,7 @@ def write_exports(
 
 def subset_record(row: Row) -> dict[str, Any]:
     """Return the original record with one more key: rank, gain, id, source and line."""
-    original: object = json.loads(row["record"])
-    record = (
-        dict(cast("dict[str, Any]", original))
-        if isinstance(original, dict)
-        else {"value": original}
-    )
+    record: dict[str, Any] = json.loads(row["record"])
     key, number = ADDED_KEY, 0
     while key in record:
         number += 1
@@ -244,56 +214,43 @@ def _turns(row: Row) -> list[tuple[str, str]]:
     return [(turn.role, turn.text) for turn in turns]
 
 
-def dataset_info() -> dict[str, Any]:
-    """Return what LLaMA-Factory has to know of the exported files.
-
-    OpenAI messages are its "sharegpt" formatting with other tags; its formatting "openai" rewrites
-    the system text.
-    """
-    return {
-        "nncift_alpaca": {
-            "file_name": ALPACA_JSON,
-            "formatting": "alpaca",
-            "columns": {"prompt": "instruction", "query": "input", "response": "output"},
+#: What LLaMA-Factory has to know of the exported files. OpenAI messages are its "sharegpt"
+#: formatting with other tags; its formatting "openai" rewrites the system text.
+DATASET_INFO: dict[str, dict[str, Any]] = {
+    "nncift_alpaca": {
+        "file_name": ALPACA_JSON,
+        "formatting": "alpaca",
+        "columns": {"prompt": "instruction", "query": "input", "response": "output"},
+    },
+    "nncift_sharegpt": {
+        "file_name": SHAREGPT_JSON,
+        "formatting": "sharegpt",
+        "columns": {"messages": "conversations"},
+        "tags": {
+            "role_tag": "from",
+            "content_tag": "value",
+            "user_tag": _SHAREGPT_ROLES[USER],
+            "assistant_tag": _SHAREGPT_ROLES[ASSISTANT],
+            "observation_tag": _SHAREGPT_ROLES[TOOL],
+            "function_tag": _SHAREGPT_ROLES[FUNCTION_CALL],
+            "system_tag": _SHAREGPT_ROLES[SYSTEM],
         },
-        "nncift_sharegpt": {
-            "file_name": SHAREGPT_JSON,
-            "formatting": "sharegpt",
-            "columns": {"messages": "conversations"},
-            "tags": {
-                "role_tag": "from",
-                "content_tag": "value",
-                "user_tag": _SHAREGPT_ROLES[USER],
-                "assistant_tag": _SHAREGPT_ROLES[ASSISTANT],
-                "observation_tag": _SHAREGPT_ROLES[TOOL],
-                "function_tag": _SHAREGPT_ROLES[FUNCTION_CALL],
-                "system_tag": _SHAREGPT_ROLES[SYSTEM],
-            },
+    },
+    "nncift_messages": {
+        "file_name": MESSAGES_JSONL,
+        "formatting": "sharegpt",
+        "columns": {"messages": "messages"},
+        "tags": {
+            "role_tag": "role",
+            "content_tag": "content",
+            "user_tag": USER,
+            "assistant_tag": ASSISTANT,
+            "observation_tag": TOOL,
+            "function_tag": FUNCTION_CALL,
+            "system_tag": SYSTEM,
         },
-        "nncift_messages": {
-            "file_name": MESSAGES_JSONL,
-            "formatting": "sharegpt",
-            "columns": {"messages": "messages"},
-            "tags": {
-                "role_tag": "role",
-                "content_tag": "content",
-                "user_tag": USER,
-                "assistant_tag": ASSISTANT,
-                "observation_tag": TOOL,
-                "function_tag": FUNCTION_CALL,
-                "system_tag": SYSTEM,
-            },
-        },
-    }
-
-
-def _dump(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False)
-
-
-# Export: the ranked subset as files that other tools read.
-
-BATCH_ROWS = 20_000
+    },
+}
 
 
 class ExportStage(Stage):
@@ -301,6 +258,7 @@ class ExportStage(Stage):
 
     version: ClassVar[int] = 2
     name: ClassVar[str] = "export"
+    title: ClassVar[str] = "write the subset"
     unit: ClassVar[str] = "sets"
 
     def __init__(
@@ -332,24 +290,19 @@ class ExportStage(Stage):
 
     def make_worker(self) -> Worker:
         """Return the writer."""
+        return self._export
 
-        def export(shard: Shard, sink: Sink) -> None:
-            counts = write_exports(
-                self._ranked_rows(),
-                lambda name: cast(BinaryIO, sink.open_file(name)),
-                self._formats,
-            )
-            sink.facts.update({f"rows_{name}": rows for name, rows in counts.items()})
-
-        return export
+    def _export(self, shard: Shard, sink: Sink) -> None:
+        counts = write_exports(
+            self._ranked_rows(), lambda name: cast(BinaryIO, sink.open_file(name)), self._formats
+        )
+        sink.facts.update({f"rows_{name}": rows for name, rows in counts.items()})
 
     def _ranked_rows(self) -> Iterator[pa.Table]:
         """Yield the picks in rank order: EXAMPLES columns, rank and gain."""
         ranking = self._ranking.read("ranking", schema=schemas.RANKING)
         rows = np.asarray(ranking["row_index"].to_numpy())
-        for start in range(0, max(1, len(rows)), BATCH_ROWS):
+        for start in range(0, len(rows), BATCH_ROWS):
             part = ranking.slice(start, BATCH_ROWS)
-            if not part.num_rows:
-                return
             texts = self._examples.take_rows("candidates", rows[start : start + BATCH_ROWS])
             yield texts.append_column("rank", part["rank"]).append_column("gain", part["gain"])
