@@ -20,9 +20,10 @@ from typing import Any
 
 from benchmarks.machine import describe_commit, describe_machine
 from nncift_ray.extend import extend
-from nncift_ray.pipeline import Blueprint, open_run, run
+from nncift_ray.pipeline import Blueprint, run
 from nncift_ray.recipe.loading import make_config
 from nncift_ray.recipe.sections import Config
+from nncift_ray.runs import Run
 from nncift_ray.runtime.driver import execute_here, run_stage
 from nncift_ray.runtime.files import Location
 from nncift_ray.runtime.output import StageOutput
@@ -65,7 +66,7 @@ def measure(data: Path, work: Path, num_old: int, num_new: int) -> dict[str, Any
         other = timed(seconds, "extend_other", lambda: go_on(work, files["other"], "other"))
         union = recipe(work / "union", files["old"], files["new"])
         whole = timed(seconds, "full", lambda: run(union, reporter=SilentReporter()))
-    pinned = score_with(open_run(str(work / "parent")).outputs["fit"], union, whole.outputs)
+    pinned = score_with(Run.open(str(work / "parent")).outputs["fit"], union, whole.outputs)
     picks = [set(outputs["select"].read("ranking")["example_id"].to_pylist())
              for outputs in (grown.outputs, pinned, whole.outputs)]  # fmt: skip
     return {

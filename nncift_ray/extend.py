@@ -20,18 +20,16 @@ from nncift_ray.factories import EmbedderFactory
 from nncift_ray.pipeline import (
     RUN_RECORD,
     Blueprint,
-    OpenedRun,
     RunResult,
     describe_layouts,
     finish_run,
     give_resources,
     observed,
-    open_run,
-    read_record,
 )
 from nncift_ray.plan import estimate_corpus
 from nncift_ray.recipe.loading import apply_override, make_config
 from nncift_ray.recipe.sections import Config
+from nncift_ray.runs import Run, read_record
 from nncift_ray.runtime.driver import Executor, run_stage, stage_fingerprint
 from nncift_ray.runtime.files import Location, locked
 from nncift_ray.runtime.output import ChainedOutput, StageOutput, root_of
@@ -84,7 +82,7 @@ class Extension:
 
     def __init__(
         self,
-        parent: OpenedRun,
+        parent: Run,
         config: Config,
         sources: Sequence[RoleSource],
         embedder: ResolvedModel,
@@ -233,7 +231,7 @@ def prepare(
         NnciftError: No such run, one that is not finished, no such files, another embedder, a key
             of the recipe that cannot be changed.
     """
-    parent = open_run(parent_dir)
+    parent = Run.open(parent_dir)
     if parent.config.pair_scores.by == "teacher":
         raise ConfigError(
             f"{parent.run_dir}: its scores are the teacher's own labels (pair_scores.by: teacher), "
@@ -282,7 +280,7 @@ def recipe_of_union(
     return make_config(tree | {"run_dir": run_dir}, "--set")
 
 
-def find_embedder(parent: OpenedRun) -> ResolvedModel:
+def find_embedder(parent: Run) -> ResolvedModel:
     """Find the very model that the parent's vectors were made with, whatever "auto" is today.
 
     Raises:
@@ -300,7 +298,7 @@ def find_embedder(parent: OpenedRun) -> ResolvedModel:
         ) from error
 
 
-def _check_home(home: Location, parent: OpenedRun) -> None:
+def _check_home(home: Location, parent: Run) -> None:
     """Refuse a directory that holds another run."""
     if str(home) == str(parent.run_dir):
         raise ConfigError(

@@ -32,14 +32,13 @@ from nncift_ray.engines.models import (
 )
 from nncift_ray.engines.transformers import BITSANDBYTES
 from nncift_ray.engines.vllm import vllm_available
-from nncift_ray.errors import ConfigError, ModelError, StageError, StorageError
+from nncift_ray.errors import ConfigError, ModelError, StageError
 from nncift_ray.evaluate.tune import FULL, QLORA, Arithmetic, choose_arithmetic
 from nncift_ray.factories import EmbedderFactory, EngineFactory, TeacherFactory, actor_threads
 from nncift_ray.labels.sample import SampleDesign, design_of_scores
 from nncift_ray.labels.step import LabelSample, LabelStage, list_gradients
 from nncift_ray.network.step import BlockTraining, FitJob, FitStage
 from nncift_ray.network.training import TrainingConfig
-from nncift_ray.recipe.loading import make_config
 from nncift_ray.recipe.sections import (
     ClusterConfig,
     Config,
@@ -54,7 +53,7 @@ from nncift_ray.report.page import render_report
 from nncift_ray.runtime.driver import Executor, run_stage, stage_fingerprint
 from nncift_ray.runtime.files import Location, locked
 from nncift_ray.runtime.metrics import MetricsReporter, run_label
-from nncift_ray.runtime.output import FILES_TABLE, ChainedOutput, StageOutput
+from nncift_ray.runtime.output import FILES_TABLE, StageOutput
 from nncift_ray.runtime.progress import (
     EventLog,
     LineReporter,
@@ -963,111 +962,9 @@ def event_log(run_dir: Location, label: str) -> Generator[EventLog]:
         log.write_event("run_finished")
 
 
-# Open what an earlier run left behind: its recipe, and the outputs of its finished stages.
-
-RUN_RECORD = "run.json"
-Record = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class OpenedRun:
-    """A run directory, with the outputs of the stages that are finished in it."""
-
-    run_dir: Location
-    record: Record
-    config: Config
-    outputs: dict[str, StageOutput]
-
-    @property
-    def stage_names(self) -> tuple[str, ...]:
-        """The stages of the recipe, in order, finished or not."""
-        return tuple(self.record["stage_names"])
-
-    def need(self, *names: str) -> None:
-        """Check that stages are finished.
-
-        Raises:
-            StageError: Naming the first that is not, and what to run.
-        """
-        for name in names:
-            if name in self.stage_names and name not in self.outputs:
-                command = "extend" if self.record.get("parent") else "run"
-                raise StageError(
-                    f"{self.run_dir}: the stage '{name}' of this run is not finished. Give the "
-                    f"`nncift {command}` that began it again: it goes on from where it stopped "
-                    f"(`nncift status {self.run_dir}` shows where)."
-                )
-
-
-def read_record(run_dir: Location) -> dict[str, Any]:
-    """Read what a run wrote of itself.
-
-    Raises:
-        StorageError: If there is no run.
-    """
-    record_file = run_dir / RUN_RECORD
-    if not record_file.exists():
-        raise StorageError(
-            f"{run_dir}: no run here (no {RUN_RECORD}); give a run_dir of `nncift run`"
-        )
-    return cast("dict[str, Any]", json.loads(record_file.read_bytes()))
-
-
-def open_run(run_dir: str) -> OpenedRun:
-    """Open a run directory.
-
-    Raises:
-        StorageError: If there is no run, or the run that it goes on from is gone.
-        ConfigError: If its recipe is of another version of this package.
-    """
-    location = Location.of(run_dir)
-    record = read_record(location)
-    config = make_config(record["config"], f"{location / RUN_RECORD}: config")
-    return OpenedRun(location, record, config, _open_outputs(location, record))
-
-
-def home_of(run_dir: Location, record: Record, stage: str) -> Location:
-    """Return the run directory that a stage's own work lies in: this one's, or an ancestor's."""
-    while stage in record.get("inherited", ()):
-        run_dir, record = Location.of(record["parent"]["run_dir"]), record["parent"]
-    return run_dir
-
-
-def _open_outputs(run_dir: Location, record: Record) -> dict[str, StageOutput]:
-    """Open the finished stages of a run, its ancestors' first."""
-    parent = record.get("parent")
-    above = {} if parent is None else _open_parent(run_dir, record)
-    outputs: dict[str, StageOutput] = {}
-    for name in record["stage_names"]:
-        if name in record.get("inherited", ()):
-            outputs[name] = above[name]
-        elif name in record["stages"]:
-            own = StageOutput.open(run_dir / name / record["stages"][name])
-            if own is not None:
-                chained = name in record.get("chained", ())
-                outputs[name] = ChainedOutput(above[name], own) if chained else own
-    return outputs
-
-
-def _open_parent(run_dir: Location, record: Record) -> dict[str, StageOutput]:
-    """Open the outputs of the run that this one goes on from.
-
-    Raises:
-        StorageError: If one that is needed is not there.
-    """
-    parent_dir = Location.of(record["parent"]["run_dir"])
-    outputs = _open_outputs(parent_dir, record["parent"])
-    for name in (*record.get("inherited", ()), *record.get("chained", ())):
-        if name not in outputs:
-            raise StorageError(
-                f"{run_dir} goes on from the run {parent_dir}, whose stage '{name}' is not there "
-                "any more. Put that run back where it was, or run the recipe anew on all data."
-            )
-    return outputs
-
-
 # Run a recipe: every stage that is not finished, then the files and the report a user opens.
 
+RUN_RECORD = "run.json"
 EXPORT_FOLDER = "export"
 REPORT_NAME = "report.html"
 TRAINING_FOLDER = "training"

@@ -28,7 +28,7 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 import nncift_ray
 from nncift_ray.errors import ConfigError, JobError
-from nncift_ray.recipe.loading import apply_override, dump_config
+from nncift_ray.recipe.loading import apply_override, dump_config, load_config
 from nncift_ray.recipe.sections import Config
 
 PACKAGE = "nncift_ray"
@@ -248,6 +248,37 @@ class JobRequest:
         return f"nncift-{name or 'run'}-{uuid.uuid4().hex[:8]}"
 
 
+def make_request(
+    recipe: str,
+    command: str,
+    overrides: Sequence[str],
+    extra: Sequence[str],
+    *,
+    tree: Path | None,
+    excludes: Sequence[str],
+) -> JobRequest:
+    """Return the job of a command, checked.
+
+    Args:
+        recipe: The recipe; for ``extend``, the finished run.
+        command: ``run``, ``evaluate`` or ``extend``.
+        overrides: ``key=value`` for the recipe.
+        extra: Further arguments of the command.
+        tree: A folder whose files go along.
+        excludes: Globs of what in it stays behind.
+
+    Raises:
+        ConfigError: If it is another command, or what it reads means nothing on the cluster.
+        JobError: If the folder is none.
+    """
+    if command == EXTEND:
+        return extend_request(recipe, overrides, extra)
+    if command not in RECIPE_COMMANDS:
+        raise ConfigError(f"--command {command}: a job can {', '.join((*RECIPE_COMMANDS, EXTEND))}")
+    sent = [] if tree is None else list_tree(tree, excludes)
+    return recipe_request(load_config(recipe, overrides), command, sent_files=sent, extra=extra)
+
+
 def recipe_request(
     config: Config,
     command: str = "run",
@@ -460,6 +491,18 @@ class Job:
         if self.status == JobStatus.STOPPED:
             return STOPPED_CODE
         return self.exit_code or 1
+
+    def as_json(self) -> dict[str, object]:
+        """Return it as plain values, what nncift knows of it included."""
+        return {
+            "job_id": self.job_id,
+            "status": self.status,
+            "started": self.started.isoformat() if self.started else None,
+            "ended": self.ended.isoformat() if self.ended else None,
+            "exit_code": self.exit_code,
+            "entrypoint": self.entrypoint,
+            **self.metadata,
+        }
 
 
 class JobServer:

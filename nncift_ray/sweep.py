@@ -65,6 +65,7 @@ class SweepPlan:
     config: Config  # the recipe, with enough labels
     cells: tuple[Cell, ...]
     notices: tuple[str, ...]
+    labels: str  # what there is to label, in words
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,8 @@ def plan_sweep(config: Config, grid: SweepGrid) -> SweepPlan:
         range(config.network.seed, config.network.seed + grid.num_seeds),
     )
     cells = tuple(Cell(*values) for values in itertools.product(*axes))
-    return SweepPlan(config, cells, tuple(notices))
+    label = next(row for row in make_plan(config).stages if row.name == LABELS_STAGE)
+    return SweepPlan(config, cells, tuple(notices), f"{label.name}: {label.state}, {label.amount}")
 
 
 def sweep(

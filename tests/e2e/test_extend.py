@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 
 from nncift_ray.extend import extend
-from nncift_ray.pipeline import RunResult, open_run
+from nncift_ray.pipeline import (
+    RunResult,
+)
+from nncift_ray.runs import Run
 from nncift_ray.runtime.driver import execute_here
 from nncift_ray.runtime.progress import SilentReporter
 from tests.e2e.recipes import NUM_CANDIDATES, NUM_TARGETS
@@ -66,7 +69,7 @@ def test_an_extension_killed_while_it_scores_ends_as_an_undisturbed_one(
     for name in ("subset.jsonl", "alpaca.json"):
         first, second = (folder / "export" / name for folder in (home, tmp_path / "undisturbed"))
         assert first.read_bytes() == second.read_bytes()
-    outputs = open_run(str(home)).outputs
+    outputs = Run.open(str(home)).outputs
     assert outputs["select"].read("ranking").equals(whole.outputs["select"].read("ranking"))
     assert outputs["deduplicate"].num_rows("candidates") == NUM_CANDIDATES + NUM_NEW
     helpers = outputs["score_pairs"].read("cross_top_helpers")

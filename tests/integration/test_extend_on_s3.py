@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nncift_ray.pipeline import open_run
+from nncift_ray.runs import Run
 from tests.s3 import s3_server
 from tests.unit.pipeline.grown import NUM_OLD, grow, make_extension, make_parent, write_new
 
@@ -22,7 +22,7 @@ def test_a_run_in_a_bucket_is_gone_on_from_as_one_on_disk(
         home = f"s3://runs/more{query}"
         remote = grow(parent, new, home)
         assert remote["select"].read("ranking").equals(local["select"].read("ranking"))
-        again = open_run(home).outputs
+        again = Run.open(home).outputs
         assert again["embed"].num_rows("candidates") == NUM_OLD + 20
         assert again["fit"].folder.uri.startswith("s3://runs/mine/")
 

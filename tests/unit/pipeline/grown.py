@@ -13,7 +13,7 @@ from nncift_ray.corpus.export import ExportStage
 from nncift_ray.corpus.ingest import DeduplicateStage, IngestStage, find_sources
 from nncift_ray.embedders import EmbedStage
 from nncift_ray.extend import Extension, recipe_of_union, run_extension
-from nncift_ray.pipeline import open_run
+from nncift_ray.runs import Run
 from nncift_ray.runtime.driver import execute_here, run_stage
 from nncift_ray.runtime.files import Location
 from nncift_ray.runtime.output import StageOutput
@@ -58,7 +58,7 @@ def make_parent(folder: Path, **options: Any) -> str:
 
 def make_extension(parent_dir: str, new: str, run_dir: str, *overrides: str) -> Extension:
     """Prepare an extension whose embedder is the chain's hash."""
-    parent = open_run(parent_dir)
+    parent = Run.open(parent_dir)
     config = recipe_of_union(parent.config, [new], run_dir, overrides)
     return Extension(parent, config, find_sources([new], []), MODEL, make_embedder)
 
@@ -75,9 +75,9 @@ def score_whole(
     folder: Path, parent_dir: str, new: list[str], *, with_targets: bool = True
 ) -> Outputs:
     """Run every stage after the fit on old and new files together, with the parent's network."""
-    parent = open_run(parent_dir)
+    parent = Run.open(parent_dir)
     while parent.record.get("parent"):
-        parent = open_run(parent.record["parent"]["run_dir"])
+        parent = Run.open(parent.record["parent"]["run_dir"])
     config, outputs = parent.config, dict(parent.outputs)
     networks = outputs["fit"]
     blocks = tuple(networks.manifest.settings["blocks"])

@@ -12,9 +12,13 @@ from typer.testing import CliRunner
 
 from nncift_ray.cli import app
 from nncift_ray.errors import DataError, StageError
-from nncift_ray.pipeline import RUN_RECORD, open_run, publish_exports
+from nncift_ray.explain import Explanation, compare, explain
+from nncift_ray.pipeline import (
+    RUN_RECORD,
+    publish_exports,
+)
 from nncift_ray.recipe.loading import make_config
-from nncift_ray.runs import Explanation, compare, explain
+from nncift_ray.runs import Run
 from nncift_ray.runtime.files import Location
 from nncift_ray.runtime.output import StageOutput
 from tests.unit.stages.chain import run_chain
@@ -60,11 +64,11 @@ def ranking_by_score(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def select_output(run: Path) -> StageOutput:
-    return open_run(str(run)).outputs["select"]
+    return Run.open(str(run)).outputs["select"]
 
 
 def ask(run: Path, example_id: str) -> Explanation:
-    return explain(open_run(str(run)), example_id)
+    return explain(Run.open(str(run)), example_id)
 
 
 def invoke(*arguments: str) -> tuple[int, str]:
@@ -94,17 +98,17 @@ def test_a_skipped_example_names_who_took_its_place_and_its_gain_now(covering: P
     found = ask(covering, row["example_id"])
     assert not found.picked
     assert found.gain == pytest.approx(row["final_gain"])
-    assert found.taken_by[0].example.subset_rank == row["taken_by_rank"]
-    assert found.taken_by[0].share == pytest.approx(row["taken_share"])
-    assert found.taken_by[0].cosine == pytest.approx(row["cosine"])
+    assert found.redundant_with[0].example.subset_rank == row["taken_by_rank"]
+    assert found.redundant_with[0].share == pytest.approx(row["taken_share"])
+    assert found.redundant_with[0].cosine == pytest.approx(row["cosine"])
     assert found.gain <= found.last_gain
     assert BUDGET < found.place <= NUM_CANDIDATES
 
 
 def test_what_takers_took_is_what_the_example_lost(covering: Path) -> None:
     row = select_output(covering).read("skipped").to_pylist()[0]
-    found = explain(open_run(str(covering)), row["example_id"], top=NUM_CANDIDATES)
-    taken = sum(taker.share for taker in found.taken_by)
+    found = explain(Run.open(str(covering)), row["example_id"], top=NUM_CANDIDATES)
+    taken = sum(taker.share for taker in found.redundant_with)
     assert taken == pytest.approx(1 - found.gain / found.alone_gain, abs=1e-5)
 
 
@@ -117,7 +121,7 @@ def test_a_pick_names_the_skipped_it_stands_for(covering: Path) -> None:
 
 
 def test_under_top_k_a_score_and_the_cut_off_are_the_reason(ranking_by_score: Path) -> None:
-    run = open_run(str(ranking_by_score))
+    run = Run.open(str(ranking_by_score))
     picked = set(run.outputs["select"].read("ranking")["example_id"].to_pylist())
     names = run.outputs["deduplicate"].read("candidates", ["example_id"])["example_id"].to_pylist()
     found = explain(run, next(name for name in names if name not in picked))
@@ -127,7 +131,7 @@ def test_under_top_k_a_score_and_the_cut_off_are_the_reason(ranking_by_score: Pa
 
 
 def test_a_target_cannot_be_explained(ranking_by_score: Path) -> None:
-    target = open_run(str(ranking_by_score)).outputs["deduplicate"].read("targets")
+    target = Run.open(str(ranking_by_score)).outputs["deduplicate"].read("targets")
     with pytest.raises(DataError, match="is a target, so it could not be selected"):
         ask(ranking_by_score, target["example_id"][0].as_py())
 
@@ -173,7 +177,7 @@ def test_a_file_that_is_no_subset_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_unfinished_run_says_what_to_run(covering: Path) -> None:
-    run = open_run(str(covering))
+    run = Run.open(str(covering))
     del run.outputs["select"]
     with pytest.raises(StageError, match="'select' of this run is not finished"):
         explain(run, "0")
@@ -214,7 +218,7 @@ def test_what_is_wrong_has_its_exit_code(
 
 
 def test_nan_never_stands_in_an_explanation(covering: Path) -> None:
-    names = open_run(str(covering)).outputs["deduplicate"].read("candidates", ["example_id"])
+    names = Run.open(str(covering)).outputs["deduplicate"].read("candidates", ["example_id"])
     for name in names["example_id"].to_pylist()[:10]:
         found = ask(covering, name)
         assert np.isfinite([found.gain, found.alone_gain, found.last_gain]).all()

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nncift_ray.pipeline import open_run
 from nncift_ray.report.data import count_duplicates
-from nncift_ray.runs import read_status
+from nncift_ray.runs import Run, StatusReader
 from nncift_ray.scores.new_pairs import ScoreNewPairsStage
 from nncift_ray.scores.step import ScorePairsStage
 from tests.unit.pipeline.grown import (
@@ -159,7 +158,7 @@ def test_a_run_gone_on_from_twice_is_still_a_run_over_everything(tmp_path: Path)
         assert_same_tables(twice, whole, stage)
     for table in ("within_top_helpers", "cross_top_helpers"):
         assert twice["score_pairs"].read(table).equals(whole["score_pairs"].read(table))
-    reopened = open_run(str(tmp_path / "twice")).outputs
+    reopened = Run.open(str(tmp_path / "twice")).outputs
     assert reopened["select"].read("ranking").equals(whole["select"].read("ranking"))
     assert reopened["embed"].read("candidates").equals(whole["embed"].read("candidates"))
     assert twice["drift"].manifest.settings["num_labelled_corpus"] == NUM_OLD
@@ -169,7 +168,7 @@ def test_a_run_gone_on_from_twice_is_still_a_run_over_everything(tmp_path: Path)
 def test_nothing_new_changes_nothing(tmp_path: Path) -> None:
     parent = make_parent(tmp_path, objective="facility_location_mutual_information")
     new = write_new(tmp_path / "new.jsonl", 0, 0, copies_of=(1, 2, 3))
-    grown, old = grow(parent, new, str(tmp_path / "grown")), open_run(parent).outputs
+    grown, old = grow(parent, new, str(tmp_path / "grown")), Run.open(parent).outputs
     assert grown["deduplicate"].manifest.num_rows("candidates") == 0
     assert_same_tables(grown, old, "select")
     assert (
@@ -190,7 +189,7 @@ def test_the_parent_is_left_as_it_was(tmp_path: Path) -> None:
 def test_status_shows_inherited_stages_where_they_lie(tmp_path: Path) -> None:
     parent = make_parent(tmp_path)
     grow(parent, write_new(tmp_path / "new.jsonl", NUM_OLD, 9), str(tmp_path / "grown"))
-    stages = {stage.name: stage for stage in read_status(str(tmp_path / "grown")).stages}
+    stages = {stage.name: stage for stage in StatusReader(str(tmp_path / "grown")).read().stages}
     assert {stage.state for stage in stages.values()} == {"done"}
     assert stages["fit"].folder.startswith(parent)
     assert stages["embed"].folder.startswith(str(tmp_path / "grown"))

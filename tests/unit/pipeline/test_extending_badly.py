@@ -14,7 +14,7 @@ from nncift_ray.corpus.ingest import find_sources
 from nncift_ray.engines.models import EMBEDDED_EMBEDDER
 from nncift_ray.errors import ConfigError, DataError, ModelError, StageError, StorageError
 from nncift_ray.extend import default_run_dir, find_embedder, recipe_of_union
-from nncift_ray.pipeline import open_run
+from nncift_ray.runs import Run
 from nncift_ray.runtime.output import MANIFEST_NAME, StageOutput
 from tests.unit.pipeline.grown import NUM_OLD, grow, make_extension, make_parent, write_new
 from tests.unit.stages.chain import MODEL
@@ -73,7 +73,7 @@ def test_an_embedder_that_is_not_here_is_named(parent: str, new: str) -> None:
 
 
 def test_an_embedder_of_another_revision_is_refused(parent: str) -> None:
-    run = open_run(parent)
+    run = Run.open(parent)
     embed = run.outputs["embed"]
     settings = embed.manifest.settings | {"model": EMBEDDED_EMBEDDER, "revision": "of old"}
     manifest = embed.manifest.model_copy(update={"settings": settings})
@@ -117,7 +117,7 @@ def test_a_run_whose_parent_is_gone_says_which(new: str, tmp_path: Path) -> None
     grow(parent, new, str(tmp_path / "grown"))
     shutil.rmtree(parent)
     with pytest.raises(StorageError, match="goes on from the run .*run, whose stage"):
-        open_run(str(tmp_path / "grown"))
+        Run.open(str(tmp_path / "grown"))
 
 
 def test_the_same_files_find_the_same_directory_and_others_another(
@@ -149,7 +149,7 @@ def test_a_dry_run_counts_and_starts_nothing(
 
 
 def test_keys_that_the_parent_depends_on_cannot_be_changed(parent: str, new: str) -> None:
-    run = open_run(parent)
+    run = Run.open(parent)
     with pytest.raises(ConfigError, match="--set network.num_hidden: labels, network and scores"):
         recipe_of_union(run.config, [new], "elsewhere", ["network.num_hidden=9"])
     grown = recipe_of_union(run.config, [new], "elsewhere", ["selection.budget=0.5"])

@@ -10,9 +10,12 @@ import pytest
 
 from nncift_ray import extend as extending
 from nncift_ray import extend as extension
+from nncift_ray.explain import query
 from nncift_ray.extend import extend
-from nncift_ray.pipeline import RunResult, open_run
-from nncift_ray.runs import query
+from nncift_ray.pipeline import (
+    RunResult,
+)
+from nncift_ray.runs import Run
 from nncift_ray.runtime.driver import execute_here
 from nncift_ray.runtime.output import SHARD_FOLDER, ShardRecord
 from nncift_ray.runtime.progress import SilentReporter
@@ -105,7 +108,7 @@ def test_by_itself_it_works_next_to_the_run_and_finds_its_work_again(parent: str
     assert again.skipped == [
         name
         for name in first.outputs
-        if name not in open_run(str(first.run_dir)).record["inherited"]
+        if name not in Run.open(str(first.run_dir)).record["inherited"]
     ]
 
 
@@ -117,7 +120,7 @@ def test_killed_while_it_scores_it_goes_on_from_the_finished_shards(
         go_on(parent, new, home, Listener(dies_after=2))
     finished = shard_times(home)
     assert len(finished) == 2
-    assert "score_pairs" not in open_run(str(home)).outputs
+    assert "score_pairs" not in Run.open(str(home)).outputs
     resumed = go_on(parent, new, home, SilentReporter())
     assert finished.items() <= shard_times(home).items()
     assert len(shard_times(home)) > 2
@@ -130,7 +133,7 @@ def test_new_and_old_examples_of_an_extended_run_can_be_asked_about(
 ) -> None:
     outputs = go_on(parent, new, tmp_path / "grown", SilentReporter()).outputs
     ids = outputs["deduplicate"].read("candidates", ["example_id"])["example_id"].to_pylist()
-    run = open_run(str(tmp_path / "grown"))
+    run = Run.open(str(tmp_path / "grown"))
     kept = outputs["score_pairs"].read("within_top_helpers").to_pylist()
     for row in (3, NUM_OLD + 5):
         answer = query(run, ids[row])

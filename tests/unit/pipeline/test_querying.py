@@ -9,29 +9,29 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from nncift_ray import runs as pair_lookup
+from nncift_ray import explain as pair_lookup
 from nncift_ray.cli import app
 from nncift_ray.errors import DataError, StageError
-from nncift_ray.pipeline import open_run
-from nncift_ray.runs import InfluenceList, QueryAnswer, query
+from nncift_ray.explain import InfluenceList, QueryAnswer, query
+from nncift_ray.runs import Run
 from nncift_ray.runtime.output import StageOutput
 from tests.s3 import s3_server
 from tests.unit.pipeline.recorded import record_run
 from tests.unit.stages.chain import LastDigitTeacher, run_chain
 
 NUM_CANDIDATES, NUM_TARGETS, TOP = 90, 12, 10
-Run = tuple[str, dict[str, StageOutput]]
+Chain = tuple[str, dict[str, StageOutput]]
 
 
 @pytest.fixture(scope="module")
-def both_blocks(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def both_blocks(tmp_path_factory: pytest.TempPathFactory) -> Chain:
     folder = tmp_path_factory.mktemp("both")
     outputs = run_chain(folder, num_candidates=NUM_CANDIDATES, num_targets=NUM_TARGETS, budget=9)
     return record_run(folder, outputs), outputs
 
 
 @pytest.fixture(scope="module")
-def points(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def points(tmp_path_factory: pytest.TempPathFactory) -> Chain:
     folder = tmp_path_factory.mktemp("points")
     outputs = run_chain(
         folder,
@@ -46,7 +46,7 @@ def points(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def ask(run: Run, role: str, row: int, top: int = TOP) -> QueryAnswer:
     example_id = run[1]["deduplicate"].read(f"{role}s", ["example_id"])["example_id"][row].as_py()
-    return query(open_run(run[0]), example_id, top)
+    return query(Run.open(run[0]), example_id, top)
 
 
 def the_list(answer: QueryAnswer, direction: str, block: str) -> InfluenceList:
@@ -72,13 +72,13 @@ def test_helpers_are_the_list_that_the_run_keeps_without_the_example_itself(
         assert found[: len(wanted)] == wanted
 
 
-def test_helpers_of_a_target_are_its_list(both_blocks: Run) -> None:
+def test_helpers_of_a_target_are_its_list(both_blocks: Chain) -> None:
     answer = ask(both_blocks, "target", 5)
     assert [(made.direction, made.block) for made in answer.lists] == [("helpers", "cross")]
     assert pairs_of(answer.lists[0]) == list(stored(both_blocks, "cross")[5].items())
 
 
-def test_whom_a_candidate_helps_is_its_column_over_all_rows(both_blocks: Run) -> None:
+def test_whom_a_candidate_helps_is_its_column_over_all_rows(both_blocks: Chain) -> None:
     everything = {
         row: dict(pairs_of(the_list(ask(both_blocks, "target", row, 1000), "helpers", "cross")))
         for row in range(NUM_TARGETS)
@@ -96,7 +96,7 @@ def test_tiles_change_nothing(both_blocks: Run, monkeypatch: pytest.MonkeyPatch)
     assert ask(both_blocks, "candidate", 3) == whole
 
 
-def test_the_subset_is_marked_by_rank(both_blocks: Run) -> None:
+def test_the_subset_is_marked_by_rank(both_blocks: Chain) -> None:
     ranking = both_blocks[1]["select"].read("ranking").to_pylist()
     answer = ask(both_blocks, "candidate", ranking[2]["row_index"])
     assert answer.found_as[0].subset_rank == 3
@@ -107,7 +107,7 @@ def test_the_subset_is_marked_by_rank(both_blocks: Run) -> None:
     )
 
 
-def test_a_pointwise_run_tells_score_and_rank_instead(points: Run) -> None:
+def test_a_pointwise_run_tells_score_and_rank_instead(points: Chain) -> None:
     sums = points[1]["score_pairs"].read("column_sums")["sum"].to_numpy()
     best = ask(points, "candidate", int(np.argmax(sums)))
     assert best.score is not None
@@ -116,24 +116,24 @@ def test_a_pointwise_run_tells_score_and_rank_instead(points: Run) -> None:
     assert "scores examples, not pairs" in best.notes[0]
 
 
-def test_an_id_may_be_shortened_and_a_wrong_one_names_what_is_near(both_blocks: Run) -> None:
+def test_an_id_may_be_shortened_and_a_wrong_one_names_what_is_near(both_blocks: Chain) -> None:
     ids = both_blocks[1]["deduplicate"].read("candidates", ["example_id"])["example_id"].to_pylist()
-    assert query(open_run(both_blocks[0]), ids[4][:12]).found_as[0].row_index == 4
+    assert query(Run.open(both_blocks[0]), ids[4][:12]).found_as[0].row_index == 4
     with pytest.raises(DataError, match=f"near it are.*{ids[4]}"):
-        query(open_run(both_blocks[0]), ids[4][:12] + "zz")
+        query(Run.open(both_blocks[0]), ids[4][:12] + "zz")
     with pytest.raises(DataError, match="begins several ids"):
-        query(open_run(both_blocks[0]), "")
+        query(Run.open(both_blocks[0]), "")
 
 
-def test_a_run_that_is_not_scored_says_what_to_run(both_blocks: Run) -> None:
-    run = open_run(both_blocks[0])
+def test_a_run_that_is_not_scored_says_what_to_run(both_blocks: Chain) -> None:
+    run = Run.open(both_blocks[0])
     run.outputs.pop("score_pairs")
     with pytest.raises(StageError, match="score_pairs' of this run is not finished"):
         query(run, "a")
 
 
-def test_a_run_that_is_not_selected_yet_is_answered_all_the_same(both_blocks: Run) -> None:
-    run = open_run(both_blocks[0])
+def test_a_run_that_is_not_selected_yet_is_answered_all_the_same(both_blocks: Chain) -> None:
+    run = Run.open(both_blocks[0])
     run.outputs.pop("select")
     example_id = both_blocks[1]["deduplicate"].read("targets")["example_id"][0].as_py()
     assert "nothing is selected yet" in query(run, example_id).notes[-1]

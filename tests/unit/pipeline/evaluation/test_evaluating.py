@@ -16,7 +16,7 @@ import pytest
 from nncift_ray.errors import ConfigError, DataError
 from nncift_ray.evaluate.run import EvaluationResult, evaluate
 from nncift_ray.recipe.sections import Config
-from nncift_ray.runs import read_status
+from nncift_ray.runs import StatusReader
 from nncift_ray.runtime import schemas
 from nncift_ray.runtime.output import StageBegun
 from tests.unit.pipeline.evaluation.fakes import (
@@ -186,7 +186,7 @@ def test_rows_of_the_candidates_are_left_out_and_told(done: Done) -> None:
 
 
 def test_status_reads_a_run_directory_that_only_evaluated(done: Done) -> None:
-    states = {stage.name: stage.state for stage in read_status(done.config.run_dir).stages}
+    states = {stage.name: stage.state for stage in StatusReader(done.config.run_dir).read().stages}
     assert states["embed"] == "done"
     assert states["select"] == "missing"
 

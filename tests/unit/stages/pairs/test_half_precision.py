@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from nncift_ray.errors import StageError
+from nncift_ray.explain import score_helped, score_helpers
 from nncift_ray.network.factored import FactoredNetwork
 from nncift_ray.pipeline import Blueprint
 from nncift_ray.recipe.loading import make_config
 from nncift_ray.report.data import scoring_table
-from nncift_ray.runs import score_helped, score_helpers
 from nncift_ray.runtime.driver import execute_here, run_stage, stage_fingerprint
 from nncift_ray.runtime.files import Location
 from nncift_ray.runtime.output import StageOutput, column_matrix
