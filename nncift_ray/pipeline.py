@@ -48,7 +48,7 @@ from nncift_ray.recipe.sections import (
     TuningConfig,
 )
 from nncift_ray.report.card import render_dataset_card
-from nncift_ray.report.data import ReportData, RunFacts, collect_report_data
+from nncift_ray.report.data import ReportData, collect_report_data
 from nncift_ray.report.page import render_report
 from nncift_ray.runtime.driver import Executor, run_stage, stage_fingerprint
 from nncift_ray.runtime.files import Location, locked
@@ -1047,7 +1047,10 @@ def finish_run(
         inherited: Stages whose work another run did, so that it is not counted here.
     """
     subset = publish_exports(outputs["export"], run_dir)
-    data = collect_report_data(outputs, _facts(config, run_dir, notices, inherited))
+    paths = {"subset": str(subset), "report": str(run_dir / REPORT_NAME)}
+    data = collect_report_data(
+        outputs, config, run_dir=str(run_dir), paths=paths, notices=notices, inherited=inherited
+    )
     write_dataset_card(outputs["export"], data, run_dir)
     report = run_dir / REPORT_NAME
     report.write_bytes(render_report(data).encode("utf-8"))
@@ -1216,26 +1219,3 @@ def write_dataset_card(export: StageOutput, data: ReportData, run_dir: Location)
     if f"{FILES_TABLE}/{DATASET_PARQUET}" in names:
         card = render_dataset_card(data).encode("utf-8")
         (run_dir / EXPORT_FOLDER / DATASET_FOLDER / "README.md").write_bytes(card)
-
-
-def _facts(
-    config: Config, run_dir: Location, notices: tuple[str, ...], inherited: tuple[str, ...]
-) -> RunFacts:
-    return RunFacts(
-        run_name=config.report.title or run_dir.name,
-        run_dir=str(run_dir),
-        created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        config=config.model_dump(mode="json"),
-        teacher=config.teacher.kind,
-        objective=config.objective,
-        notices=notices,
-        inherited=inherited,
-        group_by=config.data.group_by,
-        num_picks=config.report.num_picks,
-        price_per_gpu_hour=config.cluster.price_per_gpu_hour,
-        price_per_cpu_hour=config.cluster.price_per_cpu_hour,
-        exports={
-            "subset": str(run_dir / EXPORT_FOLDER / "subset.jsonl"),
-            "report": str(run_dir / REPORT_NAME),
-        },
-    )

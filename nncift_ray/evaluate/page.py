@@ -52,7 +52,8 @@ from nncift_ray.evaluate.figures import (
 )
 from nncift_ray.evaluate.statistics import LOWER_IS_BETTER
 from nncift_ray.recipe.sections import NN_CIFT
-from nncift_ray.report.figures import Chart, blocks_of, plot_errors, select_block
+from nncift_ray.report.data import blocks_of, select_block
+from nncift_ray.report.figures import Chart, plot_errors
 from nncift_ray.report.page import (
     GOOD,
     KEY,

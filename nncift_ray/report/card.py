@@ -12,8 +12,13 @@ import jinja2
 import yaml
 from huggingface_hub import DatasetCardData
 
-from nncift_ray.report.data import ReportData
-from nncift_ray.report.figures import final_objective, headline_fidelity, num_picks, share_of_best
+from nncift_ray.report.data import (
+    ReportData,
+    final_objective,
+    headline_fidelity,
+    num_picks,
+    share_of_best,
+)
 from nncift_ray.report.text import clean_text, format_count, format_number, shorten
 
 MAX_GROUPS = 30

@@ -7,9 +7,11 @@ page then holds one sentence that says why, from ``ReportData.unavailable`` unde
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
 from typing import Any, cast
 
 import numpy as np
@@ -19,6 +21,7 @@ import pyarrow.compute as pc
 
 import nncift_ray
 from nncift_ray.corpus.examples import iter_groups
+from nncift_ray.recipe.sections import ClusterConfig, Config
 from nncift_ray.report.text import (
     MISSING,
     format_count,
@@ -27,13 +30,15 @@ from nncift_ray.report.text import (
     format_seconds,
 )
 from nncift_ray.runtime import schemas
-from nncift_ray.runtime.output import ERRORS_TABLE, ChainedOutput, StageOutput
+from nncift_ray.runtime.output import ERRORS_TABLE, StageOutput
 from nncift_ray.runtime.schemas import CROSS, POINTS, WITHIN
 from nncift_ray.scores.exact import ScoreTotal
 from nncift_ray.selection.tables import scored_blocks, scores_of
 
+F64 = npt.NDArray[np.float64]
 Lengths = npt.NDArray[np.integer]
 Cell = str | int | float | None
+NETWORK, MEAN, ROW_COLUMN_MEAN = "network", "mean", "row_column_mean"
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +135,6 @@ class ReportData:
     teacher: str = ""
     objective: str = ""
     budget: str = ""
-    selection_note: str = ""  # how the picks were made, where it was not by greedy gains
     num_targets: int = 0
     covers_targets: bool = False  # whether the rows that the objective covers are the targets
     pointwise: bool = False  # whether the teacher scores examples, not pairs
@@ -145,7 +149,6 @@ class ReportData:
     stopped_by: str = ""  # "budget", "stop_gain" or "exhausted"
     optimizer: str = ""
     num_parts: int | None = None  # of a partitioned search
-    num_rounds: int = 1
     mix_name: str = "source"  # what MixRow.group means: "source", "task", ...
     config: Mapping[str, object] = field(default_factory=dict[str, object])
     environment: Mapping[str, object] = field(default_factory=dict[str, object])
@@ -226,6 +229,146 @@ def choose_sample_ranks(num_picks: int, num_samples: int = 8) -> list[int]:
     return sorted({*head, *(round(float(rank)) for rank in tail)})
 
 
+# The few numbers a reader should leave with; page, terminal and card take them from here.
+
+
+@dataclass(frozen=True, slots=True)
+class Fidelity:
+    """How the network does on one split, beside the baseline that means something."""
+
+    block: str
+    split: str
+    num_pairs: int
+    scaled_mse: float  # labels scaled to [0, 1]
+    spearman: float
+    r2: float
+    baseline: str  # the model beside it: row mean + column mean, or the mean of single examples
+    baseline_mse: float  # scaled; nan where it was not measured
+
+    @property
+    def error_ratio(self) -> float:
+        """Network's error as a share of the baseline's; below 1 the network is better."""
+        return self.scaled_mse / self.baseline_mse if self.baseline_mse > 0 else math.nan
+
+
+def numbers(table: pa.Table, name: str) -> F64:
+    """Read a numeric column as float64, nulls as nan."""
+    return np.asarray(table[name].cast(pa.float64()).to_numpy(), dtype=np.float64)
+
+
+def num_picks(data: ReportData) -> int:
+    """Count the selected examples."""
+    return data.ranking.num_rows if data.ranking is not None else 0
+
+
+def num_scored_pairs(data: ReportData) -> int | None:
+    """Count the pairs that were scored, over all blocks."""
+    if data.score_statistics is None or not data.score_statistics.num_rows:
+        return None
+    return int(numbers(data.score_statistics, "num_scored").sum())
+
+
+def final_objective(data: ReportData) -> float:
+    """Return the objective after the last pick, nan without picks."""
+    if not num_picks(data) or data.ranking is None:
+        return math.nan
+    return float(numbers(data.ranking, "objective")[-1])
+
+
+def share_of_best(data: ReportData) -> float:
+    """Return the least share of the best possible value that was reached; nan where unknown."""
+    final, bound = final_objective(data), data.upper_bound
+    if bound is None or not (math.isfinite(final) and bound > 0):
+        return math.nan
+    return min(final / bound, 1.0)
+
+
+def mean_coverage(data: ReportData) -> float:
+    """Return the mean coverage (0..1) over the ground set, nan where it was not recorded."""
+    if data.coverage is None or not data.coverage.num_rows:
+        return math.nan
+    values = numbers(data.coverage, "coverage")
+    return float(np.nanmean(values)) if np.isfinite(values).any() else math.nan
+
+
+def total_seconds(data: ReportData) -> float:
+    """Return the seconds of all stages together."""
+    return float(sum(stage.seconds for stage in data.stages))
+
+
+def total_cost(data: ReportData) -> float | None:
+    """Return the price of all stages that have one, None where none has."""
+    costs = [stage.cost_usd for stage in data.stages if stage.cost_usd is not None]
+    return sum(costs) if costs else None
+
+
+def splits_of(table: pa.Table) -> list[str]:
+    """List the held-out splits of a FIDELITY or PREDICTIONS table: quadrants where it has any."""
+    names = sorted(str(name) for name in table["split"].unique().to_pylist())
+    quadrants = [name for name in names if name.startswith("Q")]
+    return quadrants or [name for name in names if name != "train"]
+
+
+def blocks_of(table: pa.Table | None) -> list[str]:
+    """List the blocks of a table in order of first appearance."""
+    return [] if table is None else [str(name) for name in table["block"].unique().to_pylist()]
+
+
+def select_block(table: pa.Table, block: str) -> pa.Table:
+    """Keep the rows of one block."""
+    return table.filter(pc.field("block") == block)
+
+
+def metric(table: pa.Table, split: str, model: str, name: str) -> float:
+    """Look one metric up in the FIDELITY rows of one block; nan where it is absent or null."""
+    hits = table.filter((pc.field("split") == split) & (pc.field("model") == model))
+    return float(numbers(hits, name)[0]) if hits.num_rows else math.nan
+
+
+def best_baseline(block: str) -> str:
+    """Name the model of a block that knows most without knowing pairs (or examples)."""
+    return MEAN if block == POINTS else ROW_COLUMN_MEAN
+
+
+def mean_score(data: ReportData) -> float:
+    """Return the mean scaled score of the picks, nan without picks."""
+    return final_objective(data) / num_picks(data) if num_picks(data) else math.nan
+
+
+def headline_fidelity(data: ReportData) -> Fidelity | None:
+    """Judge the network where it matters most: the main block, the hardest split measured."""
+    blocks = blocks_of(data.fidelity)
+    if data.fidelity is None or not blocks:
+        return None
+    block = data.main_block if data.main_block in blocks else blocks[0]
+    table = select_block(data.fidelity, block)
+    measured = [
+        split
+        for split in splits_of(table)
+        if math.isfinite(metric(table, split, NETWORK, "scaled_mse"))
+    ]
+    if not measured:
+        return None
+    split = measured[-1]
+    return Fidelity(
+        block=block,
+        split=split,
+        num_pairs=int(metric(table, split, NETWORK, "num_pairs")),
+        scaled_mse=metric(table, split, NETWORK, "scaled_mse"),
+        spearman=metric(table, split, NETWORK, "spearman"),
+        r2=metric(table, split, NETWORK, "r2"),
+        baseline=best_baseline(block),
+        baseline_mse=metric(table, split, best_baseline(block), "scaled_mse"),
+    )
+
+
+def mix_shares(mix: Sequence[MixRow]) -> tuple[F64, F64]:
+    """Return each group's share (0..1) of the pool and of the subset, in the order of ``mix``."""
+    pool = np.array([row.pool for row in mix], dtype=np.float64)
+    subset = np.array([row.subset for row in mix], dtype=np.float64)
+    return pool / max(pool.sum(), 1.0), subset / max(subset.sum(), 1.0)
+
+
 # What the report says of scoring all pairs: how each block was scored, and what that missed.
 
 COLUMNS = ("block", "scored", "why", "found", "pairs scored", "all pairs", "pruned", "faster from")
@@ -239,29 +382,18 @@ def merge_histogram(scores: StageOutput) -> pa.Table:
     return merged.rename_columns(["block", "bin", "count"]).cast(schemas.SCORE_HISTOGRAM)
 
 
-def tried_recall(outputs: Mapping[str, StageOutput]) -> pa.Table | None:
-    """Return the settings that the index stage tried (RECALL), None without such a stage."""
-    return outputs["index"].read("recall", schema=schemas.RECALL) if "index" in outputs else None
-
-
-def final_recall(scores: StageOutput) -> pa.Table:
-    """Return the recall of the lists, a held-out row each (ROW_RECALL); empty if none is pruned."""
-    return scores.read("recall", schema=schemas.ROW_RECALL)
-
-
 def scoring_table(outputs: Mapping[str, StageOutput]) -> ExtraTable | None:
     """Say of each block of pairs how it was scored, why, and what that cost."""
     scores = scores_of(outputs)
     if "project" not in outputs:
         return _labels_table(scores)
     if schemas.POINTS in scores.manifest.settings["blocks"]:
-        note = _half_precision(outputs["project"]).strip()
-        row = (schemas.POINTS, "exactly")
-        return ExtraTable("How examples were scored", note, COLUMNS[:2], (row,)) if note else None
+        return None
     decisions: Mapping[str, Any] = {}
     if "index" in outputs:
         decisions = outputs["index"].manifest.facts().get("decisions", {})
-    measured = final_recall(scores)
+    measured = scores.read("recall", schema=schemas.ROW_RECALL)
+    peak = max((shard.facts.get("peak_bytes", 0) for shard in scores.manifest.shards), default=0)
     rows = [
         _row(block, decisions.get(block), measured.filter(pc.field("block") == block))
         for block in scores.manifest.settings["blocks"]
@@ -270,8 +402,7 @@ def scoring_table(outputs: Mapping[str, StageOutput]) -> ExtraTable | None:
         "How pairs were scored",
         "“Found” is the share of the true best helpers that the lists of held-out rows hold, with "
         "its standard error; an exact block has them all. Seconds are predictions made on this "
-        f"machine before scoring. A worker's largest memory was {_peak(scores)}."
-        + _half_precision(outputs["project"]),
+        f"machine before scoring. A worker's largest memory was {peak / 1e9:.2f} GB.",
         COLUMNS,
         tuple(rows),
     )
@@ -304,7 +435,7 @@ def _labels_table(scores: StageOutput) -> ExtraTable:
 
 def _row(block: str, decision: Mapping[str, Any] | None, measured: pa.Table) -> tuple[Cell, ...]:
     known = decision or {}
-    seconds = [_seconds(known.get(f"{way}_seconds")) for way in ("exact", "pruned")]
+    seconds = [format_seconds(known.get(f"{way}_seconds")) for way in ("exact", "pruned")]
     crossing = known.get("crossing_rows")
     faster_from = MISSING if crossing is None else f"{format_count(crossing)} rows"
     if not measured.num_rows:
@@ -319,30 +450,6 @@ def _row(block: str, decision: Mapping[str, Any] | None, measured: pa.Table) -> 
     found = f"{format_number(float(recall.mean()), 4)} ± {format_number(error, 1)}"
     how = f"candidates ({known.get('generator')}, {known.get('index')})"
     return (block, how, known.get("reason"), found, format_percent(share), *seconds, faster_from)
-
-
-def _seconds(value: float | None) -> str:
-    return MISSING if value is None else format_seconds(value)
-
-
-def _peak(scores: StageOutput) -> str:
-    peaks = [shard.facts.get("peak_bytes", 0) for shard in scores.manifest.shards]
-    return f"{max(peaks, default=0) / 1e9:.2f} GB"
-
-
-def _half_precision(activations: StageOutput) -> str:
-    """Say what activations in half precision do to scores, where they are stored so."""
-    errors = cast("Mapping[str, Any]", activations.manifest.facts())
-    if not errors and isinstance(activations, ChainedOutput):  # nothing new was measured
-        return _half_precision(activations.parent)
-    texts = [
-        f" Activations are stored in float16: on a sample of block {name.rpartition(':')[2]} that "
-        f"changes a score by {value['mean']:.1e} on average and {value['max']:.1e} at most "
-        f"({format_count(value['num_pairs'])} compared, unit of the labels)."
-        for name, value in errors.items()
-        if name.startswith("float16_error:")
-    ]
-    return "".join(texts)
 
 
 # The strong examples that a selection left out, each with the pick that took its place.
@@ -404,42 +511,41 @@ NO_NETWORK = (
 )
 
 
-@dataclass(frozen=True)
-class RunFacts:
-    """What the report says of a run that no stage knows."""
+def collect_report_data(
+    outputs: Mapping[str, StageOutput],
+    recipe: Config,
+    *,
+    run_dir: str,
+    paths: Mapping[str, str],
+    notices: Sequence[str] = (),
+    inherited: Sequence[str] = (),
+) -> ReportData:
+    """Return what the report of a finished run shows.
 
-    run_name: str
-    run_dir: str
-    created: str
-    config: Mapping[str, object]
-    teacher: str
-    objective: str
-    notices: tuple[str, ...] = ()
-    group_by: str | None = None
-    num_picks: int = 12
-    price_per_gpu_hour: float = 0.0
-    price_per_cpu_hour: float = 0.0
-    exports: Mapping[str, str] = field(default_factory=dict[str, str])
-    inherited: tuple[str, ...] = ()  # stages whose work another run did and paid for
-
-
-def collect_report_data(outputs: Mapping[str, StageOutput], facts: RunFacts) -> ReportData:
-    """Read from a finished run what its report shows."""
+    Args:
+        outputs: Of all steps, by name.
+        recipe: Of the run.
+        run_dir: Where it lies.
+        paths: Files a reader may want to open, by what they are.
+        notices: What was decided for the user.
+        inherited: Steps whose work another run did and paid for.
+    """
     examples, select, scores = outputs["deduplicate"], outputs["select"], scores_of(outputs)
     fit = outputs.get("fit")  # none where the teacher's labels are the scores
     ranking = select.read("ranking", schema=schemas.RANKING)
     picked = np.asarray(ranking["row_index"].to_numpy())
     lengths = np.asarray(outputs["embed"].read("candidates", ["num_tokens"])["num_tokens"])
     select_facts = select.manifest.facts()
-    config = cast("Any", facts.config)
-    group_by = select.manifest.settings["quotas"]["field"] or facts.group_by
+    config = recipe.model_dump(mode="json")
+    group_by = select.manifest.settings["quotas"]["field"] or recipe.data.group_by
+    drift = outputs.get("drift")
     return ReportData(
-        run_name=facts.run_name,
-        run_dir=facts.run_dir,
-        created=facts.created,
+        run_name=recipe.report.title or run_dir.rstrip("/").rpartition("/")[2],
+        run_dir=run_dir,
+        created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         version=nncift_ray.__version__,
-        teacher=facts.teacher,
-        objective=facts.objective.replace("_", " "),
+        teacher=recipe.teacher.kind,
+        objective=recipe.objective.replace("_", " "),
         budget=json.dumps(config["selection"]["budget"]),
         num_candidates=examples.num_rows("candidates"),
         num_targets=examples.num_rows("targets"),
@@ -447,7 +553,7 @@ def collect_report_data(outputs: Mapping[str, StageOutput], facts: RunFacts) -> 
         pointwise=schemas.POINTS in scored_blocks(outputs),
         ranks_by_score=select.manifest.settings["objective"] == "top_k",
         by_teacher=fit is None,
-        has_subtasks=config["data"].get("subtask_by") is not None,
+        has_subtasks=recipe.data.subtask_by is not None,
         num_duplicates=count_duplicates(examples),
         num_errors=sum(output.manifest.num_failures for output in outputs.values()),
         num_labelled_pairs=outputs["label"].num_rows("labels"),
@@ -456,16 +562,18 @@ def collect_report_data(outputs: Mapping[str, StageOutput], facts: RunFacts) -> 
         stopped_by=select_facts.get("stopped_by", ""),
         optimizer=select_facts.get("optimizer", ""),
         num_parts=select_facts.get("num_parts"),
-        num_rounds=select_facts.get("num_rounds", 1),
         mix_name=group_by or "source file",
-        config=facts.config,
+        config=config,
         environment=(fit or scores).manifest.environment,
-        outputs=facts.exports,
-        notices=facts.notices,
-        stages=[_summary(output, facts) for output in outputs.values()],
+        outputs=paths,
+        notices=tuple(notices),
+        stages=[
+            _summary(output, recipe.cluster, inherited=name in inherited)
+            for name, output in outputs.items()
+        ],
         mix=collect_mix(examples, picked, group_by, select),
         skipped=collect_skipped(examples, select, ranking, NUM_SKIPPED),
-        neighbours=collect_neighbours(examples, select, ranking, facts.num_picks),
+        neighbours=collect_neighbours(examples, select, ranking, recipe.report.num_picks),
         ranking=ranking,
         coverage=coverage_of_rows(select, scores if fit is None else None),
         fidelity=fit and fit.read("fidelity", schema=schemas.FIDELITY),
@@ -475,15 +583,15 @@ def collect_report_data(outputs: Mapping[str, StageOutput], facts: RunFacts) -> 
             scores.read("statistics", schema=schemas.SCORE_STATISTICS)
         ),
         score_histogram=merge_histogram(scores),
-        recall=tried_recall(outputs),
-        final_recall=final_recall(scores),
-        min_recall=config["pair_scores"]["min_recall"],
+        recall=outputs["index"].read("recall", schema=schemas.RECALL)
+        if "index" in outputs
+        else None,
+        final_recall=scores.read("recall", schema=schemas.ROW_RECALL),
+        min_recall=recipe.pair_scores.min_recall,
         scoring=scoring_table(outputs),
         errors=collect_errors(outputs),
-        drift=outputs["drift"].manifest.facts() if "drift" in outputs else None,
-        drift_distances=outputs["drift"].read("distances", schema=schemas.DRIFT_DISTANCES)
-        if "drift" in outputs
-        else None,
+        drift=drift and drift.manifest.facts(),
+        drift_distances=drift and drift.read("distances", schema=schemas.DRIFT_DISTANCES),
         pool_lengths=lengths,
         subset_lengths=lengths[picked],
         unavailable={} if fit else dict.fromkeys(NETWORK_PARTS, NO_NETWORK),
@@ -521,16 +629,15 @@ def covers_targets(select: StageOutput) -> bool:
     return select.manifest.facts()["covers"] == "targets"
 
 
-def _summary(output: StageOutput, facts: RunFacts) -> StageSummary:
+def _summary(output: StageOutput, prices: ClusterConfig, *, inherited: bool) -> StageSummary:
     manifest = output.manifest
-    inherited = manifest.stage in facts.inherited
     tables = {part.table for shard in manifest.shards for part in shard.parts}
     rows = sum(manifest.num_rows(table) for table in tables - {ERRORS_TABLE})
     hours = manifest.worker_seconds / SECONDS_PER_HOUR
     price = (
-        facts.price_per_gpu_hour * manifest.num_gpus
+        prices.price_per_gpu_hour * manifest.num_gpus
         if manifest.num_gpus
-        else facts.price_per_cpu_hour * manifest.num_cpus
+        else prices.price_per_cpu_hour * manifest.num_cpus
     )
     return StageSummary(
         name=manifest.stage,

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jinja2
 import numpy as np
@@ -15,12 +16,10 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from nncift_ray.report import figures as corpus_plots
-from nncift_ray.report import figures as drift_plots
-from nncift_ray.report import figures as fidelity_plots
-from nncift_ray.report import figures as plots
-from nncift_ray.report import figures as run_plots
+from nncift_ray.report import figures
 from nncift_ray.report.data import (
+    MEAN,
+    ROW_COLUMN_MEAN,
     Cell,
     CoveredExample,
     ExampleText,
@@ -28,12 +27,6 @@ from nncift_ray.report.data import (
     PickNeighbours,
     ReportData,
     SkippedExample,
-    unit_of,
-)
-from nncift_ray.report.figures import (
-    MEAN,
-    ROW_COLUMN_MEAN,
-    Chart,
     blocks_of,
     final_objective,
     headline_fidelity,
@@ -42,16 +35,13 @@ from nncift_ray.report.figures import (
     mix_shares,
     num_picks,
     num_scored_pairs,
-    plot_histogram,
-    plot_order,
-    plot_predictions,
-    plot_recall,
-    plot_scores,
     select_block,
     share_of_best,
     total_cost,
     total_seconds,
+    unit_of,
 )
+from nncift_ray.report.figures import Chart
 from nncift_ray.report.text import (
     MISSING,
     clean_text,
@@ -373,7 +363,10 @@ def _optimum(data: ReportData) -> Card | None:
     note = "of what any subset within the budget could be worth"
     # Rounded down: the bound is a promise.
     return Card(
-        "At least", f"{math.floor(1000 * share) / 10:g} %", note, GOOD if share > 0.9 else ""
+        "Share of the optimum (lower bound)",
+        f"{math.floor(1000 * share) / 10:g} %",
+        note,
+        GOOD if share > 0.9 else "",
     )
 
 
@@ -491,8 +484,6 @@ def selection_lead(data: ReportData) -> str:
     picks = num_picks(data)
     if not picks:
         return "Nothing was selected."
-    if data.selection_note:
-        return data.selection_note
     if data.ranks_by_score:
         return f"The {format_count(picks)} candidates with the highest score: {_score_of(data)}"
     if data.objective == "random":
@@ -512,20 +503,12 @@ def selection_lead(data: ReportData) -> str:
 def _search(data: ReportData) -> str:
     """Say how the picks were searched for."""
     parts = f"in {data.num_parts} parts" if data.num_parts else "in parts"
-    then = (
-        f"in {data.num_rounds} rounds that thin the candidates out, then among those left"
-        if data.num_rounds > 1
-        else "then among what the parts picked"
-    )
-    ways = {
+    way = {
         "lazy": "by lazy greedy",
-        "naive": "by plain greedy",
-        "stochastic": "by stochastic greedy, which looks at a random sample before every pick",
         "cost_benefit": "by lazy greedy twice, by gain a token and by gain; this is the better of "
         "the two",
-        "partitioned": f"by lazy greedy {parts}, {then}",
-    }
-    way = ways.get(data.optimizer)
+        "partitioned": f"by lazy greedy {parts}, then among what the parts picked",
+    }.get(data.optimizer)
     return f" Searched {way}." if way else ""
 
 
@@ -546,10 +529,11 @@ def _end(data: ReportData) -> str:
 
 def skipped_lead(data: ReportData) -> str:
     """Say what the skipped examples are."""
+    worth = "score" if data.ranks_by_score else "gain"
     return (
-        "Left out although each is worth much alone: what it would give, the picks already give. "
-        "Shown with the pick that gives most of it; the nearer their embeddings, the more they are "
-        "copies of each other."
+        f"Not selected although each has a high {worth} alone: most of it is already covered by "
+        "selected examples. Shown with the pick that covers most of it; the nearer their "
+        "embeddings, the more they are copies of each other."
     )
 
 
@@ -615,6 +599,46 @@ def cost_lead(data: ReportData) -> str:
     return f"{text}, for {format_usd(cost)}." if cost is not None else f"{text}."
 
 
+def drift_table(facts: Mapping[str, Any]) -> ExtraTable:
+    """List what was measured, beside what it is judged against."""
+    rows: list[tuple[str, str, str]] = []
+    distance = facts.get("distance")
+    if distance is not None:
+        median = facts["median_distance"]
+        rows += [
+            (
+                "median distance to the nearest label",
+                format_number(median["new"]),
+                format_number(median["reference"]),
+            ),
+            ("chance that a new one is farther", format_number(distance["farther"]), "0.5"),
+            ("Kolmogorov-Smirnov distance", format_number(distance["ks"]), "0"),
+        ]
+    rows += [
+        (
+            f"activations out of range, {share['block']} {share['side']}",
+            format_percent(share["new"]),
+            format_percent(share["reference"]),
+        )
+        for share in facts["ranges"]
+    ]
+    reading = "The labelled corpus is measured on its examples that were not labelled."
+    return ExtraTable(
+        "New data beside the labelled corpus", reading, ("measure", "new", "corpus"), tuple(rows)
+    )
+
+
+def drift_lead(facts: Mapping[str, Any]) -> str:
+    """Say the verdict in a sentence or two."""
+    count = format_count(facts["num_new"])
+    if not facts["num_new"]:
+        return "Nothing new came in: the selection is that of the run this one goes on from."
+    start = f"{count} new candidates were scored by the network of an earlier run. "
+    if facts["due"]:
+        return f"{start}Relabelling is due because {'; and '.join(facts['reasons'])}."
+    return f"{start}They lie where the labelled corpus does: no new labels are due."
+
+
 def health_lead(data: ReportData) -> str:
     """Say how many rows were left out."""
     rows = data.num_candidates + data.num_duplicates + data.num_errors
@@ -677,6 +701,8 @@ def _page_values(data: ReportData) -> dict[str, object]:
         else "Sample picks and the rows they help",
         "neighbours_lead": neighbours_lead(data),
         "neighbours": [_pick(item, data) for item in data.neighbours],
+        "skipped_title": f"High-{'scoring' if data.ranks_by_score else 'gain'} candidates that are "
+        "redundant with selected ones",
         "skipped_lead": skipped_lead(data),
         "skipped": [_skipped(item) for item in data.skipped],
         "neighbours_missing": data.why_missing("neighbours", "no pick was sampled."),
@@ -689,27 +715,27 @@ def _page_values(data: ReportData) -> dict[str, object]:
             "Training",
             data.training_history,
             data.why_missing("training_history", NOT_RECORDED),
-            run_plots.plot_training,
+            figures.plot_training,
         ),
         "influence": _chart(
             "influence",
             "Influence scores",
             data.score_statistics,
             data.why_missing("score_statistics", NOT_RECORDED),
-            run_plots.plot_influence,
+            figures.plot_influence,
         ),
         "histogram": _chart(
             "histogram",
             "Distribution of scores",
             data.score_histogram,
             data.why_missing("score_histogram", NOT_RECORDED),
-            partial(plot_histogram, of_labels=data.by_teacher),
+            partial(figures.plot_histogram, of_labels=data.by_teacher),
         ),
         "recall": _recall(data),
         "scoring": None if data.scoring is None else extra_table(data.scoring),
         "fidelity_table": fidelity_table(data),
         "cost_lead": cost_lead(data),
-        "stage_chart": run_plots.plot_stage_seconds(data.stages),
+        "stage_chart": figures.plot_stage_seconds(data.stages),
         "stage_table": stage_table(data),
         "health_lead": health_lead(data),
         "reason_table": reason_table(data),
@@ -734,9 +760,9 @@ def _drift(data: ReportData) -> dict[str, object] | None:
     if data.drift is None or data.drift_distances is None:
         return None
     return {
-        "lead": drift_plots.drift_lead(data.drift),
-        "chart": drift_plots.plot_drift(data.drift_distances),
-        "table": extra_table(drift_plots.drift_table(data.drift)),
+        "lead": drift_lead(data.drift),
+        "chart": figures.plot_drift(data.drift_distances),
+        "table": extra_table(drift_table(data.drift)),
     }
 
 
@@ -748,9 +774,9 @@ def _value(data: ReportData) -> Chart:
         data.ranking,
         data.why_missing("ranking", "nothing was selected."),
         lambda table: (
-            plot_scores(table, data.random_objective)
+            figures.plot_scores(table, data.random_objective)
             if data.ranks_by_score
-            else plots.plot_gain_curve(table, data.random_objective, upper_bound=data.upper_bound)
+            else figures.plot_gain_curve(table, data.random_objective, upper_bound=data.upper_bound)
         ),
     )
 
@@ -765,7 +791,7 @@ def _coverage(data: ReportData) -> list[Chart]:
         "Coverage",
         data.coverage,
         reason,
-        lambda table: plots.plot_coverage(table, data.ground_set),
+        lambda table: figures.plot_coverage(table, data.ground_set),
     )
     return [chart]
 
@@ -774,20 +800,20 @@ def _recall(data: ReportData) -> Chart | None:
     """Draw what pruning found; nothing where nobody asked for it."""
     if data.recall is None or data.final_recall is None or data.min_recall is None:
         return None
-    return plot_recall(data.recall, data.final_recall, data.min_recall)
+    return figures.plot_recall(data.recall, data.final_recall, data.min_recall)
 
 
 def _mix(data: ReportData) -> Chart:
     if not data.mix and "mix" in data.unavailable:
         return Chart("mix", f"Mix by {data.mix_name}", missing=data.unavailable["mix"])
-    return corpus_plots.plot_mix(data.mix, data.mix_name, ranks_by_score=data.ranks_by_score)
+    return figures.plot_mix(data.mix, data.mix_name, ranks_by_score=data.ranks_by_score)
 
 
 def _lengths(data: ReportData) -> Chart:
     if data.pool_lengths is None or data.subset_lengths is None:
         reason = data.why_missing("pool_lengths", NOT_RECORDED)
         return Chart("lengths", "Lengths", missing=reason)
-    return corpus_plots.plot_lengths(data.pool_lengths, data.subset_lengths)
+    return figures.plot_lengths(data.pool_lengths, data.subset_lengths)
 
 
 def _fidelity_blocks(data: ReportData) -> list[dict[str, Chart | str]]:
@@ -809,9 +835,9 @@ def _fidelity_blocks(data: ReportData) -> list[dict[str, Chart | str]]:
 
 def _block_chart(name: str, data: ReportData, table: pa.Table | None, block: str) -> Chart:
     draw, title = {
-        "scatter": (plot_predictions, "Predicted against teacher"),
-        "errors": (fidelity_plots.plot_errors, "Error on held-out labels"),
-        "order": (plot_order, "Rank correlation on held-out labels"),
+        "scatter": (figures.plot_predictions, "Predicted against teacher"),
+        "errors": (figures.plot_errors, "Error on held-out labels"),
+        "order": (figures.plot_order, "Rank correlation on held-out labels"),
     }[name]
     part = "predictions" if name == "scatter" else "fidelity"
     reason = data.why_missing(part, NOT_RECORDED)

@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nncift_ray.report import figures as svg
-from nncift_ray.report.figures import NETWORK, ROW_COLUMN_MEAN
+from nncift_ray.report.data import NETWORK, ROW_COLUMN_MEAN
 from nncift_ray.report.text import format_number
 
 QUADRANTS = ("Q1", "Q2", "Q3", "Q4")

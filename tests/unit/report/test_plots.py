@@ -1,18 +1,15 @@
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import matplotlib as mpl
 import numpy as np
 import pyarrow as pa
 import pytest
-from scipy.stats import spearmanr
 
-from nncift_ray.report.data import MixRow, choose_sample_ranks, count_mix
+from nncift_ray.report.data import MixRow, choose_sample_ranks, count_mix, headline_fidelity
 from nncift_ray.report.figures import (
     MAX_CURVE_POINTS,
-    headline_fidelity,
     plot_coverage,
     plot_errors,
     plot_gain_curve,
@@ -24,7 +21,6 @@ from nncift_ray.report.figures import (
     plot_scores,
     plot_stage_seconds,
     plot_training,
-    rank_correlation,
     thin_curve,
 )
 from nncift_ray.runtime import schemas
@@ -38,8 +34,6 @@ from tests.unit.report.make_data import (
     make_ranking,
     make_report_data,
 )
-
-ROUNDING = 1e-12
 
 
 def test_thinned_curve_keeps_both_ends_and_order() -> None:
@@ -57,11 +51,6 @@ def test_gain_title_names_the_pick_that_reaches_nine_tenths() -> None:
     # Harmonic numbers: H_10 = 2.929, and H_7 = 2.593 < 0.9 * H_10 = 2.636 <= H_8 = 2.718.
     title = plot_gain_curve(make_ranking(10)).title
     assert title.startswith("90 % of the objective is reached after 8 picks")
-
-
-@pytest.mark.parametrize("log_x", [False, True])
-def test_gain_curve_draws_on_either_axis(log_x: bool) -> None:
-    assert plot_gain_curve(make_ranking(50), 2.0, log_x=log_x).available
 
 
 def test_the_bound_is_promised_rounded_down() -> None:
@@ -148,17 +137,6 @@ def test_undefined_correlations_have_a_reason() -> None:
         place = table.schema.get_field_index(name)
         table = table.set_column(place, schemas.FIDELITY.field(name), nulls)
     assert not plot_order(table, "within").available
-
-
-def test_rank_correlation_matches_scipy_with_ties() -> None:
-    generator = np.random.default_rng(3)
-    left, right = generator.integers(0, 9, 200) * 1.0, generator.integers(0, 9, 200) * 1.0
-    expected = spearmanr(left, right).statistic
-    assert rank_correlation(left, right) == pytest.approx(expected, abs=ROUNDING)
-
-
-def test_rank_correlation_of_a_constant_is_nan() -> None:
-    assert math.isnan(rank_correlation(np.ones(5), np.arange(5.0)))
 
 
 def test_many_pairs_are_drawn_as_density_with_fewer_elements() -> None:

@@ -202,29 +202,24 @@ def test_a_score_over_targets_says_whose_mean_it_is(ranked_text: str) -> None:
 
 def test_skipped_examples_stand_with_the_pick_that_speaks_for_them() -> None:
     page = render_report(make_report_data())
-    assert "Strong examples that were skipped" in page
+    assert "redundant with selected ones" in page
     assert "worth 0.900 alone" in page
     assert "gives 80" in page
 
 
 def test_a_run_that_skipped_nothing_has_no_such_section() -> None:
     page = render_report(replace(make_report_data(), skipped=()))
-    assert "Strong examples that were skipped" not in page
+    assert "redundant with selected ones" not in page
 
 
 @pytest.mark.parametrize(
     ("more", "words"),
     [
         ({"optimizer": "lazy"}, "Searched by lazy greedy."),
-        ({"optimizer": "stochastic"}, "looks at a random sample before every pick."),
         ({"optimizer": "cost_benefit"}, "by gain a token and by gain"),
         (
             {"optimizer": "partitioned", "num_parts": 8},
             "lazy greedy in 8 parts, then among what the parts picked.",
-        ),
-        (
-            {"optimizer": "partitioned", "num_parts": 8, "num_rounds": 3},
-            "in 8 parts, in 3 rounds that thin the candidates out",
         ),
     ],
 )
