@@ -10,13 +10,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 import nncift_ray
-from nncift_ray.corpus.drift import MIN_EXAMPLES, DriftStage
 from nncift_ray.corpus.ingest import DeduplicateStage, IngestStage, RoleSource, find_sources
 from nncift_ray.embedders import EmbedderFactory as MakesEmbedder
 from nncift_ray.embedders import EmbedStage
 from nncift_ray.engines.models import ResolvedModel, locate_model
 from nncift_ray.errors import ConfigError, ModelError, StageError
 from nncift_ray.factories import EmbedderFactory
+from nncift_ray.network.drift import MIN_EXAMPLES, DriftStage
 from nncift_ray.pipeline import (
     RUN_RECORD,
     Blueprint,

@@ -1,7 +1,9 @@
 """Drift: how far new data lie from what the network was trained on, and whether labels are due.
 
-The measures and the rule are in ``core.network.drift``. The reference is the corpus of the run that
-was labelled, however many runs have gone on from it since.
+The measures and the rule come first, then the step. The reference is the corpus of the run that was
+labelled, however many runs have gone on from it since.
+
+Suffixes: N examples, L labelled ones, D embedding, H hidden units.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from scipy.stats import ks_2samp, rankdata
+from scipy.stats import ks_2samp, mannwhitneyu
 
 from nncift_ray.errors import ShapeError
 from nncift_ray.labels.sample import TRAIN, VALIDATION
@@ -25,6 +27,7 @@ from nncift_ray.runtime.step import Shard, Stage, Worker
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
+Sides = Mapping[tuple[str, str], NDArray[np.int64]]  # candidates by block and side of a pair
 
 #: Chance that a new example lies farther from the labelled ones than a reference example, from
 #: which new labels are due. 0.5 says that the two are alike; 0.65 is a shift of half a standard
@@ -39,7 +42,11 @@ MAX_RANGE_RATIO = 2.0
 MIN_RANGE_EXCESS = 0.01
 #: Fewer new examples than this are never enough to ask for new labels.
 MIN_EXAMPLES = 20
-BLOCK_ROWS = 1024
+#: Examples of each group whose distances are measured, and labelled ones they are measured from.
+MAX_MEASURED, MAX_LABELLED = 4096, 16_384
+BLOCK_ROWS, BATCH_ROWS = 1024, 16_384
+NEW, REFERENCE = "new", "reference"
+SAMPLE_SEED = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +66,6 @@ class RangeShare:
     side: str  # rows | columns
     new: float
     reference: float
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """Whether new labels are due, and each reason in a sentence."""
-
-    due: bool
-    reasons: tuple[str, ...]
 
 
 def nearest_distances(e_ND: F32, labelled_LD: F32) -> F64:
@@ -104,9 +103,8 @@ def compare_distances(new_N: F64, reference_R: F64) -> DistanceShift:
     if num_new == 0 or num_reference == 0:
         msg = f"{num_new} new and {num_reference} reference distances: none to compare"
         raise ValueError(msg)
-    ranks = rankdata(np.concatenate([new_N, reference_R]))
-    above = ranks[:num_new].sum() - num_new * (num_new + 1) / 2
-    farther = float(above / (num_new * num_reference))
+    pairs = mannwhitneyu(new_N, reference_R, method="asymptotic").statistic
+    farther = float(pairs / (num_new * num_reference))
     error = math.sqrt((num_new + num_reference + 1) / (12 * num_new * num_reference))
     statistic = float(ks_2samp(new_N, reference_R, method="asymp").statistic)
     return DistanceShift(farther, (farther - 0.5) / error, statistic)
@@ -124,19 +122,19 @@ def count_outside(a_NH: F32, low_H: F32, high_H: F32) -> NDArray[np.int64]:
     return np.stack([(a_NH < low_H).sum(axis=0), (a_NH > high_H).sum(axis=0)])
 
 
-def judge(
+def find_reasons(
     shift: DistanceShift | None, ranges: Sequence[RangeShare], num_new: int = MIN_EXAMPLES
-) -> Verdict:
-    """Apply the rule: new labels are due where either measure passes its two bounds.
+) -> list[str]:
+    """Return why new labels are due, a sentence each: where either measure passes its two bounds.
 
     Args:
         shift: None where there is nothing new, or nothing to compare it with.
         ranges: One for each side of each block that the new examples have a part in.
         num_new: New examples; below ``MIN_EXAMPLES`` nothing is due.
     """
-    if num_new < MIN_EXAMPLES:
-        return Verdict(False, ())
     reasons: list[str] = []
+    if num_new < MIN_EXAMPLES:
+        return reasons
     if shift is not None and shift.farther >= MAX_FARTHER and shift.sigmas >= MIN_SIGMAS:
         reasons.append(
             f"a new example lies farther from the labelled sample than an unlabelled one of the "
@@ -151,22 +149,14 @@ def judge(
                 f"lie outside what the labelled sample spans, {share.reference:.1%} of the "
                 f"labelled corpus's own (due from {bound:.1%})"
             )
-    return Verdict(bool(reasons), tuple(reasons))
-
-
-# Drift: how far new data lie from what the network was trained on, and whether labels are due.
-
-# Examples of each group whose distances are measured, and labelled ones they are measured from.
-MAX_MEASURED, MAX_LABELLED = 4096, 16_384
-BATCH_ROWS = 16_384
-NEW, REFERENCE = "new", "reference"
-SAMPLE_SEED = 0
+    return reasons
 
 
 class DriftStage(Stage):
     """Write ``distances`` and ``activation_ranges``; the verdict is among the manifest's facts."""
 
     name: ClassVar[str] = "drift"
+    title: ClassVar[str] = "compare new data with the labelled corpus"
     unit: ClassVar[str] = "comparisons"
     seed = SAMPLE_SEED
 
@@ -222,23 +212,26 @@ class DriftStage(Stage):
 
     def make_worker(self) -> Worker:
         """Return the comparison."""
+        return self._compare
 
-        def compare(shard: Shard, sink: Sink) -> None:
-            num_new = self._embeddings.num_rows("candidates") - self._first_new
-            labelled = read_labelled(self._labels)
-            shift = self._compare_distances(labelled, sink) if num_new else None
-            ranges = self._compare_ranges(labelled, sink) if num_new else []
-            verdict = judge(shift, ranges, num_new)
-            sink.facts.update(describe(num_new, shift, ranges, verdict))
+    def _compare(self, shard: Shard, sink: Sink) -> None:
+        num_new = self._embeddings.num_rows("candidates") - self._first_new
+        labelled = read_labelled(self._labels)
+        shift = self._compare_distances(labelled, sink) if num_new else None
+        ranges = self._compare_ranges(labelled, sink) if num_new else []
+        reasons = find_reasons(shift, ranges, num_new)
+        sink.facts.update(
+            num_new=num_new,
+            distance=None if shift is None else asdict(shift),
+            ranges=[asdict(share) for share in ranges],
+            due=bool(reasons),
+            reasons=reasons,
+        )
 
-        return compare
-
-    def _compare_distances(
-        self, labelled: Mapping[tuple[str, str], np.ndarray], sink: Sink
-    ) -> DistanceShift | None:
+    def _compare_distances(self, labelled: Sides, sink: Sink) -> DistanceShift | None:
         """Measure a sample of either group; None where every reference example is labelled."""
         rng = np.random.default_rng(SAMPLE_SEED)
-        rows = np.unique(np.concatenate([rows for rows in labelled.values()]))
+        rows = np.unique(np.concatenate(list(labelled.values())))
         labelled_LD = self._vectors(_draw(rng, rows, MAX_LABELLED))
         reference = np.setdiff1d(np.arange(self._num_reference), rows)
         new = np.arange(self._first_new, self._embeddings.num_rows("candidates"))
@@ -249,7 +242,12 @@ class DriftStage(Stage):
             if not len(drawn):
                 return None
             distances[group] = nearest_distances(self._vectors(drawn), labelled_LD)
-            sink.write("distances", _distance_table(group, drawn, distances[group]))
+            table = {
+                "group": [group] * len(drawn),
+                "row_index": drawn,
+                "distance": distances[group],
+            }
+            sink.write("distances", pa.table(table).cast(schemas.DRIFT_DISTANCES))
         sink.facts["median_distance"] = {
             group: float(np.median(values)) for group, values in distances.items()
         }
@@ -259,19 +257,29 @@ class DriftStage(Stage):
         found = self._embeddings.take_rows("candidates", rows, ["embedding"])
         return column_matrix(found["embedding"])
 
-    def _compare_ranges(
-        self, labelled: Mapping[tuple[str, str], np.ndarray], sink: Sink
-    ) -> list[RangeShare]:
+    def _compare_ranges(self, labelled: Sides, sink: Sink) -> list[RangeShare]:
         """Count what lies outside the labelled range, on each side that candidates are on."""
         shares: list[RangeShare] = []
         for (block, side), rows in labelled.items():
-            table = f"{block}_{side}"
+            name = f"{block}_{side}"
             seen = column_matrix(
-                self._activations.take_rows(table, rows, ["activation"])["activation"]
+                self._activations.take_rows(name, rows, ["activation"])["activation"]
             )
             low_H, high_H = seen.min(axis=0), seen.max(axis=0)
-            counts = self._count_outside(table, rows, low_H, high_H)
-            sink.write("activation_ranges", _range_table(block, side, low_H, high_H, counts))
+            counts = self._count_outside(name, rows, low_H, high_H)
+            table = {
+                "block": [block] * len(low_H),
+                "side": [side] * len(low_H),
+                "unit": np.arange(len(low_H)),
+                "low": low_H,
+                "high": high_H,
+                **{
+                    f"{group}_{end}": counts[group][at]
+                    for group in (NEW, REFERENCE)
+                    for at, end in enumerate(("below", "above"))
+                },
+            }
+            sink.write("activation_ranges", pa.table(table).cast(schemas.DRIFT_RANGES))
             new, reference = (float(counts[group].sum(axis=0).mean()) for group in (NEW, REFERENCE))
             shares.append(RangeShare(block, side, new, reference))
         return shares
@@ -321,56 +329,5 @@ def read_labelled(labels: StageOutput) -> dict[tuple[str, str], np.ndarray]:
     return labelled
 
 
-def describe(
-    num_new: int,
-    shift: DistanceShift | None,
-    ranges: list[RangeShare],
-    verdict: Verdict,
-) -> dict[str, Any]:
-    """Write what was found as plain values."""
-    return {
-        "num_new": num_new,
-        "distance": None if shift is None else asdict(shift),
-        "ranges": [asdict(share) for share in ranges],
-        "due": verdict.due,
-        "reasons": list(verdict.reasons),
-    }
-
-
 def _draw(rng: np.random.Generator, rows: np.ndarray, most: int) -> np.ndarray:
     return rows if len(rows) <= most else np.sort(rng.choice(rows, most, replace=False))
-
-
-def _distance_table(group: str, rows: np.ndarray, distances: np.ndarray) -> pa.Table:
-    return pa.table(
-        {
-            "group": pa.array([group] * len(rows), pa.string()),
-            "row_index": pa.array(rows, pa.int64()),
-            "distance": pa.array(distances, pa.float32()),
-        },
-        schema=schemas.DRIFT_DISTANCES,
-    )
-
-
-def _range_table(
-    block: str,
-    side: str,
-    low_H: np.ndarray,
-    high_H: np.ndarray,
-    counts: Mapping[str, np.ndarray],
-) -> pa.Table:
-    count = len(low_H)
-    return pa.table(
-        {
-            "block": pa.array([block] * count, pa.string()),
-            "side": pa.array([side] * count, pa.string()),
-            "unit": pa.array(np.arange(count), pa.int32()),
-            "low": pa.array(low_H, pa.float32()),
-            "high": pa.array(high_H, pa.float32()),
-            "new_below": pa.array(counts[NEW][0], pa.float64()),
-            "new_above": pa.array(counts[NEW][1], pa.float64()),
-            "reference_below": pa.array(counts[REFERENCE][0], pa.float64()),
-            "reference_above": pa.array(counts[REFERENCE][1], pa.float64()),
-        },
-        schema=schemas.DRIFT_RANGES,
-    )

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nncift_ray.corpus import drift
 from nncift_ray.embedders import HashEmbedder
 from nncift_ray.labels.sample import TRAIN, VALIDATION
+from nncift_ray.network import drift
 from nncift_ray.runtime.output import column_matrix
 from tests.unit.pipeline import grown
 from tests.unit.pipeline.grown import NUM_OLD, Outputs, grow, make_parent, write_new
