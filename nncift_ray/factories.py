@@ -15,8 +15,6 @@ from nncift_ray.engines.base import GenerationEngine, ScoringEngine
 from nncift_ray.engines.choose import TunedModel, load_options, make_engine, make_generator
 from nncift_ray.engines.models import ResolvedModel, locate_model
 from nncift_ray.recipe.sections import JudgeConfig, TeacherConfig
-from nncift_ray.teachers.base import Teacher, TeacherContext
-from nncift_ray.teachers.registry import make_teacher
 
 
 @dataclass(frozen=True)
@@ -134,18 +132,6 @@ class JudgeFactory:
             "quantization": self.judge.quantization,
             "max_length": self.judge.max_length,
         }
-
-
-@dataclass(frozen=True)
-class TeacherFactory:
-    """Loads the teacher."""
-
-    kind: str
-    context: TeacherContext
-
-    def __call__(self) -> Teacher:
-        """Load it."""
-        return make_teacher(self.kind, self.context)
 
 
 def actor_threads() -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import sys
@@ -34,7 +35,7 @@ from nncift_ray.engines.transformers import BITSANDBYTES
 from nncift_ray.engines.vllm import vllm_available
 from nncift_ray.errors import ConfigError, ModelError, StageError
 from nncift_ray.evaluate.tune import FULL, QLORA, Arithmetic, choose_arithmetic
-from nncift_ray.factories import EmbedderFactory, EngineFactory, TeacherFactory, actor_threads
+from nncift_ray.factories import EmbedderFactory, EngineFactory, actor_threads
 from nncift_ray.labels.sample import SampleDesign, design_of_scores
 from nncift_ray.labels.step import LabelSample, LabelStage, list_gradients
 from nncift_ray.network.step import BlockTraining, FitJob, FitStage
@@ -93,10 +94,16 @@ from nncift_ray.selection.tables import (
     scores_of,
     selection_plan,
 )
-from nncift_ray.teachers.base import TeacherContext, needs_gradients
+from nncift_ray.teachers.base import (
+    Teacher,
+    TeacherContext,
+    load_teacher_class,
+    make_teacher,
+    needs_gpu,
+    needs_gradients,
+)
 from nncift_ray.teachers.gradients import GradientsStage
 from nncift_ray.teachers.less import checkpoint_weights
-from nncift_ray.teachers.registry import load_teacher_class
 from nncift_ray.teachers.warmup import TrainingSettings, WarmupJob, WarmupStage
 
 
@@ -244,6 +251,11 @@ class Teaching:
         return self.teacher_class.needs_engine
 
     @property
+    def needs_gpu(self) -> bool:
+        """Whether labelling is done on a GPU where there is one."""
+        return needs_gpu(self.teacher_class)
+
+    @property
     def needs_gradients(self) -> bool:
         """Whether it reads gradients, which a warm-up has to come before."""
         return needs_gradients(self.teacher_class)
@@ -326,10 +338,9 @@ class Teaching:
                 "or set it to 1"
             )
 
-    def factory(self, outputs: Mapping[str, StageOutput]) -> TeacherFactory:
+    def factory(self, outputs: Mapping[str, StageOutput]) -> Callable[[], Teacher]:
         """Return what loads the teacher inside an actor."""
         teacher = self._teacher
-        options = {"alpha": teacher.selectit.alpha} if teacher.kind == "selectit" else {}
         weights: tuple[float, ...] = ()
         if self.needs_gradients:
             checkpoints = outputs["warmup"].read("checkpoints", ["mean_learning_rate"])
@@ -340,8 +351,8 @@ class Teaching:
         engines = tuple(
             EngineFactory(model, kind, self.dtype, teacher, 1.0 / len(models)) for model in models
         )
-        context = TeacherContext(engines, options | teacher.options, weights)
-        return TeacherFactory(teacher.kind, context)
+        context = TeacherContext(engines, teacher.options, teacher.selectit, weights)
+        return functools.partial(make_teacher, teacher.kind, context)
 
     def settings(self) -> dict[str, Any]:
         """What of the teacher shapes the labels."""
@@ -539,7 +550,7 @@ class Blueprint:
                 has_targets=bool(config.data.targets),
             )
         except ValueError as error:
-            raise ConfigError(f"selection.objective: {error}") from None
+            raise ConfigError(f"teacher.kind {config.teacher.kind}: {error}") from None
         self._builders: dict[str, Callable[[Outputs], Stage]] = {
             "ingest": self._ingest,
             "deduplicate": self._deduplicate,
@@ -572,9 +583,9 @@ class Blueprint:
             "gradients": PoolUse(config.teacher.less.pool, can_use_gpu=True, single_threaded=False),
             "label": PoolUse(
                 teaching.pool,
-                can_use_gpu=teaching.needs_engine,
-                single_threaded=not teaching.needs_engine,
-                max_actors=None if teaching.needs_engine else 1,
+                can_use_gpu=teaching.needs_gpu,
+                single_threaded=not (teaching.needs_engine or teaching.needs_gpu),
+                max_actors=None if teaching.needs_engine or teaching.needs_gpu else 1,
             ),
             "index": PoolUse(
                 config.pair_scores.pool,

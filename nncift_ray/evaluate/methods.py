@@ -36,6 +36,7 @@ from nncift_ray.pipeline import (
 from nncift_ray.recipe.loading import make_config
 from nncift_ray.recipe.sections import (
     NN_CIFT,
+    POINTWISE_TEACHERS,
     SMALL_LM,
     WITHOUT_TEACHER,
     Config,
@@ -52,7 +53,6 @@ from nncift_ray.selection.tables import TOP_K
 
 #: Teachers whose own paper ranks candidates by one score each.
 RANKING_TEACHERS = ("less", "selectit")
-POINTWISE = "selectit"
 #: What of ``selection`` also means something to ``top_k``.
 KEYS_OF_TOP_K = ("seed", "include", "exclude", "quotas")
 #: What of the sections also means something where a teacher's labels are the scores.
@@ -109,7 +109,7 @@ def variant(config: Config, method: Method, budget: float) -> Config:
         del tree["network"]  # nor has anybody a use for what only sampling and predicting read
         tree["labels"] = {key: tree["labels"][key] for key in KEYS_OF_ALL_LABELS}
         tree["labels"]["max_pairs"] = NO_BOUND
-        if method.teacher != POINTWISE:  # whose labels are as many as the candidates
+        if method.teacher not in POINTWISE_TEACHERS:  # whose labels are as many as the candidates
             tree["labels"]["label_pairs"] = config.evaluation.teacher_pairs
         scoring = {key: tree["pair_scores"][key] for key in KEYS_OF_GIVEN_SCORES}
         tree["pair_scores"] = scoring | {"by": "teacher"}

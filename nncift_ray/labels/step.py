@@ -19,8 +19,8 @@ from nncift_ray.runtime import schemas
 from nncift_ray.runtime.output import ROW_GROUP_ROWS, Sink, StageOutput, column_matrix
 from nncift_ray.runtime.schemas import CANDIDATE, CROSS, POINTS, TARGET, WITHIN, helped_role
 from nncift_ray.runtime.step import KILLED_WORKER, Shard, Stage, Worker
-from nncift_ray.teachers.base import LabelRequest, MeasurementFailure, Teacher
-from nncift_ray.teachers.gradient_store import HELPED, HELPER, GradientKey, GradientReader
+from nncift_ray.teachers.base import LabelRequest, MeasurementFailure, Teacher, needs_gpu
+from nncift_ray.teachers.less import HELPED, HELPER, GradientKey, GradientReader
 
 DEFAULT_GROUP_PAIRS = 256
 DEFAULT_SHARD_PAIRS = 256
@@ -225,6 +225,10 @@ class LabelStage(Stage):
         self._make_teacher, self._teacher_settings = make_teacher, dict(teacher_settings)
         self._embeddings, self._gradients = embeddings, gradients
         self._shard_pairs = shard_pairs or DEFAULT_SHARD_PAIRS
+        self.can_use_gpu = needs_gpu(teacher_class)
+        # A teacher that computes no model is done before a second actor has started.
+        loads_model = teacher_class.needs_engine or self.can_use_gpu
+        self.single_threaded, self.max_actors = not loads_model, None if loads_model else 1
         self.seed = next(iter(sample.designs.values())).seed
 
     @property

@@ -174,6 +174,8 @@ class EmbedderConfig(Section):
 # Recipe sections ``teacher`` and ``labels``: who labels, and how much.
 
 BUILT_IN_TEACHERS = ("delift_se", "delift", "less", "selectit")
+#: Those that score examples, not pairs; of a class of the user's own its attribute ``kind`` says.
+POINTWISE_TEACHERS = ("selectit",)
 _SECRET_NAME = re.compile(r"key|token|secret|passw|credential", re.IGNORECASE)
 _IMPORT_PATH = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
 
@@ -1053,11 +1055,12 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _selectit_ranks(self) -> Self:
-        if self.teacher.kind == "selectit" and self.selection.objective not in ("top_k", "random"):
+    def _pointwise_ranks(self) -> Self:
+        kind, objective = self.teacher.kind, self.selection.objective
+        if kind in POINTWISE_TEACHERS and objective not in ("top_k", "random"):
             raise ValueError(
-                "teacher.kind selectit scores examples, not pairs, so selection.objective must be "
-                f"top_k (given: {self.selection.objective})"
+                f"teacher.kind {kind} scores examples, not pairs, so selection.objective must be "
+                f"top_k (given: {objective})"
             )
         return self
 

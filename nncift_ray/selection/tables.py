@@ -308,7 +308,10 @@ def blocks_of(objective: str, *, pointwise: bool, has_targets: bool) -> tuple[st
     if pointwise and objective in (TOP_K, RANDOM):
         return (POINTS,)
     if pointwise:
-        raise ValueError(f"a pointwise teacher scores no pairs, which {objective} needs; use top_k")
+        raise ValueError(
+            "a pointwise teacher scores examples, not pairs, so selection.objective must be top_k "
+            f"(given: {objective})"
+        )
     if objective in (TOP_K, *COVER_TARGETS_IF_ANY):
         return (CROSS,) if has_targets else (WITHIN,)
     return BLOCKS_OF_OBJECTIVE[objective]

@@ -1,25 +1,28 @@
-"""DELIFT: how much an example in context helps a language model answer another."""
+"""DELIFT: how much an example in context helps a language model answer another.
+
+Source: DELIFT, arXiv 2411.04425; DELIFT (SE) puts sentence embeddings in the model's place.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from nncift_ray.corpus.examples import Example
-from nncift_ray.engines.base import (
-    ScoringEngine,
-    ScoringFailure,
-    ScoringRequest,
-    ScoringResult,
-    minimal_tokens,
-)
+from nncift_ray.engines.base import ScoringEngine, ScoringFailure, ScoringRequest, minimal_tokens
 from nncift_ray.errors import ConfigError, ShapeError
-from nncift_ray.teachers.base import LabelRequest, Measurement, MeasurementFailure, TeacherContext
+from nncift_ray.teachers.base import (
+    LabelRequest,
+    Measurement,
+    MeasurementFailure,
+    Teacher,
+    TeacherContext,
+)
 
 # The two templates are constants of the method: one changed character is another teacher.
 BASELINE_TEMPLATE = (
@@ -35,6 +38,77 @@ EXAMPLE_TEMPLATE = (
 #: queries of nearly the same length, and an engine can share them.
 CUT_STEP = 256
 ROUNDING = 1e-4  # a log-softmax in float32 may round a sure token to a hair above 0
+TOKENISED_TEXTS = 8192  # texts whose tokens are remembered: an example is asked about many times
+
+
+class DeliftTeacher(Teacher):
+    """DELIFT: the distance to certainty that an example in context takes away."""
+
+    needs_baseline: ClassVar[bool] = True
+    needs_engine: ClassVar[bool] = True
+    version: ClassVar[int] = 2
+
+    def __init__(self, engine: ScoringEngine) -> None:
+        """Make a teacher of a language model."""
+        self._engine = engine
+        self._encode = lru_cache(maxsize=TOKENISED_TEXTS)(lambda text: tuple(engine.encode(text)))
+
+    @classmethod
+    def from_context(cls, context: TeacherContext) -> DeliftTeacher:
+        """Load the context's engine and make a teacher of it."""
+        if len(context.engine_factories) != 1:
+            raise ConfigError(
+                "teacher delift needs one language model, "
+                f"{len(context.engine_factories)} were given"
+            )
+        return cls(context.engine_factories[0]())
+
+    def measure(self, requests: Sequence[LabelRequest]) -> list[Measurement | MeasurementFailure]:
+        """Measure d_i in [0, 1] of every request, with its helper in context or alone."""
+        prepared = [self._prepare(request) for request in requests]
+        asked = [request for request in prepared if isinstance(request, ScoringRequest)]
+        least = minimal_tokens(asked, self._engine.block_tokens)
+        results = iter(zip(self._engine.score(asked), least, strict=True))
+        answers: list[Measurement | MeasurementFailure] = []
+        for request in prepared:
+            if isinstance(request, MeasurementFailure):
+                answers.append(request)
+                continue
+            result, num_minimal = next(results)
+            if isinstance(result, ScoringFailure):
+                answers.append(MeasurementFailure(result.reason, result.message))
+            else:
+                counts = (result.num_tokens, result.num_cached_tokens, num_minimal)
+                answers.append(Measurement(distance(result.log_probs), *counts))
+        return answers
+
+    @staticmethod
+    def utility(baseline: float | None, value: float) -> float:
+        """Return d_i alone minus d_i with the example, in [-1, 1]: above 0 where it helps."""
+        if baseline is None:
+            raise ValueError("a DELIFT utility needs the distance of the helped example alone")
+        return baseline - value
+
+    def close(self) -> None:
+        """Free the language model."""
+        self._encode.cache_clear()
+        self._engine.close()
+
+    def _prepare(self, request: LabelRequest) -> ScoringRequest | MeasurementFailure:
+        """Tokenise a request and fit it to the model's window."""
+        segments = delift_segments(request.helped, request.helper)
+        response_ids = self._encode(segments.response)
+        if not response_ids:
+            return MeasurementFailure("no_response", "the helped example's response has no tokens")
+        before = (*self._engine.start_ids, *self._encode(segments.instruction))
+        example = self._encode(segments.example)
+        return fit_to_length(
+            (*before, *example, *self._encode(segments.bridge)),
+            (len(before), len(before) + len(example)),
+            self._encode(segments.query),
+            (*response_ids, self._engine.eos_id),
+            self._engine.max_length,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,35 +136,11 @@ class Segments:
         return self.head + self.query
 
 
-@dataclass(frozen=True, slots=True)
-class FittedPrompt:
-    """A prompt that fits the model's window together with its response."""
-
-    prompt_ids: tuple[int, ...]
-    prefix_length: int  # leading tokens that other queries of the same helper may share
-    num_cut: int  # tokens removed from the left of the example
-
-
-@dataclass(frozen=True, slots=True)
-class Misfit:
-    """Why a request cannot be measured: a row for the errors table, never a score."""
-
-    reason: str
-    message: str
-
-
 def delift_segments(helped: Example, helper: Example | None) -> Segments:
-    """Write the request that measures ``helped`` alone or after ``helper``.
+    """Return the texts that measure ``helped`` alone or after ``helper``, as the paper writes them.
 
     In the baseline the space before the query belongs to the query segment: byte-pair tokenizers
     join a space to the word behind it, and a lone space would be a token they never saw in text.
-
-    Args:
-        helped: Example i, whose response is scored.
-        helper: Example j, shown in context; None for the baseline.
-
-    Returns:
-        The five texts; ``Segments.prompt`` equals the filled template of the paper.
     """
     if helper is None:
         instruction, after = BASELINE_TEMPLATE.split(" {query}")
@@ -107,18 +157,17 @@ def fit_to_length(
     query_ids: Sequence[int],
     response_ids: Sequence[int],
     max_length: int,
-) -> FittedPrompt | Misfit:
+) -> ScoringRequest | MeasurementFailure:
     """Join the segments' tokens, cutting the example from its left where they are too many.
 
     A response that is cut would score as if it were easy (a response cut to nothing has distance
     0, "perfect"), and a query that is cut is another query: neither is ever touched. A pair whose
-    example would vanish is a misfit too, since its label would say nothing about the example.
-    The cut is a multiple of ``CUT_STEP`` where that leaves some of the example.
+    example would vanish fails too, since its label would say nothing about the example. The cut is
+    a multiple of ``CUT_STEP`` where that leaves some of the example.
 
     Args:
         head_ids: Tokens of instruction, example and bridge.
-        example_span: Start and stop of the example's own tokens inside ``head_ids``; an empty
-            span for the baseline.
+        example_span: Start and stop of the example inside ``head_ids``; empty for the baseline.
         query_ids: Tokens of the query with what follows it in the template.
         response_ids: Tokens of the response, the end-of-text token included.
         max_length: Tokens that prompt and response may have together.
@@ -130,22 +179,22 @@ def fit_to_length(
     if not 0 <= start <= stop <= len(head_ids):
         raise ShapeError(f"example_span {example_span} is outside a head of {len(head_ids)} tokens")
     total = len(head_ids) + len(query_ids) + len(response_ids)
-    num_cut = max(total - max_length, 0)
     fixed = total - (stop - start)
     if fixed > max_length:
-        return Misfit(
+        return MeasurementFailure(
             "too_long",
             f"query and response need {fixed} tokens with the template, the limit is {max_length}",
         )
+    num_cut = max(total - max_length, 0)
     if num_cut and num_cut >= stop - start:
-        return Misfit(
+        return MeasurementFailure(
             "no_room_for_example",
             f"query and response leave no room for the example in {max_length} tokens",
         )
     stepped = -(-num_cut // CUT_STEP) * CUT_STEP
     num_cut = stepped if stepped < stop - start else num_cut
     head = (*head_ids[:start], *head_ids[start + num_cut :])
-    return FittedPrompt((*head, *query_ids), len(head), num_cut)
+    return ScoringRequest((*head, *query_ids), tuple(response_ids), len(head))
 
 
 def distance(log_probs_T: npt.NDArray[np.float64]) -> float:
@@ -166,94 +215,22 @@ def distance(log_probs_T: npt.NDArray[np.float64]) -> float:
     return float(np.sqrt(np.mean(missing_T**2)))
 
 
-def utility(baseline: float, value: float) -> float:
-    """Return u_ij in [-1, 1]: the distance that the example takes away, > 0 where it helps."""
-    return baseline - value
+class DeliftSeTeacher(Teacher):
+    """DELIFT (SE): the cosine of two examples' sentence embeddings, not rescaled."""
 
-
-# DELIFT: how much an example in context helps a language model answer another.
-
-TOKENISED_TEXTS = 8192  # texts whose tokens are remembered: an example is asked about many times
-
-
-class DeliftTeacher:
-    """DELIFT: the distance to certainty that an example in context takes away (2411.04425)."""
-
-    kind: ClassVar[Literal["pairwise", "pointwise"]] = "pairwise"
-    needs_baseline: ClassVar[bool] = True
-    needs_embeddings: ClassVar[bool] = False
-    needs_engine: ClassVar[bool] = True
-    version: ClassVar[int] = 2
-
-    def __init__(self, engine: ScoringEngine) -> None:
-        """Make a teacher of a language model."""
-        self._engine = engine
-        self._encode = lru_cache(maxsize=TOKENISED_TEXTS)(lambda text: tuple(engine.encode(text)))
-
-    @classmethod
-    def from_context(cls, context: TeacherContext) -> DeliftTeacher:
-        """Load the context's engine and make a teacher of it."""
-        if len(context.engine_factories) != 1:
-            raise ConfigError(
-                "teacher delift needs one language model, "
-                f"{len(context.engine_factories)} were given"
-            )
-        return cls(context.engine_factories[0]())
+    needs_embeddings: ClassVar[bool] = True
 
     def measure(self, requests: Sequence[LabelRequest]) -> list[Measurement | MeasurementFailure]:
-        """Measure d_i in [0, 1] of every request, with its helper in context or alone."""
-        answers: dict[int, Measurement | MeasurementFailure] = {}
-        prepared: dict[int, ScoringRequest] = {}
-        for i, request in enumerate(requests):
-            outcome = self._prepare(request)
-            if isinstance(outcome, MeasurementFailure):
-                answers[i] = outcome
-            else:
-                prepared[i] = outcome
-        asked = list(prepared.values())
-        least = minimal_tokens(asked, self._engine.block_tokens)
-        for i, result, tokens in zip(prepared, self._engine.score(asked), least, strict=True):
-            answers[i] = _measure_distance(result, tokens)
-        return [answers[i] for i in range(len(requests))]
+        """Measure the cosine in [-1, 1] of every pair."""
+        return [self._measure_one(request) for request in requests]
 
-    @staticmethod
-    def utility(baseline: float | None, value: float) -> float:
-        """Return d_i alone minus d_i with the example, in [-1, 1]."""
-        if baseline is None:
-            raise ValueError("a DELIFT utility needs the distance of the helped example alone")
-        return utility(baseline, value)
-
-    def close(self) -> None:
-        """Free the language model."""
-        self._encode.cache_clear()
-        self._engine.close()
-
-    def _prepare(self, request: LabelRequest) -> ScoringRequest | MeasurementFailure:
-        """Tokenise a request and fit it to the model's window."""
-        segments = delift_segments(request.helped, request.helper)
-        response_ids = self._encode(segments.response)
-        if not response_ids:
-            return MeasurementFailure("no_response", "the helped example's response has no tokens")
-        before = (*self._engine.start_ids, *self._encode(segments.instruction))
-        example = self._encode(segments.example)
-        fitted = fit_to_length(
-            (*before, *example, *self._encode(segments.bridge)),
-            (len(before), len(before) + len(example)),
-            self._encode(segments.query),
-            (*response_ids, self._engine.eos_id),
-            self._engine.max_length,
-        )
-        if isinstance(fitted, Misfit):
-            return MeasurementFailure(fitted.reason, fitted.message)
-        return ScoringRequest(
-            fitted.prompt_ids, (*response_ids, self._engine.eos_id), fitted.prefix_length
-        )
-
-
-def _measure_distance(
-    result: ScoringResult | ScoringFailure, least_tokens: int
-) -> Measurement | MeasurementFailure:
-    if isinstance(result, ScoringFailure):
-        return MeasurementFailure(result.reason, result.message)
-    value = distance(result.log_probs)
-    return Measurement(value, result.num_tokens, result.num_cached_tokens, least_tokens)
+    def _measure_one(self, request: LabelRequest) -> Measurement | MeasurementFailure:
+        if request.helped_embedding is None or request.helper_embedding is None:
+            return MeasurementFailure("no_embedding", "an example of the pair has no embedding")
+        # Vectors may be stored as float16, whose norm is 1 to three digits only.
+        helped_D = np.asarray(request.helped_embedding, dtype=np.float64)
+        helper_D = np.asarray(request.helper_embedding, dtype=np.float64)
+        norms = float(np.linalg.norm(helped_D) * np.linalg.norm(helper_D))
+        if not np.isfinite(norms) or norms == 0.0:
+            return MeasurementFailure("bad_embedding", "an embedding is zero or not finite")
+        return Measurement(float(np.clip(helped_D @ helper_D / norms, -1.0, 1.0)))

@@ -30,8 +30,7 @@ from nncift_ray.jit import compiled
 from nncift_ray.runtime import schemas
 from nncift_ray.runtime.output import Sink, StageOutput
 from nncift_ray.runtime.step import KILLED_WORKER, RowAtoms, RowSpan, RowStage, Shard, Worker
-from nncift_ray.teachers import less
-from nncift_ray.teachers.gradient_store import (
+from nncift_ray.teachers.less import (
     GRADIENT_BLOCK_ROWS,
     HELPED,
     HELPER,
@@ -324,8 +323,57 @@ def _precondition(gradients_ND: Tensor, model: LoraModel, checkpoint: WarmupChec
             for moments in (checkpoint.exp_avg, checkpoint.exp_avg_sq)
         )
         part_ND = gradients_ND[:, low : low + len(mean_D)]
-        part_ND.copy_(less.precondition(part_ND, mean_D, square_D, checkpoint.num_steps))
+        part_ND.copy_(precondition(part_ND, mean_D, square_D, checkpoint.num_steps))
         low += len(mean_D)
+
+
+def precondition(
+    gradient: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    num_steps: int,
+    *,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    epsilon: float = 1e-8,
+) -> Tensor:
+    """Return the direction of Adam's next step, were this gradient the next one.
+
+    With t = num_steps + 1, m = beta1 * exp_avg + (1 - beta1) g and v likewise with g^2:
+
+        (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + epsilon)
+
+    This is what torch.optim.Adam subtracts, divided by the learning rate. The code published with
+    the paper leaves both corrections out and puts epsilon under the root.
+
+    Args:
+        gradient: [*shape] or [B, *shape].
+        exp_avg: First moment [*shape].
+        exp_avg_sq: Second moment [*shape].
+        num_steps: Steps that the moments have seen.
+        beta1: Decay of the first moment.
+        beta2: Decay of the second moment.
+        epsilon: Added to the root.
+
+    Returns:
+        A new tensor of the gradient's shape.
+
+    Raises:
+        ShapeError: If the moments do not fit the gradient's last dimensions.
+
+    Source: LESS, section 3.1; Adam, arXiv 1412.6980, algorithm 1.
+    """
+    shape = exp_avg.shape
+    if exp_avg_sq.shape != shape or gradient.shape[gradient.ndim - len(shape) :] != shape:
+        msg = (
+            f"gradient {tuple(gradient.shape)} does not end in the shape of the moments "
+            f"{tuple(shape)}, {tuple(exp_avg_sq.shape)}"
+        )
+        raise ShapeError(msg)
+    step = num_steps + 1
+    mean = (beta1 * exp_avg).add(gradient, alpha=1 - beta1).div_(1 - beta1**step)
+    root = (beta2 * exp_avg_sq).addcmul(gradient, gradient, value=1 - beta2)
+    return mean.div_(root.div_(1 - beta2**step).sqrt_().add_(epsilon))
 
 
 def _backward(model: LoraModel, batch: Sequence[TrainingExample], sink: _Sink) -> None:

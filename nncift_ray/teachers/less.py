@@ -1,19 +1,65 @@
-"""LESS: how far a training step on one example lowers another's loss, by projected gradients."""
+"""LESS: how far a training step on one example lowers another's loss, by projected gradients.
+
+The teacher only compares gradients that a warm-up (``warmup``) and the gradients step
+(``gradients``) have left. Suffixes: C checkpoints of the warm-up, N rows, P projected dimensions.
+Source: LESS, arXiv 2402.04333.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nncift_ray.errors import ConfigError, ShapeError
-from nncift_ray.teachers.base import LabelRequest, Measurement, MeasurementFailure, TeacherContext
+from nncift_ray.corpus.examples import ExampleKey
+from nncift_ray.errors import ConfigError, ShapeError, StorageError
+from nncift_ray.runtime.output import StageManifest, StageOutput, column_matrix
+from nncift_ray.teachers.base import (
+    LabelRequest,
+    Measurement,
+    MeasurementFailure,
+    Teacher,
+    TeacherContext,
+)
 
-if TYPE_CHECKING:
-    from torch import Tensor
+HELPED, HELPER = "helped", "helper"
+#: Rows that are written, and so can be read, together.
+GRADIENT_BLOCK_ROWS = 32
+DEFAULT_CACHE_BYTES = 512 * 1024**2
+_TABLE_PREFIX = "checkpoint_"
+
+
+class LessTeacher(Teacher):
+    """LESS: weighted cosines of projected gradients over the warm-up's checkpoints."""
+
+    needs_gradients: ClassVar[bool] = True
+
+    def __init__(self, checkpoint_weights: Sequence[float]) -> None:
+        """Make a teacher that weights the checkpoints so (they sum to 1)."""
+        self._weights_C = tuple(checkpoint_weights)
+
+    @classmethod
+    def from_context(cls, context: TeacherContext) -> LessTeacher:
+        """Make a teacher with the warm-up's checkpoint weights."""
+        if not context.checkpoint_weights:
+            raise ConfigError("teacher less needs the checkpoints of a warm-up, none were given")
+        return cls(context.checkpoint_weights)
+
+    def measure(self, requests: Sequence[LabelRequest]) -> list[Measurement | MeasurementFailure]:
+        """Measure the influence in [-1, 1] of every pair."""
+        return [self._measure_one(request) for request in requests]
+
+    def _measure_one(self, request: LabelRequest) -> Measurement | MeasurementFailure:
+        helped_CP, helper_CP = request.helped_gradients, request.helper_gradients
+        if helped_CP is None or helper_CP is None:
+            return MeasurementFailure("no_gradient", "an example of the pair has no gradient")
+        try:
+            return Measurement(less_score(helped_CP, helper_CP, self._weights_C))
+        except ValueError as error:  # a feature without a direction, or of another warm-up
+            return MeasurementFailure("bad_gradient", str(error))
 
 
 def checkpoint_weights(mean_learning_rates: Sequence[float]) -> tuple[float, ...]:
@@ -27,79 +73,6 @@ def checkpoint_weights(mean_learning_rates: Sequence[float]) -> tuple[float, ...
         msg = f"mean learning rates must be finite, not negative and not all 0: {rates.tolist()}"
         raise ValueError(msg)
     return tuple(float(weight) for weight in rates / rates.sum())
-
-
-def learning_rate_at(step: int, total_steps: int, peak: float, warmup_fraction: float) -> float:
-    """Return the learning rate of a step: a line up to the peak, then a line down to nothing.
-
-    The rise takes ceil(warmup_fraction * total_steps) steps and starts above 0, so that no step is
-    wasted; the fall would reach 0 one step after the last.
-
-    Args:
-        step: From 0 to total_steps - 1.
-        total_steps: Optimiser steps of the whole training.
-        peak: The highest learning rate.
-        warmup_fraction: Share of the steps in which it rises, in [0, 1).
-
-    Raises:
-        ValueError: If the step or the fraction is outside its range.
-    """
-    if not 0 <= step < total_steps or not 0 <= warmup_fraction < 1:
-        msg = f"step {step} of {total_steps}, warm-up fraction {warmup_fraction} (below 1)"
-        raise ValueError(msg)
-    rising = min(math.ceil(warmup_fraction * total_steps), total_steps - 1)
-    if step < rising:
-        return peak * (step + 1) / (rising + 1)
-    return peak * (total_steps - step) / (total_steps - rising)
-
-
-def precondition(
-    gradient: Tensor,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    num_steps: int,
-    *,
-    beta1: float = 0.9,
-    beta2: float = 0.999,
-    epsilon: float = 1e-8,
-) -> Tensor:
-    """Return the direction of Adam's next step, were this gradient the next one.
-
-    With t = num_steps + 1, m = beta1 * exp_avg + (1 - beta1) g and v likewise with g^2:
-
-        (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + epsilon)
-
-    This is what torch.optim.Adam subtracts, divided by the learning rate. The code published with
-    the paper leaves both corrections out and puts epsilon under the root.
-
-    Args:
-        gradient: [*shape] or [B, *shape].
-        exp_avg: First moment [*shape].
-        exp_avg_sq: Second moment [*shape].
-        num_steps: Steps that the moments have seen.
-        beta1: Decay of the first moment.
-        beta2: Decay of the second moment.
-        epsilon: Added to the root.
-
-    Returns:
-        A new tensor of the gradient's shape.
-
-    Raises:
-        ShapeError: If the moments do not fit the gradient's last dimensions.
-
-    Source: LESS, section 3.1; Adam, arXiv 1412.6980, algorithm 1.
-    """
-    shape = exp_avg.shape
-    if exp_avg_sq.shape != shape or gradient.shape[gradient.ndim - len(shape) :] != shape:
-        msg = (
-            f"gradient {tuple(gradient.shape)} does not end in the shape of the moments "
-            f"{tuple(shape)}, {tuple(exp_avg_sq.shape)}"
-        )
-        raise ShapeError(msg)
-    step = num_steps + 1
-    mean = (beta1 * exp_avg).add(gradient, alpha=1 - beta1).div_(1 - beta1**step)
-    root = (beta2 * exp_avg_sq).addcmul(gradient, gradient, value=1 - beta2)
-    return mean.div_(root.div_(1 - beta2**step).sqrt_().add_(epsilon))
 
 
 def less_score(
@@ -136,48 +109,115 @@ def less_score(
     return float(weights @ cosines)
 
 
-# LESS: how far a training step on one example lowers another's loss, by projected gradients.
+# Gradients by their names, and where the label step finds them again.
 
 
-class LessTeacher:
-    """LESS: weighted cosines of projected gradients over the warm-up's checkpoints (2402.04333)."""
+class GradientKey(NamedTuple):
+    """Names a gradient: the example, and the side of a pair it stands on."""
 
-    kind: ClassVar[Literal["pairwise", "pointwise"]] = "pairwise"
-    needs_baseline: ClassVar[bool] = False
-    needs_embeddings: ClassVar[bool] = False
-    needs_engine: ClassVar[bool] = False
-    needs_gradients: ClassVar[bool] = True
-    version: ClassVar[int] = 1
+    side: str  # HELPED (the plain gradient) or HELPER (Adam's next step)
+    role: str
+    row_index: int
 
-    def __init__(self, checkpoint_weights: Sequence[float]) -> None:
-        """Make a teacher that weights the checkpoints so (they sum to 1)."""
-        self._weights_C = tuple(checkpoint_weights)
+    @property
+    def example(self) -> ExampleKey:
+        """Whose gradient it is."""
+        return self.role, self.row_index
 
-    @classmethod
-    def from_context(cls, context: TeacherContext) -> LessTeacher:
-        """Make a teacher with the warm-up's checkpoint weights."""
-        if not context.checkpoint_weights:
-            raise ConfigError("teacher less needs the checkpoints of a warm-up, none were given")
-        return cls(context.checkpoint_weights)
 
-    def measure(self, requests: Sequence[LabelRequest]) -> list[Measurement | MeasurementFailure]:
-        """Measure the influence in [-1, 1] of every pair."""
-        return [self._measure_one(request) for request in requests]
+def gradient_table(checkpoint: int) -> str:
+    """Name the table of a checkpoint's gradients."""
+    return f"{_TABLE_PREFIX}{checkpoint}"
 
-    @staticmethod
-    def utility(baseline: float | None, value: float) -> float:
-        """Return the influence as it is."""
-        del baseline
-        return value
 
-    def close(self) -> None:
-        """Do nothing: there is nothing to free."""
+def checkpoint_of_table(table: str) -> int:
+    """Return the checkpoint whose gradients a table holds."""
+    return int(table.removeprefix(_TABLE_PREFIX))
 
-    def _measure_one(self, request: LabelRequest) -> Measurement | MeasurementFailure:
-        helped_CP, helper_CP = request.helped_gradients, request.helper_gradients
-        if helped_CP is None or helper_CP is None:
-            return MeasurementFailure("no_gradient", "an example of the pair has no gradient")
-        try:
-            return Measurement(less_score(helped_CP, helper_CP, self._weights_C))
-        except ValueError as error:  # a feature without a direction, or of another warm-up
-            return MeasurementFailure("bad_gradient", str(error))
+
+class GradientReader:
+    """Finds gradients in the gradients stage's output, with a bounded part of them in memory.
+
+    A label group names the same helped examples over and over, so the blocks read last are kept.
+    """
+
+    def __init__(
+        self, gradients: StageOutput, *, max_cached_bytes: int = DEFAULT_CACHE_BYTES
+    ) -> None:
+        """Read which gradients there are; the vectors are read when they are asked for.
+
+        Raises:
+            StorageError: If the checkpoints' tables do not name the same examples.
+        """
+        self._gradients, self._max_cached_bytes = gradients, max_cached_bytes
+        self._tables = _gradient_tables(gradients.manifest)
+        self._blocks: OrderedDict[int, NDArray[np.float32]] = OrderedDict()
+        self._position_of = self._find_done()
+
+    @property
+    def num_checkpoints(self) -> int:
+        """Checkpoints that every gradient was taken at."""
+        return len(self._tables)
+
+    def vectors(self, keys: Iterable[GradientKey]) -> dict[GradientKey, NDArray[np.float32]]:
+        """Return the projected gradients [C, P] of those keys that are done at all checkpoints.
+
+        Memory: 4 * C * P bytes a key, and blocks of at most ``max_cached_bytes`` in all (or one).
+        """
+        wanted = {key: self._position_of[key] for key in keys if key in self._position_of}
+        found: dict[GradientKey, NDArray[np.float32]] = {}
+        for key, position in sorted(wanted.items(), key=lambda item: item[1]):
+            block, row = divmod(position, GRADIENT_BLOCK_ROWS)
+            # A copy: a view would keep its whole block in memory.
+            found[key] = self._load_block(block)[:, row].copy()
+        return found
+
+    def _find_done(self) -> dict[GradientKey, int]:
+        """Return, for each gradient done at all checkpoints, its place in their tables."""
+        keys: list[GradientKey] = []
+        done_N: NDArray[np.bool_] | None = None
+        for name in self._tables:
+            table = self._gradients.read(name, ["side", "role", "row_index", "done"])
+            columns = [table[column].to_pylist() for column in GradientKey._fields]
+            named = [GradientKey(*row) for row in zip(*columns, strict=True)]
+            done_here_N = np.array(table["done"].to_pylist(), dtype=bool)
+            if done_N is not None and named != keys:
+                raise StorageError(
+                    f"{self._gradients.folder}: '{name}' and '{self._tables[0]}' do not name the "
+                    "same examples. Delete the folder and run again."
+                )
+            keys, done_N = named, done_here_N if done_N is None else done_N & done_here_N
+        return {} if done_N is None else {keys[at]: at for at in np.flatnonzero(done_N).tolist()}
+
+    def _load_block(self, block: int) -> NDArray[np.float32]:
+        """Return a block of rows [C, N, P], zeros where one is not done; from memory if there."""
+        if block in self._blocks:
+            self._blocks.move_to_end(block)
+            return self._blocks[block]
+        loaded_CNP = self._read_block(block)
+        room = max(1, self._max_cached_bytes // loaded_CNP.nbytes)
+        while len(self._blocks) >= room:
+            self._blocks.popitem(last=False)
+        self._blocks[block] = loaded_CNP
+        return loaded_CNP
+
+    def _read_block(self, block: int) -> NDArray[np.float32]:
+        start = block * GRADIENT_BLOCK_ROWS
+        matrices: list[NDArray[np.float32]] = []
+        for name in self._tables:
+            stop = min(start + GRADIENT_BLOCK_ROWS, self._gradients.num_rows(name))
+            table = self._gradients.read_range(name, start, stop, ["done", "feature"])
+            done_N = np.array(table["done"].to_pylist(), dtype=bool)
+            features = column_matrix(table.filter(table["done"])["feature"])
+            matrix_NP = np.zeros((len(done_N), features.shape[1]), np.float32)
+            matrix_NP[done_N] = features
+            matrices.append(matrix_NP)
+        return np.stack(matrices)
+
+
+def _gradient_tables(manifest: StageManifest) -> list[str]:
+    """Return the tables of gradients, in the order of their checkpoints."""
+    tables = {part.table for shard in manifest.shards for part in shard.parts}
+    return sorted(
+        (name for name in tables if name.startswith(_TABLE_PREFIX)), key=checkpoint_of_table
+    )

@@ -1,4 +1,8 @@
-"""SelectIT: language models rate an example, and their doubts lower the rating."""
+"""SelectIT: language models rate an example, and their doubts lower the rating.
+
+Suffixes: K ratings, M models, R rating prompts.
+Source: SelectIT, arXiv 2402.16705.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,13 @@ from nncift_ray.engines.base import (
     minimal_tokens,
 )
 from nncift_ray.errors import ConfigError, ModelError, ShapeError
-from nncift_ray.teachers.base import LabelRequest, Measurement, MeasurementFailure, TeacherContext
+from nncift_ray.teachers.base import (
+    LabelRequest,
+    Measurement,
+    MeasurementFailure,
+    Teacher,
+    TeacherContext,
+)
 
 ALPHA = 0.2
 RATINGS = ("1", "2", "3", "4", "5")
@@ -130,17 +140,11 @@ def _softmax(x_K: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return powers_K / powers_K.sum(axis=-1, keepdims=True)
 
 
-# SelectIT: language models rate an example, and their doubts lower the rating.
-
-
-class SelectItTeacher:
-    """SelectIT: the rating an example gets from one or several models (2402.16705)."""
+class SelectItTeacher(Teacher):
+    """SelectIT: the rating an example gets from one or several models, lowered by their doubts."""
 
     kind: ClassVar[Literal["pairwise", "pointwise"]] = "pointwise"
-    needs_baseline: ClassVar[bool] = False
-    needs_embeddings: ClassVar[bool] = False
     needs_engine: ClassVar[bool] = True
-    version: ClassVar[int] = 1
     prompts_per_request: ClassVar[int] = len(RATING_PROMPTS)  # of each model, for plans
 
     def __init__(self, engines: Sequence[ScoringEngine], alpha: float = ALPHA) -> None:
@@ -163,7 +167,7 @@ class SelectItTeacher:
         if not context.engine_factories:
             raise ConfigError("teacher selectit needs at least one language model, none was given")
         engines = [make_engine() for make_engine in context.engine_factories]
-        return cls(engines, context.options.get("alpha", ALPHA))
+        return cls(engines, context.selectit.alpha)
 
     def measure(self, requests: Sequence[LabelRequest]) -> list[Measurement | MeasurementFailure]:
         """Measure the model score of every helped example.
@@ -172,43 +176,28 @@ class SelectItTeacher:
         rest would be another quantity.
         """
         failures: dict[int, MeasurementFailure] = {}
-        ratings_M: list[dict[int, _Rating]] = []
+        ratings: list[list[_Rating]] = [[] for _ in requests]
         for rater in self._raters:
             asked = [i for i in range(len(requests)) if i not in failures]
-            ratings_M.append({})
-            for i, answer in zip(
-                asked, rater.rate([requests[i].helped for i in asked]), strict=True
-            ):
+            answers = rater.rate([requests[i].helped for i in asked])
+            for i, answer in zip(asked, answers, strict=True):
                 if isinstance(answer, MeasurementFailure):
                     failures[i] = answer
                 else:
-                    ratings_M[-1][i] = answer
-        return [
-            failures[i] if i in failures else self._combine([of_model[i] for of_model in ratings_M])
-            for i in range(len(requests))
-        ]
-
-    @staticmethod
-    def utility(baseline: float | None, value: float) -> float:
-        """Return the score as it is."""
-        del baseline
-        return value
+                    ratings[i].append(answer)
+        return [failures.get(i) or self._combine(rated) for i, rated in enumerate(ratings)]
 
     def close(self) -> None:
         """Free the language models."""
         for rater in self._raters:
-            rater.close()
+            rater.engine.close()
 
     def _combine(self, ratings_M: Sequence[_Rating]) -> Measurement:
         """Reduce what all models said of one example to its score."""
         log_probs_MRK = np.stack([rating.log_probs_RK for rating in ratings_M])
         sentence_M = sentence_scores(token_scores(log_probs_MRK), self._alpha)
-        return Measurement(
-            float(model_scores(sentence_M, self._num_parameters_M)),
-            sum(rating.num_tokens for rating in ratings_M),
-            sum(rating.num_cached_tokens for rating in ratings_M),
-            sum(rating.num_minimal_tokens for rating in ratings_M),
-        )
+        counts = np.sum([rating.num_tokens for rating in ratings_M], axis=0).tolist()
+        return Measurement(float(model_scores(sentence_M, self._num_parameters_M)), *counts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,16 +241,14 @@ class _Rating:
     """What one model said of one example."""
 
     log_probs_RK: npt.NDArray[np.float64]
-    num_tokens: int
-    num_cached_tokens: int
-    num_minimal_tokens: int
+    num_tokens: tuple[int, int, int]  # all, cached, minimal
 
 
 class _Rater:
     """Asks one model for its ratings."""
 
     def __init__(self, engine: ScoringEngine) -> None:
-        self._engine = engine
+        self.engine = engine
         self._tokens = resolve_rating_tokens(engine)
         self._heads_R = [
             (*engine.start_ids, *engine.encode(head_text(prompt))) for prompt in RATING_PROMPTS
@@ -269,43 +256,38 @@ class _Rater:
 
     def rate(self, examples: Sequence[Example]) -> list[_Rating | MeasurementFailure]:
         """Ask every rating prompt about every example; answers are in the order of the examples."""
-        answers: dict[int, _Rating | MeasurementFailure] = {}
-        prepared: dict[int, list[NextTokenRequest]] = {}
-        for i, example in enumerate(examples):
-            outcome = self._prepare(example)
-            if isinstance(outcome, MeasurementFailure):
-                answers[i] = outcome
-            else:
-                prepared[i] = outcome
+        prepared = [self._prepare(example) for example in examples]
+        sound = [requests for requests in prepared if not isinstance(requests, MeasurementFailure)]
         # All requests of one rating prompt, then all of the next: neighbours share their prefix.
-        asked = [
-            request for of_prompt in zip(*prepared.values(), strict=True) for request in of_prompt
+        asked = [request for of_prompt in zip(*sound, strict=True) for request in of_prompt]
+        results = self.engine.next_token_log_probs(asked)
+        least = minimal_tokens(asked, self.engine.block_tokens)
+        joined = iter(
+            [
+                _join(results[n :: len(sound)], sum(least[n :: len(sound)]))
+                for n in range(len(sound))
+            ]
+        )
+        return [
+            requests if isinstance(requests, MeasurementFailure) else next(joined)
+            for requests in prepared
         ]
-        results = self._engine.next_token_log_probs(asked)
-        num_minimal = minimal_tokens(asked, self._engine.block_tokens)
-        for n, i in enumerate(prepared):
-            own = slice(n, None, len(prepared))
-            answers[i] = _join(results[own], sum(num_minimal[own]))
-        return [answers[i] for i in range(len(examples))]
-
-    def close(self) -> None:
-        """Free the language model."""
-        self._engine.close()
 
     def _prepare(self, example: Example) -> list[NextTokenRequest] | MeasurementFailure:
         """Write the requests about one example, one a rating prompt.
 
         Nothing is cut: the rating of a part is not the rating of the example.
         """
+        engine = self.engine
         if not example.response.strip():
             return MeasurementFailure("no_response", "the example has no response to be rated")
-        body = (*self._engine.encode(example_text(example)), *self._tokens.tail_ids)
+        body = (*engine.encode(example_text(example)), *self._tokens.tail_ids)
         num_tokens = max(map(len, self._heads_R)) + len(body)
-        if num_tokens > self._engine.max_length:
+        if num_tokens > engine.max_length:
             return MeasurementFailure(
                 "too_long",
                 f"to rate the example takes {num_tokens} tokens with the rating prompt, the limit "
-                f"of {self._engine.name} is {self._engine.max_length}",
+                f"of {engine.name} is {engine.max_length}",
             )
         return [
             NextTokenRequest((*head, *body), self._tokens.rating_ids, len(head))
@@ -322,9 +304,7 @@ def _join(
         if isinstance(result, ScoringFailure):
             return MeasurementFailure(result.reason, f"rating prompt {number}: {result.message}")
         sound.append(result)
-    return _Rating(
-        np.stack([result.log_probs for result in sound]),
-        sum(result.num_tokens for result in sound),
-        sum(result.num_cached_tokens for result in sound),
-        num_minimal_tokens,
-    )
+    num_tokens = sum(result.num_tokens for result in sound)
+    num_cached = sum(result.num_cached_tokens for result in sound)
+    log_probs_RK = np.stack([result.log_probs for result in sound])
+    return _Rating(log_probs_RK, (num_tokens, num_cached, num_minimal_tokens))

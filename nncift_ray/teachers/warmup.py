@@ -35,7 +35,6 @@ from nncift_ray.runtime.files import Location
 from nncift_ray.runtime.output import Sink, StageOutput
 from nncift_ray.runtime.ray_train import RayWorkers, average_gradients, train_on_ray
 from nncift_ray.runtime.step import Shard, Stage, Worker
-from nncift_ray.teachers.less import learning_rate_at
 
 #: Padded tokens of one forward and backward pass; the passes of a step add up.
 PASS_TOKENS = {"cpu": 1024, "cuda": 16_384}
@@ -190,6 +189,30 @@ def _differentiate(
     if workers.reduce_gradients is not None:
         workers.reduce_gradients([*parameters, loss])
     return float(loss.grad), weight
+
+
+def learning_rate_at(step: int, total_steps: int, peak: float, warmup_fraction: float) -> float:
+    """Return the learning rate of a step: a line up to the peak, then a line down to nothing.
+
+    The rise takes ceil(warmup_fraction * total_steps) steps and starts above 0, so that no step is
+    wasted; the fall would reach 0 one step after the last.
+
+    Args:
+        step: From 0 to total_steps - 1.
+        total_steps: Optimiser steps of the whole training.
+        peak: The highest learning rate.
+        warmup_fraction: Share of the steps in which it rises, in [0, 1).
+
+    Raises:
+        ValueError: If the step or the fraction is outside its range.
+    """
+    if not 0 <= step < total_steps or not 0 <= warmup_fraction < 1:
+        msg = f"step {step} of {total_steps}, warm-up fraction {warmup_fraction} (below 1)"
+        raise ValueError(msg)
+    rising = min(math.ceil(warmup_fraction * total_steps), total_steps - 1)
+    if step < rising:
+        return peak * (step + 1) / (rising + 1)
+    return peak * (total_steps - step) / (total_steps - rising)
 
 
 @contextmanager

@@ -16,9 +16,9 @@ from nncift_ray.teachers import gradients as per_example
 from nncift_ray.teachers.gradients import (
     RademacherProjector,
     per_example_gradients,
+    precondition,
     project_gradients,
 )
-from nncift_ray.teachers.less import precondition
 from nncift_ray.teachers.warmup import WarmupCheckpoint
 from tests.tiny_models import make_tiny_llama, write_model, write_tokenizer
 

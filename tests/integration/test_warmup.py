@@ -13,8 +13,7 @@ from nncift_ray.corpus.examples import Example
 from nncift_ray.engines.lora import AdapterSpec, LoraModel, ModelOptions, TrainingExample
 from nncift_ray.errors import ModelError
 from nncift_ray.teachers import warmup as training_loop
-from nncift_ray.teachers.gradients import per_example_gradients
-from nncift_ray.teachers.less import precondition
+from nncift_ray.teachers.gradients import per_example_gradients, precondition
 from nncift_ray.teachers.warmup import TrainingSettings, WarmupCheckpoint, Workers, warm_up
 from tests.tiny_models import make_tiny_llama
 

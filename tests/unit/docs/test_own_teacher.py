@@ -15,8 +15,8 @@ from nncift_ray.teachers.base import (
     MeasurementFailure,
     Teacher,
     TeacherContext,
+    make_teacher,
 )
-from nncift_ray.teachers.registry import make_teacher
 from tests.unit.stages.chain import run_chain
 
 PAGE = Path(__file__).parents[3] / "docs" / "teachers.md"

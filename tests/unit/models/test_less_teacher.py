@@ -11,10 +11,10 @@ from nncift_ray.teachers.base import (
     MeasurementFailure,
     Teacher,
     TeacherContext,
+    make_teacher,
     needs_gradients,
 )
 from nncift_ray.teachers.less import LessTeacher
-from nncift_ray.teachers.registry import make_teacher
 
 TOLERANCE = 1e-6
 EXAMPLE = Example("a", "What is 2 + 2?", "4")

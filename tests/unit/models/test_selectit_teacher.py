@@ -8,14 +8,15 @@ import pytest
 from nncift_ray.corpus.examples import Example
 from nncift_ray.engines.base import NextTokenRequest, NextTokenResult, ScoringFailure
 from nncift_ray.errors import ConfigError, ModelError
+from nncift_ray.recipe.sections import SelectItConfig
 from nncift_ray.teachers.base import (
     LabelRequest,
     Measurement,
     MeasurementFailure,
     Teacher,
     TeacherContext,
+    make_teacher,
 )
-from nncift_ray.teachers.registry import make_teacher
 from nncift_ray.teachers.selectit import (
     RATING_PROMPTS,
     TAIL,
@@ -110,8 +111,8 @@ def test_two_models_count_by_their_size() -> None:
     assert both == pytest.approx((7 * one + 13 * other) / 20, abs=TOLERANCE)
 
 
-def test_alpha_comes_from_the_options() -> None:
-    context = TeacherContext((FakeEngine,), {"alpha": 0.0})
+def test_alpha_is_the_recipes() -> None:
+    context = TeacherContext((FakeEngine,), selectit=SelectItConfig(alpha=0.0))
     values = [_value(a) for a in make_teacher("selectit", context).measure(REQUESTS)]
     engine = FakeEngine()
     for example, value in zip(EXAMPLES, values, strict=True):

@@ -12,15 +12,16 @@ from nncift_ray.engines.base import ScoringRequest, ScoringResult
 from nncift_ray.errors import ConfigError
 from nncift_ray.recipe.sections import BUILT_IN_TEACHERS
 from nncift_ray.teachers.base import (
+    TEACHERS,
     LabelRequest,
     Measurement,
     MeasurementFailure,
     Teacher,
     TeacherContext,
+    load_teacher_class,
+    make_teacher,
 )
-from nncift_ray.teachers.delift import DeliftTeacher, delift_segments, distance
-from nncift_ray.teachers.delift_se import DeliftSeTeacher
-from nncift_ray.teachers.registry import TEACHERS, load_teacher_class, make_teacher
+from nncift_ray.teachers.delift import DeliftSeTeacher, DeliftTeacher, delift_segments, distance
 from tests.fake_engines import FakeEngine
 
 TOLERANCE = 1e-12

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -17,6 +17,9 @@ from nncift_ray.pipeline import (
 )
 from nncift_ray.recipe.loading import make_config
 from nncift_ray.recipe.sections import Config
+from tests.unit.stages.chain import LastDigitTeacher
+
+RATER = "tests.unit.stages.chain:LastDigitTeacher"
 
 
 def recipe(objective: str = "top_k", **teacher: Any) -> Config:
@@ -69,3 +72,24 @@ def test_the_settings_of_two_quantisations_differ() -> None:
         recipe(kind="delift", quantization="bitsandbytes"), has_gpu=False, fetch=False
     )
     assert plain.settings() != packed.settings()
+
+
+class LoadsItsOwnModel(LastDigitTeacher):
+    """Asks no engine of the recipe's, but wants a GPU."""
+
+    needs_gpu: ClassVar[bool] = True
+
+
+def test_a_teacher_that_loads_its_own_model_can_ask_for_gpu_actors() -> None:
+    kind = f"{__name__}:{LoadsItsOwnModel.__name__}"
+    use = Blueprint(recipe(kind=kind), trainers_of, fetch=False).pool_use("label")
+    assert (use.can_use_gpu, use.single_threaded, use.max_actors) == (True, False, None)
+    plain = Blueprint(recipe(kind=RATER), trainers_of, fetch=False).pool_use("label")
+    assert (plain.can_use_gpu, plain.single_threaded, plain.max_actors) == (False, True, 1)
+
+
+@pytest.mark.parametrize("kind", ["selectit", RATER])
+def test_a_teacher_of_examples_selects_by_top_k_only(kind: str) -> None:
+    words = rf"teacher.kind {kind}.* scores examples, not pairs, .*top_k \(given: graph_cut\)"
+    with pytest.raises(ConfigError, match=words):
+        Blueprint(recipe("graph_cut", kind=kind), trainers_of, fetch=False)

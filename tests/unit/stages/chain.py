@@ -28,7 +28,7 @@ from nncift_ray.scores.teacher_scores import TeacherScoresStage
 from nncift_ray.selection.step import SelectStage
 from nncift_ray.selection.tables import TOP_K, SelectionPlan, blocks_of, list_blocks
 from nncift_ray.teachers.base import LabelRequest, Measurement, Teacher
-from nncift_ray.teachers.delift_se import DeliftSeTeacher
+from nncift_ray.teachers.delift import DeliftSeTeacher
 
 MODEL = ResolvedModel("hash", "nowhere", "1")
 DIMENSION = 16

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 from nncift_ray.corpus.examples import Example
+from nncift_ray.engines.base import ScoringRequest
 from nncift_ray.errors import ShapeError
+from nncift_ray.teachers.base import MeasurementFailure
 from nncift_ray.teachers.delift import (
     CUT_STEP,
-    FittedPrompt,
-    Misfit,
+    DeliftTeacher,
     delift_segments,
     distance,
     fit_to_length,
-    utility,
 )
 
 TOLERANCE = 1e-12
@@ -76,36 +76,34 @@ def test_a_log_probability_that_cannot_be_one_is_refused(bad: float) -> None:
 
 
 def test_utility_is_positive_where_the_example_helps() -> None:
-    assert utility(baseline=0.9, value=0.4) == pytest.approx(0.5, abs=TOLERANCE)
+    assert DeliftTeacher.utility(0.9, 0.4) == pytest.approx(0.5, abs=TOLERANCE)
 
 
 def test_a_prompt_that_fits_is_left_alone() -> None:
     fitted = fit_to_length(HEAD, EXAMPLE_SPAN, QUERY, RESPONSE, max_length=15)
-    assert fitted == FittedPrompt((*HEAD, *QUERY), prefix_length=10, num_cut=0)
+    assert fitted == ScoringRequest((*HEAD, *QUERY), tuple(RESPONSE), 10)
 
 
 def test_tokens_are_cut_from_the_left_of_the_example_only() -> None:
     fitted = fit_to_length(HEAD, EXAMPLE_SPAN, QUERY, RESPONSE, max_length=12)
-    assert fitted == FittedPrompt(
-        (100, 101, 102, 106, 107, 108, 109, *QUERY), prefix_length=7, num_cut=3
-    )
+    assert fitted == ScoringRequest((100, 101, 102, 106, 107, 108, 109, *QUERY), tuple(RESPONSE), 7)
 
 
 def test_query_and_response_that_do_not_fit_are_never_cut() -> None:
     fitted = fit_to_length(HEAD, EXAMPLE_SPAN, QUERY, RESPONSE, max_length=9)
-    assert isinstance(fitted, Misfit)
+    assert isinstance(fitted, MeasurementFailure)
     assert fitted.reason == "too_long"
 
 
 def test_an_example_that_would_vanish_is_not_measured() -> None:
     fitted = fit_to_length(HEAD, EXAMPLE_SPAN, QUERY, RESPONSE, max_length=10)
-    assert isinstance(fitted, Misfit)
+    assert isinstance(fitted, MeasurementFailure)
     assert fitted.reason == "no_room_for_example"
 
 
 def test_an_over_long_baseline_is_too_long() -> None:
     fitted = fit_to_length(HEAD, (10, 10), QUERY, RESPONSE, max_length=14)
-    assert isinstance(fitted, Misfit)
+    assert isinstance(fitted, MeasurementFailure)
     assert fitted.reason == "too_long"
 
 
@@ -120,12 +118,12 @@ def test_long_examples_are_cut_alike_for_queries_of_nearly_one_length() -> None:
         fit_to_length(example, (0, len(example)), [7] * length, RESPONSE, max_length=1000)
         for length in (20, 60, 110)
     ]
-    cuts = [one.num_cut for one in fitted if isinstance(one, FittedPrompt)]
+    cuts = [len(example) - one.prefix_length for one in fitted if isinstance(one, ScoringRequest)]
     assert cuts == [CUT_STEP, 2 * CUT_STEP, 2 * CUT_STEP]
     assert all(len(one.prompt_ids) + len(RESPONSE) <= 1000 for one in fitted)
 
 
 def test_a_cut_by_whole_steps_never_takes_all_of_the_example() -> None:
     fitted = fit_to_length(range(100), (0, 100), [7] * 10, RESPONSE, max_length=50)
-    assert isinstance(fitted, FittedPrompt)
-    assert fitted.num_cut == 100 + 10 + len(RESPONSE) - 50
+    assert isinstance(fitted, ScoringRequest)
+    assert fitted.prefix_length == 50 - 10 - len(RESPONSE)

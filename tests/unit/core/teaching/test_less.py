@@ -5,7 +5,9 @@ import pytest
 import torch
 
 from nncift_ray.errors import ShapeError
-from nncift_ray.teachers.less import checkpoint_weights, learning_rate_at, less_score, precondition
+from nncift_ray.teachers.gradients import precondition
+from nncift_ray.teachers.less import checkpoint_weights, less_score
+from nncift_ray.teachers.warmup import learning_rate_at
 
 SAME = 1e-6
 BASE = 1e-2  # learning rate of the optimisers that are the oracle

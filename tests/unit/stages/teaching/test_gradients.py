@@ -19,19 +19,19 @@ from nncift_ray.runtime import schemas
 from nncift_ray.runtime.output import MANIFEST_NAME, SHARD_FOLDER, StageOutput, column_matrix
 from nncift_ray.runtime.schemas import CANDIDATE, TARGET
 from nncift_ray.runtime.step import KILLED_WORKER
-from nncift_ray.teachers import gradient_store
 from nncift_ray.teachers import gradients as gradients_module
-from nncift_ray.teachers.gradient_store import (
+from nncift_ray.teachers import less as gradient_store
+from nncift_ray.teachers.gradients import (
+    GradientsStage,
+    RademacherProjector,
+    project_gradients,
+)
+from nncift_ray.teachers.less import (
     HELPED,
     HELPER,
     GradientKey,
     GradientReader,
     gradient_table,
-)
-from nncift_ray.teachers.gradients import (
-    GradientsStage,
-    RademacherProjector,
-    project_gradients,
 )
 from nncift_ray.teachers.warmup import WarmupCheckpoint, read_warmup
 from tests.unit.stages.teaching.less_chain import (

@@ -18,7 +18,7 @@ from nncift_ray.runtime.output import StageOutput
 from nncift_ray.runtime.progress import SilentReporter
 from nncift_ray.runtime.step import Stage
 from nncift_ray.teachers.base import LabelRequest, Measurement, MeasurementFailure, Teacher
-from nncift_ray.teachers.delift import DeliftTeacher, utility
+from nncift_ray.teachers.delift import DeliftTeacher
 from tests.fake_engines import FakeEngine
 from tests.unit.stages.chain import write_corpus
 
@@ -76,7 +76,7 @@ def test_label_is_the_baseline_minus_the_value_with_the_example(tmp_path: Path) 
         if (row["helped_index"], row["helper_index"])
         == (pair["helped_index"], pair["helper_index"])
     )
-    expected = utility(alone[pair["helped_index"]], pair["value"])
+    expected = DeliftTeacher.utility(alone[pair["helped_index"]], pair["value"])
     assert label["utility"] == pytest.approx(expected, abs=UTILITY_TOLERANCE)
 
 
