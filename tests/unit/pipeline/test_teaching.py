@@ -82,9 +82,9 @@ class LoadsItsOwnModel(LastDigitTeacher):
 
 def test_a_teacher_that_loads_its_own_model_can_ask_for_gpu_actors() -> None:
     kind = f"{__name__}:{LoadsItsOwnModel.__name__}"
-    use = Blueprint(recipe(kind=kind), trainers_of, fetch=False).pool_use("label")
+    use = Blueprint(recipe(kind=kind), fetch=False).pool_use("label")
     assert (use.can_use_gpu, use.single_threaded, use.max_actors) == (True, False, None)
-    plain = Blueprint(recipe(kind=RATER), trainers_of, fetch=False).pool_use("label")
+    plain = Blueprint(recipe(kind=RATER), fetch=False).pool_use("label")
     assert (plain.can_use_gpu, plain.single_threaded, plain.max_actors) == (False, True, 1)
 
 
@@ -92,4 +92,4 @@ def test_a_teacher_that_loads_its_own_model_can_ask_for_gpu_actors() -> None:
 def test_a_teacher_of_examples_selects_by_top_k_only(kind: str) -> None:
     words = rf"teacher.kind {kind}.* scores examples, not pairs, .*top_k \(given: graph_cut\)"
     with pytest.raises(ConfigError, match=words):
-        Blueprint(recipe("graph_cut", kind=kind), trainers_of, fetch=False)
+        Blueprint(recipe("graph_cut", kind=kind), fetch=False)

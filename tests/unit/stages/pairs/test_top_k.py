@@ -152,5 +152,5 @@ def test_blocks_of_top_k(pointwise: bool, has_targets: bool, blocks: tuple[str, 
 
 
 def test_a_pointwise_teacher_covers_nothing() -> None:
-    with pytest.raises(ValueError, match="use top_k"):
+    with pytest.raises(ValueError, match="scores examples, not pairs"):
         blocks_of("facility_location", pointwise=True, has_targets=False)
