@@ -94,6 +94,11 @@ def array(context: Any, builder: Any, signature: Any, arguments: Any, index: int
     return context.make_array(signature.args[index])(context, builder, arguments[index])
 
 
+def arrays(context: Any, builder: Any, signature: Any, arguments: Any, count: int) -> list[Any]:
+    """Return the first so many arguments of the function, which are arrays."""
+    return [array(context, builder, signature, arguments, index) for index in range(count)]
+
+
 def const(value: int) -> Any:
     """Return a 64-bit whole number."""
     return ir.Constant(INT64, value)

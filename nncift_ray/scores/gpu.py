@@ -1,8 +1,7 @@
-"""Influence of every pair on a GPU: `pair_scores.top_k_rows`, its contract and its bits.
+"""Influence of every pair on a GPU: `exact.top_k_rows`, its contract and its bits.
 
 Scores are the CPU kernel's additions in the same order; so lists, extremes and column maxima agree
-to the last bit, and the sums to about 1e-7. In half precision activations are rounded once, and
-each score is still summed in float32.
+to the last bit, and the sums to about 1e-7.
 
 Suffixes: I rows (helped), J columns (helpers), T columns of a tile, H hidden units in kernel order,
 K kept columns.
@@ -22,7 +21,6 @@ from nncift_ray.scores.exact import (
     TopKState,
     check_activations,
     prepare_rows,
-    read_keys,
     start_state,
     unit_order,
 )
@@ -37,9 +35,9 @@ TILE_COLUMNS = 1024  # of the torch version: 8 bytes x rows x columns of tempora
 class DevicePairs:
     """Rows and columns on the device, prepared for scoring."""
 
-    rows_HI: torch.Tensor  # w_h a_ih, float32 or float16
-    columns_HJ: torch.Tensor  # -w_h b_jh, likewise
-    base_J: torch.Tensor  # bias + sum_h w_h b_jh, float32
+    rows_HI: torch.Tensor  # w_h a_ih
+    columns_HJ: torch.Tensor  # -w_h b_jh
+    base_J: torch.Tensor  # bias + sum_h w_h b_jh
     num_max: int  # units before this one add a maximum, the others a minimum
     first_column: int
 
@@ -48,15 +46,12 @@ class DevicePairs:
 class DeviceState:
     """What is kept on the device; a fold changes it in place."""
 
-    key_IK: torch.Tensor  # those of `pair_kernel`, in any order
+    key_IK: torch.Tensor  # those of `kernel`, in any order
     min_I: torch.Tensor
     max_I: torch.Tensor
     sum_I: torch.Tensor  # float64
     sum_of_squares_I: torch.Tensor  # float64
     column_max_J: torch.Tensor
-
-
-Fold = Callable[[DevicePairs, DeviceState], None]
 
 
 def top_k_rows_on(
@@ -67,36 +62,17 @@ def top_k_rows_on(
     k: int,
     *,
     device: str,
-    fold: Fold,
-    half: bool = False,
+    fold: Callable[[DevicePairs, DeviceState], None],
     column_offset: int = 0,
     state: TopKState | None = None,
     counted: CountedRows | None = None,
 ) -> TopK:
-    """Score all pairs on a device and keep the K best columns of every row.
+    """Return the K best columns of every row, of all pairs scored on a device.
 
-    Arguments, result, state and errors are those of `pair_scores.top_k_rows`; a state may go from
-    one to the other.
+    Arguments, result, state and errors are those of `exact.top_k_rows`; a state may go from one to
+    the other. `fold` is what scores: `fold_in_torch`, or `fold_in_triton` on a GPU.
 
-    Args:
-        a_IH: Row (helped) activations [I, H], first-layer bias included.
-        b_JH: Column (helper) activations [J, H].
-        w_H: Output weights [H].
-        bias: Output bias.
-        k: Columns kept per row.
-        device: A torch device.
-        fold: What scores there: `fold_in_torch`, or `pair_triton.fold_in_triton` on a GPU.
-        half: Round w_h a_ih and w_h b_jh to float16, for twice the maxima a second: below 6e-8
-            they vanish, above 65,504 they overflow.
-        column_offset: Index of the first column of `b_JH` among all columns.
-        state: What an earlier call returned for the same rows.
-        counted: Rows whose scores are counted, and the counts; changed in place.
-
-    Raises:
-        ShapeError: If H differs between the arrays, or the state is of other rows or another K.
-        ValueError: If an activation is not finite, k is below 1, or columns pass 2**31 - 2.
-
-    Device memory: 4 * (I + J) * H bytes (2 in half precision), 8 * I * K for the keys.
+    Device memory: 4 * (I + J) * H bytes, 8 * I * K for the keys.
     """
     check_activations(a_IH, b_JH[:0], w_H, bias)
     state = start_state(len(a_IH), k, column_offset, len(b_JH), state)
@@ -104,12 +80,10 @@ def top_k_rows_on(
     if not bool(torch.isfinite(columns_JH).all()):
         check_activations(a_IH, b_JH, w_H, bias)  # names the row
     order_H, num_max = unit_order(w_H)
-    rows_HI = torch.asarray(prepare_rows(a_IH, w_H, order_H), device=device).T.contiguous()
     weighted_HJ = (columns_JH * torch.asarray(w_H, device=device)).T.contiguous()
-    dtype = torch.float16 if half else torch.float32
     pairs = DevicePairs(
-        rows_HI.to(dtype),
-        -weighted_HJ[torch.asarray(order_H, device=device)].to(dtype),
+        torch.asarray(prepare_rows(a_IH, w_H)[0], device=device).T.contiguous(),
+        -weighted_HJ[torch.asarray(order_H, device=device)],
         _column_terms(weighted_HJ, bias),
         num_max,
         column_offset,
@@ -177,7 +151,7 @@ def _fold_lists(score_IT: torch.Tensor, first_column: int, key_IK: torch.Tensor)
 
 
 def _keys_of(score: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
-    """Return the keys of `pair_kernel`."""
+    """Return the keys of `kernel`."""
     score = torch.where(score == 0, 0.0, score)  # -0 equals 0
     return _ordered_bits(score).long() * 2**32 + (LAST_COLUMN - column)
 
@@ -191,30 +165,23 @@ def _column_terms(weighted_HJ: torch.Tensor, bias: float) -> torch.Tensor:
 
 
 def _to_device(state: TopKState, num_columns: int, device: str) -> DeviceState:
-    statistics = state.statistics
     # Copies: on a CPU the tensors would share the state's memory.
-    low, high = torch.tensor(statistics.min_I), torch.tensor(statistics.max_I)
-    sums, squares = torch.tensor(statistics.sum_I), torch.tensor(statistics.sum_of_squares_I)
-    return DeviceState(
-        torch.tensor(state.key_IK).to(device),
-        low.to(device),
-        high.to(device),
-        sums.to(device),
-        squares.to(device),
-        torch.full((num_columns,), -torch.inf, device=device),
+    key_IK, *statistics = (
+        torch.tensor(values).to(device) for values in (state.key_IK, *state.statistics[1:])
     )
+    return DeviceState(key_IK, *statistics, torch.full((num_columns,), -torch.inf, device=device))
 
 
 def _to_host(on_device: DeviceState, state: TopKState, num_columns: int) -> TopK:
     """Write what the device kept into the state and return it as lists, best first."""
     state.key_IK[:] = on_device.key_IK.cpu().numpy()
     state.key_IK.sort(axis=1)  # the worst first is a heap
-    index_IK, score_IK = read_keys(state.key_IK)
     statistics = state.statistics
     statistics.num_pairs_I[:] += num_columns
-    statistics.min_I[:] = on_device.min_I.cpu().numpy()
-    statistics.max_I[:] = on_device.max_I.cpu().numpy()
-    statistics.sum_I[:] = on_device.sum_I.cpu().numpy()
-    statistics.sum_of_squares_I[:] = on_device.sum_of_squares_I.cpu().numpy()
-    column_max_J = on_device.column_max_J.cpu().numpy()
-    return TopK(index_IK, score_IK, statistics.copy(), column_max_J, state)
+    for kept, found in zip(
+        statistics[1:],
+        (on_device.min_I, on_device.max_I, on_device.sum_I, on_device.sum_of_squares_I),
+        strict=True,
+    ):
+        kept[:] = found.cpu().numpy()
+    return TopK.of_state(state, on_device.column_max_J.cpu().numpy())

@@ -1,4 +1,4 @@
-"""The compiled loops of `pair_scores` and `column_sums`: score eight rows at once, fold them in.
+"""The compiled loops of pair scoring: score eight rows at once, fold the scores in.
 
 Only plain IEEE additions in a fixed order, and maxima and minima, which are exact: vectors run
 across columns, so a pair's score has the same bits in any tile, row group or vector width.
@@ -13,8 +13,7 @@ K places of a heap, H hidden, G groups of rows.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +21,12 @@ from numpy.typing import NDArray
 from nncift_ray import jit as code
 from nncift_ray.errors import ShapeError
 from nncift_ray.jit import compiled
+
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+I32 = NDArray[np.int32]
+I64 = NDArray[np.int64]
+Bool = NDArray[np.bool_]
 
 NUM_ROWS = 8  # rows scored at once
 PANEL_COLUMNS = 64  # columns packed side by side
@@ -43,25 +48,13 @@ def score_panel(
     so the fused step is the addition or subtraction, on units that many processors have spare.
     All arrays are float32 and contiguous, `first` a multiple of 64.
     """
-    del typing_context
-    signature = code.types.void(group_HR, panel_HC, sign_H, base_T, score_RT, first)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        group, panel, sign, base, score = (
-            code.array(context, builder, signature, arguments, n) for n in range(5)
-        )
-        arrays = [group, panel, base, score]
-        width, num_vectors = _shape_held(context)
-        step = num_vectors * width
-        with code.cgutils.for_range(builder, code.const(PANEL_COLUMNS // step)) as loop:
-            start = builder.mul(loop.index, code.const(step))
-            offsets = [builder.add(start, code.const(v * width)) for v in range(num_vectors)]
-            _fold_columns(
-                builder, arrays, arguments[5], offsets, code.vector_of(code.FLOAT, width), sign
-            )
+        group, panel, sign, base, score = code.arrays(context, builder, signature, arguments, 5)
+        _fold_panel(context, builder, (group, panel, base, score), arguments[5], sign)
         return context.get_dummy_value()
 
-    return signature, generate
+    return code.types.void(group_HR, panel_HC, sign_H, base_T, score_RT, first), generate
 
 
 @code.intrinsic
@@ -72,22 +65,13 @@ def multiply_panel(
 
     The sum runs over f in order, each step rounded once. Arrays as in `score_panel`.
     """
-    del typing_context
-    signature = code.types.void(group_FR, panel_FC, base_T, product_RT, first)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        arrays = [code.array(context, builder, signature, arguments, n) for n in range(4)]
-        width, num_vectors = _shape_held(context)
-        step = num_vectors * width
-        with code.cgutils.for_range(builder, code.const(PANEL_COLUMNS // step)) as loop:
-            start = builder.mul(loop.index, code.const(step))
-            offsets = [builder.add(start, code.const(v * width)) for v in range(num_vectors)]
-            _fold_columns(
-                builder, arrays, arguments[4], offsets, code.vector_of(code.FLOAT, width), None
-            )
+        arrays = code.arrays(context, builder, signature, arguments, 4)
+        _fold_panel(context, builder, arrays, arguments[4], None)
         return context.get_dummy_value()
 
-    return signature, generate
+    return code.types.void(group_FR, panel_FC, base_T, product_RT, first), generate
 
 
 @code.intrinsic
@@ -101,13 +85,10 @@ def score_gathered(
     sum over h keeps its order. The sixteen columns listed behind are fetched meanwhile: they have
     to be there too. Arrays are contiguous, float32 but for int32 `listed_C`; H is a multiple of 16.
     """
-    del typing_context
-    signature = code.types.void(row_H, sign_H, weighted_JH, base_J, listed_C, first, score_C)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        row, sign, weighted, base, listed, score = (
-            code.array(context, builder, signature, arguments, n) for n in (0, 1, 2, 3, 4, 6)
-        )
+        row, sign, weighted, base, listed = code.arrays(context, builder, signature, arguments, 5)
+        score = code.array(context, builder, signature, arguments, 6)
         width, _ = _shape_held(context)
         num_hidden = code.cgutils.unpack_tuple(builder, row.shape)[0]
         with code.cgutils.for_range(builder, code.const(GATHERED_COLUMNS // width)) as loop:
@@ -127,6 +108,7 @@ def score_gathered(
             code.store(builder, builder.load(held), score.data, start)
         return context.get_dummy_value()
 
+    signature = code.types.void(row_H, sign_H, weighted_JH, base_J, listed_C, first, score_C)
     return signature, generate
 
 
@@ -137,9 +119,8 @@ def append_reaching(
 ) -> Any:  # fmt: skip
     """Append the keys of a row's columns that reach a threshold, and return their new number.
 
-    Keys are those of `pair_kernel.key_of`. The buffer has to have room for all columns.
+    Keys are those of `key_of`. The buffer has to have room for all columns.
     """
-    del typing_context
     signature = code.types.int64(product_RT, row, column_T, num_panels, threshold, key_B, count)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -174,7 +155,6 @@ def find_extremes(
     typing_context: Any, score_T: Any, num_panels: Any, low_P: Any, high_P: Any
 ) -> Any:  # fmt: skip
     """Write the smallest and the largest score of every panel; all arrays float32, contiguous."""
-    del typing_context
     signature = code.types.void(score_T, num_panels, low_P, high_P)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -211,7 +191,6 @@ def add_columns(
 
     Each row is added column after column; the vectors run across rows.
     """
-    del typing_context
     signature = code.types.void(score_RT, num_blocks, sum_R, square_R)
     rows_of_doubles = code.vector_of(code.DOUBLE, NUM_ROWS)
 
@@ -247,7 +226,7 @@ def add_columns(
 
 
 def _key(builder: Any, score: Any, column: Any) -> Any:
-    """Return `pair_kernel.key_of`: the score's bits in the order of integers, then the column."""
+    """Return `key_of`: the score's bits in the order of integers, then the column."""
     zero = code.ir.Constant(code.FLOAT, 0.0)
     bits = builder.bitcast(builder.fadd(score, zero), code.INT32)  # -0 + 0 is 0
     negative = builder.ashr(bits, code.ir.Constant(code.INT32, 31))
@@ -277,6 +256,16 @@ def _add_block(
         larger = code.select(builder, ">", code.spread(builder, row.data, place, kind), b)
         total = code.fused(builder, code.spread(builder, sign.data, place, kind), larger, total)
     builder.store(total, held)
+
+
+def _fold_panel(context: Any, builder: Any, arrays: Any, first: Any, sign: Any | None) -> None:
+    """Fold eight rows into a panel, as many columns at a time as stay in registers."""
+    width, num_vectors = _shape_held(context)
+    kind, step = code.vector_of(code.FLOAT, width), num_vectors * width
+    with code.cgutils.for_range(builder, code.const(PANEL_COLUMNS // step)) as loop:
+        start = builder.mul(loop.index, code.const(step))
+        offsets = [builder.add(start, code.const(v * width)) for v in range(num_vectors)]
+        _fold_columns(builder, arrays, first, offsets, kind, sign)
 
 
 def _fold_columns(
@@ -335,19 +324,13 @@ def _turn(builder: Any, block: list[Any]) -> list[Any]:
 
 # How scores are distributed: counts in bins that are the same everywhere, so that they add up.
 
-F32 = NDArray[np.float32]
-F64 = NDArray[np.float64]
-I64 = NDArray[np.int64]
-Bool = NDArray[np.bool_]
-
 NUM_BINS = 2**16
 FIRST_BIN = -(2**15)  # of the most negative scores
 BITS_DROPPED = 16
 COUNTED_ROWS = 2048  # of a block, at least, where it has so many
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class CountedRows:
+class CountedRows(NamedTuple):
     """Which rows of a call are counted, and the counts; a call adds to them in place."""
 
     is_counted_I: Bool
@@ -359,14 +342,14 @@ class CountedRows:
         step = counting_step(num_rows)
         return cls(np.arange(start, stop) % step == 0, np.zeros(NUM_BINS, np.int64))
 
-    def part(self, rows: slice) -> CountedRows:
-        """Return some of the rows, with counts of their own."""
-        return CountedRows(self.is_counted_I[rows], np.zeros(NUM_BINS, np.int64))
-
     @classmethod
     def none(cls, num_rows: int) -> CountedRows:
         """Count no row."""
         return cls(np.zeros(num_rows, np.bool_), np.zeros(0, np.int64))
+
+    def part(self, rows: slice) -> CountedRows:
+        """Return some of the rows, with counts of their own."""
+        return CountedRows(self.is_counted_I[rows], np.zeros_like(self.count_B))
 
 
 def counting_step(num_rows: int) -> int:
@@ -381,15 +364,9 @@ def bin_edges(bins: NDArray[np.integer]) -> tuple[F64, F64]:
 
 
 def spread_counts(bins: NDArray[np.integer], counts: NDArray[np.integer], edge_N: F64) -> F64:
-    """Share counts out over wider bins of a picture, in proportion to how much of each they hold.
+    """Return counts [N - 1] in the wider bins of a picture, with ascending edges [N].
 
-    Args:
-        bins: Bins that hold counts.
-        counts: Their counts.
-        edge_N: Ascending edges of the picture's bins, one more than bins.
-
-    Returns:
-        Counts [N - 1], whose sum is that of the counts whose bins lie within the edges.
+    A bin's count is shared out in proportion to how much of it each wider bin holds.
     """
     low, high = bin_edges(bins)
     order = np.argsort(low, kind="stable")
@@ -403,13 +380,12 @@ def spread_counts(bins: NDArray[np.integer], counts: NDArray[np.integer], edge_N
 def count_values(score_N: F32) -> I64:
     """Return the counts [NUM_BINS] of some scores."""
     count_B = np.zeros(NUM_BINS, np.int64)
-    count_scores(np.ascontiguousarray(score_N), len(score_N), count_B)
+    _count_scores(np.ascontiguousarray(score_N), len(score_N), count_B)
     return count_B
 
 
 @compiled
-def count_scores(score_T: F32, num_columns: int, count_B: I64) -> None:
-    """Add the scores of one row to the counts."""
+def _count_scores(score_T: F32, num_columns: int, count_B: I64) -> None:
     bits_T = score_T.view(np.int32)
     for j in range(num_columns):
         bits = bits_T[j]
@@ -421,12 +397,78 @@ def _value_of(ordered: I64) -> F64:
     return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).view(np.float32).astype(np.float64)
 
 
-# The compiled loops of `pair_scores` and `column_sums`: score eight rows at once, fold them in.
-
+# Keys, and the heap of a row.
 
 NO_KEY = -(2**63)
 FIRST_KEY = NO_KEY + 2**32  # keys below stand for empty places
 LAST_COLUMN = 2**31 - 1  # a column's place in its key is counted down from here
+
+
+@compiled
+def key_of(score: np.float32, column: int) -> np.int64:
+    """Return the key of a column."""
+    bits = np.int64(np.float32(score + 0).view(np.int32))  # -0 + 0 is 0: the two are equal
+    return ((bits ^ ((bits >> 31) & 0x7FFFFFFF)) << 32) + (LAST_COLUMN - column)
+
+
+@compiled
+def score_of(key: np.int64) -> np.float32:
+    """Return the score in a key, -inf in an empty place."""
+    bits = key >> 32
+    score = np.int32(bits ^ ((bits >> 31) & 0x7FFFFFFF)).view(np.float32)
+    return score if key >= FIRST_KEY else np.float32(-np.inf)
+
+
+@compiled
+def replace_worst(key_K: I64, key: np.int64) -> None:
+    """Put a key in place of the root and restore the heap."""
+    place, last = 0, len(key_K) - 1
+    while 2 * place + 1 <= last:
+        child = 2 * place + 1
+        child += key_K[min(child + 1, last)] < key_K[child]  # a branch would be mispredicted
+        if key_K[child] >= key:
+            break
+        key_K[place] = key_K[child]
+        place = child
+    key_K[place] = key
+
+
+@compiled
+def offer_pairs(key_IK: I64, row_P: I64, column_P: I64, score_P: F32) -> None:
+    """Offer pairs, each with its score, to the heaps of their rows."""
+    for p in range(len(row_P)):
+        key_K = key_IK[row_P[p]]
+        key = key_of(score_P[p], column_P[p])
+        if key > key_K[0]:
+            replace_worst(key_K, key)
+
+
+@compiled
+def _offer(key_K: I64, score_T: F32, first_column: int) -> None:
+    """Offer the scores of neighbouring columns to the heap of their row."""
+    threshold = score_of(key_K[0])
+    for start in range(0, len(score_T), SCAN_COLUMNS):
+        stop = min(start + SCAN_COLUMNS, len(score_T))
+        if _count_reaching(score_T[start:stop], threshold) == 0:
+            continue
+        for j in range(start, stop):
+            if score_T[j] >= threshold:
+                key = key_of(score_T[j], first_column + j)
+                if key > key_K[0]:
+                    replace_worst(key_K, key)
+                    threshold = score_of(key_K[0])
+
+
+@compiled
+def _count_reaching(score_T: F32, threshold: np.float32) -> int:
+    count = 0
+    for j in range(len(score_T)):
+        count += score_T[j] >= threshold
+    return count
+
+
+# Tiles of columns: packed, and scored eight rows at a time.
+
 SCAN_COLUMNS = 16  # columns that are dismissed at once when none reaches the top K
 ONE = 2.0**32  # the fixed-point value of 1
 # A double this large has no bits below 1, so adding and taking it away rounds to a whole number
@@ -453,33 +495,24 @@ def weigh_columns(b_TH: F32, w_H: F32, place_H: I64, tile_HT: F32, base_T: F64) 
 
 
 @compiled
-def _pack_panels(tile_HT: F32, num_max: int) -> F32:
-    """Return a tile as panels [P, H, C], zero where padded, units of a minimum negated."""
+def _pack_panels(tile_HT: F32, base_T: F32, num_max: int) -> tuple[F32, F32, F32]:
+    """Return a tile as panels [P, H, C], its padded base and the sign of each unit.
+
+    Padding is 0. Units of a minimum are negated: min(x, y) = -max(-x, -y).
+    """
     num_hidden, num_columns = tile_HT.shape
     num_panels = (num_columns + PANEL_COLUMNS - 1) // PANEL_COLUMNS
     panel_PHC = np.zeros((num_panels, num_hidden, PANEL_COLUMNS), np.float32)
+    sign_H = np.ones(num_hidden, np.float32)
+    sign_H[num_max:] = -1
     for p in range(num_panels):
         first = p * PANEL_COLUMNS
         for h in range(num_hidden):
-            sign = np.float32(1 if h < num_max else -1)
             for c in range(min(PANEL_COLUMNS, num_columns - first)):
-                panel_PHC[p, h, c] = sign * tile_HT[h, first + c]
-    return panel_PHC
-
-
-@compiled
-def _pad_base(base_T: F32, num_columns: int) -> F32:
-    padded_T = np.zeros(num_columns, np.float32)
-    padded_T[: len(base_T)] = base_T
-    return padded_T
-
-
-@compiled
-def _unit_signs(num_hidden: int, num_max: int) -> F32:
-    """Return 1 for units of a maximum, -1 for units of a minimum: min(x, y) = -max(-x, -y)."""
-    sign_H = np.ones(num_hidden, np.float32)
-    sign_H[num_max:] = -1
-    return sign_H
+                panel_PHC[p, h, c] = sign_H[h] * tile_HT[h, first + c]
+    padded_T = np.zeros(num_panels * PANEL_COLUMNS, np.float32)
+    padded_T[:num_columns] = base_T
+    return panel_PHC, padded_T, sign_H
 
 
 @compiled
@@ -503,11 +536,82 @@ def _score_rows(
 
 
 @compiled
-def _count_reaching(score_T: F32, threshold: np.float32) -> int:
-    count = 0
-    for j in range(len(score_T)):
-        count += score_T[j] >= threshold
-    return count
+def score_tile(
+    rows_IH: F32, tile_HT: F32, base_T: F32, num_max: int, first_column: int, score_IJ: F32
+) -> None:
+    """Write the scores of all rows against one tile, whose first column is `first_column`."""
+    num_rows, num_columns = len(rows_IH), tile_HT.shape[1]
+    panel_PHC, padded_T, sign_H = _pack_panels(tile_HT, base_T, num_max)
+    group_HR = np.empty((len(tile_HT), NUM_ROWS), np.float32)
+    score_RT = np.empty((NUM_ROWS, len(padded_T)), np.float32)
+    for first in range(0, num_rows, NUM_ROWS):
+        _score_rows(rows_IH, first, panel_PHC, padded_T, sign_H, num_columns, group_HR, score_RT)
+        for r in range(min(NUM_ROWS, num_rows - first)):
+            for j in range(num_columns):
+                score_IJ[first + r, first_column + j] = score_RT[r, j]
+
+
+@compiled
+def add_tile(
+    rows_IH: F32, tile_HT: F32, base_T: F32, num_max: int, first_column: int, key_IK: I64,
+    statistics: Any, counted: Any, column_max_T: F32,
+) -> None:  # fmt: skip
+    """Score all rows against one tile and fold the scores into heaps, statistics and maxima."""
+    num_rows, num_columns = len(rows_IH), tile_HT.shape[1]
+    panel_PHC, padded_T, sign_H = _pack_panels(tile_HT, base_T, num_max)
+    group_HR = np.empty((len(tile_HT), NUM_ROWS), np.float32)
+    score_RT = np.empty((NUM_ROWS, len(padded_T)), np.float32)
+    low_P, high_P = np.empty(len(panel_PHC), np.float32), np.empty(len(panel_PHC), np.float32)
+    for first in range(0, num_rows, NUM_ROWS):
+        rows_here = min(NUM_ROWS, num_rows - first)
+        _score_rows(rows_IH, first, panel_PHC, padded_T, sign_H, num_columns, group_HR, score_RT)
+        _raise_column_max(column_max_T, score_RT)
+        _add_sums(score_RT, num_columns, statistics, first, rows_here)
+        for r in range(rows_here):
+            i = first + r
+            _add_row(score_RT[r], num_columns, i, statistics, counted, low_P, high_P)
+            for p in range(len(panel_PHC)):
+                if high_P[p] >= score_of(key_IK[i, 0]):
+                    start = p * PANEL_COLUMNS
+                    part_T = score_RT[r, start : min(start + PANEL_COLUMNS, num_columns)]
+                    _offer(key_IK[i], part_T, first_column + start)
+
+
+@compiled
+def sum_tile(
+    rows_IH: F32, tile_HT: F32, base_T: F32, num_max: int, group_I: I64, statistics: Any,
+    counted: Any, sum_GT: I64,
+) -> None:  # fmt: skip
+    """Score all rows against one tile and add each, in fixed point, to its group's columns."""
+    num_rows, num_columns = len(rows_IH), tile_HT.shape[1]
+    panel_PHC, padded_T, sign_H = _pack_panels(tile_HT, base_T, num_max)
+    group_HR = np.empty((len(tile_HT), NUM_ROWS), np.float32)
+    score_RT = np.empty((NUM_ROWS, len(padded_T)), np.float32)
+    low_P, high_P = np.empty(len(panel_PHC), np.float32), np.empty(len(panel_PHC), np.float32)
+    for first in range(0, num_rows, NUM_ROWS):
+        rows_here = min(NUM_ROWS, num_rows - first)
+        _score_rows(rows_IH, first, panel_PHC, padded_T, sign_H, num_columns, group_HR, score_RT)
+        _add_sums(score_RT, num_columns, statistics, first, rows_here)
+        for r in range(rows_here):
+            _add_row(score_RT[r], num_columns, first + r, statistics, counted, low_P, high_P)
+            sum_T = sum_GT[group_I[first + r]]
+            for j in range(num_columns):
+                whole = (np.float64(score_RT[r, j]) * ONE + ROUND_TO_WHOLE) - ROUND_TO_WHOLE
+                sum_T[j] += np.int64(whole)
+
+
+@compiled
+def _add_row(
+    score_T: F32, num_columns: int, i: int, statistics: Any, counted: Any, low_P: F32, high_P: F32
+) -> None:
+    """Count a row's scores and find their extremes, also by panel."""
+    find_extremes(score_T, len(low_P), low_P, high_P)
+    statistics.num_pairs_I[i] += num_columns
+    if counted.is_counted_I[i]:
+        _count_scores(score_T, num_columns, counted.count_B)
+    for p in range(len(low_P)):
+        statistics.min_I[i] = min(statistics.min_I[i], low_P[p])
+        statistics.max_I[i] = max(statistics.max_I[i], high_P[p])
 
 
 @compiled
@@ -520,123 +624,11 @@ def _raise_column_max(column_max_T: F32, score_RT: F32) -> None:
 
 
 @compiled
-def key_of(score: np.float32, column: int) -> np.int64:
-    """Return the key of a column."""
-    bits = np.int64(np.float32(score + 0).view(np.int32))  # -0 + 0 is 0: the two are equal
-    return ((bits ^ ((bits >> 31) & 0x7FFFFFFF)) << 32) + (LAST_COLUMN - column)
-
-
-@compiled
-def score_of(key: np.int64) -> np.float32:
-    """Return the score in a key, -inf in an empty place."""
-    bits = key >> 32
-    score = np.int32(bits ^ ((bits >> 31) & 0x7FFFFFFF)).view(np.float32)
-    return score if key >= FIRST_KEY else np.float32(-np.inf)
-
-
-@compiled
-def replace_worst(key_K: I64, key: np.int64) -> None:
-    """Put a key in place of the root and restore the heap."""
-    place, last = 0, len(key_K) - 1
-    while 2 * place + 1 <= last:
-        child = 2 * place + 1
-        child += key_K[min(child + 1, last)] < key_K[child]  # a branch would be foreseen by none
-        if key_K[child] >= key:
-            break
-        key_K[place] = key_K[child]
-        place = child
-    key_K[place] = key
-
-
-@compiled
-def _offer(key_K: I64, score_T: F32, first_column: int) -> None:
-    """Offer scores to the heap of their row."""
-    threshold = score_of(key_K[0])
-    for start in range(0, len(score_T), SCAN_COLUMNS):
-        stop = min(start + SCAN_COLUMNS, len(score_T))
-        if _count_reaching(score_T[start:stop], threshold) == 0:
-            continue
-        for j in range(start, stop):
-            if score_T[j] >= threshold:
-                key = key_of(score_T[j], first_column + j)
-                if key > key_K[0]:
-                    replace_worst(key_K, key)
-                    threshold = score_of(key_K[0])
-
-
-@compiled
-def add_tile(
-    rows_IH: F32, tile_HT: F32, base_T: F32, num_max: int, first_column: int,
-    key_IK: I64,
-    num_pairs_I: I64, min_I: F32, max_I: F32, sum_I: F64, sum_of_squares_I: F64,
-    is_counted_I: Bool, count_B: I64,
-    column_max_T: F32,
-) -> None:  # fmt: skip
-    """Score all rows against one tile and fold the scores into the running state."""
-    num_rows, num_columns = len(rows_IH), tile_HT.shape[1]
-    panel_PHC, sign_H = _pack_panels(tile_HT, num_max), _unit_signs(len(tile_HT), num_max)
-    padded_T = _pad_base(base_T, len(panel_PHC) * PANEL_COLUMNS)
-    group_HR = np.empty((len(tile_HT), NUM_ROWS), np.float32)
-    score_RT = np.empty((NUM_ROWS, len(padded_T)), np.float32)
-    low_P, high_P = np.empty(len(panel_PHC), np.float32), np.empty(len(panel_PHC), np.float32)
-    for first in range(0, num_rows, NUM_ROWS):
-        rows_here = min(NUM_ROWS, num_rows - first)
-        _score_rows(rows_IH, first, panel_PHC, padded_T, sign_H, num_columns, group_HR, score_RT)
-        _raise_column_max(column_max_T, score_RT)
-        _add_sums(score_RT, num_columns, sum_I, sum_of_squares_I, first, rows_here)
-        for r in range(rows_here):
-            i = first + r
-            find_extremes(score_RT[r], len(panel_PHC), low_P, high_P)
-            num_pairs_I[i] += num_columns
-            if is_counted_I[i]:
-                count_scores(score_RT[r], num_columns, count_B)
-            for p in range(len(panel_PHC)):
-                min_I[i], max_I[i] = min(min_I[i], low_P[p]), max(max_I[i], high_P[p])
-                if high_P[p] >= score_of(key_IK[i, 0]):
-                    start = p * PANEL_COLUMNS
-                    part_T = score_RT[r, start : min(start + PANEL_COLUMNS, num_columns)]
-                    _offer(key_IK[i], part_T, first_column + start)
-
-
-@compiled
-def sum_tile(
-    rows_IH: F32, tile_HT: F32, base_T: F32, num_max: int, group_I: I64,
-    num_pairs_I: I64, min_I: F32, max_I: F32, sum_I: F64, sum_of_squares_I: F64,
-    is_counted_I: Bool, count_B: I64,
-    sum_GT: I64,
-) -> None:  # fmt: skip
-    """Score all rows against one tile and add each, in fixed point, to its group's columns."""
-    num_rows, num_columns = len(rows_IH), tile_HT.shape[1]
-    panel_PHC, sign_H = _pack_panels(tile_HT, num_max), _unit_signs(len(tile_HT), num_max)
-    padded_T = _pad_base(base_T, len(panel_PHC) * PANEL_COLUMNS)
-    group_HR = np.empty((len(tile_HT), NUM_ROWS), np.float32)
-    score_RT = np.empty((NUM_ROWS, len(padded_T)), np.float32)
-    low_P, high_P = np.empty(len(panel_PHC), np.float32), np.empty(len(panel_PHC), np.float32)
-    for first in range(0, num_rows, NUM_ROWS):
-        rows_here = min(NUM_ROWS, num_rows - first)
-        _score_rows(rows_IH, first, panel_PHC, padded_T, sign_H, num_columns, group_HR, score_RT)
-        _add_sums(score_RT, num_columns, sum_I, sum_of_squares_I, first, rows_here)
-        for r in range(rows_here):
-            i = first + r
-            find_extremes(score_RT[r], len(panel_PHC), low_P, high_P)
-            num_pairs_I[i] += num_columns
-            if is_counted_I[i]:
-                count_scores(score_RT[r], num_columns, count_B)
-            min_I[i], max_I[i] = min(min_I[i], low_P.min()), max(max_I[i], high_P.max())
-            sum_T = sum_GT[group_I[i]]
-            for j in range(num_columns):
-                whole = (np.float64(score_RT[r, j]) * ONE + ROUND_TO_WHOLE) - ROUND_TO_WHOLE
-                sum_T[j] += np.int64(whole)
-
-
-@compiled
-def _add_sums(
-    score_RT: F32, num_columns: int, sum_I: F64, sum_of_squares_I: F64, first: int, num_rows: int
-) -> None:  # fmt: skip
+def _add_sums(score_RT: F32, num_columns: int, statistics: Any, first: int, num_rows: int) -> None:
     """Add scores column after column, so that tiles do not change a bit of the sums."""
     sum_R, square_R = np.zeros(NUM_ROWS), np.zeros(NUM_ROWS)
-    sum_R[:num_rows] = sum_I[first : first + num_rows]
-    square_R[:num_rows] = sum_of_squares_I[first : first + num_rows]
+    sum_R[:num_rows] = statistics.sum_I[first : first + num_rows]
+    square_R[:num_rows] = statistics.sum_of_squares_I[first : first + num_rows]
     num_blocks = num_columns // SUM_COLUMNS
     add_columns(score_RT, num_blocks, sum_R, square_R)
     for j in range(num_blocks * SUM_COLUMNS, num_columns):
@@ -644,8 +636,49 @@ def _add_sums(
             wide = np.float64(score_RT[r, j])
             sum_R[r] += wide
             square_R[r] += wide * wide
-    sum_I[first : first + num_rows] = sum_R[:num_rows]
-    sum_of_squares_I[first : first + num_rows] = square_R[:num_rows]
+    statistics.sum_I[first : first + num_rows] = sum_R[:num_rows]
+    statistics.sum_of_squares_I[first : first + num_rows] = square_R[:num_rows]
+
+
+# Rows scored against lists of columns.
+
+
+@compiled
+def score_lists(
+    rows_IH: F32, sign_H: F32, weighted_JH: F32, base_J: F32, listed_IC: I32, key_IC: I64,
+    num_pairs_I: I64,
+) -> None:  # fmt: skip
+    """Write the key of every distinct column in each row's ascending list, and their number."""
+    num_listed = listed_IC.shape[1]
+    # The last group is filled up, and another follows that is fetched and not scored.
+    num_places = num_listed + 2 * GATHERED_COLUMNS
+    padded_C = np.empty(num_places, np.int32)
+    score_C = np.empty(num_places, np.float32)
+    for i in range(len(rows_IH)):
+        count = _move_distinct(listed_IC[i])
+        num_pairs_I[i] = count
+        for c in range(key_IC.shape[1]):
+            key_IC[i, c] = NO_KEY + c
+        if count == 0:
+            continue
+        padded_C[:count] = listed_IC[i, :count]
+        padded_C[count:] = listed_IC[i, count - 1]
+        for c in range(0, count, GATHERED_COLUMNS):
+            score_gathered(rows_IH[i], sign_H, weighted_JH, base_J, padded_C, c, score_C)
+        for c in range(count):
+            key_IC[i, c] = key_of(score_C[c], listed_IC[i, c])
+
+
+@compiled
+def _move_distinct(listed_C: I32) -> int:
+    """Move the distinct columns of an ascending list to its front and return their number."""
+    count = 0
+    for c in range(len(listed_C)):
+        column = listed_C[c]
+        if column >= 0 and (count == 0 or column != listed_C[count - 1]):
+            listed_C[count] = column
+            count += 1
+    return count
 
 
 # Matrix products of rows, summed in one fixed order: a row's bits are the same in any call.
@@ -673,17 +706,23 @@ def multiply_rows(x_NF: F32, matrix_FC: F32) -> F32:
 
 @compiled
 def _multiply(x_NF: F32, panel_PFC: F32, product_NC: F32) -> None:
-    num_columns = product_NC.shape[1]
+    num_columns, every = product_NC.shape[1], np.arange(len(x_NF))
     group_FR = np.empty((x_NF.shape[1], NUM_ROWS), np.float32)
     base_X = np.zeros(len(panel_PFC) * PANEL_COLUMNS, np.float32)
     product_RX = np.empty((NUM_ROWS, len(base_X)), np.float32)
     for first in range(0, len(x_NF), NUM_ROWS):
-        for r in range(NUM_ROWS):
-            n = min(first + r, len(x_NF) - 1)
-            for f in range(x_NF.shape[1]):
-                group_FR[f, r] = x_NF[n, f]
+        gather_rows(x_NF, every, first, group_FR)
         for p in range(len(panel_PFC)):
             multiply_panel(group_FR, panel_PFC[p], base_X, product_RX, p * PANEL_COLUMNS)
         for r in range(min(NUM_ROWS, len(x_NF) - first)):
             for c in range(num_columns):
                 product_NC[first + r, c] = product_RX[r, c]
+
+
+@compiled
+def gather_rows(rows_IF: F32, chosen_N: I64, first: int, group_FR: F32) -> None:
+    """Write eight of the chosen rows, from `first` on, side by side; the last one fills up."""
+    for r in range(NUM_ROWS):
+        i = chosen_N[min(first + r, len(chosen_N) - 1)]
+        for f in range(len(group_FR)):
+            group_FR[f, r] = rows_IF[i, f]

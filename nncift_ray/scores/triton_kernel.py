@@ -1,10 +1,10 @@
-"""The fold of `pair_device` as one Triton kernel: score, count, keep the best; nothing is stored.
+"""The fold of `gpu` as one Triton kernel: score, count, keep the best; nothing is stored.
 
 A program owns a few rows and walks over all columns. Keys above a row's threshold (its worst kept
 key) are taken out one by one, largest first, each replacing the worst: after the first few hundred
 columns almost every tile has none, so the lists cost a few per cent of the scores.
 
-Imported only where Triton is installed. Suffixes as in `pair_device`.
+Imported only where Triton is installed. Suffixes as in `gpu`.
 """
 
 from __future__ import annotations
@@ -31,29 +31,12 @@ def fold_in_triton(pairs: DevicePairs, state: DeviceState) -> None:
     num_columns, k = pairs.columns_HJ.shape[1], state.key_IK.shape[1]
     launch = cast("Any", _fold)[(triton.cdiv(num_rows, ROWS),)]
     launch(
-        pairs.rows_HI,
-        pairs.columns_HJ,
-        pairs.base_J,
-        state.key_IK,
-        state.min_I,
-        state.max_I,
-        state.sum_I,
-        state.sum_of_squares_I,
-        state.column_max_J,
-        num_rows,
-        num_columns,
-        num_hidden,
-        pairs.num_max,
-        pairs.first_column,
-        k,
-        PADDED_K=triton.next_power_of_2(k),
-        UNROLLED=UNROLLED,
-        ROWS=ROWS,
-        COLUMNS=COLUMNS,
-        LAST_COLUMN=LAST_COLUMN,
-        NO_KEY=NO_KEY,
+        pairs.rows_HI, pairs.columns_HJ, pairs.base_J, state.key_IK, state.min_I, state.max_I,
+        state.sum_I, state.sum_of_squares_I, state.column_max_J, num_rows, num_columns, num_hidden,
+        pairs.num_max, pairs.first_column, k, PADDED_K=triton.next_power_of_2(k),
+        UNROLLED=UNROLLED, ROWS=ROWS, COLUMNS=COLUMNS, LAST_COLUMN=LAST_COLUMN, NO_KEY=NO_KEY,
         num_warps=WARPS,
-    )
+    )  # fmt: skip
 
 
 @triton.jit
@@ -85,12 +68,12 @@ def _fold(
         for _ in tl.range(0, num_max, loop_unroll_factor=UNROLLED):
             a = tl.load(a_at, mask=is_row, other=0.0)
             b = tl.load(b_at, mask=is_column, other=0.0)
-            score += tl.maximum(a[:, None], b[None, :]).to(tl.float32)
+            score += tl.maximum(a[:, None], b[None, :])
             a_at, b_at = a_at + num_rows, b_at + num_columns
         for _ in tl.range(num_max, num_hidden, loop_unroll_factor=UNROLLED):
             a = tl.load(a_at, mask=is_row, other=0.0)
             b = tl.load(b_at, mask=is_column, other=0.0)
-            score += tl.minimum(a[:, None], b[None, :]).to(tl.float32)
+            score += tl.minimum(a[:, None], b[None, :])
             a_at, b_at = a_at + num_rows, b_at + num_columns
         is_pair = is_row[:, None] & is_column[None, :]
         highest = tl.where(is_pair, score, float("-inf"))
