@@ -383,17 +383,10 @@ class PairScoresConfig(Section):
         mode: "exact" scores every pair. "pruned" scores the pairs that an index of the network's
             own features proposes. "auto" measures both on this machine and takes the faster.
         top_k: Helpers kept of every row.
-        generator: What the index is built on: how columns help sampled rows ("anchor"), parabolas
-            in place of the hidden units ("quadratic"), or the embeddings ("cosine", a baseline).
-        index: How columns are listed: "ivf" looks through some cells of them, "hnsw" walks a graph,
-            "flat" looks at all; "auto" is "ivf".
         min_recall: Share of the true top K that a pruned run must find, on average over rows.
         recall_rows: Rows the search is tuned on, and as many others that it is checked on.
         on_low_recall: What to do where even the widest search finds too little: stop, or go exact.
         seed: Of the samples that the index is built, tuned and checked on.
-        activation_dtype: How projected activations are stored; "float16" halves them, and the
-            report says what that does to scores.
-        half: Score in half precision, on GPUs only.
         dense: Also write all scores, as a table of one list a row; exact mode only.
         max_dense_bytes: Largest such table.
         max_worker_bytes: Memory that one worker may take, estimated before the stage starts. More
@@ -405,14 +398,10 @@ class PairScoresConfig(Section):
     by: Literal["network", "teacher"] = "network"
     mode: Literal["exact", "pruned", "auto"] = "exact"
     top_k: int = Field(default=64, ge=1)
-    generator: Literal["anchor", "quadratic", "cosine"] = "anchor"
-    index: Literal["auto", "ivf", "hnsw", "flat"] = "auto"
     min_recall: float = Field(default=0.98, gt=0, le=1)
     recall_rows: int = Field(default=256, ge=1)
     on_low_recall: Literal["stop", "exact"] = "stop"
     seed: int = Field(default=0, ge=0)
-    activation_dtype: Literal["float32", "float16"] = "float32"
-    half: bool = False
     dense: bool = False
     max_dense_bytes: ByteCount = 2 * 10**9
     max_worker_bytes: ByteCount = 4 * 10**9

@@ -1,4 +1,4 @@
-"""Which code scores all pairs where: the CPU kernel, or a device by Triton or torch."""
+"""What a worker scores pairs with, the threads or the GPU that Ray gave it, and its memory."""
 
 from __future__ import annotations
 
@@ -7,56 +7,30 @@ import importlib.util
 import os
 import resource
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
-
-import numpy as np
-from numpy.typing import NDArray
 
 from nncift_ray.errors import ConfigError, StageError
 from nncift_ray.runtime.step import Resources
-from nncift_ray.scores.exact import CpuThreads, TopK, TopKState, top_k_rows
-from nncift_ray.scores.kernel import CountedRows
+from nncift_ray.scores.exact import TopK, top_k_rows
+
+#: `exact.top_k_rows` on threads, or the same on a device.
+ScoreRows = Callable[..., TopK]
 
 
-class ScoresRows(Protocol):
-    """`pair_scores.top_k_rows`, or the same on threads or on a device."""
-
-    def __call__(
-        self,
-        a_IH: NDArray[np.float32],
-        b_JH: NDArray[np.float32],
-        w_H: NDArray[np.float32],
-        bias: float,
-        k: int,
-        *,
-        column_offset: int = 0,
-        state: TopKState | None = None,
-        counted: CountedRows | None = None,
-    ) -> TopK:
-        """Score all pairs and keep the K best columns of every row."""
-        ...
+def num_threads_of(resources: Resources) -> int:
+    """Return the threads of an actor: its CPUs, never more than the machine has."""
+    return max(1, min(int(resources.num_cpus), os.cpu_count() or 1))
 
 
-def pair_backend(device: str = "cpu", *, num_threads: int = 1, half: bool = False) -> ScoresRows:
-    """Return what scores all pairs on a device.
+def pair_backend(device: str = "cpu", *, num_threads: int = 1) -> ScoreRows:
+    """Return what scores all pairs on "cpu" or on a torch device.
 
-    "cpu" is the compiled kernel on so many threads and loads no torch; "cuda" is the Triton kernel
-    where Triton is installed (it comes with a GPU build of torch), else plain torch.
-
-    Args:
-        device: "cpu", or a torch device.
-        num_threads: Threads of a CPU.
-        half: Score in half precision, on a device only.
-
-    Raises:
-        ValueError: If half precision is wanted of the CPU kernel, which has none.
+    The CPU kernel loads no torch; "cuda" is the Triton kernel where Triton is installed (it comes
+    with a GPU build of torch), else plain torch.
     """
     if device == "cpu":
-        if half:
-            msg = "the CPU kernel has no half precision"
-            raise ValueError(msg)
-        return top_k_rows if num_threads == 1 else CpuThreads(num_threads).top_k_rows
+        return functools.partial(top_k_rows, num_threads=num_threads)
     from nncift_ray.scores.gpu import fold_in_torch, top_k_rows_on
 
     fold = fold_in_torch
@@ -64,7 +38,25 @@ def pair_backend(device: str = "cpu", *, num_threads: int = 1, half: bool = Fals
         from nncift_ray.scores.triton_kernel import fold_in_triton
 
         fold = fold_in_triton
-    return functools.partial(top_k_rows_on, device=device, fold=fold, half=half)
+    return functools.partial(top_k_rows_on, device=device, fold=fold)
+
+
+def make_backend(resources: Resources) -> ScoreRows:
+    """Return what scores all pairs with an actor's resources.
+
+    Raises:
+        StageError: If Ray gave a GPU that torch cannot use.
+    """
+    if not resources.num_gpus:
+        return pair_backend(num_threads=num_threads_of(resources))
+    import torch  # a CPU worker does without
+
+    if not torch.cuda.is_available():
+        raise StageError(
+            "Ray gave this actor a GPU, but torch finds none: install torch for CUDA, or set "
+            "pair_scores.pool.num_gpus to 0"
+        )
+    return pair_backend("cuda")
 
 
 # What a worker of the pair stages holds in memory: estimated before it starts, and measured.
@@ -80,15 +72,7 @@ MEMORY_KEY = "pair_scores.max_worker_bytes"
 
 @dataclass(frozen=True, slots=True)
 class PairMemory:
-    """Estimates for one block, in bytes.
-
-    Attributes:
-        num_columns: Columns J.
-        num_hidden: Hidden units H.
-        shard_rows: Rows scored together.
-        top_k: Columns kept a row.
-        column_tile: Columns streamed at a time.
-    """
+    """Estimates in bytes for one block; a worker scores so many rows of it together."""
 
     num_columns: int
     num_hidden: int
@@ -136,35 +120,3 @@ def peak_bytes() -> int:
     """Return the largest memory that this process has had resident."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # kilobytes but on macOS
-
-
-# What a worker scores pairs with: the threads or the GPU that Ray gave it.
-
-
-def num_threads_of(resources: Resources) -> int:
-    """Return the threads of an actor: its CPUs, never more than the machine has."""
-    return max(1, min(int(resources.num_cpus), os.cpu_count() or 1))
-
-
-def make_backend(resources: Resources, *, half: bool) -> tuple[int, ScoresRows]:
-    """Return an actor's threads, and what scores all pairs there.
-
-    Raises:
-        StageError: If Ray gave a GPU that torch cannot use, or half precision is wanted without.
-    """
-    num_threads = num_threads_of(resources)
-    if not resources.num_gpus:
-        if half:
-            raise StageError(
-                "pair_scores.half is for GPUs, and this actor has none: set "
-                "pair_scores.pool.num_gpus to 1 on a cluster that has some, or half to false"
-            )
-        return num_threads, pair_backend("cpu", num_threads=num_threads)
-    import torch  # a CPU worker does without
-
-    if not torch.cuda.is_available():
-        raise StageError(
-            "Ray gave this actor a GPU, but torch finds none: install torch for CUDA, or set "
-            "pair_scores.pool.num_gpus to 0"
-        )
-    return num_threads, pair_backend("cuda", half=half)

@@ -1,84 +1,51 @@
-"""What a candidate generator is: two maps into one space where inner products order the columns.
+"""Candidates: the columns that an index of the network's own features proposes for a row.
 
-Suffixes: I rows (helped), J columns (helpers), T columns of a tile, F features, X activations [H]
-or embeddings [D], whichever the generator reads.
+Anchor features describe a column by how much it helps a few hundred sampled rows, so that
+row query . column features = influence, nearly, up to a constant of the row. FAISS puts the columns
+into k-means cells by them; a row probes the cells that may hold its best columns and lists the
+columns of largest inner product there (`cells`), which are then scored exactly. Neighbours in
+embedding space are not a network's best helpers (docs/decisions.md).
+
+Cells are made, and columns assigned to them, by Euclidean distance, so that they stay even in size;
+a row probes cells by the inner product that their columns may reach. (FAISS's own inner-product
+cells give long columns' centres nearly everything.)
+
+What is proposed for a row depends on the index and the row alone, and the features of a column and
+the query of a row have the same bits whatever else is in the call: candidates are the same on any
+cluster. k-means is seeded, and one build on one machine gives one index.
+
+Suffixes: I rows (helped), J columns (helpers), H hidden, F features, R anchors, C landmarks or
+listed columns, L cells, P probed cells, K kept columns.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol, Self
 
+import faiss
 import numpy as np
 from numpy.typing import NDArray
 
 from nncift_ray.errors import ShapeError
 from nncift_ray.network.factored import FactoredNetwork
-from nncift_ray.scores.exact import RescoredTopK, score_matrix
+from nncift_ray.scores.cells import FeatureCells, list_columns, split_cells
+from nncift_ray.scores.exact import (
+    PackedColumns,
+    RescoredTopK,
+    pack_columns,
+    rescore_rows,
+    run_parts,
+    score_matrix,
+)
 from nncift_ray.scores.kernel import multiply_rows
 
 F32 = NDArray[np.float32]
-State = Mapping[str, NDArray[np.float32]]
-
-
-class CandidateGenerator(Protocol):
-    """A fitted generator: row query . column features = influence, nearly, up to a row's constant.
-
-    Fitted once on a sample of rows and columns; from then on it knows arrays only, so that it can
-    be stored and read by every worker. The features of a column and the query of a row have the
-    same bits whatever else is in the call, so that candidates are the same on any cluster.
-    """
-
-    reads: ClassVar[Literal["activations", "embeddings"]]
-
-    @classmethod
-    def fit(
-        cls, network: FactoredNetwork, row_sample_IX: F32, column_sample_JX: F32, /, *, seed: int
-    ) -> Self:
-        """Fit on random samples of the rows and columns that will be scored."""
-        ...
-
-    @property
-    def num_features(self) -> int:
-        """Length F of a feature vector."""
-        ...
-
-    def column_features(self, column_TX: F32) -> F32:
-        """Return the features [T, F] of a tile of columns."""
-        ...
-
-    def row_queries(self, row_IX: F32) -> F32:
-        """Return the query vectors [I, F] of rows."""
-        ...
-
-    def to_state(self) -> dict[str, F32]:
-        """Return the fitted arrays by name."""
-        ...
-
-    @classmethod
-    def from_state(cls, state: State) -> Self:
-        """Rebuild a generator from what `to_state` returned.
-
-        Raises:
-            ShapeError: If an array is missing or unknown.
-        """
-        ...
-
-
-def check_names(state: State, names: set[str], generator: str) -> None:
-    """Check that a state holds the arrays of a generator and no others.
-
-    Raises:
-        ShapeError: If it does not.
-    """
-    if set(state) != names:
-        msg = f"state of a generator {generator!r} holds {sorted(state)}, expected {sorted(names)}"
-        raise ShapeError(msg)
-
-
-# Anchor candidates: a column is described by how much it helps a few hundred sampled rows.
+F64 = NDArray[np.float64]
+I32 = NDArray[np.int32]
+State = Mapping[str, NDArray[np.float32] | NDArray[np.int32]]
 
 NUM_ANCHORS = 256
 NUM_LANDMARKS = 512
@@ -88,10 +55,8 @@ SMALLEST_SPREAD = 1e-6
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class AnchorGenerator:
-    """Fitted anchors, directions and landmarks."""
-
-    reads: ClassVar[Literal["activations", "embeddings"]] = "activations"
+class AnchorFeatures:
+    """Fitted anchors, directions and landmarks: two maps into one space of F features."""
 
     anchor_RH: F32
     mean_R: F32
@@ -100,11 +65,6 @@ class AnchorGenerator:
     fit_CF: F32  # pseudo-inverse of the landmarks' centred features, transposed
     w_H: F32
     bias: float
-
-    @property
-    def num_features(self) -> int:
-        """Length F of a feature vector."""
-        return self.direction_RF.shape[1]
 
     @classmethod
     def fit(
@@ -117,18 +77,11 @@ class AnchorGenerator:
         num_anchors: int = NUM_ANCHORS,
         num_landmarks: int = NUM_LANDMARKS,
         num_features: int = NUM_FEATURES,
-    ) -> Self:
-        """Fit on random samples of the rows and columns that will be scored.
+    ) -> AnchorFeatures:
+        """Fit on random samples of the rows and columns that will be scored, some thousands each.
 
-        Args:
-            network: The fitted network.
-            row_sample_IH: Row activations to draw anchors from.
-            column_sample_JH: Column activations to find directions on and draw landmarks from;
-                some thousands.
-            seed: Of both draws.
-            num_anchors: Anchor rows R, or all rows where there are fewer.
-            num_landmarks: Landmark columns C, or all columns where there are fewer.
-            num_features: Features F, or as many directions as the profiles have.
+        The numbers are the most there will be: samples may be smaller, and profiles may have fewer
+        directions than features are wanted.
 
         Raises:
             ShapeError: If a sample is empty or H differs.
@@ -139,24 +92,24 @@ class AnchorGenerator:
         if len(row_sample_IH) == 0 or len(column_sample_JH) == 0:
             msg = f"cannot fit on {len(row_sample_IH)} rows and {len(column_sample_JH)} columns"
             raise ShapeError(msg)
-        generator = np.random.default_rng(seed)
-        anchor_RH = _draw(row_sample_IH, num_anchors, generator)
-        landmark_CH = _draw(column_sample_JH, num_landmarks, generator)
-        score_RJ = score_matrix(anchor_RH, column_sample_JH, network.w_H, network.bias)
+        random, w_H, bias = np.random.default_rng(seed), network.w_H, network.bias
+        anchor_RH = row_sample_IH[draw(random, len(row_sample_IH), num_anchors)]
+        landmark_CH = column_sample_JH[draw(random, len(column_sample_JH), num_landmarks)]
+        score_RJ = score_matrix(anchor_RH, column_sample_JH, w_H, bias)
         mean_R = score_RJ.mean(axis=1, dtype=np.float64).astype(np.float32)
         direction_RF = _principal_directions(score_RJ - mean_R[:, None], num_features)
-        score_RC = score_matrix(anchor_RH, landmark_CH, network.w_H, network.bias)
-        fit_CF = _fit_to_landmarks(_features(score_RC, mean_R, direction_RF))
-        return cls(anchor_RH, mean_R, direction_RF, landmark_CH, fit_CF, network.w_H, network.bias)
+        score_RC = score_matrix(anchor_RH, landmark_CH, w_H, bias)
+        fit_CF = _fit_to_landmarks(multiply_rows(score_RC.T - mean_R, direction_RF))
+        return cls(anchor_RH, mean_R, direction_RF, landmark_CH, fit_CF, w_H, bias)
 
-    def column_features(self, column_TX: F32) -> F32:
+    def of_columns(self, b_TH: F32) -> F32:
         """Return the profiles of columns in F directions [T, F], in the unit of the labels."""
-        score_RT = score_matrix(self.anchor_RH, column_TX, self.w_H, self.bias)
-        return _features(score_RT, self.mean_R, self.direction_RF)
+        score_RT = score_matrix(self.anchor_RH, b_TH, self.w_H, self.bias)
+        return multiply_rows(score_RT.T - self.mean_R, self.direction_RF)
 
-    def row_queries(self, row_IX: F32) -> F32:
+    def queries(self, a_IH: F32) -> F32:
         """Return the query vectors of rows [I, F] (dimensionless)."""
-        score_IC = score_matrix(row_IX, self.landmark_CH, self.w_H, self.bias)
+        score_IC = score_matrix(a_IH, self.landmark_CH, self.w_H, self.bias)
         # The mean first: it is large beside what tells columns apart, and would cost its bits.
         return multiply_rows(score_IC - score_IC.mean(axis=1, keepdims=True), self.fit_CF)
 
@@ -173,29 +126,16 @@ class AnchorGenerator:
         }
 
     @classmethod
-    def from_state(cls, state: State) -> Self:
-        """Rebuild a generator; see the Protocol."""
-        names = {"anchor", "mean", "direction", "landmark", "fit", "output.weight", "output.bias"}
-        check_names(state, names, "anchor")
-        return cls(
-            state["anchor"],
-            state["mean"],
-            state["direction"],
-            state["landmark"],
-            state["fit"],
-            state["output.weight"],
-            float(state["output.bias"][0]),
-        )
+    def from_state(cls, state: State) -> AnchorFeatures:
+        """Rebuild the maps from what `to_state` returned."""
+        names = ("anchor", "mean", "direction", "landmark", "fit", "output.weight")
+        arrays = (np.asarray(state[name], np.float32) for name in names)
+        return cls(*arrays, float(state["output.bias"][0]))
 
 
-def _draw(sample_NH: F32, count: int, generator: np.random.Generator) -> F32:
-    chosen = generator.permutation(len(sample_NH))[:count]
-    return np.ascontiguousarray(sample_NH[np.sort(chosen)])
-
-
-def _features(score_RT: F32, mean_R: F32, direction_RF: F32) -> F32:
-    centred_TR: F32 = score_RT.T - mean_R
-    return multiply_rows(centred_TR, direction_RF)
+def draw(random: np.random.Generator, num_rows: int, count: int) -> NDArray[np.int64]:
+    """Return up to so many distinct row numbers, ascending."""
+    return np.sort(random.permutation(num_rows)[:count])
 
 
 def _principal_directions(profile_RJ: F32, num_features: int) -> F32:
@@ -221,120 +161,17 @@ def _fit_to_landmarks(feature_CF: F32) -> F32:
     return np.asarray((centred_CF @ direction_FF * inverse_F) @ direction_FF.T, np.float32)
 
 
-# Cosine candidates: the nearest embeddings, whatever the network says. Kept as the baseline.
+# An index over all columns of a block.
 
-
-@dataclass(frozen=True, slots=True)
-class CosineGenerator:
-    """Embeddings are their own features (D of them) and queries."""
-
-    reads: ClassVar[Literal["activations", "embeddings"]] = "embeddings"
-
-    num_features: int
-
-    @classmethod
-    def fit(
-        cls, network: FactoredNetwork, row_sample_IH: F32, column_sample_JH: F32, *, seed: int
-    ) -> Self:
-        """Return the one there is for embeddings of this length; nothing is learnt."""
-        del row_sample_IH, column_sample_JH, seed
-        return cls(network.embedding_dim)
-
-    def column_features(self, column_TX: F32) -> F32:
-        """Return unit embeddings [T, D] as they are."""
-        return np.ascontiguousarray(column_TX, np.float32)
-
-    def row_queries(self, row_IX: F32) -> F32:
-        """Return unit embeddings [I, D] as they are."""
-        return np.ascontiguousarray(row_IX, np.float32)
-
-    def to_state(self) -> dict[str, F32]:
-        """Return the number of features, as an array."""
-        return {"num_features": np.array([self.num_features], np.float32)}
-
-    @classmethod
-    def from_state(cls, state: State) -> Self:
-        """Rebuild a generator; see the Protocol."""
-        check_names(state, {"num_features"}, "cosine")
-        return cls(int(state["num_features"][0]))
-
-
-# Quadratic candidates: each hidden unit's ReLU is replaced by a parabola that fits its inputs.
-
-NUM_SAMPLED = 256  # rows and columns whose pairs the parabolas are fitted on
-PARABOLA_TERMS = 3
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class QuadraticGenerator:
-    """Fitted parabolas, multiplied by the output weights."""
-
-    reads: ClassVar[Literal["activations", "embeddings"]] = "activations"
-
-    linear_H: F32  # w_h c1_h
-    square_H: F32  # w_h c2_h
-
-    @property
-    def num_features(self) -> int:
-        """Length F of a feature vector: H + 1."""
-        return len(self.linear_H) + 1
-
-    @classmethod
-    def fit(
-        cls, network: FactoredNetwork, row_sample_IH: F32, column_sample_JH: F32, *, seed: int
-    ) -> Self:
-        """Fit on the pairs of up to 256 rows and 256 columns of the samples.
-
-        Raises:
-            ShapeError: If a sample is empty.
-        """
-        if len(row_sample_IH) == 0 or len(column_sample_JH) == 0:
-            msg = f"cannot fit on {len(row_sample_IH)} rows and {len(column_sample_JH)} columns"
-            raise ShapeError(msg)
-        generator = np.random.default_rng(seed)
-        row_IH, column_JH = (
-            sample[generator.permutation(len(sample))[:NUM_SAMPLED]].astype(np.float64)
-            for sample in (row_sample_IH, column_sample_JH)
-        )
-        coefficient_H3 = np.empty((network.num_hidden, PARABOLA_TERMS))
-        for h in range(network.num_hidden):
-            z_P = np.add.outer(row_IH[:, h], column_JH[:, h]).ravel()
-            terms_P3 = np.stack([np.ones_like(z_P), z_P, z_P**2], axis=1)
-            coefficient_H3[h] = np.linalg.lstsq(
-                terms_P3.T @ terms_P3, terms_P3.T @ np.maximum(z_P, 0.0)
-            )[0]
-        weighted_H3 = (coefficient_H3 * network.w_H[:, None]).astype(np.float32)
-        return cls(weighted_H3[:, 1].copy(), weighted_H3[:, 2].copy())
-
-    def column_features(self, column_TX: F32) -> F32:
-        """Return activations and the column's own term [T, H + 1]."""
-        own_T1 = multiply_rows(column_TX, self.linear_H[:, None])
-        own_T1 += multiply_rows(np.square(column_TX), self.square_H[:, None])
-        return np.concatenate([column_TX, own_T1], axis=1)
-
-    def row_queries(self, row_IX: F32) -> F32:
-        """Return weighted activations and 1 [I, H + 1]."""
-        one_I1 = np.ones((len(row_IX), 1), np.float32)
-        return np.concatenate([2 * row_IX * self.square_H, one_I1], axis=1)
-
-    def to_state(self) -> dict[str, F32]:
-        """Return the fitted arrays by name."""
-        return {"linear": self.linear_H, "square": self.square_H}
-
-    @classmethod
-    def from_state(cls, state: State) -> Self:
-        """Rebuild a generator; see the Protocol."""
-        check_names(state, {"linear", "square"}, "quadratic")
-        return cls(state["linear"], state["square"])
-
-
-# How much of the exact lists a search finds, and the smallest search that finds enough.
-
-F64 = NDArray[np.float64]
-
-FIRST_PROBES = 4
-CANDIDATES_PER_KEPT = (2, 3, 4, 6, 8, 16)  # candidates listed, as multiples of K
-PRODUCTS_PER_LISTED = 16  # products with features that cost as much as one column scored anew
+CALL_ROWS = 4096  # rows of one call share the reading of a cell
+FEATURE_TILE = 16_384
+FIT_SAMPLE = 4096  # rows, and columns, that the features are fitted on
+CELLS_PER_ROOT = 4  # 4 sqrt(J) cells balance comparing centres with scoring columns
+MOST_CELLS = 65_536
+COLUMNS_PER_CELL = 128  # on average, at least: shorter runs of columns waste the kernel's vectors
+SAMPLED_PER_CELL = 64  # columns of the sample that k-means uses, at most
+KMEANS_ROUNDS = 5  # ten find no more (docs/log.md)
+SPREADS = 2.0  # standard deviations of a cell added to what its centre promises
 
 
 @dataclass(frozen=True, slots=True)
@@ -345,6 +182,178 @@ class SearchSettings:
     """Cells searched a row."""
     num_candidates: int
     """Columns listed by approximate score, to be scored anew."""
+
+
+def num_cells(num_columns: int) -> int:
+    """Return the number of cells for so many columns: 4 sqrt(J), or J / 128 if that is less."""
+    wanted = int(CELLS_PER_ROOT * math.sqrt(num_columns))
+    return max(1, min(wanted, num_columns // COLUMNS_PER_CELL, MOST_CELLS))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ColumnIndex:
+    """Columns in cells, to be proposed to rows and scored; searching uses so many threads."""
+
+    features: AnchorFeatures
+    cell_J: I32
+    widened_LX: F32  # the centre of each cell, and what its spread adds to a unit query
+    centres: FeatureCells
+    cells: FeatureCells
+    columns: PackedColumns
+    num_threads: int
+
+    @classmethod
+    def build(
+        cls,
+        network: FactoredNetwork,
+        row_sample_IH: F32,
+        b_JH: F32,
+        *,
+        seed: int,
+        num_threads: int = 1,
+    ) -> ColumnIndex:
+        """Fit features to a sample of the rows that will search, and index all columns by them.
+
+        Raises:
+            ShapeError: If there is no row or no column, or H differs.
+            ValueError: If an activation is not finite; the message names the first such row.
+
+        Memory: the columns, their features twice, and a packed copy of them.
+        """
+        random = np.random.default_rng(seed)
+        fit_columns = draw(random, len(b_JH), FIT_SAMPLE)
+        features = AnchorFeatures.fit(network, row_sample_IH, b_JH[fit_columns], seed=seed)
+        feature_JF = _features_of(features, b_JH, num_threads)
+        cells = num_cells(len(b_JH))
+        sampled = draw(random, len(b_JH), SAMPLED_PER_CELL * cells)
+        faiss.omp_set_num_threads(num_threads)
+        centre_LF = _cell_centres(feature_JF[sampled], min(cells, len(sampled)), seed)
+        cell_J = np.concatenate(
+            [
+                faiss.knn(feature_JF[start : start + FEATURE_TILE], centre_LF, 1)[1][:, 0]
+                for start in range(0, len(b_JH), FEATURE_TILE)
+            ]
+        ).astype(np.int32)
+        widened_LX = _widen(centre_LF, feature_JF, cell_J)
+        return cls._assemble(features, feature_JF, cell_J, widened_LX, b_JH, num_threads)
+
+    def to_state(self) -> dict[str, F32 | I32]:
+        """Return what `from_state` rebuilds the index from, beside the columns, as arrays."""
+        return {**self.features.to_state(), "cell": self.cell_J, "centre": self.widened_LX}
+
+    @classmethod
+    def from_state(cls, state: State, b_JH: F32, *, num_threads: int = 1) -> ColumnIndex:
+        """Rebuild an index over the columns that it was built over."""
+        features = AnchorFeatures.from_state(state)
+        widened_LX, cell_J = np.asarray(state["centre"], np.float32), np.asarray(state["cell"])
+        feature_JF = _features_of(features, b_JH, num_threads)
+        return cls._assemble(
+            features, feature_JF, cell_J.astype(np.int32), widened_LX, b_JH, num_threads
+        )
+
+    @classmethod
+    def _assemble(
+        cls, features: AnchorFeatures, feature_JF: F32, cell_J: I32, widened_LX: F32, b_JH: F32,
+        num_threads: int,
+    ) -> ColumnIndex:  # fmt: skip
+        return cls(
+            features,
+            cell_J,
+            widened_LX,
+            # The cells are themselves columns of one cell, to be listed by what they promise.
+            FeatureCells.pack(widened_LX, np.zeros(len(widened_LX), np.int32), 1),
+            FeatureCells.pack(feature_JF, cell_J, len(widened_LX)),
+            pack_columns(b_JH, features.w_H, features.bias),
+            num_threads,
+        )
+
+    @property
+    def num_columns(self) -> int:
+        """Columns J."""
+        return len(self.cell_J)
+
+    @property
+    def num_cells(self) -> int:
+        """Cells L."""
+        return len(self.widened_LX)
+
+    def probe(self, query_IF: F32, num_probes: int) -> I32:
+        """Return the cells most likely to hold each row's best columns [I, P], best first.
+
+        A cell counts by what its centre promises and by its spread: columns two standard
+        deviations from a wide cell's centre beat the centre of a narrow one. P is at most the
+        number of cells.
+        """
+        length_I1 = np.linalg.norm(query_IF, axis=1, keepdims=True)
+        widened_IX = np.concatenate([query_IF, length_I1], axis=1, dtype=np.float32)
+        of_one_cell = np.zeros((len(query_IF), 1), np.int32)
+        return list_columns(widened_IX, self.centres, of_one_cell, min(num_probes, self.num_cells))
+
+    def propose(self, a_IH: F32, settings: SearchSettings) -> I32:
+        """Return the columns to score for each row [I, C]; -1 where its cells hold fewer."""
+        num_listed = min(settings.num_candidates, self.num_columns)
+
+        def list_rows(rows: slice) -> I32:
+            query_IF = self.features.queries(a_IH[rows])
+            cell_IP = self.probe(query_IF, settings.num_probes)
+            return list_columns(query_IF, self.cells, cell_IP, num_listed)
+
+        return _in_calls(len(a_IH), self.num_threads, CALL_ROWS, list_rows)
+
+    def search(self, a_IH: F32, settings: SearchSettings, k: int) -> RescoredTopK:
+        """Return the K best of the columns proposed for each row, scored exactly."""
+        proposed_IC = self.propose(a_IH, settings)
+        return rescore_rows(a_IH, self.columns, proposed_IC, k, num_threads=self.num_threads)
+
+
+def _features_of(features: AnchorFeatures, b_JH: F32, num_threads: int) -> F32:
+    return _in_calls(
+        len(b_JH), num_threads, FEATURE_TILE, lambda columns: features.of_columns(b_JH[columns])
+    )
+
+
+def _in_calls(
+    num_rows: int, num_threads: int, call_rows: int, task: Callable[[slice], NDArray[np.generic]]
+) -> NDArray:
+    """Run a task on so many rows at a time, on threads, and join what it returns."""
+
+    def run(rows: slice) -> list[NDArray[np.generic]]:
+        starts = range(rows.start, max(rows.stop, 1), call_rows)
+        return [task(slice(start, min(start + call_rows, rows.stop))) for start in starts]
+
+    return np.concatenate(
+        [part for parts in run_parts(num_rows, num_threads, run) for part in parts]
+    )
+
+
+def _cell_centres(sample_JF: F32, num_wanted: int, seed: int) -> F32:
+    kmeans = faiss.Kmeans(
+        sample_JF.shape[1],
+        num_wanted,
+        niter=KMEANS_ROUNDS,
+        seed=seed,
+        min_points_per_centroid=1,
+        max_points_per_centroid=SAMPLED_PER_CELL,
+    )
+    kmeans.train(np.ascontiguousarray(sample_JF))
+    return np.asarray(kmeans.centroids, np.float32)
+
+
+def _widen(centre_LF: F32, feature_JF: F32, cell_J: I32) -> F32:
+    """Return the centres, each with the spread of its cell behind it, times SPREADS."""
+    spread_L1 = np.zeros((len(centre_LF), 1), np.float32)
+    for cell, columns in enumerate(split_cells(cell_J, len(centre_LF))):
+        if len(columns):
+            # Per direction: a cell is taken to spread alike in all of them.
+            spread_L1[cell] = np.sqrt(np.square(feature_JF[columns] - centre_LF[cell]).mean())
+    return np.concatenate([centre_LF, np.float32(SPREADS) * spread_L1], axis=1)
+
+
+# How much of the exact lists a search finds, and the smallest search that finds enough.
+
+FIRST_PROBES = 4
+CANDIDATES_PER_KEPT = (2, 3, 4, 6, 8, 16)  # candidates listed, as multiples of K
+PRODUCTS_PER_LISTED = 16  # products with features that cost as much as one column scored anew
 
 
 @dataclass(frozen=True, slots=True)
@@ -362,7 +371,6 @@ class RecallPoint:
 class Tuning:
     """The points tried, narrowest first, and the first that found enough."""
 
-    wanted_recall: float
     points: tuple[RecallPoint, ...]
     chosen: RecallPoint | None  # None when even the widest setting found too little
 
@@ -376,12 +384,8 @@ def recall_at_k(found_score_IK: F32, exact_score_IK: F32) -> F64:
     """Return for each row the share of its true K best that were found [I], from exact scores.
 
     Scores, not columns, are compared: a column that ties with the K-th best is as good as it. A
-    row with fewer than K columns is measured on those it has; one with none counts as found.
-
-    Args:
-        found_score_IK: Scores of the found columns, best first, -inf where there is none. They
-            have to be exact (`rescoring`).
-        exact_score_IK: Scores of the true K best (`pair_scores.top_k_rows`), likewise.
+    row with fewer than K columns is measured on those it has; one with none counts as found. Both
+    lists are exact scores, best first, -inf where there is none.
 
     Raises:
         ShapeError: If the shapes differ.
@@ -403,9 +407,10 @@ def listing_schedule(k: int, num_columns: int, num_cells: int) -> list[SearchSet
     listed. The last setting probes every cell for the longest list.
     """
     lengths = sorted({min(multiple * k, num_columns) for multiple in CANDIDATES_PER_KEPT})
+    probes = [FIRST_PROBES * 2**n for n in range(num_cells.bit_length())]
     every = [
-        SearchSettings(probes, length)
-        for probes in _doubling(FIRST_PROBES, num_cells)
+        SearchSettings(probed, length)
+        for probed in [*(p for p in probes if p < num_cells), num_cells]
         for length in lengths
     ]
 
@@ -432,15 +437,12 @@ def tune(
 
     Args:
         search: Searches all held-out rows and scores exactly what it finds.
-        exact_score_IK: The rows' true lists, from `pair_scores.top_k_rows`.
+        exact_score_IK: The rows' true lists, from `exact.top_k_rows`.
         num_columns: Columns there are.
         schedule: Settings, narrowest first; at least one.
         wanted_recall: Mean recall@K to reach.
         standard_errors: How many of its standard errors a measured mean must lie above that: it is
             of a sample, so a bound that must hold wants a margin of two.
-
-    Returns:
-        Every point tried, and the chosen one; `chosen` is None if none sufficed.
 
     Raises:
         ValueError: If the schedule or the sample of rows is empty.
@@ -455,115 +457,14 @@ def tune(
         found = search(settings)
         seconds = time.perf_counter() - begin
         recall_I = recall_at_k(found.score_IK, exact_score_IK)
-        points.append(
-            RecallPoint(
-                settings,
-                recall=float(recall_I.mean()),
-                standard_error=float(recall_I.std() / np.sqrt(num_rows)),
-                scored_fraction=float(found.num_pairs_I.sum() / (num_rows * max(num_columns, 1))),
-                seconds=seconds,
-            )
+        point = RecallPoint(
+            settings,
+            recall=float(recall_I.mean()),
+            standard_error=float(recall_I.std() / np.sqrt(num_rows)),
+            scored_fraction=float(found.num_pairs_I.sum() / (num_rows * max(num_columns, 1))),
+            seconds=seconds,
         )
-        lower_bound = points[-1].recall - standard_errors * points[-1].standard_error
-        if lower_bound >= wanted_recall:
-            return Tuning(wanted_recall, tuple(points), points[-1])
-    return Tuning(wanted_recall, tuple(points), None)
-
-
-def _doubling(first: int, last: int) -> list[int]:
-    """Return first, 2 first, 4 first... below last, and last."""
-    values: list[int] = []
-    value = first
-    while value < last:
-        values.append(value)
-        value *= 2
-    return [*values, last]
-
-
-# What exact and pruned scoring would cost here, from rates measured on a sample.
-
-REPEATS = 3  # the best of so many runs counts: what else the machine does only slows it
-
-
-@dataclass(frozen=True, slots=True)
-class Rates:
-    """Speeds of one worker, each per second."""
-
-    exact_pairs: float
-    """Pairs of the streamed kernel, top K included."""
-    featured_columns: float
-    """Columns turned into features."""
-    queried_rows: float
-    """Rows turned into queries."""
-    comparisons: float
-    """Queries compared with centres of cells, the choice of cells included."""
-    probed_pairs: float
-    """Listed pairs scored exactly, top K included."""
-    products: float
-    """Inner products with columns in the cells probed, the best listed."""
-
-
-@dataclass(frozen=True, slots=True)
-class CostEstimate:
-    """Wall seconds of both ways; the index is built once, by one worker."""
-
-    exact_seconds: float
-    build_seconds: float
-    search_seconds: float
-
-    @property
-    def pruned_seconds(self) -> float:
-        """Building the index and searching it."""
-        return self.build_seconds + self.search_seconds
-
-    @property
-    def pruning_pays(self) -> bool:
-        """Whether pruning is the faster way."""
-        return self.pruned_seconds < self.exact_seconds
-
-
-def estimate_cost(
-    rates: Rates,
-    *,
-    num_rows: int,
-    num_columns: int,
-    num_cells: int,
-    scored_fraction: float,
-    build_comparisons: int,
-    num_workers: int = 1,
-    probed_fraction: float,
-) -> CostEstimate:
-    """Predict the seconds of both ways.
-
-    Args:
-        rates: Measured on this machine.
-        num_rows: Rows I of the whole job.
-        num_columns: Columns J.
-        num_cells: Cells of the index.
-        scored_fraction: Share of a row's pairs that are scored, as tuning measured it; before
-            that, listed columns over columns.
-        build_comparisons: Vectors compared while the index is built.
-        num_workers: Workers that score at the same time.
-        probed_fraction: Probed cells over cells.
-    """
-    row_seconds = (
-        1 / rates.queried_rows
-        + num_cells / rates.comparisons
-        + num_columns * probed_fraction / rates.products
-        + num_columns * scored_fraction / rates.probed_pairs
-    )
-    return CostEstimate(
-        exact_seconds=num_rows * num_columns / rates.exact_pairs / num_workers,
-        build_seconds=num_columns / rates.featured_columns + build_comparisons / rates.comparisons,
-        search_seconds=num_rows * row_seconds / num_workers,
-    )
-
-
-def fastest_seconds(task: Callable[[], object]) -> float:
-    """Return the wall seconds of the fastest of a few runs."""
-    seconds: list[float] = []
-    for _ in range(REPEATS):
-        begin = time.perf_counter()
-        task()
-        seconds.append(time.perf_counter() - begin)
-    return max(min(seconds), 1e-9)  # a clock that has not moved
+        points.append(point)
+        if point.recall - standard_errors * point.standard_error >= wanted_recall:
+            return Tuning(tuple(points), point)
+    return Tuning(tuple(points), None)

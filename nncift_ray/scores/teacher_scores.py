@@ -10,7 +10,6 @@ Suffixes: I rows (helped), J columns (candidates as helpers), G subtasks, K list
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,41 +17,98 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nncift_ray.corpus.examples import Subtasks, read_subtasks
-from nncift_ray.errors import StageError
+from nncift_ray.errors import ShapeError, StageError
 from nncift_ray.runtime import schemas
 from nncift_ray.runtime.output import Sink, StageOutput
-from nncift_ray.runtime.schemas import CROSS, POINTS, helped_role
+from nncift_ray.runtime.schemas import CROSS, POINTS, WITHIN, helped_role
 from nncift_ray.runtime.step import Shard, Stage, Worker
-from nncift_ray.scores.exact import BestColumns, GivenSums, ScoreTally
-from nncift_ray.scores.step import (
+from nncift_ray.scores.exact import ScoreTotal, read_keys, start_state, to_fixed_point
+from nncift_ray.scores.kernel import NUM_BINS, count_values, offer_pairs
+from nncift_ray.scores.scorers import (
     column_max_table,
     column_sums_table,
     top_helpers_table,
     write_histogram,
     write_statistics,
 )
-from nncift_ray.selection.tables import ground_block
 
 LIST_ROWS = 16_384  # written at a time
 NO_LABEL = "no_label"
 PAIR_COLUMNS = ["block", "helped_index", "helper_index"]
 
 
-@dataclass(frozen=True, slots=True)
-class LabelCounts:
-    """What was asked about a block and what came of it, for the manifest and its readers."""
+class BestColumns:
+    """The K best columns of every row, of pairs that are given; ties by smaller column.
 
-    num_rows: int
-    """Rows of the block."""
-    num_asked_rows: int
-    """Of them, rows whose pairs were in the label sample."""
-    num_columns: int
-    num_asked: int
-    """Pairs (or examples) in the label sample."""
-    num_labelled: int
-    """Of them, those with a label; the others failed, and say why in earlier stages' errors."""
-    num_unranked: int
-    """Candidates without any label here."""
+    Memory: 8 * I * K bytes.
+    """
+
+    def __init__(self, num_rows: int, num_columns: int, k: int) -> None:
+        """Keep at most k columns a row; fewer where there are fewer columns."""
+        self._num_columns = num_columns
+        k = min(k, max(1, num_columns))
+        self._key_IK = start_state(num_rows, k, 0, num_columns, None).key_IK
+
+    def add(self, row_P: np.ndarray, column_P: np.ndarray, score_P: np.ndarray) -> None:
+        """Fold pairs in.
+
+        Raises:
+            ShapeError: If the three differ in length.
+            ValueError: If a row or column does not exist, or a score is not finite.
+        """
+        _check_pairs(row_P, len(self._key_IK), column_P, self._num_columns, score_P)
+        offer_pairs(self._key_IK, row_P, column_P, score_P)
+
+    def lists(self, rows: slice = slice(None)) -> tuple[np.ndarray, np.ndarray]:
+        """Return columns and scores [I, K] of some rows, best first; -1 and -inf where no more.
+
+        Memory: some 40 * I * K bytes more, so ask for a part of many rows at a time.
+        """
+        return read_keys(self._key_IK[rows])
+
+
+class GivenSums:
+    """The sum of every column over the rows of each group, and of how many pairs it is.
+
+    Memory: 16 * G * J bytes.
+    """
+
+    def __init__(self, group_I: np.ndarray, num_groups: int, num_columns: int) -> None:
+        """Begin with nothing; ``group_I`` is the group of each row."""
+        self._group_I = group_I
+        self.sum_GJ = np.zeros((num_groups, num_columns), np.int64)  # whole numbers of 2**-32
+        self.num_GJ = np.zeros((num_groups, num_columns), np.int64)
+
+    def add(self, row_P: np.ndarray, column_P: np.ndarray, score_P: np.ndarray) -> None:
+        """Fold pairs in.
+
+        Raises:
+            ShapeError: If the three differ in length.
+            ValueError: If a row or column does not exist, or a score is not finite, or 2**10 or
+                more in size.
+        """
+        num_columns = self.sum_GJ.shape[1]
+        _check_pairs(row_P, len(self._group_I), column_P, num_columns, score_P)
+        place_P = self._group_I[row_P] * num_columns + column_P
+        np.add.at(self.sum_GJ.reshape(-1), place_P, to_fixed_point(score_P))
+        np.add.at(self.num_GJ.reshape(-1), place_P, 1)
+
+
+def _check_pairs(
+    row_P: np.ndarray, num_rows: int, column_P: np.ndarray, num_columns: int, score_P: np.ndarray
+) -> None:
+    if not len(row_P) == len(column_P) == len(score_P):
+        msg = f"{len(row_P)} rows, {len(column_P)} columns and {len(score_P)} scores of pairs"
+        raise ShapeError(msg)
+    for name, place_P, size in (("row", row_P, num_rows), ("column", column_P, num_columns)):
+        if len(place_P) and not 0 <= place_P.min() <= place_P.max() < size:
+            msg = f"{name}s {place_P.min()}..{place_P.max()} named, there are {size}"
+            raise ValueError(msg)
+    bad = np.flatnonzero(~np.isfinite(score_P))
+    if len(bad):
+        at = bad[0]
+        msg = f"the score {score_P[at]} of row {row_P[at]}, column {column_P[at]} is not finite"
+        raise ValueError(msg)
 
 
 class TeacherScoresStage(Stage):
@@ -60,6 +116,7 @@ class TeacherScoresStage(Stage):
 
     name: ClassVar[str] = "teacher_scores"
     unit: ClassVar[str] = "passes"
+    title: ClassVar[str] = "take labels for scores"
     memory_advice: ClassVar[str] = (
         "lower pair_scores.top_k or labels.label_pairs: it holds 8 bytes for each place of a list, "
         "so for each label at most, or 16 bytes for each candidate and subtask"
@@ -124,48 +181,49 @@ class TeacherScoresStage(Stage):
             facts: dict[str, Any] = {}
             for block in self._blocks:
                 try:
-                    counts = self._keep_block(block, sink)
+                    facts[block] = self._keep_block(block, sink)
                 except ValueError as error:
                     raise StageError(f"labels of block '{block}': {error}") from error
-                facts[block] = asdict(counts)
             sink.facts["labels"] = facts
 
         return keep
 
-    def _keep_block(self, block: str, sink: Sink) -> LabelCounts:
-        """Fold a block's labels and write what is kept of them.
+    def _keep_block(self, block: str, sink: Sink) -> dict[str, int]:
+        """Fold a block's labels, write what is kept of them and return what was asked about it.
 
         Raises:
             StageError: If there is no label at all.
         """
         fold = self._make_fold(block)
-        tally, ranked_J = ScoreTally(), np.zeros(self._num_candidates, np.bool_)
+        total, count_B = ScoreTotal(), np.zeros(NUM_BINS, np.int64)
+        is_ranked_J = np.zeros(self._num_candidates, np.bool_)
         for helped_P, helper_P, utility_P in self._batches(block):
             fold.add(helped_P, helper_P, utility_P)
-            tally.add(utility_P)
-            ranked_J[helper_P] = True
-        total = tally.total()
+            total = total.merge(ScoreTotal.of(utility_P))
+            count_B += count_values(utility_P)
+            is_ranked_J[helper_P] = True
         if total.num_pairs == 0:
             raise StageError(
                 f"no label of the block '{block}' is there to select by; see label's errors"
             )
         fold.write(sink)
         write_statistics(sink, block, total)
-        write_histogram(sink, block, tally.count_B)
-        unranked = np.flatnonzero(~ranked_J)
-        if block == ground_block(self._blocks):
+        write_histogram(sink, block, count_B)
+        unranked = np.flatnonzero(~is_ranked_J)
+        # The block whose rows the objective covers.
+        if block == (WITHIN if WITHIN in self._blocks else self._blocks[0]):
             self._write_unranked(block, unranked, sink)
         asked = self._labels.manifest.facts()["asked"][block]
-        return LabelCounts(
-            num_rows=self._num_rows(block),
-            num_asked_rows=asked["num_rows"],
-            num_columns=self._num_candidates,
-            num_asked=asked["num_pairs"],
-            num_labelled=total.num_pairs,
-            num_unranked=len(unranked),
-        )
+        return {
+            "num_rows": self._num_rows(block),
+            "num_asked_rows": asked["num_rows"],
+            "num_columns": self._num_candidates,
+            "num_asked": asked["num_pairs"],
+            "num_labelled": total.num_pairs,  # of them; why the others failed is in label's errors
+            "num_unranked": len(unranked),  # candidates without any label here
+        }
 
-    def _make_fold(self, block: str) -> _Fold:
+    def _make_fold(self, block: str) -> _ListFold | _SumFold:
         if not self._keeps_sums:
             labelled_I = self._labelled_rows(block)
             return _ListFold(block, labelled_I, self._num_candidates, self._top_k or 1)
@@ -251,22 +309,15 @@ class _ListFold:
             sink.write("column_max", table)
 
 
-class _SumFold:
+class _SumFold(GivenSums):
     """Keeps the sum of every column over the labelled rows of each subtask, and their number."""
 
     def __init__(self, block: str, subtasks: Subtasks, num_candidates: int) -> None:
-        self._block, self._subtasks = block, subtasks
-        self._sums = GivenSums(subtasks.group_I, len(subtasks.names), num_candidates)
-
-    def add(self, helped_P: np.ndarray, helper_P: np.ndarray, utility_P: np.ndarray) -> None:
-        self._sums.add(helped_P, helper_P, utility_P)
+        super().__init__(subtasks.group_I, len(subtasks.names), num_candidates)
+        self._block, self._names = block, subtasks.names
 
     def write(self, sink: Sink) -> None:
-        for group, name in enumerate(self._subtasks.names):
-            num_J, sum_J = self._sums.num_GJ[group], self._sums.sum_GJ[group]
+        for name, num_J, sum_J in zip(self._names, self.num_GJ, self.sum_GJ, strict=True):
             helper = np.flatnonzero(num_J)
             table = column_sums_table(self._block, name, num_J[helper], helper, sum_J[helper])
             sink.write("column_sums", table)
-
-
-_Fold = _ListFold | _SumFold
