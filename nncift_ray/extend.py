@@ -38,8 +38,7 @@ from nncift_ray.runtime.ray_pool import execute_on_ray, ray_session
 from nncift_ray.runtime.schemas import CROSS, POINTS, WITHIN
 from nncift_ray.runtime.step import Stage
 from nncift_ray.scores.index_step import read_final_recall
-from nncift_ray.scores.new_pairs import ScoreNewPairsStage
-from nncift_ray.scores.project import ProjectStage, stored_dtype
+from nncift_ray.scores.step import ProjectStage, ScoreNewPairsStage
 
 #: Stages that do only what is new, in order.
 CHAINED: Mapping[str, type[Stage]] = {
@@ -188,13 +187,11 @@ class Extension:
 
     def _project(self, outputs: Outputs) -> Stage:
         parent = self.parent.outputs["project"]
-        settings = parent.manifest.settings
         return ProjectStage(
             outputs["embed"],
             outputs["fit"],
-            settings["blocks"],
+            parent.manifest.settings["blocks"],
             self.config.network.num_hidden,
-            dtype=stored_dtype(settings),
             parent=parent,
         )
 
@@ -209,16 +206,13 @@ class Extension:
         )
 
     def _score_pairs(self, outputs: Outputs) -> Stage:
-        section = self.config.pair_scores
         return ScoreNewPairsStage(
             outputs["project"],
             outputs["fit"],
             self.parent.outputs["project"],
             self.parent.outputs["score_pairs"],
+            self.config.pair_scores,
             examples=outputs["deduplicate"],
-            column_tile=section.column_tile,
-            shard_rows=section.pool.shard_rows,
-            max_worker_bytes=section.max_worker_bytes,
         )
 
 

@@ -75,13 +75,11 @@ from nncift_ray.runtime.stopping import stopping
 from nncift_ray.scores.index_step import (
     EXACT,
     BlockDecision,
-    IndexOptions,
     IndexStage,
     low_recall,
     read_decisions,
 )
-from nncift_ray.scores.project import ProjectStage
-from nncift_ray.scores.step import Pruning, ScoreOptions, ScorePairsStage
+from nncift_ray.scores.step import ProjectStage, ScorePairsStage
 from nncift_ray.scores.teacher_scores import TeacherScoresStage
 from nncift_ray.selection.step import PartitionInputs, SelectPartitionsStage, SelectStage
 from nncift_ray.selection.tables import (
@@ -398,7 +396,7 @@ MAX_HOLDOUT_PAIRS = 500
 #: are made of anyway.
 _NETWORK_KEYS = {
     "labels": {"fraction": 1.0, "holdout_pairs": 0},
-    "pair_scores": {"mode": "exact", "activation_dtype": "float32", "half": False},
+    "pair_scores": {"mode": "exact"},
 }
 
 
@@ -832,55 +830,23 @@ class Blueprint:
             outputs["fit"],
             self.blocks,
             self.config.network.num_hidden,
-            dtype=self.config.pair_scores.activation_dtype,
         )
 
     def _index(self, outputs: Outputs) -> Stage:
-        section = self.config.pair_scores
         return IndexStage(
-            outputs["project"],
-            outputs["fit"],
-            outputs["embed"],
-            self.prunable_blocks,
-            section.top_k,
-            IndexOptions(
-                mode="auto" if section.mode == "auto" else "pruned",
-                generator=section.generator,
-                index=section.index,
-                min_recall=section.min_recall,
-                recall_rows=section.recall_rows,
-                on_low_recall=section.on_low_recall,
-                seed=section.seed,
-            ),
-            max_worker_bytes=section.max_worker_bytes,
-            half=section.half,
+            outputs["project"], outputs["fit"], self.prunable_blocks, self.config.pair_scores
         )
 
-    def _score_pairs(self, outputs: Outputs) -> Stage:
-        section = self.config.pair_scores
-        pruning = None
-        if "index" in outputs:
-            pruning = Pruning(outputs["index"], outputs["embed"], section.recall_rows, section.seed)
-        return self._score_stage(outputs, pruning)
-
-    def _score_stage(self, outputs: Outputs, pruning: Pruning | None) -> ScorePairsStage:
-        section, subtask_by = self.config.pair_scores, self._subtask_by
+    def _score_pairs(self, outputs: Outputs) -> ScorePairsStage:
         return ScorePairsStage(
             outputs["project"],
             outputs["fit"],
             self.blocks,
-            section.top_k if self.keeps_lists else None,
-            examples=None if subtask_by is None else outputs["deduplicate"],
-            subtask_by=subtask_by,
-            pruning=pruning,
-            options=ScoreOptions(
-                column_tile=section.column_tile,
-                shard_rows=section.pool.shard_rows,
-                max_worker_bytes=section.max_worker_bytes,
-                half=section.half,
-                dense=section.dense,
-                max_dense_bytes=section.max_dense_bytes,
-            ),
+            self.config.pair_scores,
+            keeps_lists=self.keeps_lists,
+            examples=None if self._subtask_by is None else outputs["deduplicate"],
+            subtask_by=self._subtask_by,
+            index=outputs.get("index"),
         )
 
     def second_try(self, name: str, outputs: Outputs) -> tuple[Stage, str] | None:
@@ -900,7 +866,8 @@ class Blueprint:
                 f"stage '{name}': {low}. Set pair_scores.on_low_recall to exact, lower "
                 "pair_scores.min_recall, or tune on more rows (pair_scores.recall_rows)."
             )
-        return self._score_stage(outputs, None), f"{low}; every pair is scored instead"
+        outputs = {key: output for key, output in outputs.items() if key != "index"}
+        return self._score_pairs(outputs), f"{low}; every pair is scored instead"
 
     def _select_partitions(self, outputs: Outputs) -> Stage:
         plan = selection_plan(self.config, self.blocks)

@@ -30,19 +30,20 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.machine import describe_commit, describe_machine
-from benchmarks.pruned_path import Problem, PrunedPath, draw
+from benchmarks.pruned_path import Problem, PrunedPath
 from benchmarks.pruning.measure import (
     TOP_K,
     WANTED_RECALL,
     find_crossover,
     measure_crossover,
-    measure_generators,
+    measure_pruning,
     mix_rows,
 )
 from benchmarks.pruning.networks import train_on_cosines, train_on_delift
 from benchmarks.pruning.page import write_page
 from benchmarks.t0 import CACHE, DATA, EmbeddingCache, embed_few, read_examples
 from nncift_ray.network.factored import FactoredNetwork
+from nncift_ray.scores.index import draw
 
 WANTED_ROWS, FEWEST_ROWS = 20_000, 1500
 SIZES, FULL_SIZES = (1250, 2500, 5000, 10_000, 20_000), (50_000, 100_000)
@@ -108,9 +109,8 @@ def measure(
     for name, network in networks.items():
         say(f"{name}: {len(embedding_ND):,} rows")
         compile_all(network, embedding_ND, options.threads)
-        one = measure_generators(
-            Problem.within(network, embedding_ND), options.threads, options.seed
-        )
+        problem = Problem.within(network, embedding_ND)
+        one = measure_pruning(problem, options.threads, options.seed)
         table = measure_crossover(
             network, mixed_ND, len(embedding_ND), sizes, options.threads, options.seed
         )
@@ -126,10 +126,8 @@ def hardest(figures: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
         return [figures[f"{name}_{key}"] for name in names]
 
     worst: dict[str, Any] = {}
-    for generator in ("anchor", "quadratic", "cosine"):
-        worst[f"{generator}_recall_at_64"] = min(of_all(f"{generator}_recall_at_64"))
-        worst[f"{generator}_scored_fraction"] = max(of_all(f"{generator}_scored_fraction"))
-    for key in ("exact_seconds", "pruned_seconds"):
+    worst["recall_at_64"] = min(of_all("recall_at_64"))
+    for key in ("scored_fraction", "exact_seconds", "pruned_seconds"):
         worst[key] = max(of_all(key))
     crossings = of_all("crossover_rows")
     worst["crossover_rows"] = None if None in crossings else max(crossings)
@@ -141,10 +139,8 @@ def goals(figures: Mapping[str, Any]) -> dict[str, bool]:
     """Return what was wanted and whether it was met."""
     return {
         f"rows >= {WANTED_ROWS:,}": figures["rows"] >= WANTED_ROWS,
-        f"anchor recall@{TOP_K} >= {WANTED_RECALL}": figures["anchor_recall_at_64"]
-        >= WANTED_RECALL,
-        f"anchor scores <= {MAX_SCORED:.0%} of pairs": figures["anchor_scored_fraction"]
-        <= MAX_SCORED,
+        f"recall@{TOP_K} >= {WANTED_RECALL}": figures["recall_at_64"] >= WANTED_RECALL,
+        f"scores <= {MAX_SCORED:.0%} of pairs": figures["scored_fraction"] <= MAX_SCORED,
         "pruned is faster from some number of rows": figures["crossover_rows"] is not None,
     }
 
@@ -154,7 +150,7 @@ def compile_all(network: FactoredNetwork, embedding_ND: np.ndarray, num_threads:
     problem = Problem.within(network, embedding_ND[:1000])
     rows = draw(np.random.default_rng(0), len(problem.a_IH), 32)
     exact_IK = problem.exact(rows, TOP_K, num_threads)
-    path = PrunedPath.build(problem, "anchor", seed=0, num_threads=num_threads)
+    path = PrunedPath.build(problem, seed=0, num_threads=num_threads)
     path.search(rows, path.tune(rows, exact_IK, WANTED_RECALL).best.settings, TOP_K)
 
 

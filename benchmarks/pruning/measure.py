@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.pruned_path import GENERATORS, STEPS, Problem, PrunedPath, draw, wall_seconds
+from benchmarks.pruned_path import STEPS, Problem, PrunedPath, wall_seconds
 from nncift_ray.network.factored import FactoredNetwork
-from nncift_ray.scores.index import SearchSettings, recall_at_k
+from nncift_ray.scores.index import SearchSettings, draw, recall_at_k
 
 TOP_K = 64
 WANTED_RECALL = 0.99
@@ -23,11 +23,10 @@ NEAR = 20  # a mixed row lies between a real one and one of so many nearest
 NOISE = 0.5  # length of what is added to a mixed row
 
 
-def measure_generators(problem: Problem, num_threads: int, seed: int) -> dict[str, Any]:
-    """Return the figures of one network: exact, anchor, and the others with anchor's settings.
+def measure_pruning(problem: Problem, num_threads: int, seed: int) -> dict[str, Any]:
+    """Return the figures of one network: exact scoring, and the cheapest search that finds enough.
 
-    The anchor search is the cheapest that finds enough for `TUNED_ON` rows. What it finds, and what
-    the other generators find with as many probes and candidates, is measured on all other rows.
+    It is tuned on `TUNED_ON` rows; what it finds is measured on others.
     """
     num_rows = len(problem.a_IH)
     random = np.random.default_rng(seed)
@@ -36,18 +35,13 @@ def measure_generators(problem: Problem, num_threads: int, seed: int) -> dict[st
     lists: dict[str, np.ndarray] = {}
     seconds = wall_seconds(lambda: lists.update(exact=problem.exact(checked, TOP_K, num_threads)))
     exact_IK, exact_seconds = lists["exact"], seconds * num_rows / len(checked)
-    figures: dict[str, Any] = {"exact_seconds": exact_seconds}
-    path = PrunedPath.build(problem, "anchor", seed=seed, num_threads=num_threads)
-    settings, num_cells = tune_path(path, tuned, num_threads), path.index.num_cells
-    for name in GENERATORS:
-        path = PrunedPath.build(problem, name, seed=seed, num_threads=num_threads)
-        figures |= {
-            f"{name}_{key}": value
-            for key, value in measure_search(path, settings, checked, exact_IK).items()
-        }
-    build, search = figures["anchor_build_seconds"], figures["anchor_search_seconds"]
-    figures |= {
-        "num_cells": num_cells,
+    path = PrunedPath.build(problem, seed=seed, num_threads=num_threads)
+    settings = tune_path(path, tuned, num_threads)
+    figures = measure_search(path, settings, checked, exact_IK)
+    build, search = figures["build_seconds"], figures["search_seconds"]
+    return figures | {
+        "exact_seconds": exact_seconds,
+        "num_cells": path.index.num_cells,
         "probes": settings.num_probes,
         "candidates": settings.num_candidates,
         "pruned_seconds": build + search,
@@ -55,7 +49,6 @@ def measure_generators(problem: Problem, num_threads: int, seed: int) -> dict[st
         "exact_over_pruned_without_build": exact_seconds / search,
         "exact_us_per_row_and_core": exact_seconds / num_rows * num_threads * 1e6,
     }
-    return figures
 
 
 def tune_path(path: PrunedPath, rows: np.ndarray, num_threads: int) -> SearchSettings:
@@ -77,9 +70,8 @@ def measure_search(
         "recall_at_64": float(recall_I.mean()),
         "recall_of_worst_percent": float(np.quantile(recall_I, 0.01)),
         "scored_fraction": float(found.num_pairs_I.mean() / num_columns),
-        "build_seconds": sum(path.build_seconds.values()),
+        "build_seconds": path.build_seconds,
         "search_seconds": seconds * num_rows / len(rows),
-        **{f"build_{step}_seconds": value for step, value in path.build_seconds.items()},
         **{f"{step}_us_per_row": path.row_seconds[step] * 1e6 for step in STEPS},
     }
 
@@ -108,7 +100,7 @@ def measure_crossover(
         random = np.random.default_rng(seed)
         tuned = draw(random, num_rows, min(TUNED_ON, num_rows // 2))
         checked = np.setdiff1d(draw(random, num_rows, MOST_ROWS + TUNED_ON), tuned)
-        path = PrunedPath.build(problem, "anchor", seed=seed, num_threads=num_threads)
+        path = PrunedPath.build(problem, seed=seed, num_threads=num_threads)
         settings = tune_path(path, tuned, num_threads)
         lists: dict[str, np.ndarray] = {}
         exact = wall_seconds(lambda: lists.update(e=problem.exact(checked, TOP_K, num_threads)))  # noqa: B023

@@ -10,8 +10,6 @@ from typing import Any
 from benchmarks.pages import markdown_table
 from benchmarks.pruned_path import STEPS
 
-GENERATORS = ("anchor", "quadratic", "cosine")
-
 
 def write_page(path: Path, figures: Mapping[str, Any], goals: Mapping[str, bool]) -> None:
     """Write `path`.md and `path`.json."""
@@ -59,19 +57,19 @@ def _network(name: str, figures: Mapping[str, Any]) -> str:
         "recall_at_64", "recall_of_worst_percent", "scored_fraction", "build_seconds",
         "search_seconds", *(f"{step}_us_per_row" for step in STEPS),
     )  # fmt: skip
-    rows = [[key.replace("_", " "), *(one[f"{kind}_{key}"] for kind in GENERATORS)] for key in keys]
+    rows = [[key.replace("_", " "), one[key]] for key in keys]
     return "\n".join(
         [
             f"## Network trained on {name}",
             "",
             f"{one['num_cells']:,} cells, {one['probes']} probed, {one['candidates']} candidates"
-            " listed (chosen for anchor). Exact scoring of all rows:"
+            " listed. Exact scoring of all rows:"
             f" {one['exact_seconds']:.3g} s ({one['exact_us_per_row_and_core']:.3g} us a row and"
             f" core); pruned: {one['pruned_seconds']:.3g} s, index included:"
             f" {one['exact_over_pruned']:.3g} times as fast"
             f" ({one['exact_over_pruned_without_build']:.3g} without building the index).",
             "",
-            markdown_table(["figure", *GENERATORS], rows),
+            markdown_table(["figure", "value"], rows),
         ]
     )
 
@@ -89,7 +87,6 @@ HOW_TO_READ = """How to read it.
   features, the coarse search before that, show in "list us per row".
 - Microseconds a row are of one thread. Seconds are wall time on all threads; of more than 20,000
   rows that many were searched and the seconds scaled, for both ways alike.
-- Building the index counts the generator's fit, the features, k-means, filling, and packing.
+- Building the index counts the fit and the making of features, k-means, and packing.
 - Rows beyond the real ones are mixtures of a real row with one of its twenty nearest and some
-  noise: they keep the shape of the corpus and are easier than new examples.
-- Quadratic and cosine use as many cells, probes and candidates as anchor needed."""
+  noise: they keep the shape of the corpus and are easier than new examples."""

@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.pruned_path import BLOCK, STEPS, Problem, PrunedPath, draw, wall_seconds
+from benchmarks.pruned_path import STEPS, Problem, PrunedPath, wall_seconds
 from benchmarks.scale.data import SETTINGS, Clusters, read_network
 from nncift_ray.network.factored import FactoredNetwork
 from nncift_ray.scores.exact import run_parts
-from nncift_ray.scores.index import SearchSettings, recall_at_k
+from nncift_ray.scores.index import CALL_ROWS, SearchSettings, draw, recall_at_k
 
 TOP_K = 64
 WANTED_RECALL, MARGIN = 0.98, 0.004
@@ -69,7 +69,7 @@ def measure(
     steps = Steps()
     problem = project(network, clusters, num_rows, num_threads, steps)
     with steps("index"):
-        path = PrunedPath.build(problem, "anchor", seed=0, num_threads=num_threads)
+        path = PrunedPath.build(problem, seed=0, num_threads=num_threads)
     random = np.random.default_rng(1)
     held_out = random.permutation(num_rows)[: TUNED_ON + CHECKED_ON]
     tuned, checked = np.sort(held_out[:TUNED_ON]), np.sort(held_out[TUNED_ON:])
@@ -103,7 +103,6 @@ def measure(
         "exact_seconds": wall_seconds(lambda: score_all(problem, num_threads)) if exact else None,
         **{f"{name}_seconds": value for name, value in steps.seconds.items()},
         **{f"{name}_gb": value for name, value in steps.peak_gb.items()},
-        **{f"build_{name}_seconds": value for name, value in path.build_seconds.items()},
         **{f"{step}_us_per_row": row_seconds[step] * 1e6 for step in STEPS},
     }
 
@@ -137,15 +136,15 @@ def search_all(path: PrunedPath, settings: SearchSettings, num_rows: int) -> tup
 
 def score_all(problem: Problem, num_threads: int) -> None:
     """Score every pair, some rows at a time."""
-    for start in range(0, len(problem.a_IH), BLOCK * num_threads):
-        problem.exact(slice(start, start + BLOCK * num_threads), TOP_K, num_threads)
+    for start in range(0, len(problem.a_IH), CALL_ROWS * num_threads):
+        problem.exact(slice(start, start + CALL_ROWS * num_threads), TOP_K, num_threads)
 
 
 def compile_all(network: FactoredNetwork, clusters: Clusters, num_threads: int) -> None:
     """Run everything once, small, so that no step waits for a compiler."""
     problem = project(network, clusters, COMPILE_ROWS, num_threads, Steps())
     rows = draw(np.random.default_rng(0), COMPILE_ROWS, 64)
-    path = PrunedPath.build(problem, "anchor", seed=0, num_threads=num_threads)
+    path = PrunedPath.build(problem, seed=0, num_threads=num_threads)
     path.tune(rows, problem.exact(rows, TOP_K, num_threads), WANTED_RECALL)
 
 

@@ -55,8 +55,7 @@ def _sizes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     steps = [f"{step}_seconds" for step in STEPS]
     others = [
         "peak_gb", *(f"{step}_gb" for step in STEPS), "recall_at_64", "recall_of_worst_percent",
-        "scored_fraction", "cells", "probes", "candidates", "settings_tried", "build_fit_seconds",
-        "build_features_seconds", "build_index_seconds", "build_pack_seconds", "query_us_per_row",
+        "scored_fraction", "cells", "probes", "candidates", "settings_tried", "query_us_per_row",
         "probe_us_per_row", "list_us_per_row", "score_us_per_row", "exact_seconds_predicted",
         "exact_seconds",
     ]  # fmt: skip

@@ -28,11 +28,11 @@ from nncift_ray.engines.base import (
 from nncift_ray.engines.choose import TunedModel
 from nncift_ray.engines.tokens import EXAMPLE_END, Prompt, build_prompt_ids
 from nncift_ray.evaluate.metrics import draw_test_rows
+from nncift_ray.evaluate.nearest import Nearest, NearestVectors
 from nncift_ray.evaluate.tune import members_digest, tuned_files
 from nncift_ray.runtime import schemas as evaluation_schemas
 from nncift_ray.runtime.output import Sink, StageOutput, column_matrix
 from nncift_ray.runtime.step import KILLED_WORKER, RowAtoms, RowStage, Shard, Worker
-from nncift_ray.scores.neighbours import Nearest, NearestVectors
 
 EXAMPLE_COLUMNS = ["example_id", "prompt", "response"]
 

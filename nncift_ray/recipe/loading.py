@@ -26,6 +26,10 @@ REMOVED_KEYS: dict[str, str] = {
     "network.centre_rows": "the network learns the labels as they are",
     "network.ensemble_size": "one network is trained; compare seeds with `nncift sweep --seeds`",
     "network.loss": "the loss is the mean squared error",
+    "pair_scores.generator": "candidates always come from anchor features",
+    "pair_scores.index": "columns are always listed from k-means cells",
+    "pair_scores.activation_dtype": "activations are always stored in float32",
+    "pair_scores.half": "pairs are always scored in float32",
 }
 
 

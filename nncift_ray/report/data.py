@@ -371,7 +371,7 @@ def mix_shares(mix: Sequence[MixRow]) -> tuple[F64, F64]:
 
 # What the report says of scoring all pairs: how each block was scored, and what that missed.
 
-COLUMNS = ("block", "scored", "why", "found", "pairs scored", "all pairs", "pruned", "faster from")
+COLUMNS = ("block", "scored", "why", "found", "pairs scored", "all pairs", "pruned")
 LABEL_COLUMNS = ("block", "rows asked", "labels asked", "labelled", "failed", "without a label")
 
 
@@ -436,20 +436,17 @@ def _labels_table(scores: StageOutput) -> ExtraTable:
 def _row(block: str, decision: Mapping[str, Any] | None, measured: pa.Table) -> tuple[Cell, ...]:
     known = decision or {}
     seconds = [format_seconds(known.get(f"{way}_seconds")) for way in ("exact", "pruned")]
-    crossing = known.get("crossing_rows")
-    faster_from = MISSING if crossing is None else f"{format_count(crossing)} rows"
     if not measured.num_rows:
         why = known.get("reason", "every pair is asked for")
         if known.get("mode") == "pruned":
             why = "the index found too little on the rows held out for the last check"
-        return (block, "exactly", why, format_percent(1.0), format_percent(1.0), *seconds,
-                faster_from)  # fmt: skip
+        return (block, "exactly", why, format_percent(1.0), format_percent(1.0), *seconds)
     recall = np.asarray(measured["recall"].to_numpy())
     share = float(np.mean(measured["scored_fraction"].to_numpy()))
     error = float(recall.std() / np.sqrt(len(recall)))
     found = f"{format_number(float(recall.mean()), 4)} ± {format_number(error, 1)}"
-    how = f"candidates ({known.get('generator')}, {known.get('index')})"
-    return (block, how, known.get("reason"), found, format_percent(share), *seconds, faster_from)
+    reason = known.get("reason")
+    return (block, "candidates only", reason, found, format_percent(share), *seconds)
 
 
 # The strong examples that a selection left out, each with the pick that took its place.

@@ -171,10 +171,8 @@ SCORE_HISTOGRAM = pa.schema(
 RECALL = pa.schema(
     [
         pa.field("block", pa.string(), nullable=False),
-        pa.field("generator", pa.string(), nullable=False),
-        pa.field("index", pa.string(), nullable=False),
         pa.field("num_probes", pa.int32(), nullable=False),  # cells
-        pa.field("num_candidates", pa.int32()),  # null: all columns of the cells
+        pa.field("num_candidates", pa.int32(), nullable=False),
         pa.field("num_rows", pa.int64(), nullable=False),  # held out
         pa.field("recall", pa.float64(), nullable=False),  # mean over those rows
         pa.field("standard_error", pa.float64(), nullable=False),  # of that mean
@@ -338,13 +336,12 @@ def dense_schema(num_columns: int) -> pa.Schema:
     )
 
 
-def activations_schema(num_hidden: int, dtype: str = "float32") -> pa.Schema:
+def activations_schema(num_hidden: int) -> pa.Schema:
     """Return the schema of projected activations of one role and block, ``num_hidden`` each."""
-    value = {"float32": pa.float32(), "float16": pa.float16()}[dtype]
     return pa.schema(
         [
             pa.field("row_index", pa.int64(), nullable=False),
-            pa.field("activation", pa.list_(value, num_hidden), nullable=False),
+            pa.field("activation", pa.list_(pa.float32(), num_hidden), nullable=False),
         ]
     )
 

@@ -81,7 +81,7 @@ class ScoreStatistics(NamedTuple):
 
     def rows(self, rows: slice) -> ScoreStatistics:
         """Return the statistics of some rows, sharing memory with these."""
-        return ScoreStatistics(*(values[rows] for values in self))
+        return ScoreStatistics._make(values[rows] for values in self)
 
     def total(self) -> ScoreTotal:
         """Merge the rows; the sums are correctly rounded, so the order of the rows is no matter."""
@@ -155,7 +155,7 @@ class TopK:
     @classmethod
     def of_state(cls, state: TopKState, column_max_J: F32) -> TopK:
         """Return the lists of a state, and statistics that further columns do not change."""
-        statistics = ScoreStatistics(*(values.copy() for values in state.statistics))
+        statistics = ScoreStatistics._make(values.copy() for values in state.statistics)
         return cls(*read_keys(state.key_IK), statistics, column_max_J, state)
 
 
@@ -653,7 +653,7 @@ def rescore_rows(
         return RescoredTopK(*read_keys(best_IK), num_pairs_I)
 
     parts = run_parts(len(a_IH), num_threads, rescore)
-    return RescoredTopK(*(np.concatenate(field) for field in zip(*parts, strict=True)))
+    return RescoredTopK._make(np.concatenate(values) for values in zip(*parts, strict=True))
 
 
 def _check_lists(

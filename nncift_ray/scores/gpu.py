@@ -166,10 +166,11 @@ def _column_terms(weighted_HJ: torch.Tensor, bias: float) -> torch.Tensor:
 
 def _to_device(state: TopKState, num_columns: int, device: str) -> DeviceState:
     # Copies: on a CPU the tensors would share the state's memory.
-    key_IK, *statistics = (
+    key_IK, low_I, high_I, sum_I, square_I = (
         torch.tensor(values).to(device) for values in (state.key_IK, *state.statistics[1:])
     )
-    return DeviceState(key_IK, *statistics, torch.full((num_columns,), -torch.inf, device=device))
+    column_max_J = torch.full((num_columns,), -torch.inf, device=device)
+    return DeviceState(key_IK, low_I, high_I, sum_I, square_I, column_max_J)
 
 
 def _to_host(on_device: DeviceState, state: TopKState, num_columns: int) -> TopK:

@@ -24,6 +24,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import faiss
 import numpy as np
@@ -46,6 +47,8 @@ F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 I32 = NDArray[np.int32]
 State = Mapping[str, NDArray[np.float32] | NDArray[np.int32]]
+
+Number = TypeVar("Number", np.float32, np.int32)
 
 NUM_ANCHORS = 256
 NUM_LANDMARKS = 512
@@ -129,8 +132,8 @@ class AnchorFeatures:
     def from_state(cls, state: State) -> AnchorFeatures:
         """Rebuild the maps from what `to_state` returned."""
         names = ("anchor", "mean", "direction", "landmark", "fit", "output.weight")
-        arrays = (np.asarray(state[name], np.float32) for name in names)
-        return cls(*arrays, float(state["output.bias"][0]))
+        a, mean, direction, landmark, fit, w = (np.asarray(state[n], np.float32) for n in names)
+        return cls(a, mean, direction, landmark, fit, w, float(state["output.bias"][0]))
 
 
 def draw(random: np.random.Generator, num_rows: int, count: int) -> NDArray[np.int64]:
@@ -313,17 +316,16 @@ def _features_of(features: AnchorFeatures, b_JH: F32, num_threads: int) -> F32:
 
 
 def _in_calls(
-    num_rows: int, num_threads: int, call_rows: int, task: Callable[[slice], NDArray[np.generic]]
-) -> NDArray:
+    num_rows: int, num_threads: int, call_rows: int, task: Callable[[slice], NDArray[Number]]
+) -> NDArray[Number]:
     """Run a task on so many rows at a time, on threads, and join what it returns."""
 
-    def run(rows: slice) -> list[NDArray[np.generic]]:
+    def run(rows: slice) -> list[NDArray[Number]]:
         starts = range(rows.start, max(rows.stop, 1), call_rows)
         return [task(slice(start, min(start + call_rows, rows.stop))) for start in starts]
 
-    return np.concatenate(
-        [part for parts in run_parts(num_rows, num_threads, run) for part in parts]
-    )
+    parts = run_parts(num_rows, num_threads, run)
+    return np.concatenate([result for part in parts for result in part])
 
 
 def _cell_centres(sample_JF: F32, num_wanted: int, seed: int) -> F32:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nncift_ray.errors import ShapeError
-from nncift_ray.scores.neighbours import DIGITS, NearestVectors
+from nncift_ray.evaluate.nearest import DIGITS, NearestVectors
 
 
 def _unit(vector_JD: np.ndarray) -> np.ndarray:

@@ -19,8 +19,7 @@ from nncift_ray.runtime.files import Location
 from nncift_ray.runtime.output import StageOutput
 from nncift_ray.runtime.progress import SilentReporter
 from nncift_ray.runtime.step import Stage
-from nncift_ray.scores.project import ProjectStage
-from nncift_ray.scores.step import ScorePairsStage
+from nncift_ray.scores.step import ProjectStage, ScorePairsStage
 from nncift_ray.selection.step import SelectStage
 from nncift_ray.selection.tables import TOP_K, selection_plan
 from tests.unit.pipeline.recorded import record_run
@@ -94,15 +93,15 @@ def score_whole(
     examples = run(DeduplicateStage(run(IngestStage(sources))))
     embeddings = run(EmbedStage(examples, MODEL, make_embedder))
     num_hidden = config.network.num_hidden
-    dtype = config.pair_scores.activation_dtype
-    activations = run(ProjectStage(embeddings, networks, blocks, num_hidden, dtype=dtype))
+    activations = run(ProjectStage(embeddings, networks, blocks, num_hidden))
     objective = config.objective
     scores = run(
         ScorePairsStage(
             activations,
             networks,
             blocks,
-            top_k=None if objective == TOP_K else TOP_K_KEPT,
+            config.pair_scores.model_copy(update={"top_k": TOP_K_KEPT}),
+            keeps_lists=objective != TOP_K,
             examples=examples,
             subtask_by=data.subtask_by,
         )

@@ -10,7 +10,6 @@ from nncift_ray.pipeline import RUN_RECORD
 from nncift_ray.recipe.loading import make_config
 from nncift_ray.runtime.files import Location
 from nncift_ray.runtime.output import StageOutput
-from nncift_ray.scores.project import stored_dtype
 from nncift_ray.selection.tables import scored_blocks
 
 
@@ -25,8 +24,7 @@ def record_run(
     pointwise = scored_blocks(outputs) == ("points",)
     scoring = {"top_k": 10, "by": "teacher"}
     if "project" in outputs:
-        dtype = stored_dtype(outputs["project"].manifest.settings)
-        scoring = {"top_k": 10, "activation_dtype": dtype}
+        scoring = {"top_k": 10}
     config = make_config(
         {
             "run_dir": run_dir,

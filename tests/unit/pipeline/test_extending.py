@@ -11,8 +11,6 @@ import pytest
 
 from nncift_ray.report.data import count_duplicates
 from nncift_ray.runs import Run, StatusReader
-from nncift_ray.scores.new_pairs import ScoreNewPairsStage
-from nncift_ray.scores.step import ScorePairsStage
 from tests.unit.pipeline.grown import (
     NUM_NEW,
     NUM_OLD,
@@ -37,7 +35,6 @@ KINDS: dict[str, dict[str, Any]] = {
     "subtasks": {"objective": "top_k", "subtask_by": "task"},
     "existing": {"objective": "facility_location_conditional_gain", "num_existing": 15}
     | {"num_targets": 0},
-    "float16": {"objective": "facility_location_mutual_information", "dtype": "float16"},
     "points": {"objective": "top_k", "num_targets": 0, "make_teacher": LastDigitTeacher},
 }
 
@@ -202,7 +199,3 @@ def test_the_record_holds_the_recipe_of_the_union(tmp_path: Path) -> None:
     record = json.loads((tmp_path / "grown" / "run.json").read_text())
     assert record["config"]["data"]["candidates"][-1] == new
     assert record["parent"]["run_dir"] == parent
-
-
-def test_the_two_ways_of_scoring_are_of_one_version() -> None:
-    assert ScoreNewPairsStage.version == ScorePairsStage.version

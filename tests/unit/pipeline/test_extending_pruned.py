@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from nncift_ray.runtime.output import StageOutput
-from nncift_ray.scores.index_step import IndexOptions, read_final_recall
+from nncift_ray.scores import index, index_step
+from nncift_ray.scores.index import SearchSettings
+from nncift_ray.scores.index_step import read_final_recall
 from tests.unit.pipeline.grown import (
     NUM_NEW,
     NUM_OLD,
@@ -17,10 +19,7 @@ from tests.unit.pipeline.grown import (
     write_new,
 )
 
-# Neighbours by cosine miss much of the true lists: what is missed can be told from rounding.
-LOSSY = IndexOptions(
-    mode="pruned", generator="cosine", index="flat", min_recall=0.1, recall_rows=60
-)
+LOSSY = {"mode": "pruned", "min_recall": 0.01, "recall_rows": 60}
 LISTS = "within_top_helpers"
 SIGMAS = 4.0  # of the measured recall
 
@@ -29,8 +28,11 @@ SIGMAS = 4.0  # of the measured recall
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Outputs, Outputs]:
     """Return the outputs of an extended pruned run and of an exact run over everything."""
     folder = tmp_path_factory.mktemp("pruned")
-    options = {"objective": "facility_location", "num_targets": 0, "index_options": LOSSY}
-    parent = make_parent(folder, **options)
+    options = {"objective": "facility_location", "num_targets": 0, "pair_scores": LOSSY}
+    with pytest.MonkeyPatch.context() as patch:  # a narrow search misses much of the true lists
+        patch.setattr(index, "num_cells", lambda _: 20)
+        patch.setattr(index_step, "listing_schedule", lambda *_, **__: [SearchSettings(1, 10)])
+        parent = make_parent(folder, **options)
     new = write_new(folder / "new.jsonl", NUM_OLD, NUM_NEW)
     grown = grow(parent, new, str(folder / "grown"))
     return grown, score_whole(folder, parent, [new], with_targets=False)

@@ -84,7 +84,7 @@ def test_a_plan_after_the_index_tells_what_that_measured(
     seconds: float,
 ) -> None:
     decision = BlockDecision(
-        mode, "", "anchor", "ivf", exact_seconds=900.0, pruned_seconds=300.0, build_seconds=10.0
+        mode, "", exact_seconds=900.0, pruned_seconds=300.0, build_seconds=10.0
     )
     monkeypatch.setattr(planner, "read_decisions", lambda index: {"within": decision})
     made = auto_plan(tmp_path)

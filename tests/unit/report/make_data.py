@@ -119,10 +119,8 @@ def make_recall(block: str = "within") -> tuple[pa.Table, pa.Table]:
     rows = [
         {
             "block": block,
-            "generator": "anchor",
-            "index": "ivf",
             "num_probes": probes,
-            "num_candidates": None,
+            "num_candidates": 128,
             "num_rows": 256,
             "recall": recall,
             "standard_error": 0.004,

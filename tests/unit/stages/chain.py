@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -16,14 +16,14 @@ from nncift_ray.labels.sample import SampleDesign
 from nncift_ray.labels.step import LabelSample, LabelStage
 from nncift_ray.network.step import BlockTraining, FitJob, FitStage
 from nncift_ray.network.training import TrainingConfig
+from nncift_ray.recipe.sections import PairScoresConfig, PoolConfig
 from nncift_ray.runtime.driver import execute_here, run_stage
 from nncift_ray.runtime.files import Location
 from nncift_ray.runtime.output import StageOutput
 from nncift_ray.runtime.progress import SilentReporter
 from nncift_ray.runtime.step import Resources, Stage
-from nncift_ray.scores.index_step import IndexOptions, IndexStage, MeasureRates, measure_rates
-from nncift_ray.scores.project import ProjectStage
-from nncift_ray.scores.step import Pruning, ScoreOptions, ScorePairsStage
+from nncift_ray.scores.index_step import IndexStage
+from nncift_ray.scores.step import ProjectStage, ScorePairsStage
 from nncift_ray.scores.teacher_scores import TeacherScoresStage
 from nncift_ray.selection.step import SelectStage
 from nncift_ray.selection.tables import TOP_K, SelectionPlan, blocks_of, list_blocks
@@ -109,10 +109,7 @@ def run_chain(
     run_dir: str | None = None,
     num_existing: int = 0,
     same_existing: bool = False,
-    index_options: IndexOptions | None = None,
-    measure: MeasureRates = measure_rates,
-    options: ScoreOptions | None = None,
-    dtype: str = "float32",
+    pair_scores: dict[str, Any] | None = None,
     by_teacher: bool = False,
     top_helpers: int = TOP_HELPERS,
     **plan: Any,
@@ -121,7 +118,7 @@ def run_chain(
 
     ``by_teacher`` labels every pair and takes the labels for scores, without a network.
     """
-    sizes, options = sizes or Sizes(), options or ScoreOptions()
+    sizes = sizes or Sizes()
     outputs: dict[str, StageOutput] = {}
     location = Location.of(run_dir or str(folder / "run"))
 
@@ -167,34 +164,26 @@ def run_chain(
         return outputs
     job = FitJob(labels, embeddings, blocks, BlockTraining(8, TrainingConfig(num_epochs=3, seed=1)))
     networks = run(FitStage(job))
-    activations = run(
-        ProjectStage(embeddings, networks, blocks, 8, dtype=dtype, shard_rows=sizes.project_rows)
+    activations = run(ProjectStage(embeddings, networks, blocks, 8, shard_rows=sizes.project_rows))
+    config = PairScoresConfig(
+        top_k=top_helpers,
+        column_tile=sizes.column_tile,
+        pool=PoolConfig(shard_rows=sizes.score_rows),
+        **pair_scores or {},
     )
-    pruning = None
-    if index_options is not None:
-        index_stage = IndexStage(
-            activations,
-            networks,
-            embeddings,
-            list_blocks(objective, blocks),
-            top_helpers,
-            index_options,
-            max_worker_bytes=options.max_worker_bytes,
-            measure=measure,
-        )
-        pruning = Pruning(
-            run(index_stage), embeddings, index_options.recall_rows, index_options.seed
-        )
+    index = None
+    if config.mode != "exact":
+        index = run(IndexStage(activations, networks, list_blocks(objective, blocks), config))
     scores = run(
         ScorePairsStage(
             activations,
             networks,
             blocks,
-            top_k=kept,
+            config,
+            keeps_lists=kept is not None,
             examples=examples,
             subtask_by=subtask_by,
-            pruning=pruning,
-            options=replace(options, column_tile=sizes.column_tile, shard_rows=sizes.score_rows),
+            index=index,
         )
     )
     ranking = run(SelectStage(scores, embeddings, wanted, examples=examples))

@@ -4,16 +4,10 @@ import numpy as np
 import pytest
 
 from nncift_ray.errors import ShapeError
+from nncift_ray.scores.cells import NO_CELL, FeatureCells, list_columns
 from nncift_ray.scores.exact import NO_COLUMN
 from nncift_ray.scores.kernel import multiply_rows
-from nncift_ray.scores.neighbours import (
-    NO_CELL,
-    FeatureCells,
-    lay_out_cells,
-    list_columns,
-    pack_features,
-)
-from tests.unit.core.pairs.test_pair_scores import assert_same_bits
+from tests.unit.scores.test_pair_scores import assert_same_bits
 
 ROWS, COLUMNS, FEATURES, NUM_CELLS, EMPTY_CELL = 21, 1500, 13, 9, 4
 SUM_TOLERANCE = 1e-5  # float32 sums of 13 products of size 1
@@ -30,7 +24,7 @@ def draw_cells(columns: int = COLUMNS) -> np.ndarray:
 
 
 def pack(features: np.ndarray, cells: np.ndarray) -> FeatureCells:
-    return pack_features(features, lay_out_cells(cells, NUM_CELLS))
+    return FeatureCells.pack(features, cells, NUM_CELLS)
 
 
 def every_cell(rows: int = ROWS) -> np.ndarray:
@@ -96,7 +90,7 @@ def test_no_row_and_no_probe_list_nothing() -> None:
 
 @pytest.mark.parametrize("features", [1, 12, 65])
 def test_one_column_is_listed_whatever_the_number_of_features(features: int) -> None:
-    cells = pack_features(draw(1, 2, features), lay_out_cells(np.zeros(1, int), 1))
+    cells = FeatureCells.pack(draw(1, 2, features), np.zeros(1, int), 1)
     found = list_columns(draw(2, 1, features), cells, np.zeros((2, 1), int), 2)
     np.testing.assert_array_equal(found, [[0, NO_COLUMN]] * 2)
 
@@ -111,7 +105,7 @@ def test_what_does_not_belong_together_is_refused() -> None:
         list_columns(draw(2, 1), cells, np.full((2, 1), NUM_CELLS), 5)
     with pytest.raises(ValueError, match="num_listed must be at least 1, got 0"):
         list_columns(draw(2, 1), cells, np.zeros((2, 1), int), 0)
-    with pytest.raises(ShapeError, match=r"features are \(7, 13\), the cells hold 1500 columns"):
+    with pytest.raises(ShapeError, match=r"features are \(7, 13\), cells of columns \(1500,\)"):
         pack(draw(7, 1), draw_cells())
 
 

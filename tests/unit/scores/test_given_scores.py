@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from nncift_ray.errors import ShapeError
-from nncift_ray.scores.exact import BestColumns, GivenSums, ScoreTally
+from nncift_ray.scores.exact import ScoreTotal
+from nncift_ray.scores.teacher_scores import BestColumns, GivenSums
 
 SCALE = 2**32
 
@@ -48,14 +49,11 @@ def test_sums_count_what_was_given_and_nothing_else() -> None:
     assert sums.num_GJ.tolist() == [[2, 0, 1], [0, 0, 1]]
 
 
-def test_tally_counts_every_score() -> None:
-    tally = ScoreTally()
+def test_totals_of_batches_merge_to_that_of_all_scores() -> None:
+    total = ScoreTotal()
     for part in ([0.5, -2.0], [], [4.0]):
-        tally.add(np.array(part, np.float32))
-    total = tally.total()
-    assert (total.num_pairs, total.min, total.max) == (3, -2.0, 4.0)
-    assert (total.sum, total.sum_of_squares) == (2.5, 20.25)
-    assert tally.count_B.sum() == 3
+        total = total.merge(ScoreTotal.of(np.array(part, np.float32)))
+    assert total == ScoreTotal(3, -2.0, 4.0, 2.5, 20.25)
 
 
 def test_pairs_that_are_none_are_refused() -> None:

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 
 from nncift_ray.scores.exact import (
-    CpuThreads,
     TopK,
     pack_columns,
     rescore_rows,
@@ -28,10 +29,10 @@ def pairs() -> Pairs:
     return a, b, w, 0.5
 
 
-def stream(pairs: Pairs, num_threads: int | None) -> tuple[TopK, np.ndarray]:
+def stream(pairs: Pairs, num_threads: int) -> tuple[TopK, np.ndarray]:
     """Score the columns in two calls, counting every row."""
     a, b, w, bias = pairs
-    score = top_k_rows if num_threads is None else CpuThreads(num_threads).top_k_rows
+    score = functools.partial(top_k_rows, num_threads=num_threads)
     counted = CountedRows.of_range(0, ROWS, ROWS)
     first = score(a, b[:100], w, bias, K, counted=counted)
     rest = score(a, b[100:], w, bias, K, column_offset=100, state=first.state, counted=counted)
@@ -42,7 +43,7 @@ def stream(pairs: Pairs, num_threads: int | None) -> tuple[TopK, np.ndarray]:
 def test_threads_change_no_bit_of_lists_statistics_maxima_and_counts(
     pairs: Pairs, num_threads: int
 ) -> None:
-    (one, counts), (other, other_counts) = stream(pairs, None), stream(pairs, num_threads)
+    (one, counts), (other, other_counts) = stream(pairs, 1), stream(pairs, num_threads)
     for name in ("index_IK", "score_IK", "column_max_J"):
         assert getattr(one, name).tobytes() == getattr(other, name).tobytes()
     for name in ("num_pairs_I", "min_I", "max_I", "sum_I", "sum_of_squares_I"):
@@ -56,7 +57,7 @@ def test_threads_change_no_sum_of_a_column(pairs: Pairs, num_threads: int) -> No
     a, b, w, bias = pairs
     group = np.arange(ROWS) % 3
     one = sum_columns(a, b, w, bias, group, 3)
-    other = CpuThreads(num_threads).sum_columns(a, b, w, bias, group, 3)
+    other = sum_columns(a, b, w, bias, group, 3, num_threads=num_threads)
     np.testing.assert_array_equal(one.sum_GJ, other.sum_GJ)
     assert one.statistics.sum_I.tobytes() == other.statistics.sum_I.tobytes()
 
@@ -66,9 +67,9 @@ def test_threads_change_no_pruned_list(pairs: Pairs, num_threads: int) -> None:
     a, b, w, bias = pairs
     rng = np.random.default_rng(4)
     listed = rng.integers(0, COLUMNS, (ROWS, 30))
-    columns, threads = pack_columns(b, w, bias), CpuThreads(num_threads)
+    columns = pack_columns(b, w, bias)
     one = rescore_rows(a, columns, listed, K)
-    other = threads.rescore_rows(a, columns, listed, K)
+    other = rescore_rows(a, columns, listed, K, num_threads=num_threads)
     assert one.index_IK.tobytes() == other.index_IK.tobytes()
     assert one.score_IK.tobytes() == other.score_IK.tobytes()
     np.testing.assert_array_equal(one.num_pairs_I, other.num_pairs_I)
@@ -76,7 +77,7 @@ def test_threads_change_no_pruned_list(pairs: Pairs, num_threads: int) -> None:
 
 def test_no_rows_and_one_row_need_no_second_thread(pairs: Pairs) -> None:
     a, b, w, bias = pairs
-    assert CpuThreads(4).top_k_rows(a[:0], b, w, bias, K).index_IK.shape == (0, K)
+    assert top_k_rows(a[:0], b, w, bias, K, num_threads=4).index_IK.shape == (0, K)
     assert run_parts(1, 4, lambda rows: rows) == [slice(0, 1)]
 
 
@@ -92,4 +93,4 @@ def test_an_error_on_a_thread_is_raised_and_names_the_row(pairs: Pairs) -> None:
     bad = b.copy()
     bad[3, 0] = np.nan
     with pytest.raises(ValueError, match=r"column \(helper\) activations: row 3 is not finite"):
-        CpuThreads(4).top_k_rows(a, bad, w, bias, K)
+        top_k_rows(a, bad, w, bias, K, num_threads=4)

@@ -7,25 +7,19 @@ from nncift_ray.errors import ShapeError
 from nncift_ray.network.factored import FactoredNetwork
 from nncift_ray.scores.exact import (
     RescoredTopK,
-    pack_columns,
-    rescore_rows,
     score_block,
     top_k_rows,
 )
 from nncift_ray.scores.index import (
-    AnchorGenerator,
-    CandidateGenerator,
-    CosineGenerator,
-    CostEstimate,
-    QuadraticGenerator,
-    Rates,
+    MOST_CELLS,
+    AnchorFeatures,
+    ColumnIndex,
     SearchSettings,
-    estimate_cost,
     listing_schedule,
+    num_cells,
     recall_at_k,
     tune,
 )
-from nncift_ray.scores.neighbours import lay_out_cells, list_columns, pack_features
 
 DIM, HIDDEN, ROWS, COLUMNS, K = 12, 20, 60, 900, 10
 WIDER = [SearchSettings(4, 8), SearchSettings(8, 8), SearchSettings(16, 8)]
@@ -68,81 +62,56 @@ def found_lists(score_IK: np.ndarray) -> RescoredTopK:
 
 def test_anchor_products_follow_influence_up_to_a_constant_of_the_row(activations: FitRows) -> None:
     network, a, b = activations
-    generator = AnchorGenerator.fit(network, a, b, seed=0, num_anchors=60, num_features=60)
-    products = generator.row_queries(a) @ generator.column_features(b).T
+    features = AnchorFeatures.fit(network, a, b, seed=0, num_anchors=60, num_features=60)
+    products = features.queries(a) @ features.of_columns(b).T
     offset = score_block(a, b, network.w_H, network.bias) - products
     left = offset - offset.mean(axis=1, keepdims=True)
     assert left.std() < PRODUCT_TOLERANCE * products.std()
 
 
-def test_network_features_find_what_cosine_misses(
-    activations: FitRows, embeddings: tuple[np.ndarray, np.ndarray]
-) -> None:
+def test_anchor_features_find_nearly_all_in_few_candidates(activations: FitRows) -> None:
     network, a, b = activations
-    rows, columns = embeddings
-    scores = score_block(a, b, network.w_H, network.bias)
-    recall = {}
-    for kind, inputs in (
-        (AnchorGenerator, (a, b)),
-        (QuadraticGenerator, (a, b)),
-        (CosineGenerator, (rows, columns)),
-    ):
-        generator = kind.fit(network, a[30:], b, seed=0)
-        products = generator.row_queries(inputs[0]) @ generator.column_features(inputs[1]).T
-        recall[kind] = recall_of(products, scores, 4 * K)
-    assert recall[AnchorGenerator] > 0.99
-    assert recall[AnchorGenerator] > recall[QuadraticGenerator] > 2 * recall[CosineGenerator]
+    features = AnchorFeatures.fit(network, a[30:], b, seed=0)
+    products = features.queries(a) @ features.of_columns(b).T
+    assert recall_of(products, score_block(a, b, network.w_H, network.bias), 4 * K) > 0.99
 
 
-@pytest.mark.parametrize("kind", [AnchorGenerator, QuadraticGenerator, CosineGenerator])
-def test_a_generator_survives_as_plain_arrays(kind: type, activations: FitRows) -> None:
+def test_an_index_survives_as_plain_arrays(activations: FitRows) -> None:
     network, a, b = activations
-    fitted: CandidateGenerator = kind.fit(network, a, b, seed=1)
-    state = fitted.to_state()
-    again: CandidateGenerator = kind.from_state(state)
-    assert {array.dtype for array in state.values()} == {np.dtype(np.float32)}
-    assert again.num_features == fitted.num_features
-    width = DIM if fitted.reads == "embeddings" else HIDDEN
-    sample = np.random.default_rng(0).standard_normal((9, width)).astype(np.float32)
-    assert fitted.column_features(sample).shape == (9, fitted.num_features)
-    np.testing.assert_array_equal(again.column_features(sample), fitted.column_features(sample))
-    np.testing.assert_array_equal(again.row_queries(sample), fitted.row_queries(sample))
-
-
-def test_the_state_of_another_generator_is_refused(activations: FitRows) -> None:
-    state = QuadraticGenerator.fit(*activations, seed=0).to_state()
-    with pytest.raises(ShapeError, match="generator 'anchor' holds"):
-        AnchorGenerator.from_state(state)
+    index = ColumnIndex.build(network, a, b, seed=1)
+    state = index.to_state()
+    assert {array.dtype for array in state.values()} == {np.dtype(np.float32), np.dtype(np.int32)}
+    again, settings = ColumnIndex.from_state(state, b), SearchSettings(3, 40)
+    np.testing.assert_array_equal(again.propose(a, settings), index.propose(a, settings))
 
 
 def test_the_same_seed_gives_the_same_features(activations: FitRows) -> None:
     network, a, b = activations
     one, same, other = (
-        AnchorGenerator.fit(network, a, b, seed=seed, num_anchors=16) for seed in (3, 3, 4)
+        AnchorFeatures.fit(network, a, b, seed=seed, num_anchors=16) for seed in (3, 3, 4)
     )
-    np.testing.assert_array_equal(one.column_features(b), same.column_features(b))
+    np.testing.assert_array_equal(one.of_columns(b), same.of_columns(b))
     assert not np.array_equal(one.anchor_RH, other.anchor_RH)
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (1, 5), (2, 1)])
 def test_anchors_fit_on_tiny_samples(activations: FitRows, rows: int, columns: int) -> None:
     network, a, b = activations
-    generator = AnchorGenerator.fit(network, a[:rows], b[:columns], seed=0)
-    assert np.isfinite(generator.column_features(b)).all()
-    assert np.isfinite(generator.row_queries(a)).all()
+    features = AnchorFeatures.fit(network, a[:rows], b[:columns], seed=0)
+    assert np.isfinite(features.of_columns(b)).all()
+    assert np.isfinite(features.queries(a)).all()
 
 
 def test_columns_that_all_score_alike_have_features_of_zero(activations: FitRows) -> None:
     network, a, b = activations
-    generator = AnchorGenerator.fit(network, a, np.tile(b[:1], (50, 1)), seed=0)
-    np.testing.assert_array_equal(generator.column_features(b), np.zeros((COLUMNS, 1)))
+    features = AnchorFeatures.fit(network, a, np.tile(b[:1], (50, 1)), seed=0)
+    np.testing.assert_array_equal(features.of_columns(b), np.zeros((COLUMNS, 1)))
 
 
-@pytest.mark.parametrize("kind", [AnchorGenerator, QuadraticGenerator])
-def test_fitting_on_nothing_is_refused(kind: type, activations: FitRows) -> None:
+def test_fitting_on_nothing_is_refused(activations: FitRows) -> None:
     network, a, b = activations
     with pytest.raises(ShapeError, match="cannot fit on 0 rows and 900 columns"):
-        kind.fit(network, a[:0], b, seed=0)
+        AnchorFeatures.fit(network, a[:0], b, seed=0)
 
 
 def test_recall_counts_the_true_best_that_were_found() -> None:
@@ -200,79 +169,69 @@ def test_listing_widens_whichever_way_is_cheaper_first() -> None:
     assert len(set(listing)) == 6 * 6
 
 
-def test_estimate_adds_up_what_each_step_costs() -> None:
-    rates = Rates(
-        exact_pairs=1e6,
-        featured_columns=100,
-        queried_rows=50,
-        comparisons=1e3,
-        probed_pairs=1e5,
-        products=np.inf,
-    )
-    cost = estimate_cost(
-        rates,
-        num_rows=200,
-        num_columns=1000,
-        num_cells=10,
-        scored_fraction=0.1,
-        build_comparisons=5000,
-        num_workers=2,
-        probed_fraction=0.2,
-    )
-    # A row: 1/50 to query, 10/1e3 to compare cells, 100/1e5 to score.
-    expected = CostEstimate(exact_seconds=0.1, build_seconds=15.0, search_seconds=100 * 0.031)
-    assert cost.exact_seconds == pytest.approx(expected.exact_seconds)
-    assert cost.build_seconds == pytest.approx(expected.build_seconds)
-    assert cost.search_seconds == pytest.approx(expected.search_seconds)
-    assert not cost.pruning_pays
-
-
-def test_estimate_counts_products_with_the_columns_of_probed_cells() -> None:
-    rates = Rates(1e6, np.inf, np.inf, np.inf, 1e4, products=1e5)
-    cost = estimate_cost(
-        rates,
-        num_rows=100,
-        num_columns=1000,
-        num_cells=10,
-        scored_fraction=0.01,
-        build_comparisons=0,
-        probed_fraction=0.2,
-    )
-    # A row: 200 products at 1e5, 10 scores at 1e4.
-    assert cost.search_seconds == pytest.approx(100 * (0.002 + 0.001))
-
-
-@pytest.mark.parametrize("kind", [AnchorGenerator, QuadraticGenerator, CosineGenerator])
-def test_a_row_and_a_column_have_the_same_bits_in_any_call(
-    kind: type, activations: FitRows
-) -> None:
+def test_a_row_and_a_column_have_the_same_bits_in_any_call(activations: FitRows) -> None:
     network, a, b = activations
-    fitted: CandidateGenerator = kind.fit(network, a, b, seed=1)
-    width = DIM if fitted.reads == "embeddings" else HIDDEN
-    sample = np.random.default_rng(0).standard_normal((77, width)).astype(np.float32)
-    queries, features = fitted.row_queries(sample), fitted.column_features(sample)
+    fitted = AnchorFeatures.fit(network, a, b, seed=1)
+    sample = np.random.default_rng(0).standard_normal((77, HIDDEN)).astype(np.float32)
+    queries, features = fitted.queries(sample), fitted.of_columns(sample)
     for n in (0, 40, 76):
         one = sample[n : n + 1]
-        np.testing.assert_array_equal(fitted.row_queries(one)[0], queries[n])
-        np.testing.assert_array_equal(fitted.column_features(one)[0], features[n])
+        np.testing.assert_array_equal(fitted.queries(one)[0], queries[n])
+        np.testing.assert_array_equal(fitted.of_columns(one)[0], features[n])
 
 
-@pytest.mark.parametrize("kind", [AnchorGenerator, QuadraticGenerator])
 @pytest.mark.parametrize("columns", [1, 7, COLUMNS])
 @pytest.mark.parametrize("rows", [1, ROWS])
 def test_listing_every_column_of_an_index_is_exact(
-    kind: type, rows: int, columns: int, activations: FitRows
+    rows: int, columns: int, activations: FitRows
 ) -> None:
     network, a, b = activations
     a, b = a[:rows], b[:columns]
-    generator: CandidateGenerator = kind.fit(network, a, b, seed=0)
-    cells = pack_features(generator.column_features(b), lay_out_cells(np.arange(columns) % 3, 3))
-    probes = np.tile(np.arange(3), (rows, 1))
-    listed = list_columns(generator.row_queries(a), cells, probes, columns)
-    found = rescore_rows(a, pack_columns(b, network.w_H, network.bias), listed, K)
+    index = ColumnIndex.build(network, a, b, seed=0)
+    found = index.search(a, SearchSettings(index.num_cells, columns), K)
     exact = top_k_rows(a, b, network.w_H, network.bias, K)
     np.testing.assert_array_equal(found.index_IK, exact.index_IK)
     np.testing.assert_array_equal(found.score_IK, exact.score_IK)
+
+
+def test_neither_other_rows_nor_threads_change_what_is_proposed(activations: FitRows) -> None:
+    network, a, b = activations
+    one = ColumnIndex.build(network, a, b, seed=0)
+    other = ColumnIndex.from_state(one.to_state(), b, num_threads=3)
+    settings = SearchSettings(2, 15)
+    whole = one.propose(a, settings)
+    np.testing.assert_array_equal(other.propose(a, settings), whole)
+    np.testing.assert_array_equal(one.propose(a[7:8], settings)[0], whole[7])
+
+
+def test_wide_cells_are_probed_before_narrow_ones_of_a_nearer_centre(activations: FitRows) -> None:
+    network, a, b = activations
+    index = ColumnIndex.build(network, a, b, seed=0)
+    query = index.features.queries(a)
+    length = np.linalg.norm(query, axis=1, keepdims=True)
+    promised = np.concatenate([query, length], axis=1) @ index.widened_LX.T
+    order = np.argsort(-promised, axis=1, kind="stable")
+    np.testing.assert_array_equal(index.probe(query, index.num_cells), order)
+
+
+def test_a_few_cells_hold_most_of_the_best_columns() -> None:
+    rng = np.random.default_rng(0)
+    shapes = ((HIDDEN, DIM), (HIDDEN,), (HIDDEN, DIM), (HIDDEN,))
+    network = FactoredNetwork(*(rng.standard_normal(s).astype(np.float32) for s in shapes), 0.5)
+    vectors = rng.standard_normal((20_000, DIM)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    a, b = network.project_rows(vectors[:300]), network.project_columns(vectors)
+    index = ColumnIndex.build(network, a, b, seed=0)
+    exact = top_k_rows(a[:100], b, network.w_H, network.bias, K)
+    found = index.search(a[:100], SearchSettings(index.num_cells // 4, 20 * K), K)
+    assert recall_at_k(found.score_IK, exact.score_IK).mean() >= 0.99
+    assert found.num_pairs_I.mean() <= 0.02 * len(b)
+
+
+def test_the_number_of_cells_grows_as_the_root_within_bounds() -> None:
+    assert num_cells(0) == num_cells(100) == 1
+    assert num_cells(1_000_000) == 4000
+    assert num_cells(10**10) == MOST_CELLS
 
 
 def test_anchors_refuse_what_is_not_finite(activations: FitRows) -> None:
@@ -280,6 +239,6 @@ def test_anchors_refuse_what_is_not_finite(activations: FitRows) -> None:
     spoilt = b.copy()
     spoilt[3, 1] = np.nan
     with pytest.raises(ValueError, match="row 3 is not finite"):
-        AnchorGenerator.fit(network, a, spoilt, seed=0)
+        AnchorFeatures.fit(network, a, spoilt, seed=0)
     with pytest.raises(ValueError, match="row 3 is not finite"):
-        AnchorGenerator.fit(network, a, b, seed=0).row_queries(spoilt)
+        AnchorFeatures.fit(network, a, b, seed=0).queries(spoilt)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from nncift_ray.errors import ConfigError, StageError
+from nncift_ray.errors import ConfigError
+from nncift_ray.recipe.sections import PairScoresConfig
 from nncift_ray.runtime.driver import execute_here, run_stage
 from nncift_ray.runtime.files import Location
 from nncift_ray.runtime.output import StageOutput, column_matrix
 from nncift_ray.runtime.progress import SilentReporter
-from nncift_ray.runtime.step import Resources
-from nncift_ray.scores.backend import PairMemory, make_backend
-from nncift_ray.scores.step import ScoreOptions, ScorePairsStage
+from nncift_ray.scores.backend import PairMemory
+from nncift_ray.scores.step import ScorePairsStage
 from tests.unit.stages.made import Made, make_stages
 
 K = 10
@@ -26,15 +27,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     return make_stages(folder, num_candidates=300, num_targets=7)
 
 
-def stage(made: Made, **options: object) -> ScorePairsStage:
-    blocks = ("within", "cross")
-    return ScorePairsStage(
-        made.activations,
-        made.networks,
-        blocks,
-        K,
-        options=ScoreOptions(**options),  # type: ignore[arg-type]
-    )
+def stage(made: Made, **options: Any) -> ScorePairsStage:
+    config = PairScoresConfig(top_k=K, **options)
+    return ScorePairsStage(made.activations, made.networks, ("within", "cross"), config)
 
 
 def finish(stage: ScorePairsStage, folder: Path) -> StageOutput:
@@ -72,8 +67,3 @@ def test_columns_are_kept_only_where_they_fit() -> None:
 
 def test_the_largest_memory_of_a_worker_is_recorded(made: Made, tmp_path: Path) -> None:
     assert finish(stage(made), tmp_path).manifest.facts()["peak_bytes"] > 50 * 10**6
-
-
-def test_half_precision_without_a_gpu_is_refused() -> None:
-    with pytest.raises(StageError, match=r"pair_scores.half is for GPUs"):
-        make_backend(Resources(), half=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 
 from nncift_ray.errors import ConfigError, DataError, StageError
+from nncift_ray.recipe.sections import PairScoresConfig, PoolConfig
 from nncift_ray.runtime.driver import (
     Executor,
     ShardOutcome,
@@ -22,28 +22,29 @@ from nncift_ray.runtime.files import Location
 from nncift_ray.runtime.output import StageOutput
 from nncift_ray.runtime.progress import SilentReporter
 from nncift_ray.runtime.step import Resources, Shard, Stage
-from nncift_ray.scores import index_step as column_index
+from nncift_ray.scores import index_step
 from nncift_ray.scores.exact import score_block
-from nncift_ray.scores.index import Rates, SearchSettings
+from nncift_ray.scores.index import SearchSettings
 from nncift_ray.scores.index_step import (
     HeldOutRows,
-    IndexOptions,
     IndexStage,
-    MeasureRates,
+    Speeds,
     low_recall,
     read_decisions,
     read_final_recall,
 )
-from nncift_ray.scores.step import Pruning, ScoreOptions, ScorePairsStage
+from nncift_ray.scores.step import ScorePairsStage
 from nncift_ray.selection.tables import ScoreTables
 from tests.unit.stages.made import Made, make_stages
 
 K = 10
-PRUNED = IndexOptions(mode="pruned", min_recall=0.9, recall_rows=60)
-LOSSY = replace(PRUNED, generator="cosine", index="flat", min_recall=0.1)
+PRUNED = PairScoresConfig(mode="pruned", top_k=K, min_recall=0.9, recall_rows=60)
 LISTS = "within_top_helpers"
-SLOW_PRUNING = Rates(1e9, 1.0, 1.0, 1.0, 1.0, 1.0)
-SLOW_EXACT = Rates(1.0, 1e9, 1e9, 1e9, 1e9, 1e9)
+SLOW_PRUNING, SLOW_EXACT = Speeds(1e-9, 1e9), Speeds(1e9, 1e-9)
+
+
+def vary(config: PairScoresConfig = PRUNED, **changes: Any) -> PairScoresConfig:
+    return PairScoresConfig(**(config.model_dump() | changes))
 
 
 @pytest.fixture(scope="module")
@@ -58,74 +59,66 @@ def finish(stage: Stage, folder: Path, *, threads: int = 1, execute: Executor = 
     return run_stage(stage, location, execute=execute, reporter=SilentReporter())
 
 
-def index_stage(made: Made, options: IndexOptions = PRUNED, rates: Rates | None = None,
-                max_worker_bytes: int = 4 * 10**9) -> IndexStage:  # fmt: skip
-    given: dict[str, MeasureRates] = {} if rates is None else {"measure": lambda *_: rates}
-    return IndexStage(
-        made.activations,
-        made.networks,
-        made.embeddings,
-        ("within",),
-        K,
-        options,
-        max_worker_bytes=max_worker_bytes,
-        **given,
-    )
+def index_stage(
+    made: Made, config: PairScoresConfig = PRUNED, speeds: Speeds | None = None
+) -> IndexStage:
+    given = {} if speeds is None else {"measure": lambda *_: speeds}
+    return IndexStage(made.activations, made.networks, ("within",), config, **given)
 
 
-def score_stage(made: Made, index: StageOutput | None = None, options: IndexOptions = PRUNED,
-                **given: Any) -> ScorePairsStage:  # fmt: skip
-    pruning = None
-    if index is not None:
-        pruning = Pruning(index, made.embeddings, options.recall_rows, options.seed)
-    return ScorePairsStage(
-        made.activations,
-        made.networks,
-        ("within",),
-        K,
-        pruning=pruning,
-        options=ScoreOptions(**given),
-    )
+def score_stage(
+    made: Made, index: StageOutput | None = None, config: PairScoresConfig = PRUNED,
+    shard_rows: int | None = None,
+) -> ScorePairsStage:  # fmt: skip
+    config = vary(config, pool=PoolConfig(shard_rows=shard_rows))
+    return ScorePairsStage(made.activations, made.networks, ("within",), config, index=index)
 
 
 def run_pruned(
-    made: Made, folder: Path, options: IndexOptions = PRUNED, threads: int = 1, **given: Any
+    made: Made, folder: Path, config: PairScoresConfig = PRUNED, threads: int = 1, **given: Any
 ) -> StageOutput:
-    index = finish(index_stage(made, options), folder, threads=threads)
-    return finish(score_stage(made, index, options, **given), folder, threads=threads)
+    index = finish(index_stage(made, config), folder, threads=threads)
+    return finish(score_stage(made, index, config, **given), folder, threads=threads)
 
 
 def recall_by_hand(scores: StageOutput, exact: StageOutput, rows: np.ndarray) -> np.ndarray:
+    """Return the share of found scores that reach the worst true one: a tie is as good."""
     found, true = (
-        np.array(output.take_rows(LISTS, rows)["helper_index"].to_pylist())
+        np.array(output.take_rows(LISTS, rows)["influence"].to_pylist())
         for output in (scores, exact)
     )
-    return np.array([len(set(f) & set(t)) / K for f, t in zip(found, true, strict=True)])
+    return (found >= true[:, -1:]).mean(axis=1)
 
 
 def probe_all(monkeypatch: pytest.MonkeyPatch) -> None:
     def everything(k: int, num_columns: int, num_cells: int) -> list[SearchSettings]:
         return [SearchSettings(num_cells, num_columns)]
 
-    monkeypatch.setattr(column_index, "listing_schedule", everything)
+    monkeypatch.setattr(index_step, "listing_schedule", everything)
 
 
-@pytest.mark.parametrize("generator", ["anchor", "quadratic", "cosine"])
+@pytest.fixture
+def lossy(monkeypatch: pytest.MonkeyPatch) -> PairScoresConfig:
+    """Search one cell only, so that lists miss some of the true helpers."""
+    narrow = lambda *_, **__: [SearchSettings(1, K)]  # noqa: E731
+    monkeypatch.setattr(index_step, "listing_schedule", narrow)
+    return vary(min_recall=0.01)
+
+
 def test_probing_every_cell_gives_the_exact_lists_bit_for_bit(
-    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, generator: Any
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     probe_all(monkeypatch)
-    pruned = run_pruned(made, tmp_path, replace(PRUNED, generator=generator))
-    exact = finish(score_stage(made), tmp_path)
+    pruned, exact = run_pruned(made, tmp_path), finish(score_stage(made), tmp_path)
     assert pruned.folder.path != exact.folder.path
     assert pruned.read(LISTS).equals(exact.read(LISTS))
 
 
-@pytest.mark.parametrize("kind", ["ivf", "hnsw", "flat"])
-def test_shards_and_threads_change_no_row(made: Made, tmp_path: Path, kind: Any) -> None:
-    options = replace(PRUNED, index=kind, min_recall=0.5)
-    one = run_pruned(made, tmp_path / "one", options, shard_rows=256)
-    other = run_pruned(made, tmp_path / "other", options, threads=2, shard_rows=9999)
+def test_shards_and_threads_change_no_row(
+    made: Made, tmp_path: Path, lossy: PairScoresConfig
+) -> None:
+    one = run_pruned(made, tmp_path / "one", lossy, shard_rows=256)
+    other = run_pruned(made, tmp_path / "other", lossy, threads=2, shard_rows=9999)
     assert len(one.manifest.shards) > len(other.manifest.shards)
     assert one.fingerprint == other.fingerprint
     for table in (LISTS, "recall"):
@@ -144,11 +137,10 @@ def test_every_kept_score_is_exact(made: Made, tmp_path: Path) -> None:
 
 
 def test_recall_is_that_of_the_lists_on_rows_that_nothing_was_tuned_on(
-    made: Made, tmp_path: Path
+    made: Made, tmp_path: Path, lossy: PairScoresConfig
 ) -> None:
-    options = LOSSY
-    scores, exact = run_pruned(made, tmp_path, options), finish(score_stage(made), tmp_path)
-    held_out = HeldOutRows.draw(700, options.recall_rows, options.seed)
+    scores, exact = run_pruned(made, tmp_path, lossy), finish(score_stage(made), tmp_path)
+    held_out = HeldOutRows.draw(700, lossy.recall_rows, lossy.seed)
     measured = scores.read("recall")
     assert not set(held_out.tuning) & set(held_out.final)
     np.testing.assert_array_equal(measured["row_index"], held_out.final)
@@ -175,7 +167,7 @@ def test_the_scale_holds_every_kept_score_and_counts_each_pair_of_held_out_rows(
 def test_the_index_records_each_setting_it_tried_and_marks_the_chosen(
     made: Made, tmp_path: Path
 ) -> None:
-    index = finish(index_stage(made, replace(PRUNED, min_recall=1.0)), tmp_path)
+    index = finish(index_stage(made, vary(min_recall=1.0)), tmp_path)
     tried = index.read("recall").to_pylist()
     decision = read_decisions(index)["within"]
     assert [row["chosen"] for row in tried] == [False] * (len(tried) - 1) + [True]
@@ -185,27 +177,30 @@ def test_the_index_records_each_setting_it_tried_and_marks_the_chosen(
     assert decision.pruned_seconds is not None
 
 
-def test_too_little_found_stops_with_key_and_remedy(made: Made, tmp_path: Path) -> None:
-    options = replace(PRUNED, generator="cosine", index="flat", min_recall=0.999)
+def test_too_little_found_stops_with_key_and_remedy(
+    made: Made, tmp_path: Path, lossy: PairScoresConfig
+) -> None:
     with pytest.raises(StageError, match=r"pair_scores.min_recall is 0.999.*on_low_recall"):
-        finish(index_stage(made, options), tmp_path)
+        finish(index_stage(made, vary(lossy, min_recall=0.999)), tmp_path)
 
 
-def test_too_little_found_goes_exact_where_the_recipe_says_so(made: Made, tmp_path: Path) -> None:
-    options = replace(
-        PRUNED, generator="cosine", index="flat", min_recall=0.999, on_low_recall="exact"
-    )
-    index = finish(index_stage(made, options), tmp_path)
+def test_too_little_found_goes_exact_where_the_recipe_says_so(
+    made: Made, tmp_path: Path, lossy: PairScoresConfig
+) -> None:
+    config = vary(lossy, min_recall=0.999, on_low_recall="exact")
+    index = finish(index_stage(made, config), tmp_path)
     decision = read_decisions(index)["within"]
     assert decision.mode == "exact"
     assert "on_low_recall is exact" in decision.reason
-    assert stage_fingerprint(score_stage(made, index, options)) == stage_fingerprint(
+    assert stage_fingerprint(score_stage(made, index, config)) == stage_fingerprint(
         score_stage(made)
     )
 
 
-def test_low_recall_on_the_final_rows_is_told(made: Made, tmp_path: Path) -> None:
-    scores = run_pruned(made, tmp_path, LOSSY)
+def test_low_recall_on_the_final_rows_is_told(
+    made: Made, tmp_path: Path, lossy: PairScoresConfig
+) -> None:
+    scores = run_pruned(made, tmp_path, lossy)
     recall = read_final_recall(scores)["within"].recall
     assert recall < 1
     assert low_recall(scores, recall) == ""
@@ -214,31 +209,38 @@ def test_low_recall_on_the_final_rows_is_told(made: Made, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("rates", "mode"), [(SLOW_PRUNING, "exact"), (SLOW_EXACT, "pruned")], ids=["exact", "pruned"]
+    ("speeds", "mode"), [(SLOW_PRUNING, "exact"), (SLOW_EXACT, "pruned")], ids=["exact", "pruned"]
 )
 def test_auto_takes_what_is_predicted_to_be_faster(
-    made: Made, tmp_path: Path, rates: Rates, mode: str
+    made: Made, tmp_path: Path, speeds: Speeds, mode: str
 ) -> None:
-    index = finish(index_stage(made, replace(PRUNED, mode="auto"), rates), tmp_path)
+    index = finish(index_stage(made, vary(mode="auto"), speeds), tmp_path)
     decision = read_decisions(index)["within"]
     assert decision.mode == mode
     assert "predicted to be" in decision.reason
     assert bool(index.manifest.table_parts("files")) == (mode == "pruned")
 
 
-def test_rates_do_not_decide_how_widely_to_search(made: Made, tmp_path: Path) -> None:
-    auto = replace(PRUNED, mode="auto")
+def test_speeds_do_not_decide_how_widely_to_search(made: Made, tmp_path: Path) -> None:
+    auto = vary(mode="auto")
     one = finish(index_stage(made, auto, SLOW_EXACT), tmp_path / "one")
-    other = finish(index_stage(made, auto, replace(SLOW_EXACT, probed_pairs=3e9)), tmp_path / "two")
+    other = finish(index_stage(made, auto, Speeds(1e9, 1e-3)), tmp_path / "two")
     searches = [read_decisions(index)["within"].search for index in (one, other)]
     assert searches[0] == searches[1]
 
 
+def test_auto_builds_no_index_for_a_few_rows(tmp_path: Path) -> None:
+    made = make_stages(Location.of(str(tmp_path)), num_candidates=200)
+    index = finish(index_stage(made, vary(mode="auto")), tmp_path)
+    decision = read_decisions(index)["within"]
+    assert (decision.mode, decision.exact_seconds) == ("exact", None)
+    assert decision.reason == "there are too few rows for an index to pay"
+
+
 def test_an_index_of_other_content_never_mixes_with_old_lists(made: Made, tmp_path: Path) -> None:
-    options = PRUNED
-    one = finish(index_stage(made, options), tmp_path / "one")
-    other = finish(index_stage(made, replace(options, seed=5)), tmp_path / "two")
-    stages = [score_stage(made, index, options) for index in (one, other)]
+    one = finish(index_stage(made), tmp_path / "one")
+    other = finish(index_stage(made, vary(seed=5)), tmp_path / "two")
+    stages = [score_stage(made, index) for index in (one, other)]
     assert stage_fingerprint(stages[0]) != stage_fingerprint(stages[1])
 
 
@@ -296,11 +298,11 @@ def test_an_activation_that_is_nan_stops_and_names_its_row(tmp_path: Path, prune
 
 def test_an_index_too_large_for_a_worker_is_refused_with_the_key(made: Made) -> None:
     with pytest.raises(ConfigError, match=r"pair_scores.max_worker_bytes: 1,000 bytes"):
-        index_stage(made, max_worker_bytes=1000)
+        index_stage(made, vary(max_worker_bytes=1000))
 
 
 def test_auto_goes_exact_where_an_index_does_not_fit(made: Made, tmp_path: Path) -> None:
-    index = finish(index_stage(made, replace(PRUNED, mode="auto"), None, 1000), tmp_path)
+    index = finish(index_stage(made, vary(mode="auto", max_worker_bytes=1000)), tmp_path)
     decision = read_decisions(index)["within"]
     assert decision.mode == "exact"
     assert decision.reason.startswith("pair_scores.max_worker_bytes")

@@ -13,7 +13,7 @@ from nncift_ray.scores.exact import (
     score_matrix,
     top_k_rows,
 )
-from tests.unit.core.pairs.test_pair_scores import assert_same_bits, full_scores, make_pairs
+from tests.unit.scores.test_pair_scores import assert_same_bits, full_scores, make_pairs
 
 ORACLE_TOLERANCE = 2e-5  # float32 sums of 23 products of size 1, beside a float64 oracle
 
