@@ -23,7 +23,6 @@ import nncift_ray
 from nncift_ray.corpus.examples import iter_groups
 from nncift_ray.recipe.sections import ClusterConfig, Config
 from nncift_ray.report.text import (
-    MISSING,
     format_count,
     format_number,
     format_percent,
