@@ -1,12 +1,14 @@
-"""Embed: texts to unit vectors, on GPU actors where there are any."""
+"""Embed: texts to unit vectors, on GPU actors where there are any.
+
+Suffixes: N texts, D dimensions of a vector.
+"""
 
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, cast, runtime_checkable
+from typing import Any, ClassVar, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -14,33 +16,29 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nncift_ray.corpus.examples import embedding_text
-from nncift_ray.engines.models import ResolvedModel
+from nncift_ray.engines.models import ResolvedModel, locate_model
 from nncift_ray.engines.tokens import well_formed
 from nncift_ray.errors import ModelError, StageError
+from nncift_ray.recipe.sections import EmbedderConfig
 from nncift_ray.runtime import schemas
 from nncift_ray.runtime.output import ERRORS_TABLE, Sink, StageOutput, vectors_to_arrow
 from nncift_ray.runtime.schemas import TABLE_OF_ROLE
 from nncift_ray.runtime.step import RowAtoms, RowStage, Shard, Worker
 
-UNLIMITED = 1 << 20  # tokens
-
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
 
+BATCH_TEXTS = 64  # texts of one forward pass
+#: Texts that are sorted by length and padded together.
+ATOM_ROWS = 256
+DEFAULT_SHARD_ROWS = 1024
+DEFAULT_MAX_LENGTH = 512  # tokens, of a model that names no limit
 
-@runtime_checkable
+
 class Embedder(Protocol):
     """A model that turns texts into unit vectors."""
 
-    @property
-    def dimension(self) -> int:
-        """Length of a vector."""
-        ...
-
-    @property
-    def max_length(self) -> int:
-        """Tokens of a text that are read; the rest is cut off."""
-        ...
+    dimension: int
 
     def embed(self, texts: Sequence[str]) -> F32:
         """Return unit vectors [N, D], in the order of the texts."""
@@ -57,26 +55,12 @@ class SentenceTransformerEmbedder:
     For BGE that is the normalised CLS vector; the encoder's ``pooler_output`` is something else.
     """
 
-    def __init__(
-        self,
-        model_path: str | Path,
-        *,
-        device: str = "auto",
-        batch_size: int = 64,
-        max_length: int | None = None,
-        revision: str | None = None,
-        num_threads: int | None = None,
-    ) -> None:
-        """Load the model.
+    def __init__(self, model_path: str | Path, device: str = "auto") -> None:
+        """Load the model of a local folder, or of an id on the hub.
 
         Args:
-            model_path: A local folder, or the id of a model on the hub.
+            model_path: The folder or id.
             device: "auto" (CUDA if there is one), "cpu", "cuda", ...
-            batch_size: Texts computed at once.
-            max_length: Tokens read of a text; None is the model's own limit, more than that is cut
-                to it.
-            revision: Commit on the hub.
-            num_threads: CPU threads of torch; None leaves them alone.
 
         Raises:
             ModelError: If the model cannot be loaded, or a local folder does not say how to pool.
@@ -90,29 +74,22 @@ class SentenceTransformerEmbedder:
                 f"{model_path} has no modules.json, so its pooling is unknown; save the model with "
                 "sentence-transformers' save_pretrained"
             )
-        if num_threads is not None:
-            torch.set_num_threads(num_threads)
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
             self._model: Any = SentenceTransformer(
                 str(model_path),
                 device=device,
-                revision=revision,
                 trust_remote_code=False,
                 local_files_only=local,
                 model_kwargs={"use_safetensors": True},  # never a pickle
             )
         except (OSError, ValueError) as error:
             raise ModelError(f"no embedder can be loaded from {model_path}: {error}") from error
-        own_limit = self._model.max_seq_length or 512
-        if math.isinf(own_limit):  # a model of word vectors reads any length, and cannot cut
-            self.max_length = UNLIMITED
-        else:
-            self.max_length = min(max_length or int(own_limit), int(own_limit))
-            self._model.max_seq_length = self.max_length
+        longest = self._model.max_seq_length or DEFAULT_MAX_LENGTH
+        if not math.isinf(longest):  # a model of word vectors reads any length, and cannot cut
+            self._model.max_seq_length = int(longest)
         self._has_bare_tokenizer = not callable(self._model.tokenizer)  # of word vectors
-        self._batch_size = batch_size
         self.dimension = int(self._model.get_embedding_dimension())
 
     def embed(self, texts: Sequence[str]) -> F32:
@@ -125,7 +102,7 @@ class SentenceTransformerEmbedder:
         order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
         vectors_ND: F32 = self._model.encode(
             [well_formed(texts[i]) for i in order],
-            batch_size=self._batch_size,
+            batch_size=BATCH_TEXTS,
             normalize_embeddings=True,
             convert_to_numpy=True,
             show_progress_bar=False,
@@ -141,77 +118,50 @@ class SentenceTransformerEmbedder:
         clean = [well_formed(text) for text in texts]
         tokenizer: Any = self._model.tokenizer
         if self._has_bare_tokenizer:
-            bare = tokenizer.encode_batch(clean, add_special_tokens=False)
-            return np.fromiter((len(each) for each in bare), dtype=np.int32, count=len(texts))
-        encoded = tokenizer(
-            clean,
-            add_special_tokens=False,
-            truncation=False,
-            padding=False,
-            verbose=False,
-        )["input_ids"]
+            encoded = tokenizer.encode_batch(clean, add_special_tokens=False)
+        else:
+            options = {"truncation": False, "padding": False, "verbose": False}
+            encoded = tokenizer(clean, add_special_tokens=False, **options)["input_ids"]
         return np.fromiter(map(len, encoded), dtype=np.int32, count=len(texts))
 
 
-class HashEmbedder:
-    """Unit vectors that sum a pseudo-random vector per word: shared words make texts similar."""
-
-    def __init__(self, dimension: int = 16) -> None:
-        """Make an embedder of ``dimension`` numbers a text."""
-        self.dimension = dimension
-        self.max_length = UNLIMITED
-
-    def embed(self, texts: Sequence[str]) -> F32:
-        """Return unit vectors [N, D], in the order of the texts."""
-        vectors_ND = np.zeros((len(texts), self.dimension))
-        for n, text in enumerate(texts):
-            for word in text.split() or [""]:
-                seed = zlib.crc32(word.encode("utf-8", errors="surrogatepass"))
-                vectors_ND[n] += np.random.default_rng(seed).standard_normal(self.dimension)
-        norms_N1 = np.linalg.norm(vectors_ND, axis=1, keepdims=True)
-        return (vectors_ND / norms_N1).astype(np.float32)
-
-    def count_tokens(self, texts: Sequence[str]) -> I32:
-        """Return the words of each text [N]."""
-        return np.fromiter((len(t.split()) for t in texts), dtype=np.int32, count=len(texts))
-
-
-# Embed: texts to unit vectors, on GPU actors where there are any.
-
-#: Texts that are sorted by length and padded together.
-ATOM_ROWS = 256
-DEFAULT_SHARD_ROWS = 1024
-
-EmbedderFactory = Callable[[], Embedder]
+def load_embedder(model: ResolvedModel) -> Embedder:
+    """Return the embedder of a recipe, loaded where this is called: inside an actor."""
+    return SentenceTransformerEmbedder(locate_model(model, "embedder").path)
 
 
 class EmbedStage(RowStage):
     """Write ``candidates``, ``targets`` and ``existing``: one vector an example, in row order."""
 
     name: ClassVar[str] = "embed"
-    isolated: ClassVar[bool] = True
+    title: ClassVar[str] = "embed the examples"
+    can_use_gpu = True
+    single_threaded = False
 
     def __init__(
         self,
         examples: StageOutput,
         model: ResolvedModel,
-        make_embedder: EmbedderFactory,
+        config: EmbedderConfig | None = None,
         *,
-        dtype: str = "float32",
-        shard_rows: int | None = None,
+        make_embedder: Callable[[], Embedder] | None = None,
         parent: StageOutput | None = None,
         tables: Collection[str] = tuple(TABLE_OF_ROLE.values()),
     ) -> None:
-        """Embed the examples of the deduplicate stage with the embedder that a factory builds.
+        """Embed the deduplicated examples.
 
-        ``parent`` holds the embeddings of the first rows, where a run goes on with further data.
-        ``tables`` are those of the deduplicate stage to embed.
+        Args:
+            examples: Of the deduplicate step.
+            model: Named in the fingerprint, and loaded.
+            config: How vectors are stored; rows of a shard.
+            make_embedder: Called in place of loading the model.
+            parent: The embeddings of the first rows, where a run goes on with further data.
+            tables: Which tables of the examples to embed.
         """
-        self._examples, self._model, self._make_embedder = examples, model, make_embedder
-        self._dtype = dtype
-        self._shard_rows = shard_rows or DEFAULT_SHARD_ROWS
-        self._parent = parent
-        self._tables = tuple(tables)
+        self._examples, self._model, self._parent = examples, model, parent
+        self._config = config or EmbedderConfig()
+        self._make_embedder, self._tables = make_embedder, tuple(tables)
+        self._shard_rows = self._config.pool.shard_rows or DEFAULT_SHARD_ROWS
         rows = {role: examples.num_rows(role) for role in self._tables}
         done = {role: parent.num_rows(role) if parent else 0 for role in rows}
         ranges = tuple((role, rows[role] - done[role]) for role in rows)
@@ -232,7 +182,7 @@ class EmbedStage(RowStage):
         return {
             "model": self._model.name,
             "revision": self._model.revision,
-            "dtype": self._dtype,
+            "dtype": self._config.dtype,
             "atom_rows": ATOM_ROWS,
         }
 
@@ -242,21 +192,21 @@ class EmbedStage(RowStage):
             super().check_schema(table, schema)
             return
         dimension = schema.field("embedding").type.list_size
-        if not schema.equals(schemas.embeddings_schema(dimension, self._dtype)):
+        if not schema.equals(schemas.embeddings_schema(dimension, self._config.dtype)):
             raise StageError(
                 f"stage '{self.name}', table '{table}': not a table of embeddings:\n{schema}"
             )
 
     def make_worker(self) -> Worker:
         """Load the embedder."""
-        embedder = self._make_embedder()
+        embedder = self._make_embedder() if self._make_embedder else load_embedder(self._model)
 
         def embed_shard(shard: Shard, sink: Sink) -> None:
             sink.facts["dimension"] = embedder.dimension
             for span in self._atoms.spans(shard.start, shard.stop):
                 columns = ["row_index", "example_id", "prompt", "response"]
                 rows = self._examples.read_range(span.name, span.start, span.stop, columns)
-                embedded = embed_rows(rows, self.texts_of(rows), embedder, self._dtype)
+                embedded = self._embed(rows, embedder)
                 sink.write(span.name, embedded)
                 sink.count("tokens", pc.sum(embedded["num_tokens"]).as_py() or 0)
 
@@ -266,28 +216,36 @@ class EmbedStage(RowStage):
         """Return what is embedded of some examples."""
         prompts = cast("list[str]", rows["prompt"].to_pylist())
         responses = cast("list[str]", rows["response"].to_pylist())
-        return [
-            embedding_text(prompt, response)
-            for prompt, response in zip(prompts, responses, strict=True)
-        ]
+        return list(map(embedding_text, prompts, responses))
+
+    def _embed(self, rows: pa.Table, embedder: Embedder) -> pa.Table:
+        """Embed some examples in one call.
+
+        Raises:
+            StageError: If a vector is not finite, naming the example.
+        """
+        texts = self.texts_of(rows)
+        vectors = embedder.embed(texts)
+        broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+        if broken.size:
+            example_id = rows["example_id"][int(broken[0])].as_py()
+            raise StageError(f"the embedding of example {example_id} is not finite")
+        return pa.Table.from_pydict(
+            {
+                "row_index": rows["row_index"],
+                "example_id": rows["example_id"],
+                "num_tokens": pa.array(embedder.count_tokens(texts), pa.int32()),
+                "embedding": vectors_to_arrow(vectors, self._config.dtype),
+            },
+            schema=schemas.embeddings_schema(embedder.dimension, self._config.dtype),
+        )
 
 
 class EmbedPromptsStage(EmbedStage):
     """Write the vectors of the prompts alone, of one table: what questions are compared by."""
 
     name: ClassVar[str] = "embed_prompts"
-
-    def __init__(
-        self,
-        examples: StageOutput,
-        model: ResolvedModel,
-        make_embedder: EmbedderFactory,
-        *,
-        table: str,
-        shard_rows: int | None = None,
-    ) -> None:
-        """Embed the prompts of a table of the deduplicate stage."""
-        super().__init__(examples, model, make_embedder, shard_rows=shard_rows, tables=(table,))
+    title: ClassVar[str] = "embed the prompts"
 
     def settings(self) -> dict[str, Any]:
         """Model, revision, and whose prompts."""
@@ -296,25 +254,3 @@ class EmbedPromptsStage(EmbedStage):
     def texts_of(self, rows: pa.Table) -> list[str]:
         """Return the prompts: no answer is looked at."""
         return cast("list[str]", rows["prompt"].to_pylist())
-
-
-def embed_rows(rows: pa.Table, texts: Sequence[str], embedder: Embedder, dtype: str) -> pa.Table:
-    """Embed the texts of some examples in one call.
-
-    Raises:
-        StageError: If a vector is not finite, naming the example.
-    """
-    vectors = embedder.embed(texts)
-    broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
-    if broken.size:
-        example_id = rows["example_id"][int(broken[0])].as_py()
-        raise StageError(f"the embedding of example {example_id} is not finite")
-    return pa.Table.from_pydict(
-        {
-            "row_index": rows["row_index"],
-            "example_id": rows["example_id"],
-            "num_tokens": pa.array(embedder.count_tokens(texts), pa.int32()),
-            "embedding": vectors_to_arrow(vectors, dtype),
-        },
-        schema=schemas.embeddings_schema(embedder.dimension, dtype),
-    )

@@ -11,11 +11,9 @@ from typing import Any
 
 import nncift_ray
 from nncift_ray.corpus.ingest import DeduplicateStage, IngestStage, RoleSource, find_sources
-from nncift_ray.embedders import EmbedderFactory as MakesEmbedder
-from nncift_ray.embedders import EmbedStage
+from nncift_ray.embedders import Embedder, EmbedStage
 from nncift_ray.engines.models import ResolvedModel, locate_model
 from nncift_ray.errors import ConfigError, ModelError, StageError
-from nncift_ray.factories import EmbedderFactory
 from nncift_ray.network.drift import MIN_EXAMPLES, DriftStage
 from nncift_ray.pipeline import (
     RUN_RECORD,
@@ -85,7 +83,7 @@ class Extension:
         config: Config,
         sources: Sequence[RoleSource],
         embedder: ResolvedModel,
-        make_embedder: MakesEmbedder,
+        make_embedder: Callable[[], Embedder] | None = None,
     ) -> None:
         """Go on from a parent.
 
@@ -95,7 +93,7 @@ class Extension:
                 own (``recipe_of_union``).
             sources: The new files.
             embedder: What the parent's vectors were made with.
-            make_embedder: Loads it.
+            make_embedder: Called in place of loading it.
 
         Raises:
             StageError: If the parent is of another version of a stage.
@@ -175,14 +173,14 @@ class Extension:
         return DeduplicateStage(new, parent=self.parent.outputs["deduplicate"])
 
     def _embed(self, outputs: Outputs) -> Stage:
-        section = self.config.embedder
+        parent = self.parent.outputs["embed"]
+        dtype = parent.manifest.settings["dtype"]
         return EmbedStage(
             outputs["deduplicate"],
             self._embedder,
-            self._make_embedder,
-            dtype=self.parent.outputs["embed"].manifest.settings["dtype"],
-            shard_rows=section.pool.shard_rows,
-            parent=self.parent.outputs["embed"],
+            self.config.embedder.model_copy(update={"dtype": dtype}),
+            make_embedder=self._make_embedder,
+            parent=parent,
         )
 
     def _project(self, outputs: Outputs) -> Stage:
@@ -238,7 +236,7 @@ def prepare(
     _check_home(home, parent)
     embedder = find_embedder(parent)
     config = recipe_of_union(parent.config, data, str(home), overrides)
-    return Extension(parent, config, sources, embedder, EmbedderFactory(embedder))
+    return Extension(parent, config, sources, embedder)
 
 
 def default_run_dir(parent: str, sources: Sequence[RoleSource]) -> str:

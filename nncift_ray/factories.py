@@ -10,23 +10,10 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from nncift_ray.embedders import Embedder, SentenceTransformerEmbedder
 from nncift_ray.engines.base import GenerationEngine, ScoringEngine
 from nncift_ray.engines.choose import TunedModel, load_options, make_engine, make_generator
 from nncift_ray.engines.models import ResolvedModel, locate_model
 from nncift_ray.recipe.sections import JudgeConfig, TeacherConfig
-
-
-@dataclass(frozen=True)
-class EmbedderFactory:
-    """Loads the embedder."""
-
-    model: ResolvedModel
-
-    def __call__(self) -> Embedder:
-        """Load it."""
-        path = locate_model(self.model, "embedder").path
-        return SentenceTransformerEmbedder(path)
 
 
 @dataclass(frozen=True)

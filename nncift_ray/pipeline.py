@@ -35,7 +35,7 @@ from nncift_ray.engines.transformers import BITSANDBYTES
 from nncift_ray.engines.vllm import vllm_available
 from nncift_ray.errors import ConfigError, ModelError, StageError
 from nncift_ray.evaluate.tune import FULL, QLORA, Arithmetic, choose_arithmetic
-from nncift_ray.factories import EmbedderFactory, EngineFactory, actor_threads
+from nncift_ray.factories import EngineFactory, actor_threads
 from nncift_ray.labels.sample import SampleDesign, design_of_scores
 from nncift_ray.labels.step import LabelSample, LabelStage, list_gradients
 from nncift_ray.network.step import BlockTraining, FitJob, FitStage
@@ -699,14 +699,7 @@ class Blueprint:
         return DeduplicateStage(outputs["ingest"])
 
     def _embed(self, outputs: Outputs) -> Stage:
-        section = self.config.embedder
-        return EmbedStage(
-            outputs["deduplicate"],
-            self.embedder,
-            EmbedderFactory(self.embedder),
-            dtype=section.dtype,
-            shard_rows=section.pool.shard_rows,
-        )
+        return EmbedStage(outputs["deduplicate"], self.embedder, self.config.embedder)
 
     def sample_designs(self, num_candidates: int, num_targets: int) -> dict[str, SampleDesign]:
         """Return the design of each block's label sample, for a corpus of this size.

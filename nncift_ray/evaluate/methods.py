@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import numpy as np
@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from nncift_ray.corpus.hold_out import HoldOutStage
 from nncift_ray.corpus.ingest import DeduplicateStage, IngestStage, find_sources
 from nncift_ray.corpus.sources import expand_sources
-from nncift_ray.embedders import Embedder
+from nncift_ray.embedders import Embedder, load_embedder
 from nncift_ray.engines.choose import resolve_engine_kind
 from nncift_ray.engines.models import ResolvedModel, resolve_embedder, resolve_language_model
 from nncift_ray.errors import ConfigError, NnciftError
 from nncift_ray.evaluate.metrics import draw_test_rows
 from nncift_ray.evaluate.tune import Tuner
-from nncift_ray.factories import EmbedderFactory, GeneratorFactory, JudgeFactory, LikelihoodFactory
+from nncift_ray.factories import GeneratorFactory, JudgeFactory, LikelihoodFactory
 from nncift_ray.pipeline import (
     TRAINING_FOLDER,
     Blueprint,
@@ -314,7 +314,7 @@ def makers_of(config: Config, has_gpu: bool) -> Makers:
         engine=LikelihoodFactory(model, kind, dtype, longest),
         generator=GeneratorFactory(model, kind, dtype, longest),
         embedder=embedder,
-        make_embedder=EmbedderFactory(embedder),
+        make_embedder=partial(load_embedder, embedder),
         judge=_judge(config, has_gpu) if "judge" in evaluation.metrics else None,
     )
 

@@ -69,7 +69,7 @@ from nncift_ray.plan import (
     estimate_sources,
     make_plan,
 )
-from nncift_ray.recipe.sections import Config, PoolConfig
+from nncift_ray.recipe.sections import Config, EmbedderConfig, PoolConfig
 from nncift_ray.runtime import schemas
 from nncift_ray.runtime.driver import Executor
 from nncift_ray.runtime.files import Location, locked
@@ -227,9 +227,9 @@ class Measurer:
         stage = EmbedPromptsStage(
             examples,
             makers.embedder,
-            makers.make_embedder,
-            table=table,
-            shard_rows=section.pool.shard_rows,
+            EmbedderConfig(pool=section.pool),
+            make_embedder=makers.make_embedder,
+            tables=(table,),
         )
         return self._once(
             (stage.name, examples.fingerprint, table),

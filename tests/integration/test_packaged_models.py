@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nncift_ray.embedders import Embedder, SentenceTransformerEmbedder
+from nncift_ray.embedders import SentenceTransformerEmbedder
 from nncift_ray.engines.base import ScoringRequest, ScoringResult
 from nncift_ray.engines.models import (
     EMBEDDED,
@@ -89,7 +89,6 @@ def test_similar_sentences_lie_closer(embedder: SentenceTransformerEmbedder) -> 
     cat, kitten, tax = embedder.embed(
         ["A cat sleeps on the sofa.", "A kitten naps on the couch.", "Income tax is due in April."]
     )
-    assert isinstance(embedder, Embedder)
     assert cat @ kitten > 0.5 > cat @ tax
 
 
@@ -107,5 +106,4 @@ def test_embeddings_are_unit_vectors_in_the_order_given(
 def test_tokens_are_counted_uncut(embedder: SentenceTransformerEmbedder) -> None:
     counts = embedder.count_tokens(["one", "one two", "one " * 1000, ""])
     assert counts.tolist() == [1, 2, 1000, 0]
-    assert embedder.max_length == 256
     assert embedder.embed([]).shape == (0, embedder.dimension)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nncift_ray.embedders import UNLIMITED, SentenceTransformerEmbedder
+from nncift_ray.embedders import SentenceTransformerEmbedder
 
 VOCABULARY = {"[UNK]": 0, "red": 1, "blue": 2, "green": 3}
 VECTORS = [[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]
@@ -34,5 +34,6 @@ def test_a_text_is_the_mean_of_its_words(embedder: SentenceTransformerEmbedder) 
 
 
 def test_no_length_is_too_long_and_words_are_counted(embedder: SentenceTransformerEmbedder) -> None:
-    assert embedder.max_length == UNLIMITED
+    long = embedder.embed(["green " * 3000 + "blue " * 3000])
+    np.testing.assert_allclose(long, [[-(2**-0.5), 2**-0.5]], atol=1e-6)
     assert embedder.count_tokens(["red blue", "", "green " * 3000]).tolist() == [2, 0, 3000]

@@ -3,7 +3,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nncift_ray.embedders import Embedder, HashEmbedder
 from nncift_ray.engines.base import (
     ScoringEngine,
     ScoringFailure,
@@ -12,6 +11,7 @@ from nncift_ray.engines.base import (
     make_result,
 )
 from tests.fake_engines import POISON_ID, FakeEngine
+from tests.hash_embedder import HashEmbedder
 
 UNIT_TOLERANCE = 1e-6
 SOUND = ScoringRequest([1, 2, 3], [4, 5])
@@ -19,7 +19,6 @@ SOUND = ScoringRequest([1, 2, 3], [4, 5])
 
 def test_fakes_follow_the_protocols() -> None:
     assert isinstance(FakeEngine(), ScoringEngine)
-    assert isinstance(HashEmbedder(), Embedder)
 
 
 def test_same_request_scores_the_same_and_another_prompt_does_not() -> None:

@@ -91,7 +91,7 @@ def score_whole(
     targets = data.targets if with_targets else []
     sources = find_sources([*data.candidates, *new], targets, data.existing)
     examples = run(DeduplicateStage(run(IngestStage(sources))))
-    embeddings = run(EmbedStage(examples, MODEL, make_embedder))
+    embeddings = run(EmbedStage(examples, MODEL, make_embedder=make_embedder))
     num_hidden = config.network.num_hidden
     activations = run(ProjectStage(embeddings, networks, blocks, num_hidden))
     objective = config.objective

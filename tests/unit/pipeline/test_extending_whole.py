@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from nncift_ray import embedders
 from nncift_ray import extend as extending
 from nncift_ray import extend as extension
 from nncift_ray.explain import query
@@ -34,7 +35,7 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(extending, "ray_session", no_session)
     monkeypatch.setattr(extending, "give_resources", lambda stage, blueprint: None)
     monkeypatch.setattr(extension, "find_embedder", lambda parent: MODEL)
-    monkeypatch.setattr(extension, "EmbedderFactory", lambda model: make_embedder)
+    monkeypatch.setattr(embedders, "load_embedder", lambda model: make_embedder())
 
 
 @pytest.fixture(scope="module")

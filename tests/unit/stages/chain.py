@@ -10,13 +10,13 @@ from typing import Any, ClassVar, Literal
 
 from nncift_ray.corpus.export import ExportStage
 from nncift_ray.corpus.ingest import DeduplicateStage, IngestStage, find_sources
-from nncift_ray.embedders import Embedder, EmbedStage, HashEmbedder
+from nncift_ray.embedders import Embedder, EmbedStage
 from nncift_ray.engines.models import ResolvedModel
 from nncift_ray.labels.sample import SampleDesign
 from nncift_ray.labels.step import LabelSample, LabelStage
 from nncift_ray.network.step import BlockTraining, FitJob, FitStage
 from nncift_ray.network.training import TrainingConfig
-from nncift_ray.recipe.sections import PairScoresConfig, PoolConfig
+from nncift_ray.recipe.sections import EmbedderConfig, PairScoresConfig, PoolConfig
 from nncift_ray.runtime.driver import execute_here, run_stage
 from nncift_ray.runtime.files import Location
 from nncift_ray.runtime.output import StageOutput
@@ -29,6 +29,7 @@ from nncift_ray.selection.step import SelectStage
 from nncift_ray.selection.tables import TOP_K, SelectionPlan, blocks_of, list_blocks
 from nncift_ray.teachers.base import LabelRequest, Measurement, Teacher
 from nncift_ray.teachers.delift import DeliftSeTeacher
+from tests.hash_embedder import HashEmbedder
 
 MODEL = ResolvedModel("hash", "nowhere", "1")
 DIMENSION = 16
@@ -140,7 +141,14 @@ def run_chain(
         [candidates if same_existing else existing] if num_existing else [],
     )
     examples = run(DeduplicateStage(run(IngestStage(sources))))
-    embeddings = run(EmbedStage(examples, MODEL, make_embedder, shard_rows=sizes.embed_rows))
+    embeddings = run(
+        EmbedStage(
+            examples,
+            MODEL,
+            EmbedderConfig(pool=PoolConfig(shard_rows=sizes.embed_rows)),
+            make_embedder=make_embedder,
+        )
+    )
     design = SampleDesign(label_pairs=300, holdout_pairs_per_quadrant=20, seed=3)
     if by_teacher:
         design = SampleDesign(label_fraction=1.0, holdout_pairs_per_quadrant=0, seed=3)

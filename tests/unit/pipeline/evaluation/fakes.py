@@ -14,9 +14,8 @@ from typing import Any
 import pytest
 from ray import cloudpickle
 
-from nncift_ray import pipeline as blueprint
+from nncift_ray import embedders
 from nncift_ray import pipeline as runner
-from nncift_ray.embedders import HashEmbedder
 from nncift_ray.engines.base import ScoringFailure, ScoringRequest, ScoringResult
 from nncift_ray.engines.choose import TunedModel
 from nncift_ray.engines.models import ResolvedModel
@@ -34,6 +33,7 @@ from nncift_ray.runtime.progress import Reporter
 from nncift_ray.runtime.step import Resources, Stage
 from nncift_ray.teachers.warmup import TrainingSettings
 from tests.fake_engines import FakeEngine, FakeGenerator
+from tests.hash_embedder import HashEmbedder
 
 MODEL = ResolvedModel("tiny", "nowhere", "1")
 KNOWLEDGE = "adapter_config.json"  # a tuned model is an adapter by this name
@@ -207,5 +207,5 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluating, "ray_session", lambda cluster: contextlib.nullcontext())
     monkeypatch.setattr(evaluating, "cluster_has_gpu", lambda: False)
     monkeypatch.setattr(runner, "pool_resources", lambda *args, **options: Resources())
-    monkeypatch.setattr(blueprint, "EmbedderFactory", lambda model: HashEmbedder)
+    monkeypatch.setattr(embedders, "load_embedder", lambda model: HashEmbedder())
     monkeypatch.setattr(record, "render_evaluation", lambda data: "the page has tests of its own")

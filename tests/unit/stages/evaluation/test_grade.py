@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nncift_ray.embedders import F32, HashEmbedder
+from nncift_ray.embedders import F32
 from nncift_ray.engines.models import ResolvedModel
 from nncift_ray.errors import StageError
 from nncift_ray.evaluate.grade import CosineGrader, GradeStage
 from nncift_ray.runtime.driver import stage_fingerprint
 from nncift_ray.runtime.output import StageOutput
+from tests.hash_embedder import HashEmbedder
 from tests.unit.stages.evaluation.answers import run, write_answers, write_test_set
 
 MODEL = ResolvedModel("hash", "nowhere", "1")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from nncift_ray.corpus.ingest import DeduplicateStage, IngestStage, find_sources
-from nncift_ray.embedders import EmbedPromptsStage, HashEmbedder
+from nncift_ray.embedders import EmbedPromptsStage
 from nncift_ray.engines.base import (
     Generation,
     GenerationRequest,
@@ -28,6 +28,7 @@ from nncift_ray.runtime.output import StageOutput
 from nncift_ray.runtime.progress import SilentReporter
 from nncift_ray.runtime.step import KILLED_WORKER, Stage
 from tests.fake_engines import FakeGenerator
+from tests.hash_embedder import HashEmbedder
 from tests.unit.stages.driving.dying import KilledError, replace_the_dead
 
 SETTINGS = GenerationSettings(max_tokens=20, temperature=0.5, min_p=0.1, seed=7)
@@ -159,7 +160,7 @@ def shown(tests: StageOutput, tmp_path: Path) -> ShownExamples:
     folder, model = tmp_path / "corpus", ResolvedModel("hash", "nowhere", "1")
     candidates = deduplicate(folder, rows, "candidates")
     vectors = [
-        run(EmbedPromptsStage(examples, model, HashEmbedder, table=table), folder)
+        run(EmbedPromptsStage(examples, model, make_embedder=HashEmbedder, tables=(table,)), folder)
         for examples, table in ((candidates, "candidates"), (tests, "targets"))
     ]
     members, draw = np.array([0, 1, 2]), {"max_rows": 200, "seed": SETTINGS.seed}

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from nncift_ray.corpus.ingest import DeduplicateStage, IngestStage, find_sources
-from nncift_ray.embedders import EmbedPromptsStage, HashEmbedder
+from nncift_ray.embedders import EmbedPromptsStage
 from nncift_ray.engines.models import ResolvedModel
 from nncift_ray.errors import StageError
 from nncift_ray.evaluate.ask import ATOM_ROWS, RetrieveStage
@@ -21,6 +21,7 @@ from nncift_ray.runtime.files import Location
 from nncift_ray.runtime.output import StageOutput, column_matrix
 from nncift_ray.runtime.progress import SilentReporter
 from nncift_ray.runtime.step import Stage
+from tests.hash_embedder import HashEmbedder
 
 MODEL = ResolvedModel("hash", "nowhere", "1")
 COSINE_TOLERANCE = 1e-6
@@ -54,7 +55,9 @@ def deduplicate(folder: Path, rows: list[tuple[str, str]], role: str) -> StageOu
 
 
 def embed(examples: StageOutput, table: str, folder: Path, embedder: Any) -> StageOutput:
-    return run(EmbedPromptsStage(examples, MODEL, lambda: embedder, table=table), folder)
+    return run(
+        EmbedPromptsStage(examples, MODEL, make_embedder=lambda: embedder, tables=(table,)), folder
+    )
 
 
 def prompts_of(output: StageOutput, table: str) -> list[str]:

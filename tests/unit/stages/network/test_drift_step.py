@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nncift_ray.embedders import HashEmbedder
 from nncift_ray.labels.sample import TRAIN, VALIDATION
 from nncift_ray.network import drift
 from nncift_ray.runtime.output import column_matrix
+from tests.hash_embedder import HashEmbedder
 from tests.unit.pipeline import grown
 from tests.unit.pipeline.grown import NUM_OLD, Outputs, grow, make_parent, write_new
 from tests.unit.stages import chain
