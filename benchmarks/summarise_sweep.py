@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from benchmarks.machine import describe_commit, describe_machine
-from nncift_ray.report.sweep import SweepPoint, describe_gain, quadrants_of, sweep_points
+from nncift_ray.sweep import SweepPoint, quadrants_of, sweep_points
 
 FOLDER = Path(__file__).parent
 
@@ -64,6 +64,14 @@ def _figures(point: SweepPoint, quadrants: Sequence[str]) -> dict[str, Any]:
         for name in quadrants
         for model in ("network", "row_column_mean", "zero", "random")
     }  # fmt: skip
+
+
+def describe_gain(point: SweepPoint) -> str:
+    """Say how far the network's Q4 error lies below that of the best mean."""
+    if not (np.isfinite(point.error("Q4")) and point.mean_error > 0):
+        return ""
+    change = 1 - point.error("Q4") / point.mean_error
+    return f"{abs(change):.0%} {'lower' if change >= 0 else 'higher'}"
 
 
 def _page(name: str, note: str, figures: dict[str, Any], points: Sequence[SweepPoint]) -> str:

@@ -222,8 +222,7 @@ def sweep(
         config = load_config(recipe, set_ or [])
         fractions = _numbers("--label-fraction", label_fraction, float)
         widths = _numbers("--hidden", hidden, int)
-        from nncift_ray.report.sweep import sweep_table
-        from nncift_ray.sweep import SweepGrid, plan_sweep
+        from nncift_ray.sweep import SweepGrid, plan_sweep, quadrants_of, sweep_points
         from nncift_ray.sweep import sweep as run_sweep
 
         made = plan_sweep(config, SweepGrid(fractions, widths, seeds))
@@ -232,7 +231,8 @@ def sweep(
             return
         with terminal.progress() as reporter:
             result = run_sweep(made, reporter=reporter)
-        console.print(sweep_table(result.cells))
+        points = sweep_points(result.cells)
+        terminal.print_sweep(points, quadrants_of(points))
         write_line(f"table: {result.csv}, {result.parquet}")
         write_line(f"plot: {result.plot}")
 

@@ -24,7 +24,7 @@ from nncift_ray.pipeline import (
     give_resources,
     observed,
 )
-from nncift_ray.plan import estimate_corpus
+from nncift_ray.plan import estimate_sources
 from nncift_ray.recipe.loading import apply_override, make_config
 from nncift_ray.recipe.sections import Config
 from nncift_ray.runs import Run, read_record
@@ -38,15 +38,12 @@ from nncift_ray.runtime.step import Stage
 from nncift_ray.scores.index_step import read_final_recall
 from nncift_ray.scores.step import ProjectStage, ScoreNewPairsStage
 
-#: Stages that do only what is new, in order.
+#: Stages that do only what is new, in order, and go on from the parent's tables.
 CHAINED: Mapping[str, type[Stage]] = {
-    "ingest": IngestStage,
-    "deduplicate": DeduplicateStage,
-    "embed": EmbedStage,
-    "project": ProjectStage,
-    "score_pairs": ScoreNewPairsStage,
+    stage.name: stage
+    for stage in (IngestStage, DeduplicateStage, EmbedStage, ProjectStage, ScoreNewPairsStage)
 }
-DRIFT = "drift"
+DRIFT = DriftStage.name
 #: Keys of the recipe that an extension may change, with all below them; what labels, network and
 #: the scores kept were made with is the parent's.
 FREE_KEYS = (
@@ -74,6 +71,96 @@ DIGEST_LENGTH = 8
 Outputs = Mapping[str, StageOutput]
 
 
+@dataclass(frozen=True)
+class ExtensionPlan:
+    """What ``nncift extend`` would do."""
+
+    parent: str
+    run_dir: str
+    files: tuple[str, ...]
+    num_old: int  # candidates of the parent
+    num_new: int  # usable rows of the files; copies of old ones among them are not known yet
+    exact: bool  # whether they were counted, not estimated
+    num_pairs: int  # to score
+    num_pairs_of_union: int  # what a run over everything would score
+
+
+def extend(
+    parent_dir: str,
+    data: Sequence[str],
+    *,
+    run_dir: str | None = None,
+    overrides: Sequence[str] = (),
+    reporter: Reporter | None = None,
+    execute: Executor | None = None,
+) -> RunResult:
+    """Add new candidates to a finished run and select again; no teacher is asked.
+
+    Args:
+        parent_dir: The run to go on from; it is read and never changed.
+        data: Files, globs or folders of new candidates.
+        run_dir: Where to work; None: next to the parent, named by the new files' content.
+        overrides: ``key.path=value`` for the recipe, of ``FREE_KEYS`` only.
+        reporter: Hears of progress; plain lines by default.
+        execute: Runs shards; a Ray Data actor pool by default.
+
+    Raises:
+        NnciftError: With what is wrong and the remedy; finished shards are kept.
+    """
+    extension = prepare(parent_dir, data, run_dir, overrides)
+    config, location = extension.config, Location.of(extension.config.run_dir)
+    location.make_folder()
+    with (
+        locked(location),
+        ray_session(config.cluster),
+        observed(config, location, reporter or LineReporter()) as reporter,
+    ):
+        outputs = run_extension(
+            extension,
+            location,
+            execute or execute_on_ray,
+            reporter,
+            lambda stage: give_resources(stage, extension.blueprint),
+        )
+        notices = (
+            f"goes on from {extension.parent.run_dir}: labels and network are of that run, whose "
+            "seconds are not counted here; no teacher was asked",
+            *describe_layouts(outputs["ingest"]),
+        )
+        return finish_run(config, location, outputs, notices, inherited=extension.inherited)
+
+
+def plan_extension(
+    parent_dir: str,
+    data: Sequence[str],
+    *,
+    run_dir: str | None = None,
+    overrides: Sequence[str] = (),
+) -> ExtensionPlan:
+    """Return what ``extend`` would do; start nothing.
+
+    Raises:
+        NnciftError: What would stop it at once.
+    """
+    extension = prepare(parent_dir, data, run_dir, overrides)
+    corpus = estimate_sources(extension.config, data)
+    outputs, new = extension.parent.outputs, corpus.num_rows
+    old, targets = (outputs["deduplicate"].num_rows(role) for role in ("candidates", "targets"))
+    blocks = outputs["project"].manifest.settings["blocks"]
+    to_score = {WITHIN: new * (2 * old + new), CROSS: new * targets, POINTS: new}
+    of_union = {WITHIN: (old + new) ** 2, CROSS: (old + new) * targets, POINTS: old + new}
+    return ExtensionPlan(
+        parent=str(extension.parent.run_dir),
+        run_dir=extension.config.run_dir,
+        files=tuple(dict.fromkeys(source.file.uri for source in extension.sources)),
+        num_old=old,
+        num_new=new,
+        exact=corpus.exact,
+        num_pairs=sum(to_score[block] for block in blocks),
+        num_pairs_of_union=sum(of_union[block] for block in blocks),
+    )
+
+
 class Extension:
     """The stages of a run that goes on from another."""
 
@@ -85,10 +172,10 @@ class Extension:
         embedder: ResolvedModel,
         make_embedder: Callable[[], Embedder] | None = None,
     ) -> None:
-        """Go on from a parent.
+        """Go on from a run whose stages are all finished.
 
         Args:
-            parent: A run whose stages are all finished.
+            parent: The run.
             config: Its recipe, with the new data among the candidates and a run directory of its
                 own (``recipe_of_union``).
             sources: The new files.
@@ -98,9 +185,8 @@ class Extension:
         Raises:
             StageError: If the parent is of another version of a stage.
         """
-        self.parent, self.config = parent, config
-        self.sources, self._embedder = tuple(sources), embedder
-        self._make_embedder = make_embedder
+        self.parent, self.config, self.sources = parent, config, tuple(sources)
+        self._embedder, self._make_embedder = embedder, make_embedder
         self.blueprint = Blueprint(config)
         for name, stage in CHAINED.items():
             version = parent.outputs[name].manifest.version
@@ -121,34 +207,53 @@ class Extension:
     @property
     def inherited(self) -> tuple[str, ...]:
         """The stages that are the parent's as they are: labels and network."""
-        names = self.stage_names
-        before = names[: names.index("score_pairs")]
+        before = self.stage_names[: self.stage_names.index("score_pairs")]
         return tuple(name for name in before if name not in CHAINED and name != DRIFT)
 
     def build(self, name: str, outputs: Outputs) -> Stage:
-        """Build a stage from the outputs of those before it."""
-        builders: dict[str, Callable[[Outputs], Stage]] = {
-            "ingest": self._ingest,
-            "deduplicate": self._deduplicate,
-            "embed": self._embed,
-            "project": self._project,
-            DRIFT: self._drift,
-            "score_pairs": self._score_pairs,
-        }
-        if name in builders:
-            return builders[name](outputs)
+        """Return a stage, from the outputs of those before it."""
+        above = self.parent.outputs
+        if name == "ingest":
+            return IngestStage(self.sources, self.config.data)
+        if name == "deduplicate":
+            records = outputs["ingest"]
+            own = records.own if isinstance(records, ChainedOutput) else records
+            return DeduplicateStage(own, parent=above[name])
+        if name == "embed":
+            dtype = above[name].manifest.settings["dtype"]
+            return EmbedStage(
+                outputs["deduplicate"],
+                self._embedder,
+                self.config.embedder.model_copy(update={"dtype": dtype}),
+                make_embedder=self._make_embedder,
+                parent=above[name],
+            )
+        if name == "project":
+            return ProjectStage(
+                outputs["embed"],
+                outputs["fit"],
+                above[name].manifest.settings["blocks"],
+                self.config.network.num_hidden,
+                parent=above[name],
+            )
+        if name == DRIFT:
+            return DriftStage(
+                outputs["label"],
+                outputs["embed"],
+                outputs["project"],
+                num_labelled_corpus=root_of(above["deduplicate"]).num_rows("candidates"),
+                first_new=above["deduplicate"].num_rows("candidates"),
+            )
+        if name == "score_pairs":
+            return ScoreNewPairsStage(
+                outputs["project"],
+                outputs["fit"],
+                above["project"],
+                above["score_pairs"],
+                self.config.pair_scores,
+                examples=outputs["deduplicate"],
+            )
         return self.blueprint.build(name, outputs)
-
-    def adopt(self, name: str, own: StageOutput) -> StageOutput:
-        """Return how later stages read what a stage has written."""
-        return ChainedOutput(self.parent.outputs[name], own) if name in CHAINED else own
-
-    def notices(self) -> list[str]:
-        """What a reader of the report should know."""
-        return [
-            f"goes on from {self.parent.run_dir}: labels and network are of that run, whose "
-            "seconds are not counted here; no teacher was asked"
-        ]
 
     def record(self, fingerprints: Mapping[str, str]) -> dict[str, Any]:
         """Return what the run says of itself, the parent's record inside."""
@@ -163,55 +268,6 @@ class Extension:
             "parent": {**self.parent.record, "run_dir": str(self.parent.run_dir)},
             "written_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-
-    def _ingest(self, outputs: Outputs) -> Stage:
-        return IngestStage(self.sources, self.config.data)
-
-    def _deduplicate(self, outputs: Outputs) -> Stage:
-        ingest = outputs["ingest"]
-        new = ingest.own if isinstance(ingest, ChainedOutput) else ingest
-        return DeduplicateStage(new, parent=self.parent.outputs["deduplicate"])
-
-    def _embed(self, outputs: Outputs) -> Stage:
-        parent = self.parent.outputs["embed"]
-        dtype = parent.manifest.settings["dtype"]
-        return EmbedStage(
-            outputs["deduplicate"],
-            self._embedder,
-            self.config.embedder.model_copy(update={"dtype": dtype}),
-            make_embedder=self._make_embedder,
-            parent=parent,
-        )
-
-    def _project(self, outputs: Outputs) -> Stage:
-        parent = self.parent.outputs["project"]
-        return ProjectStage(
-            outputs["embed"],
-            outputs["fit"],
-            parent.manifest.settings["blocks"],
-            self.config.network.num_hidden,
-            parent=parent,
-        )
-
-    def _drift(self, outputs: Outputs) -> Stage:
-        examples = self.parent.outputs["deduplicate"]
-        return DriftStage(
-            outputs["label"],
-            outputs["embed"],
-            outputs["project"],
-            num_labelled_corpus=root_of(examples).num_rows("candidates"),
-            first_new=examples.num_rows("candidates"),
-        )
-
-    def _score_pairs(self, outputs: Outputs) -> Stage:
-        return ScoreNewPairsStage(
-            outputs["project"],
-            outputs["fit"],
-            self.parent.outputs["project"],
-            self.parent.outputs["score_pairs"],
-            self.config.pair_scores,
-            examples=outputs["deduplicate"],
-        )
 
 
 def prepare(
@@ -233,7 +289,15 @@ def prepare(
     parent.need(*parent.stage_names)
     sources = find_sources(data, [])
     home = Location.of(run_dir or default_run_dir(str(parent.run_dir), sources))
-    _check_home(home, parent)
+    if str(home) == str(parent.run_dir):
+        raise ConfigError(
+            f"--run-dir {home} is the run to go on from, which is kept as it is; give another, or "
+            "none"
+        )
+    if (home / RUN_RECORD).exists():
+        above = read_record(home).get("parent")
+        if above is None or above["run_dir"] != str(parent.run_dir):
+            raise ConfigError(f"--run-dir {home} holds a run that does not go on from this one")
     embedder = find_embedder(parent)
     config = recipe_of_union(parent.config, data, str(home), overrides)
     return Extension(parent, config, sources, embedder)
@@ -290,113 +354,6 @@ def find_embedder(parent: Run) -> ResolvedModel:
         ) from error
 
 
-def _check_home(home: Location, parent: Run) -> None:
-    """Refuse a directory that holds another run."""
-    if str(home) == str(parent.run_dir):
-        raise ConfigError(
-            f"--run-dir {home} is the run to go on from, which is kept as it is; give another, or "
-            "none"
-        )
-    if (home / RUN_RECORD).exists():
-        above = read_record(home).get("parent")
-        if above is None or above["run_dir"] != str(parent.run_dir):
-            raise ConfigError(f"--run-dir {home} holds a run that does not go on from this one")
-
-
-# Go on from a finished run with new data: no teacher call, no fit, and nothing done twice.
-
-
-@dataclass(frozen=True)
-class ExtensionPlan:
-    """What ``nncift extend`` would do."""
-
-    parent: str
-    run_dir: str
-    files: tuple[str, ...]
-    num_old: int  # candidates of the parent
-    num_new: int  # usable rows of the files; copies of old ones among them are not known yet
-    exact: bool  # whether they were counted, not estimated
-    num_pairs: int  # to score
-    num_pairs_of_union: int  # what a run over everything would score
-
-
-def extend(
-    parent_dir: str,
-    data: Sequence[str],
-    *,
-    run_dir: str | None = None,
-    overrides: Sequence[str] = (),
-    reporter: Reporter | None = None,
-    execute: Executor | None = None,
-) -> RunResult:
-    """Add new candidates to a finished run and select again; no teacher is asked.
-
-    Args:
-        parent_dir: The run to go on from; it is read and never changed.
-        data: Files, globs or folders of new candidates.
-        run_dir: Where to work; None: next to the parent, named by the new files' content.
-        overrides: ``key.path=value`` for the recipe, of ``FREE_KEYS`` only.
-        reporter: Hears of progress; plain lines by default.
-        execute: Runs shards; a Ray Data actor pool by default.
-
-    Raises:
-        NnciftError: With what is wrong and the remedy; finished shards are kept.
-    """
-    reporter = reporter or LineReporter()
-    extension = prepare(parent_dir, data, run_dir, overrides)
-    location = Location.of(extension.config.run_dir)
-    location.make_folder()
-    with (
-        locked(location),
-        ray_session(extension.config.cluster),
-        observed(extension.config, location, reporter) as reporter,
-    ):
-
-        def size_pool(stage: Stage) -> None:
-            give_resources(stage, extension.blueprint)
-
-        outputs = run_extension(extension, location, execute or execute_on_ray, reporter, size_pool)
-        notices = (*extension.notices(), *describe_layouts(outputs["ingest"]))
-        return finish_run(
-            extension.config, location, outputs, notices, inherited=extension.inherited
-        )
-
-
-def plan_extension(
-    parent_dir: str,
-    data: Sequence[str],
-    *,
-    run_dir: str | None = None,
-    overrides: Sequence[str] = (),
-) -> ExtensionPlan:
-    """Say what ``extend`` would do; start nothing.
-
-    Raises:
-        NnciftError: What would stop it at once.
-    """
-    extension = prepare(parent_dir, data, run_dir, overrides)
-    parent = extension.parent
-    tree = extension.config.model_dump(mode="json")
-    tree["data"] |= {"candidates": list(data), "targets": [], "subtask_by": None}
-    tree["selection"] |= {"objective": "top_k"}  # what is counted needs no targets
-    corpus = estimate_corpus(make_config(tree, "--data"), None)
-    examples, new = parent.outputs["deduplicate"], corpus.num_candidates
-    old, targets = examples.num_rows("candidates"), examples.num_rows("targets")
-    blocks = parent.outputs["project"].manifest.settings["blocks"]
-    to_score = {WITHIN: new * (2 * old + new), CROSS: new * targets, POINTS: new}
-    of_union = {WITHIN: (old + new) ** 2, CROSS: (old + new) * targets, POINTS: old + new}
-    return ExtensionPlan(
-        parent=str(parent.run_dir),
-        run_dir=extension.config.run_dir,
-        files=tuple(dict.fromkeys(source.file.uri for source in extension.sources)),
-        num_old=old,
-        num_new=new,
-        exact=corpus.exact,
-        num_pairs=sum(to_score[block] for block in blocks),
-        num_pairs_of_union=sum(of_union[block] for block in blocks),
-    )
-
-
 def run_extension(
     extension: Extension,
     run_dir: Location,
@@ -405,11 +362,12 @@ def run_extension(
     size_pool: Callable[[Stage], None] = lambda stage: None,
 ) -> dict[str, StageOutput]:
     """Run the stages of an extension that are not finished; return all outputs by name."""
+    above = extension.parent.outputs
     outputs: dict[str, StageOutput] = {}
     fingerprints: dict[str, str] = {}
     for name in extension.stage_names:
         if name in extension.inherited:
-            outputs[name] = extension.parent.outputs[name]
+            outputs[name] = above[name]
             continue
         stage = extension.build(name, outputs)
         size_pool(stage)
@@ -417,14 +375,14 @@ def run_extension(
         record = json.dumps(extension.record(fingerprints), indent=1)
         (run_dir / RUN_RECORD).write_bytes(record.encode())
         own = run_stage(stage, run_dir, execute=execute, reporter=reporter)
-        outputs[name] = extension.adopt(name, own)
-        for line in _news(name, own, outputs):
+        outputs[name] = ChainedOutput(above[name], own) if name in CHAINED else own
+        for line in _describe(name, own, outputs):
             reporter.notice(line)
     return outputs
 
 
-def _news(name: str, own: StageOutput, outputs: Outputs) -> list[str]:
-    """Say what the user should hear when a stage is done."""
+def _describe(name: str, own: StageOutput, outputs: Outputs) -> list[str]:
+    """Return what the user should hear when a stage is done."""
     if name == "ingest":
         return describe_layouts(own)
     if name == "deduplicate":

@@ -11,29 +11,35 @@ import io
 import itertools
 import math
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+import matplotlib as mpl
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from nncift_ray.errors import ConfigError
-from nncift_ray.labels.sample import TRAIN, VALIDATION, SampleDesign, count_pairs
+from nncift_ray.labels.sample import QUADRANTS, TRAIN, VALIDATION, count_pairs
 from nncift_ray.network.sweep import CELLS_TABLE, Cell, SweepStage
 from nncift_ray.pipeline import Blueprint, give_resources, observed, run
-from nncift_ray.plan import make_plan
+from nncift_ray.plan import RunPlan, make_plan
 from nncift_ray.recipe.loading import make_config
 from nncift_ray.recipe.sections import Config
-from nncift_ray.report.sweep import plot_sweep
 from nncift_ray.runtime import schemas
 from nncift_ray.runtime.driver import Executor, finished_shards, run_stage
 from nncift_ray.runtime.files import Location, locked
 from nncift_ray.runtime.output import StageOutput
 from nncift_ray.runtime.progress import LineReporter, Reporter
 from nncift_ray.runtime.ray_pool import execute_on_ray, ray_session
-from nncift_ray.runtime.schemas import POINTS, WITHIN, helped_role
+from nncift_ray.runtime.schemas import CROSS, POINTS, WITHIN, helped_role
 
 LABELS_STAGE = "label"
 SWEEP_FOLDER = "sweep"
@@ -79,7 +85,7 @@ class SweepResult:
 
 
 def plan_sweep(config: Config, grid: SweepGrid) -> SweepPlan:
-    """Work out the cells, and the recipe that makes labels enough; starts nothing.
+    """Return the cells, and the recipe that makes labels enough; starts nothing.
 
     Raises:
         ConfigError: If the fractions ask for more labels than ``labels.max_pairs`` allows, or the
@@ -92,11 +98,15 @@ def plan_sweep(config: Config, grid: SweepGrid) -> SweepPlan:
             "network (-s pair_scores.by=network)"
         )
     notices: list[str] = []
-    labelled = _labelled_fractions(config)
+    made = make_plan(config)
+    labelled = _planned_fractions(config, made)
     wanted = max(grid.fractions or (0.0,))
     if wanted > min(labelled.values()) * (1 + 1e-6):
-        config = _with_fraction(config, wanted)
-        labelled = _labelled_fractions(config)
+        tree = config.model_dump(mode="json")
+        tree["labels"] |= {"fraction": wanted, "label_pairs": None}
+        config = make_config(tree)
+        made = make_plan(config)
+        labelled = _planned_fractions(config, made)
         notices.append(
             f"the recipe labels less than a fraction of {wanted:g}, so labels.fraction is set to "
             "it: the teacher is asked for what is not there yet"
@@ -108,15 +118,15 @@ def plan_sweep(config: Config, grid: SweepGrid) -> SweepPlan:
             )
     least = min(labelled.values())
     shares = [float(f"{share * least:.{DIGITS}g}") for share in DEFAULT_SHARES]
-    axes = (
+    cells = itertools.product(
         labelled,
         sorted(set(grid.fractions or shares)),
         sorted(set(grid.hidden or (config.network.num_hidden,))),
         range(config.network.seed, config.network.seed + grid.num_seeds),
     )
-    cells = tuple(Cell(*values) for values in itertools.product(*axes))
-    label = next(row for row in make_plan(config).stages if row.name == LABELS_STAGE)
-    return SweepPlan(config, cells, tuple(notices), f"{label.name}: {label.state}, {label.amount}")
+    label = next(row for row in made.stages if row.name == LABELS_STAGE)
+    labels = f"{label.name}: {label.state}, {label.amount}"
+    return SweepPlan(config, tuple(Cell(*values) for values in cells), tuple(notices), labels)
 
 
 def sweep(
@@ -133,8 +143,7 @@ def sweep(
         NnciftError: With what is wrong and the remedy; finished cells are kept.
     """
     reporter, execute = reporter or LineReporter(), execute or execute_on_ray
-    config = plan.config
-    run_dir = Location.of(config.run_dir)
+    config, run_dir = plan.config, Location.of(plan.config.run_dir)
     with ray_session(config.cluster):
         outputs = run(
             config, reporter=reporter, until=LABELS_STAGE, execute=execute, record=False
@@ -142,8 +151,18 @@ def sweep(
         with locked(run_dir), observed(config, run_dir, reporter) as reporter:
             for notice in plan.notices:
                 reporter.notice(notice)
-            stage = _make_stage(plan, outputs, run_dir, reporter)
-            give_resources(stage, Blueprint(config))
+            labels, examples = outputs[LABELS_STAGE], outputs["deduplicate"]
+            blueprint, blocks = Blueprint(config), {cell.block for cell in plan.cells}
+            labelled = {block: measured_fraction(labels, examples, block) for block in blocks}
+            stage = SweepStage(
+                labels, outputs["embed"], plan.cells, blueprint.block_training, labelled
+            )
+            stage.known = known_rows(run_dir, stage.base)
+            if reused := sum(cell in stage.known for cell in plan.cells):
+                reporter.notice(
+                    f"{reused} of {len(plan.cells)} networks were trained by an earlier sweep"
+                )
+            give_resources(stage, blueprint)
             output = run_stage(stage, run_dir, execute=execute, reporter=reporter)
     return publish(output.read(CELLS_TABLE, schema=schemas.SWEEP_CELLS), run_dir / SWEEP_FOLDER)
 
@@ -162,44 +181,24 @@ def publish(cells: pa.Table, folder: Location) -> SweepResult:
     return result
 
 
-def _make_stage(
-    plan: SweepPlan, outputs: dict[str, StageOutput], run_dir: Location, reporter: Reporter
-) -> SweepStage:
-    config = plan.config
-    labels, examples = outputs[LABELS_STAGE], outputs["deduplicate"]
-    blocks = {cell.block for cell in plan.cells}
-    stage = SweepStage(
-        labels,
-        outputs["embed"],
-        plan.cells,
-        Blueprint(config).block_training,
-        {block: measured_fraction(labels, examples, block) for block in blocks},
-    )
-    known = known_rows(run_dir, stage.base)
-    if reused := sum(cell in known for cell in plan.cells):
-        reporter.notice(f"{reused} of {len(plan.cells)} networks were trained by an earlier sweep")
-    return stage.knowing(known)
-
-
 def known_rows(run_dir: Location, base: str) -> dict[Cell, list[dict[str, Any]]]:
     """Return the rows of all cells of a base that any sweep has finished, whole or not."""
     folder = run_dir / SWEEP_FOLDER
-    sweeps = {file.uri.removeprefix(f"{folder}/").split("/")[0]
-              for file in folder.list_files(recursive=True)}  # fmt: skip
+    files = (file.uri.removeprefix(f"{folder}/") for file in folder.list_files(recursive=True))
     known: defaultdict[Cell, list[dict[str, Any]]] = defaultdict(list)
-    for name in sorted(sweeps):
-        seen: set[Cell] = set(known)
-        for record in finished_shards(folder / name):
-            for part in record.parts:
-                if part.table != CELLS_TABLE:
-                    continue
-                table = pq.read_table(io.BytesIO((folder / name / part.name).read_bytes()))
-                if not table.schema.equals(schemas.SWEEP_CELLS):
-                    continue
-                for row in table.filter(pc.equal(table["base"], pa.scalar(base))).to_pylist():
-                    cell = Cell(*(row[field.name] for field in dataclasses.fields(Cell)))
-                    if cell not in seen:
-                        known[cell].append(row)
+    for name in sorted({file.split("/")[0] for file in files}):
+        earlier = set(known)
+        parts = (part for record in finished_shards(folder / name) for part in record.parts)
+        for part in parts:
+            if part.table != CELLS_TABLE:
+                continue
+            table = pq.read_table(io.BytesIO((folder / name / part.name).read_bytes()))
+            if not table.schema.equals(schemas.SWEEP_CELLS):
+                continue
+            for row in table.filter(pc.equal(table["base"], pa.scalar(base))).to_pylist():
+                cell = Cell(*(row[each.name] for each in dataclasses.fields(Cell)))
+                if cell not in earlier:
+                    known[cell].append(row)
     return dict(known)
 
 
@@ -208,40 +207,147 @@ def measured_fraction(labels: StageOutput, examples: StageOutput, block: str) ->
     table = labels.read("labels", ["block", "split"], schemas.LABELS)
     splits = table.filter(pc.equal(table["block"], pa.scalar(block)))["split"].to_pylist()
     used = (TRAIN, VALIDATION) if block == POINTS else (TRAIN, VALIDATION, "Q1")
+    num_rows = examples.num_rows(f"{helped_role(block)}s")
     num_labels = sum(split in used for split in splits)
-    return _fraction(num_labels, block, examples.num_rows("candidates"),
-                     examples.num_rows(f"{helped_role(block)}s"))  # fmt: skip
+    return _fraction(num_labels, block, num_rows, examples.num_rows("candidates"))
 
 
-def _labelled_fractions(config: Config) -> dict[str, float]:
+def _planned_fractions(config: Config, made: RunPlan) -> dict[str, float]:
     """Return by block the fraction of the rows and of the columns that a recipe labels."""
-    corpus = make_plan(config).corpus
-    blueprint = Blueprint(config, fetch=False)
-    designs = blueprint.sample_designs(corpus.num_candidates, corpus.num_targets)
-    return {
-        block: _designed_fraction(
-            design, block, corpus.num_candidates,
-            corpus.num_candidates if block in (WITHIN, POINTS) else corpus.num_targets,
-        )
-        for block, design in designs.items()
-    }  # fmt: skip
+    corpus = made.corpus
+    found: dict[str, float] = {}
+    designs = Blueprint(config, fetch=False).sample_designs(
+        corpus.num_candidates, corpus.num_targets
+    )
+    for block, design in designs.items():
+        if design.label_pairs is None:
+            found[block] = design.label_fraction or 0.0
+            continue
+        num_rows = corpus.num_targets if block == CROSS else corpus.num_candidates
+        held_out = design.holdout_pairs_per_quadrant * (1 if block == POINTS else 3)
+        num_labels = max(1, design.label_pairs - held_out)
+        found[block] = _fraction(num_labels, block, num_rows, corpus.num_candidates)
+    return found
 
 
-def _designed_fraction(design: SampleDesign, block: str, num_columns: int, num_rows: int) -> float:
-    if design.label_pairs is None:
-        return design.label_fraction or 0.0
-    held_out = design.holdout_pairs_per_quadrant * (1 if block == POINTS else 3)
-    return _fraction(max(1, design.label_pairs - held_out), block, num_columns, num_rows)
-
-
-def _fraction(num_labels: int, block: str, num_columns: int, num_rows: int) -> float:
+def _fraction(num_labels: int, block: str, num_rows: int, num_columns: int) -> float:
     if block == POINTS:
         return min(1.0, num_labels / max(1, num_columns))
     possible = count_pairs(num_rows, num_columns, block == WITHIN)
     return min(1.0, math.sqrt(num_labels / max(1, possible)))
 
 
-def _with_fraction(config: Config, fraction: float) -> Config:
-    tree = config.model_dump(mode="json")
-    tree["labels"] |= {"fraction": fraction, "label_pairs": None}
-    return make_config(tree)
+# What a sweep found: error by setting, over its seeds, as a table and as the paper's plot.
+
+NETWORK, MEAN, ROW_COLUMN_MEAN = "network", "mean", "row_column_mean"
+#: Colour, marker and meaning of each quadrant.
+LOOKS = {
+    "Q1": ("#0072b2", "o", "both seen"),
+    "Q2": ("#009e73", "s", "helper unseen"),
+    "Q3": ("#9467bd", "^", "helped unseen"),
+    "Q4": ("#d55e00", "D", "neither seen"),
+}
+#: The paper's two baselines know no label: one line each, of Q4.
+BLIND = {"zero": ":", "random": "-."}
+STYLE: dict[Any, Any] = {
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
+DOTS_PER_INCH = 160
+
+
+@dataclass(frozen=True)
+class SweepPoint:
+    """One setting, over its seeds. Errors are on labels scaled to [0, 1]."""
+
+    block: str
+    fraction: float
+    num_hidden: int
+    num_train_pairs: int
+    #: (split, model) to the error of every seed.
+    errors: dict[tuple[str, str], list[float]] = field(default_factory=dict)
+    row_spearman: list[float] = field(default_factory=list)  # of the network in Q4, a seed each
+
+    def error(self, split: str, model: str = NETWORK) -> float:
+        """Return the mean error over seeds; NaN where the split has no pairs."""
+        return float(np.mean(self.errors.get((split, model), [np.nan])))
+
+    @property
+    def mean_error(self) -> float:
+        """The Q4 error of the best mean: of row and column, or of all points."""
+        best = ROW_COLUMN_MEAN if ("Q4", ROW_COLUMN_MEAN) in self.errors else MEAN
+        return self.error("Q4", best)
+
+
+def sweep_points(cells: pa.Table) -> list[SweepPoint]:
+    """Return the settings of SWEEP_CELLS in order, seeds together."""
+    points: dict[tuple[Any, ...], SweepPoint] = {}
+    for row in cells.to_pylist():
+        key = (row["block"], row["num_hidden"], row["fraction"])
+        if key not in points:
+            points[key] = SweepPoint(
+                row["block"], row["fraction"], row["num_hidden"], row["num_train_pairs"]
+            )
+        point = points[key]
+        point.errors.setdefault((row["split"], row["model"]), []).append(row["scaled_mse"])
+        if (row["split"], row["model"]) == ("Q4", NETWORK) and row["row_spearman"] is not None:
+            point.row_spearman.append(row["row_spearman"])
+    return [points[key] for key in sorted(points)]
+
+
+def quadrants_of(points: Sequence[SweepPoint]) -> list[str]:
+    """Return the quadrants that any point has pairs of."""
+    return [name for name in QUADRANTS if any((name, NETWORK) in one.errors for one in points)]
+
+
+def plot_sweep(cells: pa.Table) -> bytes:
+    """Draw SWEEP_CELLS as a PNG: a panel a block and hidden size, on the same axes."""
+    points = sweep_points(cells)
+    blocks = sorted({one.block for one in points})
+    widths = sorted({one.num_hidden for one in points})
+    with mpl.rc_context(STYLE):
+        size = (max(6.4, 0.8 + 3.6 * len(widths)), 1.6 + 3.2 * len(blocks))
+        figure = Figure(figsize=size, layout="constrained")
+        FigureCanvasAgg(figure)
+        grid = figure.subplots(len(blocks), len(widths), sharex=True, sharey=True, squeeze=False)
+        for (y, block), (x, width) in itertools.product(enumerate(blocks), enumerate(widths)):
+            panel = [one for one in points if (one.block, one.num_hidden) == (block, width)]
+            _draw_panel(grid[y, x], panel)
+            grid[y, x].set_title(f"{block}, {width} hidden units")
+            grid[-1, x].set_xlabel("labelled pairs trained on")
+            grid[y, 0].set_ylabel("mean squared error")
+        figure.suptitle("Error by training size (labels scaled to [0, 1])", fontweight="bold")
+        lines, names = grid[0, 0].get_legend_handles_labels()
+        figure.legend(lines, names, loc="outside lower center", ncols=3)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _draw_panel(axes: Axes, points: Sequence[SweepPoint]) -> None:
+    """Draw one setting: the network a quadrant with its seeds' range, and the baselines."""
+    points = sorted(points, key=lambda one: one.num_train_pairs)
+    sizes = [one.num_train_pairs for one in points]
+    for name in quadrants_of(points):
+        colour, marker, meaning = LOOKS[name]
+        seeds = [one.errors.get((name, NETWORK), [np.nan]) for one in points]
+        axes.fill_between(
+            sizes, [min(of) for of in seeds], [max(of) for of in seeds], color=colour, alpha=0.15
+        )
+        errors, label = [one.error(name) for one in points], f"{name}: {meaning}"
+        axes.plot(sizes, errors, color=colour, marker=marker, label=label)
+        means = [one.error(name, ROW_COLUMN_MEAN) for one in points]
+        label = "row + column mean" if name == "Q4" else ""
+        axes.plot(sizes, means, color=colour, ls="--", lw=1.2, label=label)
+    for model, dashes in BLIND.items():
+        errors = [one.error("Q4", model) for one in points]
+        axes.plot(sizes, errors, color="grey", ls=dashes, label=f"{model} (Q4)")
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_minor_formatter(NullFormatter())

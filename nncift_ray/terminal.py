@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from nncift_ray.runs import Example, RunStatus, StageStatus
     from nncift_ray.runtime.progress import Reporter
     from nncift_ray.submit import Job
-    from nncift_ray.sweep import SweepPlan
+    from nncift_ray.sweep import SweepPlan, SweepPoint
 
 console = Console()
 errors = Console(stderr=True)
@@ -325,6 +326,30 @@ def print_sweep_plan(plan: SweepPlan) -> None:
     console.print(Text(plan.labels))
     write_notes(plan.notices)
     console.print("Nothing was started.")
+
+
+def print_sweep(points: Sequence[SweepPoint], quadrants: Sequence[str]) -> None:
+    """Print the error of every setting, by quadrant, beside the best mean."""
+    rows = []
+    for point in points:
+        errors = [point.error(name) for name in quadrants] + [point.mean_error]
+        change = point.error("Q4") / point.mean_error - 1 if point.mean_error > 0 else math.nan
+        ranks = point.row_spearman
+        rows.append(
+            (
+                point.block,
+                f"{point.fraction:g}",
+                f"{point.num_hidden:,}",
+                f"{point.num_train_pairs:,}",
+                *("" if math.isnan(error) else f"{1000 * error:.3g}" for error in errors),
+                "" if math.isnan(change) else f"{change:+.0%}",
+                f"{sum(ranks) / len(ranks):.2f}" if ranks else "",
+            )
+        )
+    columns = ("block", ">part", ">hidden", ">pairs", *(f">{name}" for name in quadrants))
+    title = "1,000 x mean squared error on labels scaled to [0, 1], mean over seeds"
+    console.print(make_table((*columns, ">mean", ">vs", ">rank"), rows, title=title))
+    console.print("Q4: mean is row + col mean, vs the network against it, rank within rows")
 
 
 def print_evaluation_plan(made: EvaluationPlan) -> None:

@@ -1,4 +1,4 @@
-"""Sweep: networks trained on parts of the labels, and of other sizes, each measured by quadrant."""
+"""The networks of a sweep: trained on parts of the labels, in several sizes, and measured."""
 
 from __future__ import annotations
 
@@ -30,9 +30,11 @@ from nncift_ray.runtime.step import Shard, Stage, Worker
 
 Integers = NDArray[np.integer]
 
+CELLS_TABLE = "cells"
 #: What of a pair has to be kept for it to mean in the smaller sample what its split says.
 _NEEDS_ROW = (TRAIN, VALIDATION, "Q1", "Q2")
 _NEEDS_COLUMN = (TRAIN, VALIDATION, "Q1", "Q3")
+_PER_PAIR = ("helped_pos", "helper_pos", "helped_index", "helper_index", "split", "utility")
 
 
 def keep_share(
@@ -86,11 +88,6 @@ def keep_share(
     return kept
 
 
-# Sweep: networks trained on parts of the labels, and of other sizes, each measured by quadrant.
-
-CELLS_TABLE = "cells"
-
-
 @dataclass(frozen=True, slots=True, order=True)
 class Cell:
     """One network of a sweep."""
@@ -101,13 +98,11 @@ class Cell:
     seed: int  # of the weights and of the order of the pairs
 
 
-KnownRows = Mapping[Cell, Sequence[Mapping[str, Any]]]
-
-
 class SweepStage(Stage):
     """Write ``cells``: the fidelity of every network by split, beside the baselines."""
 
     name: ClassVar[str] = "sweep"
+    title: ClassVar[str] = "train networks on parts of the labels"
     unit: ClassVar[str] = "networks"
 
     def __init__(
@@ -129,12 +124,8 @@ class SweepStage(Stage):
         """
         self._labels, self._embeddings = labels, embeddings
         self._cells, self._network, self._labelled = tuple(cells), network, dict(labelled)
-        self._known: KnownRows = {}
-
-    def knowing(self, known: KnownRows) -> SweepStage:
-        """Take over the rows of cells that another sweep of the same ``base`` has measured."""
-        self._known = {cell: known[cell] for cell in self._cells if cell in known}
-        return self
+        #: Rows of cells that another sweep of the same ``base`` has measured.
+        self.known: Mapping[Cell, Sequence[Mapping[str, Any]]] = {}
 
     @property
     def produces(self) -> Mapping[str, pa.Schema]:
@@ -176,7 +167,7 @@ class SweepStage(Stage):
 
         def train_cells(shard: Shard, sink: Sink) -> None:
             for cell in self._cells[shard.start : shard.stop]:
-                rows = self._known.get(cell)
+                rows = self.known.get(cell)
                 if rows is None:
                     share = min(1.0, cell.fraction / self._labelled[cell.block])
                     rows = measure_cell(read(cell.block), cell, share, self._network)
@@ -193,21 +184,28 @@ def measure_cell(
 
     Errors are scaled by the range of all labels, the same for every share.
     """
-    kept = take_share(data, share, cell.block)
+    mask = keep_share(
+        data.helped_index,
+        data.helper_index,
+        data.split,
+        share,
+        same_examples=cell.block == WITHIN,
+        seed=0,
+    )
+    arrays = {name: getattr(data, name) for name in _PER_PAIR}
+    kept = dataclasses.replace(
+        data, **{name: None if array is None else array[mask] for name, array in arrays.items()}
+    )
     started = time.perf_counter()
     training = dataclasses.replace(network.training, seed=cell.seed)
-    fitted = fit_block(
-        kept,
-        cell.block,
-        dataclasses.replace(network, num_hidden=cell.num_hidden, training=training),
-    )
+    network = dataclasses.replace(network, num_hidden=cell.num_hidden, training=training)
+    fitted = fit_block(kept, cell.block, network)
     influence = score_labelled(fitted.network, kept)
     learnt = kept.split == TRAIN
+    columns = () if kept.helper_index is None else np.unique(kept.helper_index[learnt])
     facts = dataclasses.asdict(cell) | {
         "num_train_rows": len(np.unique(kept.helped_index[learnt])),
-        "num_train_columns": 0
-        if kept.helper_index is None
-        else len(np.unique(kept.helper_index[learnt])),
+        "num_train_columns": len(columns),
         "num_train_pairs": int(learnt.sum()),
         "num_epochs": best_epoch(fitted.history),
         "seconds": time.perf_counter() - started,
@@ -220,24 +218,3 @@ def measure_cell(
         row.flat() | facts | {"scaled_mse": row.mse / width**2 if width > 0 else float("nan")}
         for row in rows
     ]
-
-
-def take_share(data: BlockLabels, share: float, block: str) -> BlockLabels:
-    """Return the labels that a share of the rows and of the columns has."""
-    kept = keep_share(
-        data.helped_index,
-        data.helper_index,
-        data.split,
-        share,
-        same_examples=block == WITHIN,
-        seed=0,
-    )
-    return dataclasses.replace(
-        data,
-        helped_pos=data.helped_pos[kept],
-        helper_pos=None if data.helper_pos is None else data.helper_pos[kept],
-        helped_index=data.helped_index[kept],
-        helper_index=None if data.helper_index is None else data.helper_index[kept],
-        split=data.split[kept],
-        utility=data.utility[kept],
-    )

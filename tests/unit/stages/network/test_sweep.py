@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from nncift_ray.errors import ConfigError
 from nncift_ray.network import sweep as sweep_step
@@ -16,7 +15,6 @@ from nncift_ray.network.sweep import CELLS_TABLE, Cell, SweepStage
 from nncift_ray.network.training import TrainingConfig
 from nncift_ray.recipe.loading import make_config
 from nncift_ray.recipe.sections import Config
-from nncift_ray.report.sweep import sweep_points, sweep_table
 from nncift_ray.runtime import schemas
 from nncift_ray.runtime.driver import execute_here, finished_shards, run_stage, stage_folder
 from nncift_ray.runtime.files import Location
@@ -28,7 +26,10 @@ from nncift_ray.sweep import (
     measured_fraction,
     plan_sweep,
     publish,
+    quadrants_of,
+    sweep_points,
 )
+from nncift_ray.terminal import print_sweep
 from tests.unit.stages.chain import run_chain
 
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
@@ -70,7 +71,8 @@ def make_stage(
 ) -> SweepStage:
     labelled = {"within": measured_fraction(chain["label"], chain["deduplicate"], "within")}
     stage = SweepStage(chain["label"], chain["embed"], wanted, network, labelled)
-    return stage.knowing(known_rows(run_dir, stage.base))
+    stage.known = known_rows(run_dir, stage.base)
+    return stage
 
 
 def run(stage: SweepStage, run_dir: Location) -> StageOutput:
@@ -157,7 +159,9 @@ def test_finished_cells_are_found_also_where_the_sweep_was_not_finished(
     assert list(known_rows(run_dir, stage.base)) == cells(0.05)
 
 
-def test_table_and_plot_are_written(chain: dict[str, StageOutput], tmp_path: Path) -> None:
+def test_table_and_plot_are_written(
+    chain: dict[str, StageOutput], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run_dir = Location.of(str(tmp_path))
     wanted = cells(0.05, 0.1, seeds=2)
     output = run(make_stage(chain, wanted, run_dir), run_dir)
@@ -167,10 +171,10 @@ def test_table_and_plot_are_written(chain: dict[str, StageOutput], tmp_path: Pat
     assert len(picture) > 20_000
     header = Path(result.csv.path).read_text().splitlines()[0]
     assert header.replace('"', "").split(",") == schemas.SWEEP_CELLS.names
-    console = Console(width=200, record=True, file=(tmp_path / "out").open("w"))
-    console.print(sweep_table(result.cells))
-    assert len(sweep_points(result.cells)) == 2
-    assert "row + col mean" in console.export_text()
+    points = sweep_points(result.cells)
+    assert len(points) == 2
+    print_sweep(points, quadrants_of(points))
+    assert "row + col mean" in capsys.readouterr().out
 
 
 def recipe(folder: Path, **labels: Any) -> Config:
