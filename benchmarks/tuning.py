@@ -28,8 +28,9 @@ import torch
 from benchmarks.machine import describe_commit, describe_machine
 from benchmarks.pages import markdown_table
 from benchmarks.teacher.texts import choose, read_rows
+from nncift_ray.engines.embedded import EMBEDDED_LANGUAGE_MODEL
 from nncift_ray.engines.lora import AdapterSpec, LoraModel, ModelOptions, TrainingExample
-from nncift_ray.engines.models import EMBEDDED_LANGUAGE_MODEL, resolve_language_model
+from nncift_ray.engines.models import resolve_language_model
 from nncift_ray.evaluate.tune import LORA, choose_arithmetic, tune
 from nncift_ray.teachers.warmup import TrainingSettings
 

@@ -22,11 +22,10 @@ from nncift_ray.corpus.export import DATASET_FOLDER, DATASET_PARQUET, ExportStag
 from nncift_ray.corpus.ingest import DeduplicateStage, IngestStage, find_sources
 from nncift_ray.corpus.sources import expand_sources
 from nncift_ray.embedders import EmbedStage
-from nncift_ray.engines.choose import resolve_engine_kind
+from nncift_ray.engines.load import EngineFactory, actor_threads, resolve_engine_kind, settle
 from nncift_ray.engines.lora import AdapterSpec, LoraModel, ModelOptions, TrainableModel, WholeModel
 from nncift_ray.engines.models import (
     ResolvedModel,
-    folder_digest,
     locate_model,
     resolve_embedder,
     resolve_language_model,
@@ -35,7 +34,6 @@ from nncift_ray.engines.transformers import BITSANDBYTES
 from nncift_ray.engines.vllm import vllm_available
 from nncift_ray.errors import ConfigError, ModelError, StageError
 from nncift_ray.evaluate.tune import FULL, QLORA, Arithmetic, choose_arithmetic
-from nncift_ray.factories import EngineFactory, actor_threads
 from nncift_ray.labels.sample import SampleDesign, design_of_scores
 from nncift_ray.labels.step import LabelSample, LabelStage, list_gradients
 from nncift_ray.network.step import BlockTraining, FitJob, FitStage
@@ -336,6 +334,15 @@ class Teaching:
                 "or set it to 1"
             )
 
+    @property
+    def engines(self) -> tuple[EngineFactory, ...]:
+        """What loads the language models that are asked while labelling; they share a device."""
+        models = self.language_models if self.needs_engine else ()
+        options = settle(self._teacher, self.dtype)
+        share = options.gpu_memory_utilization / max(1, len(models))
+        options = options.model_copy(update={"gpu_memory_utilization": share})
+        return tuple(EngineFactory(model, options) for model in models)
+
     def factory(self, outputs: Mapping[str, StageOutput]) -> Callable[[], Teacher]:
         """Return what loads the teacher inside an actor."""
         teacher = self._teacher
@@ -344,12 +351,7 @@ class Teaching:
             checkpoints = outputs["warmup"].read("checkpoints", ["mean_learning_rate"])
             rates = cast("list[float]", checkpoints["mean_learning_rate"].to_pylist())
             weights = checkpoint_weights(rates)
-        kind = resolve_engine_kind(teacher.engine)
-        models = self.language_models if self.needs_engine else ()
-        engines = tuple(
-            EngineFactory(model, kind, self.dtype, teacher, 1.0 / len(models)) for model in models
-        )
-        context = TeacherContext(engines, teacher.options, teacher.selectit, weights)
+        context = TeacherContext(self.engines, teacher.options, teacher.selectit, weights)
         return functools.partial(make_teacher, teacher.kind, context)
 
     def settings(self) -> dict[str, Any]:
@@ -363,15 +365,7 @@ class Teaching:
         if teacher.kind == "selectit":
             settings["alpha"] = teacher.selectit.alpha
         if self.needs_engine:
-            settings |= {
-                "models": [[model.name, model.revision] for model in self.language_models],
-                "engine": resolve_engine_kind(teacher.engine),
-                "dtype": self.dtype,
-                "max_length": teacher.max_length,
-                "quantization": teacher.quantization,
-                "tensor_parallel_size": teacher.tensor_parallel_size,
-                "adapter": folder_digest(Path(teacher.adapter)) if teacher.adapter else None,
-            }
+            settings["engines"] = [engine.settings() for engine in self.engines]
         return settings
 
     @property

@@ -23,7 +23,7 @@ from nncift_ray.corpus.ingest import read_examples
 from nncift_ray.corpus.layouts import resolve_layout
 from nncift_ray.corpus.sources import SourceFile, expand_sources
 from nncift_ray.corpus.streams import ReadLimits
-from nncift_ray.engines.choose import resolve_engine_kind
+from nncift_ray.engines.load import resolve_engine_kind
 from nncift_ray.engines.models import ResolvedModel, resolve_embedder, resolve_language_model
 from nncift_ray.errors import DataError, NnciftError
 from nncift_ray.labels.step import draw_sample

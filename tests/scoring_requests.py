@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from nncift_ray.corpus.examples import Example
-from nncift_ray.engines.base import ScoringEngine, ScoringFailure, ScoringRequest, ScoringResult
+from nncift_ray.engines.base import Engine, ScoringFailure, ScoringRequest, ScoringResult
 from nncift_ray.teachers.base import LabelRequest
 from nncift_ray.teachers.delift import DeliftTeacher
 
@@ -18,7 +18,7 @@ HELPERS = [
 HELPED = [Example(f"i{n}", f"Query {n}: the capital?", "Paris " * (1 + n % 4)) for n in range(8)]
 
 
-def delift_requests(engine: ScoringEngine) -> list[ScoringRequest]:
+def delift_requests(engine: Engine) -> list[ScoringRequest]:
     """Return the requests of all pairs, those of a helper back to back, as one call has them."""
     teacher = DeliftTeacher(engine)
     prepared = [teacher._prepare(LabelRequest(i, j)) for j in HELPERS for i in HELPED]

@@ -27,7 +27,8 @@ from rich.table import Table
 
 from benchmarks.generation.ways import PLAIN, WAYS, Task, measure_way
 from benchmarks.machine import describe_commit, describe_machine
-from nncift_ray.engines.models import EMBEDDED_LANGUAGE_MODEL, resolve_language_model
+from nncift_ray.engines.embedded import EMBEDDED_LANGUAGE_MODEL
+from nncift_ray.engines.models import resolve_language_model
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
 

@@ -75,7 +75,7 @@ def weights_of(model_path: str) -> Weights:
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        config = read_config(model_path, None)
+        config = read_config(model_path)
         model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     head, table = model.get_output_embeddings().weight, model.get_input_embeddings().weight
     inner = sum(p.numel() for p in model.parameters() if p is not head and p is not table)

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 
 from benchmarks.generation.limits import least_seconds, measure_limits, weights_of
-from nncift_ray.engines.base import Generation, GenerationEngine, GenerationRequest
-from nncift_ray.engines.choose import make_generator
+from nncift_ray.engines.base import Engine, Generation, GenerationRequest
+from nncift_ray.engines.load import load_engine
 from nncift_ray.engines.tokens import Prompt, build_prompt_ids
+from nncift_ray.recipe.sections import EngineConfig
 
 VLLM, TRANSFORMERS, PLAIN = WAYS = ("vllm", "transformers", "plain")
 FILE = "t0_train.jsonl.gz"
@@ -45,7 +46,12 @@ def measure_way(way: str, task: Task) -> dict[str, Any]:
     """
     started = time.perf_counter()
     kind = VLLM if way == VLLM else TRANSFORMERS
-    engine = make_generator(kind, task.model, max_length=MAX_LENGTH, num_threads=task.num_threads)
+    engine = load_engine(
+        task.model,
+        EngineConfig(engine=kind, max_length=MAX_LENGTH),
+        generates=True,
+        num_threads=task.num_threads,
+    )
     load_seconds = time.perf_counter() - started
     write = plain_writer(engine) if way == PLAIN else engine_writer(engine)
     requests = make_requests(engine, task)
@@ -64,7 +70,7 @@ def measure_way(way: str, task: Task) -> dict[str, Any]:
     return best | {"load_seconds": load_seconds, "peak_memory_bytes": memory}
 
 
-def make_requests(engine: GenerationEngine, task: Task) -> list[GenerationRequest]:
+def make_requests(engine: Engine, task: Task) -> list[GenerationRequest]:
     """Return greedy requests on the first rows of T0 that fit."""
     requests: list[GenerationRequest] = []
     with gzip.open(Path(task.data) / FILE, "rt", encoding="utf-8") as lines:
@@ -80,7 +86,7 @@ def make_requests(engine: GenerationEngine, task: Task) -> list[GenerationReques
     return requests
 
 
-def engine_writer(engine: GenerationEngine) -> Write:
+def engine_writer(engine: Engine) -> Write:
     """Return a way that hands all requests to an engine at once."""
 
     def write(requests: Sequence[GenerationRequest]) -> list[Generation]:

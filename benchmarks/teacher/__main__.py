@@ -24,8 +24,9 @@ from benchmarks.machine import describe_commit, describe_machine
 from benchmarks.teacher import delift, less
 from benchmarks.teacher.texts import LONG, SHORT, choose, choose_pairs, read_rows
 from nncift_ray.corpus.examples import Example
-from nncift_ray.engines.base import ScoringEngine
-from nncift_ray.engines.models import EMBEDDED_LANGUAGE_MODEL, resolve_language_model
+from nncift_ray.engines.base import Engine
+from nncift_ray.engines.embedded import EMBEDDED_LANGUAGE_MODEL
+from nncift_ray.engines.models import resolve_language_model
 from nncift_ray.engines.vllm import VllmEngine
 from nncift_ray.teachers.base import LabelRequest, Measurement
 from nncift_ray.teachers.selectit import SelectItTeacher
@@ -83,7 +84,8 @@ def measure(rows: Sequence[Example], sizes: Sizes) -> dict[str, Any]:
     reuse = delift.measure_engine(engine, pairs, sizes.repeats)
     figures = measure_selectit(engine, rows, sizes.rated)
     engine.close()
-    engine = VllmEngine(path, enable_prefix_caching=False)
+    engine = VllmEngine(path)
+    engine._llm.reset_prefix_cache = lambda: False  # what the engine takes for "read no cache"
     plain = delift.measure_engine(engine, pairs, sizes.repeats)
     engine.close()
     loop = delift.measure_reference(path, {name: reuse[name]["requests"] for name in pairs})
@@ -112,9 +114,7 @@ def measure(rows: Sequence[Example], sizes: Sizes) -> dict[str, Any]:
     )
 
 
-def measure_selectit(
-    engine: ScoringEngine, rows: Sequence[Example], count: int
-) -> dict[str, float]:
+def measure_selectit(engine: Engine, rows: Sequence[Example], count: int) -> dict[str, float]:
     """Rate some rows: five short prompts each."""
     teacher = SelectItTeacher([engine])
     requests = [LabelRequest(row) for row in choose(rows, engine.encode, RATED_TOKENS, count)]

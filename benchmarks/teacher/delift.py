@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from benchmarks.baselines import score_in_batches
-from nncift_ray.engines.base import ScoringEngine, ScoringFailure, ScoringRequest, ScoringResult
+from nncift_ray.engines.base import Engine, ScoringFailure, ScoringRequest, ScoringResult
 from nncift_ray.teachers.base import LabelRequest, Measurement
 from nncift_ray.teachers.delift import DeliftTeacher
 
@@ -23,7 +23,7 @@ Pairs = Mapping[str, Sequence[LabelRequest]]
 class RecordingEngine:
     """An engine that remembers what it was last asked and what it answered."""
 
-    def __init__(self, engine: ScoringEngine) -> None:
+    def __init__(self, engine: Engine) -> None:
         """Wrap an engine."""
         self._engine = engine
         self.requests: list[ScoringRequest] = []
@@ -40,7 +40,7 @@ class RecordingEngine:
         return self.answers
 
 
-def measure_engine(engine: ScoringEngine, pairs: Pairs, repeats: int) -> dict[str, dict[str, Any]]:
+def measure_engine(engine: Engine, pairs: Pairs, repeats: int) -> dict[str, dict[str, Any]]:
     """Label each setting's pairs some times and keep the best; the first pass is not counted."""
     recorder = RecordingEngine(engine)
     teacher = DeliftTeacher(recorder)

@@ -28,8 +28,10 @@ from benchmarks.vllm_processor.pairs import NUM_PAIRS, NUM_QUERIES, as_rows, mak
 from benchmarks.vllm_processor.watching import Watched, describe_kill, watch
 from benchmarks.vllm_processor.ways import MAX_LENGTH, with_actor, with_processor
 from nncift_ray.engines.base import ScoringRequest, ScoringResult
-from nncift_ray.engines.models import EMBEDDED_LANGUAGE_MODEL, resolve_language_model
+from nncift_ray.engines.embedded import EMBEDDED_LANGUAGE_MODEL
+from nncift_ray.engines.models import resolve_language_model
 from nncift_ray.engines.tokens import SegmentTokenizer
+from nncift_ray.recipe.sections import EngineConfig
 
 # Before Ray starts: its workers inherit it. Without the first, vLLM's CPU build starts a third
 # process for every engine of the processor, which is compared at its best.
@@ -101,7 +103,7 @@ def score_by_transformers(requests: list[ScoringRequest], model_path: str) -> Or
     """Return the log-probabilities that both ways should give, of what can be scored."""
     from nncift_ray.engines.transformers import TransformersEngine
 
-    engine = TransformersEngine(model_path, max_length=MAX_LENGTH)
+    engine = TransformersEngine(model_path, EngineConfig(max_length=MAX_LENGTH))
     answers = engine.score(requests)
     engine.close()
     return {i: a.log_probs for i, a in enumerate(answers) if isinstance(a, ScoringResult)}

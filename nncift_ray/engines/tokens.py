@@ -1,4 +1,4 @@
-"""One tokenizer for all engines, so that the same pair is the same tokens whoever scores it."""
+"""Texts to tokens and back, the same in all engines, and which requests are computed together."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from nncift_ray.corpus.examples import Example
 from nncift_ray.engines.base import (
-    AnyRequest,
+    AnyScoringRequest,
+    Engine,
     FinishReason,
     Generation,
     GenerationRequest,
@@ -46,20 +47,17 @@ class SegmentTokenizer:
     are then taken off; the others tokenise a piece as it stands.
     """
 
-    def __init__(self, model_path: str | Path, revision: str | None = None) -> None:
-        """Load the tokenizer of a model.
+    def __init__(self, model_path: str | Path) -> None:
+        """Load the tokenizer of a model's folder.
 
         Raises:
-            ModelError: If there is no tokenizer at ``model_path``, or it has no end token.
+            ModelError: If there is none, or it has no end token.
         """
         from transformers import AutoTokenizer
 
         try:
             tokenizer: Any = AutoTokenizer.from_pretrained(
-                str(model_path),
-                revision=revision,
-                trust_remote_code=False,
-                local_files_only=Path(model_path).is_dir(),
+                str(model_path), trust_remote_code=False, local_files_only=True
             )
         except (OSError, ValueError) as error:
             raise ModelError(f"no tokenizer can be loaded from {model_path}: {error}") from error
@@ -119,19 +117,19 @@ class SegmentTokenizer:
         if not self._tokenizer.chat_template:
             return None
         try:
-            drawn = self._tokenizer.apply_chat_template(
+            rendered = self._tokenizer.apply_chat_template(
                 [{"role": "user", "content": MESSAGE}], tokenize=False, add_generation_prompt=True
             )
         except (jinja2.TemplateError, LookupError, TypeError, ValueError) as error:
             raise ModelError(
                 f"the chat template of {self._tokenizer.name_or_path} takes no message: {error}"
             ) from error
-        if drawn.count(MESSAGE) != 1:
+        if rendered.count(MESSAGE) != 1:
             raise ModelError(
                 f"the chat template of {self._tokenizer.name_or_path} writes a message "
-                f"{drawn.count(MESSAGE)} times"
+                f"{rendered.count(MESSAGE)} times"
             )
-        before, _, after = drawn.partition(MESSAGE)
+        before, _, after = rendered.partition(MESSAGE)
         bare = before.rstrip(" ")
         after_ids = self._special(NEWLINE + after)[len(self._newline_ids) :]
         if not self._needs_newline:
@@ -162,7 +160,7 @@ class SegmentTokenizer:
 
 
 class TokenizingEngine:
-    """The part of a scoring engine that is its tokenizer; engines set ``_tokenizer``."""
+    """The part of an engine that is its tokenizer; engines set ``_tokenizer``."""
 
     _tokenizer: SegmentTokenizer
 
@@ -190,18 +188,7 @@ class TokenizingEngine:
 PROMPT_END = "\n"
 EXAMPLE_END = "\n\n"
 
-
-class Encoder(Protocol):
-    """What turns a piece of a text into tokens: any engine, or a ``SegmentTokenizer``."""
-
-    @property
-    def start_ids(self) -> list[int]:
-        """Tokens the model expects at the start of every text."""
-        ...
-
-    def encode(self, text: str) -> list[int]:
-        """Tokenise a piece of a text, with no special tokens added."""
-        ...
+Encoder = Engine | SegmentTokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,10 +207,11 @@ def build_prompt_ids(
     max_length: int,
     reserve: int,
 ) -> Prompt | ScoringFailure:
-    """Build a prompt: start tokens, the examples with the nearest last, the question.
+    """Return a prompt: start tokens, the examples with the nearest last, the question.
 
     What does not fit is cut off the examples, token by token from the left of the whole, so that
-    what stands next to the question stays. The question is never cut.
+    what stands next to the question stays. Where the question and the answer alone do not fit, it
+    is a failure: the question is never cut.
 
     Args:
         encoder: Whose tokens.
@@ -231,9 +219,6 @@ def build_prompt_ids(
         examples: What to show before it, nearest first, as the table ``contexts`` has them.
         max_length: Most tokens of prompt and answer together.
         reserve: Tokens to keep free for the answer, its end token included.
-
-    Returns:
-        The prompt, or a failure for the reason "too_long": question and answer alone do not fit.
     """
     start_ids = encoder.start_ids
     question_ids = encoder.encode(question + PROMPT_END)
@@ -252,7 +237,7 @@ def build_prompt_ids(
 
 
 def encode_example(encoder: Encoder, example: Example) -> list[int]:
-    """Tokenise an example as it is shown before a question."""
+    """Return the tokens of an example as it is shown before a question."""
     prompt_ids = encoder.encode(example.prompt + PROMPT_END)
     return prompt_ids + encoder.encode(example.response + EXAMPLE_END)
 
@@ -276,8 +261,8 @@ class Job:
     targets: tuple[int, ...]
 
 
-def make_job(request: AnyRequest) -> Job:
-    """Say what a request needs of a model."""
+def make_job(request: AnyScoringRequest) -> Job:
+    """Return what a request needs of a model."""
     prompt_ids, prefix_length = tuple(request.prompt_ids), shareable_tokens(request)
     last = len(prompt_ids) - 1
     if isinstance(request, ScoringRequest):
@@ -331,7 +316,7 @@ def cut_batches(lengths: Sequence[int], skip: int, batch_tokens: int) -> Iterato
         yield batch
 
 
-# Where an answer ends, the same in every generation engine.
+# Where an answer ends, the same in every engine.
 
 TOKENS_PER_CHARACTER = 4  # at the most: a byte each
 
@@ -339,15 +324,13 @@ TOKENS_PER_CHARACTER = 4  # at the most: a byte each
 class AnswerEnds:
     """The tokens that end an answer, and how an answer is read up to there."""
 
-    def __init__(
-        self, model_path: str | Path, revision: str | None, tokenizer: SegmentTokenizer
-    ) -> None:
+    def __init__(self, model_path: str | Path, tokenizer: SegmentTokenizer) -> None:
         """Take the tokenizer's end token and those that the model's files name."""
-        self.end_ids = read_end_ids(model_path, revision) | {tokenizer.eos_id}
+        self.end_ids = read_end_ids(model_path) | {tokenizer.eos_id}
         self._tokenizer = tokenizer
 
     def is_ended(self, request: GenerationRequest, token_ids: Sequence[int]) -> bool:
-        """Say whether the last of some tokens ended the answer: an end token, or a stop text."""
+        """Return whether the last token ended the answer: an end token, or a stop text."""
         if token_ids[-1] in self.end_ids:
             return True
         if not request.stop_text:
@@ -357,7 +340,7 @@ class AnswerEnds:
         return request.stop_text in self._tokenizer.decode(token_ids[-tail:])
 
     def read(self, request: GenerationRequest, token_ids: Sequence[int]) -> Generation:
-        """Make an answer of the tokens that were written, at least one."""
+        """Return the answer that some generated tokens are, at least one."""
         ended = token_ids[-1] in self.end_ids
         text = self._tokenizer.decode(token_ids[:-1] if ended else token_ids)
         if request.stop_text and request.stop_text in text:

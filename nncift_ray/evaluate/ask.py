@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Generic, TypeVar, cast
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar, cast
 
 import numpy as np
 import pyarrow as pa
@@ -16,20 +16,20 @@ from numpy.typing import NDArray
 
 from nncift_ray.corpus.examples import Example
 from nncift_ray.engines.base import (
+    Engine,
     Generation,
-    GenerationEngine,
     GenerationRequest,
-    GenerationSettings,
-    ScoringEngine,
     ScoringFailure,
     ScoringRequest,
     ScoringResult,
+    row_seed,
 )
-from nncift_ray.engines.choose import TunedModel
+from nncift_ray.engines.load import TunedModel
 from nncift_ray.engines.tokens import EXAMPLE_END, Prompt, build_prompt_ids
 from nncift_ray.evaluate.metrics import draw_test_rows
 from nncift_ray.evaluate.nearest import Nearest, NearestVectors
 from nncift_ray.evaluate.tune import members_digest, tuned_files
+from nncift_ray.recipe.sections import GenerationConfig
 from nncift_ray.runtime import schemas as evaluation_schemas
 from nncift_ray.runtime.output import Sink, StageOutput, column_matrix
 from nncift_ray.runtime.step import KILLED_WORKER, RowAtoms, RowStage, Shard, Worker
@@ -92,14 +92,13 @@ DEFAULT_SHARD_ROWS = 256
 DRAWN = "rows"
 
 Question = Mapping[str, Any]
-Engine = TypeVar("Engine")
 Request = TypeVar("Request")
 Result = TypeVar("Result")
 #: Asks some questions in one engine call and writes what comes of them.
 Asker = Callable[[Sequence[Question], Sink], None]
 
 
-class QuestionStage(RowStage, Generic[Engine]):
+class QuestionStage(RowStage):
     """A stage that asks a model the drawn rows of a test set."""
 
     divisible: ClassVar[bool] = True
@@ -252,7 +251,7 @@ def refuse(row: Question, failure: ScoringFailure, sink: Sink, *, excerpt: str =
 # Likelihood: how likely a model finds the reference answers of held-out rows, teacher-forced.
 
 
-class LikelihoodStage(QuestionStage[ScoringEngine]):
+class LikelihoodStage(QuestionStage):
     """Write ``likelihoods``: how likely the reference answer of each drawn row is.
 
     ``max_length`` is of prompt and answer together.
@@ -271,7 +270,7 @@ class LikelihoodStage(QuestionStage[ScoringEngine]):
         """The engine, the draw with its seed, and what is computed together."""
         return super().settings() | {"seed": self.seed}
 
-    def make_asker(self, engine: ScoringEngine, examples: ExamplesOf) -> Asker:
+    def make_asker(self, engine: Engine, examples: ExamplesOf) -> Asker:
         """Return what scores the references of some rows at once."""
 
         def make(question: Question) -> ScoringRequest | ScoringFailure:
@@ -289,7 +288,7 @@ class LikelihoodStage(QuestionStage[ScoringEngine]):
 
 
 def make_request(
-    question: Question, engine: ScoringEngine, examples_of: ExamplesOf, max_length: int
+    question: Question, engine: Engine, examples_of: ExamplesOf, max_length: int
 ) -> ScoringRequest | ScoringFailure:
     """Tokenise a row: examples, question, reference answer and end token.
 
@@ -327,10 +326,13 @@ def _likelihood(
 
 # Respond: the answers that a model writes to held-out questions.
 
-GeneratorFactory = Callable[[TunedModel | None], GenerationEngine]
+#: Keys of ``evaluation.generation`` that shape an answer.
+SHAPING_KEYS = {"max_tokens", "temperature", "min_p", "seed"}
+
+GeneratorFactory = Callable[[TunedModel | None], Engine]
 
 
-class RespondStage(QuestionStage[GenerationEngine]):
+class RespondStage(QuestionStage):
     """Write ``responses``: one answer for each drawn row of a test set."""
 
     name: ClassVar[str] = "respond"
@@ -342,7 +344,7 @@ class RespondStage(QuestionStage[GenerationEngine]):
         tests: StageOutput,
         make_generator: GeneratorFactory,
         engine_settings: Mapping[str, Any],
-        generation: GenerationSettings,
+        generation: GenerationConfig,
         *,
         table: str = "targets",
         tuned: StageOutput | None = None,
@@ -389,9 +391,11 @@ class RespondStage(QuestionStage[GenerationEngine]):
 
     def settings(self) -> dict[str, Any]:
         """The engine, how it writes, the draw, and what is computed together."""
-        return super().settings() | {"generation": asdict(self._generation)}
+        return super().settings() | {
+            "generation": self._generation.model_dump(include=SHAPING_KEYS)
+        }
 
-    def make_asker(self, engine: GenerationEngine, examples: ExamplesOf) -> Asker:
+    def make_asker(self, engine: Engine, examples: ExamplesOf) -> Asker:
         """Return what answers some rows at once."""
 
         def make(question: Question) -> GenerationRequest | ScoringFailure:
@@ -411,9 +415,9 @@ class RespondStage(QuestionStage[GenerationEngine]):
 
 def make_request_of_respond(
     question: Question,
-    engine: GenerationEngine,
+    engine: Engine,
     examples_of: ExamplesOf,
-    generation: GenerationSettings,
+    generation: GenerationConfig,
     max_length: int,
 ) -> GenerationRequest | ScoringFailure:
     """Tokenise a question behind its examples.
@@ -436,7 +440,14 @@ def make_request_of_respond(
         return prompt
     ends_alike = examples and not any(EXAMPLE_END in example.response for example in examples)
     stop_text = EXAMPLE_END if ends_alike else ""
-    return generation.request(prompt.ids, question["example_id"], stop_text)
+    return GenerationRequest(
+        prompt.ids,
+        generation.max_tokens,
+        generation.temperature,
+        generation.min_p,
+        row_seed(generation.seed, question["example_id"]),
+        stop_text,
+    )
 
 
 def _response(question: Question, result: Generation) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from nncift_ray.embedders import Embedder
-from nncift_ray.engines.base import Generation, GenerationEngine, GenerationRequest, ScoringFailure
+from nncift_ray.engines.base import Engine, Generation, GenerationRequest, ScoringFailure
 from nncift_ray.engines.models import ResolvedModel
 from nncift_ray.errors import StageError
 from nncift_ray.evaluate.ask import refuse
@@ -235,7 +235,7 @@ def grade_exact_match(
 ATOM_ROWS_of_judge = 64
 DEFAULT_SHARD_ROWS_of_judge = 64
 
-JudgeFactory = Callable[[], GenerationEngine]
+JudgeFactory = Callable[[], Engine]
 #: An answer with the question and the reference of its test row.
 Answered = Mapping[str, Any]
 
@@ -315,9 +315,7 @@ class JudgeStage(RowStage):
 
         return judge_shard
 
-    def _judge_rows(
-        self, rows: range, skip: Mapping[int, str], judge: GenerationEngine, sink: Sink
-    ) -> None:
+    def _judge_rows(self, rows: range, skip: Mapping[int, str], judge: Engine, sink: Sink) -> None:
         asked: list[Answered] = []
         for row, answered in zip(
             rows, read_answered(self._responses, self._test, rows), strict=True
@@ -346,7 +344,7 @@ def read_answered(responses: StageOutput, test: StageOutput, rows: range) -> lis
 
 
 def make_request(
-    answered: Answered, judge: GenerationEngine, rubric: str, max_tokens: int
+    answered: Answered, judge: Engine, rubric: str, max_tokens: int
 ) -> GenerationRequest:
     """Write what the judge is asked about one answer; it says what it finds likeliest."""
     question = build_question(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, Literal
 
@@ -19,12 +19,11 @@ from nncift_ray.corpus.hold_out import HoldOutStage
 from nncift_ray.corpus.ingest import DeduplicateStage, IngestStage, find_sources
 from nncift_ray.corpus.sources import expand_sources
 from nncift_ray.embedders import Embedder, load_embedder
-from nncift_ray.engines.choose import resolve_engine_kind
-from nncift_ray.engines.models import ResolvedModel, resolve_embedder, resolve_language_model
+from nncift_ray.engines.load import EngineFactory, auto_dtype, find_engine
+from nncift_ray.engines.models import ResolvedModel, resolve_embedder
 from nncift_ray.errors import ConfigError, NnciftError
 from nncift_ray.evaluate.metrics import draw_test_rows
 from nncift_ray.evaluate.tune import Tuner
-from nncift_ray.factories import GeneratorFactory, JudgeFactory, LikelihoodFactory
 from nncift_ray.pipeline import (
     TRAINING_FOLDER,
     Blueprint,
@@ -40,6 +39,7 @@ from nncift_ray.recipe.sections import (
     SMALL_LM,
     WITHOUT_TEACHER,
     Config,
+    EngineConfig,
     EvaluationConfig,
     PoolConfig,
     TokenBudget,
@@ -284,11 +284,11 @@ class Makers:
 
     trainable: TuningFactory
     train: Tuner
-    engine: LikelihoodFactory
-    generator: GeneratorFactory
+    engine: EngineFactory
+    generator: EngineFactory
     embedder: ResolvedModel
     make_embedder: Callable[[], Embedder]
-    judge: JudgeFactory | None  # None: no metric asks one
+    judge: EngineFactory | None  # None: no metric asks one
 
     @property
     def notices(self) -> list[str]:
@@ -304,15 +304,20 @@ def makers_of(config: Config, has_gpu: bool) -> Makers:
         ModelError: If one cannot be found.
     """
     evaluation = config.evaluation
-    model = resolve_language_model(evaluation.model, evaluation.revision)
-    kind, dtype = resolve_engine_kind(evaluation.engine), _dtype(evaluation.dtype, has_gpu)
-    longest = evaluation.in_context.max_length
+    options = EngineConfig(
+        model=evaluation.model,
+        revision=evaluation.revision,
+        engine=evaluation.engine,
+        dtype=evaluation.dtype,
+        max_length=evaluation.in_context.max_length,
+    )
+    engine = find_engine(options, auto_dtype(has_gpu=has_gpu))
     embedder = resolve_embedder(config.embedder.model, config.embedder.revision)
     return Makers(
-        trainable=TuningFactory(model, evaluation.tuning, has_gpu),
+        trainable=TuningFactory(engine.model, evaluation.tuning, has_gpu),
         train=_tuner(config, has_gpu),
-        engine=LikelihoodFactory(model, kind, dtype, longest),
-        generator=GeneratorFactory(model, kind, dtype, longest),
+        engine=engine,
+        generator=replace(engine, generates=True),
         embedder=embedder,
         make_embedder=partial(load_embedder, embedder),
         judge=_judge(config, has_gpu) if "judge" in evaluation.metrics else None,
@@ -335,17 +340,10 @@ def _tuner(config: Config, has_gpu: bool) -> Tuner:
     )
 
 
-def _judge(config: Config, has_gpu: bool) -> JudgeFactory:
-    judge = config.evaluation.judge
-    model = resolve_language_model(judge.model, judge.revision)
-    return JudgeFactory(model, resolve_engine_kind(judge.engine), _dtype(judge.dtype, has_gpu),
-                        judge)  # fmt: skip
-
-
-def _dtype(given: str, has_gpu: bool) -> str:
-    if given != "auto":
-        return given
-    return "bfloat16" if has_gpu else "float32"
+def _judge(config: Config, has_gpu: bool) -> EngineFactory:
+    keys = {"model", "revision", "engine", "dtype", "quantization", "max_length"}
+    options = EngineConfig(**config.evaluation.judge.model_dump(include=keys))
+    return find_engine(options, auto_dtype(has_gpu=has_gpu), generates=True)
 
 
 # What brings the stages of an evaluation to their end, all in one run directory.

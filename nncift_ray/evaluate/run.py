@@ -16,7 +16,6 @@ from typing import Literal
 import pyarrow as pa
 
 from nncift_ray.embedders import EmbedPromptsStage
-from nncift_ray.engines.base import GenerationSettings
 from nncift_ray.errors import DataError, ModelError, NnciftError, StageError
 from nncift_ray.evaluate.ask import LikelihoodStage, RespondStage, RetrieveStage, ShownExamples
 from nncift_ray.evaluate.grade import GradeStage, JudgeStage
@@ -173,9 +172,7 @@ class Measurer:
             test.output,
             make,
             make.settings(),
-            GenerationSettings(
-                written.max_tokens, written.temperature, written.min_p, written.seed
-            ),
+            written,
             tuned=self._tuned(cell, subset),
             shown=self._shown(cell, subset, test),
             max_length=self._evaluation.in_context.max_length,

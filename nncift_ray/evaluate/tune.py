@@ -23,7 +23,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from nncift_ray.engines.choose import TunedModel
+from nncift_ray.engines.load import TunedModel
 from nncift_ray.engines.lora import TrainableModel, TrainingExample
 from nncift_ray.engines.models import ADAPTER_CONFIG
 from nncift_ray.errors import ModelError, StageError, StorageError

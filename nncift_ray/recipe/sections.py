@@ -233,19 +233,19 @@ class SelectItConfig(Section):
     alpha: float = Field(default=0.2, ge=0)
 
 
-class TeacherConfig(Section):
-    """Who labels the sample.
+class EngineConfig(Section):
+    """Which language model, and how an engine loads it.
 
     Attributes:
-        kind: delift_se, delift, less, selectit, or a class of your own as "package.module:Class".
-        model: Language model of an LM teacher: "auto", a hub id, a folder, or
-            "embedded:smollm2-135m-instruct".
+        model: Language model: "auto", a hub id, a folder, or "embedded:smollm2-135m-instruct".
         revision: Revision of a hub model.
         engine: vLLM where it is installed, else transformers, when "auto".
-        dtype: Weights of the language model; "auto" is float32 on CPU, bfloat16 on GPU.
-        max_length: Tokens of the longest request; examples are cut from their left to fit.
+        dtype: Weights of the language model; "auto" is float32 on CPU, bfloat16 on GPU, as the
+            run directory was begun.
+        max_length: Tokens of the longest request, a generated answer included.
         kv_cache_memory_bytes: Memory of vLLM's key-value cache; null: on CPU four requests of
-            max_length, at most half of what is free, and on GPU what gpu_memory_utilization leaves.
+            max_length (eight answers), at most half of what is free, and on GPU what
+            gpu_memory_utilization leaves.
         gpu_memory_utilization: vLLM on GPU: share of the memory it takes, log-probabilities of the
             prompts included.
         batch_tokens: Tokens computed in one step of the engine; null: as many as the vocabulary and
@@ -254,13 +254,8 @@ class TeacherConfig(Section):
         quantization: "bitsandbytes" (4 bits; transformers, or vLLM with its plugin for it), or what
             the installed vLLM knows, such as awq, gptq or fp8; null: as the model's files say.
         adapter: Folder of a PEFT LoRA adapter on the model.
-        max_failed_fraction: Stop when a larger share of the requests fails.
-        less: Warm-up and gradients of LESS.
-        selectit: Reflections of SelectIT.
-        options: Keyword arguments of a teacher class of your own.
     """
 
-    kind: str
     model: str = "auto"
     revision: str | None = None
     engine: Literal["auto", "vllm", "transformers"] = "auto"
@@ -272,6 +267,20 @@ class TeacherConfig(Section):
     tensor_parallel_size: int = Field(default=1, ge=1)
     quantization: str | None = None
     adapter: str | None = None
+
+
+class TeacherConfig(EngineConfig):
+    """Who labels the sample; a language model's keys are read by the teachers that ask one.
+
+    Attributes:
+        kind: delift_se, delift, less, selectit, or a class of your own as "package.module:Class".
+        max_failed_fraction: Stop when a larger share of the requests fails.
+        less: Warm-up and gradients of LESS.
+        selectit: Reflections of SelectIT.
+        options: Keyword arguments of a teacher class of your own.
+    """
+
+    kind: str
     max_failed_fraction: float = Field(default=0.05, ge=0, le=1)
     less: LessConfig = LessConfig()
     selectit: SelectItConfig = SelectItConfig()

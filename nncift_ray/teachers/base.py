@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nncift_ray.corpus.examples import Example
-from nncift_ray.engines.base import ScoringEngine
+from nncift_ray.engines.base import Engine
 from nncift_ray.errors import ConfigError
 from nncift_ray.recipe.sections import SelectItConfig
 
@@ -58,7 +58,7 @@ class TeacherContext:
     """What a teacher may be made from; engines are loaded only by a teacher that asks for them."""
 
     #: Each loads one language model; several for a teacher that asks several.
-    engine_factories: tuple[Callable[[], ScoringEngine], ...] = ()
+    engine_factories: tuple[Callable[[], Engine], ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])  # teacher.options
     selectit: SelectItConfig = SelectItConfig()
     #: Weight of each warm-up checkpoint, summing to 1, for a teacher that needs gradients.

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nncift_ray.corpus.examples import Example
-from nncift_ray.engines.base import ScoringEngine, ScoringFailure, ScoringRequest, minimal_tokens
+from nncift_ray.engines.base import Engine, ScoringFailure, ScoringRequest, minimal_tokens
 from nncift_ray.errors import ConfigError, ShapeError
 from nncift_ray.teachers.base import (
     LabelRequest,
@@ -48,7 +48,7 @@ class DeliftTeacher(Teacher):
     needs_engine: ClassVar[bool] = True
     version: ClassVar[int] = 2
 
-    def __init__(self, engine: ScoringEngine) -> None:
+    def __init__(self, engine: Engine) -> None:
         """Make a teacher of a language model."""
         self._engine = engine
         self._encode = lru_cache(maxsize=TOKENISED_TEXTS)(lambda text: tuple(engine.encode(text)))

@@ -15,10 +15,10 @@ import numpy.typing as npt
 
 from nncift_ray.corpus.examples import Example
 from nncift_ray.engines.base import (
+    Engine,
     NextTokenRequest,
-    NextTokenResult,
-    ScoringEngine,
     ScoringFailure,
+    ScoringResult,
     minimal_tokens,
 )
 from nncift_ray.errors import ConfigError, ModelError, ShapeError
@@ -147,7 +147,7 @@ class SelectItTeacher(Teacher):
     needs_engine: ClassVar[bool] = True
     prompts_per_request: ClassVar[int] = len(RATING_PROMPTS)  # of each model, for plans
 
-    def __init__(self, engines: Sequence[ScoringEngine], alpha: float = ALPHA) -> None:
+    def __init__(self, engines: Sequence[Engine], alpha: float = ALPHA) -> None:
         """Make a teacher of one or more language models.
 
         Args:
@@ -208,7 +208,7 @@ class RatingTokens:
     rating_ids: tuple[int, ...]  # [K]
 
 
-def resolve_rating_tokens(engine: ScoringEngine) -> RatingTokens:
+def resolve_rating_tokens(engine: Engine) -> RatingTokens:
     """Find the tokens of the ratings where the prompt ends.
 
     The end of the prompt is tokenised together with each rating, and what stands before the rating
@@ -247,7 +247,7 @@ class _Rating:
 class _Rater:
     """Asks one model for its ratings."""
 
-    def __init__(self, engine: ScoringEngine) -> None:
+    def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self._tokens = resolve_rating_tokens(engine)
         self._heads_R = [
@@ -260,7 +260,7 @@ class _Rater:
         sound = [requests for requests in prepared if not isinstance(requests, MeasurementFailure)]
         # All requests of one rating prompt, then all of the next: neighbours share their prefix.
         asked = [request for of_prompt in zip(*sound, strict=True) for request in of_prompt]
-        results = self.engine.next_token_log_probs(asked)
+        results = self.engine.score(asked)
         least = minimal_tokens(asked, self.engine.block_tokens)
         joined = iter(
             [
@@ -296,10 +296,10 @@ class _Rater:
 
 
 def _join(
-    results_R: Sequence[NextTokenResult | ScoringFailure], num_minimal_tokens: int
+    results_R: Sequence[ScoringResult | ScoringFailure], num_minimal_tokens: int
 ) -> _Rating | MeasurementFailure:
     """Gather the answers about one example; the first failure is the example's."""
-    sound: list[NextTokenResult] = []
+    sound: list[ScoringResult] = []
     for number, result in enumerate(results_R, start=1):
         if isinstance(result, ScoringFailure):
             return MeasurementFailure(result.reason, f"rating prompt {number}: {result.message}")

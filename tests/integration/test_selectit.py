@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from nncift_ray.corpus.examples import Example
-from nncift_ray.engines.base import NextTokenRequest, NextTokenResult
-from nncift_ray.engines.models import EMBEDDED, EMBEDDED_LANGUAGE_MODEL, resolve_language_model
+from nncift_ray.engines.base import NextTokenRequest, ScoringResult
+from nncift_ray.engines.embedded import EMBEDDED, EMBEDDED_LANGUAGE_MODEL
+from nncift_ray.engines.models import resolve_language_model
 from nncift_ray.engines.tokens import SegmentTokenizer
 from nncift_ray.engines.transformers import TransformersEngine
 from nncift_ray.errors import ModelError
@@ -99,13 +100,13 @@ def test_a_rating_is_what_the_packaged_model_expects_next() -> None:
     engine = TransformersEngine(path, device="cpu")
     tokens = resolve_rating_tokens(engine)
     body = (*engine.encode(example_text(REQUESTS[1].helped)), *tokens.tail_ids)
-    results = engine.next_token_log_probs(
+    results = engine.score(
         [
             NextTokenRequest((*engine.encode(head_text(prompt)), *body), tokens.rating_ids)
             for prompt in RATING_PROMPTS
         ]
     )
-    masses = [np.exp(r.log_probs).sum() for r in results if isinstance(r, NextTokenResult)]
+    masses = [np.exp(r.log_probs).sum() for r in results if isinstance(r, ScoringResult)]
     assert len(masses) == len(RATING_PROMPTS)
     assert min(masses) > MIN_RATING_MASS
 

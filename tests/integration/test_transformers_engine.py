@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from nncift_ray.engines.base import (
+    Engine,
     NextTokenRequest,
-    NextTokenResult,
-    ScoringEngine,
     ScoringFailure,
     ScoringRequest,
     ScoringResult,
@@ -19,6 +18,7 @@ from nncift_ray.engines.base import (
 from nncift_ray.engines.tokens import Job
 from nncift_ray.engines.transformers import TransformersEngine
 from nncift_ray.errors import EngineDiedError, ModelError
+from nncift_ray.recipe.sections import EngineConfig
 from tests.tiny_models import (
     make_tiny_adapter,
     make_tiny_llama,
@@ -64,7 +64,7 @@ def _other_family(folder: Path, family: str) -> Path:
     return write_model(folder, makers[family]())
 
 
-def _requests(engine: ScoringEngine) -> list[ScoringRequest]:
+def _requests(engine: Engine) -> list[ScoringRequest]:
     """Return requests of two helpers and of none, of many lengths, in mixed order."""
     end = engine.eos_id
     heads = [engine.encode(PREFIX + text) for text in ("one\n", "another\n")]
@@ -96,7 +96,7 @@ def _assert_unbatched(engine: TransformersEngine, requests: Sequence[ScoringRequ
 
 
 def test_batches_score_as_each_request_alone(engine: TransformersEngine) -> None:
-    assert isinstance(engine, ScoringEngine)
+    assert isinstance(engine, Engine)
     _assert_unbatched(engine, _requests(engine))
 
 
@@ -106,9 +106,9 @@ def test_other_families_score_as_each_request_alone(tmp_path: Path, family: str)
     _assert_unbatched(engine, _requests(engine))
 
 
-@pytest.mark.parametrize("batch_tokens", [1, 40, 100_000])
+@pytest.mark.parametrize("batch_tokens", [32, 100, 100_000])
 def test_batch_size_changes_no_score(tiny_path: Path, batch_tokens: int) -> None:
-    engine = TransformersEngine(tiny_path, device="cpu", batch_tokens=batch_tokens)
+    engine = TransformersEngine(tiny_path, EngineConfig(batch_tokens=batch_tokens), device="cpu")
     _assert_unbatched(engine, _requests(engine))
 
 
@@ -159,7 +159,7 @@ def test_weights_that_are_not_numbers_give_failures_not_scores(tmp_path: Path) -
     engine = TransformersEngine(poison_weights(make_tiny_llama(tmp_path)), device="cpu")
     requests = _requests(engine)
     asked = [NextTokenRequest(r.prompt_ids, [1, 2]) for r in requests]
-    for answers in (engine.score(requests), engine.next_token_log_probs(asked)):
+    for answers in (engine.score(requests), engine.score(asked)):
         assert {a.reason for a in answers if isinstance(a, ScoringFailure)} == {"not_finite"}
         assert all(isinstance(a, ScoringFailure) for a in answers)
 
@@ -167,8 +167,8 @@ def test_weights_that_are_not_numbers_give_failures_not_scores(tmp_path: Path) -
 def test_next_tokens_are_those_of_a_plain_forward(engine: TransformersEngine) -> None:
     wanted = [7, 3, 3, 300]
     requests = [NextTokenRequest(r.prompt_ids, wanted, r.prefix_length) for r in _requests(engine)]
-    for request, answer in zip(requests, engine.next_token_log_probs(requests), strict=True):
-        assert isinstance(answer, NextTokenResult), answer
+    for request, answer in zip(requests, engine.score(requests), strict=True):
+        assert isinstance(answer, ScoringResult), answer
         expected = [_unbatched(engine._model, _one_token(request, token))[0] for token in wanted]
         np.testing.assert_allclose(answer.log_probs, expected, rtol=0, atol=NATS_TOLERANCE)
 
@@ -185,11 +185,11 @@ def test_bad_next_token_requests_leave_their_neighbours_alone(engine: Transforme
         NextTokenRequest([1], [10**6]),
         NextTokenRequest([1], []),
     ]
-    first, *failures, last = engine.next_token_log_probs([good, *bad, good])
+    first, *failures, last = engine.score([good, *bad, good])
     reasons = [a.reason for a in failures if isinstance(a, ScoringFailure)]
     assert reasons == ["empty_prompt", "too_long", "bad_token", "no_wanted_token"]
-    assert isinstance(first, NextTokenResult)
-    assert isinstance(last, NextTokenResult)
+    assert isinstance(first, ScoringResult)
+    assert isinstance(last, ScoringResult)
     np.testing.assert_allclose(first.log_probs, last.log_probs, rtol=0, atol=NATS_TOLERANCE)
 
 
@@ -224,7 +224,7 @@ def test_an_adapter_changes_scores_as_its_unmerged_layers_do(
     from transformers import AutoModelForCausalLM
 
     folder = make_tiny_adapter(tiny_path, tmp_path)
-    adapted = TransformersEngine(tiny_path, device="cpu", adapter=folder)
+    adapted = TransformersEngine(tiny_path, EngineConfig(adapter=str(folder)), device="cpu")
     dressed = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_path), folder)
     request = _requests(engine)[1]
     answer, bare = adapted.score([request])[0], engine.score([request])[0]
@@ -240,10 +240,10 @@ def test_an_adapter_changes_scores_as_its_unmerged_layers_do(
 def test_four_bit_weights_score_near_the_whole_ones(
     tiny_path: Path, tmp_path: Path, engine: TransformersEngine, *, with_adapter: bool
 ) -> None:
-    adapter = make_tiny_adapter(tiny_path, tmp_path) if with_adapter else None
-    whole = TransformersEngine(tiny_path, device="cpu", adapter=adapter)
+    adapter = str(make_tiny_adapter(tiny_path, tmp_path)) if with_adapter else None
+    whole = TransformersEngine(tiny_path, EngineConfig(adapter=adapter), device="cpu")
     packed = TransformersEngine(
-        tiny_path, device="cpu", quantization="bitsandbytes", adapter=adapter
+        tiny_path, EngineConfig(quantization="bitsandbytes", adapter=adapter), device="cpu"
     )
     requests = _requests(engine)
     _assert_unbatched(packed, requests)
@@ -259,7 +259,7 @@ def test_four_bit_weights_score_near_the_whole_ones(
 
 def test_a_quantisation_that_only_vllm_knows_names_its_key(tiny_path: Path) -> None:
     with pytest.raises(ModelError, match=r"teacher\.quantization 'awq'"):
-        TransformersEngine(tiny_path, quantization="awq")
+        TransformersEngine(tiny_path, EngineConfig(quantization="awq"))
 
 
 def test_a_model_without_a_pad_token_scores(engine: TransformersEngine) -> None:
@@ -292,8 +292,3 @@ def test_a_model_that_is_not_there_is_a_model_error(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(ModelError, match="language model"):
         TransformersEngine(tmp_path)
-
-
-def test_an_unknown_dtype_is_a_model_error(tiny_path: Path) -> None:
-    with pytest.raises(ModelError, match="float32, bfloat16 or float16"):
-        TransformersEngine(tiny_path, dtype="float31")

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from nncift_ray.engines.base import Generation, GenerationEngine, GenerationRequest, ScoringFailure
-from nncift_ray.engines.transformers import TransformersGenerator, write_batch
+from nncift_ray.engines.base import Engine, Generation, GenerationRequest, ScoringFailure
+from nncift_ray.engines.transformers import TransformersEngine, generate_batch
 from nncift_ray.errors import EngineDiedError
+from nncift_ray.recipe.sections import EngineConfig
 from tests.tiny_models import (
     make_tiny_adapter,
     make_tiny_llama,
@@ -31,8 +32,10 @@ SMALL = {
 TEXTS = ["two?", "The capital of France is", "Query: " + "one two three " * 9, "x", "1. one 2. two"]
 
 
-def _load(path: Path, **options: Any) -> TransformersGenerator:
-    return TransformersGenerator(path, device="cpu", num_threads=1, **options)
+def _load(path: Path, **options: Any) -> TransformersEngine:
+    return TransformersEngine(
+        path, EngineConfig(**options), generates=True, device="cpu", num_threads=1
+    )
 
 
 @pytest.fixture(scope="module")
@@ -41,11 +44,11 @@ def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def generator(tiny_path: Path) -> TransformersGenerator:
+def generator(tiny_path: Path) -> TransformersEngine:
     return _load(tiny_path)
 
 
-def _requests(generator: GenerationEngine, **settings: Any) -> list[GenerationRequest]:
+def _requests(generator: Engine, **settings: Any) -> list[GenerationRequest]:
     """Return prompts of many lengths with answers of many lengths."""
     made = GenerationRequest([1], 20, **settings)
     return [
@@ -60,12 +63,12 @@ def _requests(generator: GenerationEngine, **settings: Any) -> list[GenerationRe
 
 
 def _one_by_one(
-    generator: GenerationEngine, requests: Sequence[GenerationRequest]
+    generator: Engine, requests: Sequence[GenerationRequest]
 ) -> list[Generation | ScoringFailure]:
     return [generator.generate([request])[0] for request in requests]
 
 
-def _written_plainly(generator: TransformersGenerator, request: GenerationRequest) -> Generation:
+def _written_plainly(generator: TransformersEngine, request: GenerationRequest) -> Generation:
     """Write greedily the plain way: the whole text through the model for every token."""
     ids, end = list(request.prompt_ids), generator.eos_id
     with torch.inference_mode():
@@ -95,9 +98,9 @@ def _other_family(folder: Path, family: str) -> Path:
 
 
 def test_a_batch_of_mixed_lengths_writes_what_each_alone_would(
-    generator: TransformersGenerator,
+    generator: TransformersEngine,
 ) -> None:
-    assert isinstance(generator, GenerationEngine)
+    assert isinstance(generator, Engine)
     requests = _requests(generator)
     plain = [_written_plainly(generator, request) for request in requests]
     assert len({answer.text for answer in plain}) == len(TEXTS)  # the prompt decides
@@ -113,9 +116,9 @@ def test_other_families_write_what_each_request_alone_would(tmp_path: Path, fami
     assert generator.generate(requests) == plain
 
 
-@pytest.mark.parametrize("batch_tokens", [1, 60, 100_000])
+@pytest.mark.parametrize("batch_tokens", [32, 60, 100_000])
 def test_sampling_is_repeatable_and_does_not_depend_on_the_batch(
-    generator: TransformersGenerator, tiny_path: Path, batch_tokens: int
+    generator: TransformersEngine, tiny_path: Path, batch_tokens: int
 ) -> None:
     requests = _requests(generator, temperature=1.0, min_p=0.02)
     expected = _one_by_one(generator, requests)
@@ -126,7 +129,7 @@ def test_sampling_is_repeatable_and_does_not_depend_on_the_batch(
     assert all(a != b for a, b in zip(batched.generate(others), expected, strict=True))
 
 
-def test_greedy_and_sampled_requests_share_a_batch(generator: TransformersGenerator) -> None:
+def test_greedy_and_sampled_requests_share_a_batch(generator: TransformersEngine) -> None:
     greedy, sampled = _requests(generator), _requests(generator, temperature=0.8, min_p=0.1)
     mixed = [request for pair in zip(greedy, sampled, strict=True) for request in pair]
     answers = generator.generate(mixed)
@@ -146,11 +149,11 @@ def _end_after(folder: Path, base: Path, token_id: int) -> Path:
 
 
 def test_an_end_token_of_the_models_files_ends_the_answer(
-    generator: TransformersGenerator, tiny_path: Path, tmp_path: Path
+    generator: TransformersEngine, tiny_path: Path, tmp_path: Path
 ) -> None:
     request = GenerationRequest(generator.encode("The capital of France is\n"), 16)
     with torch.inference_mode():
-        (whole,) = write_batch(
+        (whole,) = generate_batch(
             generator._model, [request], lambda _, ids: ids[-1] == 0, torch.device("cpu")
         )
     end = whole.token_ids[5]
@@ -164,7 +167,7 @@ def test_an_end_token_of_the_models_files_ends_the_answer(
     assert neighbour == ending.generate([other])[0]
 
 
-def test_one_bad_request_leaves_its_neighbours_alone(generator: TransformersGenerator) -> None:
+def test_one_bad_request_leaves_its_neighbours_alone(generator: TransformersEngine) -> None:
     good = _requests(generator)[:2]
     bad = [
         GenerationRequest([], 5),
@@ -178,14 +181,14 @@ def test_one_bad_request_leaves_its_neighbours_alone(generator: TransformersGene
     assert generator.generate([]) == []
 
 
-def test_an_answer_may_fill_all_positions(generator: TransformersGenerator) -> None:
+def test_an_answer_may_fill_all_positions(generator: TransformersEngine) -> None:
     assert generator.max_length == 639
     (answer,) = generator.generate([GenerationRequest([5] * 629, 10)])
     assert isinstance(answer, Generation)
 
 
 def test_an_adapter_changes_the_answers(tiny_path: Path, tmp_path: Path) -> None:
-    adapter = make_tiny_adapter(tiny_path, tmp_path)
+    adapter = str(make_tiny_adapter(tiny_path, tmp_path))
     tuned = _load(tiny_path, adapter=adapter)
     plain = _load(tiny_path)
     requests = _requests(plain)
@@ -200,33 +203,33 @@ def test_weights_that_are_not_numbers_give_failures_not_answers(tmp_path: Path) 
 
 
 def test_a_batch_that_does_not_fit_is_split(
-    generator: TransformersGenerator, monkeypatch: pytest.MonkeyPatch
+    generator: TransformersEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from nncift_ray.engines import transformers as module
 
     requests = _requests(generator)
     expected = generator.generate(requests)
-    write = module.write_batch
+    write = module.generate_batch
 
     def write_small(model: Any, batch: list[GenerationRequest], *rest: Any) -> Any:
         if len(batch) > 1 or len(batch[0].prompt_ids) > 40:
             raise torch.OutOfMemoryError("made up\nsecond line")
         return write(model, batch, *rest)
 
-    monkeypatch.setattr(module, "write_batch", write_small)
+    monkeypatch.setattr(module, "generate_batch", write_small)
     answers = generator.generate(requests)
     assert answers[2] == ScoringFailure("out_of_memory", "made up")
     assert answers[:2] + answers[3:] == expected[:2] + expected[3:]
 
 
 def test_a_dead_accelerator_is_told_from_a_bad_request(
-    generator: TransformersGenerator, monkeypatch: pytest.MonkeyPatch
+    generator: TransformersEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from nncift_ray.engines import transformers as module
 
     def die(*_: Any) -> None:
         raise torch.AcceleratorError("CUDA error: made up")
 
-    monkeypatch.setattr(module, "write_batch", die)
+    monkeypatch.setattr(module, "generate_batch", die)
     with pytest.raises(EngineDiedError, match="transformers:.* died"):
         generator.generate(_requests(generator))

@@ -13,12 +13,13 @@ import pytest
 import torch
 
 from nncift_ray.corpus.examples import Example
-from nncift_ray.engines.base import ScoringEngine, ScoringRequest, ScoringResult
-from nncift_ray.engines.choose import TunedModel, load_options
+from nncift_ray.engines.base import Engine, ScoringRequest, ScoringResult
+from nncift_ray.engines.load import TunedModel, apply_tuning
 from nncift_ray.engines.lora import LoraModel, TrainableModel, TrainingExample
 from nncift_ray.engines.transformers import TransformersEngine
 from nncift_ray.engines.vllm import VllmEngine, vllm_available
 from nncift_ray.evaluate.tune import tune
+from nncift_ray.recipe.sections import EngineConfig
 from nncift_ray.teachers.warmup import TrainingSettings, Workers
 from tests.unit.stages.evaluation.tune_chain import QUANTIZATION, make_base, make_factory
 
@@ -71,7 +72,7 @@ def tuned(request: pytest.FixtureRequest, base: Path, tmp_path_factory: Any) -> 
     return Tuned(files, examples, trained, fresh)
 
 
-def nll_of(engine: ScoringEngine, examples: list[TrainingExample]) -> list[float]:
+def nll_of(engine: Engine, examples: list[TrainingExample]) -> list[float]:
     requests = [
         ScoringRequest(e.input_ids[: e.response_start], e.input_ids[e.response_start :])
         for e in examples
@@ -82,8 +83,8 @@ def nll_of(engine: ScoringEngine, examples: list[TrainingExample]) -> list[float
 
 
 def test_an_engine_with_the_files_is_the_model_that_was_trained(tuned: Tuned, base: Path) -> None:
-    options = load_options(tuned.files, base, "transformers")
-    engine = TransformersEngine(**options, device="cpu", max_length=600)
+    options = EngineConfig(engine="transformers", max_length=600)
+    engine = TransformersEngine(*apply_tuning(base, options, tuned.files), device="cpu")
     assert nll_of(engine, tuned.examples) == pytest.approx(tuned.nll, abs=SAME_NLL)
     assert np.mean(tuned.nll) < np.mean(tuned.fresh_nll) - 0.5
 
@@ -124,9 +125,8 @@ def test_peft_and_transformers_load_the_files_whole(tuned: Tuned, base: Path) ->
 @pytest.mark.slow
 @pytest.mark.skipif(not vllm_available(), reason="vLLM is not installed")
 def test_vllm_with_the_files_is_the_model_that_was_trained(tuned: Tuned, base: Path) -> None:
-    engine = VllmEngine(
-        **load_options(tuned.files, base, "vllm"), kv_cache_memory_bytes=64 << 20, max_length=600
-    )
+    options = EngineConfig(engine="vllm", kv_cache_memory_bytes=64 << 20, max_length=600)
+    engine = VllmEngine(*apply_tuning(base, options, tuned.files))
     found = nll_of(engine, tuned.examples)
     engine.close()
     if tuned.files.quantization is None:

@@ -3,15 +3,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 
 from nncift_ray.engines.base import (
+    AnyScoringRequest,
+    Engine,
     NextTokenRequest,
-    NextTokenResult,
-    ScoringEngine,
     ScoringFailure,
     ScoringRequest,
     ScoringResult,
@@ -20,6 +19,7 @@ from nncift_ray.engines.base import (
 from nncift_ray.engines.transformers import TransformersEngine
 from nncift_ray.engines.vllm import VllmEngine, vllm_available
 from nncift_ray.errors import EngineDiedError
+from nncift_ray.recipe.sections import EngineConfig
 from nncift_ray.teachers.base import LabelRequest, Measurement
 from nncift_ray.teachers.delift import DeliftTeacher
 from tests.scoring_requests import HELPED, HELPERS, delift_requests, stack_log_probs
@@ -48,7 +48,7 @@ def oracle(tiny_path: Path) -> TransformersEngine:
 
 @pytest.fixture(scope="module")
 def engine(tiny_path: Path) -> Iterator[VllmEngine]:
-    engine = VllmEngine(tiny_path, kv_cache_memory_bytes=64 << 20)
+    engine = VllmEngine(tiny_path, EngineConfig(kv_cache_memory_bytes=64 << 20))
     yield engine
     engine.close()
 
@@ -175,7 +175,7 @@ def test_a_call_computes_hardly_more_than_the_minimum(engine: VllmEngine) -> Non
 
 def test_neither_order_nor_step_size_changes_a_score(engine: VllmEngine, tiny_path: Path) -> None:
     # Whole prompts of up to 639 tokens, the others in steps of 64.
-    chunked = VllmEngine(tiny_path, batch_tokens=64)
+    chunked = VllmEngine(tiny_path, EngineConfig(batch_tokens=64))
     requests = [*delift_requests(engine), *_long_requests(engine)]
     ids = (engine.encode("The capital of France is Paris. ") * 100)[: engine.max_length]
     requests.append(ScoringRequest(ids[:200], ids[200:]))
@@ -197,15 +197,15 @@ def test_both_engines_give_the_same_next_tokens(
         for n, r in enumerate(delift_requests(engine))
     ]
     bad = [NextTokenRequest([], [1]), NextTokenRequest([1], [10**6])]
-    found = engine.next_token_log_probs([*bad, *requests])
+    found = engine.score([*bad, *requests])
     assert [a.reason for a in found[:2] if isinstance(a, ScoringFailure)] == [
         "empty_prompt",
         "bad_token",
     ]
     cached = 0
-    for answer, expected in zip(found[2:], oracle.next_token_log_probs(requests), strict=True):
-        assert isinstance(answer, NextTokenResult), answer
-        assert isinstance(expected, NextTokenResult), expected
+    for answer, expected in zip(found[2:], oracle.score(requests), strict=True):
+        assert isinstance(answer, ScoringResult), answer
+        assert isinstance(expected, ScoringResult), expected
         np.testing.assert_allclose(
             answer.log_probs, expected.log_probs, rtol=0, atol=NATS_TOLERANCE
         )
@@ -216,7 +216,7 @@ def test_both_engines_give_the_same_next_tokens(
 def test_engines_agree_on_size_and_keep_their_time(
     engine: VllmEngine, oracle: TransformersEngine
 ) -> None:
-    assert isinstance(engine, ScoringEngine)
+    assert isinstance(engine, Engine)
     assert engine.num_parameters == oracle.num_parameters
     assert engine._tokenizer._tokenizer.pad_token_id is None  # scores all the same
     before = engine.busy_seconds
@@ -224,10 +224,10 @@ def test_engines_agree_on_size_and_keep_their_time(
     assert engine.busy_seconds > before
 
 
-@pytest.mark.parametrize("method", ["score", "next_token_log_probs"])
+@pytest.mark.parametrize("request_", [ScoringRequest([1, 2], [3]), NextTokenRequest([1, 2], [3])])
 @pytest.mark.parametrize("kind", ["process", "step"])
 def test_a_dead_engine_is_told_from_a_bad_request(
-    engine: VllmEngine, monkeypatch: pytest.MonkeyPatch, method: str, kind: str
+    engine: VllmEngine, monkeypatch: pytest.MonkeyPatch, request_: AnyScoringRequest, kind: str
 ) -> None:
     from vllm.v1.engine.exceptions import EngineDeadError
 
@@ -237,9 +237,5 @@ def test_a_dead_engine_is_told_from_a_bad_request(
     dead = SimpleNamespace(step=die, add_request=lambda *_, **__: None)
     llm = SimpleNamespace(llm_engine=dead, reset_prefix_cache=lambda: True)
     monkeypatch.setattr(engine, "_llm", llm)
-    request: Any = {
-        "score": ScoringRequest([1, 2], [3]),
-        "next_token_log_probs": NextTokenRequest([1, 2], [3]),
-    }[method]
     with pytest.raises(EngineDiedError, match="vllm:.* died"):
-        getattr(engine, method)([request])
+        engine.score([request_])

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from nncift_ray.engines.base import Generation, GenerationEngine, GenerationRequest, ScoringFailure
-from nncift_ray.engines.transformers import TransformersGenerator
-from nncift_ray.engines.vllm import VllmGenerator, vllm_available
+from nncift_ray.engines.base import Engine, Generation, GenerationRequest, ScoringFailure
+from nncift_ray.engines.transformers import TransformersEngine
+from nncift_ray.engines.vllm import VllmEngine, vllm_available
 from nncift_ray.errors import EngineDiedError
+from nncift_ray.recipe.sections import EngineConfig
 from tests.tiny_models import make_tiny_adapter, make_tiny_llama, poison_weights
 
 pytestmark = [
@@ -23,6 +24,12 @@ pytestmark = [
 
 CACHE_BYTES = 64 << 20
 TEXTS = ["two?", "The capital of France is", "Query: " + "one two three " * 9, "x", "1. one 2. two"]
+
+
+def _load(path: Path, **options: Any) -> VllmEngine:
+    return VllmEngine(
+        path, EngineConfig(kv_cache_memory_bytes=CACHE_BYTES, **options), generates=True
+    )
 
 
 @pytest.fixture(scope="module")
@@ -36,18 +43,18 @@ def adapter(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def oracle(tiny_path: Path) -> TransformersGenerator:
-    return TransformersGenerator(tiny_path, device="cpu", num_threads=1)
+def oracle(tiny_path: Path) -> TransformersEngine:
+    return TransformersEngine(tiny_path, device="cpu", num_threads=1)
 
 
 @pytest.fixture(scope="module")
-def generator(tiny_path: Path) -> Iterator[VllmGenerator]:
-    generator = VllmGenerator(tiny_path, kv_cache_memory_bytes=CACHE_BYTES)
+def generator(tiny_path: Path) -> Iterator[VllmEngine]:
+    generator = _load(tiny_path)
     yield generator
     generator.close()
 
 
-def _requests(generator: GenerationEngine, **settings: Any) -> list[GenerationRequest]:
+def _requests(generator: Engine, **settings: Any) -> list[GenerationRequest]:
     """Return prompts of many lengths with answers of many lengths."""
     made = GenerationRequest([1], 20, **settings)
     return [
@@ -62,9 +69,9 @@ def _requests(generator: GenerationEngine, **settings: Any) -> list[GenerationRe
 
 
 def test_greedy_answers_are_those_of_transformers(
-    generator: VllmGenerator, oracle: TransformersGenerator
+    generator: VllmEngine, oracle: TransformersEngine
 ) -> None:
-    assert isinstance(generator, GenerationEngine)
+    assert isinstance(generator, Engine)
     assert generator.max_length == oracle.max_length
     requests = _requests(generator)
     assert requests == _requests(oracle)
@@ -77,7 +84,7 @@ def test_greedy_answers_are_those_of_transformers(
 
 
 def test_a_stop_text_of_one_token_or_several_ends_an_answer_in_both_engines(
-    generator: VllmGenerator, oracle: TransformersGenerator
+    generator: VllmEngine, oracle: TransformersEngine
 ) -> None:
     requests = _requests(oracle)
     whole = [a for a in oracle.generate(requests) if isinstance(a, Generation)]
@@ -95,7 +102,7 @@ def test_a_stop_text_of_one_token_or_several_ends_an_answer_in_both_engines(
         assert answer.num_tokens < full.num_tokens
 
 
-def test_sampling_is_repeatable_and_does_not_depend_on_the_batch(generator: VllmGenerator) -> None:
+def test_sampling_is_repeatable_and_does_not_depend_on_the_batch(generator: VllmEngine) -> None:
     requests = _requests(generator, temperature=1.0, min_p=0.02)
     expected = generator.generate(requests)
     assert generator.generate(requests) == expected
@@ -107,7 +114,7 @@ def test_sampling_is_repeatable_and_does_not_depend_on_the_batch(generator: Vllm
 
 def test_more_prompts_than_a_step_takes_are_answered_as_each_alone(tiny_path: Path) -> None:
     # 700 and more tokens of prompts, 640 a step: one prompt would be computed in two parts.
-    small = VllmGenerator(tiny_path, kv_cache_memory_bytes=CACHE_BYTES, batch_tokens=64)
+    small = _load(tiny_path, batch_tokens=64)
     ids = small.encode("The capital of France is Paris. " * 40)
     requests = [
         GenerationRequest(ids[n : n + 90 + 7 * n], 6, temperature, 0.02, seed=n)
@@ -121,13 +128,13 @@ def test_more_prompts_than_a_step_takes_are_answered_as_each_alone(tiny_path: Pa
     assert answers == alone
 
 
-def test_min_p_1_leaves_the_likeliest_token_only(generator: VllmGenerator) -> None:
+def test_min_p_1_leaves_the_likeliest_token_only(generator: VllmEngine) -> None:
     greedy = generator.generate(_requests(generator))
     assert generator.generate(_requests(generator, temperature=1.0, min_p=1.0)) == greedy
     assert generator.generate(_requests(generator, temperature=1.0)) != greedy
 
 
-def test_one_bad_request_leaves_its_neighbours_alone(generator: VllmGenerator) -> None:
+def test_one_bad_request_leaves_its_neighbours_alone(generator: VllmEngine) -> None:
     good = _requests(generator)[:2]
     bad = [GenerationRequest([], 5), GenerationRequest([1] * 635, 5), GenerationRequest([10**6], 5)]
     answers = generator.generate([good[0], *bad, good[1]])
@@ -138,17 +145,19 @@ def test_one_bad_request_leaves_its_neighbours_alone(generator: VllmGenerator) -
 
 
 def test_an_answer_may_fill_all_positions(
-    generator: VllmGenerator, oracle: TransformersGenerator
+    generator: VllmEngine, oracle: TransformersEngine
 ) -> None:
     requests = [GenerationRequest([5] * 629, 10)]
     assert generator.generate(requests) == oracle.generate(requests)
 
 
 def test_an_adapter_changes_the_answers_as_in_transformers(
-    generator: VllmGenerator, tiny_path: Path, adapter: Path
+    generator: VllmEngine, tiny_path: Path, adapter: Path
 ) -> None:
-    tuned = VllmGenerator(tiny_path, kv_cache_memory_bytes=CACHE_BYTES, adapter=adapter)
-    merged = TransformersGenerator(tiny_path, device="cpu", num_threads=1, adapter=adapter)
+    tuned = _load(tiny_path, adapter=str(adapter))
+    merged = TransformersEngine(
+        tiny_path, EngineConfig(adapter=str(adapter)), device="cpu", num_threads=1
+    )
     requests = _requests(generator)
     answers = tuned.generate(requests)
     tuned.close()
@@ -159,7 +168,7 @@ def test_an_adapter_changes_the_answers_as_in_transformers(
 
 def test_weights_that_are_not_numbers_give_failures_not_answers(tmp_path: Path) -> None:
     path = poison_weights(make_tiny_llama(tmp_path))
-    broken = VllmGenerator(path, kv_cache_memory_bytes=CACHE_BYTES)
+    broken = _load(path)
     answers = broken.generate(_requests(broken))
     broken.close()
     assert [a.reason for a in answers if isinstance(a, ScoringFailure)] == ["not_finite"] * 5
@@ -167,7 +176,7 @@ def test_weights_that_are_not_numbers_give_failures_not_answers(tmp_path: Path) 
 
 @pytest.mark.parametrize("kind", ["process", "step"])
 def test_a_dead_engine_is_told_from_a_bad_request(
-    generator: VllmGenerator, monkeypatch: pytest.MonkeyPatch, kind: str
+    generator: VllmEngine, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     from vllm.v1.engine.exceptions import EngineDeadError
 

@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 
 from nncift_ray.engines.base import (
-    MAX_LOGITS_BYTES_ON_CPU,
     NextTokenRequest,
     ScoringFailure,
     ScoringRequest,
 )
+from nncift_ray.engines.memory import MAX_LOGITS_BYTES_ON_CPU
 from nncift_ray.engines.transformers import TransformersEngine
 from nncift_ray.engines.vllm import VllmEngine, vllm_available
 from nncift_ray.errors import ModelError
+from nncift_ray.recipe.sections import EngineConfig
 from tests.scoring_requests import delift_requests, stack_log_probs
 from tests.tiny_models import (
     make_tiny_adapter,
@@ -39,9 +40,9 @@ def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_an_adapter_gives_the_same_scores_in_both_engines(tiny_path: Path, tmp_path: Path) -> None:
-    folder = make_tiny_adapter(tiny_path, tmp_path)
-    adapted = VllmEngine(tiny_path, adapter=folder)
-    merged = TransformersEngine(tiny_path, device="cpu", adapter=folder)
+    options = EngineConfig(adapter=str(make_tiny_adapter(tiny_path, tmp_path)))
+    adapted = VllmEngine(tiny_path, options)
+    merged = TransformersEngine(tiny_path, options, device="cpu")
     bare = TransformersEngine(tiny_path, device="cpu")
     requests = delift_requests(bare)
     found, expected = (stack_log_probs(engine.score(requests)) for engine in (adapted, merged))
@@ -55,7 +56,7 @@ def test_weights_that_are_not_numbers_give_failures_not_scores(tmp_path: Path) -
     engine = VllmEngine(poison_weights(make_tiny_llama(tmp_path)))
     requests = delift_requests(engine)
     asked = [NextTokenRequest(r.prompt_ids, [1, 2]) for r in requests]
-    for answers in (engine.score(requests), engine.next_token_log_probs(asked)):
+    for answers in (engine.score(requests), engine.score(asked)):
         assert {a.reason for a in answers if isinstance(a, ScoringFailure)} == {"not_finite"}
         assert all(isinstance(a, ScoringFailure) for a in answers)
     engine.close()
@@ -103,11 +104,9 @@ def test_what_cannot_be_loaded_says_why(tiny_path: Path, tmp_path: Path) -> None
     with pytest.raises(ModelError, match="no .safetensors file"):
         VllmEngine(tmp_path)
     with pytest.raises(ModelError, match=r"teacher\.quantization 'q17'.*vllm-bnb-plugin"):
-        VllmEngine(tiny_path, quantization="q17")
-    with pytest.raises(ModelError, match="float32, bfloat16, float16"):
-        VllmEngine(tiny_path, dtype="float31")
+        VllmEngine(tiny_path, EngineConfig(quantization="q17"))
 
 
 def test_a_cache_too_small_for_one_request_names_the_keys(tiny_path: Path) -> None:
     with pytest.raises(ModelError, match=r"teacher\.kv_cache_memory_bytes"):
-        VllmEngine(tiny_path, kv_cache_memory_bytes=100_000)
+        VllmEngine(tiny_path, EngineConfig(kv_cache_memory_bytes=100_000))

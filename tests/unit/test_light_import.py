@@ -11,7 +11,8 @@ import pytest
 HEAVY_FOR_A_WORKER = {"torch", "ray", "vllm", "transformers", "sentence_transformers", "matplotlib"}
 #: What an actor has to import before its first row, by what its stage is unpickled from.
 OF_WORKERS = {
-    "factories": HEAVY_FOR_A_WORKER,
+    "embedders": HEAVY_FOR_A_WORKER,
+    "engines.load": HEAVY_FOR_A_WORKER,
     "teachers": HEAVY_FOR_A_WORKER,
     "corpus.ingest": HEAVY_FOR_A_WORKER | {"numba"},
     "labels.step": HEAVY_FOR_A_WORKER | {"numba"},

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from nncift_ray.corpus.examples import Example
-from nncift_ray.engines.base import NextTokenRequest, NextTokenResult, ScoringFailure
+from nncift_ray.engines.base import NextTokenRequest, ScoringFailure, ScoringResult
 from nncift_ray.errors import ConfigError, ModelError
 from nncift_ray.recipe.sections import SelectItConfig
 from nncift_ray.teachers.base import (
@@ -49,15 +49,13 @@ class RatingEngine(FakeEngine):
         self.rate, self.num_parameters = rate, num_parameters
         self.asked: list[NextTokenRequest] = []
 
-    def next_token_log_probs(
-        self, requests: Sequence[NextTokenRequest]
-    ) -> list[NextTokenResult | ScoringFailure]:
+    def score(self, requests: Sequence[NextTokenRequest]) -> list[ScoringResult | ScoringFailure]:
         self.asked += requests
         answers = [self.rate(bytes(request.prompt_ids).decode()) for request in requests]
         return [
             answer
             if isinstance(answer, ScoringFailure)
-            else NextTokenResult(np.log(answer), request.num_tokens, 0)
+            else ScoringResult(np.log(answer), request.num_tokens, 0)
             for request, answer in zip(requests, answers, strict=True)
         ]
 
@@ -117,10 +115,10 @@ def test_alpha_is_the_recipes() -> None:
     engine = FakeEngine()
     for example, value in zip(EXAMPLES, values, strict=True):
         prompts = [head_text(p) + example_text(example) + TAIL for p in RATING_PROMPTS]
-        results = engine.next_token_log_probs(
+        results = engine.score(
             [NextTokenRequest(engine.encode(prompt), FIVE) for prompt in prompts]
         )
-        log_probs_RK = np.stack([r.log_probs for r in results if isinstance(r, NextTokenResult)])
+        log_probs_RK = np.stack([r.log_probs for r in results if isinstance(r, ScoringResult)])
         expected = sentence_scores(token_scores(log_probs_RK), 0.0)
         assert value == pytest.approx(float(expected), abs=TOLERANCE)
 
@@ -210,13 +208,13 @@ class Encoding(FakeEngine):
 
 def _asked_ids(engine: FakeEngine) -> tuple[list[int], list[int]]:
     seen: list[NextTokenRequest] = []
-    answer = engine.next_token_log_probs
+    answer = engine.score
 
-    def remember(requests: Sequence[NextTokenRequest]) -> list[NextTokenResult | ScoringFailure]:
+    def remember(requests: Sequence[NextTokenRequest]) -> list[ScoringResult | ScoringFailure]:
         seen.extend(requests)
         return answer(requests)
 
-    engine.next_token_log_probs = remember
+    engine.score = remember
     SelectItTeacher([engine]).measure(REQUESTS[:1])
     return list(seen[0].prompt_ids[-3:]), list(seen[0].token_ids)
 

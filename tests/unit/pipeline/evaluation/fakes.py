@@ -17,7 +17,7 @@ from ray import cloudpickle
 from nncift_ray import embedders
 from nncift_ray import pipeline as runner
 from nncift_ray.engines.base import ScoringFailure, ScoringRequest, ScoringResult
-from nncift_ray.engines.choose import TunedModel
+from nncift_ray.engines.load import TunedModel
 from nncift_ray.engines.models import ResolvedModel
 from nncift_ray.errors import ModelError
 from nncift_ray.evaluate import results as record

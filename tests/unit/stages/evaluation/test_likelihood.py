@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from nncift_ray.engines.base import ScoringEngine, ScoringRequest, ScoringResult
-from nncift_ray.engines.choose import TunedModel
+from nncift_ray.engines.base import Engine, ScoringRequest, ScoringResult
+from nncift_ray.engines.load import TunedModel
 from nncift_ray.evaluate.ask import LikelihoodStage, ShownExamples
 from nncift_ray.evaluate.metrics import draw_test_rows
 from nncift_ray.runtime import schemas
@@ -71,7 +71,7 @@ class Recorder(FakeEngine):
         self.requests: list[ScoringRequest] = []
         self.tuned: list[TunedModel | None] = []
 
-    def make(self, tuned: TunedModel | None) -> ScoringEngine:
+    def make(self, tuned: TunedModel | None) -> Engine:
         self.tuned.append(tuned)
         return self
 

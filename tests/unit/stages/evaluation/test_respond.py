@@ -15,13 +15,13 @@ from nncift_ray.embedders import EmbedPromptsStage
 from nncift_ray.engines.base import (
     Generation,
     GenerationRequest,
-    GenerationSettings,
     ScoringFailure,
     row_seed,
 )
 from nncift_ray.engines.models import ResolvedModel
 from nncift_ray.evaluate.ask import RespondStage, RetrieveStage, ShownExamples
 from nncift_ray.evaluate.metrics import draw_test_rows
+from nncift_ray.recipe.sections import GenerationConfig
 from nncift_ray.runtime.driver import execute_here, run_stage
 from nncift_ray.runtime.files import Location
 from nncift_ray.runtime.output import StageOutput
@@ -31,7 +31,7 @@ from tests.fake_engines import FakeGenerator
 from tests.hash_embedder import HashEmbedder
 from tests.unit.stages.driving.dying import KilledError, replace_the_dead
 
-SETTINGS = GenerationSettings(max_tokens=20, temperature=0.5, min_p=0.1, seed=7)
+SETTINGS = GenerationConfig(max_tokens=20, temperature=0.5, min_p=0.1, seed=7)
 ENGINE = {"model": "fake"}
 NUM_TESTS = 300
 
@@ -102,7 +102,7 @@ def test_neither_shards_nor_the_draw_change_an_answer(tests: StageOutput, tmp_pa
     assert responses("cut", shard_rows=1) == whole
     rows = draw_test_rows(NUM_TESTS, 40, SETTINGS.seed).tolist()
     assert responses("drawn", max_rows=40) == [whole[row] for row in rows]
-    other = GenerationSettings(max_tokens=20, temperature=0.5, min_p=0.1, seed=8)
+    other = GenerationConfig(max_tokens=20, temperature=0.5, min_p=0.1, seed=8)
     again = responses("other", generation=other)
     assert all(a["response"] != b["response"] for a, b in zip(again, whole, strict=True))
 
@@ -116,7 +116,7 @@ def test_a_second_run_writes_nothing_and_other_settings_write_anew(
     second = run(make(tests, generator, shard_rows=1), tmp_path)
     assert generator.num_requests == NUM_TESTS
     assert second.fingerprint == first.fingerprint
-    longer = GenerationSettings(max_tokens=30, temperature=0.5, min_p=0.1, seed=7)
+    longer = GenerationConfig(max_tokens=30, temperature=0.5, min_p=0.1, seed=7)
     run(make(tests, generator, generation=longer), tmp_path)
     assert generator.num_requests == 2 * NUM_TESTS
     other = RespondStage(tests, lambda _: generator, {"model": "b"}, SETTINGS, max_length=500)

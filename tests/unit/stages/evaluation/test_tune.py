@@ -15,7 +15,7 @@ import torch
 from pyarrow import fs as pafs
 
 from nncift_ray.engines.base import ScoringRequest, ScoringResult
-from nncift_ray.engines.choose import TunedModel, load_options
+from nncift_ray.engines.load import TunedModel, apply_tuning
 from nncift_ray.engines.lora import TrainableModel, TrainingExample
 from nncift_ray.engines.transformers import TransformersEngine
 from nncift_ray.errors import ModelError, StageError
@@ -26,6 +26,7 @@ from nncift_ray.evaluate.tune import (
     tune_in_process,
     tuned_files,
 )
+from nncift_ray.recipe.sections import EngineConfig
 from nncift_ray.runtime import schemas
 from nncift_ray.runtime.driver import StepProgress, describe_steps, stage_fingerprint
 from nncift_ray.runtime.files import Location
@@ -51,8 +52,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def loaded_nll(tuned: TunedModel, base: Path, model: TrainableModel, job: TuneJob) -> list[float]:
     """Score the subset's responses with an engine that loads the tuned files."""
-    options = load_options(tuned, base, "transformers")
-    engine = TransformersEngine(options["model_path"], device="cpu", adapter=options["adapter"])
+    options = EngineConfig(engine="transformers")
+    engine = TransformersEngine(*apply_tuning(base, options, tuned), device="cpu")
     results = engine.score(
         [
             ScoringRequest(e.input_ids[: e.response_start], e.input_ids[e.response_start :])
@@ -207,23 +208,6 @@ def test_files_of_an_object_store_are_fetched_for_as_long_as_they_are_needed(
 def test_without_a_tuned_model_there_are_no_files() -> None:
     with tuned_files(None) as tuned:
         assert tuned is None
-    assert load_options(None, "base", "vllm")["model_path"] == "base"
-
-
-def test_a_base_is_quantised_as_in_training_where_the_engine_can() -> None:
-    tuned = TunedModel(Path("files"), is_adapter=True, quantization="bitsandbytes")
-    assert load_options(tuned, "base", "transformers") == {
-        "model_path": "base",
-        "adapter": Path("files"),
-        "quantization": "bitsandbytes",
-    }
-    assert load_options(tuned, "base", "vllm")["quantization"] is None
-    whole = TunedModel(Path("files"), is_adapter=False)
-    assert load_options(whole, "base", "vllm") == {
-        "model_path": Path("files"),
-        "adapter": None,
-        "quantization": None,
-    }
 
 
 def test_steps_are_told_with_the_time_that_is_left(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def test_the_code_of_a_language_model_is_not_run(model: Path, mark: Path) -> Non
     with pytest.raises(ModelError):
         load_language_model(model, torch.device("cpu"), dtype="float32")
     with pytest.raises(ModelError):
-        read_config(model, None)
+        read_config(model)
     assert not mark.exists()
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nncift_ray.engines import gguf as gguf_conversion
-from nncift_ray.engines.gguf import convert_once
+from nncift_ray.engines import embedded
+from nncift_ray.engines.embedded import convert_once
 
 
 def _write_model(gguf_path: Path, folder: Path) -> None:
@@ -27,7 +27,7 @@ def test_a_model_is_converted_once(source: Path, monkeypatch: pytest.MonkeyPatch
         calls.append(folder)
         _write_model(gguf_path, folder)
 
-    monkeypatch.setattr(gguf_conversion, "_convert", counting)
+    monkeypatch.setattr(embedded, "_convert", counting)
     folder = source.parent / "cache" / "model"
     assert convert_once(source, folder) == convert_once(source, folder) == folder
     assert len(calls) == 1
@@ -41,7 +41,7 @@ def test_a_conversion_that_fails_leaves_nothing(
         _write_model(gguf_path, folder)
         raise RuntimeError("disk full")
 
-    monkeypatch.setattr(gguf_conversion, "_convert", failing)
+    monkeypatch.setattr(embedded, "_convert", failing)
     with pytest.raises(RuntimeError, match="disk full"):
         convert_once(source, source.parent / "cache" / "model")
     assert list((source.parent / "cache").iterdir()) == []
@@ -57,7 +57,7 @@ def test_the_first_of_two_racing_conversions_wins(
         final.mkdir()
         (final / "model.safetensors").write_bytes(b"of the other process")
 
-    monkeypatch.setattr(gguf_conversion, "_convert", overtaken)
+    monkeypatch.setattr(embedded, "_convert", overtaken)
     convert_once(source, final)
     assert (final / "model.safetensors").read_bytes() == b"of the other process"
     assert list(final.parent.iterdir()) == [final]
@@ -66,5 +66,5 @@ def test_the_first_of_two_racing_conversions_wins(
 def test_rotary_rows_go_from_side_by_side_to_half_a_head_apart() -> None:
     # Two heads of four rows; GGUF writes the halves of pair p of a head as rows 2p and 2p + 1.
     interleaved = np.array([[0], [2], [1], [3], [4], [6], [5], [7]], dtype=np.float32)
-    restored = gguf_conversion._undo_rotary_interleaving(interleaved, num_heads=2)
+    restored = embedded._undo_rotary_interleaving(interleaved, num_heads=2)
     assert restored[:, 0].tolist() == list(range(8))

