@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from nncift_ray.corpus.export import ADDED_KEY
 from nncift_ray.errors import DataError
 from nncift_ray.network.factored import FactoredNetwork, read_network
+from nncift_ray.recipe.sections import SelectionConfig, TokenBudget
 from nncift_ray.runs import Example, Places, Run
 from nncift_ray.runtime import schemas
 from nncift_ray.runtime.files import Location
@@ -33,19 +34,17 @@ from nncift_ray.runtime.schemas import (
     helped_role,
 )
 from nncift_ray.scores.exact import TopKState, top_k_rows, top_k_vector
-from nncift_ray.selection.objectives import coverage
-from nncift_ray.selection.redundancy import Standing, stand
+from nncift_ray.selection.objectives import MarginalGains, coverage, marginal_gains
 from nncift_ray.selection.tables import (
     NETWORK_SCORES,
     TEACHER_SCORES,
     TOP_K,
     ScoreTables,
-    SelectionPlan,
     build_objective,
     cosines,
+    resolve_selection,
     scored_blocks,
     scores_of,
-    selection_plan,
 )
 
 # Query: what helps an example most, and what it helps most, over all pairs.
@@ -349,15 +348,16 @@ def explain(run: Run, example_id: str, top: int = 5) -> Explanation:
             f"`nncift query {run.run_dir} --id {example_id}` says what helps it"
         )
     outputs, select = run.outputs, run.outputs["select"]
-    plan = selection_plan(run.config, scored_blocks(outputs))
+    selection = resolve_selection(run.config)
     num_candidates = outputs["deduplicate"].num_rows("candidates")
-    tables = ScoreTables.open(scores_of(outputs), num_candidates)
-    objective = build_objective(plan, tables, outputs["embed"].num_rows("existing"))
+    num_existing = outputs["embed"].num_rows("existing")
+    tables = ScoreTables.open(scores_of(outputs), num_candidates, num_existing)
+    objective = build_objective(selection, tables)
     ranking = select.read("ranking", schema=schemas.RANKING)
     gain_S = ranking["gain"].to_numpy()
     order_S = np.asarray(ranking["row_index"].to_numpy(), np.int64)
     best_I, value_I = coverage(objective, order_S)
-    gains = stand(objective.problem(), order_S, best_I)
+    gains = marginal_gains(objective, order_S, best_I)
 
     place = run.subset_ranks.get(row)
     gain = float(gains.gain_J[row] if place is None else gain_S[place - 1])
@@ -367,7 +367,7 @@ def explain(run: Run, example_id: str, top: int = 5) -> Explanation:
     covered_role = ROLE_OF_TABLE.get(select.manifest.facts()["covers"], CANDIDATE)
     return Explanation(
         run_dir=str(run.run_dir),
-        objective=plan.objective,
+        objective=selection.objective,
         example=run.examples(CANDIDATE, [row])[0],
         picked=place is not None,
         num_picks=len(gain_S),
@@ -385,19 +385,19 @@ def explain(run: Run, example_id: str, top: int = 5) -> Explanation:
         ),
         redundant_with=_redundant_with(run, gains, row, top),
         stands_for=() if place is None else _redundant_skipped(run, row, top),
-        reasons=(_reason(run, plan, tables, gains, row, gain, last),),
+        reasons=(_reason(run, selection, tables, gains, row, gain, last),),
     )
 
 
-def _earliest_rank(gains: Standing, row: int) -> int:
+def _earliest_rank(gains: MarginalGains, row: int) -> int:
     """Return the rank after the picks and all that would add more now."""
     left = gains.rank_J < 0
     return len(gains.order_S) + int((gains.gain_J[left] > gains.gain_J[row]).sum()) + 1
 
 
-def _redundant_with(run: Run, gains: Standing, row: int, top: int) -> tuple[Redundancy, ...]:
+def _redundant_with(run: Run, gains: MarginalGains, row: int, top: int) -> tuple[Redundancy, ...]:
     """Return the picks that share most of what a candidate is worth alone."""
-    picks, amount = gains.takers(row)
+    ((picks, amount),) = gains.redundant_with(np.array([row]))
     picks, amount = picks[:top], amount[:top]
     if not len(picks):
         return ()
@@ -424,9 +424,9 @@ def _redundant_skipped(run: Run, row: int, top: int) -> tuple[Redundancy, ...]:
 
 def _reason(
     run: Run,
-    plan: SelectionPlan,
+    selection: SelectionConfig,
     tables: ScoreTables,
-    gains: Standing,
+    gains: MarginalGains,
     row: int,
     gain: float,
     last: float,
@@ -435,20 +435,21 @@ def _reason(
     example = run.examples(CANDIDATE, [row])[0]
     rank, alone = example.subset_rank, float(gains.alone_J[row])
     if rank is not None:
-        if example.example_id in plan.include:
+        if example.example_id in selection.include:
             return "selection.include asked for it"
-        if plan.objective == TOP_K:
+        if selection.objective == TOP_K:
             return f"its score {gain:.4g} is the {rank:,}. highest"
         return f"no other candidate added more at rank {rank:,}"
-    if example.example_id in plan.exclude:
+    if example.example_id in selection.exclude:
         return "selection.exclude named it"
     if row in tables.unranked():
         return "the teacher gave it no label, so it has no rank and could not be picked"
     if alone <= 0:
         return "it is in no row's list of best helpers, so it would add nothing"
-    if plan.objective == TOP_K:
+    if selection.objective == TOP_K:
         return f"its score {gain:.4g} is below the cut-off {last:.4g}"
-    if gain > last and (plan.quotas.given or plan.tokens is not None):
+    in_tokens = isinstance(selection.budget, TokenBudget)
+    if gain > last and (selection.quotas.given or in_tokens):
         return "it would add more than the last pick did: a quota or its tokens kept it out"
     return (
         f"the picks already give {max(1 - gain / alone, 0.0):.0%} of what it is worth alone; what "

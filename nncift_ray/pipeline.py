@@ -79,16 +79,15 @@ from nncift_ray.scores.index_step import (
 )
 from nncift_ray.scores.step import ProjectStage, ScorePairsStage
 from nncift_ray.scores.teacher_scores import TeacherScoresStage
-from nncift_ray.selection.step import PartitionInputs, SelectPartitionsStage, SelectStage
+from nncift_ray.selection.step import PARTITIONED, SelectPartitionsStage, SelectStage
 from nncift_ray.selection.tables import (
-    GRAPH_CUTS,
-    PARTITIONED,
+    OBJECTIVES,
     TEACHER_SCORES,
     TOP_K,
     blocks_of,
     list_blocks,
+    resolve_selection,
     scores_of,
-    selection_plan,
 )
 from nncift_ray.teachers.base import (
     Teacher,
@@ -452,7 +451,8 @@ def _design_of_scores(
             f"{key} = {most:,}, block '{block}': with pair_scores.by teacher {error}. Raise {key}, "
             "or set pair_scores.by to network, which needs no label of every candidate."
         ) from error
-    if design.whole_rows and block == WITHIN and config.objective in GRAPH_CUTS:
+    compares_picks = OBJECTIVES[config.objective].compares_picks
+    if design.whole_rows and block == WITHIN and compares_picks:
         raise ConfigError(
             f"selection.objective: {config.objective} reads what every two candidates do for each "
             f"other, {num_rows * (num_rows - 1):,} pairs, and {key} = {most:,} allows fewer "
@@ -637,7 +637,7 @@ class Blueprint:
         for patterns in (data.candidates, data.targets, data.existing):
             if patterns:
                 expand_sources(patterns)
-        selection_plan(self.config, self.blocks)  # reads lists of ids
+        resolve_selection(self.config)  # reads lists of ids
         self.teaching.check()
         self.notices()
 
@@ -857,16 +857,18 @@ class Blueprint:
         return self._score_pairs(outputs), f"{low}; every pair is scored instead"
 
     def _select_partitions(self, outputs: Outputs) -> Stage:
-        plan = selection_plan(self.config, self.blocks)
-        examples = outputs["deduplicate"] if plan.reads_examples else None
-        inputs = PartitionInputs(scores_of(outputs), outputs["embed"], examples)
-        return SelectPartitionsStage(inputs, plan)
+        return SelectPartitionsStage(
+            scores_of(outputs),
+            outputs["embed"],
+            resolve_selection(self.config),
+            examples=outputs["deduplicate"],
+        )
 
     def _select(self, outputs: Outputs) -> Stage:
         return SelectStage(
             scores_of(outputs),
             outputs["embed"],
-            selection_plan(self.config, self.blocks),
+            resolve_selection(self.config),
             examples=outputs["deduplicate"],
             parts=outputs.get("select_partitions"),
         )

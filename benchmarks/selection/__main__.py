@@ -1,4 +1,4 @@
-"""Selection: against other libraries and plain greedy, at a million rows, in parts, on short lists.
+"""Selection: against other libraries, at a million rows, in parts, on short lists.
 
     python -m benchmarks.selection --json          # under four minutes; last line: one JSON object
     python -m benchmarks.selection --json --full   # more sizes; writes selection_cpu.md and .json
@@ -26,20 +26,14 @@ from benchmarks.selection.instances import KINDS, draw_lists, draw_matrix
 from benchmarks.selection.page import write_page
 from benchmarks.selection.peers import PeerMissingError, run_peer
 from benchmarks.selection.sparsity import measure_sparsity
-from nncift_ray.selection.greedy import (
-    Budget,
-    Ranking,
-    evaluate,
-    lazy_greedy,
-    naive_greedy,
-    stochastic_greedy,
-)
-from nncift_ray.selection.objectives import FacilityLocation, Objective
-from nncift_ray.selection.partitioned import bound_columns, greedi, multi_round_greedy
-from nncift_ray.selection.problem import DenseScores
+from nncift_ray.selection.budgets import Budget
+from nncift_ray.selection.greedy import Ranking, evaluate, lazy_greedy
+from nncift_ray.selection.objectives import facility_location
+from nncift_ray.selection.partitioned import greedi
+from nncift_ray.selection.problem import DenseScores, Objective
 
 PER_ROW = 64
-SPARSE_ROWS, DENSE_ROWS, NAIVE_ROWS, PARTS_ROWS = 10_000, 3_000, 2_000, 50_000
+SPARSE_ROWS, DENSE_ROWS, PARTS_ROWS = 10_000, 3_000, 50_000
 MILLION = (1_000_000, PER_ROW, 100_000)
 NUM_PARTS = 8
 SPARSITY_ROWS = 5_000
@@ -74,13 +68,12 @@ def measure(*, full: bool, say: Callable[[str], None]) -> dict[str, Any]:
     say("against apricot and submodlib")
     sparse = [sparse_row(kind, SPARSE_ROWS) for kind in KINDS]
     dense = [dense_row(kind, DENSE_ROWS) for kind in KINDS]
-    say("against naive greedy, and in parts")
-    naive = against_naive()
+    say("in parts")
     parts = [in_parts(kind, PARTS_ROWS) for kind in KINDS]
     say("a million lists")
     million = {kind: run_million(kind) for kind in KINDS}
     say("short lists")
-    runs = [*sparse, *dense, naive]
+    runs = [*sparse, *dense]
     ratios = [run["objective_ratio"] for run in runs if "objective_ratio" in run]
     figures: dict[str, Any] = {
         "sparse_vs_apricot": _least_times(sparse),
@@ -92,7 +85,6 @@ def measure(*, full: bool, say: Callable[[str], None]) -> dict[str, Any]:
         "partitioned_ratio": min(run["greedi"] for run in parts),
         "sparse": sparse,
         "dense": dense,
-        "naive": naive,
         "parts": parts,
         "million": million,
         "short_lists": measure_sparsity(SPARSITY_ROWS),
@@ -128,42 +120,16 @@ def against(name: str, objective: Objective, matrix: Any, budget: int) -> dict[s
     }
 
 
-def against_naive() -> dict[str, Any]:
-    """Compare with plain and with stochastic greedy on lists."""
-    objective = FacilityLocation(draw_lists("uniform", NAIVE_ROWS, PER_ROW))
-    budget = Budget(max_count=NAIVE_ROWS // 10)
-    lazy, seconds = timed(lambda: lazy_greedy(objective, budget))
-    plain, plain_seconds = timed(lambda: naive_greedy(objective, budget), rounds=1)
-    drawn, drawn_seconds = timed(lambda: stochastic_greedy(objective, budget, epsilon=0.05))
-    return {
-        "rows": NAIVE_ROWS,
-        "budget": budget.max_count,
-        "seconds": round(seconds, 4),
-        "naive_seconds": round(plain_seconds, 3),
-        "stochastic_seconds": round(drawn_seconds, 4),
-        "objective_ratio": lazy.value / plain.value,
-        "same_picks": float((lazy.order == plain.order).mean()),
-        "stochastic_ratio": drawn.value / plain.value,
-    }
-
-
 def in_parts(kind: str, rows: int) -> dict[str, Any]:
-    """Compare searches in parts with the one in one piece, and say what bounding settles."""
-    problem = FacilityLocation(draw_lists(kind, rows, PER_ROW)).problem()
+    """Compare the search in parts with the one in one piece."""
+    objective = facility_location(draw_lists(kind, rows, PER_ROW))
     budget = Budget(max_count=rows // 10)
-    central = lazy_greedy(problem, budget).value
-    bounded = bound_columns(problem, rows // 10)
-    rounds = multi_round_greedy(problem, budget, num_parts=NUM_PARTS)
-    settled = multi_round_greedy(problem, budget, num_parts=NUM_PARTS, bounding=True)
+    merged = greedi(objective, budget, num_parts=NUM_PARTS).value
     return {
         "lists": kind,
         "rows": rows,
         "parts": NUM_PARTS,
-        "greedi": greedi(problem, budget, num_parts=NUM_PARTS).value / central,
-        "multi_round": rounds.value / central,
-        "multi_round_bounded": settled.value / central,
-        "settled_in": len(bounded.included) / rows,
-        "settled_out": bounded.num_excluded / rows,
+        "greedi": merged / lazy_greedy(objective, budget).value,
     }
 
 
@@ -190,13 +156,13 @@ def timed(search: Callable[[], Ranking], rounds: int = ROUNDS) -> tuple[Ranking,
 def sparse_row(kind: str, rows: int) -> dict[str, Any]:
     """Compare with apricot on lists, budget a tenth."""
     lists = draw_lists(kind, rows, PER_ROW)
-    return {"matrix": kind} | against("apricot", FacilityLocation(lists), lists, rows // 10)
+    return {"matrix": kind} | against("apricot", facility_location(lists), lists, rows // 10)
 
 
 def dense_row(kind: str, rows: int) -> dict[str, Any]:
     """Compare with submodlib on all pairs, budget three tenths."""
     matrix = draw_matrix(kind, rows)
-    objective = FacilityLocation(DenseScores(matrix))
+    objective = facility_location(DenseScores(matrix))
     return {"matrix": kind} | against("submodlib", objective, matrix, 3 * rows // 10)
 
 

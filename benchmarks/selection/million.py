@@ -11,8 +11,9 @@ import sys
 import time
 
 from benchmarks.selection.instances import draw_lists
-from nncift_ray.selection.greedy import Budget, lazy_greedy
-from nncift_ray.selection.objectives import FacilityLocation
+from nncift_ray.selection.budgets import Budget
+from nncift_ray.selection.greedy import lazy_greedy
+from nncift_ray.selection.objectives import facility_location
 
 SMALL = 1000
 
@@ -21,11 +22,11 @@ def main() -> None:
     """Draw, select, print one line of JSON."""
     kind, (rows, per_row, budget) = sys.argv[1], map(int, sys.argv[2:])
     small = draw_lists(kind, SMALL, per_row)
-    lazy_greedy(FacilityLocation(small), Budget(max_count=SMALL // 10))  # compiles
+    lazy_greedy(facility_location(small), Budget(max_count=SMALL // 10))  # compiles
     scores = draw_lists(kind, rows, per_row)
     drawn_gb = _peak_gb()
     wall, cpu = time.perf_counter(), time.process_time()
-    problem = FacilityLocation(scores).problem()
+    problem = facility_location(scores).problem()
     turned = time.process_time() - cpu
     ranking = lazy_greedy(problem, Budget(max_count=budget))
     print(

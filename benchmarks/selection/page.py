@@ -50,15 +50,12 @@ def _page(figures: dict[str, Any]) -> str:
         " theirs counts the search alone."
         " `share_of_best`: at least this share of the best possible value, by our upper bound.\n",
         _table(compared),
-        "## Plain and stochastic greedy\n",
-        _table([figures["naive"]]),
         "## A million lists\n",
         "Hub lists have few columns in very many lists, as a network's lists have; uniform ones"
         " have no structure at all.\n",
         _table(million),
         "## In parts\n",
-        "Values over that of the search in one piece; `settled`: the share of the columns that"
-        " exact bounding puts in or out.\n",
+        "Values over that of the search in one piece.\n",
         _table(figures["parts"]),
         "## What short lists cost\n",
         "T0 rows, MiniLM embeddings: their cosines, and a network of random weights. `kept`: the"

@@ -9,8 +9,9 @@ import numpy as np
 from benchmarks.t0 import EmbeddingCache
 from nncift_ray.network.factored import FactoredNetwork
 from nncift_ray.scores.exact import score_block
-from nncift_ray.selection.greedy import Budget, evaluate, lazy_greedy, random_ranking
-from nncift_ray.selection.objectives import FacilityLocation
+from nncift_ray.selection.budgets import Budget
+from nncift_ray.selection.greedy import evaluate, lazy_greedy, random_ranking
+from nncift_ray.selection.objectives import facility_location
 from nncift_ray.selection.problem import DenseScores, InfluenceScale, SparseScores
 
 LENGTHS = (16, 32, 64, 128)
@@ -31,19 +32,19 @@ def measure_sparsity(num_rows: int) -> list[dict[str, Any]] | None:
     table: list[dict[str, Any]] = []
     for name, score_IJ in (("cosine", _cosine(vector_ND)), ("network", _network(vector_ND))):
         scale = InfluenceScale(float(score_IJ.min()), float(score_IJ.max()))
-        dense = DenseScores.from_raw(score_IJ, scale)
+        dense = DenseScores(np.asfortranarray(scale.apply(score_IJ)))
         for fraction in FRACTIONS:
             table += _compare(name, dense, round(fraction * len(vector_ND)))
     return table
 
 
 def _compare(name: str, dense: DenseScores, count: int) -> list[dict[str, Any]]:
-    budget, everything = Budget(max_count=count), FacilityLocation(dense).problem()
+    budget, everything = Budget(max_count=count), facility_location(dense).problem()
     best = lazy_greedy(everything, budget).value
     drawn = random_ranking(everything, budget, seed=0).value / best
     rows: list[dict[str, Any]] = []
     for length in LENGTHS:
-        ranking = lazy_greedy(FacilityLocation(_listed(dense.data_IJ, length)), budget)
+        ranking = lazy_greedy(facility_location(_listed(dense.data_IJ, length)), budget)
         kept = float(evaluate(everything, ranking.order)[-1]) / best
         rows.append(
             {

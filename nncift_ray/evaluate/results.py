@@ -65,13 +65,13 @@ from nncift_ray.runtime.schemas import (
     VERDICTS,
     WITHIN,
 )
-from nncift_ray.selection.objectives import Objective
+from nncift_ray.selection.problem import Objective
 from nncift_ray.selection.tables import (
     ScoreTables,
     build_objective,
+    resolve_selection,
     scored_blocks,
     scores_of,
-    selection_plan,
 )
 
 F64 = npt.NDArray[np.float64]
@@ -687,9 +687,9 @@ def _objective_of(teacher: Subset) -> Objective:
     """Build the set function that a teacher's subset was selected by, over its own labels."""
     assert teacher.config is not None  # noqa: S101 (it has outputs, so a recipe made them)
     examples = teacher.outputs["deduplicate"]
-    plan = selection_plan(teacher.config, scored_blocks(teacher.outputs))
-    tables = ScoreTables.open(scores_of(teacher.outputs), examples.num_rows("candidates"))
-    return build_objective(plan, tables, examples.num_rows("existing"))
+    num_candidates, num_existing = (examples.num_rows(t) for t in ("candidates", "existing"))
+    tables = ScoreTables.open(scores_of(teacher.outputs), num_candidates, num_existing)
+    return build_objective(resolve_selection(teacher.config), tables)
 
 
 def collect_fidelity(subsets: Sequence[Subset]) -> pa.Table:

@@ -30,6 +30,9 @@ REMOVED_KEYS: dict[str, str] = {
     "pair_scores.index": "columns are always listed from k-means cells",
     "pair_scores.activation_dtype": "activations are always stored in float32",
     "pair_scores.half": "pairs are always scored in float32",
+    "selection.optimizer.epsilon": "it was of the stochastic search; lazy needs no such key",
+    "selection.optimizer.rounds": "partitioned searches its parts once, then what they picked",
+    "selection.optimizer.bounding": "it settled hardly any candidate; partitioned does without",
 }
 
 

@@ -492,14 +492,11 @@ class QuotasConfig(Section):
 
 # Recipe key ``selection.optimizer``: how the subset is searched.
 
-OptimizerKind = Literal["lazy", "naive", "stochastic", "cost_benefit", "partitioned"]
-#: Keys that only one kind reads.
-KEYS_OF_KIND: Mapping[str, str] = {
-    "epsilon": "stochastic",
-    "partitions": "partitioned",
-    "rounds": "partitioned",
-    "bounding": "partitioned",
-    "pool": "partitioned",
+OptimizerKind = Literal["lazy", "cost_benefit", "partitioned"]
+#: Kinds that recipes once had, and what takes their place.
+REMOVED_KINDS: Mapping[str, str] = {
+    "naive": "use lazy, which picks the same, faster",
+    "stochastic": "use lazy, which reaches a higher value in about the same time",
 }
 
 
@@ -507,26 +504,17 @@ class OptimizerConfig(Section):
     """How the subset is searched; ``optimizer: lazy`` is short for ``optimizer: {kind: lazy}``.
 
     Attributes:
-        kind: "lazy" picks greedily and computes only the gains that can matter; "naive" computes
-            all of them at every pick (the same ranking, slowly); "stochastic" looks at a random
-            sample before every pick; "cost_benefit" is for a budget in tokens, by gain a token;
-            "partitioned" selects in parts of the candidates, on all actors, then among the parts'
-            picks: no machine holds more of the lists than a part, or the picks of all parts.
-        epsilon: stochastic: expected value at least 1 - 1/e - epsilon of the best; smaller looks at
-            more candidates a pick.
-        partitions: partitioned: parts of the candidates in the first round; null: one for every
-            50,000 candidates, at least 2.
-        rounds: partitioned: rounds of parts before the last search; each keeps fewer.
-        bounding: partitioned, rounds above 1: settle first what is in every best subset or in none.
-            Graph cuts then need all lists in memory.
+        kind: "lazy" picks greedily and computes only the gains that can matter; "cost_benefit" is
+            for a budget in tokens, by gain a token; "partitioned" selects in parts of the
+            candidates, on all actors, then among the parts' picks: no machine holds more of the
+            lists than a part, or the picks of all parts.
+        partitions: partitioned: parts of the candidates; null: one for every 50,000 candidates, at
+            least 2.
         pool: partitioned: its actors.
     """
 
     kind: OptimizerKind = "lazy"
-    epsilon: float = Field(default=0.01, gt=0, lt=1)
     partitions: int | None = Field(default=None, ge=2)
-    rounds: int = Field(default=1, ge=1, le=8)
-    bounding: bool = False
     pool: PoolConfig = PoolConfig()
 
     @model_validator(mode="before")
@@ -534,22 +522,20 @@ class OptimizerConfig(Section):
     def _short(cls, value: object) -> object:
         return {"kind": value} if isinstance(value, str) else value
 
+    @field_validator("kind", mode="before")
+    @classmethod
+    def _is_not_removed(cls, kind: object) -> object:
+        if isinstance(kind, str) and kind in REMOVED_KINDS:
+            raise ValueError(f"this kind was removed; {REMOVED_KINDS[kind]}")
+        return kind
+
     @model_validator(mode="after")
     def _keys_are_of_the_kind(self) -> Self:
-        for key in sorted(self.model_fields_set & set(KEYS_OF_KIND)):
-            if self.kind != KEYS_OF_KIND[key] and getattr(self, key) != self._default(key):
-                raise ValueError(f"{key} is a key of {KEYS_OF_KIND[key]}; this is {self.kind}")
+        for key in ("partitions", "pool"):
+            is_given = getattr(self, key) != type(self).model_fields[key].default
+            if self.kind != "partitioned" and is_given:
+                raise ValueError(f"{key} is a key of partitioned; this is {self.kind}")
         return self
-
-    @model_validator(mode="after")
-    def _bounding_has_rounds(self) -> Self:
-        if self.bounding and self.rounds == 1:
-            raise ValueError("bounding goes before a search in rounds; set rounds above 1")
-        return self
-
-    @classmethod
-    def _default(cls, key: str) -> object:
-        return cast(object, cls.model_fields[key].default)
 
 
 # Recipe section ``selection``: what the subset is to be good at, its budget and its limits.
@@ -632,7 +618,7 @@ class SelectionConfig(Section):
         quotas: Least and most picks of each source or other group.
         include: Ids of candidates that must be picked, or one path of a file with an id a line.
         exclude: Ids of candidates that must not be picked, or one path of such a file.
-        seed: Seed of random and of the stochastic optimiser.
+        seed: Seed of random, and of the parts of the partitioned optimizer.
     """
 
     objective: Objective
@@ -687,13 +673,11 @@ class SelectionConfig(Section):
         kind, in_tokens = self.optimizer.kind, isinstance(self.budget, TokenBudget)
         if kind == "cost_benefit" and not in_tokens:
             raise ValueError("optimizer cost_benefit needs a budget in tokens: {tokens: 5M}")
-        if kind in ("stochastic", "partitioned") and in_tokens:
+        if kind == "partitioned" and in_tokens:
             raise ValueError(
-                f"optimizer {kind} needs a budget in examples; use lazy or cost_benefit"
+                "optimizer partitioned needs a budget in examples; use lazy or cost_benefit"
             )
-        if kind == "partitioned" and self.optimizer.rounds > 1 and self.quotas.given:
-            raise ValueError("optimizer.rounds above 1 takes no quotas; use 1, or optimizer lazy")
-        if self.objective in ("top_k", "random") and kind not in ("lazy", "naive"):
+        if self.objective in ("top_k", "random") and kind != "lazy":
             raise ValueError(f"{self.objective} has nothing to search; leave the optimizer at lazy")
         return self
 

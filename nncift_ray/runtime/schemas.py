@@ -8,6 +8,8 @@ or ``points`` (candidates on their own, of a pointwise teacher).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pyarrow as pa
 
 # EXISTING: what the model already has; read by conditional objectives, never selected.
@@ -306,6 +308,11 @@ DRIFT_RANGES = pa.schema(
         pa.field("reference_above", pa.float64(), nullable=False),
     ]
 )
+
+
+def ground_block(blocks: Sequence[str]) -> str:
+    """Return the block whose rows an objective covers; of several that is ``within``."""
+    return WITHIN if WITHIN in blocks else blocks[0]
 
 
 def helped_role(block: str) -> str:

@@ -20,7 +20,7 @@ from nncift_ray.corpus.examples import Subtasks, read_subtasks
 from nncift_ray.errors import ShapeError, StageError
 from nncift_ray.runtime import schemas
 from nncift_ray.runtime.output import Sink, StageOutput
-from nncift_ray.runtime.schemas import CROSS, POINTS, WITHIN, helped_role
+from nncift_ray.runtime.schemas import CROSS, POINTS, ground_block, helped_role
 from nncift_ray.runtime.step import Shard, Stage, Worker
 from nncift_ray.scores.exact import ScoreTotal, read_keys, start_state, to_fixed_point
 from nncift_ray.scores.kernel import NUM_BINS, count_values, offer_pairs
@@ -211,7 +211,7 @@ class TeacherScoresStage(Stage):
         write_histogram(sink, block, count_B)
         unranked = np.flatnonzero(~is_ranked_J)
         # The block whose rows the objective covers.
-        if block == (WITHIN if WITHIN in self._blocks else self._blocks[0]):
+        if block == ground_block(self._blocks):
             self._write_unranked(block, unranked, sink)
         asked = self._labels.manifest.facts()["asked"][block]
         return {

@@ -7,19 +7,21 @@ from pathlib import Path
 
 import pytest
 
-from nncift_ray.recipe.sections import ClusterConfig
+from nncift_ray.recipe.sections import ClusterConfig, SelectionConfig
 from nncift_ray.runtime.driver import Executor, execute_here, run_stage
 from nncift_ray.runtime.files import Location
 from nncift_ray.runtime.output import StageOutput
 from nncift_ray.runtime.progress import SilentReporter
 from nncift_ray.runtime.ray_pool import execute_on_ray, ray_session
 from nncift_ray.runtime.step import Resources
-from nncift_ray.selection.step import PartitionInputs, SelectPartitionsStage, SelectStage
-from nncift_ray.selection.tables import SelectionPlan
+from nncift_ray.selection.step import SelectPartitionsStage, SelectStage
 from tests.unit.stages.chain import run_chain
 
-PLAN = SelectionPlan(
-    "facility_location", ("within",), count=12, optimizer="partitioned", partitions=4
+PARTITIONS = 4
+SELECTION = SelectionConfig(
+    objective="facility_location",
+    budget=12,
+    optimizer={"kind": "partitioned", "partitions": PARTITIONS},
 )
 
 
@@ -40,11 +42,11 @@ def select(
 ) -> StageOutput:
     location, reporter = Location.of(str(folder)), SilentReporter()
     scores, embeddings = outputs["score_pairs"], outputs["embed"]
-    stage = SelectPartitionsStage(PartitionInputs(scores, embeddings, None), PLAN)
+    stage = SelectPartitionsStage(scores, embeddings, SELECTION)
     stage.resources = Resources(min_actors=num_actors, max_actors=num_actors)
     parts = run_stage(stage, location, execute=execute, reporter=reporter)
-    assert len(parts.manifest.shards) == PLAN.partitions
-    merge = SelectStage(scores, embeddings, PLAN, parts=parts)
+    assert len(parts.manifest.shards) == PARTITIONS
+    merge = SelectStage(scores, embeddings, SELECTION, parts=parts)
     return run_stage(merge, location, execute=execute_here, reporter=reporter)
 
 

@@ -21,7 +21,7 @@ from nncift_ray.runtime.progress import SilentReporter
 from nncift_ray.runtime.step import Stage
 from nncift_ray.scores.step import ProjectStage, ScorePairsStage
 from nncift_ray.selection.step import SelectStage
-from nncift_ray.selection.tables import TOP_K, selection_plan
+from nncift_ray.selection.tables import TOP_K, resolve_selection
 from tests.unit.pipeline.recorded import record_run
 from tests.unit.stages.chain import MODEL, make_embedder, run_chain
 
@@ -106,7 +106,6 @@ def score_whole(
             subtask_by=data.subtask_by,
         )
     )
-    plan = selection_plan(config, blocks)
-    ranking = run(SelectStage(scores, embeddings, plan, examples=examples))
+    ranking = run(SelectStage(scores, embeddings, resolve_selection(config), examples=examples))
     run(ExportStage(ranking, examples))
     return outputs

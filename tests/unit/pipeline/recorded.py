@@ -36,7 +36,7 @@ def record_run(
             "teacher": {"kind": "selectit" if pointwise else "delift_se"},
             "network": {"num_hidden": 8},
             "pair_scores": scoring,
-            "selection": {"objective": settings["objective"], "budget": settings["count"]},
+            "selection": {"objective": settings["objective"], "budget": settings["budget"]},
         }
     )
     record = {

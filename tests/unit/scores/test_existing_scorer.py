@@ -60,11 +60,11 @@ def test_each_row_has_its_largest_and_its_summed_influence(
 
 
 def test_existing_scores_count_in_the_one_scale(within: dict[str, StageOutput]) -> None:
-    tables = ScoreTables.open(within["score_pairs"], 300)
+    tables = ScoreTables.open(within["score_pairs"], 300, NUM_EXISTING)
     plain = plain_scores(within, "within")
     assert tables.scale.min <= plain.min() + SCORE_TOLERANCE
     assert tables.scale.max >= plain.max() - SCORE_TOLERANCE
-    scaled = tables.existing_sum("within", NUM_EXISTING)
+    scaled = tables.existing_sum("within")
     width = tables.scale.max - tables.scale.min
     expected = (plain - tables.scale.min).sum(axis=1) / width
     np.testing.assert_allclose(scaled, expected, rtol=1e-4)

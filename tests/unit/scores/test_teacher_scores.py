@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 
 from nncift_ray.errors import DataError, StageError
+from nncift_ray.recipe.sections import SelectionConfig
 from nncift_ray.runtime import schemas
 from nncift_ray.runtime.driver import execute_here, run_stage
 from nncift_ray.runtime.files import Location
@@ -21,7 +22,7 @@ from nncift_ray.runtime.step import Stage
 from nncift_ray.scores.teacher_scores import TeacherScoresStage
 from nncift_ray.selection.problem import InfluenceScale
 from nncift_ray.selection.step import SelectStage
-from nncift_ray.selection.tables import ScoreTables, SelectionPlan
+from nncift_ray.selection.tables import ScoreTables
 from tests.unit.stages.chain import LastDigitTeacher, run_chain
 from tests.unit.stages.made import given_output
 
@@ -85,7 +86,7 @@ def score(
 
 
 def select(
-    folder: Path, outputs: dict[str, StageOutput], objective: str, block: str, **plan: Any
+    folder: Path, outputs: dict[str, StageOutput], objective: str, **selection: Any
 ) -> StageOutput:
     count = outputs["deduplicate"].num_rows("candidates")
     vectors = {
@@ -96,7 +97,7 @@ def select(
     }
     table = pa.Table.from_pydict(vectors, schema=schemas.embeddings_schema(count, "float32"))
     embeddings = given_output(Location.of(str(folder)), "embed", {"candidates": table})
-    wanted = SelectionPlan(objective, (block,), count=count, **plan)
+    wanted = SelectionConfig(objective=objective, budget=count, **selection)
     stage = SelectStage(outputs["scores"], embeddings, wanted, examples=outputs["deduplicate"])
     return finish(folder, stage)
 
@@ -136,7 +137,7 @@ def test_a_candidate_without_a_label_is_an_error_row_and_is_never_picked(tmp_pat
     outputs = score(tmp_path, CROSS_LABELS, num_candidates=4, num_targets=2)
     errors = outputs["scores"].read("errors").to_pylist()
     assert [(row["reason"], row["example_id"]) for row in errors] == [("no_label", "c3")]
-    made = select(tmp_path, outputs, "facility_location_query_mutual_information", "cross")
+    made = select(tmp_path, outputs, "facility_location_query_mutual_information")
     assert set(made.read("ranking")["row_index"].to_pylist()) == {0, 1, 2}
     assert made.manifest.facts()["stopped_by"] == "exhausted"
 
@@ -144,7 +145,7 @@ def test_a_candidate_without_a_label_is_an_error_row_and_is_never_picked(tmp_pat
 def test_including_a_candidate_without_a_label_is_refused(tmp_path: Path) -> None:
     outputs = score(tmp_path, CROSS_LABELS, num_candidates=4, num_targets=2)
     with pytest.raises(DataError, match=r"selection.include names c3, which the teacher gave no"):
-        select(tmp_path, outputs, "facility_location_query_mutual_information", "cross",
+        select(tmp_path, outputs, "facility_location_query_mutual_information",
                include=("c3",))  # fmt: skip
 
 
@@ -154,7 +155,7 @@ def test_top_k_means_are_over_the_rows_that_have_a_label(tmp_path: Path) -> None
     expected = [-0.25, 0.375, 1.0, np.nan]
     tables = ScoreTables.open(outputs["scores"], 4)
     np.testing.assert_array_equal(tables.raw_scores(), expected)
-    made = select(tmp_path, outputs, "top_k", "cross")
+    made = select(tmp_path, outputs, "top_k")
     assert made.read("ranking")["row_index"].to_pylist() == [2, 1, 0]
 
 
@@ -180,7 +181,7 @@ def test_points_rank_by_their_rating_and_those_without_are_left_out(tmp_path: Pa
     labels: list[Label] = [("points", 0, None, None), ("points", 1, None, -2.0),
                            ("points", 2, None, 3.0)]  # fmt: skip
     outputs = score(tmp_path, labels, num_candidates=3)
-    made = select(tmp_path, outputs, "top_k", "points")
+    made = select(tmp_path, outputs, "top_k")
     assert made.read("ranking")["row_index"].to_pylist() == [2, 1]
     assert outputs["scores"].read("errors")["example_id"].to_pylist() == ["c0"]
 

@@ -16,7 +16,12 @@ from nncift_ray.labels.sample import SampleDesign
 from nncift_ray.labels.step import LabelSample, LabelStage
 from nncift_ray.network.step import BlockTraining, FitJob, FitStage
 from nncift_ray.network.training import TrainingConfig
-from nncift_ray.recipe.sections import EmbedderConfig, PairScoresConfig, PoolConfig
+from nncift_ray.recipe.sections import (
+    EmbedderConfig,
+    PairScoresConfig,
+    PoolConfig,
+    SelectionConfig,
+)
 from nncift_ray.runtime.driver import execute_here, run_stage
 from nncift_ray.runtime.files import Location
 from nncift_ray.runtime.output import StageOutput
@@ -26,7 +31,7 @@ from nncift_ray.scores.index_step import IndexStage
 from nncift_ray.scores.step import ProjectStage, ScorePairsStage
 from nncift_ray.scores.teacher_scores import TeacherScoresStage
 from nncift_ray.selection.step import SelectStage
-from nncift_ray.selection.tables import TOP_K, SelectionPlan, blocks_of, list_blocks
+from nncift_ray.selection.tables import TOP_K, blocks_of, list_blocks
 from nncift_ray.teachers.base import LabelRequest, Measurement, Teacher
 from nncift_ray.teachers.delift import DeliftSeTeacher
 from tests.hash_embedder import HashEmbedder
@@ -103,7 +108,7 @@ def run_chain(
     num_candidates: int = 700,
     num_targets: int = 40,
     objective: str = "facility_location_mutual_information",
-    budget: int = 30,
+    budget: Any = 30,
     make_teacher: Callable[[], Teacher] = DeliftSeTeacher,
     subtask_by: str | None = None,
     sizes: Sizes | None = None,
@@ -113,9 +118,9 @@ def run_chain(
     pair_scores: dict[str, Any] | None = None,
     by_teacher: bool = False,
     top_helpers: int = TOP_HELPERS,
-    **plan: Any,
+    **selection: Any,
 ) -> dict[str, StageOutput]:
-    """Run all stages and return their outputs by name; ``plan`` goes into the SelectionPlan.
+    """Run all stages and return their outputs by name; ``selection`` goes into the SelectionConfig.
 
     ``by_teacher`` labels every pair and takes the labels for scores, without a network.
     """
@@ -163,8 +168,7 @@ def run_chain(
             shard_pairs=sizes.label_pairs,
         )
     )
-    limit = {} if {"tokens", "fraction"} & set(plan) else {"count": budget}
-    wanted = SelectionPlan(objective, blocks, **limit, **plan)
+    wanted = SelectionConfig(objective=objective, budget=budget, **selection)
     kept = None if objective == TOP_K else top_helpers
     if by_teacher:
         own = run(TeacherScoresStage(labels, examples, blocks, kept, subtask_by=subtask_by))

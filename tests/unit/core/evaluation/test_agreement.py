@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from nncift_ray.evaluate.statistics import compare_values, measure_overlap
-from nncift_ray.selection.greedy import Budget, lazy_greedy, random_ranking
-from nncift_ray.selection.objectives import FacilityLocation, TopScores
+from nncift_ray.selection.budgets import Budget
+from nncift_ray.selection.greedy import lazy_greedy, random_ranking
+from nncift_ray.selection.objectives import facility_location, top_scores
 from nncift_ray.selection.problem import DenseScores
 
 EXACT = 1e-6  # float32 scores
@@ -34,7 +35,7 @@ def test_chance_overlap_is_what_random_subsets_share() -> None:
 def test_values_by_hand() -> None:
     # Row maxima of the picks: {0, 1}: 1 + .5 + .2; {2, 0}: 1 + .1 + .9; {1, 2}: .3 + .5 + .9.
     scores = DenseScores(np.array([[1, 0.3, 0], [0.1, 0.5, 0], [0, 0.2, 0.9]], np.float32))
-    objective = FacilityLocation(scores)
+    objective = facility_location(scores)
     found = compare_values(
         objective, np.array([0, 1]), np.array([2, 0]), [np.array([1, 2]), np.array([0, 1])]
     )
@@ -46,7 +47,7 @@ def test_values_by_hand() -> None:
 
 
 def test_gain_is_a_share_of_the_teacher_s() -> None:
-    objective = TopScores(np.array([0.0, 1.0, 2.0, 3.0, 4.0]))
+    objective = top_scores(np.array([0.0, 1.0, 2.0, 3.0, 4.0]))
     found = compare_values(objective, np.array([3]), np.array([4]), [np.array([1])])
     assert found.gain_fraction == pytest.approx((3 - 1) / (4 - 1))
     worst = compare_values(objective, np.array([3]), np.array([0]), [np.array([1])])
@@ -55,7 +56,7 @@ def test_gain_is_a_share_of_the_teacher_s() -> None:
 
 def test_the_teacher_s_subset_is_worth_more_than_random_ones() -> None:
     rng = np.random.default_rng(1)
-    objective = FacilityLocation(DenseScores(rng.random((60, 60), np.float32)))
+    objective = facility_location(DenseScores(rng.random((60, 60), np.float32)))
     teacher = lazy_greedy(objective, Budget(6)).order
     drawn = [random_ranking(objective, Budget(6), seed=seed).order for seed in range(5)]
     found = compare_values(objective, drawn[0], teacher, drawn)
@@ -70,7 +71,7 @@ def test_the_teacher_s_subset_is_worth_more_than_random_ones() -> None:
 )
 def test_what_is_no_subset_is_refused(members: list[int], message: str) -> None:
     bad, good = np.array(members, np.int64), np.array([0])
-    objective = TopScores(np.zeros(3))
+    objective = top_scores(np.zeros(3))
     with pytest.raises(ValueError, match=message):
         measure_overlap(good, bad, 3)
     with pytest.raises(ValueError, match=message):

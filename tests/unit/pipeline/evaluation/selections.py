@@ -10,7 +10,7 @@ from nncift_ray.evaluate.methods import RANDOM, Subset, SubsetKey
 from nncift_ray.labels.sample import SampleDesign
 from nncift_ray.labels.step import LabelSample, LabelStage
 from nncift_ray.recipe.loading import make_config
-from nncift_ray.recipe.sections import Config
+from nncift_ray.recipe.sections import Config, SelectionConfig
 from nncift_ray.runtime.driver import execute_here, run_stage
 from nncift_ray.runtime.files import Location
 from nncift_ray.runtime.output import StageOutput
@@ -19,7 +19,6 @@ from nncift_ray.runtime.schemas import CROSS
 from nncift_ray.runtime.step import Stage
 from nncift_ray.scores.teacher_scores import TeacherScoresStage
 from nncift_ray.selection.step import SelectStage
-from nncift_ray.selection.tables import SelectionPlan
 from nncift_ray.teachers.delift import DeliftSeTeacher
 from tests.unit.stages.chain import TOP_HELPERS, run_chain
 
@@ -72,8 +71,8 @@ def select_by_teacher(
     labels = run(LabelStage(sample, DeliftSeTeacher, DeliftSeTeacher, {"kind": "own"},
                             embeddings=embeddings))  # fmt: skip
     scores = run(TeacherScoresStage(labels, examples, (CROSS,), TOP_HELPERS))
-    plan = SelectionPlan(OBJECTIVE, (CROSS,), count=BUDGET)
-    run(SelectStage(scores, embeddings, plan, examples=examples))
+    selection = SelectionConfig(objective=OBJECTIVE, budget=BUDGET)
+    run(SelectStage(scores, embeddings, selection, examples=examples))
     return outputs
 
 

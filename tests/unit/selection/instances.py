@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from nncift_ray.selection.greedy import Ranking
 from nncift_ray.selection.objectives import (
-    FacilityLocation,
-    FacilityLocationConditionalGain,
-    FacilityLocationMutualInformation,
-    FacilityLocationQueryMutualInformation,
-    GraphCut,
-    GraphCutConditionalGain,
-    GraphCutMutualInformation,
-    Objective,
-    SaturatedCoverage,
-    TopScores,
+    facility_location,
+    facility_location_conditional_gain,
+    facility_location_mutual_information,
+    facility_location_query_mutual_information,
+    graph_cut,
+    graph_cut_conditional_gain,
+    graph_cut_mutual_information,
+    saturated_coverage,
+    top_scores,
 )
-from nncift_ray.selection.problem import DenseScores, Scores, SparseScores
+from nncift_ray.selection.problem import (
+    DenseScores,
+    InfluenceScale,
+    Objective,
+    Scores,
+    SparseScores,
+    StreamedScores,
+)
 
 ETA, NU, LAMBDA, ALPHA = 0.7, 0.8, 0.4, 0.25
 FORMULA_TOLERANCE = 1e-5  # float32 scores, capped or weighted in float32, summed in float64
@@ -44,6 +50,31 @@ def listed(dense: np.ndarray) -> SparseScores:
     return SparseScores(indptr, columns.astype(np.int32), data, dense.shape[1])
 
 
+def streamed(scores: SparseScores, batch_rows: int) -> StreamedScores:
+    """Return lists that are read some rows at a time."""
+
+    def batches() -> Iterator[SparseScores]:
+        for start in range(0, scores.num_rows, batch_rows):
+            indptr = scores.indptr[start : start + batch_rows + 1]
+            at = slice(indptr[0], indptr[-1])
+            yield SparseScores(
+                indptr - indptr[0], scores.indices[at], scores.data[at], scores.num_columns
+            )
+
+    return StreamedScores(scores.num_rows, scores.num_columns, batches)
+
+
+def from_lists(
+    index_IK: np.ndarray, raw_IK: np.ndarray, num_columns: int, scale: InfluenceScale
+) -> SparseScores:
+    """Make scores of raw lists, index -1 where a list is shorter than K."""
+    listed_IK = index_IK >= 0
+    indptr = np.concatenate([[0], np.cumsum(listed_IK.sum(axis=1))])
+    return SparseScores(
+        indptr, index_IK[listed_IK].astype(np.int32), scale.apply(raw_IK[listed_IK]), num_columns
+    )
+
+
 @dataclass(frozen=True)
 class Instance:
     """Scaled influence among candidates, on targets and from existing data; columns may repeat."""
@@ -57,25 +88,31 @@ class Instance:
     def size(self) -> int:
         return len(self.within)
 
-    def objective(self, kind: str, *, dense: bool = False) -> Objective:
+    def objective(
+        self, kind: str, *, dense: bool = False, batch_rows: int | None = None
+    ) -> Objective:
         def scores(matrix: np.ndarray) -> Scores:
+            if batch_rows is not None:
+                return streamed(listed(matrix), batch_rows)
             return DenseScores(matrix) if dense else listed(matrix)
 
         within, target = scores(self.within), self.cross.max(axis=0)
         most = self.existing.max(axis=1)
         total = self.existing.sum(axis=1, dtype=np.float64)
         return {
-            "facility_location": lambda: FacilityLocation(within),
-            "mutual_information": lambda: FacilityLocationMutualInformation(within, target, ETA),
-            "query_mutual_information": lambda: FacilityLocationQueryMutualInformation(
+            "facility_location": lambda: facility_location(within),
+            "mutual_information": lambda: facility_location_mutual_information(within, target, ETA),
+            "query_mutual_information": lambda: facility_location_query_mutual_information(
                 scores(self.cross), target, ETA
             ),
-            "conditional_gain": lambda: FacilityLocationConditionalGain(within, most, NU),
-            "saturated": lambda: SaturatedCoverage(within, ALPHA),
-            "cut_mutual_information": lambda: GraphCutMutualInformation(scores(self.cross), LAMBDA),
-            "cut": lambda: GraphCut(within, LAMBDA),
-            "cut_conditional_gain": lambda: GraphCutConditionalGain(within, total, LAMBDA, NU),
-            "top": lambda: TopScores(self.score),
+            "conditional_gain": lambda: facility_location_conditional_gain(within, most, NU),
+            "saturated": lambda: saturated_coverage(within, ALPHA),
+            "cut_mutual_information": lambda: graph_cut_mutual_information(
+                scores(self.cross), LAMBDA
+            ),
+            "cut": lambda: graph_cut(within, LAMBDA),
+            "cut_conditional_gain": lambda: graph_cut_conditional_gain(within, total, LAMBDA, NU),
+            "top": lambda: top_scores(self.score),
         }[kind]()
 
     def value(self, kind: str, picks: Sequence[int]) -> float:

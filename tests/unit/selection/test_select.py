@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +14,24 @@ import numpy as np
 import pytest
 
 from nncift_ray.errors import DataError
+from nncift_ray.recipe.sections import SelectionConfig
 from nncift_ray.runtime.driver import Executor, ShardOutcome, execute_here, run_stage, watching
 from nncift_ray.runtime.files import Location
 from nncift_ray.runtime.output import StageOutput
 from nncift_ray.runtime.progress import SilentReporter
 from nncift_ray.runtime.step import Shard, Stage
-from nncift_ray.selection.greedy import Budget, Progress
-from nncift_ray.selection.objectives import FacilityLocation
-from nncift_ray.selection.partitioned import greedi, multi_round_greedy
+from nncift_ray.selection.budgets import Budget
+from nncift_ray.selection.greedy import Progress
+from nncift_ray.selection.objectives import facility_location
+from nncift_ray.selection.partitioned import greedi
 from nncift_ray.selection.step import (
     PICKS_NAME,
-    PartitionInputs,
-    SavedPicks,
+    PicksCheckpoint,
     SelectPartitionsStage,
     SelectStage,
-    read_picks,
+    load_picks,
 )
-from nncift_ray.selection.tables import Quotas, ScoreTables, SelectionPlan, blocks_of
+from nncift_ray.selection.tables import ScoreTables
 from tests.unit.stages.chain import run_chain
 
 TARGETS, EXISTING, BUDGET = 20, 30, 12
@@ -71,12 +71,9 @@ def cross(tmp_path_factory: pytest.TempPathFactory) -> dict[str, StageOutput]:
 
 
 def select(
-    outputs: dict[str, StageOutput], folder: Path, objective: str, **plan: Any
+    outputs: dict[str, StageOutput], folder: Path, objective: str, **selection: Any
 ) -> StageOutput:
-    has_targets = outputs["deduplicate"].num_rows("targets") > 0
-    blocks = blocks_of(objective, pointwise=False, has_targets=has_targets)
-    limit = {} if {"tokens", "fraction"} & set(plan) else {"count": BUDGET}
-    wanted = SelectionPlan(objective, blocks, **limit | plan)
+    wanted = SelectionConfig(objective=objective, **{"budget": BUDGET} | selection)
     stage = SelectStage(
         outputs["score_pairs"], outputs["embed"], wanted, examples=outputs["deduplicate"]
     )
@@ -108,14 +105,6 @@ def test_every_objective_of_targets_selects_its_budget(
     assert output.num_rows("coverage") == TARGETS
 
 
-@pytest.mark.parametrize("optimizer", ["naive", "lazy"])
-def test_lazy_and_naive_write_the_same_ranking(
-    within: dict[str, StageOutput], tmp_path: Path, optimizer: str
-) -> None:
-    found = select(within, tmp_path, "facility_location", optimizer=optimizer).read("ranking")
-    assert found.equals(within["select"].read("ranking"))
-
-
 def test_the_bound_is_above_the_value_and_said(within: dict[str, StageOutput]) -> None:
     facts = within["select"].manifest.facts()
     value = within["select"].read("ranking")["objective"][-1].as_py()
@@ -128,7 +117,9 @@ def test_a_knapsack_run_never_exceeds_its_tokens(
     within: dict[str, StageOutput], tmp_path: Path
 ) -> None:
     for optimizer in ("lazy", "cost_benefit"):
-        found = select(within, tmp_path, "facility_location", tokens=60, optimizer=optimizer)
+        found = select(
+            within, tmp_path, "facility_location", budget={"tokens": 60}, optimizer=optimizer
+        )
         ranking = found.read("ranking")
         assert 0 < ranking["num_tokens"].to_numpy().sum() <= 60
 
@@ -142,7 +133,7 @@ def test_stop_gain_ends_before_the_budget(within: dict[str, StageOutput], tmp_pa
 def test_quotas_hold_by_a_field_of_the_records(
     within: dict[str, StageOutput], tmp_path: Path
 ) -> None:
-    quotas = Quotas("task", {"task 0": 0.5}, {"task 1": 1})
+    quotas = {"field": "task", "min": {"task 0": 0.5}, "max": {"task 1": 1}}
     output = select(within, tmp_path, "facility_location", quotas=quotas)
     task = output.read("ranking")["row_index"].to_numpy() % 3
     assert (task == 0).sum() >= BUDGET / 2
@@ -151,7 +142,7 @@ def test_quotas_hold_by_a_field_of_the_records(
 
 
 def test_one_most_for_all_groups(within: dict[str, StageOutput], tmp_path: Path) -> None:
-    output = select(within, tmp_path, "facility_location", quotas=Quotas("task", {}, 4))
+    output = select(within, tmp_path, "facility_location", quotas={"field": "task", "max": 4})
     task = output.read("ranking")["row_index"].to_numpy() % 3
     assert np.bincount(task).tolist() == [4, 4, 4]
 
@@ -159,19 +150,22 @@ def test_one_most_for_all_groups(within: dict[str, StageOutput], tmp_path: Path)
 @pytest.mark.parametrize(
     ("quotas", "words"),
     [
-        (Quotas("task", {"task 9": 1}), "no candidate is of the group task 9"),
-        (Quotas("task", {"task 0": 31}), "'task 0' is to have 31 picks, and has 30 candidates"),
-        (Quotas(None, {"b.jsonl": 1}), "source file.*Groups here: candidates.jsonl"),
+        ({"field": "task", "min": {"task 9": 1}}, "no candidate is of the group task 9"),
+        (
+            {"field": "task", "min": {"task 0": 31}},
+            "'task 0' is to have 31 picks, and has 30 candidates",
+        ),
+        ({"min": {"b.jsonl": 1}}, "source file.*Groups here: candidates.jsonl"),
     ],
 )
 def test_a_quota_that_cannot_be_met_is_named(
-    within: dict[str, StageOutput], tmp_path: Path, quotas: Quotas, words: str
+    within: dict[str, StageOutput], tmp_path: Path, quotas: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(DataError, match=words):
-        select(within, tmp_path, "facility_location", quotas=quotas, count=60)
+        select(within, tmp_path, "facility_location", quotas=quotas, budget=60)
 
 
-def test_musts_come_first_and_exclusions_never(
+def test_must_includes_come_first_and_exclusions_never(
     within: dict[str, StageOutput], tmp_path: Path
 ) -> None:
     plain = ids(within["select"])
@@ -233,56 +227,43 @@ def backwards(stage: Stage, folder: Location, shards: list[Shard]) -> Iterator[S
 
 
 def select_in_parts(
-    outputs: dict[str, StageOutput], folder: Path, execute: Executor = execute_here, **plan: Any
+    outputs: dict[str, StageOutput],
+    folder: Path,
+    execute: Executor = execute_here,
+    *,
+    partitions: int,
+    **selection: Any,
 ) -> StageOutput:
-    wanted = SelectionPlan(
-        "facility_location", ("within",), count=BUDGET, optimizer="partitioned", **plan
+    wanted = SelectionConfig(
+        objective="facility_location",
+        budget=BUDGET,
+        optimizer={"kind": "partitioned", "partitions": partitions},
+        **selection,
     )
     location, reporter = Location.of(str(folder)), SilentReporter()
-    inputs = PartitionInputs(
-        outputs["score_pairs"],
-        outputs["embed"],
-        outputs["deduplicate"] if wanted.reads_examples else None,
-    )
-    parts = run_stage(
-        SelectPartitionsStage(inputs, wanted), location, execute=execute, reporter=reporter
-    )
-    stage = SelectStage(
-        outputs["score_pairs"],
-        outputs["embed"],
-        wanted,
-        examples=outputs["deduplicate"],
-        parts=parts,
-    )
-    return run_stage(stage, location, execute=execute, reporter=reporter)
+    read = (outputs["score_pairs"], outputs["embed"], wanted, outputs["deduplicate"])
+    stage = SelectPartitionsStage(*read)
+    parts = run_stage(stage, location, execute=execute, reporter=reporter)
+    return run_stage(SelectStage(*read, parts), location, execute=execute, reporter=reporter)
 
 
-@pytest.mark.parametrize("rounds", [1, 3])
 def test_parts_run_in_any_order_pick_the_same(
-    within: dict[str, StageOutput], tmp_path: Path, rounds: int
+    within: dict[str, StageOutput], tmp_path: Path
 ) -> None:
-    plan = {"partitions": 5, "rounds": rounds}
-    one = select_in_parts(within, tmp_path / "a", **plan)
-    other = select_in_parts(within, tmp_path / "b", backwards, **plan)
+    one = select_in_parts(within, tmp_path / "a", partitions=5)
+    other = select_in_parts(within, tmp_path / "b", backwards, partitions=5)
     assert one.read("ranking").equals(other.read("ranking"))
     assert one.num_rows("ranking") == BUDGET
 
 
-@pytest.mark.parametrize(("rounds", "bounding"), [(1, False), (3, False), (3, True)])
 def test_parts_run_as_shards_pick_what_one_process_does(
-    within: dict[str, StageOutput], tmp_path: Path, rounds: int, bounding: bool
+    within: dict[str, StageOutput], tmp_path: Path
 ) -> None:
-    tables = ScoreTables.open(within["score_pairs"], 90)
+    objective = facility_location(ScoreTables.open(within["score_pairs"], 90).lists("within"))
     names = within["embed"].read("candidates", ["example_id"])["example_id"].to_pylist()
-    common: dict[str, Any] = {"num_parts": 5, "tie_rank": np.argsort(np.argsort(names))}
-    search = greedi
-    if rounds > 1:
-        search = multi_round_greedy
-        common |= {"num_rounds": rounds, "bounding": bounding}
-    problem = FacilityLocation(tables.lists("within")).problem()
-    expected = search(problem, Budget(BUDGET), **common)
-    plan = {"partitions": 5, "rounds": rounds, "bounding": bounding}
-    found = select_in_parts(within, tmp_path, **plan).read("ranking")
+    tie_rank = np.argsort(np.argsort(names))
+    expected = greedi(objective, Budget(BUDGET), num_parts=5, tie_rank=tie_rank)
+    found = select_in_parts(within, tmp_path, partitions=5).read("ranking")
     np.testing.assert_array_equal(found["row_index"], expected.order)
     np.testing.assert_array_equal(found["gain"], expected.gain)
 
@@ -290,7 +271,7 @@ def test_parts_run_as_shards_pick_what_one_process_does(
 def test_parts_keep_quotas_and_come_near_the_search_in_one_piece(
     within: dict[str, StageOutput], tmp_path: Path
 ) -> None:
-    quotas = Quotas("task", {}, 4)
+    quotas = {"field": "task", "max": 4}
     whole = select(within, tmp_path, "facility_location", quotas=quotas).read("ranking")
     found = select_in_parts(within, tmp_path, partitions=3, quotas=quotas).read("ranking")
     assert np.bincount(found["row_index"].to_numpy() % 3).tolist() == [4, 4, 4]
@@ -310,15 +291,14 @@ class Killed(BaseException):
 def test_a_killed_selection_goes_on_and_ends_bit_by_bit_the_same(
     within: dict[str, StageOutput], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    blocks = blocks_of("facility_location", pointwise=False, has_targets=False)
-    plan = SelectionPlan("facility_location", blocks, count=BUDGET)
-    stage = SelectStage(within["score_pairs"], within["embed"], plan, save_seconds=0.0)
+    selection = SelectionConfig(objective="facility_location", budget=BUDGET)
+    stage = SelectStage(within["score_pairs"], within["embed"], selection, save_seconds=0.0)
     location = Location.of(str(tmp_path))
     write = Location.write_bytes
 
     def die_after_seven(self: Location, data: bytes) -> None:
         write(self, data)
-        if self.name == PICKS_NAME and len(read_picks(saved_in(tmp_path))[0]["order"]) == 7:
+        if self.name == PICKS_NAME and len(load_picks(saved_in(tmp_path))[0]["order"]) == 7:
             raise Killed
 
     monkeypatch.setattr(Location, "write_bytes", die_after_seven)
@@ -336,14 +316,14 @@ def test_a_selection_that_dies_by_a_signal_goes_on(
     within: dict[str, StageOutput], tmp_path: Path
 ) -> None:
     folders = [str(within[name].folder) for name in ("score_pairs", "embed")]
-    child = "tests.unit.stages.selection.die_selecting"
+    child = "tests.unit.selection.die_selecting"
     command = [sys.executable, "-m", child, str(tmp_path), *folders]
     died = subprocess.run(command, timeout=240, check=False)  # noqa: S603
     assert died.returncode == -signal.SIGKILL
-    saved = read_picks(saved_in(tmp_path))[0]["order"]
+    saved = load_picks(saved_in(tmp_path))[0]["order"]
     assert saved == within["select"].read("ranking")["row_index"].to_pylist()[: len(saved)]
-    plan = SelectionPlan("facility_location", ("within",), count=BUDGET)
-    stage = SelectStage(within["score_pairs"], within["embed"], plan)
+    selection = SelectionConfig(objective="facility_location", budget=BUDGET)
+    stage = SelectStage(within["score_pairs"], within["embed"], selection)
     location = Location.of(str(tmp_path))
     resumed = run_stage(stage, location, execute=execute_here, reporter=SilentReporter())
     assert resumed.read("ranking").equals(within["select"].read("ranking"))
@@ -362,11 +342,11 @@ class Told(SilentReporter):
 def test_how_far_a_selection_is_reaches_the_reporter(
     within: dict[str, StageOutput], tmp_path: Path
 ) -> None:
-    plan = SelectionPlan("facility_location", ("within",), count=BUDGET)
-    stage = SelectStage(within["score_pairs"], within["embed"], plan)
+    selection = SelectionConfig(objective="facility_location", budget=BUDGET)
+    stage = SelectStage(within["score_pairs"], within["embed"], selection)
     folder, told = Location.of(str(tmp_path)), Told()
     progress = Progress(7, 12, 3.5, 0.25, np.arange(7))
-    SavedPicks(folder, every_seconds=0.0).save(progress)
+    PicksCheckpoint(folder, every_seconds=0.0).save(progress)
     with watching(stage, folder, told, every_seconds=0.01):
         until = time.monotonic() + 5
         while not told.messages and time.monotonic() < until:
@@ -378,8 +358,16 @@ def saved_in(folder: Path) -> Location:
     return Location.of(str(next(folder.rglob(PICKS_NAME)).parents[1]))
 
 
-def test_lists_of_ids_enter_the_fingerprint_by_their_digest() -> None:
-    plan = SelectionPlan("facility_location", ("within",), count=3, include=("a" * 32,))
-    settings = plan.settings()
-    assert settings["include"]["num_ids"] == 1
-    assert settings != replace(plan, include=("b" * 32,)).settings()
+def test_lists_of_ids_enter_the_fingerprint_by_their_digest(
+    within: dict[str, StageOutput],
+) -> None:
+    one, other = (
+        SelectStage(
+            within["score_pairs"],
+            within["embed"],
+            SelectionConfig(objective="facility_location", budget=3, include=(letter * 32,)),
+        ).settings()
+        for letter in "ab"
+    )
+    assert one["include"]["num_ids"] == 1
+    assert one != other

@@ -10,15 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nncift_ray.errors import ShapeError
-from nncift_ray.selection.greedy import Budget, Ranking, lazy_greedy, naive_greedy
+from nncift_ray.selection.budgets import Budget
+from nncift_ray.selection.greedy import Ranking, lazy_greedy
 from nncift_ray.selection.objectives import (
-    FacilityLocation,
-    FacilityLocationMutualInformation,
-    FacilityLocationQueryMutualInformation,
-    Objective,
-    TopScores,
+    facility_location,
+    facility_location_mutual_information,
+    facility_location_query_mutual_information,
+    top_scores,
 )
-from nncift_ray.selection.problem import InfluenceScale, SparseScores
+from nncift_ray.selection.problem import InfluenceScale, Objective, SparseScores
+from tests.oracles import naive_greedy
+from tests.unit.selection.instances import assert_same_ranking, from_lists
 
 GREEDY_BOUND = 1 - 1 / np.e  # Nemhauser et al. 1978
 
@@ -31,20 +33,20 @@ def make_scores(seed: int, rows: int, columns: int, per_row: int) -> SparseScore
         listed = rng.permutation(columns)[: rng.integers(0, min(per_row, columns) + 1)]
         index[i, : len(listed)] = listed
     raw = rng.choice(np.array([-1.0, -0.3, 0.1, 0.1, 0.7, 1.0], np.float32), index.shape)
-    return SparseScores.from_top_k(index, raw, columns, InfluenceScale(-1.0, 1.0))
+    return from_lists(index, raw, columns, InfluenceScale(-1.0, 1.0))
 
 
 def make_objective(kind: int, seed: int, size: int) -> Objective:
     if kind == 3:
         score = np.random.default_rng(seed).choice(np.array([-2.0, -0.5, 0.0, 0.25, 3.0]), size)
-        return TopScores(score)
+        return top_scores(score)
     column_max = np.random.default_rng(seed + 1).random(size).astype(np.float32).round(1)
     scores = make_scores(seed, size if kind < 2 else size // 2, size, 5)
     if kind == 0:
-        return FacilityLocation(scores)
+        return facility_location(scores)
     if kind == 1:
-        return FacilityLocationMutualInformation(scores, column_max, 0.7)
-    return FacilityLocationQueryMutualInformation(scores, column_max, 0.3)
+        return facility_location_mutual_information(scores, column_max, 0.7)
+    return facility_location_query_mutual_information(scores, column_max, 0.3)
 
 
 def full_scores(dense: np.ndarray) -> SparseScores:
@@ -52,12 +54,6 @@ def full_scores(dense: np.ndarray) -> SparseScores:
     indptr = np.arange(rows + 1, dtype=np.int64) * columns
     indices = np.tile(np.arange(columns, dtype=np.int32), rows)
     return SparseScores(indptr, indices, dense.astype(np.float32).reshape(-1), columns)
-
-
-def assert_same_ranking(one: Ranking, other: Ranking) -> None:
-    assert one.order.tolist() == other.order.tolist()
-    assert one.gain.tobytes() == other.gain.tobytes()
-    assert one.objective.tobytes() == other.objective.tobytes()
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
@@ -79,19 +75,19 @@ def test_lazy_greedy_is_naive_greedy_to_the_last_bit(
     rank = rng.permutation(size) if ties else None
     budget = Budget(max_count, max_cost)
     lazy = lazy_greedy(objective, budget, costs=costs, tie_rank=rank)
-    assert_same_ranking(lazy, naive_greedy(objective, budget, costs, tie_rank=rank))
+    assert_same_ranking(lazy, naive_greedy(objective, budget, costs=costs, tie_rank=rank))
 
 
 def test_lazy_greedy_is_naive_greedy_on_scores_without_ties() -> None:
     rng = np.random.default_rng(0)
-    objective = FacilityLocation(full_scores(rng.random((60, 60))))
+    objective = facility_location(full_scores(rng.random((60, 60))))
     budget = Budget(max_count=60)
     assert_same_ranking(lazy_greedy(objective, budget), naive_greedy(objective, budget))
 
 
 def test_ranking_of_a_small_instance_is_frozen() -> None:
     s = [[1.0, 0.5, 0, 0.25], [0.25, 1.0, 0.5, 0], [0, 0.5, 1.0, 0.75], [0.5, 0, 0.25, 1.0]]
-    ranking = lazy_greedy(FacilityLocation(full_scores(np.array(s))), Budget(max_count=4))
+    ranking = lazy_greedy(facility_location(full_scores(np.array(s))), Budget(max_count=4))
     assert ranking.order.tolist() == [1, 3, 0, 2]
     assert ranking.gain.tolist() == [2.0, 1.25, 0.5, 0.25]
     assert ranking.objective.tolist() == [2.0, 3.25, 3.75, 4.0]
@@ -102,36 +98,36 @@ def test_helpers_are_selected_and_not_those_they_help() -> None:
     s = np.zeros((4, 4))
     s[:, 2] = 0.5
     s[2, :] = 0.6
-    ranking = lazy_greedy(FacilityLocation(full_scores(s)), Budget(max_count=1))
+    ranking = lazy_greedy(facility_location(full_scores(s)), Budget(max_count=1))
     assert ranking.order.tolist() == [2]
-    transposed = lazy_greedy(FacilityLocation(full_scores(np.triu(np.ones((4, 4))))), Budget(1))
+    transposed = lazy_greedy(facility_location(full_scores(np.triu(np.ones((4, 4))))), Budget(1))
     assert transposed.order.tolist() == [3]
 
 
 def test_greedy_is_within_its_bound_of_the_best_subset() -> None:
     s = np.random.default_rng(3).random((10, 9))
     best = max(s[:, list(a)].max(axis=1).sum() for a in itertools.combinations(range(9), 3))
-    ranking = lazy_greedy(FacilityLocation(full_scores(s)), Budget(max_count=3))
+    ranking = lazy_greedy(facility_location(full_scores(s)), Budget(max_count=3))
     assert GREEDY_BOUND * best <= ranking.objective[-1] <= best + 1e-6
 
 
 def test_the_best_pick_comes_first() -> None:
     """Published error 10: an ascending sort selects the worst rows."""
     s = np.random.default_rng(4).random((20, 20))
-    ranking = lazy_greedy(FacilityLocation(full_scores(s)), Budget(max_count=20))
+    ranking = lazy_greedy(facility_location(full_scores(s)), Budget(max_count=20))
     assert ranking.order[0] == s.astype(np.float32).sum(axis=0, dtype=np.float64).argmax()
     assert (np.diff(ranking.gain) <= 0).all()
 
 
 def test_every_column_stays_selectable() -> None:
     """Published error 6: sampled rows were excluded from selection."""
-    ranking = lazy_greedy(FacilityLocation(make_scores(0, 30, 30, 4)), Budget(max_count=99))
+    ranking = lazy_greedy(facility_location(make_scores(0, 30, 30, 4)), Budget(max_count=99))
     assert sorted(ranking.order.tolist()) == list(range(30))
 
 
 @pytest.mark.parametrize("greedy", [lazy_greedy, naive_greedy])
 def test_ties_and_picks_of_no_gain_follow_the_tie_rank(greedy: Callable[..., Ranking]) -> None:
-    objective = FacilityLocation(full_scores(np.ones((3, 4))))
+    objective = facility_location(full_scores(np.ones((3, 4))))
     ranking = greedy(objective, Budget(max_count=4), tie_rank=np.array([2, 3, 0, 1]))
     assert ranking.order.tolist() == [2, 3, 0, 1]
     assert ranking.gain.tolist() == [3.0, 0.0, 0.0, 0.0]
@@ -144,15 +140,15 @@ def test_renumbering_the_columns_renames_the_picks_and_changes_nothing_else() ->
     moved[:, new_number] = s
     rank = np.empty(12, np.int64)
     rank[new_number] = np.arange(12)
-    plain = lazy_greedy(FacilityLocation(full_scores(s)), Budget(12), tie_rank=np.arange(12))
-    renumbered = lazy_greedy(FacilityLocation(full_scores(moved)), Budget(12), tie_rank=rank)
+    plain = lazy_greedy(facility_location(full_scores(s)), Budget(12), tie_rank=np.arange(12))
+    renumbered = lazy_greedy(facility_location(full_scores(moved)), Budget(12), tie_rank=rank)
     assert renumbered.order.tolist() == new_number[plain.order].tolist()
 
 
 def test_columns_that_do_not_fit_the_cost_budget_are_skipped() -> None:
     s = np.array([[1.0, 0.9, 0.1], [1.0, 0.0, 0.1]])
     ranking = lazy_greedy(
-        FacilityLocation(full_scores(s)), Budget(max_cost=5), costs=np.array([6, 4, 1])
+        facility_location(full_scores(s)), Budget(max_cost=5), costs=np.array([6, 4, 1])
     )
     assert ranking.order.tolist() == [1, 2]
 
@@ -160,7 +156,7 @@ def test_columns_that_do_not_fit_the_cost_budget_are_skipped() -> None:
 def test_progress_ends_at_the_number_selected() -> None:
     seen = []
     lazy_greedy(
-        FacilityLocation(make_scores(0, 500, 500, 4)),
+        facility_location(make_scores(0, 500, 500, 4)),
         Budget(max_count=250),
         on_progress=lambda progress: seen.append((progress.picked, progress.limit)),
     )
@@ -179,14 +175,14 @@ def test_a_budget_that_bounds_nothing_or_is_negative_is_refused(budget: dict[str
 def test_costs_that_are_no_costs_are_refused(cost: float) -> None:
     costs = np.array([1.0, cost, 1.0])
     with pytest.raises(ValueError, match="cost of column 1"):
-        lazy_greedy(FacilityLocation(make_scores(0, 3, 3, 2)), Budget(max_cost=3), costs=costs)
+        lazy_greedy(facility_location(make_scores(0, 3, 3, 2)), Budget(max_cost=3), costs=costs)
 
 
 def test_a_cost_budget_without_costs_is_refused() -> None:
     with pytest.raises(ValueError, match="needs the cost"):
-        lazy_greedy(FacilityLocation(make_scores(0, 3, 3, 2)), Budget(max_cost=3))
+        lazy_greedy(facility_location(make_scores(0, 3, 3, 2)), Budget(max_cost=3))
 
 
 def test_tie_ranks_of_another_table_are_refused() -> None:
     with pytest.raises(ShapeError, match="tie_rank"):
-        lazy_greedy(FacilityLocation(make_scores(0, 3, 3, 2)), Budget(1), tie_rank=np.arange(4))
+        lazy_greedy(facility_location(make_scores(0, 3, 3, 2)), Budget(1), tie_rank=np.arange(4))

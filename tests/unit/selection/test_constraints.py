@@ -8,19 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nncift_ray.errors import ShapeError
-from nncift_ray.selection.greedy import (
-    Budget,
-    Constraints,
-    Ranking,
-    cost_benefit_greedy,
-    lazy_greedy,
-    naive_greedy,
-    random_ranking,
-    stochastic_greedy,
-)
-from nncift_ray.selection.objectives import FacilityLocation, TopScores
-from nncift_ray.selection.partitioned import greedi, multi_round_greedy
-from tests.unit.core.selection.instances import (
+from nncift_ray.selection.budgets import Budget, Constraints
+from nncift_ray.selection.greedy import Ranking, cost_benefit_greedy, lazy_greedy, random_ranking
+from nncift_ray.selection.objectives import facility_location, top_scores
+from nncift_ray.selection.partitioned import greedi
+from tests.oracles import naive_greedy
+from tests.unit.selection.instances import (
     KINDS,
     assert_same_ranking,
     draw_instance,
@@ -31,7 +24,7 @@ SIZE = 14
 
 
 def draw_constraints(rng: np.random.Generator, size: int) -> Constraints:
-    """Draw quotas over three groups (and none), two musts and two exclusions, maybe impossible."""
+    """Draw quotas over three groups (and none) and lists of two, maybe impossible to meet."""
     group = rng.integers(-1, 3, size)
     least = rng.integers(0, 3, 3)
     most = [None if rng.random() < 0.3 else int(least[g] + rng.integers(0, 4)) for g in range(3)]
@@ -41,7 +34,7 @@ def draw_constraints(rng: np.random.Generator, size: int) -> Constraints:
 
 
 def assert_allowed(ranking: Ranking, constraints: Constraints) -> None:
-    """Check musts, exclusions and both quotas."""
+    """Check must-includes, exclusions and both quotas."""
     picks, include = ranking.order.tolist(), list(constraints.include)
     assert picks[: len(include)] == include
     assert not set(picks) & set(constraints.exclude)
@@ -105,10 +98,9 @@ def test_every_optimiser_honours_the_constraints(seed: int, parts: int) -> None:
         return
     costs = np.ones(SIZE)
     for ranking in (
-        stochastic_greedy(objective, budget, constraints=constraints, seed=seed),
         random_ranking(objective, budget, constraints=constraints, seed=seed),
         cost_benefit_greedy(objective, budget, costs=costs, constraints=constraints),
-        greedi(objective.problem(), budget, num_parts=parts, constraints=constraints, seed=seed),
+        greedi(objective, budget, num_parts=parts, constraints=constraints, seed=seed),
     ):
         assert_allowed(ranking, constraints)
 
@@ -117,32 +109,32 @@ def test_minima_are_reserved_and_the_rest_is_free() -> None:
     """Group 1 holds the worst scores; its two slots are the last of five."""
     score, group = np.arange(8.0)[::-1], np.array([0, 0, 0, 0, 0, 0, 1, 1])
     constraints = Constraints(group, min_per_group=[0, 2])
-    ranking = lazy_greedy(TopScores(score), Budget(5), constraints=constraints)
+    ranking = lazy_greedy(top_scores(score), Budget(5), constraints=constraints)
     assert ranking.order.tolist() == [0, 1, 2, 6, 7]
 
 
 def test_maxima_close_a_group() -> None:
     constraints = Constraints(np.array([0, 0, 0, 1, -1]), max_per_group=[1, None])
-    ranking = lazy_greedy(TopScores(np.arange(5.0)[::-1]), Budget(5), constraints=constraints)
+    ranking = lazy_greedy(top_scores(np.arange(5.0)[::-1]), Budget(5), constraints=constraints)
     assert ranking.order.tolist() == [0, 3, 4]
     assert ranking.stopped_by == "exhausted"
 
 
-def test_money_for_minima_is_reserved() -> None:
+def test_cost_for_minima_is_reserved() -> None:
     """Column 0 (cost 5) would leave 1 of 6 for group 1, whose cheapest costs 2."""
     costs, group = np.array([5, 4, 3, 2]), np.array([0, 0, 1, 1])
     constraints = Constraints(group, min_per_group=[0, 1])
     ranking = lazy_greedy(
-        TopScores(np.array([4.0, 3.0, 2.0, 1.0])), Budget(max_cost=6), costs=costs,
+        top_scores(np.array([4.0, 3.0, 2.0, 1.0])), Budget(max_cost=6), costs=costs,
         constraints=constraints,
     )  # fmt: skip
     assert ranking.order.tolist() == [1, 3]
 
 
-def test_musts_come_first_in_the_order_given_with_their_gains() -> None:
+def test_must_includes_come_first_in_the_order_given_with_their_gains() -> None:
     s = np.array([[0.9, 0.2, 0.5], [0.9, 0.2, 0.5]], np.float32)
     constraints = Constraints(include=[1, 2])
-    ranking = lazy_greedy(FacilityLocation(listed(s)), Budget(3), constraints=constraints)
+    ranking = lazy_greedy(facility_location(listed(s)), Budget(3), constraints=constraints)
     assert ranking.order.tolist() == [1, 2, 0]
     np.testing.assert_allclose(ranking.gain, [0.4, 0.6, 0.8], rtol=1e-6)
 
@@ -150,7 +142,7 @@ def test_musts_come_first_in_the_order_given_with_their_gains() -> None:
 def test_stop_gain_still_meets_minima() -> None:
     constraints = Constraints(np.array([0, 0, 1, 1]), min_per_group=[0, 1])
     ranking = lazy_greedy(
-        TopScores(np.array([5.0, 0.1, 0.03, 0.02])), Budget(4), constraints=constraints,
+        top_scores(np.array([5.0, 0.1, 0.03, 0.02])), Budget(4), constraints=constraints,
         stop_gain=0.1,
     )  # fmt: skip
     assert ranking.order.tolist() == [0, 2]
@@ -159,7 +151,7 @@ def test_stop_gain_still_meets_minima() -> None:
 
 def test_stop_gain_stops_at_the_first_pick_that_adds_less_than_its_share() -> None:
     score = np.array([8.0, 2.0, 1.0, 0.9])
-    ranking = lazy_greedy(TopScores(score), Budget(4), stop_gain=0.1)
+    ranking = lazy_greedy(top_scores(score), Budget(4), stop_gain=0.1)
     assert ranking.order.tolist() == [0, 1, 2]  # 1.0 is a tenth of 10, 0.9 less than that of 11
     assert ranking.stopped_by == "stop_gain"
 
@@ -212,12 +204,16 @@ def test_what_cannot_be_met_is_refused(
     constraints: Constraints, budget: Budget, match: str
 ) -> None:
     with pytest.raises(ValueError, match=match):
-        lazy_greedy(TopScores(np.arange(3.0)), budget, costs=np.full(3, 3), constraints=constraints)
+        lazy_greedy(
+            top_scores(np.arange(3.0)), budget, costs=np.full(3, 3), constraints=constraints
+        )
 
 
 def test_groups_of_another_table_are_refused() -> None:
     with pytest.raises(ShapeError, match="group_J"):
-        lazy_greedy(TopScores(np.arange(3.0)), Budget(1), constraints=Constraints(np.zeros(4, int)))
+        lazy_greedy(
+            top_scores(np.arange(3.0)), Budget(1), constraints=Constraints(np.zeros(4, int))
+        )
 
 
 @pytest.mark.parametrize(
@@ -232,7 +228,7 @@ def test_groups_of_another_table_are_refused() -> None:
 def test_a_prefix_of_another_run_is_refused(prefix: list[int], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         lazy_greedy(
-            TopScores(np.arange(4.0)), Budget(3), prefix=prefix,
+            top_scores(np.arange(4.0)), Budget(3), prefix=prefix,
             constraints=Constraints(include=[1]),
         )  # fmt: skip
 
@@ -240,21 +236,11 @@ def test_a_prefix_of_another_run_is_refused(prefix: list[int], match: str) -> No
 @pytest.mark.parametrize("stop_gain", [-0.1, 1.0, np.nan])
 def test_a_stop_gain_that_is_no_share_is_refused(stop_gain: float) -> None:
     with pytest.raises(ValueError, match="stop_gain"):
-        lazy_greedy(TopScores(np.arange(3.0)), Budget(1), stop_gain=stop_gain)
+        lazy_greedy(top_scores(np.arange(3.0)), Budget(1), stop_gain=stop_gain)
 
 
 def test_gain_per_cost_refuses_free_columns() -> None:
     with pytest.raises(ValueError, match="cost of column 1 is 0"):
         cost_benefit_greedy(
-            TopScores(np.arange(3.0)), Budget(max_cost=1), costs=np.array([1, 0, 1])
+            top_scores(np.arange(3.0)), Budget(max_cost=1), costs=np.array([1, 0, 1])
         )
-
-
-def test_a_search_in_rounds_refuses_quotas_and_money() -> None:
-    problem = TopScores(np.arange(3.0)).problem()
-    with pytest.raises(ValueError, match="no quotas"):
-        multi_round_greedy(
-            problem, Budget(1), num_parts=2, constraints=Constraints(np.zeros(3, int), [1])
-        )
-    with pytest.raises(ValueError, match="max_count alone"):
-        multi_round_greedy(problem, Budget(max_cost=1), num_parts=2)
