@@ -761,10 +761,8 @@ class Blueprint:
             outputs["deduplicate"],
             outputs["warmup"],
             self.teaching.lora_factory(),
-            projection_dim=teacher.less.projection_dim,
-            seed=teacher.less.seed,
-            batch_tokens=self.teaching.gradient_batch_tokens,
-            shard_rows=teacher.less.pool.shard_rows,
+            teacher.less,
+            self.teaching.gradient_batch_tokens,
         )
         stage.max_failed_fraction = teacher.max_failed_fraction
         return stage

@@ -1,7 +1,7 @@
 """Gradients: one projected LoRA gradient for each sampled example, side and checkpoint (LESS).
 
-Suffixes: N rows of an atom, P projected dimensions.
-Source: LESS, arXiv 2402.04333, section 4.
+Suffixes: B examples of a pass, D dimensions of a gradient, N rows of an atom, P projected
+dimensions. Source: LESS, arXiv 2402.04333, section 4.
 """
 
 from __future__ import annotations
@@ -9,10 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,12 +19,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from nncift_ray.corpus.examples import Example, ExampleKey, load_examples
+from nncift_ray.corpus.examples import Example, load_examples
 from nncift_ray.engines.base import ScoringFailure
 from nncift_ray.engines.lora import LoraModel, TrainingExample
 from nncift_ray.engines.tokens import cut_batches
 from nncift_ray.errors import ShapeError
 from nncift_ray.jit import compiled
+from nncift_ray.recipe.sections import LessConfig
 from nncift_ray.runtime import schemas
 from nncift_ray.runtime.output import Sink, StageOutput
 from nncift_ray.runtime.step import KILLED_WORKER, RowAtoms, RowSpan, RowStage, Shard, Worker
@@ -43,6 +42,378 @@ from nncift_ray.teachers.warmup import WarmupCheckpoint, read_warmup
 # torch ships partial type information: what its functions return is annotated where it enters.
 # pyright: reportUnknownMemberType=false
 
+#: Gradients that are padded, projected and stored together.
+ATOM_ROWS = GRADIENT_BLOCK_ROWS
+DEFAULT_SHARD_ROWS = 128
+NOT_FINITE = "not_finite"
+#: Gradients held at once. More examples share one sweep over the projection's signs.
+GRADIENT_BYTES = {"cpu": 2 << 30, "cuda": 8 << 30}
+
+
+class GradientsStage(RowStage):
+    """Write ``checkpoint_0``, ``checkpoint_1``, ...: the same examples in the same order in each.
+
+    Items run through a checkpoint before the next, so that an actor loads each about once.
+    """
+
+    name: ClassVar[str] = "gradients"
+    title: ClassVar[str] = "take gradients of the sampled examples"
+    version: ClassVar[int] = 2
+    unit: ClassVar[str] = "gradients"
+    can_use_gpu = True
+    single_threaded = False
+    max_failed_key: ClassVar[str] = "teacher.max_failed_fraction"
+    divisible: ClassVar[bool] = True
+    memory_advice: ClassVar[str] = (
+        "lower teacher.batch_tokens or teacher.less.max_length, or give fewer actors "
+        "(teacher.less.pool) more memory"
+    )
+
+    def __init__(
+        self,
+        keys: Sequence[GradientKey],
+        examples: StageOutput,
+        warmup: StageOutput,
+        make_model: Callable[[], LoraModel],
+        less: LessConfig,
+        batch_tokens: int,
+    ) -> None:
+        """Take gradients at a warm-up's checkpoints.
+
+        Args:
+            keys: Which gradients.
+            examples: The deduplicated examples.
+            warmup: The warm-up stage's output; says for the fingerprint which model it was.
+            make_model: Loads the model that was warmed up; its adapter is replaced.
+            less: Has the projection, its seed and the rows of a shard.
+            batch_tokens: Padded tokens computed at once; other batches round otherwise.
+        """
+        self._keys, self._examples, self._warmup = list(keys), examples, warmup
+        self._make_model, self._less, self._batch_tokens = make_model, less, batch_tokens
+        self.seed = less.seed
+        self._shard_rows = less.pool.shard_rows or DEFAULT_SHARD_ROWS
+        ranges = tuple((table, len(self._keys)) for table in self.produces)
+        self._atoms = RowAtoms(ranges, ATOM_ROWS)
+
+    @property
+    def produces(self) -> Mapping[str, pa.Schema]:
+        """A table a checkpoint."""
+        schema = schemas.gradients_schema(self._less.projection_dim)
+        return {gradient_table(n): schema for n in range(self._warmup.num_rows("checkpoints"))}
+
+    @property
+    def inputs(self) -> Mapping[str, StageOutput]:
+        """The examples and the warm-up."""
+        return {"examples": self._examples, "warmup": self._warmup}
+
+    def settings(self) -> dict[str, Any]:
+        """Which gradients, their projection and what is computed together."""
+        keys = json.dumps(self._keys).encode()
+        return {
+            "gradients": hashlib.sha256(keys).hexdigest(),
+            "projection_dim": self._less.projection_dim,
+            "seed": self.seed,
+            "batch_tokens": self._batch_tokens,
+            "atom_rows": ATOM_ROWS,
+        }
+
+    def row_numbers(self, start: int, stop: int) -> range:
+        """Gradients of some atoms, numbered through all checkpoints."""
+        spans = list(self._atoms.spans(start, stop))
+        return range(self._numbers(spans[0]).start, self._numbers(spans[-1]).stop)
+
+    def rows_to_quarantine(self, poison: Sequence[int], rows: range) -> Mapping[int, str]:
+        """Return the other gradients of an example of which one killed its worker."""
+        guilty = {self._key(number).example for number in poison}
+        message = "another gradient of the same example killed its worker; this was not tried"
+        return {number: message for number in rows if self._key(number).example in guilty}
+
+    def _numbers(self, span: RowSpan) -> range:
+        first = checkpoint_of_table(span.name) * len(self._keys)
+        return range(first + span.start, first + span.stop)
+
+    def _key(self, number: int) -> GradientKey:
+        return self._keys[number % len(self._keys)]
+
+    def make_worker(self) -> Worker:
+        """Load the model and the sampled texts."""
+        examples = load_examples(self._examples, {key.example for key in self._keys})
+        first_place = {key.example: at for at, key in reversed(list(enumerate(self._keys)))}
+        model = self._make_model()
+        projector = RademacherProjector(
+            model.num_adapter_parameters, self._less.projection_dim, self.seed
+        )
+        loaded: dict[int, WarmupCheckpoint] = {}  # the last one: they may be large
+
+        def take_shard(shard: Shard, sink: Sink) -> None:
+            for span in self._atoms.spans(shard.start, shard.stop):
+                numbers = shard.wanted(self._numbers(span))
+                if not numbers:
+                    continue
+                checkpoint = checkpoint_of_table(span.name)
+                if checkpoint not in loaded:
+                    loaded.clear()
+                    groups, facts = read_warmup(self._warmup, checkpoint)
+                    loaded[checkpoint] = WarmupCheckpoint(**groups, **facts)
+                    model.load_adapter(loaded[checkpoint].adapter)
+                keys = [self._key(number) for number in numbers]
+                texts = [examples[key.example] for key in keys]
+                encoded = [
+                    ScoringFailure(KILLED_WORKER, shard.skip[number])
+                    if number in shard.skip
+                    else model.encode(text)
+                    for number, text in zip(numbers, texts, strict=True)
+                ]
+                features_NP, failures = take_gradients(
+                    model, encoded, keys, projector, loaded[checkpoint], self._batch_tokens
+                )
+                sink.write(span.name, _feature_table(keys, texts, features_NP, failures))
+                for at, failure in sorted(failures.items()):
+                    # What is wrong with a text is told once, not on both sides of every checkpoint.
+                    first = numbers[at] == first_place[keys[at].example]
+                    if first or failure.reason in (NOT_FINITE, KILLED_WORKER):
+                        sink.error(
+                            failure.reason,
+                            failure.message,
+                            example_id=texts[at].example_id,
+                            excerpt=texts[at].prompt,
+                        )
+
+        return take_shard
+
+
+def take_gradients(
+    model: LoraModel,
+    encoded: Sequence[TrainingExample | ScoringFailure],
+    keys: Sequence[GradientKey],
+    projector: RademacherProjector,
+    checkpoint: WarmupCheckpoint,
+    batch_tokens: int,
+) -> tuple[NDArray[np.float32], dict[int, ScoringFailure]]:
+    """Return features [N, P], zeros where there is none, and by row why: plain for the helped.
+
+    Those of helpers are Adam's next step from the checkpoint that the model has loaded.
+    """
+    failures = {at: one for at, one in enumerate(encoded) if isinstance(one, ScoringFailure)}
+    features_NP = np.zeros((len(keys), projector.output_dim), np.float32)
+    for side in (HELPED, HELPER):
+        sound = {
+            at: one
+            for at, one in enumerate(encoded)
+            if isinstance(one, TrainingExample) and keys[at].side == side
+        }
+        if sound:
+            features_NP[list(sound)] = project_gradients(
+                model,
+                list(sound.values()),
+                projector,
+                adam=checkpoint if side == HELPER else None,
+                batch_tokens=batch_tokens,
+            )
+    for at in np.flatnonzero(~np.isfinite(features_NP).all(axis=1)).tolist():
+        failures[at] = ScoringFailure(
+            NOT_FINITE,
+            f"its gradient as {keys[at].side} at checkpoint {checkpoint.epoch - 1} is zero or not "
+            "finite",
+        )
+        features_NP[at] = 0.0
+    return features_NP, failures
+
+
+def _feature_table(
+    keys: Sequence[GradientKey],
+    examples: Sequence[Example],
+    features_NP: NDArray[np.float32],
+    failures: Mapping[int, ScoringFailure],
+) -> pa.Table:
+    num_rows, projection_dim = features_NP.shape
+    missing = np.array([at in failures for at in range(num_rows)])
+    flat = pa.array(features_NP.reshape(-1), pa.float32())
+    return pa.Table.from_pydict(
+        {
+            "side": [key.side for key in keys],
+            "role": [key.role for key in keys],
+            "row_index": [key.row_index for key in keys],
+            "example_id": [example.example_id for example in examples],
+            "done": ~missing,
+            "feature": pa.FixedSizeListArray.from_arrays(
+                flat, projection_dim, mask=pa.array(missing)
+            ),
+        },
+        schema=schemas.gradients_schema(projection_dim),
+    )
+
+
+# Per-example gradients of LoRA matrices, a batch at a time.
+
+
+def project_gradients(
+    model: LoraModel,
+    examples: Sequence[TrainingExample],
+    projector: RademacherProjector,
+    *,
+    adam: WarmupCheckpoint | None,
+    batch_tokens: int,
+) -> NDArray[np.float32]:
+    """Return every example's projected gradient, scaled to unit norm.
+
+    The gradient is that of the mean loss over the example's own response tokens, taken without
+    dropout in float32 at the adapter that the model has loaded, its matrices flattened one behind
+    the other in the order of ``model.parameter_names``. A row depends on the examples of this call
+    (their padding) but on nothing that was computed before.
+
+    Args:
+        model: Model with the checkpoint's adapter loaded.
+        examples: What to differentiate.
+        projector: From ``model.num_adapter_parameters`` dimensions to P.
+        adam: The checkpoint whose Adam state turns gradients into the direction of the next
+            training step; None leaves them as they are.
+        batch_tokens: Padded tokens of one forward and backward pass.
+
+    Returns:
+        [N, P] float32; NaN in the row of an example whose gradient is zero or not finite.
+
+    Memory: GRADIENT_BYTES of gradients at most (one example's at least), beside the activations.
+    """
+    num_dims = model.num_adapter_parameters
+    budget = GRADIENT_BYTES.get(model.device.type, GRADIENT_BYTES["cpu"])
+    num_rows = max(1, min(len(examples), budget // (4 * num_dims)))
+    features_NP = np.full((len(examples), projector.output_dim), np.nan, np.float32)
+    by_length = sorted(range(len(examples)), key=lambda n: (-len(examples[n].input_ids), n))
+    for start in range(0, len(examples), num_rows):
+        group = by_length[start : start + num_rows]
+        gradients_ND = _gradients(model, [examples[n] for n in group], batch_tokens)
+        has_direction_N = torch.linalg.vector_norm(gradients_ND, dim=1) > 0
+        if adam is not None:
+            _precondition(gradients_ND, model, adam)
+        features = projector.project(gradients_ND).cpu().double().numpy()
+        norms_N = np.linalg.norm(features, axis=1)
+        good_N = has_direction_N.cpu().numpy() & np.isfinite(norms_N) & (norms_N > 0)
+        features_NP[np.asarray(group)[good_N]] = features[good_N] / norms_N[good_N, None]
+    return features_NP
+
+
+def per_example_gradients(model: LoraModel, batch: Sequence[TrainingExample]) -> dict[str, Tensor]:
+    """Return the gradient of every example's loss by each LoRA matrix [B, *shape], float32."""
+    gradients: dict[str, Tensor] = {}
+    _backward(model, batch, gradients.__setitem__)
+    return {name: gradients[name] for name in model.parameter_names}
+
+
+def _gradients(model: LoraModel, examples: Sequence[TrainingExample], batch_tokens: int) -> Tensor:
+    """Return the flat gradients [N, D] of examples sorted by length."""
+    sizes = [parameter.numel() for parameter in model.parameters.values()]
+    gradients_ND = torch.empty(
+        (len(examples), sum(sizes)), device=model.device, dtype=torch.float32
+    )
+    views = dict(zip(model.parameters, gradients_ND.split(sizes, dim=1), strict=True))
+    for batch in cut_batches([len(e.input_ids) for e in examples], 0, batch_tokens):
+        rows = slice(batch[0], batch[-1] + 1)  # they are sorted already
+
+        def store(name: str, gradient: Tensor, rows: slice = rows) -> None:
+            views[name][rows] = gradient.flatten(1)
+
+        _backward(model, examples[rows], store)
+    return gradients_ND
+
+
+def _backward(
+    model: LoraModel, batch: Sequence[TrainingExample], sink: Callable[[str, Tensor], None]
+) -> None:
+    """Hand each LoRA matrix's per-example gradients [B, *shape] to the sink as they are made."""
+    model.model.eval()  # no dropout
+    hooks = [
+        half.register_forward_hook(_forward_hook(f"{name}.{part}.weight", sink))
+        for name, down, up in model.adapted_layers()
+        for part, half in (("lora_A", down), ("lora_B", up))
+    ]
+    for parameter in model.parameters.values():
+        parameter.requires_grad_(False)
+    try:
+        # Each loss depends on its own example alone: the sum's gradient holds every one's.
+        model.losses(batch).sum().backward()
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for parameter in model.parameters.values():
+            parameter.requires_grad_(True)
+
+
+def _forward_hook(
+    name: str, sink: Callable[[str, Tensor], None]
+) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
+    def hook(module: nn.Module, inputs: tuple[Any, ...], output_BSO: Tensor) -> None:
+        del module
+        inputs_BSI = inputs[0].detach()
+        # Below the first adapter nothing requires a gradient: the backward pass ends there.
+        output_BSO.requires_grad_()
+        output_BSO.register_hook(
+            lambda grad_BSO: sink(name, torch.bmm(grad_BSO.transpose(1, 2), inputs_BSI))
+        )
+
+    return hook
+
+
+def _precondition(gradients_ND: Tensor, model: LoraModel, checkpoint: WarmupCheckpoint) -> None:
+    """Turn gradients into Adam's directions, matrix by matrix, in place."""
+    low = 0
+    for name in model.parameter_names:
+        mean_D, square_D = (
+            torch.tensor(moments[name], device=gradients_ND.device).flatten()
+            for moments in (checkpoint.exp_avg, checkpoint.exp_avg_sq)
+        )
+        part_ND = gradients_ND[:, low : low + len(mean_D)]
+        part_ND.copy_(precondition(part_ND, mean_D, square_D, checkpoint.num_steps))
+        low += len(mean_D)
+
+
+def precondition(
+    gradient: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    num_steps: int,
+    *,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    epsilon: float = 1e-8,
+) -> Tensor:
+    """Return the direction of Adam's next step, were this gradient the next one.
+
+    With t = num_steps + 1, m = beta1 * exp_avg + (1 - beta1) g and v likewise with g^2:
+
+        (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + epsilon)
+
+    This is what torch.optim.Adam subtracts, divided by the learning rate. The code published with
+    the paper leaves both corrections out and puts epsilon under the root.
+
+    Args:
+        gradient: [*shape] or [B, *shape]; the result has its shape.
+        exp_avg: First moment [*shape].
+        exp_avg_sq: Second moment [*shape].
+        num_steps: Steps that the moments have seen.
+        beta1: Decay of the first moment.
+        beta2: Decay of the second moment.
+        epsilon: Added to the root.
+
+    Raises:
+        ShapeError: If the moments do not fit the gradient's last dimensions.
+
+    Source: LESS, section 3.1; Adam, arXiv 1412.6980, algorithm 1.
+    """
+    shape = exp_avg.shape
+    if exp_avg_sq.shape != shape or gradient.shape[gradient.ndim - len(shape) :] != shape:
+        msg = (
+            f"gradient {tuple(gradient.shape)} does not end in the shape of the moments "
+            f"{tuple(shape)}, {tuple(exp_avg_sq.shape)}"
+        )
+        raise ShapeError(msg)
+    step = num_steps + 1
+    mean = (beta1 * exp_avg).add(gradient, alpha=1 - beta1).div_(1 - beta1**step)
+    root = (beta2 * exp_avg_sq).addcmul(gradient, gradient, value=1 - beta2)
+    return mean.div_(root.div_(1 - beta2**step).sqrt_().add_(epsilon))
+
+
+# Random projection: a hash makes the signs, so that the matrix is never stored.
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -74,41 +445,29 @@ class RademacherProjector:
             ValueError: If a dimension is not positive or the seed is negative.
         """
         if input_dim < 1 or output_dim < 1 or seed < 0:
-            msg = (
-                f"dimensions must be >= 1 and the seed >= 0: {input_dim} to {output_dim}, "
-                f"seed {seed}"
-            )
+            msg = f"dimensions {input_dim} to {output_dim} must be >= 1 and the seed {seed} >= 0"
             raise ValueError(msg)
-        self.input_dim = input_dim
-        self.output_dim = output_dim
-        self.seed = seed
+        self.input_dim, self.output_dim, self.seed = input_dim, output_dim, seed
 
-    def project(self, x_BD: Tensor, offset: int = 0) -> Tensor:
-        """Project a run of input dimensions; the projections of all runs add up to the whole.
+    def project(self, x_BD: Tensor) -> Tensor:
+        """Return x R / sqrt(P) [B, P], float32 on the device of x [B, D].
 
         On a CPU a row's result does not depend on the other rows, nor on the threads.
 
-        Args:
-            x_BD: Inputs [B, d], the dimensions offset to offset + d of the whole.
-            offset: Where the run starts.
-
-        Returns:
-            [B, P] float32 on the device of x: x @ R[offset:offset + d] / sqrt(P).
-
         Raises:
-            ShapeError: If x is no matrix, or the run leaves the input dimensions.
+            ShapeError: If x is not [B, D].
 
         Memory: CPU, for each thread 256 KiB, and 12 * 32 * P bytes in all; elsewhere BLOCK_BYTES.
         """
-        if x_BD.ndim != 2 or offset < 0 or offset + x_BD.shape[1] > self.input_dim:
-            msg = f"x {tuple(x_BD.shape)} at {offset} leaves the {self.input_dim} input dimensions"
+        if x_BD.shape[1:] != (self.input_dim,):
+            msg = f"x must be [B, {self.input_dim}], got {tuple(x_BD.shape)}"
             raise ShapeError(msg)
+        x_BD = x_BD.detach().float()
         if x_BD.device.type == "cpu":
-            x = np.asarray(x_BD.detach().numpy(), dtype=np.float32)
-            return torch.from_numpy(self._project_with_tables(x, offset))
-        return self._project_with_blocks(x_BD.detach().float(), offset)
+            return torch.from_numpy(self._project_with_tables(x_BD.numpy()))
+        return self._project_with_blocks(x_BD)
 
-    def _project_with_tables(self, x_BD: F32, offset: int) -> F32:
+    def _project_with_tables(self, x_BD: F32) -> F32:
         """Project 32 rows at a time; the threads share the columns."""
         num_threads = min(torch.get_num_threads(), self.output_dim)
         edges = np.linspace(0, self.output_dim, num_threads + 1).astype(int)
@@ -118,9 +477,7 @@ class RademacherProjector:
                 rows = slice(start, start + NUM_LANES)
                 sums_PL = np.zeros((self.output_dim, NUM_LANES), np.float64)
                 parts = [
-                    threads.submit(
-                        _sweep, x_BD[rows], offset, U64(self.seed), low, sums_PL[low:high]
-                    )
+                    threads.submit(_sweep, x_BD[rows], U64(self.seed), low, sums_PL[low:high])
                     for low, high in zip(edges[:-1], edges[1:], strict=True)
                 ]
                 for part in parts:
@@ -128,15 +485,13 @@ class RademacherProjector:
                 out_BP[rows] = sums_PL.T[: len(x_BD[rows])] / math.sqrt(self.output_dim)
         return out_BP
 
-    def _project_with_blocks(self, x_BD: Tensor, offset: int) -> Tensor:
+    def _project_with_blocks(self, x_BD: Tensor) -> Tensor:
         """Write out signs of whole words of rows, block by block, and multiply."""
         num_rows = max(1, BLOCK_BYTES // (4 * WORD_BITS * self.output_dim)) * WORD_BITS
-        end = offset + x_BD.shape[1]
         out_BP = x_BD.new_zeros((len(x_BD), self.output_dim))
-        for start in range(offset // num_rows * num_rows, end, num_rows):
-            low, high = max(start, offset), min(start + num_rows, end)
-            signs_PD = self._signs(low, high, x_BD.device)
-            out_BP += x_BD[:, low - offset : high - offset] @ signs_PD.T
+        for low in range(0, self.input_dim, num_rows):
+            high = min(low + num_rows, self.input_dim)
+            out_BP += x_BD[:, low:high] @ self._signs(low, high, x_BD.device).T
         return out_BP / math.sqrt(self.output_dim)
 
     def _signs(self, low: int, high: int, device: torch.device) -> Tensor:
@@ -197,19 +552,19 @@ def _add_word(tables_GML: F32, key: np.uint64, first_column: int, sums_PL: F32) 
 
 
 @compiled
-def _sweep(x_BD: F32, offset: int, seed: np.uint64, first_column: int, total_PL: F64) -> None:
-    """Add x @ R[offset:, first_column:] to the totals, for at most NUM_LANES rows of x."""
+def _sweep(x_BD: F32, seed: np.uint64, first_column: int, total_PL: F64) -> None:
+    """Add x @ R[:, first_column:] to the totals, for at most NUM_LANES rows of x."""
     num_rows, width = x_BD.shape
     inputs_DL = np.zeros((WORD_BITS, NUM_LANES), np.float32)
     tables_GML = np.empty((8, 256, NUM_LANES), np.float32)
     sums_PL = np.zeros((total_PL.shape[0], NUM_LANES), np.float32)
     seed_key = _mix(seed + _STEP_U)
-    first, last = offset // WORD_BITS, (offset + width - 1) // WORD_BITS + 1
-    for word in range(first, last):
+    last = (width - 1) // WORD_BITS + 1
+    for word in range(last):
         for k in range(WORD_BITS):
-            d = word * WORD_BITS + k - offset
+            d = word * WORD_BITS + k
             for row in range(num_rows):
-                inputs_DL[k, row] = x_BD[row, d] if 0 <= d < width else 0.0
+                inputs_DL[k, row] = x_BD[row, d] if d < width else 0.0
         _fill_tables(inputs_DL, tables_GML)
         _add_word(tables_GML, _mix(seed_key + U64(word) * _STEP_U), first_column, sums_PL)
         if (word + 1) % FOLD_WORDS == 0 or word + 1 == last:
@@ -231,424 +586,3 @@ def _mix_tensor(z: Tensor) -> Tensor:
 
 def _shift(z: Tensor, bits: int) -> Tensor:
     return (z >> bits) & ((1 << (64 - bits)) - 1)
-
-
-# Per-example gradients of LoRA matrices, a batch at a time, and their random projections.
-
-#: Gradients held at once. More examples share one sweep over the projection's signs.
-GRADIENT_BYTES = {"cpu": 2 << 30, "cuda": 8 << 30}
-
-_Sink = Callable[[str, Tensor], None]
-
-
-def project_gradients(
-    model: LoraModel,
-    examples: Sequence[TrainingExample],
-    projector: RademacherProjector,
-    *,
-    precondition: WarmupCheckpoint | None,
-    batch_tokens: int,
-) -> NDArray[np.float32]:
-    """Return every example's projected gradient, scaled to unit norm.
-
-    The gradient is that of the mean loss over the example's own response tokens, taken without
-    dropout in float32 at the adapter that the model has loaded, its matrices flattened one behind
-    the other in the order of ``model.parameter_names``. A row depends on the examples of this call
-    (their padding) but on nothing that was computed before.
-
-    Args:
-        model: Model with the checkpoint's adapter loaded.
-        examples: What to differentiate.
-        projector: From ``model.num_adapter_parameters`` dimensions to P.
-        precondition: The checkpoint whose Adam state turns gradients into the direction of the
-            next training step; None leaves them as they are.
-        batch_tokens: Padded tokens of one forward and backward pass.
-
-    Returns:
-        [N, P] float32; NaN in the row of an example whose gradient is zero or not finite.
-
-    Memory: GRADIENT_BYTES of gradients at most (one example's at least), beside the activations.
-    """
-    num_dims = model.num_adapter_parameters
-    budget = GRADIENT_BYTES.get(model.device.type, GRADIENT_BYTES["cpu"])
-    num_rows = max(1, min(len(examples), budget // (4 * num_dims)))
-    features_NP = np.full((len(examples), projector.output_dim), np.nan, np.float32)
-    by_length = sorted(range(len(examples)), key=lambda n: (-len(examples[n].input_ids), n))
-    for start in range(0, len(examples), num_rows):
-        group = by_length[start : start + num_rows]
-        gradients_ND = _gradients(model, [examples[n] for n in group], batch_tokens)
-        has_direction_N = torch.linalg.vector_norm(gradients_ND, dim=1) > 0
-        if precondition is not None:
-            _precondition(gradients_ND, model, precondition)
-        features = projector.project(gradients_ND).cpu().double().numpy()
-        norms_N = np.linalg.norm(features, axis=1)
-        good_N = has_direction_N.cpu().numpy() & np.isfinite(norms_N) & (norms_N > 0)
-        features_NP[np.asarray(group)[good_N]] = features[good_N] / norms_N[good_N, None]
-    return features_NP
-
-
-def per_example_gradients(model: LoraModel, batch: Sequence[TrainingExample]) -> dict[str, Tensor]:
-    """Return the gradient of every example's loss by each LoRA matrix [B, *shape], float32."""
-    gradients: dict[str, Tensor] = {}
-    _backward(model, batch, gradients.__setitem__)
-    return {name: gradients[name] for name in model.parameter_names}
-
-
-def _gradients(model: LoraModel, examples: Sequence[TrainingExample], batch_tokens: int) -> Tensor:
-    """Return the flat gradients [N, D] of examples sorted by length."""
-    places: dict[str, tuple[int, int]] = {}
-    for name, parameter in model.parameters.items():
-        low = places[next(reversed(places))][1] if places else 0
-        places[name] = low, low + parameter.numel()
-    gradients_ND = torch.empty(
-        (len(examples), model.num_adapter_parameters), device=model.device, dtype=torch.float32
-    )
-    for batch in cut_batches([len(e.input_ids) for e in examples], 0, batch_tokens):
-        rows = slice(batch[0], batch[-1] + 1)  # they are sorted already
-
-        def store(name: str, gradient: Tensor, rows: slice = rows) -> None:
-            low, high = places[name]
-            gradients_ND[rows, low:high] = gradient.flatten(1)
-
-        _backward(model, examples[rows], store)
-    return gradients_ND
-
-
-def _precondition(gradients_ND: Tensor, model: LoraModel, checkpoint: WarmupCheckpoint) -> None:
-    """Turn gradients into Adam's directions, matrix by matrix, in place."""
-    low = 0
-    for name in model.parameter_names:
-        mean_D, square_D = (
-            torch.tensor(moments[name], device=gradients_ND.device).flatten()
-            for moments in (checkpoint.exp_avg, checkpoint.exp_avg_sq)
-        )
-        part_ND = gradients_ND[:, low : low + len(mean_D)]
-        part_ND.copy_(precondition(part_ND, mean_D, square_D, checkpoint.num_steps))
-        low += len(mean_D)
-
-
-def precondition(
-    gradient: Tensor,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    num_steps: int,
-    *,
-    beta1: float = 0.9,
-    beta2: float = 0.999,
-    epsilon: float = 1e-8,
-) -> Tensor:
-    """Return the direction of Adam's next step, were this gradient the next one.
-
-    With t = num_steps + 1, m = beta1 * exp_avg + (1 - beta1) g and v likewise with g^2:
-
-        (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + epsilon)
-
-    This is what torch.optim.Adam subtracts, divided by the learning rate. The code published with
-    the paper leaves both corrections out and puts epsilon under the root.
-
-    Args:
-        gradient: [*shape] or [B, *shape].
-        exp_avg: First moment [*shape].
-        exp_avg_sq: Second moment [*shape].
-        num_steps: Steps that the moments have seen.
-        beta1: Decay of the first moment.
-        beta2: Decay of the second moment.
-        epsilon: Added to the root.
-
-    Returns:
-        A new tensor of the gradient's shape.
-
-    Raises:
-        ShapeError: If the moments do not fit the gradient's last dimensions.
-
-    Source: LESS, section 3.1; Adam, arXiv 1412.6980, algorithm 1.
-    """
-    shape = exp_avg.shape
-    if exp_avg_sq.shape != shape or gradient.shape[gradient.ndim - len(shape) :] != shape:
-        msg = (
-            f"gradient {tuple(gradient.shape)} does not end in the shape of the moments "
-            f"{tuple(shape)}, {tuple(exp_avg_sq.shape)}"
-        )
-        raise ShapeError(msg)
-    step = num_steps + 1
-    mean = (beta1 * exp_avg).add(gradient, alpha=1 - beta1).div_(1 - beta1**step)
-    root = (beta2 * exp_avg_sq).addcmul(gradient, gradient, value=1 - beta2)
-    return mean.div_(root.div_(1 - beta2**step).sqrt_().add_(epsilon))
-
-
-def _backward(model: LoraModel, batch: Sequence[TrainingExample], sink: _Sink) -> None:
-    """Hand each LoRA matrix's per-example gradients [B, *shape] to the sink as they are made."""
-    model.model.eval()  # no dropout
-    with _frozen(model), _hooks(model, sink):
-        # Each loss depends on its own example alone: the sum's gradient holds every one's.
-        model.losses(batch).sum().backward()
-
-
-@contextmanager
-def _frozen(model: LoraModel) -> Iterator[None]:
-    for parameter in model.parameters.values():
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in model.parameters.values():
-            parameter.requires_grad_(True)
-
-
-@contextmanager
-def _hooks(model: LoraModel, sink: _Sink) -> Iterator[None]:
-    handles = [
-        half.register_forward_hook(_make_hook(f"{name}.{part}.weight", sink))
-        for name, down, up in model.adapted_layers()
-        for part, half in (("lora_A", down), ("lora_B", up))
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _make_hook(name: str, sink: _Sink) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
-    def forward_hook(module: nn.Module, inputs: tuple[Any, ...], output_BSO: Tensor) -> None:
-        del module
-        inputs_BSI = inputs[0].detach()
-        # Below the first adapter nothing requires a gradient: the backward pass ends there.
-        output_BSO.requires_grad_()
-        output_BSO.register_hook(
-            lambda grad_BSO: sink(name, torch.bmm(grad_BSO.transpose(1, 2), inputs_BSI))
-        )
-
-    return forward_hook
-
-
-# Gradients: one projected LoRA gradient for each sampled example, side and checkpoint (LESS).
-
-#: Gradients that are padded, projected and stored together.
-ATOM_ROWS = GRADIENT_BLOCK_ROWS
-DEFAULT_SHARD_ROWS = 128
-NOT_FINITE = "not_finite"
-
-
-class GradientsStage(RowStage):
-    """Write ``checkpoint_0``, ``checkpoint_1``, ...: the same examples in the same order in each.
-
-    Items run through a checkpoint before the next, so that an actor loads each about once.
-    """
-
-    name: ClassVar[str] = "gradients"
-    version: ClassVar[int] = 2
-    unit: ClassVar[str] = "gradients"
-    max_failed_key: ClassVar[str] = "teacher.max_failed_fraction"
-    divisible: ClassVar[bool] = True
-    memory_advice: ClassVar[str] = (
-        "lower teacher.batch_tokens or teacher.less.max_length, or give fewer actors "
-        "(teacher.less.pool) more memory"
-    )
-
-    def __init__(
-        self,
-        keys: Sequence[GradientKey],
-        examples: StageOutput,
-        warmup: StageOutput,
-        make_model: Callable[[], LoraModel],
-        *,
-        projection_dim: int,
-        seed: int,
-        batch_tokens: int,
-        shard_rows: int | None = None,
-    ) -> None:
-        """Take gradients at a warm-up's checkpoints.
-
-        Args:
-            keys: Which gradients.
-            examples: The deduplicated examples.
-            warmup: The warm-up stage's output; says for the fingerprint which model it was.
-            make_model: Loads the model that was warmed up; its adapter is replaced.
-            projection_dim: Length of a projected gradient.
-            seed: Of the projection.
-            batch_tokens: Padded tokens computed at once. Other batches round otherwise, so it
-                belongs to the fingerprint.
-            shard_rows: Gradients a shard.
-        """
-        self._examples, self._warmup, self._make_model = examples, warmup, make_model
-        self._projection_dim, self.seed = projection_dim, seed
-        self._batch_tokens = batch_tokens
-        self._shard_rows = shard_rows or DEFAULT_SHARD_ROWS
-        self._keys = list(keys)
-        self._num_checkpoints = warmup.num_rows("checkpoints")
-        ranges = tuple((table, len(self._keys)) for table in self.produces)
-        self._atoms = RowAtoms(ranges, ATOM_ROWS)
-
-    @property
-    def produces(self) -> Mapping[str, pa.Schema]:
-        """A table a checkpoint."""
-        schema = schemas.gradients_schema(self._projection_dim)
-        return {gradient_table(number): schema for number in range(self._num_checkpoints)}
-
-    @property
-    def inputs(self) -> Mapping[str, StageOutput]:
-        """The examples and the warm-up."""
-        return {"examples": self._examples, "warmup": self._warmup}
-
-    def settings(self) -> dict[str, Any]:
-        """Which gradients, their projection and what is computed together."""
-        keys = json.dumps(self._keys).encode()
-        return {
-            "gradients": hashlib.sha256(keys).hexdigest(),
-            "projection_dim": self._projection_dim,
-            "seed": self.seed,
-            "batch_tokens": self._batch_tokens,
-            "atom_rows": ATOM_ROWS,
-        }
-
-    def row_numbers(self, start: int, stop: int) -> range:
-        """Gradients of some atoms, numbered through all checkpoints."""
-        spans = list(self._atoms.spans(start, stop))
-        return range(self._numbers(spans[0]).start, self._numbers(spans[-1]).stop)
-
-    def rows_to_quarantine(self, poison: Sequence[int], rows: range) -> Mapping[int, str]:
-        """Condemn the other gradients of an example of which one killed."""
-        guilty = {self._key(number).example for number in poison}
-        message = "another gradient of the same example killed its worker; this was not tried"
-        return {number: message for number in rows if self._key(number).example in guilty}
-
-    def _numbers(self, span: RowSpan) -> range:
-        first = checkpoint_of_table(span.name) * len(self._keys)
-        return range(first + span.start, first + span.stop)
-
-    def _key(self, number: int) -> GradientKey:
-        return self._keys[number % len(self._keys)]
-
-    def make_worker(self) -> Worker:
-        """Load the model and the sampled texts."""
-        examples = load_examples(self._examples, {key.example for key in self._keys})
-        model = self._make_model()
-        taker = GradientTaker(
-            model,
-            self._warmup,
-            RademacherProjector(model.num_adapter_parameters, self._projection_dim, self.seed),
-            self._batch_tokens,
-        )
-        first_place = first_places(self._keys)
-
-        def take_shard(shard: Shard, sink: Sink) -> None:
-            for span in self._atoms.spans(shard.start, shard.stop):
-                numbers = shard.wanted(self._numbers(span))
-                if not numbers:
-                    continue
-                taker.load_checkpoint(checkpoint_of_table(span.name))
-                keys = [self._key(number) for number in numbers]
-                texts = [examples[key.example] for key in keys]
-                skip = {at: shard.skip[n] for at, n in enumerate(numbers) if n in shard.skip}
-                atom = taker.take(keys, texts, skip)
-                sink.write(span.name, atom.to_table(keys, texts))
-                for at, failure in sorted(atom.failures.items()):
-                    # What is wrong with a text is told once, not on both sides of every checkpoint.
-                    first = numbers[at] == first_place[keys[at].example]
-                    if first or failure.reason in (NOT_FINITE, KILLED_WORKER):
-                        write_failure(sink, texts[at], failure)
-
-        return take_shard
-
-
-def first_places(keys: Sequence[GradientKey]) -> dict[ExampleKey, int]:
-    """Return where each example is first named."""
-    return {key.example: at for at, key in reversed(list(enumerate(keys)))}
-
-
-def write_failure(sink: Sink, example: Example, failure: ScoringFailure) -> None:
-    """Write an example that has no gradient to the errors table."""
-    sink.error(
-        failure.reason, failure.message, example_id=example.example_id, excerpt=example.prompt
-    )
-
-
-@dataclass(frozen=True, eq=False)
-class AtomGradients:
-    """The gradients of one atom; the rows that have none are zeros and have a failure."""
-
-    features_NP: np.ndarray
-    failures: dict[int, ScoringFailure]  # by row
-
-    def to_table(self, keys: Sequence[GradientKey], examples: Sequence[Example]) -> pa.Table:
-        """Lay the rows out as they are stored."""
-        num_rows, projection_dim = self.features_NP.shape
-        missing = np.array([at in self.failures for at in range(num_rows)])
-        flat = pa.array(self.features_NP.reshape(-1), pa.float32())
-        feature = pa.FixedSizeListArray.from_arrays(flat, projection_dim, mask=pa.array(missing))
-        return pa.Table.from_pydict(
-            {
-                "side": pa.array([key.side for key in keys], pa.string()),
-                "role": pa.array([key.role for key in keys], pa.string()),
-                "row_index": pa.array([key.row_index for key in keys], pa.int64()),
-                "example_id": pa.array([example.example_id for example in examples], pa.string()),
-                "done": pa.array(~missing),
-                "feature": feature,
-            },
-            schema=schemas.gradients_schema(projection_dim),
-        )
-
-
-class GradientTaker:
-    """A model that is set to one checkpoint after another and asked for gradients."""
-
-    number = -1  # of the checkpoint that is loaded
-
-    def __init__(
-        self,
-        model: LoraModel,
-        warmup: StageOutput,
-        projector: RademacherProjector,
-        batch_tokens: int,
-    ) -> None:
-        """Keep a model; its adapter is that of no checkpoint yet."""
-        self._model, self._warmup = model, warmup
-        self._projector, self._batch_tokens = projector, batch_tokens
-        self._checkpoint: WarmupCheckpoint | None = None
-
-    def load_checkpoint(self, number: int) -> None:
-        """Set the adapter and Adam's moments to those of a checkpoint."""
-        if number == self.number:
-            return
-        self._checkpoint = None  # before the next one is read: both may be large
-        groups, facts = read_warmup(self._warmup, number)
-        self._checkpoint = WarmupCheckpoint(**groups, **facts)
-        self._model.load_adapter(self._checkpoint.adapter)
-        self.number = number
-
-    def take(
-        self, keys: Sequence[GradientKey], examples: Sequence[Example], skip: Mapping[int, str]
-    ) -> AtomGradients:
-        """Take the gradients of an atom: plain for the helped, Adam's next step for helpers.
-
-        Args:
-            keys: Whose gradient, on which side.
-            examples: Their texts.
-            skip: Rows of the atom that must not be tried, and why.
-        """
-        encoded = {
-            at: ScoringFailure(KILLED_WORKER, skip[at]) if at in skip else self._model.encode(text)
-            for at, text in enumerate(examples)
-        }
-        failures = {at: e for at, e in encoded.items() if isinstance(e, ScoringFailure)}
-        sound = {at: e for at, e in encoded.items() if isinstance(e, TrainingExample)}
-        features_NP = np.zeros((len(keys), self._projector.output_dim), np.float32)
-        for side in (HELPED, HELPER):
-            places = [at for at in sound if keys[at].side == side]
-            if places:
-                features_NP[places] = project_gradients(
-                    self._model,
-                    [sound[at] for at in places],
-                    self._projector,
-                    precondition=self._checkpoint if side == HELPER else None,
-                    batch_tokens=self._batch_tokens,
-                )
-        for at in np.flatnonzero(~np.isfinite(features_NP).all(axis=1)).tolist():
-            failures[at] = ScoringFailure(
-                NOT_FINITE,
-                f"its gradient as {keys[at].side} at checkpoint {self.number} is zero or not "
-                "finite",
-            )
-            features_NP[at] = 0.0
-        return AtomGradients(features_NP, failures)

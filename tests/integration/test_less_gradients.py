@@ -156,9 +156,7 @@ def test_features_are_the_projected_loop_gradients_at_unit_norm(
 ) -> None:
     projector = projector_of(model)
     expected = projector.project(torch.stack([flat(model, row) for row in loop(model, examples)]))
-    features = project_gradients(
-        model, examples, projector, precondition=None, batch_tokens=ALL_A_PASS
-    )
+    features = project_gradients(model, examples, projector, adam=None, batch_tokens=ALL_A_PASS)
     expected = torch.nn.functional.normalize(expected, dim=1)
     np.testing.assert_allclose(features, expected, atol=FEATURE_TOLERANCE)
 
@@ -175,7 +173,7 @@ def test_helper_features_are_the_directions_of_adams_next_step(
     directions = precondition(gradients, moments[0], moments[1], checkpoint.num_steps)
     expected = torch.nn.functional.normalize(projector.project(directions), dim=1)
     features = project_gradients(
-        model, examples, projector, precondition=checkpoint, batch_tokens=ALL_A_PASS
+        model, examples, projector, adam=checkpoint, batch_tokens=ALL_A_PASS
     )
     np.testing.assert_allclose(features, expected, atol=FEATURE_TOLERANCE)
 
@@ -184,13 +182,9 @@ def test_features_do_not_depend_on_the_pass_size_or_on_how_many_fit_the_memory(
     model: LoraModel, examples: list[TrainingExample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     projector = projector_of(model)
-    whole = project_gradients(
-        model, examples, projector, precondition=None, batch_tokens=ALL_A_PASS
-    )
+    whole = project_gradients(model, examples, projector, adam=None, batch_tokens=ALL_A_PASS)
     monkeypatch.setitem(per_example.GRADIENT_BYTES, "cpu", 8 * model.num_adapter_parameters)
-    parts = project_gradients(
-        model, examples, projector, precondition=None, batch_tokens=ONE_A_PASS
-    )
+    parts = project_gradients(model, examples, projector, adam=None, batch_tokens=ONE_A_PASS)
     np.testing.assert_allclose(whole, parts, atol=FEATURE_TOLERANCE)
 
 
@@ -229,7 +223,7 @@ def test_an_example_without_a_finite_gradient_is_nan_and_its_neighbours_are_soun
         model.model.get_output_embeddings().weight = torch.nn.Parameter(embedding.clone())
         embedding[poison] = float("nan")
     features = project_gradients(
-        model, [broken, sound], projector_of(model), precondition=None, batch_tokens=ALL_A_PASS
+        model, [broken, sound], projector_of(model), adam=None, batch_tokens=ALL_A_PASS
     )
     assert np.isnan(features[0]).all()
     assert np.linalg.norm(features[1]) == pytest.approx(1.0, abs=FEATURE_TOLERANCE)
@@ -245,7 +239,7 @@ def test_a_zero_gradient_is_nan_though_adam_would_still_move(
         model,
         encoded(model, TEXTS[:1]),
         projector_of(model),
-        precondition=checkpoint_of(model),
+        adam=checkpoint_of(model),
         batch_tokens=ALL_A_PASS,
     )
     assert np.isnan(features).all()

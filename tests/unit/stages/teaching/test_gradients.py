@@ -15,6 +15,7 @@ import pytest
 from nncift_ray.engines.lora import LoraModel
 from nncift_ray.errors import EngineDiedError
 from nncift_ray.labels.step import list_gradients
+from nncift_ray.recipe.sections import LessConfig, PoolConfig
 from nncift_ray.runtime import schemas
 from nncift_ray.runtime.output import MANIFEST_NAME, SHARD_FOLDER, StageOutput, column_matrix
 from nncift_ray.runtime.schemas import CANDIDATE, TARGET
@@ -59,16 +60,12 @@ class Inputs:
         self.keys = list_gradients(self.sample.requests)
         self.warmup = run_warmup(folder, job)
 
-    def stage(self, **options: Any) -> GradientsStage:
+    def stage(self, shard_rows: int | None = None) -> GradientsStage:
+        less = LessConfig(
+            projection_dim=PROJECTION_DIM, seed=SEED, pool=PoolConfig(shard_rows=shard_rows)
+        )
         return GradientsStage(
-            self.keys,
-            self.sample.examples,
-            self.warmup,
-            self.make_model,
-            projection_dim=PROJECTION_DIM,
-            seed=SEED,
-            batch_tokens=BATCH_TOKENS,
-            **options,
+            self.keys, self.sample.examples, self.warmup, self.make_model, less, BATCH_TOKENS
         )
 
 
@@ -143,7 +140,7 @@ def test_gradients_are_those_of_their_own_checkpoint_and_side(
             model,
             [example],  # type: ignore[list-item]
             projector,
-            precondition=checkpoint if side == HELPER else None,
+            adam=checkpoint if side == HELPER else None,
             batch_tokens=BATCH_TOKENS,
         )[0]
         feature = np.array(row_of(tables[number], key)["feature"])
@@ -171,7 +168,7 @@ def test_a_gradient_that_is_not_finite_is_an_error_row_of_its_checkpoint(
 ) -> None:
     def spoil(model: LoraModel, examples: Sequence[Any], *rest: Any, **options: Any) -> np.ndarray:
         rows = project_gradients(model, examples, *rest, **options)
-        if options["precondition"] is not None and options["precondition"].epoch == NUM_EPOCHS:
+        if options["adam"] is not None and options["adam"].epoch == NUM_EPOCHS:
             rows[0] = np.nan
         return rows
 
