@@ -733,19 +733,7 @@ class Blueprint:
         self._label_sample(outputs)  # raises where labels would be too few
         less = self.config.teacher.less
         make_model = self.teaching.lora_factory()
-        job = WarmupJob(
-            outputs["deduplicate"],
-            make_model,
-            less.warmup_fraction,
-            less.max_warmup_examples,
-            TrainingSettings(
-                num_epochs=less.num_epochs,
-                learning_rate=less.learning_rate,
-                lr_warmup_fraction=less.lr_warmup_fraction,
-                batch_size=less.batch_size,
-                seed=less.seed,
-            ),
-        )
+        job = WarmupJob(outputs["deduplicate"], make_model, less)
         workers = self._workers(
             less.num_workers,
             num_cpus=less.pool.num_cpus or max(1, (os.cpu_count() or 1) // less.num_workers),

@@ -37,7 +37,7 @@ from nncift_ray.teachers.less import (
     checkpoint_of_table,
     gradient_table,
 )
-from nncift_ray.teachers.warmup import WarmupCheckpoint, read_warmup
+from nncift_ray.teachers.warmup import WarmupCheckpoint, read_checkpoint
 
 # torch ships partial type information: what its functions return is annotated where it enters.
 # pyright: reportUnknownMemberType=false
@@ -153,8 +153,7 @@ class GradientsStage(RowStage):
                 checkpoint = checkpoint_of_table(span.name)
                 if checkpoint not in loaded:
                     loaded.clear()
-                    groups, facts = read_warmup(self._warmup, checkpoint)
-                    loaded[checkpoint] = WarmupCheckpoint(**groups, **facts)
+                    loaded[checkpoint] = read_checkpoint(checkpoint, self._warmup.read_file)
                     model.load_adapter(loaded[checkpoint].adapter)
                 keys = [self._key(number) for number in numbers]
                 texts = [examples[key.example] for key in keys]

@@ -1,7 +1,7 @@
 """Warm-up: train a LoRA adapter on a random share of the candidates, one checkpoint an epoch.
 
-LESS measures gradients where a model has begun to learn, and needs the optimiser's moments there.
-The training itself is ``models.warmup`` and knows no Ray; here it is given its examples.
+LESS measures gradients where a model has begun to learn, and needs the optimiser's moments there,
+so the training loop is our own; fine-tuning for an evaluation takes the same one.
 Source: LESS, arXiv 2402.04333, section 4.1 (5 % of the pool, 4 epochs).
 """
 
@@ -29,7 +29,7 @@ from nncift_ray.engines.base import ScoringFailure
 from nncift_ray.engines.lora import LoraModel, TrainableModel, TrainingExample
 from nncift_ray.engines.tokens import cut_batches
 from nncift_ray.errors import ModelError, StageError
-from nncift_ray.network.training import ReduceGradients
+from nncift_ray.recipe.sections import LessConfig
 from nncift_ray.runtime import schemas
 from nncift_ray.runtime.files import Location
 from nncift_ray.runtime.output import Sink, StageOutput
@@ -66,12 +66,12 @@ Weigh = Callable[[TrainingExample], float]
 
 
 def alike(example: TrainingExample) -> float:
-    """Let every example count alike, however long its response."""
+    """Return a weight that is the same however long the response."""
     return 1.0
 
 
 def by_length(example: TrainingExample) -> float:
-    """Let every response token count alike."""
+    """Return a weight by which every response token counts alike."""
     return float(example.num_response_tokens)
 
 
@@ -82,7 +82,7 @@ class Workers:
     rank: int = 0
     world: int = 1
     #: Replaces `.grad` of each given parameter by its mean over the workers.
-    reduce_gradients: ReduceGradients | None = None
+    reduce_gradients: Callable[[list[nn.Parameter]], None] | None = None
 
 
 ALONE = Workers()
@@ -194,21 +194,14 @@ def _differentiate(
 def learning_rate_at(step: int, total_steps: int, peak: float, warmup_fraction: float) -> float:
     """Return the learning rate of a step: a line up to the peak, then a line down to nothing.
 
-    The rise takes ceil(warmup_fraction * total_steps) steps and starts above 0, so that no step is
-    wasted; the fall would reach 0 one step after the last.
-
-    Args:
-        step: From 0 to total_steps - 1.
-        total_steps: Optimiser steps of the whole training.
-        peak: The highest learning rate.
-        warmup_fraction: Share of the steps in which it rises, in [0, 1).
+    The rise takes ceil(warmup_fraction * total_steps) steps and starts above 0, so that no step
+    (from 0) is wasted; the fall would reach 0 one step after the last.
 
     Raises:
-        ValueError: If the step or the fraction is outside its range.
+        ValueError: If the step is outside the training, or the fraction outside [0, 1).
     """
     if not 0 <= step < total_steps or not 0 <= warmup_fraction < 1:
-        msg = f"step {step} of {total_steps}, warm-up fraction {warmup_fraction} (below 1)"
-        raise ValueError(msg)
+        raise ValueError(f"step {step} of {total_steps}, warm-up fraction {warmup_fraction}")
     rising = min(math.ceil(warmup_fraction * total_steps), total_steps - 1)
     if step < rising:
         return peak * (step + 1) / (rising + 1)
@@ -228,7 +221,11 @@ def _training(model: TrainableModel, seed: int) -> Iterator[None]:
             model.model.eval()
 
 
-# The warm-up of LESS: LoRA trained on a few examples, one checkpoint an epoch.
+# The warm-up of LESS.
+
+WARMUP_STREAM = 16  # random stream of the draw, apart from those of the label sample
+TENSOR_GROUPS = ("adapter", "exp_avg", "exp_avg_sq")
+EXAMPLE_COLUMNS = ["example_id", "prompt", "response"]
 
 Arrays = dict[str, NDArray[np.float32]]
 
@@ -245,58 +242,10 @@ class WarmupCheckpoint:
     mean_learning_rate: float  # over the epoch's steps
     train_loss: float  # nats a response token: mean over the epoch's examples of each one's mean
 
-
-def warm_up(
-    model: LoraModel,
-    examples: Sequence[TrainingExample],
-    settings: TrainingSettings,
-    *,
-    workers: Workers = ALONE,
-    on_step: Callable[[int, int], None] | None = None,
-) -> list[WarmupCheckpoint]:
-    """Train the model's fresh adapter in place and return each epoch's state.
-
-    The loss of a step is the mean over its examples of each one's mean over its response tokens:
-    the same per-example loss whose gradients are taken later. Arguments and errors are those of
-    ``training_loop.train``.
-
-    Memory: on the host 12 bytes for every adapter parameter and epoch.
-    """
-    checkpoints: list[WarmupCheckpoint] = []
-
-    def keep(summary: EpochSummary, optimiser: torch.optim.Optimizer) -> None:
-        checkpoints.append(
-            WarmupCheckpoint(
-                adapter=model.adapter_state(),
-                exp_avg=_moments(model, optimiser, "exp_avg"),
-                exp_avg_sq=_moments(model, optimiser, "exp_avg_sq"),
-                **dataclasses.asdict(summary),
-            )
-        )
-
-    train(
-        model,
-        examples,
-        settings,
-        learning_rate_key="teacher.less.learning_rate",
-        workers=workers,
-        on_step=on_step,
-        on_epoch=keep,
-    )
-    return checkpoints
-
-
-def _moments(model: LoraModel, optimiser: torch.optim.Optimizer, kind: str) -> Arrays:
-    """Return a copy of one of Adam's moments for every LoRA matrix."""
-    return {
-        name: optimiser.state[parameter][kind].detach().cpu().numpy().copy()
-        for name, parameter in model.parameters.items()
-    }
-
-
-# Rows of examples as what a language model is trained on, and those that cannot be.
-
-EXAMPLE_COLUMNS = ["example_id", "prompt", "response"]
+    def facts(self) -> dict[str, Any]:
+        """Return all that is no tensor."""
+        names = [field.name for field in dataclasses.fields(self)]
+        return {name: getattr(self, name) for name in names if name not in TENSOR_GROUPS}
 
 
 @dataclass(frozen=True)
@@ -309,50 +258,41 @@ class UnfitExample:
     excerpt: str
 
 
-def encode_rows(
-    table: pa.Table, model: TrainableModel
-) -> tuple[list[TrainingExample], list[UnfitExample]]:
-    """Tokenise rows of EXAMPLE_COLUMNS; return those to train on and those that do not fit."""
-    fit: list[TrainingExample] = []
-    unfit: list[UnfitExample] = []
-    for row in table.select(EXAMPLE_COLUMNS).to_pylist():
-        example = Example(**row)
-        encoded = model.encode(example)
-        if isinstance(encoded, ScoringFailure):
-            unfit.append(
-                UnfitExample(example.example_id, encoded.reason, encoded.message, example.prompt)
-            )
-        else:
-            fit.append(encoded)
-    return fit, unfit
-
-
-# Warm-up: train a LoRA adapter on a random share of the candidates, one checkpoint an epoch.
-
-WARMUP_STREAM = 16  # random stream of the draw, apart from those of core.network.sampling
-TENSOR_GROUPS = ("adapter", "exp_avg", "exp_avg_sq")
-
-
 @dataclass(frozen=True)
 class WarmupJob:
     """All a training worker needs; small, since examples are read where they are used."""
 
-    examples: StageOutput
+    examples: StageOutput  # deduplicated
     make_model: Callable[[], LoraModel]
-    fraction: float  # of the candidates
-    max_examples: int
-    training: TrainingSettings
+    less: LessConfig
 
+    @property
+    def training(self) -> TrainingSettings:
+        """How to train."""
+        names = [field.name for field in dataclasses.fields(TrainingSettings)]
+        return TrainingSettings(**{name: getattr(self.less, name) for name in names})
 
-KeepCheckpoint = Callable[[WarmupCheckpoint], None]
+    def draw_rows(self) -> NDArray[np.int64]:
+        """Return the sorted row indices of the candidates to train on, at least one.
+
+        They depend on the seed and the number of candidates alone.
+        """
+        num_candidates = self.examples.num_rows("candidates")
+        wanted = max(1, round(self.less.warmup_fraction * num_candidates))
+        sequence = np.random.SeedSequence([self.less.seed, WARMUP_STREAM])
+        order = np.random.Generator(np.random.PCG64(sequence)).permutation(num_candidates)
+        return np.sort(order[: min(wanted, self.less.max_warmup_examples)])
 
 
 class WarmupStage(Stage):
     """Write ``checkpoints`` and, as files, the adapter and Adam's moments of each."""
 
     name: ClassVar[str] = "warmup"
+    title: ClassVar[str] = "warm up the language model"
     unit: ClassVar[str] = "runs"
     isolated = True
+    can_use_gpu = True
+    single_threaded = False
     memory_advice: ClassVar[str] = (
         "lower teacher.less.max_length or teacher.less.batch_size, or set teacher.less.quantization"
     )
@@ -373,7 +313,7 @@ class WarmupStage(Stage):
         """
         self._job, self._workers, self._model_settings = job, workers, dict(model_settings)
         self.hands_over = workers is not None
-        self.seed = job.training.seed
+        self.seed = job.less.seed
 
     @property
     def produces(self) -> Mapping[str, pa.Schema]:
@@ -389,8 +329,8 @@ class WarmupStage(Stage):
         """Model, adapter, draw and optimiser; not what the workers run on."""
         return {
             "model": self._model_settings,
-            "fraction": self._job.fraction,
-            "max_examples": self._job.max_examples,
+            "fraction": self._job.less.warmup_fraction,
+            "max_examples": self._job.less.max_warmup_examples,
             "training": dataclasses.asdict(self._job.training),
             # Sums over other numbers of workers round otherwise.
             "num_workers": 1 if self._workers is None else self._workers.num_workers,
@@ -409,7 +349,7 @@ class WarmupStage(Stage):
             def keep(checkpoint: WarmupCheckpoint) -> None:
                 for name, content in checkpoint_files(len(rows), checkpoint):
                     sink.write_file(name, content)
-                rows.append({"checkpoint": len(rows)} | checkpoint_facts(checkpoint))
+                rows.append({"checkpoint": len(rows)} | checkpoint.facts())
 
             if self._workers is None:
                 unfit = warm_up_here(self._job, keep)
@@ -417,55 +357,32 @@ class WarmupStage(Stage):
                 unfit = warm_up_on_ray(self._job, keep, self._workers)
             for example in unfit:
                 sink.error(**dataclasses.asdict(example))
-            sink.facts["num_examples"] = len(draw_rows(self._job)) - len(unfit)
+            sink.facts["num_examples"] = len(self._job.draw_rows()) - len(unfit)
             sink.write_rows("checkpoints", rows, schemas.WARMUP_CHECKPOINTS)
 
         return run
 
 
-def draw_rows(job: WarmupJob) -> np.ndarray:
-    """Return the sorted row indices of the candidates to train on, at least one.
-
-    They depend on the seed and the number of candidates alone.
-    """
-    num_candidates = job.examples.num_rows("candidates")
-    wanted = min(max(1, round(job.fraction * num_candidates)), job.max_examples)
-    sequence = np.random.SeedSequence([job.training.seed, WARMUP_STREAM])
-    generator = np.random.Generator(np.random.PCG64(sequence))
-    return np.sort(generator.permutation(num_candidates)[:wanted])
-
-
-def load_examples(
-    job: WarmupJob, model: LoraModel
-) -> tuple[list[TrainingExample], list[UnfitExample]]:
-    """Read and tokenise the drawn examples; return those to train on and those that do not fit.
-
-    Raises:
-        StageError: If none fits.
-    """
-    table = job.examples.take_rows("candidates", draw_rows(job), EXAMPLE_COLUMNS)
-    fit, unfit = encode_rows(table, model)
-    if not fit:
-        raise StageError(
-            f"none of the {len(unfit)} examples drawn for the warm-up can be trained on (the first:"
-            f" {unfit[0].message}); raise teacher.less.max_length or teacher.less.warmup_fraction"
-        )
-    return fit, unfit
-
-
 def warm_up_here(
-    job: WarmupJob,
-    keep: KeepCheckpoint,
-    *,
-    workers: Workers = ALONE,
+    job: WarmupJob, keep: Callable[[WarmupCheckpoint], None], *, workers: Workers = ALONE
 ) -> list[UnfitExample]:
     """Train in this process, as one of several workers or alone; return the examples left out.
 
     ``keep`` is given each checkpoint in turn.
+
+    Raises:
+        StageError: If no drawn example can be trained on.
     """
     model = job.make_model()
     try:
-        examples, unfit = load_examples(job, model)
+        table = job.examples.take_rows("candidates", job.draw_rows(), EXAMPLE_COLUMNS)
+        examples, unfit = encode_rows(table, model)
+        if not examples:
+            raise StageError(
+                f"none of the {len(unfit)} examples drawn for the warm-up can be trained on (the "
+                f"first: {unfit[0].message}); raise teacher.less.max_length or "
+                "teacher.less.warmup_fraction"
+            )
         checkpoints = warm_up(model, examples, job.training, workers=workers)
     finally:
         model.close()
@@ -474,7 +391,9 @@ def warm_up_here(
     return unfit
 
 
-def warm_up_on_ray(job: WarmupJob, keep: KeepCheckpoint, workers: RayWorkers) -> list[UnfitExample]:
+def warm_up_on_ray(
+    job: WarmupJob, keep: Callable[[WarmupCheckpoint], None], workers: RayWorkers
+) -> list[UnfitExample]:
     """Train with Ray Train's workers; arguments and result are those of ``warm_up_here``.
 
     Rank 0 leaves the checkpoints in files, which are handed over one at a time.
@@ -482,9 +401,8 @@ def warm_up_on_ray(job: WarmupJob, keep: KeepCheckpoint, workers: RayWorkers) ->
     folder = workers.folder / f"warmup-{uuid.uuid4().hex[:8]}"
     try:
         unfit = train_on_ray(functools.partial(_warm_up_worker, job, folder), workers)
-        for number in range(job.training.num_epochs):
-            groups, facts = parse_warmup(number, lambda name: (folder / name).read_bytes())
-            keep(WarmupCheckpoint(**groups, **facts))
+        for number in range(job.less.num_epochs):
+            keep(read_checkpoint(number, lambda name: (folder / name).read_bytes()))
     finally:
         folder.delete_folder()
     return unfit
@@ -503,10 +421,60 @@ def _warm_up_worker(
     return unfit
 
 
-def checkpoint_facts(checkpoint: WarmupCheckpoint) -> dict[str, Any]:
-    """Return what of a checkpoint is no tensor."""
-    names = (field.name for field in dataclasses.fields(checkpoint))
-    return {name: getattr(checkpoint, name) for name in names if name not in TENSOR_GROUPS}
+def encode_rows(
+    table: pa.Table, model: TrainableModel
+) -> tuple[list[TrainingExample], list[UnfitExample]]:
+    """Return rows of EXAMPLE_COLUMNS tokenised to train on, and those that do not fit."""
+    fit: list[TrainingExample] = []
+    unfit: list[UnfitExample] = []
+    for row in table.select(EXAMPLE_COLUMNS).to_pylist():
+        encoded = model.encode(Example(**row))
+        if isinstance(encoded, ScoringFailure):
+            reason, message = encoded.reason, encoded.message
+            unfit.append(UnfitExample(row["example_id"], reason, message, row["prompt"]))
+        else:
+            fit.append(encoded)
+    return fit, unfit
+
+
+def warm_up(
+    model: LoraModel,
+    examples: Sequence[TrainingExample],
+    settings: TrainingSettings,
+    *,
+    workers: Workers = ALONE,
+    on_step: Callable[[int, int], None] | None = None,
+) -> list[WarmupCheckpoint]:
+    """Train the model's fresh adapter in place and return each epoch's state.
+
+    The loss of a step is the mean over its examples of each one's mean over its response tokens:
+    the same per-example loss whose gradients are taken later. Arguments and errors are ``train``'s.
+
+    Memory: on the host 12 bytes for every adapter parameter and epoch.
+    """
+    checkpoints: list[WarmupCheckpoint] = []
+
+    def keep(summary: EpochSummary, optimiser: torch.optim.Optimizer) -> None:
+        moments: dict[str, Arrays] = {
+            kind: {
+                name: optimiser.state[parameter][kind].detach().cpu().numpy().copy()
+                for name, parameter in model.parameters.items()
+            }
+            for kind in ("exp_avg", "exp_avg_sq")
+        }
+        facts = dataclasses.asdict(summary)
+        checkpoints.append(WarmupCheckpoint(model.adapter_state(), **moments, **facts))
+
+    train(
+        model,
+        examples,
+        settings,
+        learning_rate_key="teacher.less.learning_rate",
+        workers=workers,
+        on_step=on_step,
+        on_epoch=keep,
+    )
+    return checkpoints
 
 
 def _file_names(number: int) -> tuple[str, str]:
@@ -521,22 +489,15 @@ def checkpoint_files(number: int, checkpoint: WarmupCheckpoint) -> list[tuple[st
         for group in TENSOR_GROUPS
         for name, array in getattr(checkpoint, group).items()
     }
-    facts = json.dumps(checkpoint_facts(checkpoint), indent=1, sort_keys=True)
+    facts = json.dumps(checkpoint.facts(), indent=1, sort_keys=True)
     return [(weights_name, safetensors.numpy.save(tensors)), (facts_name, facts.encode())]
 
 
-def parse_warmup(
-    number: int, read_file: Callable[[str], bytes]
-) -> tuple[dict[str, Arrays], dict[str, Any]]:
-    """Return the tensors by group, and the facts, of a checkpoint whose files are read by name."""
+def read_checkpoint(number: int, read_file: Callable[[str], bytes]) -> WarmupCheckpoint:
+    """Return a checkpoint whose files are read by name, e.g. by ``StageOutput.read_file``."""
     weights_name, facts_name = _file_names(number)
     groups: dict[str, Arrays] = {}
     for key, array in safetensors.numpy.load(read_file(weights_name)).items():
         group, _, name = key.partition("/")
         groups.setdefault(group, {})[name] = array
-    return groups, json.loads(read_file(facts_name))
-
-
-def read_warmup(warmup: StageOutput, number: int) -> tuple[dict[str, Arrays], dict[str, Any]]:
-    """Return the tensors by group, and the facts, of a checkpoint of the finished warm-up."""
-    return parse_warmup(number, warmup.read_file)
+    return WarmupCheckpoint(**groups, **json.loads(read_file(facts_name)))

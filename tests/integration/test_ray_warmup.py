@@ -32,7 +32,7 @@ SAME_TOLERANCE = 1e-6
 def job(tmp_path_factory: pytest.TempPathFactory) -> WarmupJob:
     folder = tmp_path_factory.mktemp("tiny")
     make_model: functools.partial[LoraModel] = make_factory(folder)
-    return make_job(folder, make_model, bad_rows=True, fraction=1.0)
+    return make_job(folder, make_model, bad_rows=True, warmup_fraction=1.0)
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ import pyarrow as pa
 from nncift_ray.engines.lora import AdapterSpec, LoraModel, ModelOptions
 from nncift_ray.labels.sample import SampleDesign
 from nncift_ray.labels.step import LabelSample
+from nncift_ray.recipe.sections import LessConfig
 from nncift_ray.runtime import schemas
 from nncift_ray.runtime.driver import execute_here, run_stage
 from nncift_ray.runtime.files import Location
@@ -19,7 +20,7 @@ from nncift_ray.runtime.output import Sink, StageOutput
 from nncift_ray.runtime.progress import SilentReporter
 from nncift_ray.runtime.schemas import CROSS, WITHIN
 from nncift_ray.runtime.step import Shard, Stage, Worker
-from nncift_ray.teachers.warmup import TrainingSettings, WarmupJob, WarmupStage
+from nncift_ray.teachers.warmup import WarmupJob, WarmupStage
 from tests.tiny_models import make_tiny_llama
 
 NUM_CANDIDATES, NUM_TARGETS, NUM_EPOCHS = 12, 4, 2
@@ -29,8 +30,13 @@ MODEL_SETTINGS = {"model": "tiny", "revision": "1"}
 SPEC = AdapterSpec(
     rank=4, alpha=8.0, dropout=0.1, target_modules=("q_proj", "v_proj", "o_proj"), seed=0
 )
-TRAINING = TrainingSettings(
-    num_epochs=NUM_EPOCHS, learning_rate=1e-2, lr_warmup_fraction=0.1, batch_size=2, seed=5
+LESS = LessConfig(
+    warmup_fraction=0.5,
+    num_epochs=NUM_EPOCHS,
+    learning_rate=1e-2,
+    lr_warmup_fraction=0.1,
+    batch_size=2,
+    seed=5,
 )
 
 
@@ -97,12 +103,10 @@ def make_factory(folder: Path) -> functools.partial[LoraModel]:
 
 
 def make_job(
-    folder: Path, make_model: functools.partial[LoraModel], *, bad_rows: bool = False, **job: Any
+    folder: Path, make_model: functools.partial[LoraModel], *, bad_rows: bool = False, **less: Any
 ) -> WarmupJob:
     """Describe a warm-up on half the candidates."""
-    corpus = run(CorpusStage(bad_rows), folder)
-    defaults = {"fraction": 0.5, "max_examples": 100, "training": TRAINING}
-    return WarmupJob(corpus, make_model, **defaults | job)
+    return WarmupJob(run(CorpusStage(bad_rows), folder), make_model, LESS.model_copy(update=less))
 
 
 def run_warmup(folder: Path, job: WarmupJob) -> StageOutput:

@@ -34,7 +34,7 @@ from nncift_ray.teachers.less import (
     GradientReader,
     gradient_table,
 )
-from nncift_ray.teachers.warmup import WarmupCheckpoint, read_warmup
+from nncift_ray.teachers.warmup import read_checkpoint
 from tests.unit.stages.teaching.less_chain import (
     EMPTY,
     NUM_EPOCHS,
@@ -133,8 +133,7 @@ def test_gradients_are_those_of_their_own_checkpoint_and_side(
     key = next(key for key in inputs.keys if key.side == side)
     example = model.encode(inputs.sample.load_examples()[key.example])
     for number in reversed(range(NUM_EPOCHS)):
-        groups, facts = read_warmup(inputs.warmup, number)
-        checkpoint = WarmupCheckpoint(**groups, **facts)
+        checkpoint = read_checkpoint(number, inputs.warmup.read_file)
         model.load_adapter(checkpoint.adapter)
         expected = project_gradients(
             model,

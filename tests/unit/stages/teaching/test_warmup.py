@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,8 +22,7 @@ from nncift_ray.teachers.warmup import (
     WarmupCheckpoint,
     WarmupJob,
     WarmupStage,
-    draw_rows,
-    read_warmup,
+    read_checkpoint,
     warm_up_here,
 )
 from tests.unit.stages.teaching.less_chain import (
@@ -32,7 +32,6 @@ from tests.unit.stages.teaching.less_chain import (
     NUM_EPOCHS,
     SPEC,
     TOO_LONG,
-    TRAINING,
     make_factory,
     make_job,
     run_warmup,
@@ -44,18 +43,20 @@ def make_model(tmp_path_factory: pytest.TempPathFactory) -> functools.partial[Lo
     return make_factory(tmp_path_factory.mktemp("tiny"))
 
 
+def changed(job: WarmupJob, **less: Any) -> WarmupJob:
+    return dataclasses.replace(job, less=job.less.model_copy(update=less))
+
+
 def test_the_draw_is_a_seeded_share_that_a_bound_cuts(
     tmp_path: Path, make_model: functools.partial[LoraModel]
 ) -> None:
     job = make_job(tmp_path, make_model)
-    other_seed = dataclasses.replace(TRAINING, seed=6)
-    assert len(draw_rows(job)) == len(set(draw_rows(job))) == NUM_CANDIDATES // 2
-    assert draw_rows(job).tolist() == draw_rows(job).tolist()
-    assert (
-        draw_rows(dataclasses.replace(job, training=other_seed)).tolist() != draw_rows(job).tolist()
-    )
-    assert len(draw_rows(dataclasses.replace(job, max_examples=2))) == 2
-    assert len(draw_rows(dataclasses.replace(job, fraction=1e-6))) == 1
+    drawn = job.draw_rows().tolist()
+    assert len(drawn) == len(set(drawn)) == NUM_CANDIDATES // 2
+    assert job.draw_rows().tolist() == drawn
+    assert changed(job, seed=6).draw_rows().tolist() != drawn
+    assert len(changed(job, max_warmup_examples=2).draw_rows()) == 2
+    assert len(changed(job, warmup_fraction=1e-6).draw_rows()) == 1
 
 
 def test_a_checkpoint_an_epoch_reads_back_as_it_was(
@@ -68,21 +69,23 @@ def test_a_checkpoint_an_epoch_reads_back_as_it_was(
     rows = warmup.read("checkpoints", schema=schemas.WARMUP_CHECKPOINTS).to_pylist()
     assert [row["checkpoint"] for row in rows] == list(range(NUM_EPOCHS))
     for number, checkpoint in enumerate(kept):
-        groups, facts = read_warmup(warmup, number)
-        assert facts == {name: value for name, value in rows[number].items() if name in facts}
-        assert facts["num_steps"] == checkpoint.num_steps
+        read = read_checkpoint(number, warmup.read_file)
+        assert read.facts() | {"checkpoint": number} == rows[number]
+        assert read.num_steps == checkpoint.num_steps
         for group in TENSOR_GROUPS:
-            expected = getattr(checkpoint, group)
-            assert groups[group].keys() == expected.keys()
+            found, expected = getattr(read, group), getattr(checkpoint, group)
+            assert found.keys() == expected.keys()
             for name, array in expected.items():
-                assert groups[group][name].tobytes() == array.tobytes()
+                assert found[name].tobytes() == array.tobytes()
                 assert np.abs(array).max() > 0
 
 
 def test_examples_that_do_not_fit_are_error_rows_and_not_trained_on(
     tmp_path: Path, make_model: functools.partial[LoraModel]
 ) -> None:
-    warmup = run_warmup(tmp_path, make_job(tmp_path, make_model, bad_rows=True, fraction=1.0))
+    warmup = run_warmup(
+        tmp_path, make_job(tmp_path, make_model, bad_rows=True, warmup_fraction=1.0)
+    )
     errors = warmup.read("errors", schema=schemas.ERRORS).to_pylist()
     told = {row["example_id"]: row["reason"] for row in errors}
     assert told == {f"candidates-{TOO_LONG}": "too_long", f"candidates-{EMPTY}": "no_response"}
@@ -109,12 +112,11 @@ def test_the_fingerprint_holds_what_shapes_the_numbers_and_not_what_runs_them(
     two = RayWorkers(Location.of(str(tmp_path)), num_workers=2)
     stage = WarmupStage(job, MODEL_SETTINGS)
     stage.resources = Resources(num_cpus=8, num_gpus=1)
-    faster = dataclasses.replace(TRAINING, learning_rate=1.0)
     assert stage_fingerprint(stage) == fingerprint(job)
     others = [
         fingerprint(job, {"model": "tiny", "revision": "2"}),
-        *(fingerprint(dataclasses.replace(job, **change)) for change in (
-            {"training": faster}, {"fraction": 0.4}, {"max_examples": 3}
+        *(fingerprint(changed(job, **change)) for change in (
+            {"learning_rate": 1.0}, {"warmup_fraction": 0.4}, {"max_warmup_examples": 3}
         )),
         stage_fingerprint(WarmupStage(job, MODEL_SETTINGS, two)),
     ]  # fmt: skip
