@@ -36,8 +36,7 @@ from nncift_ray.errors import ConfigError, ModelError, StageError
 from nncift_ray.evaluate.tune import FULL, QLORA, Arithmetic, choose_arithmetic
 from nncift_ray.labels.sample import SampleDesign, design_of_scores
 from nncift_ray.labels.step import LabelSample, LabelStage, list_gradients
-from nncift_ray.network.step import BlockTraining, FitJob, FitStage
-from nncift_ray.network.training import TrainingConfig
+from nncift_ray.network.step import FitStage
 from nncift_ray.recipe.sections import (
     ClusterConfig,
     Config,
@@ -778,24 +777,10 @@ class Blueprint:
             subtask_by=self._subtask_by,
         )
 
-    @property
-    def block_training(self) -> BlockTraining:
-        """How a network is trained."""
-        network = self.config.network
-        training = TrainingConfig(
-            num_epochs=network.num_epochs,
-            batch_size=network.batch_size,
-            learning_rate=network.learning_rate,
-            patience=network.patience,
-            seed=network.seed,
-            standardise=network.standardise,
-        )
-        return BlockTraining(network.num_hidden, training, network.min_steps)
-
     def _fit(self, outputs: Outputs) -> Stage:
-        job = FitJob(outputs["label"], outputs["embed"], self.blocks, self.block_training)
-        labels = self.config.cluster.labels
-        return FitStage(job, self._workers(self.config.network.num_workers, labels=labels))
+        network = self.config.network
+        workers = self._workers(network.num_workers, labels=self.config.cluster.labels)
+        return FitStage(outputs["label"], outputs["embed"], self.blocks, network, workers)
 
     def _project(self, outputs: Outputs) -> Stage:
         return ProjectStage(

@@ -154,9 +154,7 @@ def sweep(
             labels, examples = outputs[LABELS_STAGE], outputs["deduplicate"]
             blueprint, blocks = Blueprint(config), {cell.block for cell in plan.cells}
             labelled = {block: measured_fraction(labels, examples, block) for block in blocks}
-            stage = SweepStage(
-                labels, outputs["embed"], plan.cells, blueprint.block_training, labelled
-            )
+            stage = SweepStage(labels, outputs["embed"], plan.cells, config.network, labelled)
             stage.known = known_rows(run_dir, stage.base)
             if reused := sum(cell in stage.known for cell in plan.cells):
                 reporter.notice(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import safetensors.numpy
@@ -161,30 +161,15 @@ def _project_into(e_ND: F32, w_DH: F32, b_H: F32, out_NH: F32) -> None:
 # Networks on disk: safetensors for the numbers, JSON for the facts about them. Never a pickle.
 
 
-class WritesFiles(Protocol):
-    """Where a step's files go."""
-
-    def write_file(self, name: str, data: bytes) -> None:
-        """Write a file whole."""
-
-
-class ReadsFiles(Protocol):
-    """The files of a finished step."""
-
-    def read_file(self, name: str) -> bytes:
-        """Read a file."""
-        ...
-
-
 def write_network(
-    sink: WritesFiles, block: str, network: FactoredNetwork, facts: Mapping[str, Any]
+    sink: Any, block: str, network: FactoredNetwork, facts: Mapping[str, Any]
 ) -> None:
-    """Write the network of a block with facts such as its sizes and held-out loss."""
+    """Write the network of a block to a step's ``Sink``, with facts such as its sizes."""
     sink.write_file(f"network-{block}.safetensors", safetensors.numpy.save(network.to_state()))
     sink.write_file(f"network-{block}.json", json.dumps(facts, indent=1, sort_keys=True).encode())
 
 
-def read_network(fit: ReadsFiles, block: str) -> FactoredNetwork:
+def read_network(fit: Any, block: str) -> FactoredNetwork:
     """Read the network of a block from the fit step's output."""
     state = safetensors.numpy.load(fit.read_file(f"network-{block}.safetensors"))
     return FactoredNetwork.from_state(state)

@@ -1,16 +1,12 @@
-"""Fit: train the InfluenceNetwork of each block on the labels.
-
-The training itself is ``core.network.training`` and knows no Ray; here it is given workers, and its
-result is measured pair by pair against the baselines that say whether anything was learnt.
-"""
+"""Fit: train the InfluenceNetwork of each block on the labels, and measure what it learnt."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypedDict, Unpack
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +25,7 @@ from nncift_ray.network.training import (
     train_network,
     unseen_folds,
 )
+from nncift_ray.recipe.sections import NetworkConfig
 from nncift_ray.runtime import schemas
 from nncift_ray.runtime.output import Sink, StageOutput, column_matrix
 from nncift_ray.runtime.ray_train import RayWorkers, average_gradients, train_on_ray
@@ -108,22 +105,6 @@ NUM_FOLDS = 5  # of unseen examples; one alone is a few examples and far too noi
 PATIENCE_SHARE = 0.1  # of the epochs a fold may train
 
 
-class Workers(TypedDict):
-    """Which worker this is, and how all meet."""
-
-    shard: tuple[int, int]
-    reduce_gradients: ReduceGradients | None
-
-
-@dataclass(frozen=True)
-class BlockTraining:
-    """What network is trained, and how."""
-
-    num_hidden: int
-    training: TrainingConfig
-    min_steps: int = 0
-
-
 @dataclass(frozen=True)
 class FittedBlock:
     """The trained network of a block, and how its training went."""
@@ -135,7 +116,7 @@ class FittedBlock:
 def fit_block(
     data: BlockLabels,
     block: str,
-    network: BlockTraining,
+    network: NetworkConfig,
     *,
     shard: tuple[int, int] = (0, 1),
     reduce_gradients: ReduceGradients | None = None,
@@ -145,64 +126,52 @@ def fit_block(
     A sample too small for ``min_steps`` within its epochs is trained longer, for as many epochs as
     suited examples left out of training; any other, or one of too few examples to leave some out,
     stops on its validation pairs.
+
+    Args:
+        data: The block's labels.
+        block: Its name.
+        network: Size and training, as the recipe has them.
+        shard: (rank, number of workers).
+        reduce_gradients: Averages gradients over the workers, where there are several.
     """
-    dim, seed = data.helped_ED.shape[1], network.training.seed
+    dim = data.helped_ED.shape[1]
 
-    def make() -> InfluenceNetwork:
-        return InfluenceNetwork(dim, network.num_hidden, data.pointwise, seed=seed)
+    def train(
+        pairs: PairData, held_out: PairData, training: TrainingConfig, *, early_stop: bool
+    ) -> tuple[InfluenceNetwork, list[EpochRecord]]:
+        made = InfluenceNetwork(dim, network.num_hidden, data.pointwise, seed=network.seed)
+        history = train_network(
+            made, data.helped_ED, data.helper_ED, pairs, held_out, training,
+            early_stop=early_stop, shard=shard, reduce_gradients=reduce_gradients,
+        )  # fmt: skip
+        return made, history
 
-    workers: Workers = {"shard": shard, "reduce_gradients": reduce_gradients}
-    training, early_stop = choose_epochs(
-        data, block, network.training, network.min_steps, make, **workers
-    )
-    trained, history = _train(
-        data, data.pairs(TRAIN), data.pairs(VALIDATION), training, make,
-        early_stop=early_stop, **workers,
-    )  # fmt: skip
+    plain = training_config(network)
+    training = stretch(plain, int((data.split == TRAIN).sum()), network.min_steps)
+    folds = [] if training == plain else split_unseen(data, block, network.seed)
+    if folds:
+        patience = max(training.patience, round(PATIENCE_SHARE * training.num_epochs))
+        trial = dataclasses.replace(training, patience=patience)
+        best = [best_epoch(train(*fold, trial, early_stop=True)[1]) for fold in folds]
+        # Folds differ tenfold, being few examples each: the geometric mean follows the minimum of
+        # their mean loss, where a median follows one fold.
+        num_epochs = round(float(np.exp(np.mean(np.log(best)))))
+        training = dataclasses.replace(training, num_epochs=num_epochs)
+    pairs, held_out = data.pairs(TRAIN), data.pairs(VALIDATION)
+    trained, history = train(pairs, held_out, training, early_stop=not folds)
     return FittedBlock(trained.factored(), history)
 
 
-def choose_epochs(
-    data: BlockLabels,
-    block: str,
-    training: TrainingConfig,
-    min_steps: int,
-    make: Callable[[], InfluenceNetwork],
-    **workers: Unpack[Workers],
-) -> tuple[TrainingConfig, bool]:
-    """Return how to train on all of a block, and whether its validation pairs stop it."""
-    stretched = stretch(training, int((data.split == TRAIN).sum()), min_steps)
-    folds = [] if stretched == training else split_unseen(data, block, training.seed)
-    if not folds:
-        return stretched, True
-    patience = max(training.patience, round(PATIENCE_SHARE * stretched.num_epochs))
-    trial = dataclasses.replace(stretched, patience=patience)
-    best = [
-        best_epoch(_train(data, pairs, held_out, trial, make, early_stop=True, **workers)[1])
-        for pairs, held_out in folds
-    ]
-    # Folds differ tenfold, being few examples each: the geometric mean follows the minimum of
-    # their mean loss, where a median follows one fold.
-    num_epochs = round(float(np.exp(np.mean(np.log(best)))))
-    return dataclasses.replace(stretched, num_epochs=num_epochs), False
-
-
-def _train(
-    data: BlockLabels,
-    pairs: PairData,
-    held_out: PairData,
-    training: TrainingConfig,
-    make: Callable[[], InfluenceNetwork],
-    *,
-    early_stop: bool,
-    **workers: Unpack[Workers],
-) -> tuple[InfluenceNetwork, list[EpochRecord]]:
-    network = make()
-    history = train_network(
-        network, data.helped_ED, data.helper_ED, pairs, held_out, training,
-        early_stop=early_stop, **workers,
-    )  # fmt: skip
-    return network, history
+def training_config(network: NetworkConfig) -> TrainingConfig:
+    """Return how the recipe says to train."""
+    return TrainingConfig(
+        num_epochs=network.num_epochs,
+        batch_size=network.batch_size,
+        learning_rate=network.learning_rate,
+        patience=network.patience,
+        seed=network.seed,
+        standardise=network.standardise,
+    )
 
 
 def split_unseen(data: BlockLabels, block: str, seed: int) -> list[tuple[PairData, PairData]]:
@@ -240,33 +209,30 @@ def stretch(training: TrainingConfig, num_pairs: int, min_steps: int) -> Trainin
     )
 
 
-# Fit: train the InfluenceNetwork of each block on the labels, with Ray Train.
-
 PAIRS_AT_ONCE = 65_536
-
-
-@dataclass(frozen=True)
-class FitJob:
-    """All a training worker needs; small, since data are read where they are used."""
-
-    labels: StageOutput
-    embeddings: StageOutput
-    blocks: tuple[str, ...]
-    network: BlockTraining
 
 
 class FitStage(Stage):
     """Write a network a block, its training history, predictions and fidelity."""
 
     name: ClassVar[str] = "fit"
+    title: ClassVar[str] = "train the network"
     version: ClassVar[int] = 4
     unit: ClassVar[str] = "runs"
 
-    def __init__(self, job: FitJob, workers: RayWorkers | None = None) -> None:
+    def __init__(
+        self,
+        labels: StageOutput,
+        embeddings: StageOutput,
+        blocks: Sequence[str],
+        network: NetworkConfig,
+        workers: RayWorkers | None = None,
+    ) -> None:
         """Train with Ray Train's workers, or in one process where there are none."""
-        self._job, self._workers = job, workers
+        self._labels, self._embeddings, self._blocks = labels, embeddings, tuple(blocks)
+        self._network, self._workers = network, workers
         self.hands_over = workers is not None
-        self.seed = job.network.training.seed
+        self.seed = network.seed
 
     @property
     def produces(self) -> Mapping[str, pa.Schema]:
@@ -280,17 +246,13 @@ class FitStage(Stage):
     @property
     def inputs(self) -> Mapping[str, StageOutput]:
         """Labels and embeddings."""
-        return {"labels": self._job.labels, "embeddings": self._job.embeddings}
+        return {"labels": self._labels, "embeddings": self._embeddings}
 
     def settings(self) -> dict[str, Any]:
-        """Network and training; not the number of workers."""
-        network = dataclasses.asdict(self._job.network)
-        network["training"].pop("num_threads")
+        """Network and training, the number of workers among it: other sums round otherwise."""
         return {
-            "blocks": list(self._job.blocks),
-            "network": network,
-            # Sums over other numbers of workers round otherwise.
-            "num_workers": 1 if self._workers is None else self._workers.num_workers,
+            "blocks": list(self._blocks),
+            "network": self._network.model_dump(mode="json"),
             "stop": {"num_folds": NUM_FOLDS, "patience_share": PATIENCE_SHARE},
         }
 
@@ -302,38 +264,36 @@ class FitStage(Stage):
         """Return the run."""
 
         def fit(shard: Shard, sink: Sink) -> None:
-            fitted = train_blocks(self._job, self._workers)
-            for block in self._job.blocks:
-                write_block(
-                    sink,
-                    block,
-                    read_block_labels(self._job.labels, self._job.embeddings, block),
-                    fitted[block],
-                    self.seed,
-                )
+            train = functools.partial(
+                train_here, self._labels, self._embeddings, self._blocks, self._network
+            )
+            fitted = train() if self._workers is None else train_on_ray(train, self._workers)
+            for block in self._blocks:
+                data = read_block_labels(self._labels, self._embeddings, block)
+                write_block(sink, block, data, fitted[block], self.seed)
 
         return fit
 
 
-def train_blocks(job: FitJob, workers: RayWorkers | None = None) -> dict[str, FittedBlock]:
-    """Train all blocks, in this process or with Ray Train's workers."""
-    if workers is None:
-        return train_here(job)
-    return train_on_ray(functools.partial(train_here, job), workers)
-
-
-def train_here(job: FitJob, rank: int = 0, num_workers: int = 1) -> dict[str, FittedBlock]:
+def train_here(
+    labels: StageOutput,
+    embeddings: StageOutput,
+    blocks: Sequence[str],
+    network: NetworkConfig,
+    rank: int = 0,
+    num_workers: int = 1,
+) -> dict[str, FittedBlock]:
     """Train all blocks in this process, alone or as one of several workers."""
     reduce_gradients = average_gradients if num_workers > 1 else None
     return {
         block: fit_block(
-            read_block_labels(job.labels, job.embeddings, block),
+            read_block_labels(labels, embeddings, block),
             block,
-            job.network,
+            network,
             shard=(rank, num_workers),
             reduce_gradients=reduce_gradients,
         )
-        for block in job.blocks
+        for block in blocks
     }
 
 
@@ -356,7 +316,17 @@ def write_block(sink: Sink, block: str, data: BlockLabels, fitted: FittedBlock, 
         },
     )
     sink.write_rows("history", history, schemas.TRAINING_HISTORY)
-    sink.write("predictions", _predictions(block, data, influence))
+    predictions = {
+        "block": [block] * len(influence),
+        "helped_index": data.helped_index,
+        "helper_index": data.helper_index,
+        "split": data.split,
+        "utility": data.utility,
+        "influence": influence,
+    }
+    if data.helper_index is None:
+        predictions["helper_index"] = pa.nulls(len(influence), pa.int64())
+    sink.write("predictions", pa.table(predictions, schema=schemas.PREDICTIONS))
     rows = fidelity_table(
         data.utility, influence, data.split, data.helped_index, data.helper_index, seed
     )
@@ -376,20 +346,3 @@ def score_labelled(network: FactoredNetwork, data: BlockLabels) -> np.ndarray:
         hidden_BH = np.maximum(a_EH[data.helped_pos[part]] + b_EH[data.helper_pos[part]], 0)
         influence[part] = hidden_BH @ network.w_H + network.bias
     return influence
-
-
-def _predictions(block: str, data: BlockLabels, influence: np.ndarray) -> pa.Table:
-    count = len(data.utility)
-    return pa.table(
-        {
-            "block": pa.array([block] * count, pa.string()),
-            "helped_index": pa.array(data.helped_index, pa.int64()),
-            "helper_index": pa.nulls(count, pa.int64())
-            if data.helper_index is None
-            else pa.array(data.helper_index, pa.int64()),
-            "split": pa.array(data.split, pa.string()),
-            "utility": pa.array(data.utility, pa.float32()),
-            "influence": pa.array(influence, pa.float32()),
-        },
-        schema=schemas.PREDICTIONS,
-    )

@@ -17,12 +17,12 @@ from nncift_ray.labels.sample import TRAIN, VALIDATION
 from nncift_ray.network.fidelity import fidelity_table
 from nncift_ray.network.step import (
     BlockLabels,
-    BlockTraining,
     best_epoch,
     fit_block,
     read_block_labels,
     score_labelled,
 )
+from nncift_ray.recipe.sections import NetworkConfig
 from nncift_ray.runtime import schemas
 from nncift_ray.runtime.output import Sink, StageOutput, fingerprint
 from nncift_ray.runtime.schemas import WITHIN
@@ -110,7 +110,7 @@ class SweepStage(Stage):
         labels: StageOutput,
         embeddings: StageOutput,
         cells: Sequence[Cell],
-        network: BlockTraining,
+        network: NetworkConfig,
         labelled: Mapping[str, float],
     ) -> None:
         """Train each cell on its part of the labels.
@@ -144,9 +144,7 @@ class SweepStage(Stage):
         return fingerprint(self.name, self.version, self._training_settings(), inputs)
 
     def _training_settings(self) -> dict[str, Any]:
-        training = dataclasses.asdict(self._network.training)
-        del training["num_threads"], training["seed"]
-        return {"training": training, "min_steps": self._network.min_steps}
+        return self._network.model_dump(mode="json", exclude={"num_hidden", "num_workers", "seed"})
 
     def settings(self) -> dict[str, Any]:
         """The cells and how they are trained."""
@@ -178,7 +176,7 @@ class SweepStage(Stage):
 
 
 def measure_cell(
-    data: BlockLabels, cell: Cell, share: float, network: BlockTraining
+    data: BlockLabels, cell: Cell, share: float, network: NetworkConfig
 ) -> list[dict[str, Any]]:
     """Train one network on a share of the labels and measure it; one row a split and model.
 
@@ -197,9 +195,8 @@ def measure_cell(
         data, **{name: None if array is None else array[mask] for name, array in arrays.items()}
     )
     started = time.perf_counter()
-    training = dataclasses.replace(network.training, seed=cell.seed)
-    network = dataclasses.replace(network, num_hidden=cell.num_hidden, training=training)
-    fitted = fit_block(kept, cell.block, network)
+    size_and_seed = {"num_hidden": cell.num_hidden, "seed": cell.seed}
+    fitted = fit_block(kept, cell.block, network.model_copy(update=size_and_seed))
     influence = score_labelled(fitted.network, kept)
     learnt = kept.split == TRAIN
     columns = () if kept.helper_index is None else np.unique(kept.helper_index[learnt])

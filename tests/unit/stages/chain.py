@@ -14,10 +14,10 @@ from nncift_ray.embedders import Embedder, EmbedStage
 from nncift_ray.engines.models import ResolvedModel
 from nncift_ray.labels.sample import SampleDesign
 from nncift_ray.labels.step import LabelSample, LabelStage
-from nncift_ray.network.step import BlockTraining, FitJob, FitStage
-from nncift_ray.network.training import TrainingConfig
+from nncift_ray.network.step import FitStage
 from nncift_ray.recipe.sections import (
     EmbedderConfig,
+    NetworkConfig,
     PairScoresConfig,
     PoolConfig,
     SelectionConfig,
@@ -174,8 +174,8 @@ def run_chain(
         own = run(TeacherScoresStage(labels, examples, blocks, kept, subtask_by=subtask_by))
         run(ExportStage(run(SelectStage(own, embeddings, wanted, examples=examples)), examples))
         return outputs
-    job = FitJob(labels, embeddings, blocks, BlockTraining(8, TrainingConfig(num_epochs=3, seed=1)))
-    networks = run(FitStage(job))
+    network = NetworkConfig(num_hidden=8, num_epochs=3, min_steps=0, seed=1)
+    networks = run(FitStage(labels, embeddings, blocks, network))
     activations = run(ProjectStage(embeddings, networks, blocks, 8, shard_rows=sizes.project_rows))
     config = PairScoresConfig(
         top_k=top_helpers,

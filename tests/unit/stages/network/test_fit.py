@@ -15,20 +15,20 @@ from nncift_ray.network import step as fit
 from nncift_ray.network.step import (
     NUM_FOLDS,
     BlockLabels,
-    BlockTraining,
-    FitJob,
     FittedBlock,
     best_epoch,
     fit_block,
     score_labelled,
     split_unseen,
 )
-from nncift_ray.network.training import TrainingConfig
+from nncift_ray.recipe.sections import NetworkConfig
 
 DIM = 6
 LEARNT_CORRELATION = 0.9  # labels without noise, 42 of them
 WORKER_TOLERANCE = 1e-4  # labels of size 1; workers add gradients in another order
-QUICK = TrainingConfig(num_epochs=2, batch_size=16, learning_rate=1e-2, patience=1, seed=4)
+QUICK = NetworkConfig(
+    num_hidden=8, num_epochs=2, batch_size=16, learning_rate=1e-2, patience=1, seed=4
+)
 
 
 def make_block(rows: int = 15, columns: int = 12) -> BlockLabels:
@@ -70,12 +70,8 @@ def make_points(rows: int = 60) -> BlockLabels:
     )
 
 
-def train(
-    data: BlockLabels, min_steps: int, training: TrainingConfig = QUICK, **options: Any
-) -> FittedBlock:
-    workers = {key: options.pop(key) for key in ("shard", "reduce_gradients") if key in options}
-    settings = BlockTraining(8, training, min_steps, **options)
-    return fit_block(data, "cross", settings, **workers)
+def train(data: BlockLabels, min_steps: int, **workers: Any) -> FittedBlock:
+    return fit_block(data, "cross", QUICK.model_copy(update={"min_steps": min_steps}), **workers)
 
 
 def test_no_row_or_column_of_a_training_pair_is_the_reason_another_is_held_out() -> None:
@@ -174,6 +170,6 @@ def test_folds_of_single_examples_share_none_with_training() -> None:
 
 
 def test_the_rule_of_stopping_is_part_of_the_fingerprint() -> None:
-    stage = fit.FitStage(FitJob(None, None, ("cross",), BlockTraining(8, QUICK)))  # type: ignore[arg-type]
+    stage = fit.FitStage(None, None, ("cross",), QUICK)  # type: ignore[arg-type]
     assert stage.settings()["stop"] == {"num_folds": 5, "patience_share": 0.1}
     assert stage.version == 4

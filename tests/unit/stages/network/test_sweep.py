@@ -10,11 +10,10 @@ import pytest
 
 from nncift_ray.errors import ConfigError
 from nncift_ray.network import sweep as sweep_step
-from nncift_ray.network.step import BlockLabels, BlockTraining
+from nncift_ray.network.step import BlockLabels
 from nncift_ray.network.sweep import CELLS_TABLE, Cell, SweepStage
-from nncift_ray.network.training import TrainingConfig
 from nncift_ray.recipe.loading import make_config
-from nncift_ray.recipe.sections import Config
+from nncift_ray.recipe.sections import Config, NetworkConfig
 from nncift_ray.runtime import schemas
 from nncift_ray.runtime.driver import execute_here, finished_shards, run_stage, stage_folder
 from nncift_ray.runtime.files import Location
@@ -33,7 +32,7 @@ from nncift_ray.terminal import print_sweep
 from tests.unit.stages.chain import run_chain
 
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
-NETWORK = BlockTraining(8, TrainingConfig(num_epochs=2))
+NETWORK = NetworkConfig(num_hidden=8, num_epochs=2, min_steps=0)
 
 
 def count_cells(monkeypatch: pytest.MonkeyPatch, dies_at: int | None = None) -> list[Cell]:
@@ -67,7 +66,7 @@ def make_stage(
     chain: dict[str, StageOutput],
     wanted: list[Cell],
     run_dir: Location,
-    network: BlockTraining = NETWORK,
+    network: NetworkConfig = NETWORK,
 ) -> SweepStage:
     labelled = {"within": measured_fraction(chain["label"], chain["deduplicate"], "within")}
     stage = SweepStage(chain["label"], chain["embed"], wanted, network, labelled)
@@ -140,8 +139,7 @@ def test_cells_of_other_training_are_not_taken_over(
 ) -> None:
     run_dir = Location.of(str(tmp_path))
     run(make_stage(chain, cells(0.1), run_dir), run_dir)
-    training = dataclasses.replace(NETWORK.training, learning_rate=0.5)
-    other = dataclasses.replace(NETWORK, training=training)
+    other = NETWORK.model_copy(update={"learning_rate": 0.5})
     trained = count_cells(monkeypatch)
     run(make_stage(chain, cells(0.1), run_dir, other), run_dir)
     assert trained == cells(0.1)
