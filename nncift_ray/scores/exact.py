@@ -43,6 +43,7 @@ from nncift_ray.scores.kernel import (
     ONE,
     CountedRows,
     add_tile,
+    offer_pairs,
     score_lists,
     score_tile,
     sum_tile,
@@ -227,22 +228,13 @@ def top_k_rows(
 ) -> TopK:
     """Return the K best columns of every row, of all pairs scored tile by tile.
 
-    Args:
-        a_IH: Row activations.
-        b_JH: Column activations.
-        w_H: Output weights.
-        bias: Output bias.
-        k: Columns kept per row, at least 1; rows with fewer columns are padded.
-        column_offset: Index of the first column of `b_JH` among all columns.
-        tile_columns: Columns scored at once; changes no bit.
-        state: What an earlier call returned for the same rows, to go on with further columns.
-            The order in which columns arrive does not change the lists.
-        counted: Rows whose scores are counted, and the counts; changed in place.
-        num_threads: Threads; they share the columns and change no bit.
+    `column_offset` is the index of the first column among all; `tile_columns` and `num_threads`
+    change no bit. `state` is what an earlier call returned for the same rows, to go on with further
+    columns, in any order. Rows that `counted` names are counted there, in place.
 
     Raises:
-        ShapeError: If H differs, or the state is of other rows or another K.
-        ValueError: If an activation is not finite, or k or tile_columns is below 1.
+        ShapeError: If the state is of other rows or another K.
+        ValueError: If k or tile_columns is below 1.
 
     Memory: 8 * I * K bytes for the lists, 4 * I * H for the prepared rows, a tile per thread.
     """
@@ -285,24 +277,12 @@ def sum_columns(
     """Return the exact sum of each column's scores within each group of rows.
 
     The scores are those of `top_k_rows`, to the last bit, rounded to whole numbers of 2**-32.
-
-    Args:
-        a_IH: Row activations.
-        b_JH: Column activations.
-        w_H: Output weights.
-        bias: Output bias.
-        group_I: Group of each row [I], in 0..num_groups - 1.
-        num_groups: Groups G.
-        tile_columns: Columns scored at once; changes no bit.
-        statistics: What an earlier call returned for the same rows, to go on with further columns;
-            changed in place.
-        counted: Rows whose scores are counted, and the counts; changed in place.
-        num_threads: Threads; they change no bit.
+    `group_I` is the group of each row, in 0..num_groups - 1. `statistics` are what an earlier call
+    returned for the same rows, to go on with further columns; they and `counted` change in place.
 
     Raises:
-        ShapeError: If H differs, or groups or statistics are of other rows.
-        ValueError: If an activation is not finite, a group is outside 0..G-1, or a score is 2**10
-            or more in size.
+        ShapeError: If groups or statistics are of other rows.
+        ValueError: If a group does not exist, or a score is 2**10 or more in size.
 
     Memory: 8 * G * J bytes per thread for the sums, 4 * I * H for the prepared rows, a tile.
     """
@@ -455,37 +435,21 @@ def read_keys(key_IK: I64) -> tuple[I32, F32]:
     return index_IK, score_IK
 
 
-def state_of_lists(index_IK: I32, score_IK: F32) -> TopKState:
-    """Return the state that `top_k_rows` was in when it returned these lists.
+def add_pairs(state: TopKState, row_P: I64, column_P: I64, score_P: F32) -> None:
+    """Offer given pairs to the lists of their rows; the statistics stay as they are.
 
-    With further columns it then keeps what it would have kept of all columns at once: the lists
-    hold the best K of what came before, ties by smaller column, and nothing else could return.
-    The statistics begin anew, so they are of the further columns only. Columns are -1 where a row
-    has fewer; the places may stand in any order.
+    A state of the lists that `top_k_rows` returned then goes on with further columns as it would
+    have: they hold the best K of what came before, and nothing else could return.
 
     Raises:
-        ShapeError: If the two differ in shape.
-        ValueError: If a kept score is NaN.
+        ValueError: If a score is not finite; the message names the pair.
     """
-    if index_IK.shape != score_IK.shape or index_IK.ndim != 2:
-        msg = f"lists are [I, K] twice; got {index_IK.shape} and {score_IK.shape}"
-        raise ShapeError(msg)
-    kept_IK = index_IK >= 0
-    if np.isnan(score_IK[kept_IK]).any():
-        msg = "a kept score is NaN: score these rows anew"
+    bad = np.flatnonzero(~np.isfinite(score_P))
+    if len(bad):
+        at = bad[0]
+        msg = f"the score {score_P[at]} of row {row_P[at]}, column {column_P[at]} is not finite"
         raise ValueError(msg)
-    # As `kernel.key_of` makes keys: -0 counts as 0, and a larger key is a better column.
-    bits_IK = (score_IK.astype(np.float32) + np.float32(0)).view(np.int32).astype(np.int64)
-    ordered_IK = bits_IK ^ ((bits_IK >> 31) & 0x7FFFFFFF)
-    key_IK = (ordered_IK << 32) + (LAST_COLUMN - index_IK.astype(np.int64))
-    key_IK[~kept_IK] = NO_KEY
-    # Ascending is a heap with the worst at its root; empty places come first, each its own key.
-    key_IK = np.sort(key_IK, axis=1)
-    place_K = np.arange(key_IK.shape[1], dtype=np.int64)
-    is_empty_IK = place_K < len(place_K) - kept_IK.sum(axis=1, keepdims=True)
-    return TopKState(
-        np.where(is_empty_IK, NO_KEY + place_K, key_IK), ScoreStatistics.empty(len(key_IK))
-    )
+    offer_pairs(state.key_IK, row_P, column_P, score_P)
 
 
 # Exact sums: scores as whole numbers of 2**-32, so that no order of adding changes a bit.
@@ -521,11 +485,8 @@ def check_sum_range(num_rows: int, low: float, high: float) -> None:
 def best_group_mean(sum_GJ: Sequence[I64], num_rows_GJ: Sequence[I64]) -> F64:
     """Return the score of each column [J]: its mean in the group where that is highest.
 
-    NaN where no group says anything: where every sum is over 0 rows.
-
-    Args:
-        sum_GJ: Sums over rows of each group [J], whole numbers of 2**-32.
-        num_rows_GJ: Rows that each sum is over [J].
+    Sums [J] of each group are whole numbers of 2**-32, over so many rows [J] each; where all of
+    those are 0 the score is NaN.
 
     Raises:
         ShapeError: If the two do not belong together.
@@ -616,19 +577,12 @@ def rescore_rows(
     """Return the K best of the listed columns of every row, scored exactly.
 
     A pair's score has the bits that `top_k_rows` gives it, and listing every column gives the lists
-    of that function.
-
-    Args:
-        a_IH: Row activations.
-        columns: All columns.
-        candidate_IC: Listed columns of each row [I, C], in any order; a column listed twice counts
-            once, -1 is no column.
-        k: Columns kept per row, at least 1.
-        num_threads: Threads; they change no bit.
+    of that function. Columns [I, C] may be listed in any order; one listed twice counts once, -1 is
+    no column.
 
     Raises:
-        ShapeError: If rows, hidden units and lists do not belong together.
-        ValueError: If an activation is not finite, a listed column does not exist, or k is below 1.
+        ShapeError: If rows and lists do not belong together.
+        ValueError: If a listed column does not exist, or k is below 1.
 
     Memory: 12 * I * C bytes while it works, 8 * I * K for the result, 4 * I * H for the rows.
     """

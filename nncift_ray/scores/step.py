@@ -45,7 +45,7 @@ from nncift_ray.scores.backend import (
     num_threads_of,
     peak_bytes,
 )
-from nncift_ray.scores.exact import TopKState, state_of_lists
+from nncift_ray.scores.exact import TopKState, add_pairs, start_state
 from nncift_ray.scores.index import recall_at_k
 from nncift_ray.scores.index_step import (
     PRUNED,
@@ -543,15 +543,14 @@ class ScoreNewPairsStage(ScorePairsStage):
 
     def _state_of(self, lists: pa.Table) -> TopKState:
         """Return the parent's lists of some rows as what further columns are added to."""
-        shape = (lists.num_rows, self._top_k or 0)
-        index_IK = np.full(shape, -1, np.int32)
-        score_IK = np.full(shape, -np.inf, np.float32)
-        helper = cast("Any", lists["helper_index"].combine_chunks())
-        influence = cast("Any", lists["influence"].combine_chunks())
-        kept_IK = np.arange(shape[1]) < helper.value_lengths().to_numpy()[:, None]
-        index_IK[kept_IK] = helper.flatten().to_numpy()
-        score_IK[kept_IK] = influence.flatten().to_numpy()
-        return state_of_lists(index_IK, score_IK)
+        state = start_state(lists.num_rows, self._top_k or 0, 0, 0, None)
+        helper, influence = (
+            cast("Any", lists[name].combine_chunks()) for name in ("helper_index", "influence")
+        )
+        row_P = np.repeat(np.arange(lists.num_rows), helper.value_lengths().to_numpy())
+        score_P = influence.flatten().to_numpy()
+        add_pairs(state, row_P, helper.flatten().to_numpy(), score_P)
+        return state
 
 
 def _is_pruned(decision: Any) -> bool:

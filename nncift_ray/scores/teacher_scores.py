@@ -17,13 +17,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nncift_ray.corpus.examples import Subtasks, read_subtasks
-from nncift_ray.errors import ShapeError, StageError
+from nncift_ray.errors import StageError
 from nncift_ray.runtime import schemas
 from nncift_ray.runtime.output import Sink, StageOutput
 from nncift_ray.runtime.schemas import CROSS, POINTS, ground_block, helped_role
 from nncift_ray.runtime.step import Shard, Stage, Worker
-from nncift_ray.scores.exact import ScoreTotal, read_keys, start_state, to_fixed_point
-from nncift_ray.scores.kernel import NUM_BINS, count_values, offer_pairs
+from nncift_ray.scores.exact import (
+    ScoreTotal,
+    add_pairs,
+    read_keys,
+    start_state,
+    to_fixed_point,
+)
+from nncift_ray.scores.kernel import NUM_BINS, count_values
 from nncift_ray.scores.scorers import (
     column_max_table,
     column_sums_table,
@@ -35,80 +41,6 @@ from nncift_ray.scores.scorers import (
 LIST_ROWS = 16_384  # written at a time
 NO_LABEL = "no_label"
 PAIR_COLUMNS = ["block", "helped_index", "helper_index"]
-
-
-class BestColumns:
-    """The K best columns of every row, of pairs that are given; ties by smaller column.
-
-    Memory: 8 * I * K bytes.
-    """
-
-    def __init__(self, num_rows: int, num_columns: int, k: int) -> None:
-        """Keep at most k columns a row; fewer where there are fewer columns."""
-        self._num_columns = num_columns
-        k = min(k, max(1, num_columns))
-        self._key_IK = start_state(num_rows, k, 0, num_columns, None).key_IK
-
-    def add(self, row_P: np.ndarray, column_P: np.ndarray, score_P: np.ndarray) -> None:
-        """Fold pairs in.
-
-        Raises:
-            ShapeError: If the three differ in length.
-            ValueError: If a row or column does not exist, or a score is not finite.
-        """
-        _check_pairs(row_P, len(self._key_IK), column_P, self._num_columns, score_P)
-        offer_pairs(self._key_IK, row_P, column_P, score_P)
-
-    def lists(self, rows: slice = slice(None)) -> tuple[np.ndarray, np.ndarray]:
-        """Return columns and scores [I, K] of some rows, best first; -1 and -inf where no more.
-
-        Memory: some 40 * I * K bytes more, so ask for a part of many rows at a time.
-        """
-        return read_keys(self._key_IK[rows])
-
-
-class GivenSums:
-    """The sum of every column over the rows of each group, and of how many pairs it is.
-
-    Memory: 16 * G * J bytes.
-    """
-
-    def __init__(self, group_I: np.ndarray, num_groups: int, num_columns: int) -> None:
-        """Begin with nothing; ``group_I`` is the group of each row."""
-        self._group_I = group_I
-        self.sum_GJ = np.zeros((num_groups, num_columns), np.int64)  # whole numbers of 2**-32
-        self.num_GJ = np.zeros((num_groups, num_columns), np.int64)
-
-    def add(self, row_P: np.ndarray, column_P: np.ndarray, score_P: np.ndarray) -> None:
-        """Fold pairs in.
-
-        Raises:
-            ShapeError: If the three differ in length.
-            ValueError: If a row or column does not exist, or a score is not finite, or 2**10 or
-                more in size.
-        """
-        num_columns = self.sum_GJ.shape[1]
-        _check_pairs(row_P, len(self._group_I), column_P, num_columns, score_P)
-        place_P = self._group_I[row_P] * num_columns + column_P
-        np.add.at(self.sum_GJ.reshape(-1), place_P, to_fixed_point(score_P))
-        np.add.at(self.num_GJ.reshape(-1), place_P, 1)
-
-
-def _check_pairs(
-    row_P: np.ndarray, num_rows: int, column_P: np.ndarray, num_columns: int, score_P: np.ndarray
-) -> None:
-    if not len(row_P) == len(column_P) == len(score_P):
-        msg = f"{len(row_P)} rows, {len(column_P)} columns and {len(score_P)} scores of pairs"
-        raise ShapeError(msg)
-    for name, place_P, size in (("row", row_P, num_rows), ("column", column_P, num_columns)):
-        if len(place_P) and not 0 <= place_P.min() <= place_P.max() < size:
-            msg = f"{name}s {place_P.min()}..{place_P.max()} named, there are {size}"
-            raise ValueError(msg)
-    bad = np.flatnonzero(~np.isfinite(score_P))
-    if len(bad):
-        at = bad[0]
-        msg = f"the score {score_P[at]} of row {row_P[at]}, column {column_P[at]} is not finite"
-        raise ValueError(msg)
 
 
 class TeacherScoresStage(Stage):
@@ -223,16 +155,16 @@ class TeacherScoresStage(Stage):
             "num_unranked": len(unranked),  # candidates without any label here
         }
 
-    def _make_fold(self, block: str) -> _ListFold | _SumFold:
+    def _make_fold(self, block: str) -> LabelLists | LabelSums:
         if not self._keeps_sums:
             labelled_I = self._labelled_rows(block)
-            return _ListFold(block, labelled_I, self._num_candidates, self._top_k or 1)
+            return LabelLists(block, labelled_I, self._num_candidates, self._top_k or 1)
         subtasks = Subtasks.one(self._num_rows(block))
         if block == CROSS and self._subtask_by is not None:
             subtasks = read_subtasks(self._examples, self._subtask_by)
         if block == POINTS:  # each example is a column by itself
             subtasks = Subtasks.one(1)
-        return _SumFold(block, subtasks, self._num_candidates)
+        return LabelSums(block, subtasks, self._num_candidates)
 
     def _batches(self, block: str) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Yield (helped [P], helper [P], utility [P]) of a block; of points the row is always 0."""
@@ -278,46 +210,72 @@ class TeacherScoresStage(Stage):
             )
 
 
-class _ListFold:
-    """Keeps the best helpers of every row, and of `cross` every helper's largest label."""
+class LabelLists:
+    """Keeps the best helpers of every row, and of `cross` every helper's largest label.
+
+    A row may have fewer places than K where there are fewer candidates. Memory: 8 bytes a place.
+    """
 
     def __init__(self, block: str, labelled_I: np.ndarray, num_candidates: int, top_k: int) -> None:
+        """Begin with nothing; only rows that have a label get places."""
         self._block, self._labelled_I = block, labelled_I
         self._place_I = np.cumsum(labelled_I) - 1
-        self._best = BestColumns(int(labelled_I.sum()), num_candidates, top_k)
+        k = min(top_k, max(1, num_candidates))
+        self._state = start_state(int(labelled_I.sum()), k, 0, num_candidates, None)
         self._max_J = np.full(num_candidates, -np.inf, np.float32)
 
     def add(self, helped_P: np.ndarray, helper_P: np.ndarray, utility_P: np.ndarray) -> None:
-        self._best.add(self._place_I[helped_P], helper_P, utility_P)
+        """Fold labels in.
+
+        Raises:
+            ValueError: If one is not finite.
+        """
+        add_pairs(self._state, self._place_I[helped_P], helper_P, utility_P)
         np.maximum.at(self._max_J, helper_P, utility_P)
 
     def write(self, sink: Sink) -> None:
         """Write every row of the block; one that no label speaks of has an empty list."""
         for start in range(0, len(self._labelled_I), LIST_ROWS):
-            stop = min(start + LIST_ROWS, len(self._labelled_I))
-            labelled = np.flatnonzero(self._labelled_I[start:stop])
+            here_I = self._labelled_I[start : start + LIST_ROWS]
             first = int(self._labelled_I[:start].sum())
-            index_AK, score_AK = self._best.lists(slice(first, first + len(labelled)))
-            index = np.full((stop - start, index_AK.shape[1]), -1, np.int32)
-            score = np.full(index.shape, -np.inf, np.float32)
-            index[labelled], score[labelled] = index_AK, score_AK
-            rows = pa.array(np.arange(start, stop), pa.int64())
-            sink.write(f"{self._block}_top_helpers", top_helpers_table(rows, index, score))
+            lists = read_keys(self._state.key_IK[first : first + int(here_I.sum())])
+            index_IK = np.full((len(here_I), lists[0].shape[1]), -1, np.int32)
+            score_IK = np.full(index_IK.shape, -np.inf, np.float32)
+            index_IK[here_I], score_IK[here_I] = lists
+            rows = pa.array(np.arange(start, start + len(here_I)), pa.int64())
+            sink.write(f"{self._block}_top_helpers", top_helpers_table(rows, index_IK, score_IK))
         if self._block == CROSS:
             helper = np.flatnonzero(np.isfinite(self._max_J))
             table = column_max_table(self._block, helper, self._max_J[helper])
             sink.write("column_max", table)
 
 
-class _SumFold(GivenSums):
-    """Keeps the sum of every column over the labelled rows of each subtask, and their number."""
+class LabelSums:
+    """Keeps the sum of every column over the labelled rows of each subtask, and their number.
+
+    Memory: 16 * G * J bytes.
+    """
 
     def __init__(self, block: str, subtasks: Subtasks, num_candidates: int) -> None:
-        super().__init__(subtasks.group_I, len(subtasks.names), num_candidates)
-        self._block, self._names = block, subtasks.names
+        """Begin with nothing."""
+        self._block, self._subtasks = block, subtasks
+        shape = (len(subtasks.names), num_candidates)
+        self.sum_GJ = np.zeros(shape, np.int64)  # whole numbers of 2**-32
+        self.num_GJ = np.zeros(shape, np.int64)
+
+    def add(self, helped_P: np.ndarray, helper_P: np.ndarray, utility_P: np.ndarray) -> None:
+        """Fold labels in.
+
+        Raises:
+            ValueError: If one is not finite, or 2**10 or more in size.
+        """
+        group_P = self._subtasks.group_I[helped_P]
+        np.add.at(self.sum_GJ, (group_P, helper_P), to_fixed_point(utility_P))
+        np.add.at(self.num_GJ, (group_P, helper_P), 1)
 
     def write(self, sink: Sink) -> None:
-        for name, num_J, sum_J in zip(self._names, self.num_GJ, self.sum_GJ, strict=True):
+        """Write the columns that have a label."""
+        for name, num_J, sum_J in zip(self._subtasks.names, self.num_GJ, self.sum_GJ, strict=True):
             helper = np.flatnonzero(num_J)
             table = column_sums_table(self._block, name, num_J[helper], helper, sum_J[helper])
             sink.write("column_sums", table)

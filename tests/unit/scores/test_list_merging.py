@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nncift_ray.errors import ShapeError
-from nncift_ray.scores.exact import TopK, state_of_lists, top_k_rows
+from nncift_ray.scores.exact import TopK, TopKState, add_pairs, start_state, top_k_rows
 
 NUM_ROWS, NUM_COLUMNS, NUM_HIDDEN = 21, 60, 5
 
@@ -18,6 +17,13 @@ def network(seed: int, *, coarse: bool) -> tuple[np.ndarray, np.ndarray, np.ndar
     arrays = [rng.normal(size=shape) for shape in shapes]
     arrays = [np.round(array) for array in arrays] if coarse else arrays
     return tuple(array.astype(np.float32) for array in arrays)  # type: ignore[return-value]
+
+
+def state_of_lists(index_IK: np.ndarray, score_IK: np.ndarray) -> TopKState:
+    state = start_state(*index_IK.shape, 0, 0, None)
+    row, place = np.nonzero(index_IK >= 0)
+    add_pairs(state, row, index_IK[row, place], score_IK[row, place])
+    return state
 
 
 def split(seed: int, k: int, seam: int, *, coarse: bool) -> tuple[TopK, TopK]:
@@ -51,16 +57,6 @@ def test_no_further_columns_leave_the_lists_as_they_were() -> None:
     np.testing.assert_array_equal(again.score_IK, first.score_IK)
 
 
-def test_places_may_stand_in_any_order() -> None:
-    a, b, w = network(4, coarse=True)
-    first = top_k_rows(a, b, w, 0.0, 9)
-    turned = state_of_lists(first.index_IK[:, ::-1], first.score_IK[:, ::-1])
-    straight = state_of_lists(first.index_IK, first.score_IK)
-    np.testing.assert_array_equal(turned.key_IK, straight.key_IK)
-
-
-def test_lists_that_do_not_belong_together_are_refused() -> None:
-    with pytest.raises(ShapeError, match=r"\(2, 3\) and \(2, 2\)"):
-        state_of_lists(np.zeros((2, 3), np.int32), np.zeros((2, 2), np.float32))
-    with pytest.raises(ValueError, match="NaN"):
+def test_a_stored_score_that_is_not_finite_is_refused() -> None:
+    with pytest.raises(ValueError, match="score nan of row 0, column 0 is not finite"):
         state_of_lists(np.zeros((1, 1), np.int32), np.full((1, 1), np.nan, np.float32))
