@@ -151,7 +151,7 @@ def compile_all(network: FactoredNetwork, embedding_ND: np.ndarray, num_threads:
     rows = draw(np.random.default_rng(0), len(problem.a_IH), 32)
     exact_IK = problem.exact(rows, TOP_K, num_threads)
     path = PrunedPath.build(problem, seed=0, num_threads=num_threads)
-    path.search(rows, path.tune(rows, exact_IK, WANTED_RECALL).best.settings, TOP_K)
+    path.search(rows, path.tune(rows, exact_IK, WANTED_RECALL).best, TOP_K)
 
 
 def show(figures: Mapping[str, Any], console: Console) -> None:

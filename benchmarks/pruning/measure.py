@@ -54,7 +54,7 @@ def measure_pruning(problem: Problem, num_threads: int, seed: int) -> dict[str, 
 def tune_path(path: PrunedPath, rows: np.ndarray, num_threads: int) -> SearchSettings:
     """Return the cheapest settings that find enough for some rows."""
     exact_IK = path.problem.exact(rows, TOP_K, num_threads)
-    return path.tune(rows, exact_IK, WANTED_RECALL + MARGIN).best.settings
+    return path.tune(rows, exact_IK, WANTED_RECALL + MARGIN).best
 
 
 def measure_search(

@@ -76,7 +76,7 @@ def measure(
     with steps("tune"):
         exact_IK = problem.exact(tuned, TOP_K, num_threads)
         tuning = path.tune(tuned, exact_IK, WANTED_RECALL + MARGIN)
-    settings = tuning.best.settings
+    settings = tuning.best
     with steps("search"):
         score_IK, num_pairs = search_all(path, settings, num_rows)
     row_seconds = path.row_seconds

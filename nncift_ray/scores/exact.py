@@ -44,10 +44,10 @@ from nncift_ray.scores.kernel import (
     CountedRows,
     add_tile,
     offer_pairs,
+    pack_panels,
     score_lists,
     score_tile,
     sum_tile,
-    weigh_columns,
 )
 
 F32 = NDArray[np.float32]
@@ -197,9 +197,10 @@ def score_matrix(a_IH: F32, b_JH: F32, w_H: F32, bias: float, *, num_threads: in
     score_IJ = np.empty((len(a_IH), len(b_JH)), np.float32)
 
     def score(rows: slice) -> None:
-        rows_IH, num_max = prepare_rows(a_IH[rows], w_H)
-        for start, tile_HT, base_T in _tiles(b_JH, w_H, bias, TILE_COLUMNS):
-            score_tile(rows_IH, tile_HT, base_T, num_max, start, score_IJ[rows])
+        rows_IH, sign_H = prepare_rows(a_IH[rows], w_H)
+        for columns, panel_PHC, base_X in _tiles(b_JH, w_H, bias, TILE_COLUMNS):
+            width = columns.stop - columns.start
+            score_tile(rows_IH, panel_PHC, base_X, sign_H, width, columns.start, score_IJ[rows])
 
     run_parts(len(a_IH), num_threads, score)
     return score_IJ
@@ -248,11 +249,11 @@ def top_k_rows(
     def score(rows: slice) -> tuple[F32, I64]:
         column_max_J = np.full(len(b_JH), -np.inf, np.float32)
         statistics, counts = whole.statistics.rows(rows), counted.part(rows)
-        rows_IH, num_max = prepare_rows(a_IH[rows], w_H)
-        for start, tile_HT, base_T in _tiles(b_JH, w_H, bias, tile_columns):
+        rows_IH, sign_H = prepare_rows(a_IH[rows], w_H)
+        for columns, panel_PHC, base_X in _tiles(b_JH, w_H, bias, tile_columns):
             add_tile(
-                rows_IH, tile_HT, base_T, num_max, column_offset + start, whole.key_IK[rows],
-                statistics, counts, column_max_J[start : start + len(base_T)],
+                rows_IH, panel_PHC, base_X, sign_H, column_offset + columns.start,
+                whole.key_IK[rows], statistics, counts, column_max_J[columns],
             )  # fmt: skip
         return column_max_J, counts.count_B
 
@@ -294,11 +295,11 @@ def sum_columns(
     def add(rows: slice) -> tuple[I64, I64]:
         sum_GJ = np.zeros((num_groups, len(b_JH)), np.int64)
         part, counts = whole.rows(rows), counted.part(rows)
-        rows_IH, num_max = prepare_rows(a_IH[rows], w_H)
-        for start, tile_HT, base_T in _tiles(b_JH, w_H, bias, tile_columns):
-            sum_GT = np.zeros((num_groups, len(base_T)), np.int64)
-            sum_tile(rows_IH, tile_HT, base_T, num_max, group_I[rows], part, counts, sum_GT)
-            sum_GJ[:, start : start + len(base_T)] = sum_GT
+        rows_IH, sign_H = prepare_rows(a_IH[rows], w_H)
+        for columns, panel_PHC, base_X in _tiles(b_JH, w_H, bias, tile_columns):
+            sum_GT = np.zeros((num_groups, columns.stop - columns.start), np.int64)
+            sum_tile(rows_IH, panel_PHC, base_X, sign_H, group_I[rows], part, counts, sum_GT)
+            sum_GJ[:, columns] = sum_GT
         return sum_GJ, counts.count_B
 
     parts = run_parts(len(a_IH), num_threads, add)
@@ -371,30 +372,29 @@ def run_parts(
 # Rows and columns made ready for the kernel.
 
 
-def unit_order(w_H: F32) -> tuple[I64, int]:
-    """Return hidden units with weights >= 0 (a maximum) first, and how many of them there are."""
-    return np.argsort(w_H < 0, kind="stable"), int((w_H >= 0).sum())
+def unit_order(w_H: F32) -> tuple[I64, F32]:
+    """Return hidden units, those with weights >= 0 first, and their signs in that order.
+
+    A unit of sign 1 adds a maximum; one of sign -1 a minimum, taken as a maximum of negatives.
+    """
+    order_H = np.argsort(w_H < 0, kind="stable")
+    return order_H, np.where(w_H[order_H] < 0, -1, 1).astype(np.float32)
 
 
-def prepare_rows(a_IH: F32, w_H: F32) -> tuple[F32, int]:
-    """Return w_h a_ih in kernel order, and how many units add a maximum."""
-    order_H, num_max = unit_order(w_H)
-    return np.ascontiguousarray((a_IH * w_H)[:, order_H]), num_max
+def prepare_rows(a_IH: F32, w_H: F32) -> tuple[F32, F32]:
+    """Return w_h a_ih times its unit's sign, in kernel order, and the signs."""
+    order_H, sign_H = unit_order(w_H)
+    return np.ascontiguousarray((a_IH * w_H)[:, order_H]) * sign_H, sign_H
 
 
-def pack_tile(b_TH: F32, w_H: F32, bias: float) -> tuple[F32, F32]:
-    """Return -w_h b_jh as [H, T] in kernel order and the column term bias + sum_h w_h b_jh [T]."""
-    tile_HT = np.empty((len(w_H), len(b_TH)), np.float32)
-    base_T = np.full(len(b_TH), bias, np.float64)
-    place_H = np.argsort(unit_order(w_H)[0])
-    weigh_columns(np.ascontiguousarray(b_TH), w_H, place_H, tile_HT, base_T)
-    return tile_HT, base_T.astype(np.float32)
-
-
-def _tiles(b_JH: F32, w_H: F32, bias: float, tile_columns: int) -> Iterator[tuple[int, F32, F32]]:
-    """Yield (first column, packed tile, column terms)."""
+def _tiles(b_JH: F32, w_H: F32, bias: float, tile_columns: int) -> Iterator[tuple[slice, F32, F32]]:
+    """Yield the columns of each tile, packed as panels [P, H, C], and their terms."""
+    order_H, sign_H = unit_order(w_H)
+    place_H = np.argsort(order_H)
     for start in range(0, len(b_JH), tile_columns):
-        yield start, *pack_tile(b_JH[start : start + tile_columns], w_H, bias)
+        columns = slice(start, min(start + tile_columns, len(b_JH)))
+        b_TH = np.ascontiguousarray(b_JH[columns])
+        yield columns, *pack_panels(b_TH, w_H, place_H, sign_H, float(bias))
 
 
 # What is kept of a row's best columns, as keys, and the lists that they stand for.
@@ -555,14 +555,14 @@ def pack_columns(b_JH: F32, w_H: F32, bias: float) -> PackedColumns:
     """
     check_activations(np.zeros((0, len(w_H)), np.float32), b_JH, w_H, bias)
     num_hidden = len(w_H)
-    num_padded = -(-num_hidden // GATHERED_COLUMNS) * GATHERED_COLUMNS
-    sign_H = np.where(np.arange(num_padded) < unit_order(w_H)[1], 1, -1).astype(np.float32)
-    weighted_JH = np.zeros((len(b_JH), num_padded), np.float32)
+    sign_H = np.ones(-(-num_hidden // GATHERED_COLUMNS) * GATHERED_COLUMNS, np.float32)
+    sign_H[:num_hidden] = unit_order(w_H)[1]
+    weighted_JH = np.zeros((len(b_JH), len(sign_H)), np.float32)
     base_J = np.empty(len(b_JH), np.float32)
-    for start, tile_HT, base_T in _tiles(b_JH, w_H, bias, TILE_COLUMNS):
-        part = slice(start, start + len(base_T))
-        base_J[part] = base_T
-        weighted_JH[part, :num_hidden] = (tile_HT * sign_H[:num_hidden, None]).T
+    for columns, panel_PHC, base_X in _tiles(b_JH, w_H, bias, TILE_COLUMNS):
+        width = columns.stop - columns.start
+        by_column_XH = panel_PHC.transpose(0, 2, 1).reshape(-1, num_hidden)
+        weighted_JH[columns, :num_hidden], base_J[columns] = by_column_XH[:width], base_X[:width]
     return PackedColumns(weighted_JH, base_J, sign_H, w_H, bias)
 
 
@@ -594,7 +594,6 @@ def rescore_rows(
         num_rows = len(a_IH[rows])
         rows_IH = np.zeros((num_rows, len(columns.sign_H)), np.float32)
         rows_IH[:, :num_hidden] = prepare_rows(a_IH[rows], columns.w_H)[0]
-        rows_IH *= columns.sign_H
         # Ascending: equal columns are neighbours.
         listed_IC = np.sort(candidate_IC[rows].astype(np.int32), axis=1)
         key_IC = np.empty((num_rows, max(k, listed_IC.shape[1])), np.int64)

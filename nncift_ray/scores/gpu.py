@@ -79,13 +79,13 @@ def top_k_rows_on(
     columns_JH = torch.asarray(b_JH, device=device)
     if not bool(torch.isfinite(columns_JH).all()):
         check_activations(a_IH, b_JH, w_H, bias)  # names the row
-    order_H, num_max = unit_order(w_H)
+    order_H, sign_H = unit_order(w_H)
     weighted_HJ = (columns_JH * torch.asarray(w_H, device=device)).T.contiguous()
     pairs = DevicePairs(
-        torch.asarray(prepare_rows(a_IH, w_H)[0], device=device).T.contiguous(),
+        torch.asarray(prepare_rows(a_IH, w_H)[0] * sign_H, device=device).T.contiguous(),
         -weighted_HJ[torch.asarray(order_H, device=device)],
         _column_terms(weighted_HJ, bias),
-        num_max,
+        int((sign_H > 0).sum()),
         column_offset,
     )
     on_device = _to_device(state, len(b_JH), device)

@@ -359,10 +359,9 @@ PRODUCTS_PER_LISTED = 16  # products with features that cost as much as one colu
 
 
 @dataclass(frozen=True, slots=True)
-class RecallPoint:
+class RecallPoint(SearchSettings):
     """What one setting found on the held-out rows."""
 
-    settings: SearchSettings
     recall: float  # mean over rows of recall@K
     standard_error: float  # of that mean
     scored_fraction: float  # pairs scored exactly, of all pairs of those rows
@@ -460,7 +459,8 @@ def tune(
         seconds = time.perf_counter() - begin
         recall_I = recall_at_k(found.score_IK, exact_score_IK)
         point = RecallPoint(
-            settings,
+            settings.num_probes,
+            settings.num_candidates,
             recall=float(recall_I.mean()),
             standard_error=float(recall_I.std() / np.sqrt(num_rows)),
             scored_fraction=float(found.num_pairs_I.sum() / (num_rows * max(num_columns, 1))),

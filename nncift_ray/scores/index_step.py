@@ -207,17 +207,18 @@ class IndexStage(Stage):
         )  # fmt: skip
         build_seconds = time.perf_counter() - begin
         tuning = self._tune(index, data, score_rows)
-        sink.write("recall", recall_table(block, tuning, len(data.tuning_IH)))
+        rows = [
+            {"block": block, "num_rows": len(data.tuning_IH), **asdict(point)}
+            | {"chosen": point is tuning.chosen}
+            for point in tuning.points
+        ]
+        sink.write_rows("recall", rows, schemas.RECALL)
         point = tuning.best
-        found = {
-            **asdict(point.settings),
-            "recall": point.recall,
-            "standard_error": point.standard_error,
-            "scored_fraction": point.scored_fraction,
-        }
+        found = asdict(point)
+        del found["seconds"]
         if tuning.chosen is None:
             return BlockDecision(EXACT, self._found_too_little(block, point), **found)
-        speeds = self._measure(index, data, point.settings, config.top_k, score_rows)
+        speeds = self._measure(index, data, point, config.top_k, score_rows)
         num_pairs = data.num_rows * len(data.b_JH)
         exact = num_pairs * speeds.pair_seconds / self.num_scoring_workers
         pruned = build_seconds + data.num_rows * speeds.row_seconds / self.num_scoring_workers
@@ -310,24 +311,6 @@ class IndexStage(Stage):
             read_columns(self._activations, block),
             *(read_rows(self._activations, block, r) for r in (fitting, held_out.tuning, timing)),
         )
-
-
-def recall_table(block: str, tuning: Tuning, num_rows: int) -> pa.Table:
-    """Return every setting tried, and which was chosen, as a table."""
-    rows = [
-        {
-            "block": block,
-            **asdict(point.settings),
-            "num_rows": num_rows,
-            "recall": point.recall,
-            "standard_error": point.standard_error,
-            "scored_fraction": point.scored_fraction,
-            "seconds": point.seconds,
-            "chosen": point is tuning.chosen,
-        }
-        for point in tuning.points
-    ]
-    return pa.Table.from_pylist(rows, schema=schemas.RECALL)
 
 
 # What the stages after it read: rows and columns, the index, the decisions, the recall.

@@ -477,50 +477,41 @@ ROUND_TO_WHOLE = 1.5 * 2.0**52
 
 
 @compiled
-def weigh_columns(b_TH: F32, w_H: F32, place_H: I64, tile_HT: F32, base_T: F64) -> None:
-    """Write -w_h b_jh to the place of unit h in tile_HT and add w_h b_jh to base_T, h in order."""
+def pack_panels(b_TH: F32, w_H: F32, place_H: I64, sign_H: F32, bias: float) -> tuple[F32, F32]:
+    """Return columns as panels [P, H, C], and their terms bias + sum_h w_h b_jh, padded with 0.
+
+    A panel holds -w_h b_jh at the place of unit h, negated where the sign is -1: units of a minimum
+    become units of a maximum, since min(x, y) = -max(-x, -y). Terms are summed h in order.
+    """
     num_columns, num_hidden = b_TH.shape
-    value_HC = np.empty((num_hidden, PANEL_COLUMNS), np.float32)  # stays in the first cache
-    for first in range(0, num_columns, PANEL_COLUMNS):
+    num_panels = (num_columns + PANEL_COLUMNS - 1) // PANEL_COLUMNS
+    panel_PHC = np.zeros((num_panels, num_hidden, PANEL_COLUMNS), np.float32)
+    base_X = np.zeros(num_panels * PANEL_COLUMNS, np.float32)
+    value_HC = np.zeros((num_hidden, PANEL_COLUMNS), np.float32)  # stays in the first cache
+    for p in range(num_panels):
+        first = p * PANEL_COLUMNS
         width = min(PANEL_COLUMNS, num_columns - first)
+        base_C = np.full(PANEL_COLUMNS, bias, np.float64)
         for c in range(width):
             for h in range(num_hidden):
                 value_HC[h, c] = w_H[h] * b_TH[first + c, h]
         for h in range(num_hidden):
             place = place_H[h]
             for c in range(width):
-                tile_HT[place, first + c] = -value_HC[h, c]
+                panel_PHC[p, place, c] = sign_H[place] * -value_HC[h, c]
             for c in range(width):
-                base_T[first + c] += np.float64(value_HC[h, c])
-
-
-@compiled
-def _pack_panels(tile_HT: F32, base_T: F32, num_max: int) -> tuple[F32, F32, F32]:
-    """Return a tile as panels [P, H, C], its padded base and the sign of each unit.
-
-    Padding is 0. Units of a minimum are negated: min(x, y) = -max(-x, -y).
-    """
-    num_hidden, num_columns = tile_HT.shape
-    num_panels = (num_columns + PANEL_COLUMNS - 1) // PANEL_COLUMNS
-    panel_PHC = np.zeros((num_panels, num_hidden, PANEL_COLUMNS), np.float32)
-    sign_H = np.ones(num_hidden, np.float32)
-    sign_H[num_max:] = -1
-    for p in range(num_panels):
-        first = p * PANEL_COLUMNS
-        for h in range(num_hidden):
-            for c in range(min(PANEL_COLUMNS, num_columns - first)):
-                panel_PHC[p, h, c] = sign_H[h] * tile_HT[h, first + c]
-    padded_T = np.zeros(num_panels * PANEL_COLUMNS, np.float32)
-    padded_T[:num_columns] = base_T
-    return panel_PHC, padded_T, sign_H
+                base_C[c] += np.float64(value_HC[h, c])
+        for c in range(width):
+            base_X[first + c] = np.float32(base_C[c])
+    return panel_PHC, base_X
 
 
 @compiled
 def _score_rows(
-    rows_IH: F32, first: int, panel_PHC: F32, base_T: F32, sign_H: F32, num_columns: int,
-    group_HR: F32, score_RT: F32,
+    rows_IH: F32, first: int, panel_PHC: F32, base_X: F32, sign_H: F32, num_columns: int,
+    group_HR: F32, score_RX: F32,
 ) -> None:  # fmt: skip
-    """Score eight rows from `first` on against a tile into score_RT.
+    """Score eight rows from `first` on against a tile.
 
     A last group that is not full repeats its last row, and a last panel its first column: both are
     scored, and never counted twice.
@@ -528,75 +519,72 @@ def _score_rows(
     for r in range(NUM_ROWS):
         row_H = rows_IH[min(first + r, len(rows_IH) - 1)]
         for h in range(len(row_H)):
-            group_HR[h, r] = sign_H[h] * row_H[h]
+            group_HR[h, r] = row_H[h]
     for p in range(len(panel_PHC)):
-        score_panel(group_HR, panel_PHC[p], sign_H, base_T, score_RT, p * PANEL_COLUMNS)
+        score_panel(group_HR, panel_PHC[p], sign_H, base_X, score_RX, p * PANEL_COLUMNS)
     for r in range(NUM_ROWS):
-        score_RT[r, num_columns:] = score_RT[r, 0]
+        score_RX[r, num_columns:] = score_RX[r, 0]
 
 
 @compiled
 def score_tile(
-    rows_IH: F32, tile_HT: F32, base_T: F32, num_max: int, first_column: int, score_IJ: F32
-) -> None:
+    rows_IH: F32, panel_PHC: F32, base_X: F32, sign_H: F32, num_columns: int, first_column: int,
+    score_IJ: F32,
+) -> None:  # fmt: skip
     """Write the scores of all rows against one tile, whose first column is `first_column`."""
-    num_rows, num_columns = len(rows_IH), tile_HT.shape[1]
-    panel_PHC, padded_T, sign_H = _pack_panels(tile_HT, base_T, num_max)
-    group_HR = np.empty((len(tile_HT), NUM_ROWS), np.float32)
-    score_RT = np.empty((NUM_ROWS, len(padded_T)), np.float32)
-    for first in range(0, num_rows, NUM_ROWS):
-        _score_rows(rows_IH, first, panel_PHC, padded_T, sign_H, num_columns, group_HR, score_RT)
-        for r in range(min(NUM_ROWS, num_rows - first)):
+    group_HR = np.empty((len(sign_H), NUM_ROWS), np.float32)
+    score_RX = np.empty((NUM_ROWS, len(base_X)), np.float32)
+    for first in range(0, len(rows_IH), NUM_ROWS):
+        _score_rows(rows_IH, first, panel_PHC, base_X, sign_H, num_columns, group_HR, score_RX)
+        for r in range(min(NUM_ROWS, len(rows_IH) - first)):
             for j in range(num_columns):
-                score_IJ[first + r, first_column + j] = score_RT[r, j]
+                score_IJ[first + r, first_column + j] = score_RX[r, j]
 
 
 @compiled
 def add_tile(
-    rows_IH: F32, tile_HT: F32, base_T: F32, num_max: int, first_column: int, key_IK: I64,
+    rows_IH: F32, panel_PHC: F32, base_X: F32, sign_H: F32, first_column: int, key_IK: I64,
     statistics: Any, counted: Any, column_max_T: F32,
 ) -> None:  # fmt: skip
     """Score all rows against one tile and fold the scores into heaps, statistics and maxima."""
-    num_rows, num_columns = len(rows_IH), tile_HT.shape[1]
-    panel_PHC, padded_T, sign_H = _pack_panels(tile_HT, base_T, num_max)
-    group_HR = np.empty((len(tile_HT), NUM_ROWS), np.float32)
-    score_RT = np.empty((NUM_ROWS, len(padded_T)), np.float32)
+    num_rows, num_columns = len(rows_IH), len(column_max_T)
+    group_HR = np.empty((len(sign_H), NUM_ROWS), np.float32)
+    score_RX = np.empty((NUM_ROWS, len(base_X)), np.float32)
     low_P, high_P = np.empty(len(panel_PHC), np.float32), np.empty(len(panel_PHC), np.float32)
     for first in range(0, num_rows, NUM_ROWS):
         rows_here = min(NUM_ROWS, num_rows - first)
-        _score_rows(rows_IH, first, panel_PHC, padded_T, sign_H, num_columns, group_HR, score_RT)
-        _raise_column_max(column_max_T, score_RT)
-        _add_sums(score_RT, num_columns, statistics, first, rows_here)
+        _score_rows(rows_IH, first, panel_PHC, base_X, sign_H, num_columns, group_HR, score_RX)
+        _raise_column_max(column_max_T, score_RX)
+        _add_sums(score_RX, num_columns, statistics, first, rows_here)
         for r in range(rows_here):
             i = first + r
-            _add_row(score_RT[r], num_columns, i, statistics, counted, low_P, high_P)
+            _add_row(score_RX[r], num_columns, i, statistics, counted, low_P, high_P)
             for p in range(len(panel_PHC)):
                 if high_P[p] >= score_of(key_IK[i, 0]):
                     start = p * PANEL_COLUMNS
-                    part_T = score_RT[r, start : min(start + PANEL_COLUMNS, num_columns)]
+                    part_T = score_RX[r, start : min(start + PANEL_COLUMNS, num_columns)]
                     _offer(key_IK[i], part_T, first_column + start)
 
 
 @compiled
 def sum_tile(
-    rows_IH: F32, tile_HT: F32, base_T: F32, num_max: int, group_I: I64, statistics: Any,
+    rows_IH: F32, panel_PHC: F32, base_X: F32, sign_H: F32, group_I: I64, statistics: Any,
     counted: Any, sum_GT: I64,
 ) -> None:  # fmt: skip
     """Score all rows against one tile and add each, in fixed point, to its group's columns."""
-    num_rows, num_columns = len(rows_IH), tile_HT.shape[1]
-    panel_PHC, padded_T, sign_H = _pack_panels(tile_HT, base_T, num_max)
-    group_HR = np.empty((len(tile_HT), NUM_ROWS), np.float32)
-    score_RT = np.empty((NUM_ROWS, len(padded_T)), np.float32)
+    num_rows, num_columns = len(rows_IH), sum_GT.shape[1]
+    group_HR = np.empty((len(sign_H), NUM_ROWS), np.float32)
+    score_RX = np.empty((NUM_ROWS, len(base_X)), np.float32)
     low_P, high_P = np.empty(len(panel_PHC), np.float32), np.empty(len(panel_PHC), np.float32)
     for first in range(0, num_rows, NUM_ROWS):
         rows_here = min(NUM_ROWS, num_rows - first)
-        _score_rows(rows_IH, first, panel_PHC, padded_T, sign_H, num_columns, group_HR, score_RT)
-        _add_sums(score_RT, num_columns, statistics, first, rows_here)
+        _score_rows(rows_IH, first, panel_PHC, base_X, sign_H, num_columns, group_HR, score_RX)
+        _add_sums(score_RX, num_columns, statistics, first, rows_here)
         for r in range(rows_here):
-            _add_row(score_RT[r], num_columns, first + r, statistics, counted, low_P, high_P)
+            _add_row(score_RX[r], num_columns, first + r, statistics, counted, low_P, high_P)
             sum_T = sum_GT[group_I[first + r]]
             for j in range(num_columns):
-                whole = (np.float64(score_RT[r, j]) * ONE + ROUND_TO_WHOLE) - ROUND_TO_WHOLE
+                whole = (np.float64(score_RX[r, j]) * ONE + ROUND_TO_WHOLE) - ROUND_TO_WHOLE
                 sum_T[j] += np.int64(whole)
 
 

@@ -141,7 +141,7 @@ def test_tuning_takes_the_first_setting_that_finds_enough() -> None:
     tuning = tune(search, exact, 8, WIDER, wanted_recall=0.7)
     assert tuning.chosen is tuning.best
     assert [point.recall for point in tuning.points] == [0.25, 0.75]
-    assert tuning.best.settings == WIDER[1]
+    assert (tuning.best.num_probes, tuning.best.num_candidates) == (8, 8)
     assert tuning.best.scored_fraction == 0.5
 
 
@@ -150,7 +150,7 @@ def test_tuning_says_when_no_setting_finds_enough() -> None:
     tuning = tune(lambda _: found_lists(np.tile([1.0, 0.0], (3, 1))), exact, 9, WIDER[:2], 0.9)
     assert tuning.chosen is None
     assert tuning.best.recall == 0.5
-    assert [point.settings.num_probes for point in tuning.points] == [4, 8]
+    assert [point.num_probes for point in tuning.points] == [4, 8]
 
 
 def test_schedules_end_with_everything_and_never_ask_for_more() -> None:
