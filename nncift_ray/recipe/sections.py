@@ -28,9 +28,14 @@ _LABEL_SELECTOR = re.compile(
 
 
 class Section(BaseModel):
-    """A frozen part of the recipe that knows all its keys."""
+    """A frozen part of the recipe that knows all its keys; each is described by the text below it.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    The text is the ``description`` in ``model_fields``.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True
+    )
 
 
 def parse_count(value: object) -> int:
@@ -63,24 +68,21 @@ NodeLabels = Annotated[dict[str, str], AfterValidator(_check_labels)]
 
 
 class PoolConfig(Section):
-    """How many actors a stage has and what each holds. Never changes a result.
-
-    Attributes:
-        num_actors: A number, [min, max] to autoscale between, or null to use what the cluster has.
-        num_cpus: CPUs of an actor; null: all of a local machine, or 4 on a cluster.
-        num_gpus: GPUs of an actor; null: 1 where the cluster has any and the stage can use it.
-        resources: Custom Ray resources of an actor, e.g. {licence: 1}.
-        labels: Labels of the nodes that an actor may run on, as Ray's selectors: a value, "!value",
-            "in(a, b)" or "!in(a, b)", e.g. {ray.io/market-type: "!spot"}.
-        shard_rows: Rows (pairs when labelling) a shard: what a lost worker costs at most.
-    """
+    """How many actors a stage has and what each holds. Never changes a result."""
 
     num_actors: int | tuple[int, int] | None = None
+    """A number, [min, max] to autoscale between, or null to use what the cluster has."""
     num_cpus: float | None = Field(default=None, gt=0)
+    """CPUs of an actor; null: all of a local machine, or 4 on a cluster."""
     num_gpus: float | None = Field(default=None, ge=0)
+    """GPUs of an actor; null: 1 where the cluster has any and the stage can use it."""
     resources: dict[str, float] = {}
+    """Custom Ray resources of an actor, e.g. {licence: 1}."""
     labels: NodeLabels = {}
+    """Labels of the nodes that an actor may run on, as Ray's selectors: a value, "!value", "in(a,
+    b)" or "!in(a, b)", e.g. {ray.io/market-type: "!spot"}."""
     shard_rows: int | None = Field(default=None, ge=1)
+    """Rows (pairs when labelling) a shard: what a lost worker costs at most."""
 
     @field_validator("num_actors")
     @classmethod
@@ -99,34 +101,31 @@ _SIGNED = re.compile(
 
 
 class DataConfig(Section):
-    """What to choose from, and what to become good at.
-
-    Attributes:
-        candidates: Files, globs or folders to choose from.
-        targets: What the model should be good at; the candidates themselves when empty.
-        existing: Data that the model already has; a conditional gain looks for what they lack. They
-            are not selected again, and are never labelled.
-        layout: Layout of all files, or "auto" to find it per file.
-        columns: Explicit mapping for other layouts, e.g. {prompt: q, response: a}.
-        max_chars: A longer prompt or response makes a row an error.
-        max_failed_fraction: Stop when a larger share of the records is unusable.
-        group_by: Field of the original record that names a source or task in the report; the file
-            name when null.
-        subtask_by: Field of a target's original record that names its subtask; the objective top_k
-            takes the best of the subtasks (LESS). All targets are one subtask when null.
-    """
+    """What to choose from, and what to become good at."""
 
     candidates: tuple[str, ...] = Field(min_length=1)
+    """Files, globs or folders to choose from."""
     targets: tuple[str, ...] = ()
+    """What the model should be good at; the candidates themselves when empty."""
     existing: tuple[str, ...] = ()
+    """Data that the model already has; a conditional gain looks for what they lack. They are not
+    selected again, and are never labelled."""
     layout: Literal[
         "auto", "alpaca", "prompt_completion", "question_answer", "sharegpt", "messages"
     ] = "auto"
+    """Layout of all files, or "auto" to find it per file."""
     columns: dict[str, str] | None = None
+    """Explicit mapping for other layouts, e.g. {prompt: q, response: a}."""
     max_chars: int = Field(default=200_000, ge=1)
+    """A longer prompt or response makes a row an error."""
     max_failed_fraction: float = Field(default=0.5, ge=0, le=1)
+    """Stop when a larger share of the records is unusable."""
     group_by: str | None = None
+    """Field of the original record that names a source or task in the report; the file name when
+    null."""
     subtask_by: str | None = None
+    """Field of a target's original record that names its subtask; the objective top_k takes the
+    best of the subtasks (LESS). All targets are one subtask when null."""
 
     @field_validator("candidates", "targets", "existing")
     @classmethod
@@ -155,20 +154,17 @@ class DataConfig(Section):
 
 
 class EmbedderConfig(Section):
-    """The sentence embedder whose vectors the network reads.
-
-    Attributes:
-        model: "auto" (BAAI/bge-large-en-v1.5, or the packaged model when the hub cannot be
-            reached), a hub id, a local folder, or "embedded:all-minilm-l6-v2".
-        revision: Revision of a hub model.
-        dtype: How vectors are stored.
-        pool: Actors.
-    """
+    """The sentence embedder whose vectors the network reads."""
 
     model: str = "auto"
+    """"auto" (BAAI/bge-large-en-v1.5, or the packaged model when the hub cannot be reached), a hub
+    id, a local folder, or "embedded:all-minilm-l6-v2"."""
     revision: str | None = None
+    """Revision of a hub model."""
     dtype: Literal["float32", "float16"] = "float32"
+    """How vectors are stored."""
     pool: PoolConfig = PoolConfig()
+    """Actors."""
 
 
 # Recipe sections ``teacher`` and ``labels``: who labels, and how much.
@@ -181,110 +177,96 @@ _IMPORT_PATH = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
 
 
 class LessConfig(Section):
-    """The warm-up and the gradient features of LESS (defaults: arXiv 2402.04333).
-
-    Attributes:
-        warmup_fraction: Share of the candidates, drawn at random, that the warm-up trains on.
-        max_warmup_examples: Most examples that the fraction may come to.
-        num_epochs: Epochs of the warm-up; each leaves one checkpoint.
-        learning_rate: Peak of the linear schedule.
-        lr_warmup_fraction: Share of the steps in which the learning rate rises.
-        batch_size: Examples an optimiser step.
-        rank: Rank of the LoRA matrices.
-        alpha: LoRA's scale is alpha / rank.
-        dropout: LoRA's dropout while warming up; none while gradients are taken.
-        target_modules: Names of the linear layers that get an adapter.
-        quantization: "bitsandbytes" loads the frozen base in 4 bits.
-        projection_dim: Length of a projected gradient.
-        max_length: Tokens of the longest example; a longer one is an error row.
-        seed: Seed of the draw, of LoRA's first weights, of the order and of the projection.
-        num_workers: Ray Train workers of the warm-up.
-        pool: Actors that take gradients.
-    """
+    """The warm-up and the gradient features of LESS (defaults: arXiv 2402.04333)."""
 
     warmup_fraction: float = Field(default=0.05, gt=0, le=1)
+    """Share of the candidates, drawn at random, that the warm-up trains on."""
     max_warmup_examples: int = Field(default=20_000, ge=1)
+    """Most examples that the fraction may come to."""
     num_epochs: int = Field(default=4, ge=1)
+    """Epochs of the warm-up; each leaves one checkpoint."""
     learning_rate: float = Field(default=2e-5, gt=0)
+    """Peak of the linear schedule."""
     lr_warmup_fraction: float = Field(default=0.03, ge=0, lt=1)
+    """Share of the steps in which the learning rate rises."""
     batch_size: int = Field(default=32, ge=1)
+    """Examples an optimiser step."""
     rank: int = Field(default=128, ge=1)
+    """Rank of the LoRA matrices."""
     alpha: float = Field(default=512.0, gt=0)
+    """LoRA's scale is alpha / rank."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
+    """LoRA's dropout while warming up; none while gradients are taken."""
     target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+    """Names of the linear layers that get an adapter."""
     quantization: Literal["bitsandbytes"] | None = None
+    """"bitsandbytes" loads the frozen base in 4 bits."""
     projection_dim: int = Field(default=8192, ge=1)
+    """Length of a projected gradient."""
     max_length: int = Field(default=2048, ge=8)
+    """Tokens of the longest example; a longer one is an error row."""
     seed: int = Field(default=0, ge=0)
+    """Seed of the draw, of LoRA's first weights, of the order and of the projection."""
     num_workers: int = Field(default=1, ge=1)
+    """Ray Train workers of the warm-up."""
     pool: PoolConfig = PoolConfig()
+    """Actors that take gradients."""
 
 
 class SelectItConfig(Section):
-    """The reflections of SelectIT (arXiv 2402.16705).
-
-    Attributes:
-        models: Language models of different size whose scores are averaged by their number of
-            parameters; teacher.model alone when empty.
-        alpha: How much disagreement between the rating prompts lowers the score.
-    """
+    """The reflections of SelectIT (arXiv 2402.16705)."""
 
     models: tuple[str, ...] = ()
+    """Language models of different size whose scores are averaged by their number of parameters;
+    teacher.model alone when empty."""
     alpha: float = Field(default=0.2, ge=0)
+    """How much disagreement between the rating prompts lowers the score."""
 
 
 class EngineConfig(Section):
-    """Which language model, and how an engine loads it.
-
-    Attributes:
-        model: Language model: "auto", a hub id, a folder, or "embedded:smollm2-135m-instruct".
-        revision: Revision of a hub model.
-        engine: vLLM where it is installed, else transformers, when "auto".
-        dtype: Weights of the language model; "auto" is float32 on CPU, bfloat16 on GPU, as the
-            run directory was begun.
-        max_length: Tokens of the longest request, a generated answer included.
-        kv_cache_memory_bytes: Memory of vLLM's key-value cache; null: on CPU four requests of
-            max_length (eight answers), at most half of what is free, and on GPU what
-            gpu_memory_utilization leaves.
-        gpu_memory_utilization: vLLM on GPU: share of the memory it takes, log-probabilities of the
-            prompts included.
-        batch_tokens: Tokens computed in one step of the engine; null: as many as the vocabulary and
-            the memory allow.
-        tensor_parallel_size: vLLM: GPUs that share one copy of the model.
-        quantization: "bitsandbytes" (4 bits; transformers, or vLLM with its plugin for it), or what
-            the installed vLLM knows, such as awq, gptq or fp8; null: as the model's files say.
-        adapter: Folder of a PEFT LoRA adapter on the model.
-    """
+    """Which language model, and how an engine loads it."""
 
     model: str = "auto"
+    """Language model: "auto", a hub id, a folder, or "embedded:smollm2-135m-instruct"."""
     revision: str | None = None
+    """Revision of a hub model."""
     engine: Literal["auto", "vllm", "transformers"] = "auto"
+    """vLLM where it is installed, else transformers, when "auto"."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Weights of the language model; "auto" is float32 on CPU, bfloat16 on GPU, as the run
+    directory was begun."""
     max_length: int = Field(default=2048, ge=32)
+    """Tokens of the longest request, a generated answer included."""
     kv_cache_memory_bytes: int | None = Field(default=None, ge=1)
+    """Memory of vLLM's key-value cache; null: on CPU four requests of max_length (eight answers),
+    at most half of what is free, and on GPU what gpu_memory_utilization leaves."""
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
+    """vLLM on GPU: share of the memory it takes, log-probabilities of the prompts included."""
     batch_tokens: int | None = Field(default=None, ge=32)
+    """Tokens computed in one step of the engine; null: as many as the vocabulary and the memory
+    allow."""
     tensor_parallel_size: int = Field(default=1, ge=1)
+    """vLLM: GPUs that share one copy of the model."""
     quantization: str | None = None
+    """"bitsandbytes" (4 bits; transformers, or vLLM with its plugin for it), or what the installed
+    vLLM knows, such as awq, gptq or fp8; null: as the model's files say."""
     adapter: str | None = None
+    """Folder of a PEFT LoRA adapter on the model."""
 
 
 class TeacherConfig(EngineConfig):
-    """Who labels the sample; a language model's keys are read by the teachers that ask one.
-
-    Attributes:
-        kind: delift_se, delift, less, selectit, or a class of your own as "package.module:Class".
-        max_failed_fraction: Stop when a larger share of the requests fails.
-        less: Warm-up and gradients of LESS.
-        selectit: Reflections of SelectIT.
-        options: Keyword arguments of a teacher class of your own.
-    """
+    """Who labels the sample; a language model's keys are read by the teachers that ask one."""
 
     kind: str
+    """delift_se, delift, less, selectit, or a class of your own as "package.module:Class"."""
     max_failed_fraction: float = Field(default=0.05, ge=0, le=1)
+    """Stop when a larger share of the requests fails."""
     less: LessConfig = LessConfig()
+    """Warm-up and gradients of LESS."""
     selectit: SelectItConfig = SelectItConfig()
+    """Reflections of SelectIT."""
     options: dict[str, Any] = {}
+    """Keyword arguments of a teacher class of your own."""
 
     @field_validator("options")
     @classmethod
@@ -319,29 +301,26 @@ class LabelsConfig(Section):
     With ``pair_scores.by: teacher`` it labels everything: every pair, or every example of a
     pointwise teacher. ``label_pairs`` (or ``max_pairs``) then bounds the pairs to whole rows, and
     ``fraction`` and ``holdout_pairs`` are not read.
-
-    Attributes:
-        fraction: Share of the rows and of the columns in the labelled block (paper: 0.05).
-        label_pairs: Total pairs to label instead, held-out ones included, per block.
-        max_pairs: Most pairs of a block that ``fraction`` may come to; 0.05 of a million rows would
-            be 2.5 billion.
-        holdout_pairs: Held-out pairs of each quadrant Q1..Q4; null: a twentieth of the labels, at
-            most 500.
-        validation_fraction: Share of the block that only decides when training stops.
-        group_pairs: Requests that the engine is handed at once, neighbours sharing a helper. Part
-            of what the labels are: another number changes their last digits.
-        seed: Seed of the draw.
-        pool: Actors.
     """
 
     fraction: float = Field(default=0.05, gt=0, le=1)
+    """Share of the rows and of the columns in the labelled block (paper: 0.05)."""
     label_pairs: int | None = None
+    """Total pairs to label instead, held-out ones included, per block."""
     max_pairs: int = Field(default=1_000_000, ge=1)
+    """Most pairs of a block that ``fraction`` may come to; 0.05 of a million rows would be 2.5
+    billion."""
     holdout_pairs: int | None = Field(default=None, ge=0)
+    """Held-out pairs of each quadrant Q1..Q4; null: a twentieth of the labels, at most 500."""
     validation_fraction: float = Field(default=0.1, gt=0, lt=1)
+    """Share of the block that only decides when training stops."""
     group_pairs: int = Field(default=256, ge=1)
+    """Requests that the engine is handed at once, neighbours sharing a helper. Part of what the
+    labels are: another number changes their last digits."""
     seed: int = Field(default=0, ge=0)
+    """Seed of the draw."""
     pool: PoolConfig = PoolConfig()
+    """Actors."""
 
     @field_validator("label_pairs", mode="before")
     @classmethod
@@ -356,66 +335,60 @@ ByteCount = Annotated[int, BeforeValidator(parse_count)]
 
 
 class NetworkConfig(Section):
-    """The InfluenceNetwork and its training (defaults: NN-CIFT, arXiv 2502.09969).
-
-    Attributes:
-        num_hidden: Hidden units.
-        num_epochs: Most epochs, where they make ``min_steps`` optimiser steps or more.
-        min_steps: A small sample gets more epochs (and patience) until they would make this many
-            steps; 0 keeps to the paper's epochs.
-        batch_size: Pairs a step, over all workers together.
-        learning_rate: Adam's.
-        patience: Epochs without a better held-out loss before training stops.
-        seed: Seed of initial weights and batch order.
-        num_workers: Ray Train workers (CPU); another number changes the last bits of the weights.
-        standardise: Learn labels of mean 0 and deviation 1; the paper's network learns them raw.
-    """
+    """The InfluenceNetwork and its training (defaults: NN-CIFT, arXiv 2502.09969)."""
 
     num_hidden: int = Field(default=100, ge=1)
+    """Hidden units."""
     num_epochs: int = Field(default=20, ge=1)
+    """Most epochs, where they make ``min_steps`` optimiser steps or more."""
     min_steps: int = Field(default=20_000, ge=0)
+    """A small sample gets more epochs (and patience) until they would make this many steps; 0 keeps
+    to the paper's epochs."""
     batch_size: int = Field(default=64, ge=1)
+    """Pairs a step, over all workers together."""
     learning_rate: float = Field(default=1e-4, gt=0)
+    """Adam's."""
     patience: int = Field(default=5, ge=1)
+    """Epochs without a better held-out loss before training stops."""
     seed: int = Field(default=0, ge=0)
+    """Seed of initial weights and batch order."""
     num_workers: int = Field(default=1, ge=1)
+    """Ray Train workers (CPU); another number changes the last bits of the weights."""
     standardise: bool = True
+    """Learn labels of mean 0 and deviation 1; the paper's network learns them raw."""
 
 
 class PairScoresConfig(Section):
-    """The all-pairs stage.
-
-    Attributes:
-        by: "network" predicts the influence of every pair from a sample of labels. "teacher" takes
-            the teacher's own labels for it: of every pair, or of whole rows (all candidates as
-            helpers) up to ``labels.label_pairs``; no network is trained.
-        mode: "exact" scores every pair. "pruned" scores the pairs that an index of the network's
-            own features proposes. "auto" measures both on this machine and takes the faster.
-        top_k: Helpers kept of every row.
-        min_recall: Share of the true top K that a pruned run must find, on average over rows.
-        recall_rows: Rows the search is tuned on, and as many others that it is checked on.
-        on_low_recall: What to do where even the widest search finds too little: stop, or go exact.
-        seed: Of the samples that the index is built, tuned and checked on.
-        dense: Also write all scores, as a table of one list a row; exact mode only.
-        max_dense_bytes: Largest such table.
-        max_worker_bytes: Memory that one worker may take, estimated before the stage starts. More
-            lets it keep more columns in memory. Never changes a result.
-        column_tile: Columns scored at a time. Never changes a result.
-        pool: Actors; each scores with as many threads as it has CPUs.
-    """
+    """The all-pairs stage."""
 
     by: Literal["network", "teacher"] = "network"
+    """"network" predicts the influence of every pair from a sample of labels. "teacher" takes the
+    teacher's own labels for it: of every pair, or of whole rows (all candidates as helpers) up to
+    ``labels.label_pairs``; no network is trained."""
     mode: Literal["exact", "pruned", "auto"] = "exact"
+    """"exact" scores every pair. "pruned" scores the pairs that an index of the network's own
+    features proposes. "auto" measures both on this machine and takes the faster."""
     top_k: int = Field(default=64, ge=1)
+    """Helpers kept of every row."""
     min_recall: float = Field(default=0.98, gt=0, le=1)
+    """Share of the true top K that a pruned run must find, on average over rows."""
     recall_rows: int = Field(default=256, ge=1)
+    """Rows the search is tuned on, and as many others that it is checked on."""
     on_low_recall: Literal["stop", "exact"] = "stop"
+    """What to do where even the widest search finds too little: stop, or go exact."""
     seed: int = Field(default=0, ge=0)
+    """Of the samples that the index is built, tuned and checked on."""
     dense: bool = False
+    """Also write all scores, as a table of one list a row; exact mode only."""
     max_dense_bytes: ByteCount = 2 * 10**9
+    """Largest such table."""
     max_worker_bytes: ByteCount = 4 * 10**9
+    """Memory that one worker may take, estimated before the stage starts. More lets it keep more
+    columns in memory. Never changes a result."""
     column_tile: int = Field(default=65_536, ge=16)
+    """Columns scored at a time. Never changes a result."""
     pool: PoolConfig = PoolConfig()
+    """Actors; each scores with as many threads as it has CPUs."""
 
     @model_validator(mode="after")
     def _dense_needs_every_pair(self) -> Self:
@@ -454,17 +427,15 @@ class QuotasConfig(Section):
 
     A quota is a count, or a share of the budget below 1 (rounded down for ``max`` and up for
     ``min``). Groups that are not named have none.
-
-    Attributes:
-        field: Field of the original record that names the group, such as task; null: data.group_by,
-            or the name of the file where that is null, too.
-        min: Least picks by group; a group with fewer candidates stops the run.
-        max: Most picks by group, or one quota for every group.
     """
 
     field: str | None = Field(default=None, min_length=1)
+    """Field of the original record that names the group, such as task; null: data.group_by, or the
+    name of the file where that is null, too."""
     min: dict[str, Quota] = {}
+    """Least picks by group; a group with fewer candidates stops the run."""
     max: dict[str, Quota] | Quota = {}
+    """Most picks by group, or one quota for every group."""
 
     @property
     def given(self) -> bool:
@@ -501,21 +472,17 @@ REMOVED_KINDS: Mapping[str, str] = {
 
 
 class OptimizerConfig(Section):
-    """How the subset is searched; ``optimizer: lazy`` is short for ``optimizer: {kind: lazy}``.
-
-    Attributes:
-        kind: "lazy" picks greedily and computes only the gains that can matter; "cost_benefit" is
-            for a budget in tokens, by gain a token; "partitioned" selects in parts of the
-            candidates, on all actors, then among the parts' picks: no machine holds more of the
-            lists than a part, or the picks of all parts.
-        partitions: partitioned: parts of the candidates; null: one for every 50,000 candidates, at
-            least 2.
-        pool: partitioned: its actors.
-    """
+    """How the subset is searched; ``optimizer: lazy`` is short for ``optimizer: {kind: lazy}``."""
 
     kind: OptimizerKind = "lazy"
+    """"lazy" picks greedily and computes only the gains that can matter; "cost_benefit" is for a
+    budget in tokens, by gain a token; "partitioned" selects in parts of the candidates, on all
+    actors, then among the parts' picks: no machine holds more of the lists than a part, or the
+    picks of all parts."""
     partitions: int | None = Field(default=None, ge=2)
+    """partitioned: parts of the candidates; null: one for every 50,000 candidates, at least 2."""
     pool: PoolConfig = PoolConfig()
+    """partitioned: its actors."""
 
     @model_validator(mode="before")
     @classmethod
@@ -602,37 +569,35 @@ class SelectionConfig(Section):
     "within or cross": the rows are the targets where there are any (cross), else the candidates
     (within). p are the examples of ``data.existing``; they are scored by the same network, as
     helpers of the same rows. (x)+ is x where positive, else 0.
-
-    Attributes:
-        objective: See above. The mutual information forms need targets, the conditional gains need
-            data.existing. top_k takes the candidates of the highest score: a pointwise teacher's,
-            or the mean influence on the targets of the subtask where it is highest (LESS).
-        budget: A fraction (below 1), a count (from 1), or {tokens: 5M}.
-        eta: Weight of the target in the mutual information forms.
-        nu: Weight of the existing data in the conditional gains; 1 in the paper.
-        redundancy: How much graph_cut minds that picks resemble each other (its lambda).
-        saturation: saturated_coverage: share of a row's whole list that is enough for it.
-        optimizer: How the subset is searched.
-        stop_gain: Stop early when a pick would add less than this share of the value reached so
-            far; null: fill the budget.
-        quotas: Least and most picks of each source or other group.
-        include: Ids of candidates that must be picked, or one path of a file with an id a line.
-        exclude: Ids of candidates that must not be picked, or one path of such a file.
-        seed: Seed of random, and of the parts of the partitioned optimizer.
     """
 
     objective: Objective
+    """See above. The mutual information forms need targets, the conditional gains need
+    data.existing. top_k takes the candidates of the highest score: a pointwise teacher's, or the
+    mean influence on the targets of the subtask where it is highest (LESS)."""
     budget: Fraction | int | TokenBudget
+    """A fraction (below 1), a count (from 1), or {tokens: 5M}."""
     eta: float = Field(default=1.0, gt=0)
+    """Weight of the target in the mutual information forms."""
     nu: float = Field(default=1.0, ge=0)
+    """Weight of the existing data in the conditional gains; 1 in the paper."""
     redundancy: float = Field(default=0.5, ge=0)
+    """How much graph_cut minds that picks resemble each other (its lambda)."""
     saturation: float = Field(default=0.1, gt=0, le=1)
+    """saturated_coverage: share of a row's whole list that is enough for it."""
     optimizer: OptimizerConfig = OptimizerConfig()
+    """How the subset is searched."""
     stop_gain: float | None = Field(default=None, ge=0, lt=1)
+    """Stop early when a pick would add less than this share of the value reached so far; null: fill
+    the budget."""
     quotas: QuotasConfig = QuotasConfig()
+    """Least and most picks of each source or other group."""
     include: tuple[str, ...] | str = ()
+    """Ids of candidates that must be picked, or one path of a file with an id a line."""
     exclude: tuple[str, ...] | str = ()
+    """Ids of candidates that must not be picked, or one path of such a file."""
     seed: int = Field(default=0, ge=0)
+    """Seed of random, and of the parts of the partitioned optimizer."""
 
     @field_validator("budget", mode="before")
     @classmethod
@@ -719,163 +684,146 @@ _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
 
 
 class TuningConfig(Section):
-    """How the model is fine-tuned on a subset (defaults: the paper's QLoRA).
-
-    Attributes:
-        method: "qlora" (the base in 4-bit NF4), "lora", or "full" (all weights).
-        rank: Rank of the LoRA matrices.
-        alpha: LoRA's scale is alpha / rank.
-        dropout: LoRA's dropout.
-        target_modules: Names of the linear layers that get an adapter; null: all of them but the
-            output layer.
-        num_epochs: Passes over the subset.
-        learning_rate: Peak of the linear schedule.
-        lr_warmup_fraction: Share of the steps in which the learning rate rises.
-        batch_size: Examples an optimiser step, over all workers together.
-        max_length: Tokens of the longest example; a longer one is an error row.
-        dtype: What is computed in; "auto" is bfloat16 on a GPU, float32 on a CPU. On a CPU bfloat16
-            means autocast over float32 weights.
-        seed: Seed of LoRA's first weights, of the order and of dropout.
-        num_workers: Ray Train workers.
-        pool: CPUs of a worker.
-    """
+    """How the model is fine-tuned on a subset (defaults: the paper's QLoRA)."""
 
     method: Literal["qlora", "lora", "full"] = "qlora"
+    """"qlora" (the base in 4-bit NF4), "lora", or "full" (all weights)."""
     rank: int = Field(default=8, ge=1)
+    """Rank of the LoRA matrices."""
     alpha: float = Field(default=16.0, gt=0)
+    """LoRA's scale is alpha / rank."""
     dropout: float = Field(default=0.05, ge=0, lt=1)
+    """LoRA's dropout."""
     target_modules: tuple[str, ...] | None = None
+    """Names of the linear layers that get an adapter; null: all of them but the output layer."""
     num_epochs: int = Field(default=3, ge=1)
+    """Passes over the subset."""
     learning_rate: float = Field(default=2e-4, gt=0)
+    """Peak of the linear schedule."""
     lr_warmup_fraction: float = Field(default=0.03, ge=0, lt=1)
+    """Share of the steps in which the learning rate rises."""
     batch_size: int = Field(default=4, ge=1)
+    """Examples an optimiser step, over all workers together."""
     max_length: int = Field(default=1024, ge=8)
+    """Tokens of the longest example; a longer one is an error row."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """What is computed in; "auto" is bfloat16 on a GPU, float32 on a CPU. On a CPU bfloat16 means
+    autocast over float32 weights."""
     seed: int = Field(default=0, ge=0)
+    """Seed of LoRA's first weights, of the order and of dropout."""
     num_workers: int = Field(default=1, ge=1)
+    """Ray Train workers."""
     pool: PoolConfig = PoolConfig()
+    """CPUs of a worker."""
 
 
 class InContextConfig(Section):
-    """How a subset is shown to the untuned model: the nearest examples before every question.
-
-    Attributes:
-        num_examples: Examples shown (paper: 5), nearest by the embeddings of the prompts.
-        max_length: Tokens of the longest prompt; examples are cut from their left, the question
-            never.
-    """
+    """How a subset is shown to the untuned model: the nearest examples before every question."""
 
     num_examples: int = Field(default=5, ge=1)
+    """Examples shown (paper: 5), nearest by the embeddings of the prompts."""
     max_length: int = Field(default=2048, ge=32)
+    """Tokens of the longest prompt; examples are cut from their left, the question never."""
 
 
 class GenerationConfig(Section):
-    """How answers are written (defaults: the paper's).
-
-    Attributes:
-        max_tokens: Longest answer.
-        temperature: 0 takes the likeliest token.
-        min_p: Tokens less likely than this share of the likeliest are never taken.
-        seed: Seed; each row has a stream of its own.
-        max_rows: Held-out rows of each test set that answers are written for, drawn with the seed;
-            null: all.
-        pool: Actors that generate and score.
-    """
+    """How answers are written (defaults: the paper's)."""
 
     max_tokens: int = Field(default=150, ge=1)
+    """Longest answer."""
     temperature: float = Field(default=0.2, ge=0)
+    """0 takes the likeliest token."""
     min_p: float = Field(default=0.1, ge=0, le=1)
+    """Tokens less likely than this share of the likeliest are never taken."""
     seed: int = Field(default=0, ge=0)
+    """Seed; each row has a stream of its own."""
     max_rows: int | None = Field(default=None, ge=1)
+    """Held-out rows of each test set that answers are written for, drawn with the seed; null: all.
+    """
     pool: PoolConfig = PoolConfig()
+    """Actors that generate and score."""
 
 
 class JudgeConfig(Section):
-    """A language model that grades answers from 1 to 5; used when ``metrics`` has ``judge``.
-
-    Attributes:
-        model: "auto", a hub id (paper: prometheus-eval/prometheus-7b-v2.0), a folder, or an
-            embedded model.
-        revision: Revision of a hub model.
-        engine: As ``teacher.engine``.
-        dtype: As ``teacher.dtype``.
-        quantization: As ``teacher.quantization``.
-        max_length: Tokens of the longest question to the judge, its answer included.
-        max_tokens: Longest verdict.
-        rubric: Replaces the shipped rubric; says what 1 to 5 mean.
-        pool: Actors.
-    """
+    """A language model that grades answers from 1 to 5; used when ``metrics`` has ``judge``."""
 
     model: str = "auto"
+    """"auto", a hub id (paper: prometheus-eval/prometheus-7b-v2.0), a folder, or an embedded model.
+    """
     revision: str | None = None
+    """Revision of a hub model."""
     engine: Literal["auto", "vllm", "transformers"] = "auto"
+    """As ``teacher.engine``."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """As ``teacher.dtype``."""
     quantization: str | None = None
+    """As ``teacher.quantization``."""
     max_length: int = Field(default=4096, ge=64)
+    """Tokens of the longest question to the judge, its answer included."""
     max_tokens: int = Field(default=512, ge=1)
+    """Longest verdict."""
     rubric: str | None = None
+    """Replaces the shipped rubric; says what 1 to 5 mean."""
     pool: PoolConfig = PoolConfig()
+    """Actors."""
 
 
 class EvaluationConfig(Section):
-    """What `nncift evaluate` compares.
-
-    Attributes:
-        tests: Held-out rows by a name of your own: ``{gsm8k: [test.jsonl]}``.
-        methods: Subsets to compare. "initial" (no data), "random", "full", a teacher by its own
-            labels ("delift"), NN-CIFT over it ("nn_cift+delift"), or a smaller model in its place
-            ("small_lm+delift").
-        budgets: Sizes of the subsets, as fractions of the candidates. The first is for every
-            method, further ones draw a learning curve for ``curve_methods``.
-        curve_methods: Methods that the further budgets are for; null: all that have a budget.
-        random_seeds: How many random subsets there are of each size.
-        modes: "icl" (examples in the prompt of the untuned model), "tuned" (the model fine-tuned).
-        metrics: "nll" (held-out nats a response token), "rouge" (ROUGE-1 and ROUGE-L F), "bge"
-            (cosine of answer and reference), "exact_match", "judge".
-        model: Language model to teach: "auto", a hub id, a folder, or an embedded model.
-        revision: Revision of a hub model.
-        engine: As ``teacher.engine``.
-        dtype: As ``teacher.dtype``.
-        small_model: Model of "small_lm" methods.
-        teacher_pairs: Most pairs that a pairwise teacher labels for its own scores; null: every
-            pair. Fewer are whole rows of the table, drawn with the seed, and the tables say so.
-        nll_max_rows: Held-out rows of each test set that "nll" is measured on in the mode "icl",
-            whose prompts are long; null: all. The mode "tuned" measures all.
-        tuning: Fine-tuning.
-        in_context: In-context learning.
-        generation: Writing answers.
-        judge: Grading answers.
-        extrapolate_to: Candidates of a larger corpus that the cost table is extrapolated to, marked
-            as such; null: none.
-        bootstrap_samples: Resamplings of the confidence intervals.
-        confidence: Level of the intervals and of what is called more than noise.
-    """
+    """What `nncift evaluate` compares."""
 
     tests: dict[str, tuple[str, ...]] = {}
+    """Held-out rows by a name of your own: ``{gsm8k: [test.jsonl]}``."""
     methods: tuple[str, ...] = ("initial", "random", "nn_cift+delift", "full")
+    """Subsets to compare. "initial" (no data), "random", "full", a teacher by its own labels
+    ("delift"), NN-CIFT over it ("nn_cift+delift"), or a smaller model in its place
+    ("small_lm+delift")."""
     budgets: tuple[float, ...] = (0.1,)
+    """Sizes of the subsets, as fractions of the candidates. The first is for every method, further
+    ones draw a learning curve for ``curve_methods``."""
     curve_methods: tuple[str, ...] | None = None
+    """Methods that the further budgets are for; null: all that have a budget."""
     random_seeds: int = Field(default=3, ge=1)
+    """How many random subsets there are of each size."""
     modes: tuple[Literal["icl", "tuned"], ...] = ("icl", "tuned")
+    """"icl" (examples in the prompt of the untuned model), "tuned" (the model fine-tuned)."""
     metrics: tuple[Literal["nll", "rouge", "bge", "exact_match", "judge"], ...] = (
         "nll",
         "rouge",
         "bge",
     )
+    """"nll" (held-out nats a response token), "rouge" (ROUGE-1 and ROUGE-L F), "bge" (cosine of
+    answer and reference), "exact_match", "judge"."""
     model: str = "auto"
+    """Language model to teach: "auto", a hub id, a folder, or an embedded model."""
     revision: str | None = None
+    """Revision of a hub model."""
     engine: Literal["auto", "vllm", "transformers"] = "auto"
+    """As ``teacher.engine``."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """As ``teacher.dtype``."""
     small_model: str | None = None
+    """Model of "small_lm" methods."""
     teacher_pairs: int | None = Field(default=None, ge=1)
+    """Most pairs that a pairwise teacher labels for its own scores; null: every pair. Fewer are
+    whole rows of the table, drawn with the seed, and the tables say so."""
     nll_max_rows: int | None = Field(default=None, ge=1)
+    """Held-out rows of each test set that "nll" is measured on in the mode "icl", whose prompts are
+    long; null: all. The mode "tuned" measures all."""
     tuning: TuningConfig = TuningConfig()
+    """Fine-tuning."""
     in_context: InContextConfig = InContextConfig()
+    """In-context learning."""
     generation: GenerationConfig = GenerationConfig()
+    """Writing answers."""
     judge: JudgeConfig = JudgeConfig()
+    """Grading answers."""
     extrapolate_to: int | None = Field(default=None, ge=1)
+    """Candidates of a larger corpus that the cost table is extrapolated to, marked as such; null:
+    none."""
     bootstrap_samples: int = Field(default=10_000, ge=100)
+    """Resamplings of the confidence intervals."""
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
+    """Level of the intervals and of what is called more than noise."""
 
     @field_validator("tests")
     @classmethod
@@ -923,31 +871,27 @@ class EvaluationConfig(Section):
 
 
 class ClusterConfig(Section):
-    """Where to run.
-
-    Attributes:
-        address: Ray address; null: RAY_ADDRESS if set, else a Ray of our own on this machine.
-        labels: Labels of the nodes for every stage whose pool names none, as in a pool; so that
-            what must last stays off spot nodes.
-        worker_logs: Show what workers print.
-        log_format: Progress for people (text), or JSON lines on standard error (json) with run,
-            stage and shard ids. A run directory on a disk gets these lines in ``logs/`` anyway.
-        price_per_gpu_hour: US dollars, for `nncift plan` and the report.
-        price_per_cpu_hour: US dollars.
-        teacher_tokens_per_second: Speed of one teacher actor, for `nncift plan`; null: a guess by
-            hardware.
-        placement_timeout: Seconds for which no node may be able to hold an actor before the stage
-            stops and says what is missing; long enough for an autoscaler and for a spot shortage.
-    """
+    """Where to run."""
 
     address: str | None = None
+    """Ray address; null: RAY_ADDRESS if set, else a Ray of our own on this machine."""
     labels: NodeLabels = {}
+    """Labels of the nodes for every stage whose pool names none, as in a pool; so that what must
+    last stays off spot nodes."""
     worker_logs: bool = False
+    """Show what workers print."""
     log_format: Literal["text", "json"] = "text"
+    """Progress for people (text), or JSON lines on standard error (json) with run, stage and shard
+    ids. A run directory on a disk gets these lines in ``logs/`` anyway."""
     price_per_gpu_hour: float = Field(default=2.5, ge=0)
+    """US dollars, for `nncift plan` and the report."""
     price_per_cpu_hour: float = Field(default=0.04, ge=0)
+    """US dollars."""
     teacher_tokens_per_second: float | None = Field(default=None, gt=0)
+    """Speed of one teacher actor, for `nncift plan`; null: a guess by hardware."""
     placement_timeout: float = Field(default=1800, gt=0)
+    """Seconds for which no node may be able to hold an actor before the stage stops and says what
+    is missing; long enough for an autoscaler and for a spot shortage."""
 
     def hourly_price(self, num_cpus: float, num_gpus: float) -> float:
         """Return what a worker costs an hour, US dollars: its GPUs, or its CPUs if it has none."""
@@ -957,12 +901,7 @@ class ClusterConfig(Section):
 
 
 class ExportConfig(Section):
-    """The files of the subset. ``subset.jsonl`` and ``subset.parquet`` are always written.
-
-    Attributes:
-        formats: Other forms: alpaca, messages and sharegpt for training programs, dataset (a folder
-            with a card that Hugging Face datasets loads), ids (one a line).
-    """
+    """The files of the subset. ``subset.jsonl`` and ``subset.parquet`` are always written."""
 
     formats: tuple[Literal["alpaca", "messages", "sharegpt", "dataset", "ids"], ...] = (
         "alpaca",
@@ -971,24 +910,24 @@ class ExportConfig(Section):
         "dataset",
         "ids",
     )
+    """Other forms: alpaca, messages and sharegpt for training programs, dataset (a folder with a
+    card that Hugging Face datasets loads), ids (one a line)."""
 
 
 class ReportConfig(Section):
-    """The HTML report.
-
-    Attributes:
-        title: Heading; the run directory's name when null.
-        num_picks: Picks shown with what they cover.
-    """
+    """The HTML report."""
 
     title: str | None = None
+    """Heading; the run directory's name when null."""
     num_picks: int = Field(default=12, ge=1, le=200)
+    """Picks shown with what they cover."""
 
 
 class Config(Section):
     """A whole recipe."""
 
     run_dir: str = Field(min_length=1)
+    """Folder or object-store address that holds all of a run; the same recipe resumes there."""
     data: DataConfig
     teacher: TeacherConfig
     selection: SelectionConfig

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import BaseModel
 
 from nncift_ray.errors import ConfigError
 from nncift_ray.recipe.loading import REMOVED_KEYS, dump_config, load_config, make_config
@@ -162,3 +163,16 @@ def test_a_key_that_went_is_refused_with_what_took_its_place(path: str) -> None:
         value = {key: value}
     message = complaint(**{section: {**shortest().get(section, {}), **value}})
     assert f"{path}: this key was removed; {REMOVED_KEYS[path]}" in message
+
+
+def sections_of(section: type[BaseModel]) -> list[type[BaseModel]]:
+    kinds = [field.annotation for field in section.model_fields.values()]
+    inner = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+    return [section, *(deeper for kind in inner for deeper in sections_of(kind))]
+
+
+@pytest.mark.parametrize("section", dict.fromkeys(sections_of(Config)))
+def test_every_key_is_described(section: type[BaseModel]) -> None:
+    for name, field in section.model_fields.items():
+        is_section = isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+        assert is_section or field.description, name
