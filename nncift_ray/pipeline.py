@@ -22,7 +22,13 @@ from nncift_ray.corpus.export import DATASET_FOLDER, DATASET_PARQUET, ExportStag
 from nncift_ray.corpus.ingest import DeduplicateStage, IngestStage, find_sources
 from nncift_ray.corpus.sources import expand_sources
 from nncift_ray.embedders import EmbedStage
-from nncift_ray.engines.load import EngineFactory, actor_threads, resolve_engine_kind, settle
+from nncift_ray.engines.load import (
+    EngineFactory,
+    actor_threads,
+    auto_dtype,
+    resolve_engine_kind,
+    settle,
+)
 from nncift_ray.engines.lora import AdapterSpec, LoraModel, ModelOptions, TrainableModel, WholeModel
 from nncift_ray.engines.models import (
     ResolvedModel,
@@ -231,6 +237,8 @@ class Teaching:
             ConfigError: If the class cannot be used.
         """
         self.has_gpu, self._fetch = has_gpu, fetch
+        #: What "auto" in the recipe follows: it must not change when a run goes on elsewhere.
+        self.begun_with_gpu = has_gpu
         self._config, self._teacher = config, config.teacher
         self.teacher_class = load_teacher_class(config.teacher.kind)
 
@@ -284,10 +292,8 @@ class Teaching:
 
     @property
     def dtype(self) -> str:
-        """The language models' dtype; "auto" is settled here, once for all nodes of a run."""
-        if self._teacher.dtype != "auto":
-            return self._teacher.dtype
-        return "bfloat16" if self.has_gpu else "float32"
+        """The language models' dtype, the same on all nodes and wherever the run goes on."""
+        return settle(self._teacher, auto_dtype(has_gpu=self.begun_with_gpu)).dtype
 
     @property
     def pool(self) -> PoolConfig:
@@ -370,7 +376,7 @@ class Teaching:
     def gradient_batch_tokens(self) -> int:
         """Padded tokens whose gradients are taken at once, where the recipe does not say."""
         return self._teacher.batch_tokens or (
-            GPU_GRADIENT_TOKENS if self.has_gpu else CPU_GRADIENT_TOKENS
+            GPU_GRADIENT_TOKENS if self.begun_with_gpu else CPU_GRADIENT_TOKENS
         )
 
     def lora_factory(self) -> LoraFactory:
@@ -903,6 +909,7 @@ def event_log(run_dir: Location, label: str) -> Generator[EventLog]:
 # Run a recipe: every stage that is not finished, then the files and the report a user opens.
 
 RUN_RECORD = "run.json"
+HARDWARE_RECORD = "hardware.json"
 EXPORT_FOLDER = "export"
 REPORT_NAME = "report.html"
 TRAINING_FOLDER = "training"
@@ -1019,6 +1026,8 @@ def run_stages(
     Returns:
         The outputs by stage, those known among them.
     """
+    teaching = blueprint.teaching
+    teaching.begun_with_gpu = begun_with_gpu(run_dir, has_gpu=teaching.has_gpu)
     outputs: dict[str, StageOutput] = dict(known or {})
     fingerprints = {name: output.fingerprint for name, output in outputs.items()}
 
@@ -1043,6 +1052,21 @@ def run_stages(
         for line in [] if describe is None else describe(outputs[name]):
             reporter.notice(line)
     return outputs
+
+
+def begun_with_gpu(run_dir: Location, *, has_gpu: bool, record: bool = True) -> bool:
+    """Return whether a run directory was begun where there is a GPU; its first run records it.
+
+    ``teacher.dtype: auto`` and the batches of gradients follow it, so that a run that goes on
+    elsewhere finds the work that is done.
+    """
+    file = run_dir / HARDWARE_RECORD
+    if file.exists():
+        return bool(json.loads(file.read_bytes())["gpu"])
+    if record:
+        facts = {"gpu": has_gpu, "auto_dtype": auto_dtype(has_gpu=has_gpu)}
+        file.write_bytes(json.dumps(facts).encode())
+    return has_gpu
 
 
 def describe_decisions(index: StageOutput) -> list[str]:

@@ -27,7 +27,7 @@ from nncift_ray.engines.models import ResolvedModel, resolve_embedder, resolve_l
 from nncift_ray.errors import DataError, NnciftError
 from nncift_ray.labels.sample import SampleDesign
 from nncift_ray.labels.step import draw_sample
-from nncift_ray.pipeline import Blueprint
+from nncift_ray.pipeline import Blueprint, begun_with_gpu
 from nncift_ray.recipe.sections import Config, TokenBudget
 from nncift_ray.runtime.driver import finished_shards, plan_shards, stage_folder
 from nncift_ray.runtime.files import Location
@@ -359,7 +359,8 @@ def make_plan(config: Config, *, hardware: Literal["cpu", "gpu"] | None = None) 
     """
     run_dir = Location.of(config.run_dir)
     kind = hardware or detect_hardware()
-    blueprint = Blueprint(config, has_gpu=kind == "gpu", fetch=False)
+    has_gpu = begun_with_gpu(run_dir, has_gpu=kind == "gpu", record=False)
+    blueprint = Blueprint(config, has_gpu=has_gpu, fetch=False)
     blueprint.check()
     outputs, states, shards_left = _walk(blueprint, run_dir)
     corpus = estimate_corpus(config, outputs.get("deduplicate"))

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 
+from nncift_ray import pipeline
+from nncift_ray.engines.embedded import EMBEDDED_LANGUAGE_MODEL
+from nncift_ray.engines.load import EngineFactory
 from nncift_ray.errors import ConfigError, ModelError
 from nncift_ray.pipeline import (
     GRADIENT_STAGES,
@@ -17,6 +22,10 @@ from nncift_ray.pipeline import (
 )
 from nncift_ray.recipe.loading import make_config
 from nncift_ray.recipe.sections import Config
+from nncift_ray.runtime.driver import execute_here
+from nncift_ray.runtime.progress import SilentReporter
+from nncift_ray.runtime.step import Resources
+from tests.fake_engines import FakeEngine
 from tests.unit.stages.chain import LastDigitTeacher
 
 RATER = "tests.unit.stages.chain:LastDigitTeacher"
@@ -93,3 +102,35 @@ def test_a_teacher_of_examples_selects_by_top_k_only(kind: str) -> None:
     words = rf"teacher.kind {kind}.* scores examples, not pairs, .*top_k \(given: graph_cut\)"
     with pytest.raises(ConfigError, match=words):
         Blueprint(recipe("graph_cut", kind=kind), fetch=False)
+
+
+def label_fingerprint(folder: Path) -> str:
+    """Label with a model whose dtype is "auto"; return where the labels are."""
+    rows = [json.dumps({"prompt": f"question {i}", "completion": f"answer {i}"}) for i in range(8)]
+    corpus = folder.parent / "corpus.jsonl"
+    corpus.write_text("\n".join(rows))
+    tree = {
+        "run_dir": str(folder),
+        "data": {"candidates": [str(corpus)]},
+        "teacher": {"kind": "selectit", "model": EMBEDDED_LANGUAGE_MODEL},
+        "selection": {"objective": "top_k", "budget": 2},
+        "pair_scores": {"by": "teacher"},
+    }
+    config = make_config(tree)
+    result = pipeline.run(config, reporter=SilentReporter(), execute=execute_here, until="label")
+    return result.outputs["label"].fingerprint
+
+
+def test_a_run_that_goes_on_where_there_is_a_gpu_finds_its_labels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(EngineFactory, "__call__", lambda factory: FakeEngine())
+    monkeypatch.setattr(pipeline, "ray_session", lambda cluster: contextlib.nullcontext())
+    monkeypatch.setattr(pipeline, "pool_resources", lambda *args, **options: Resources())
+    found: dict[tuple[str, bool], str] = {}
+    for name, has_gpu in (("a", False), ("a", True), ("b", True), ("b", False)):
+        monkeypatch.setattr(pipeline, "cluster_has_gpu", lambda has_gpu=has_gpu: has_gpu)
+        found[name, has_gpu] = label_fingerprint(tmp_path / name)
+    assert found["a", False] == found["a", True]
+    assert found["b", False] == found["b", True]
+    assert found["a", False] != found["b", True]  # float32 and bfloat16
