@@ -11,12 +11,11 @@ import codecs
 import csv
 import datetime
 import json
-import math
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
-from typing import Any, Literal, NoReturn, cast
+from typing import Any, Literal, cast
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -63,11 +62,7 @@ Shape = Literal["lines", "array", "object"]
 
 
 def finish_record(
-    value: object,
-    line: int,
-    limits: ReadLimits,
-    text: str | bytes = "",
-    default: Callable[[Any], object] | None = None,
+    value: object, line: int, limits: ReadLimits, text: str | bytes = ""
 ) -> RawRecord:
     """Return the record of a parsed row: an object that can be written as UTF-8 JSON, or its error.
 
@@ -79,29 +74,25 @@ def finish_record(
         line: Where it stands in its file.
         limits: Bounds on a record.
         text: The row as the file has it, already within the limits; "" where it has no text.
-        default: Makes JSON of values that JSON lacks.
     """
     if not isinstance(value, dict):
         kind = "null" if value is None else type(value).__name__
         message = f"a record must be a JSON object with named fields, this is a {kind}"
         return bad_record(line, "not_an_object", message, text or str(value))
     try:
-        record = json.dumps(value, ensure_ascii=False, allow_nan=False, default=default)
+        record = json.dumps(value, ensure_ascii=False, allow_nan=False)
         record.encode("utf-8")
     except UnicodeEncodeError as error:
         if _RAW_BYTES.match(error.object, error.start):
             message = "the row holds bytes that are not UTF-8; convert the file to UTF-8"
             return bad_record(line, "invalid_utf8", message, text or error.object)
-        return bad_record(
-            line,
-            "invalid_unicode",
-            "holds half of a surrogate pair (such as \\ud800), which is no character",
-            text or error.object,
-        )
+        message = "holds half of a surrogate pair (such as \\ud800), which is no character"
+        return bad_record(line, "invalid_unicode", message, text or error.object)
     except RecursionError:
         return _too_deep(line, limits, text)
-    except ValueError as error:
-        return bad_record(line, "not_json", f"cannot be written as JSON: {error}", text)
+    except ValueError:
+        message = "holds NaN, Infinity or a number out of range, which is not JSON; write null"
+        return bad_record(line, "not_json", message, text or str(value))
     if not text and len(record) > limits.max_record_bytes:
         return overlong_record(line, record[:EXCERPT_CHARS], limits)
     if record.count("[") + record.count("{") > limits.max_depth < _depth(record):
@@ -174,20 +165,17 @@ def _sniff_shape(body: bytes, ended: bool, prefer_lines: bool) -> Shape:
     first, newline, rest = body.partition(b"\n")
     first, second = first.strip(), rest.lstrip()
     is_alone = ended and not second
-    is_complete = (bool(newline) or ended) and _is_json(first)
-    if body.startswith(b"["):
-        if is_complete:
-            is_line = not is_alone and (prefer_lines or second.startswith(b"{"))
-            return "lines" if is_line else "array"
-        goes_on = first == b"[" or not newline or (first.startswith(b"[{") and first.endswith(b","))
-        return "array" if goes_on or not prefer_lines else "lines"
-    if body.startswith(b"{") and not prefer_lines:
-        if is_complete:
-            return "object" if is_alone else "lines"
-        # A line that an object goes on from ends with one of these; a cut record hardly does.
-        goes_on = first.endswith((b"{", b"[", b",", b":"))
-        return "lines" if second.startswith(b"{") and not goes_on else "object"
-    return "lines"
+    is_array = body.startswith(b"[")
+    if not is_array and (prefer_lines or not body.startswith(b"{")):
+        return "lines"
+    shape: Shape = "array" if is_array else "object"
+    if (newline or ended) and _is_json(first):
+        is_line = not is_alone and (not is_array or prefer_lines or second.startswith(b"{"))
+        return "lines" if is_line else shape
+    # A line that a value goes on from ends with one of these; a cut record hardly does.
+    goes_on = not newline or first.endswith((b"{", b"[", b",", b":"))
+    is_line = not goes_on and (prefer_lines if is_array else second.startswith(b"{"))
+    return "lines" if is_line else shape
 
 
 def _is_json(text: bytes) -> bool:
@@ -213,7 +201,7 @@ def _read_lines(chunks: Iterator[bytes], limits: ReadLimits) -> Iterator[RawReco
 def _parse_record(text: bytes, line: int, limits: ReadLimits) -> RawRecord:
     """Parse one record; whatever is wrong with it comes back as its error."""
     try:
-        value: object = json.loads(text.decode("utf-8"), parse_constant=_refuse_constant)
+        value: object = json.loads(text.decode("utf-8"))
     except UnicodeDecodeError as error:
         message = f"byte {error.start + 1} of the row is not UTF-8; convert the file to UTF-8"
         return bad_record(line, "invalid_utf8", message, text)
@@ -222,10 +210,6 @@ def _parse_record(text: bytes, line: int, limits: ReadLimits) -> RawRecord:
     except ValueError as error:
         return bad_record(line, "not_json", f"not valid JSON: {error}", text)
     return finish_record(value, line, limits, text)
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON; write null")
 
 
 class _JsonText:
@@ -535,28 +519,17 @@ def _read_batches(
     number = 0
     try:
         for batch in batches:
-            plain = all(_is_plain(field.type) for field in batch.schema)
-            batch = batch.rename_columns(_unique_names(batch.schema.names))
+            named = batch.rename_columns(_unique_names(batch.schema.names))
             for start in range(0, batch.num_rows, BATCH_ROWS):
-                for row in _rows_of(batch.slice(start, BATCH_ROWS)):
+                for row in _rows_of(named.slice(start, BATCH_ROWS)):
                     number += 1
-                    if isinstance(row, Exception):
-                        yield _unreadable_row(number, row)
-                    else:
-                        value = row if plain else to_json_value(row)
-                        yield finish_record(value, number, limits)
+                    yield _finish_row(row, number, limits)
     except FileNotFoundError:
         raise
     except _ARROW_DAMAGE as error:
         reason = "truncated_file" if number else "unreadable_file"
         message = f"the {kind} data cannot be read from here on ({error}); copy or write it again"
         yield bad_record(number + 1, reason, message)
-
-
-def _unreadable_row(line: int, error: Exception) -> RawRecord:
-    if isinstance(error, UnicodeDecodeError) or "UTF8" in str(error):
-        return bad_record(line, "invalid_utf8", "a text column holds bytes that are not UTF-8")
-    return bad_record(line, "wrong_type", f"a value cannot be read: {error}")
 
 
 def _rows_of(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | Exception]:
@@ -573,31 +546,18 @@ def _rows_of(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | Exception]:
             yield from _rows_of(batch.slice(offset, 1))
 
 
-def _is_plain(kind: pa.DataType) -> bool:
-    """Whether values of the type are JSON values as Python reads them."""
-    if pa.types.is_dictionary(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return _is_plain(kind.value_type)
-    if pa.types.is_struct(kind):
-        return all(_is_plain(kind.field(index).type) for index in range(kind.num_fields))
-    tests = (
-        pa.types.is_string,
-        pa.types.is_large_string,
-        pa.types.is_integer,
-        pa.types.is_boolean,
-        pa.types.is_null,
-    )
-    return any(test(kind) for test in tests)
+def _finish_row(row: dict[str, Any] | Exception, line: int, limits: ReadLimits) -> RawRecord:
+    """Return a row as JSON has it: other values as text, NaN (which means absent) as null."""
+    if isinstance(row, UnicodeDecodeError) or (isinstance(row, Exception) and "UTF8" in str(row)):
+        return bad_record(line, "invalid_utf8", "a text column holds bytes that are not UTF-8")
+    if isinstance(row, Exception):
+        return bad_record(line, "wrong_type", f"a value cannot be read: {row}")
+    value: object = json.loads(json.dumps(row, default=_to_text), parse_constant=lambda _: None)
+    return finish_record(value, line, limits)
 
 
-def to_json_value(value: object) -> object:
-    """Return a value that JSON lacks as text; NaN, which tables use for absent, as null."""
-    if value is None or isinstance(value, str | bool | int):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        items = cast("Mapping[object, object]", value).items()
-        return {str(key): to_json_value(item) for key, item in items}
+def _to_text(value: object) -> str:
+    """Return a value that JSON lacks as text; bytes that are no text as base64."""
     if isinstance(value, bytes):
         try:
             return value.decode("utf-8")
@@ -605,8 +565,6 @@ def to_json_value(value: object) -> object:
             return base64.b64encode(value).decode("ascii")
     if isinstance(value, datetime.datetime | datetime.date | datetime.time):
         return value.isoformat()
-    if isinstance(value, Sequence):
-        return [to_json_value(item) for item in cast("Sequence[object]", value)]
     return str(value)
 
 

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, ClassVar, NotRequired, TypedDict, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import pyarrow as pa
@@ -36,29 +36,9 @@ BATCH_ROWS = 4_096
 MAX_BATCH_CHARS = 16 << 20
 
 
-class ExampleRow(TypedDict):
-    """A usable row, in the columns of ``schemas.RECORDS``."""
-
-    role: str
-    example_id: str
-    prompt: str
-    response: str
-    record: str
-    source: str
-    line: int
-    layout: str
-
-
-class ErrorRow(TypedDict):
-    """A row that could not be used, in the columns of ``schemas.ERRORS``."""
-
-    stage: str
-    source: str | None
-    line: int | None
-    example_id: NotRequired[str | None]
-    reason: str
-    message: str
-    excerpt: str | None
+#: A usable row in the columns of ``schemas.RECORDS``, or an error ("reason" is among its keys) in
+#: those of ``schemas.ERRORS``.
+Row = dict[str, Any]
 
 
 def read_examples(
@@ -66,7 +46,7 @@ def read_examples(
     role: str,
     layout: Layout | None = None,
     limits: ReadLimits | None = None,
-) -> Iterator[ExampleRow | ErrorRow]:
+) -> Iterator[Row]:
     """Yield every record of a file as an example or as an error, in the order of the file.
 
     Where no layout is given, the file's first records are read twice: once to find it.
@@ -95,9 +75,7 @@ def _find_layout(source: SourceFile, limits: ReadLimits) -> Layout | None:
         raise DataError(f"{source.uri}: {error}") from error
 
 
-def _to_row(
-    raw: RawRecord, uri: str, role: str, layout: Layout | None, limits: ReadLimits
-) -> ExampleRow | ErrorRow:
+def _to_row(raw: RawRecord, uri: str, role: str, layout: Layout | None, limits: ReadLimits) -> Row:
     example = raw.error or to_example(cast(Record, raw.value), layout, limits.max_chars)
     if isinstance(example, BadRow):
         return {
@@ -122,14 +100,14 @@ def _to_row(
 
 
 def batch_tables(
-    rows: Iterable[ExampleRow | ErrorRow], batch_size: int = BATCH_ROWS
+    rows: Iterable[Row], batch_size: int = BATCH_ROWS
 ) -> Iterator[tuple[pa.Table, pa.Table]]:
     """Gather rows into (records, errors) tables of ``schemas.RECORDS`` and ``schemas.ERRORS``.
 
     Together the two hold at most ``batch_size`` rows and about ``MAX_BATCH_CHARS`` characters.
     """
-    good: list[ExampleRow] = []
-    bad: list[ErrorRow] = []
+    good: list[Row] = []
+    bad: list[Row] = []
     num_chars = 0
     for row in rows:
         if "reason" in row:
@@ -144,10 +122,10 @@ def batch_tables(
         yield _to_tables(good, bad)
 
 
-def _to_tables(good: list[ExampleRow], bad: list[ErrorRow]) -> tuple[pa.Table, pa.Table]:
+def _to_tables(good: list[Row], bad: list[Row]) -> tuple[pa.Table, pa.Table]:
     return (
-        pa.Table.from_pylist(cast("list[dict[str, object]]", good), schema=schemas.RECORDS),
-        pa.Table.from_pylist(cast("list[dict[str, object]]", bad), schema=schemas.ERRORS),
+        pa.Table.from_pylist(good, schema=schemas.RECORDS),
+        pa.Table.from_pylist(bad, schema=schemas.ERRORS),
     )
 
 
@@ -385,29 +363,22 @@ def _parse_ids(columns: Iterable[pa.Array]) -> np.ndarray:
 def _copies_table(role: str, num_copies: np.ndarray) -> pa.Table:
     """Count the further copies of a parent's examples, of those that have any."""
     rows = np.flatnonzero(num_copies > 0)
-    return pa.table(
-        {
-            "role": pa.array([role] * len(rows), pa.string()),
-            "row_index": pa.array(rows, pa.int64()),
-            "num_duplicates": pa.array(num_copies[rows], pa.int32()),
-        },
-        schema=schemas.COPIES,
-    )
+    columns: dict[str, Any] = {
+        "role": [role] * len(rows),
+        "row_index": rows,
+        "num_duplicates": num_copies[rows],
+    }
+    return pa.table(columns, schema=schemas.COPIES)
 
 
 def _number(records: pa.Table, num_copies: np.ndarray, first_index: int) -> pa.Table:
     """Keep the first copies and give them numbers from ``first_index``."""
     is_first = num_copies >= 0
     kept = records.filter(pa.array(is_first))
-    row_index = np.arange(first_index, first_index + kept.num_rows, dtype=np.int64)
-    columns = {
-        "row_index": pa.array(row_index),
-        "num_duplicates": pa.array(num_copies[is_first]),
-    }
-    arrays = [
-        columns[name] if name in columns else kept.column(name) for name in schemas.EXAMPLES.names
-    ]
-    return pa.Table.from_arrays(arrays, schema=schemas.EXAMPLES)
+    row_index = pa.array(np.arange(first_index, first_index + kept.num_rows))
+    kept = kept.append_column("row_index", row_index)
+    kept = kept.append_column("num_duplicates", pa.array(num_copies[is_first]))
+    return kept.select(schemas.EXAMPLES.names).cast(schemas.EXAMPLES)
 
 
 def _describe(ids: Mapping[str, np.ndarray], written: Mapping[str, int]) -> dict[str, int]:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from nncift_ray.corpus.export import write_exports
-from nncift_ray.corpus.ingest import ExampleRow, read_examples
+from nncift_ray.corpus.ingest import Row, read_examples
 from nncift_ray.corpus.sources import expand_sources
 from nncift_ray.errors import DataError
 from nncift_ray.runtime import schemas
@@ -30,8 +30,8 @@ def _dataset(num_rows: int = NUM_ROWS) -> datasets.Dataset:
     return datasets.Dataset.from_list(rows)
 
 
-def _read(pattern: Path) -> list[ExampleRow]:
-    rows: list[ExampleRow] = []
+def _read(pattern: Path) -> list[Row]:
+    rows: list[Row] = []
     for source in expand_sources([str(pattern)]):
         for row in read_examples(source, "candidate"):
             assert "reason" not in row

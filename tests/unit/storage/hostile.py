@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from nncift_ray.corpus.ingest import ErrorRow, ExampleRow, read_examples
+from nncift_ray.corpus.ingest import Row, read_examples
 from nncift_ray.corpus.sources import expand_sources
 from nncift_ray.corpus.streams import ReadLimits
 
@@ -126,11 +126,11 @@ def interleave(kinds: list[Kind]) -> Iterator[Kind]:
     yield Kind("good last", good_pair(len(kinds)), None)
 
 
-def read_file(path: Path, limits: ReadLimits = SMALL) -> tuple[list[ExampleRow], list[ErrorRow]]:
+def read_file(path: Path, limits: ReadLimits = SMALL) -> tuple[list[Row], list[Row]]:
     """Read one corpus file to its end; return its examples and its errors."""
     (source,) = expand_sources([str(path)])
-    good: list[ExampleRow] = []
-    bad: list[ErrorRow] = []
+    good: list[Row] = []
+    bad: list[Row] = []
     for row in read_examples(source, "candidate", limits=limits):
         if "reason" in row:
             bad.append(row)
@@ -139,7 +139,7 @@ def read_file(path: Path, limits: ReadLimits = SMALL) -> tuple[list[ExampleRow],
     return good, bad
 
 
-def reasons(bad: list[ErrorRow]) -> list[tuple[int | None, str]]:
+def reasons(bad: list[Row]) -> list[tuple[int | None, str]]:
     """Return (line, reason) of errors."""
     return [(row["line"], row["reason"]) for row in bad]
 
