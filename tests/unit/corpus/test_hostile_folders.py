@@ -12,7 +12,7 @@ import pytest
 from nncift_ray.corpus import streams as byte_streams
 from nncift_ray.corpus.sources import expand_sources
 from nncift_ray.errors import DataError
-from tests.unit.storage.hostile import good_pair, read_file
+from tests.unit.corpus.hostile import good_pair, read_file
 
 SECRET = "-----BEGIN OPENSSH PRIVATE KEY-----\n"
 NUM_COPIES = 200_000

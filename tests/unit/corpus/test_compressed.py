@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from tests.unit.storage.hostile import good_pair, read_file, reasons
+from tests.unit.corpus.hostile import good_pair, read_file, reasons
 
 NUM_ROWS = 20_000
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.storage.hostile import SMALL, Kind, expected, interleave, read_file, reasons
+from tests.unit.corpus.hostile import SMALL, Kind, expected, interleave, read_file, reasons
 
 HEADER = b"id,prompt,response"
 

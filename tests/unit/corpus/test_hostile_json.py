@@ -10,7 +10,7 @@ import pytest
 from nncift_ray.corpus import streams
 from nncift_ray.corpus.streams import EXCERPT_CHARS, ReadLimits
 from nncift_ray.errors import DataError
-from tests.unit.storage.hostile import (
+from tests.unit.corpus.hostile import (
     ALL_JSON,
     BAD_JSON,
     Kind,

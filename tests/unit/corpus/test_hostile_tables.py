@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.unit.storage.hostile import read_file, reasons
+from tests.unit.corpus.hostile import read_file, reasons
 
 NUM_ROWS = 1_000
 FORMATS = ["parquet", "stream", "file"]

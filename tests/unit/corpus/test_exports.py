@@ -14,7 +14,7 @@ import pytest
 
 from nncift_ray.corpus.export import DATASET_PARQUET, SUBSET, sharegpt_record, write_exports
 from nncift_ray.runtime import schemas
-from tests.unit.storage.hostile import read_file
+from tests.unit.corpus.hostile import read_file
 
 RECORDS: list[dict[str, Any]] = [
     {"instruction": "Add.", "input": "1 2", "output": "3", "id": 7},

@@ -17,7 +17,7 @@ import pytest
 from nncift_ray.corpus.ingest import MAX_BATCH_CHARS, batch_tables, read_examples
 from nncift_ray.corpus.sources import expand_sources
 from nncift_ray.runtime import schemas
-from tests.unit.storage.hostile import good_pair
+from tests.unit.corpus.hostile import good_pair
 
 NUM_ROWS = 10_000
 MIB = 1 << 20

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from nncift_ray.errors import DataError
-from tests.unit.storage.hostile import good_pair, read_file
+from tests.unit.corpus.hostile import good_pair, read_file
 
 NUM_ROWS = 30
 NUM_DAMAGED = 60
