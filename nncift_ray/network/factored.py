@@ -90,6 +90,25 @@ class FactoredNetwork:
             raise ShapeError(msg)
         return _project(self._check(e_ND), self.w_col_HD, np.zeros(self.num_hidden, np.float32))
 
+    def score_points(self, a_NH: F32) -> F32:
+        """Return the scores [N] of examples by a pointwise network, w . relu(a_n) + bias.
+
+        Raises:
+            ShapeError: If the activations are not [N, H].
+            ValueError: If one is not finite; the message names the first such row.
+        """
+        if a_NH.ndim != 2 or a_NH.shape[1] != self.num_hidden:
+            msg = f"activations are {a_NH.shape}, the network has {self.num_hidden} hidden units"
+            raise ShapeError(msg)
+        bad = np.flatnonzero(~np.isfinite(a_NH).all(axis=1))
+        if len(bad):
+            msg = f"activations: row {bad[0]} is not finite; embed these examples anew"
+            raise ValueError(msg)
+        hidden_NH = np.maximum(a_NH.astype(np.float64), 0.0)
+        # A sum in numpy's own fixed order; a matrix product may change with the number of rows.
+        score_N = (hidden_NH * self.w_H.astype(np.float64)).sum(axis=1) + self.bias
+        return score_N.astype(np.float32)
+
     def to_state(self) -> dict[str, NDArray[np.float32]]:
         """Return the arrays of a checkpoint by name; a pointwise one has no "column.weight"."""
         state = {

@@ -31,7 +31,6 @@ from nncift_ray.runtime.output import Sink, StageOutput, column_matrix
 from nncift_ray.runtime.ray_train import RayWorkers, average_gradients, train_on_ray
 from nncift_ray.runtime.schemas import POINTS, WITHIN, helped_role
 from nncift_ray.runtime.step import Shard, Stage, Worker
-from nncift_ray.scores.exact import score_points
 
 
 @dataclass(frozen=True)
@@ -338,7 +337,7 @@ def score_labelled(network: FactoredNetwork, data: BlockLabels) -> np.ndarray:
     """Return the network's influence [B] for the labelled pairs, a bounded number at a time."""
     a_EH = network.project_rows(data.helped_ED)
     if data.helper_ED is None or data.helper_pos is None:
-        return score_points(a_EH, network.w_H, network.bias)[data.helped_pos]
+        return network.score_points(a_EH)[data.helped_pos]
     b_EH = network.project_columns(data.helper_ED)
     influence = np.empty(len(data.utility), np.float32)
     for start in range(0, len(influence), PAIRS_AT_ONCE):

@@ -206,14 +206,6 @@ def score_matrix(a_IH: F32, b_JH: F32, w_H: F32, bias: float, *, num_threads: in
     return score_IJ
 
 
-def score_points(a_NH: F32, w_H: F32, bias: float) -> F32:
-    """Return the scores [N] of examples by a pointwise network, w . relu(a_n) + bias."""
-    check_activations(a_NH, np.zeros((0, len(w_H)), np.float32), w_H, bias)
-    hidden_NH = np.maximum(a_NH.astype(np.float64), 0.0)
-    # A sum along H in numpy's own fixed order; a matrix product may change with the number of rows.
-    return ((hidden_NH * w_H.astype(np.float64)).sum(axis=1) + bias).astype(np.float32)
-
-
 def top_k_rows(
     a_IH: F32,
     b_JH: F32,

@@ -24,7 +24,6 @@ from nncift_ray.scores.exact import (
     TopK,
     TopKState,
     score_matrix,
-    score_points,
     sum_columns,
     to_fixed_point,
     top_k_rows,
@@ -202,9 +201,8 @@ class PointScorer:
         Raises:
             StageError: If a score is too large to be kept in fixed point.
         """
-        activation_NH = column_matrix(rows["activation"])
-        score_N = score_points(activation_NH, self.network.w_H, self.network.bias)
         try:
+            score_N = self.network.score_points(column_matrix(rows["activation"]))
             fixed_N = to_fixed_point(score_N)
         except ValueError as error:
             raise StageError(f"block '{span.name}': {error}") from error

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from nncift_ray.errors import ShapeError
-from nncift_ray.scores.exact import NO_COLUMN, score_block, score_points, top_k_rows, top_k_vector
+from nncift_ray.scores.exact import NO_COLUMN, score_block, top_k_rows, top_k_vector
 
 ORACLE_TOLERANCE = 2e-5  # float32 sums of 23 products of size 1, beside a float64 oracle
 NUM_ROWS, NUM_COLUMNS, NUM_HIDDEN = 11, 203, 23  # none a multiple of a vector or of a row group
@@ -189,11 +189,3 @@ def test_best_of_a_vector_come_first_and_ties_go_to_the_smaller_index() -> None:
 def test_a_vector_with_nan_is_refused() -> None:
     with pytest.raises(ValueError, match="score 1 is NaN"):
         top_k_vector(np.array([1, np.nan], np.float32), 1)
-
-
-def test_points_are_scored_like_pairs_with_a_helper_of_zero() -> None:
-    a, _, w, bias = make_pairs()
-    zero = np.zeros((1, NUM_HIDDEN), np.float32)
-    np.testing.assert_allclose(
-        score_points(a, w, bias), score_block(a, zero, w, bias)[:, 0], atol=ORACLE_TOLERANCE
-    )

@@ -7,7 +7,7 @@ import torch
 from nncift_ray.errors import ShapeError
 from nncift_ray.network.factored import FactoredNetwork
 from nncift_ray.network.network import InfluenceNetwork
-from nncift_ray.scores.exact import score_block, score_points
+from nncift_ray.scores.exact import score_block
 
 FACTORED_TOLERANCE = 1e-5
 DIM, HIDDEN = 13, 7
@@ -51,10 +51,18 @@ def test_factored_network_matches_concatenation_at_the_papers_size() -> None:
         np.testing.assert_allclose(scores[i], expected, atol=FACTORED_TOLERANCE)
 
 
+def test_a_point_whose_activation_is_not_finite_is_named() -> None:
+    factored = InfluenceNetwork(DIM, HIDDEN, pointwise=True, seed=3).factored()
+    activations = factored.project_rows(embeddings(5))
+    activations[2, 1] = np.nan
+    with pytest.raises(ValueError, match="row 2 is not finite"):
+        factored.score_points(activations)
+
+
 def test_factored_pointwise_network_matches_torch() -> None:
     network = InfluenceNetwork(DIM, HIDDEN, pointwise=True, seed=3)
     e, factored = embeddings(5), network.factored()
-    scores = score_points(factored.project_rows(e), factored.w_H, factored.bias)
+    scores = factored.score_points(factored.project_rows(e))
     np.testing.assert_allclose(
         scores, network(torch.from_numpy(e)).detach(), atol=FACTORED_TOLERANCE
     )
