@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 Number = TypeVar("Number", int, float)
 
 INTERRUPTED, STOPPED = 130, 143
+#: From Ctrl-C until the command ends whatever it waits for.
+INTERRUPT_SECONDS = 12.0
 WATCH_SECONDS = 2.0
 FAILURES_TOLD = 5
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
@@ -596,7 +600,32 @@ def main(run_app: Callable[[], Any] = app) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    sys.exit(run_app())
+    _end_when_interrupted()
+    try:
+        sys.exit(run_app())
+    except SystemExit as ended:
+        if ended.code in (INTERRUPTED, STOPPED):
+            # A step's thread may still be at work; an orderly end would wait for it, or crash.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(ended.code)
+        raise
+
+
+def _end_when_interrupted() -> None:
+    """Make the first Ctrl-C an interrupt; a second one, or some seconds more, end the process."""
+
+    def end(*_: object) -> None:
+        os._exit(INTERRUPTED)
+
+    def interrupt(*_: object) -> None:
+        signal.signal(signal.SIGINT, end)
+        timer = threading.Timer(INTERRUPT_SECONDS, end)
+        timer.daemon = True
+        timer.start()
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
 
 
 if __name__ == "__main__":

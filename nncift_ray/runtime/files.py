@@ -26,6 +26,16 @@ from pyarrow import fs as pafs
 
 from nncift_ray.errors import StorageError
 
+TEMPORARY_MARK = ".tmp-"
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+# What may stand in the query of an s3:// address; Arrow itself refuses other names.
+_S3_TEXTS = ("scheme", "endpoint_override")
+_S3_FLAGS = ("allow_bucket_creation", "allow_bucket_deletion", "force_virtual_addressing")
+PRIVATE_MODE = 0o700
+
+# Requests that a store turns away. Arrow's client retries most, but neither reads nor the parts of
+# an upload.
+
 ATTEMPTS = 10
 FIRST_PAUSE_SECONDS = 0.1  # before the second attempt; doubled each time
 LONGEST_PAUSE_SECONDS = 20.0
@@ -70,41 +80,17 @@ def try_again(
     raise AssertionError("unreachable")
 
 
-def delete_patiently(delete: Callable[[], None]) -> None:
-    """Delete, trying again when the store turned it away; a later attempt may find nothing left.
-
-    Arrow deletes and then makes sure that the folder above is still one, by writing an empty
-    object: also that may be turned away.
-
-    Raises:
-        FileNotFoundError: If nothing was there from the start.
-        OSError: As ``try_again``.
-    """
-    attempts = 0
-
-    def attempt() -> None:
-        nonlocal attempts
-        attempts += 1
-        try:
-            delete()
-        except FileNotFoundError:
-            if attempts == 1:
-                raise
-
-    try_again(attempt)
-
-
-class PatientFile(io.RawIOBase):
+class RetryingFile(io.RawIOBase):
     """A file in a store, read by ranges, each tried again."""
 
-    def __init__(self, fs: pafs.FileSystem, path: str) -> None:
+    def __init__(self, store: pafs.FileSystem, path: str) -> None:
         """Open it.
 
         Raises:
             OSError: If it is not there.
         """
         super().__init__()
-        self._file = try_again(lambda: fs.open_input_file(path))
+        self._file = try_again(lambda: store.open_input_file(path))
         self._size = self._file.size()
         self._position = 0
 
@@ -112,9 +98,7 @@ class PatientFile(io.RawIOBase):
         """Return True."""
         return True
 
-    def seekable(self) -> bool:
-        """Return True."""
-        return True
+    seekable = readable
 
     def tell(self) -> int:
         """Return the place of the next byte."""
@@ -130,21 +114,13 @@ class PatientFile(io.RawIOBase):
         """Read so many bytes, or all that are left."""
         left = max(0, self._size - self._position)
         wanted = left if size is None or size < 0 else min(size, left)
-        if not wanted:
-            return b""
-        data = try_again(lambda: self._read_at(wanted, self._position))
+        data = try_again(lambda: self._read_at(self._position, wanted)) if wanted else b""
         self._position += len(data)
         return data
 
-    def _read_at(self, size: int, position: int) -> bytes:
+    def _read_at(self, position: int, size: int) -> bytes:
         self._file.seek(position)
         return self._file.read(size)
-
-    def readinto(self, buffer: Any, /) -> int:
-        """Read into a buffer."""
-        data = self.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
 
     def close(self) -> None:
         """Close it."""
@@ -153,7 +129,7 @@ class PatientFile(io.RawIOBase):
         super().close()
 
 
-class PatientUpload(io.RawIOBase):
+class RetryingUpload(io.RawIOBase):
     """A file that is gathered here and sent when it is closed, again if the store turns it away.
 
     What was sent as a stream cannot be sent again. Memory: ``SPOOLED_BYTES``; beyond that a
@@ -199,8 +175,41 @@ class PatientUpload(io.RawIOBase):
                 stream.write(chunk)
 
 
-class PatientHandler(pafs.FileSystemHandler):
-    """A file system that reads with patience; the rest is the store's own."""
+def _retried(name: str) -> Callable[..., Any]:
+    """Return the method of that name, tried again."""
+
+    def method(self: RetryingFileSystem, *arguments: Any, **options: Any) -> Any:
+        return try_again(lambda: getattr(self.store, name)(*arguments, **options))
+
+    return method
+
+
+def _deleting(name: str) -> Callable[..., None]:
+    """Return a method that deletes, tried again; a later attempt may find nothing left.
+
+    Arrow deletes and then makes sure that the folder above is still one, by writing an empty
+    object: also that may be turned away.
+    """
+
+    def method(self: RetryingFileSystem, *arguments: Any, **options: Any) -> None:
+        attempts = 0
+
+        def attempt() -> None:
+            nonlocal attempts
+            attempts += 1
+            try:
+                getattr(self.store, name)(*arguments, **options)
+            except FileNotFoundError:
+                if attempts == 1:
+                    raise
+
+        try_again(attempt)
+
+    return method
+
+
+class RetryingFileSystem(pafs.FileSystemHandler):
+    """A file system whose every request is tried again when the store turns it away."""
 
     def __init__(self, store: pafs.FileSystem) -> None:
         """Wrap a store."""
@@ -209,7 +218,7 @@ class PatientHandler(pafs.FileSystemHandler):
 
     def __eq__(self, other: object) -> bool:
         """Say whether both wrap the same store."""
-        return isinstance(other, PatientHandler) and self.store == other.store
+        return isinstance(other, RetryingFileSystem) and self.store == other.store
 
     def __ne__(self, other: object) -> bool:
         """Say whether they do not."""
@@ -217,7 +226,7 @@ class PatientHandler(pafs.FileSystemHandler):
 
     def __hash__(self) -> int:
         """Return one number for all, since stores have none."""
-        return hash(PatientHandler)
+        return hash(RetryingFileSystem)
 
     def get_type_name(self) -> str:
         """Return the store's type."""
@@ -227,73 +236,37 @@ class PatientHandler(pafs.FileSystemHandler):
         """Return the path as the store writes it."""
         return self.store.normalize_path(path)
 
-    def get_file_info(self, paths: Any) -> list[pafs.FileInfo]:
-        """Describe files."""
-
-        def ask() -> list[pafs.FileInfo]:
-            return cast("list[pafs.FileInfo]", self.store.get_file_info(paths))
-
-        return try_again(ask)
-
-    def get_file_info_selector(self, selector: pafs.FileSelector) -> list[pafs.FileInfo]:
-        """List a folder."""
-        return try_again(lambda: self.store.get_file_info(selector))
+    get_file_info = get_file_info_selector = _retried("get_file_info")
+    move, copy_file = _retried("move"), _retried("copy_file")
+    delete_dir, delete_file = _deleting("delete_dir"), _deleting("delete_file")
 
     def create_dir(self, path: str, recursive: bool) -> None:
         """Make a folder."""
         try_again(lambda: self.store.create_dir(path, recursive=recursive))
 
-    def delete_dir(self, path: str) -> None:
-        """Delete a folder with all below it."""
-        delete_patiently(lambda: self.store.delete_dir(path))
-
     def delete_dir_contents(self, path: str, missing_dir_ok: bool = False) -> None:
         """Delete what is below a folder."""
-        delete_patiently(
-            lambda: self.store.delete_dir_contents(path, missing_dir_ok=missing_dir_ok)
-        )
+        _deleting("delete_dir_contents")(self, path, missing_dir_ok=missing_dir_ok)
 
     def delete_root_dir_contents(self) -> None:
         """Refuse: nobody means to empty a store."""
         raise PermissionError("the root of a store is not emptied")
 
-    def delete_file(self, path: str) -> None:
-        """Delete a file."""
-        delete_patiently(lambda: self.store.delete_file(path))
-
-    def move(self, src: str, dest: str) -> None:
-        """Copy and delete, which is what a store can do."""
-        self.store.move(src, dest)
-
-    def copy_file(self, src: str, dest: str) -> None:
-        """Copy within the store."""
-        self.store.copy_file(src, dest)
-
     def open_input_stream(self, path: str) -> pa.NativeFile:
         """Open for reading from the start."""
-        return pa.PythonFile(PatientFile(self.store, path), mode="r")
+        return self.open_input_file(path)
 
     def open_input_file(self, path: str) -> pa.NativeFile:
         """Open for reading anywhere."""
-        return pa.PythonFile(PatientFile(self.store, path), mode="r")
+        return pa.PythonFile(RetryingFile(self.store, path), mode="r")
 
     def open_output_stream(self, path: str, metadata: dict[str, str] | None) -> pa.NativeFile:
         """Open for writing; the object is there once it is closed."""
-        return pa.PythonFile(PatientUpload(self.store, path, metadata or None), mode="w")
+        return pa.PythonFile(RetryingUpload(self.store, path, metadata or None), mode="w")
 
     def open_append_stream(self, path: str, metadata: dict[str, str] | None) -> pa.NativeFile:
         """Refuse: an object is written whole."""
         raise io.UnsupportedOperation(f"{path}: an object cannot be appended to")
-
-
-# Files by URI, on a disk or in an object store, written whole or not at all.
-
-TEMPORARY_MARK = ".tmp-"
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
-# What may stand in the query of an s3:// address; Arrow itself refuses other names.
-_S3_TEXTS = ("scheme", "endpoint_override")
-_S3_FLAGS = ("allow_bucket_creation", "allow_bucket_deletion", "force_virtual_addressing")
-PRIVATE_MODE = 0o700
 
 
 def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
@@ -329,7 +302,7 @@ def _resolve_s3(uri: str) -> tuple[pafs.FileSystem, str]:
 
 @functools.lru_cache(maxsize=64)
 def _open_s3(bucket: str, query: str) -> pafs.FileSystem:
-    """Return the file system of a bucket, patient with a store that turns requests away."""
+    """Return the file system of a bucket."""
     options = dict(parse_qsl(query))
     # Arrow reads the address, finds the region and refuses what it does not know.
     plain, _ = pafs.FileSystem.from_uri(f"s3://{bucket}" + (f"?{query}" if query else ""))
@@ -340,7 +313,7 @@ def _open_s3(bucket: str, query: str) -> pafs.FileSystem:
         retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
         **given,
     )
-    return pafs.PyFileSystem(PatientHandler(store))
+    return pafs.PyFileSystem(RetryingFileSystem(store))
 
 
 def _resolve_with_fsspec(uri: str) -> tuple[pafs.FileSystem, str]:
@@ -375,7 +348,7 @@ class Location:
         return cls(fs, path.rstrip("/") or "/", shown)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Travel to a worker as an address: a pickled file system forgets how patient it was."""
+        """Pickle by URI: pickling a file system drops its retry settings."""
         return Location.of, (self.uri,)
 
     def __truediv__(self, name: str) -> Location:
@@ -564,7 +537,7 @@ def delete_temporaries(folder: Location) -> int:
 # Two runs never work in one local run directory, and anybody can see whether one does.
 
 LOCK_NAME = ".lock"
-ATTEMPTS_of_locking, PAUSE_SECONDS = 5, 0.1
+LOCK_ATTEMPTS, LOCK_PAUSE_SECONDS = 5, 0.1
 
 
 @contextlib.contextmanager
@@ -590,11 +563,11 @@ def _take(file: IO[bytes]) -> bool:
     """Lock a file; somebody who only looks (``is_locked``) is gone at the next attempt."""
     import fcntl  # not on every platform; needed on local disks only
 
-    for _ in range(ATTEMPTS_of_locking):
+    for _ in range(LOCK_ATTEMPTS):
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            time.sleep(PAUSE_SECONDS)
+            time.sleep(LOCK_PAUSE_SECONDS)
         else:
             return True
     return False

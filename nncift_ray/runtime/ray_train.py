@@ -114,7 +114,7 @@ def _run_worker(config: dict[str, Any]) -> Any:
 
 @contextlib.contextmanager
 def _interruptible() -> Generator[None]:
-    """Turn Ray Train's answer to Ctrl-C, an exit with code 0, into an interrupt.
+    """Turn Ray Train's answer to Ctrl-C, an exit with code 0, into what would be done without it.
 
     Ray Train leaves its own handler installed, under which later stages would swallow Ctrl-C.
     """
@@ -125,6 +125,8 @@ def _interruptible() -> Generator[None]:
     try:
         yield
     except SystemExit:
+        signal.signal(signal.SIGINT, before)
+        signal.raise_signal(signal.SIGINT)
         raise KeyboardInterrupt from None
     finally:
         signal.signal(signal.SIGINT, before)
