@@ -214,6 +214,21 @@ def _turns(row: Row) -> list[tuple[str, str]]:
     return [(turn.role, turn.text) for turn in turns]
 
 
+def _turns_info(file: str, key: str, role: str, content: str, names: Mapping[str, str]) -> Any:
+    """Describe a file of conversations to LLaMA-Factory: where turns, roles and texts stand."""
+    tags = {
+        "role_tag": role,
+        "content_tag": content,
+        "user_tag": names[USER],
+        "assistant_tag": names[ASSISTANT],
+        "observation_tag": names[TOOL],
+        "function_tag": names[FUNCTION_CALL],
+        "system_tag": names[SYSTEM],
+    }
+    columns = {"messages": key}
+    return {"file_name": file, "formatting": "sharegpt", "columns": columns, "tags": tags}
+
+
 #: What LLaMA-Factory has to know of the exported files. OpenAI messages are its "sharegpt"
 #: formatting with other tags; its formatting "openai" rewrites the system text.
 DATASET_INFO: dict[str, dict[str, Any]] = {
@@ -222,34 +237,12 @@ DATASET_INFO: dict[str, dict[str, Any]] = {
         "formatting": "alpaca",
         "columns": {"prompt": "instruction", "query": "input", "response": "output"},
     },
-    "nncift_sharegpt": {
-        "file_name": SHAREGPT_JSON,
-        "formatting": "sharegpt",
-        "columns": {"messages": "conversations"},
-        "tags": {
-            "role_tag": "from",
-            "content_tag": "value",
-            "user_tag": _SHAREGPT_ROLES[USER],
-            "assistant_tag": _SHAREGPT_ROLES[ASSISTANT],
-            "observation_tag": _SHAREGPT_ROLES[TOOL],
-            "function_tag": _SHAREGPT_ROLES[FUNCTION_CALL],
-            "system_tag": _SHAREGPT_ROLES[SYSTEM],
-        },
-    },
-    "nncift_messages": {
-        "file_name": MESSAGES_JSONL,
-        "formatting": "sharegpt",
-        "columns": {"messages": "messages"},
-        "tags": {
-            "role_tag": "role",
-            "content_tag": "content",
-            "user_tag": USER,
-            "assistant_tag": ASSISTANT,
-            "observation_tag": TOOL,
-            "function_tag": FUNCTION_CALL,
-            "system_tag": SYSTEM,
-        },
-    },
+    "nncift_sharegpt": _turns_info(
+        SHAREGPT_JSON, "conversations", "from", "value", _SHAREGPT_ROLES
+    ),
+    "nncift_messages": _turns_info(
+        MESSAGES_JSONL, "messages", "role", "content", {role: role for role in _SHAREGPT_ROLES}
+    ),
 }
 
 

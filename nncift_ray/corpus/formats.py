@@ -305,15 +305,12 @@ def _read_array(
     number = 0
     try:
         text.take("[")
-        is_empty = text.peek() == "]"
-        while not is_empty:
+        separator = text.take("]") if text.peek() == "]" else ","
+        while separator == ",":
             value = text.take_value()
             number += 1
             yield finish_record(value, number, limits)
-            if text.take(",]") == "]":
-                break
-        if is_empty:
-            text.take("]")
+            separator = text.take(",]")
         if is_whole and text.peek():
             raise _not_json("text follows the end of the array")
     except BrokenStreamError as error:
@@ -323,17 +320,19 @@ def _read_array(
 
 def _read_object(chunks: Iterator[bytes], limits: ReadLimits) -> Iterator[RawRecord]:
     """Read {"data": [...]} as its array, any other object as one record."""
-    window = b""
+    window, damage = b"", None
     try:
         for chunk in chunks:
             window += chunk
             if len(window) > limits.max_record_bytes:
                 break
     except BrokenStreamError as error:
-        chunks = _raising(error)
-    text = _JsonText(chain((window,), chunks), limits)
+        damage = error
+    text = _JsonText(chain((window,), _raising(damage) if damage else chunks), limits)
     if _find_data(text):
         yield from _read_array(text, limits, is_whole=False)
+    elif damage:
+        yield bad_record(1, damage.reason, damage.message, window)
     elif len(window) > limits.max_record_bytes:
         yield overlong_record(1, window, limits)
     else:

@@ -113,3 +113,11 @@ def test_a_cut_array_in_a_cut_archive_keeps_its_rows(tmp_path: Path) -> None:
     good, bad = read_file(path)
     assert len(good) > NUM_ROWS / 4
     assert reasons(bad) == [(len(good) + 1, "truncated_file")]
+
+
+def test_a_cut_object_in_a_cut_archive_is_one_error(tmp_path: Path) -> None:
+    packed = gzip.compress(b'{\n"prompt": "%s"}' % bytes(range(32, 127)).replace(b'"', b"") * 99)
+    path = tmp_path / "one.json.gz"
+    path.write_bytes(packed[:-30])
+    good, bad = read_file(path)
+    assert (good, reasons(bad)) == ([], [(1, "truncated_file")])
