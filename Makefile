@@ -1,6 +1,7 @@
 # Every target does its own set-up; all it takes is make and Python 3.11 (or newer).
 #   make demo            the whole pipeline on a corpus it writes itself
-#   make test            all tests
+#   make test            unit tests and quick ones with models and Ray
+#   make test-all        all tests
 #   make chaos           a run whose nodes die, some minutes
 # PYTHON=/path/to/python3.11 and ACCELERATOR=cpu|gpu override what set-up finds.
 
@@ -20,7 +21,7 @@ OFFLINE := HF_HUB_OFFLINE=1 RAY_USAGE_STATS_ENABLED=0 TOKENIZERS_PARALLELISM=fal
 # every one of them would compile torch, pandas and the rest again.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help setup setup-dev demo lint format type test bench chaos audit clean
+.PHONY: help setup setup-dev demo lint format type test test-all bench chaos audit clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list.
@@ -56,8 +57,16 @@ type: setup-dev ## Pyright, strict on core, storage and config.
 	$(BIN)/pyright
 
 # Ray's workers give way to all else (niceness 15); beside other work they would hardly run.
-test: setup-dev ## All tests (PYTEST_ARGS="-k name" picks some).
-	$(OFFLINE) RAY_worker_niceness=0 $(BIN)/python -m pytest $(PYTEST_ARGS)
+PYTEST := $(OFFLINE) RAY_worker_niceness=0 $(BIN)/python -m pytest
+# pytest ends with 5 where PYTEST_ARGS leaves no test of a part.
+CHOSEN = $(PYTEST_ARGS) || [ $$? -eq 5 ]
+
+test: setup-dev ## Unit tests side by side, then quick ones with models and Ray (PYTEST_ARGS="-k name").
+	$(PYTEST) -n 2 --dist loadfile tests/unit $(CHOSEN)
+	$(PYTEST) -m "not slow" tests/integration $(CHOSEN)
+
+test-all: test ## All tests: also frozen rankings, and runs that are killed on clusters of their own.
+	$(PYTEST) -m slow tests/golden tests/integration tests/e2e $(CHOSEN)
 
 bench: setup-dev ## The benchmarks that need no data of their own, some minutes; tables are printed.
 	@for name in $(BENCHMARKS); do $(OFFLINE) $(BIN)/python -m benchmarks.$$name || exit 1; done

@@ -28,7 +28,6 @@ def wait_until(is_so: Callable[[], bool], seconds: float) -> bool:
     return so
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_spot_nodes_come_when_a_pool_asks_for_them_and_go_when_they_are_idle(
     tmp_path: Path,

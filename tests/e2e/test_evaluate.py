@@ -88,7 +88,6 @@ def makers_here(config: Config, has_gpu: bool) -> Makers:
     return dataclasses.replace(makers_of(config, has_gpu), train=tune_in_process)
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_an_evaluation_killed_behind_its_tuning_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
     recipe, run_dir = write_recipe(tmp_path), tmp_path / "run"

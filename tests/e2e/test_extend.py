@@ -42,7 +42,6 @@ def extend_by_command(parent: Path, new: Path, home: Path) -> str:
     return done.stdout
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_an_extension_killed_while_it_scores_ends_as_an_undisturbed_one(
     undisturbed: RunResult, tmp_path: Path

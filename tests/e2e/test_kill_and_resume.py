@@ -54,7 +54,6 @@ def die_at(recipe: Path, stage: str, moment: str) -> None:
     assert died.returncode == -signal.SIGKILL, f"in {stage} at {moment}"
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1500)
 @pytest.mark.usefixtures("shared_ray")
 def test_a_killed_run_goes_on_with_other_actors_and_ends_as_an_undisturbed_one(
@@ -83,7 +82,6 @@ def test_a_killed_run_goes_on_with_other_actors_and_ends_as_an_undisturbed_one(
     assert again.skipped == [name for name in STAGE_NAMES if name not in absent]
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.usefixtures("shared_ray")
 def test_a_run_killed_while_a_users_own_teacher_measures_goes_on(

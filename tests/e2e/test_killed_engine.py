@@ -91,7 +91,6 @@ def killer(tally: Tally) -> Generator[None]:
         thread.join()
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("shared_ray")
 def test_a_killed_vllm_is_replaced_and_its_labels_are_those_of_an_undisturbed_run(

@@ -43,7 +43,6 @@ def whole(
     return undisturbed_digests(recipe, folder, cluster.address)
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_all_nodes_lost_in_the_middle_of_labelling_change_no_byte(
     cluster: SpotCluster, recipe: dict[str, Any], whole: dict[str, str], tmp_path: Path
@@ -58,7 +57,6 @@ def test_all_nodes_lost_in_the_middle_of_labelling_change_no_byte(
     assert record.shards_by_stage["label"] == NUM_SHARDS
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_node_given_notice_ends_its_shards_and_begins_no_other(
     cluster: SpotCluster, recipe: dict[str, Any], whole: dict[str, str], tmp_path: Path
@@ -79,7 +77,6 @@ def test_a_node_given_notice_ends_its_shards_and_begins_no_other(
     assert record.digests == whole
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_label_that_no_node_has_is_named_and_stops_the_run_with_all_it_did_kept(
     cluster: SpotCluster, recipe: dict[str, Any], whole: dict[str, str], tmp_path: Path

@@ -161,7 +161,6 @@ def stop_in_the_middle(head: Head, tree: Path) -> str:
     return job_id
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_a_job_stopped_half_way_and_sent_again_ends_as_a_local_run(
     head: Head, tree: Path, monkeypatch: pytest.MonkeyPatch
@@ -221,7 +220,6 @@ def check_no_token(head: Head) -> None:
             assert TOKEN.encode() not in path.read_bytes(), path
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_without_the_token_nothing_is_done_and_the_remedy_is_said(
     head: Head, tmp_path: Path
@@ -240,7 +238,6 @@ def test_without_the_token_nothing_is_done_and_the_remedy_is_said(
         assert "ray get-auth-token" in " ".join(found.stderr.split())
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_job_that_fails_returns_its_exit_code(head: Head, tree: Path) -> None:
     absent = "teacher.kind=permitted_teachers:AbsentTeacher"

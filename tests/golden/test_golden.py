@@ -26,7 +26,6 @@ def shared_ray() -> Iterator[None]:
         yield
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", list(RECIPES))
 def test_a_recipe_picks_what_it_picked(name: str, tmp_path: Path) -> None:
     frozen, found = Golden.read(golden_path(name)), run_recipe(name, tmp_path / name)
