@@ -10,7 +10,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 import nncift_ray
-from nncift_ray.corpus.ingest import DeduplicateStage, IngestStage, RoleSource, find_sources
+from nncift_ray.corpus.ingest import (
+    DeduplicateStage,
+    IngestStage,
+    RoleSource,
+    describe_layouts,
+    find_sources,
+)
 from nncift_ray.embedders import Embedder, EmbedStage
 from nncift_ray.engines.models import ResolvedModel, locate_model
 from nncift_ray.errors import ConfigError, ModelError, StageError
@@ -19,7 +25,6 @@ from nncift_ray.pipeline import (
     RUN_RECORD,
     Blueprint,
     RunResult,
-    describe_layouts,
     finish_run,
     give_resources,
     observed,

@@ -206,6 +206,10 @@ class IngestStage(Stage):
         """Size of the files."""
         return sum(source.file.size for source in self.sources)
 
+    def notices(self, output: StageOutput) -> list[str]:
+        """The layouts that were found."""
+        return describe_layouts(output)
+
     def make_worker(self) -> Worker:
         """Return what reads files."""
         return self._read
@@ -393,3 +397,17 @@ def _describe(ids: Mapping[str, np.ndarray], written: Mapping[str, int]) -> dict
         num_shared = written[CANDIDATE] + written[role] - len(starts)
         facts[f"num_{TABLE_OF_ROLE[role]}_among_candidates"] = num_shared
     return facts
+
+
+MAX_FILES_TOLD = 10
+
+
+def describe_layouts(ingest: StageOutput) -> list[str]:
+    """Say of every file in what layout it was read and how many rows it gave; a few files only."""
+    lines: list[str] = []
+    for source, found in ingest.manifest.facts().items():
+        layouts = ", ".join(f"{name} ({count:,})" for name, count in found["layouts"].items())
+        bad = f", {found['errors']:,} bad rows" if found["errors"] else ""
+        lines.append(f"{source}: layout {layouts or 'none'}{bad}")
+    more = len(lines) - MAX_FILES_TOLD
+    return lines[:MAX_FILES_TOLD] + ([f"and {more:,} more files"] if more > 0 else [])

@@ -157,6 +157,10 @@ class Stage(ABC):
     def finish(self, output: StageOutput, sink: Sink) -> None:  # noqa: B027
         """Write what is made of all shards together; runs in the driver once they are finished."""
 
+    def notices(self, output: StageOutput) -> list[str]:
+        """Return what a user should hear of the finished step, a line each."""
+        return []
+
     def rows_to_quarantine(self, poison: Sequence[int], rows: range) -> Mapping[int, str]:
         """Return which of some rows are not worth trying once others have killed, and why."""
         return {}

@@ -183,6 +183,10 @@ class IndexStage(Stage):
         """All blocks at once: an index is built with all the cores there are."""
         return 1
 
+    def notices(self, output: StageOutput) -> list[str]:
+        """How each block is scored, and why."""
+        return describe_decisions(output)
+
     def make_worker(self) -> Worker:
         """Return what decides; columns are read when they are needed."""
         score_rows = make_backend(self.resources)
@@ -407,3 +411,21 @@ def low_recall(scores: StageOutput, min_recall: float) -> str:
                 f"less than pair_scores.min_recall = {min_recall:g}"
             )
     return ""
+
+
+def describe_decisions(index: StageOutput) -> list[str]:
+    """Say of every block that might be pruned how it is scored, and why."""
+    lines: list[str] = []
+    for block, decision in read_decisions(index).items():
+        how = "every pair of" if decision.mode == EXACT else "candidates only of"
+        lines.append(f"scores {how} block '{block}': {decision.reason}{_predicted(decision)}")
+    return lines
+
+
+def _predicted(decision: BlockDecision) -> str:
+    if decision.exact_seconds is None or decision.pruned_seconds is None:
+        return ""
+    return (
+        f" (predicted: all pairs {decision.exact_seconds:,.1f} s, pruned "
+        f"{decision.pruned_seconds:,.1f} s)"
+    )

@@ -106,6 +106,10 @@ class TeacherScoresStage(Stage):
         """One pass over the labels."""
         return 1
 
+    def notices(self, output: StageOutput) -> list[str]:
+        """What labels there are to select by."""
+        return describe_labels(output)
+
     def make_worker(self) -> Worker:
         """Return the pass."""
 
@@ -279,3 +283,23 @@ class LabelSums:
             helper = np.flatnonzero(num_J)
             table = column_sums_table(self._block, name, num_J[helper], helper, sum_J[helper])
             sink.write("column_sums", table)
+
+
+def describe_labels(scores: StageOutput) -> list[str]:
+    """Say of every block what labels there are to select by, where it is not all of them."""
+    lines: list[str] = []
+    for block, of in scores.manifest.facts()["labels"].items():
+        unit = "examples" if block == POINTS else "pairs"
+        if of["num_asked_rows"] < of["num_rows"]:
+            lines.append(
+                f"block '{block}': {of['num_asked_rows']:,} of {of['num_rows']:,} rows are "
+                "labelled, each with every candidate; the others count for nothing"
+            )
+        failed = of["num_asked"] - of["num_labelled"]
+        if failed:
+            lines.append(
+                f"block '{block}': {failed:,} of {of['num_asked']:,} {unit} have no label; they "
+                f"are in no list and no mean, and {of['num_unranked']:,} candidates have none at "
+                "all and cannot be picked"
+            )
+    return lines

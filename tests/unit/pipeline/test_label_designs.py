@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from nncift_ray.errors import ConfigError
+from nncift_ray.labels.design import label_designs, unread_keys
 from nncift_ray.labels.sample import SampleDesign
-from nncift_ray.pipeline import Blueprint, label_designs, unread_keys
+from nncift_ray.pipeline import Blueprint
 from nncift_ray.recipe.loading import make_config
 from nncift_ray.recipe.sections import Config
 
@@ -78,7 +79,9 @@ def test_a_graph_cut_needs_every_pair() -> None:
     whole = config("teacher", {}, **more)
     assert label_designs(whole, WITHIN, 100, 0)["within"].label_pairs is None
     with pytest.raises(ConfigError, match=r"graph_cut reads .* 9,900 pairs, and labels.lab"):
-        label_designs(config("teacher", {"label_pairs": 5000}, **more), WITHIN, 100, 0)
+        label_designs(
+            config("teacher", {"label_pairs": 5000}, **more), WITHIN, 100, 0, compares_picks=True
+        )
 
 
 def test_existing_data_and_a_dense_table_are_refused() -> None:

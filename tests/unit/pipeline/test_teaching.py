@@ -13,18 +13,17 @@ from nncift_ray import pipeline
 from nncift_ray.engines.embedded import EMBEDDED_LANGUAGE_MODEL
 from nncift_ray.engines.load import EngineFactory
 from nncift_ray.errors import ConfigError, ModelError
+from nncift_ray.labels.sample import SampleDesign
+from nncift_ray.labels.step import LabelSample, LabelStage
 from nncift_ray.pipeline import (
-    GRADIENT_STAGES,
-    PARTITION_STAGES,
-    STAGE_NAMES,
     Blueprint,
-    Teaching,
 )
 from nncift_ray.recipe.loading import make_config
 from nncift_ray.recipe.sections import Config
 from nncift_ray.runtime.driver import execute_here
 from nncift_ray.runtime.progress import SilentReporter
 from nncift_ray.runtime.step import Resources
+from nncift_ray.teachers.setup import RecipeTeacher
 from tests.fake_engines import FakeEngine
 from tests.unit.stages.chain import LastDigitTeacher
 
@@ -52,32 +51,33 @@ def recipe(objective: str = "top_k", **teacher: Any) -> Config:
 def test_what_transformers_cannot_do_is_refused(options: dict[str, Any], words: str) -> None:
     config = recipe(kind="delift", engine="transformers", **options)
     with pytest.raises(ConfigError, match=words):
-        Teaching(config, has_gpu=False, fetch=False).check()
+        RecipeTeacher(config, has_gpu=False, fetch=False).check()
 
 
 def test_an_adapter_that_is_not_there_is_named(tmp_path: Path) -> None:
     config = recipe(kind="delift", engine="transformers", adapter=str(tmp_path / "none"))
     with pytest.raises(ModelError, match=r"teacher.adapter: .*none is no folder"):
-        Teaching(config, has_gpu=False, fetch=False).check()
+        RecipeTeacher(config, has_gpu=False, fetch=False).check()
 
 
 def test_only_a_teacher_of_gradients_has_their_stages() -> None:
     less = Blueprint(recipe(kind="less"), fetch=False)
     delift = Blueprint(recipe(kind="delift"), fetch=False)
-    by_other_keys = ("index", "teacher_scores", *PARTITION_STAGES)
-    assert less.stage_names == tuple(s for s in STAGE_NAMES if s not in by_other_keys)
-    assert set(less.stage_names) - set(delift.stage_names) == set(GRADIENT_STAGES)
+    assert set(less.stage_names) - set(delift.stage_names) == {"warmup", "gradients"}
+    assert less.stage_names[:6] == (
+        *("ingest", "deduplicate", "embed", "warmup", "gradients", "label"),
+    )
 
 
 def test_actors_of_a_split_model_hold_all_its_gpus() -> None:
-    split = Teaching(recipe(kind="delift", tensor_parallel_size=4), has_gpu=True, fetch=False)
+    split = RecipeTeacher(recipe(kind="delift", tensor_parallel_size=4), has_gpu=True, fetch=False)
     assert split.pool.num_gpus == 4.0
-    assert Teaching(recipe(kind="delift"), has_gpu=True, fetch=False).pool.num_gpus is None
+    assert RecipeTeacher(recipe(kind="delift"), has_gpu=True, fetch=False).pool.num_gpus is None
 
 
 def test_the_settings_of_two_quantisations_differ() -> None:
-    plain = Teaching(recipe(kind="delift"), has_gpu=False, fetch=False)
-    packed = Teaching(
+    plain = RecipeTeacher(recipe(kind="delift"), has_gpu=False, fetch=False)
+    packed = RecipeTeacher(
         recipe(kind="delift", quantization="bitsandbytes"), has_gpu=False, fetch=False
     )
     assert plain.settings() != packed.settings()
@@ -90,10 +90,10 @@ class LoadsItsOwnModel(LastDigitTeacher):
 
 
 def test_a_teacher_that_loads_its_own_model_can_ask_for_gpu_actors() -> None:
-    kind = f"{__name__}:{LoadsItsOwnModel.__name__}"
-    use = Blueprint(recipe(kind=kind), fetch=False).pool_use("label")
-    assert (use.can_use_gpu, use.single_threaded, use.max_actors) == (True, False, None)
-    plain = Blueprint(recipe(kind=RATER), fetch=False).pool_use("label")
+    sample = LabelSample(None, {"within": SampleDesign()}, needs_baseline=False)  # type: ignore[arg-type]
+    own = LabelStage(sample, LoadsItsOwnModel, LoadsItsOwnModel, {})
+    assert (own.can_use_gpu, own.single_threaded, own.max_actors) == (True, False, None)
+    plain = LabelStage(sample, LastDigitTeacher, LastDigitTeacher, {})
     assert (plain.can_use_gpu, plain.single_threaded, plain.max_actors) == (False, True, 1)
 
 

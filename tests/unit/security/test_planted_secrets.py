@@ -12,13 +12,13 @@ import pytest
 
 from nncift_ray.cli import explained
 from nncift_ray.errors import StageError
-from nncift_ray.pipeline import LOG_FOLDER, observed
 from nncift_ray.recipe.loading import make_config
 from nncift_ray.runtime.driver import execute_here, run_stage
 from nncift_ray.runtime.files import Location
 from nncift_ray.runtime.output import Sink, describe_environment
 from nncift_ray.runtime.progress import LineReporter, SilentReporter
 from nncift_ray.runtime.step import Shard, Worker
+from nncift_ray.runtime.telemetry import LOG_FOLDER, observed
 from tests.unit.config.test_secrets import PLANTED, recipe
 from tests.unit.pipeline.recorded import record_run
 from tests.unit.stages.chain import run_chain

