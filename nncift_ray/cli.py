@@ -7,8 +7,7 @@ import signal
 import sys
 import tempfile
 import threading
-import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -21,14 +20,13 @@ import nncift_ray
 from nncift_ray import terminal
 from nncift_ray.errors import ConfigError, NnciftError, StageError, StopRequested
 from nncift_ray.recipe.loading import dump_config, load_config
-from nncift_ray.recipe.secrets import redact, secret_values
+from nncift_ray.recipe.secrets import redact
 from nncift_ray.recipe.sections import Config
 from nncift_ray.terminal import console, errors, write_json, write_line
 
 if TYPE_CHECKING:
     from nncift_ray.evaluate.run import EvaluationResult
     from nncift_ray.pipeline import RunResult
-    from nncift_ray.runs import RunStatus, StatusReader
     from nncift_ray.submit import JobServer
 
 Number = TypeVar("Number", int, float)
@@ -36,7 +34,6 @@ Number = TypeVar("Number", int, float)
 INTERRUPTED, STOPPED = 130, 143
 #: From Ctrl-C until the command ends whatever it waits for.
 INTERRUPT_SECONDS = 12.0
-WATCH_SECONDS = 2.0
 FAILURES_TOLD = 5
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 #: Beyond what the driver has to end, until a job that was asked to stop counts as not stopping.
@@ -66,6 +63,11 @@ Overrides = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+DryRun = Annotated[bool, typer.Option(help="Say what would be done and start nothing.")]
+ExampleId = Annotated[
+    str, typer.Option("--id", help="Id of an example, or a beginning that is its alone.")
+]
+RunDir = Annotated[str, typer.Argument(help="The run directory of a finished run.")]
 Address = Annotated[
     str, typer.Option(help="The cluster's job server.", envvar="RAY_API_SERVER_ADDRESS")
 ]
@@ -92,15 +94,8 @@ def explained() -> Generator[None]:
 # is quick.
 
 
-@app.command(
-    epilog="Examples:  nncift run recipe.yaml   |   nncift run recipe.yaml "
-    "-s selection.budget=0.2 -s run_dir=runs/b   |   nncift run recipe.yaml --dry-run"
-)
-def run(
-    recipe: Recipe,
-    set_: Overrides = None,
-    dry_run: Annotated[bool, typer.Option(help="Print the plan and start nothing.")] = False,
-) -> None:
+@app.command(epilog="Examples:  nncift run recipe.yaml   |   nncift run recipe.yaml --dry-run")
+def run(recipe: Recipe, set_: Overrides = None, dry_run: DryRun = False) -> None:
     """Run a recipe to a ranked subset and a report; run it again to go on after an interruption."""
     with explained():
         config = load_config(recipe, set_ or [])
@@ -123,10 +118,7 @@ def plan(recipe: Recipe, set_: Overrides = None, as_json: AsJson = False) -> Non
         write_json(made) if as_json else terminal.print_plan(made)
 
 
-@app.command(
-    epilog="Examples:  nncift stage embed recipe.yaml   |   nncift stage label recipe.yaml "
-    "-s labels.pool.num_actors=4"
-)
+@app.command(epilog="Example:  nncift stage label recipe.yaml -s labels.pool.num_actors=4")
 def stage(
     name: Annotated[str, typer.Argument(help="The last stage to run, e.g. embed or fit.")],
     recipe: Recipe,
@@ -155,10 +147,7 @@ def _print_result(result: RunResult) -> None:
         write_line(f"report: {result.report}")
 
 
-@app.command(
-    epilog="Examples:  nncift status runs/mine   |   nncift status runs/mine --watch   |   "
-    "nncift status s3://bucket/run --json"
-)
+@app.command(epilog="Examples:  nncift status runs/mine   |   nncift status s3://b/run --watch")
 def status(
     run_dir: Annotated[str, typer.Argument(help="A run directory, or its recipe.")],
     as_json: Annotated[
@@ -174,7 +163,7 @@ def status(
 
         if run_dir.endswith((".yaml", ".yml")):
             run_dir = load_config(run_dir).run_dir
-        looks = _looks(StatusReader(run_dir), watch=watch)
+        looks = StatusReader(run_dir).watch() if watch else iter([StatusReader(run_dir).read()])
         if as_json:
             for found in looks:
                 write_json(found)
@@ -186,21 +175,7 @@ def status(
             console.print(terminal.render_status(next(looks)))
 
 
-def _looks(reader: StatusReader, *, watch: bool) -> Iterator[RunStatus]:
-    """Yield the state of a run, once or until it can change no more: all done, or not running."""
-    while True:
-        found = reader.read()
-        yield found
-        if not watch or found.complete or found.running is False:
-            return
-        time.sleep(WATCH_SECONDS)
-
-
-@app.command(
-    epilog="Examples:  nncift sweep recipe.yaml   |   nncift sweep recipe.yaml "
-    "--label-fraction 0.01,0.02,0.05 --hidden 32,100,256 --seeds 3   |   "
-    "nncift sweep recipe.yaml --hidden 50,100 --dry-run"
-)
+@app.command(epilog="Example:  nncift sweep recipe.yaml --label-fraction 0.01,0.05 --hidden 32,100")
 def sweep(
     recipe: Recipe,
     set_: Overrides = None,
@@ -216,7 +191,7 @@ def sweep(
         str | None, typer.Option(metavar="H,H,...", help="Hidden units; by default the recipe's.")
     ] = None,
     seeds: Annotated[int, typer.Option(help="Networks of each setting.", min=1)] = 1,
-    dry_run: Annotated[bool, typer.Option(help="Say what would be done; start nothing.")] = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Train on parts of the labels with networks of several sizes; plot the error of each.
 
@@ -260,18 +235,8 @@ def _numbers(
     return tuple(numbers)
 
 
-@app.command(
-    epilog="Examples:  nncift evaluate recipe.yaml   |   nncift evaluate recipe.yaml --dry-run   "
-    "|   nncift evaluate recipe.yaml -s 'evaluation.budgets=[0.1, 0.3]' "
-    "-s 'evaluation.modes=[tuned]'"
-)
-def evaluate(
-    recipe: Recipe,
-    set_: Overrides = None,
-    dry_run: Annotated[
-        bool, typer.Option(help="Print cells, hours and price; start nothing.")
-    ] = False,
-) -> None:
+@app.command(epilog="Example:  nncift evaluate recipe.yaml -s 'evaluation.budgets=[0.1, 0.3]'")
+def evaluate(recipe: Recipe, set_: Overrides = None, dry_run: DryRun = False) -> None:
     """Teach a model with subsets of several methods and measure it on held-out rows.
 
     Compares methods x budgets x {in context, fine-tuned} x metrics, with confidence intervals
@@ -307,15 +272,10 @@ def _describe_failures(result: EvaluationResult) -> str:
     )
 
 
-@app.command(
-    epilog="Examples:  nncift query runs/mine --id 3f9a12   |   nncift query s3://bucket/run "
-    "--id 3f9a12 --top 25 --json"
-)
+@app.command(epilog="Example:  nncift query s3://bucket/run --id 3f9a12 --top 25")
 def query(
-    run_dir: Annotated[str, typer.Argument(help="A run directory whose pairs are scored.")],
-    example_id: Annotated[
-        str, typer.Option("--id", help="Id of an example, or a beginning that is its alone.")
-    ],
+    run_dir: RunDir,
+    example_id: ExampleId,
     top: Annotated[int, typer.Option(help="How many to list, each way.", min=1)] = 10,
     as_json: AsJson = False,
 ) -> None:
@@ -328,15 +288,10 @@ def query(
         write_json(answer) if as_json else terminal.print_answer(answer)
 
 
-@app.command(
-    epilog="Examples:  nncift explain runs/mine --id 3f9a12   |   nncift explain s3://bucket/run "
-    "--id 3f9a12 --json"
-)
+@app.command(epilog="Example:  nncift explain runs/mine --id 3f9a12 --json")
 def explain(
-    run_dir: Annotated[str, typer.Argument(help="A run directory with a finished selection.")],
-    example_id: Annotated[
-        str, typer.Option("--id", help="Id of a candidate, or a beginning that is its alone.")
-    ],
+    run_dir: RunDir,
+    example_id: ExampleId,
     top: Annotated[int, typer.Option(help="Rows and picks to name.", min=1)] = 5,
     as_json: AsJson = False,
 ) -> None:
@@ -349,9 +304,7 @@ def explain(
         write_json(found) if as_json else terminal.print_explanation(found)
 
 
-@app.command(
-    epilog="Examples:  nncift diff runs/a runs/b   |   nncift diff runs/a other/ids.txt --json"
-)
+@app.command(epilog="Examples:  nncift diff runs/a runs/b   |   nncift diff runs/a other/ids.txt")
 def diff(
     first: Annotated[str, typer.Argument(help="A run directory, or an exported subset's file.")],
     second: Annotated[str, typer.Argument(help="Another.")],
@@ -366,13 +319,9 @@ def diff(
         write_json(found) if as_json else terminal.print_comparison(found)
 
 
-@app.command(
-    epilog="Examples:  nncift extend runs/mine --data new.jsonl   |   nncift extend runs/mine "
-    "--data 'more/*.jsonl' --run-dir runs/mine_2 -s selection.budget=0.2   |   "
-    "nncift extend runs/mine --data new.jsonl --dry-run"
-)
+@app.command(epilog="Example:  nncift extend runs/mine --data 'new/*.jsonl' -s selection.budget=9")
 def extend(
-    run_dir: Annotated[str, typer.Argument(help="The finished run to go on from; not changed.")],
+    run_dir: RunDir,
     data: Annotated[
         list[str],
         typer.Option(help="A file, glob or folder of new candidates; may be given several times."),
@@ -382,9 +331,7 @@ def extend(
         typer.Option("--run-dir", help="Where to work; next to the run when not given."),
     ] = None,
     set_: Overrides = None,
-    dry_run: Annotated[
-        bool, typer.Option(help="Say what would be done and start nothing.")
-    ] = False,
+    dry_run: DryRun = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print a dry run as JSON.")] = False,
 ) -> None:
     """Add new candidates to a finished run and select again, without asking the teacher."""
@@ -444,42 +391,33 @@ def submit(
 ) -> None:
     """Send a recipe to a cluster as a job: checked here, run there, followed to its end."""
     with explained(), tempfile.TemporaryDirectory(prefix="nncift-") as folder:
-        from nncift_ray.submit import (
-            STOP_WAIT_SECONDS,
-            JobServer,
-            find_token,
-            goes_unencrypted,
-            make_request,
-            pack,
-        )
+        from nncift_ray.submit import JobServer, goes_unencrypted, prepare_job
 
-        request = make_request(
-            recipe, command, set_ or [], extra or [], tree=working_dir, excludes=exclude or []
-        )
-        server = None if dry_run else JobServer(address)
-        token = find_token(os.environ, Path.home()) if server is None else server.token
-        package = pack(
-            Path(folder) / "job.zip",
-            recipe=request.recipe,
+        request, package = prepare_job(
+            recipe,
+            command,
+            overrides=set_ or [],
+            extra=extra or [],
+            archive=Path(folder) / "job.zip",
             tree=working_dir,
+            excludes=exclude or [],
             wheel=wheel,
             with_package=not installed,
-            excludes=exclude or [],
-            secrets=[*([token] if token else []), *secret_values()],
         )
         size = f"{len(package.names):,} files, {package.num_bytes / 1024**2:,.2f} MiB"
-        if server is None:
+        if dry_run:
             write_line("\n".join(package.names))
             write_line(f"{size}; would run: {request.entrypoint}")
             write_line("Nothing was sent.")
             return
-        if token and goes_unencrypted(server.address):
+        server = JobServer(address)
+        if server.token and goes_unencrypted(server.address):
             warning = (
                 f"note: the token and all else go to {server.address} unencrypted; a tunnel to "
                 "the head node's loopback or https keeps them private"
             )
             errors.print(Text(warning, style="yellow"))
-        job_id = server.submit(request, package, stop_wait or STOP_WAIT_SECONDS)
+        job_id = server.submit(request, package, stop_wait)
         write_line(f"job {job_id}: {size} sent to {server.address}")
     _attend(server, job_id, wait=wait, follow=follow)
 
@@ -541,10 +479,7 @@ def show_logs(
 
 
 @jobs.command("stop")
-def stop_job(
-    job_id: JobId,
-    address: Address = DEFAULT_ADDRESS,
-) -> None:
+def stop_job(job_id: JobId, address: Address = DEFAULT_ADDRESS) -> None:
     """Ask a job to end at a shard's edge; what is finished is kept."""
     with explained():
         from nncift_ray.submit import JobServer

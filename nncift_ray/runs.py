@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -210,6 +211,7 @@ def _open_outputs(run_dir: Location, record: Record) -> dict[str, StageOutput]:
 SECONDS_PER_HOUR = 3600.0
 #: The rate of a stage is that of its last minutes: workers come and go.
 RATE_WINDOW_SECONDS = 300.0
+WATCH_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -269,6 +271,15 @@ class StatusReader:
         cost = sum(stage.cost_usd for stage in stages)
         complete = all(stage.state == "done" for stage in stages)
         return RunStatus(str(self._run_dir), record["config"], running, cost, stages, complete)
+
+    def watch(self) -> Iterator[RunStatus]:
+        """Yield the state now and then until it can change no more: all done, or not running."""
+        while True:
+            found = self.read()
+            yield found
+            if found.complete or found.running is False:
+                return
+            time.sleep(WATCH_SECONDS)
 
     def _read_stage(self, record: Record, name: str, running: bool, now: datetime) -> StageStatus:
         if name not in record["stages"]:

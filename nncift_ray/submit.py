@@ -28,6 +28,7 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 import nncift_ray
 from nncift_ray.errors import ConfigError, JobError
 from nncift_ray.recipe.loading import apply_override, dump_config, load_config
+from nncift_ray.recipe.secrets import secret_values
 from nncift_ray.recipe.sections import Config
 
 PACKAGE = "nncift_ray"
@@ -225,35 +226,54 @@ class JobRequest:
         return f"nncift-{name or 'run'}-{uuid.uuid4().hex[:8]}"
 
 
-def make_request(
+def prepare_job(
     recipe: str,
     command: str,
-    overrides: Sequence[str],
-    extra: Sequence[str],
     *,
-    tree: Path | None,
-    excludes: Sequence[str],
-) -> JobRequest:
-    """Return the job of a command, checked.
+    archive: Path,
+    overrides: Sequence[str] = (),
+    extra: Sequence[str] = (),
+    tree: Path | None = None,
+    excludes: Sequence[str] = (),
+    wheel: Path | None = None,
+    with_package: bool = True,
+) -> tuple[JobRequest, Package]:
+    """Return the job of a command and what it takes along, both checked.
 
     Args:
         recipe: The recipe; for ``extend``, the finished run.
         command: ``run``, ``evaluate`` or ``extend``.
+        archive: Where to write what is sent.
         overrides: ``key=value`` for the recipe.
         extra: Further arguments of the command.
-        tree: A folder whose files go along.
-        excludes: Globs of what in it stays behind.
+        tree: As ``pack``, like the rest.
+        excludes: Globs of what stays behind.
+        wheel: Sent in place of the package that runs here.
+        with_package: Whether to send the package.
 
     Raises:
         ConfigError: If it is another command, or what it reads means nothing on the cluster.
-        JobError: If the folder is none.
+        JobError: As ``pack``.
     """
     if command == EXTEND:
-        return extend_request(recipe, overrides, extra)
-    if command not in RECIPE_COMMANDS:
+        request = extend_request(recipe, overrides, extra)
+    elif command in RECIPE_COMMANDS:
+        config = load_config(recipe, overrides)
+        sent = [] if tree is None else list_tree(tree, excludes)
+        request = recipe_request(config, command, sent_files=sent, extra=extra)
+    else:
         raise ConfigError(f"--command {command}: a job can {', '.join((*RECIPE_COMMANDS, EXTEND))}")
-    sent = [] if tree is None else list_tree(tree, excludes)
-    return recipe_request(load_config(recipe, overrides), command, sent_files=sent, extra=extra)
+    token = find_token(os.environ, Path.home())
+    package = pack(
+        archive,
+        recipe=request.recipe,
+        tree=tree,
+        wheel=wheel,
+        with_package=with_package,
+        excludes=excludes,
+        secrets=[*([token] if token else []), *secret_values()],
+    )
+    return request, package
 
 
 def recipe_request(
@@ -472,12 +492,13 @@ class JobServer:
         with self._explained(), _without_addresses():
             self._client = JobSubmissionClient(self.address, headers=headers)
 
-    def submit(self, request: JobRequest, package: Package, stop_wait_seconds: int) -> str:
+    def submit(self, request: JobRequest, package: Package, stop_wait: int | None = None) -> str:
         """Send a job and return its id.
 
         A cluster that has just come up has a job server before anything can run a job; that is
         waited for.
         """
+        stop_wait_seconds = str(stop_wait or STOP_WAIT_SECONDS)
         job = {
             "entrypoint": request.entrypoint,
             "submission_id": request.new_id(),
@@ -485,11 +506,11 @@ class JobServer:
                 "nncift_command": request.command,
                 "nncift_run_dir": request.run_dir,
                 "nncift_version": nncift_ray.__version__,
-                STOP_WAIT_KEY: str(stop_wait_seconds),
+                STOP_WAIT_KEY: stop_wait_seconds,
             },
             "runtime_env": {
                 "working_dir": str(package.path),
-                "env_vars": {STOP_WAIT_VARIABLE: str(stop_wait_seconds)},
+                "env_vars": {STOP_WAIT_VARIABLE: stop_wait_seconds},
             },
         }
         deadline = time.monotonic() + READY_SECONDS

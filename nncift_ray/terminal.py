@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections import Counter
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -89,7 +90,8 @@ def make_table(
     """Return a table, with a line of totals where there is one.
 
     A column whose name begins with ">" is right-aligned. On a narrow terminal the column "~..."
-    gives way; where there is none, the numbers do. A name that is cut off says nothing.
+    gives way; where there is none, the numbers do: a name that is cut off says nothing. Whole
+    numbers get thousands separators, None an empty cell.
     """
     table = Table(title=Text(title) if title else None, title_justify="left")
     flexible = any(name.startswith("~") for name in columns)
@@ -110,6 +112,8 @@ def make_table(
 
 
 def _cell(value: object) -> Text:
+    if isinstance(value, int):
+        return Text(f"{value:,}")
     return value if isinstance(value, Text) else Text("" if value is None else str(value))
 
 
@@ -163,7 +167,7 @@ def render_status(found: RunStatus) -> RenderableType:
             duration(row.seconds_left),
             f"{row.seconds:,.1f}",
             f"{row.cost_usd:,.2f}",
-            f"{row.num_failures:,}",
+            row.num_failures,
         )
         for row in found.stages
     ]
@@ -260,11 +264,8 @@ def print_explanation(found: Explanation) -> None:
 def _print_redundant(title: str, redundant: Sequence[Redundancy]) -> None:
     rows = []
     for row in redundant:
-        rank = row.example.subset_rank
-        share, cosine = f"{row.share:.0%}", f"{row.cosine:.3f}"
-        rows.append(
-            (share, cosine, "" if rank is None else f"{rank:,}", *_example_cells(row.example))
-        )
+        share, cosine, rank = f"{row.share:.0%}", f"{row.cosine:.3f}", row.example.subset_rank
+        rows.append((share, cosine, rank, *_example_cells(row.example)))
     if rows:
         columns = (">share", ">cosine", ">rank", "id", "~prompt")
         console.print(make_table(columns, rows, title=title))
@@ -277,7 +278,7 @@ def print_comparison(found: Comparison) -> None:
     rows = [
         (
             "all" if row.share is None else f"{row.share:.0%}",
-            *(f"{count:,}" for count in (row.num_a, row.num_b, row.shared)),
+            *(row.num_a, row.num_b, row.shared),
             f"{row.contained:.1%}",
             f"{row.jaccard:.3f}",
         )
@@ -287,10 +288,7 @@ def print_comparison(found: Comparison) -> None:
     console.print(make_table(columns, rows, title=f"overlap (shares of {found.measured_by})"))
     if found.rank_correlation is not None:
         console.print(f"order of the shared picks: Spearman {found.rank_correlation:.3f}")
-    rows = [
-        (row.source, *(f"{count:,}" for count in (row.num_a, row.num_b, row.shared)))
-        for row in found.sources
-    ]
+    rows = [(row.source, row.num_a, row.num_b, row.shared) for row in found.sources]
     console.print(make_table(("~source", ">A", ">B", ">shared"), rows, title="by source"))
     sides = (("A", found.num_only_a, found.only_a), ("B", found.num_only_b, found.only_b))
     for name, count, picks in sides:
@@ -316,11 +314,8 @@ def print_extension(plan: ExtensionPlan) -> None:
 
 def print_sweep_plan(plan: SweepPlan) -> None:
     """Print what a sweep would do."""
-    seeds: dict[tuple[str, str, str], int] = {}
-    for cell in plan.cells:
-        key = (cell.block, f"{cell.fraction:g}", f"{cell.num_hidden:,}")
-        seeds[key] = seeds.get(key, 0) + 1
-    rows = [(*key, count) for key, count in seeds.items()]
+    seeds = Counter((cell.block, f"{cell.fraction:g}", cell.num_hidden) for cell in plan.cells)
+    rows = [(*setting, count) for setting, count in seeds.items()]
     columns = ("block", ">fraction", ">hidden", ">seeds")
     console.print(make_table(columns, rows, title=f"{len(plan.cells)} networks"))
     console.print(Text(plan.labels))
@@ -335,17 +330,10 @@ def print_sweep(points: Sequence[SweepPoint], quadrants: Sequence[str]) -> None:
         errors = [point.error(name) for name in quadrants] + [point.mean_error]
         change = point.error("Q4") / point.mean_error - 1 if point.mean_error > 0 else math.nan
         ranks = point.row_spearman
-        rows.append(
-            (
-                point.block,
-                f"{point.fraction:g}",
-                f"{point.num_hidden:,}",
-                f"{point.num_train_pairs:,}",
-                *("" if math.isnan(error) else f"{1000 * error:.3g}" for error in errors),
-                "" if math.isnan(change) else f"{change:+.0%}",
-                f"{sum(ranks) / len(ranks):.2f}" if ranks else "",
-            )
-        )
+        setting = point.block, f"{point.fraction:g}", point.num_hidden, point.num_train_pairs
+        shown = ("" if math.isnan(error) else f"{1000 * error:.3g}" for error in errors)
+        better = "" if math.isnan(change) else f"{change:+.0%}"
+        rows.append((*setting, *shown, better, f"{sum(ranks) / len(ranks):.2f}" if ranks else ""))
     columns = ("block", ">part", ">hidden", ">pairs", *(f">{name}" for name in quadrants))
     title = "1,000 x mean squared error on labels scaled to [0, 1], mean over seeds"
     console.print(make_table((*columns, ">mean", ">vs", ">rank"), rows, title=title))
@@ -379,17 +367,13 @@ def _evaluation_cells(row: PlanRow | EvaluationPlan) -> tuple[str, ...]:
 
 def print_jobs(jobs: Sequence[Job]) -> None:
     """Print the jobs of a cluster."""
-    rows = [
-        (
-            job.job_id,
-            job.status,
-            f"{job.started:%Y-%m-%d %H:%M}" if job.started else "",
-            f"{(job.ended - job.started).total_seconds() / 60:,.1f}"
-            if job.started and job.ended
-            else "",
-            job.metadata.get("nncift_run_dir", ""),
-        )
-        for job in jobs
-    ]
+    rows = []
+    for job in jobs:
+        started = f"{job.started:%Y-%m-%d %H:%M}" if job.started else ""
+        minutes = ""
+        if job.started and job.ended:
+            minutes = f"{(job.ended - job.started).total_seconds() / 60:,.1f}"
+        run_dir = job.metadata.get("nncift_run_dir", "")
+        rows.append((job.job_id, job.status, started, minutes, run_dir))
     columns = ("~job", "~state", "~started (UTC)", "~minutes", "~run")
     console.print(make_table(columns, rows))
