@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -19,7 +19,13 @@ from nncift_ray.runtime import schemas
 from nncift_ray.runtime.output import ROW_GROUP_ROWS, Sink, StageOutput, column_matrix
 from nncift_ray.runtime.schemas import CANDIDATE, CROSS, POINTS, TARGET, WITHIN, helped_role
 from nncift_ray.runtime.step import KILLED_WORKER, Shard, Stage, Worker
-from nncift_ray.teachers.base import LabelRequest, MeasurementFailure, Teacher, needs_gpu
+from nncift_ray.teachers.base import (
+    LabelRequest,
+    Measurement,
+    MeasurementFailure,
+    Teacher,
+    needs_gpu,
+)
 from nncift_ray.teachers.less import HELPED, HELPER, GradientKey, GradientReader
 
 DEFAULT_GROUP_PAIRS = 256
@@ -295,18 +301,25 @@ class LabelStage(Stage):
 
     def make_worker(self) -> Worker:
         """Load the teacher and the sampled texts."""
-        teacher = self._make_teacher()
-        maker = RequestMaker.load(self._sample, self._embeddings, self._gradients)
+        teacher, examples = self._make_teacher(), self._sample.load_examples()
+        vectors = {} if self._embeddings is None else load_vectors(self._embeddings, examples)
+        reader = None if self._gradients is None else GradientReader(self._gradients)
 
         def label_shard(shard: Shard, sink: Sink) -> None:
             for group in range(shard.start, shard.stop):
                 numbers = shard.wanted(self.row_numbers(group, group + 1))
                 rows = dict(zip(numbers, self._rows(numbers), strict=True))
-                for number in sorted(shard.skip.keys() & rows.keys()):
-                    failure = MeasurementFailure(KILLED_WORKER, shard.skip[number])
-                    write_failure(maker.make_one(rows.pop(number), {}), failure, sink)
-                if rows:
-                    label_group(list(rows.values()), teacher, maker, sink)
+                requests = dict(
+                    zip(rows, make_requests(rows.values(), examples, vectors, reader), strict=True)
+                )
+                asked = [number for number in numbers if number not in shard.skip]
+                answers: dict[int, Measurement | MeasurementFailure] = {
+                    number: MeasurementFailure(KILLED_WORKER, shard.skip[number])
+                    for number in shard.skip.keys() & rows.keys()
+                }
+                measured = teacher.measure([requests[number] for number in asked]) if asked else []
+                answers |= zip(asked, measured, strict=True)
+                _write_answers(rows, requests, answers, sink)
 
         return label_shard
 
@@ -351,53 +364,30 @@ class LabelStage(Stage):
         return {name: row[name] for name in PAIR_COLUMNS} | {"utility": utility}
 
 
-@dataclass(frozen=True)
-class RequestMaker:
-    """Looks up what requests are made of; texts and embeddings of the sample are in memory."""
-
-    examples: Mapping[ExampleKey, Example]
-    vectors: Mapping[ExampleKey, np.ndarray]  # empty where the teacher reads none
-    gradients: GradientReader | None  # reads from disk, a bounded part kept
-
-    @classmethod
-    def load(
-        cls, sample: LabelSample, embeddings: StageOutput | None, gradients: StageOutput | None
-    ) -> RequestMaker:
-        """Read the sample's texts and, where they are given, embeddings."""
-        examples = sample.load_examples()
-        vectors = {} if embeddings is None else load_vectors(embeddings, examples)
-        return cls(examples, vectors, None if gradients is None else GradientReader(gradients))
-
-    def make(self, rows: Sequence[Mapping[str, Any]]) -> list[LabelRequest]:
-        """Return the requests of some rows of REQUESTS, in their order."""
-        found: Mapping[GradientKey, np.ndarray] = {}
-        if self.gradients is not None:
-            sides = (HELPED, HELPER)
-            found = self.gradients.vectors(
-                {
-                    GradientKey(side, *key)
-                    for row in rows
-                    for side, key in zip(sides, example_keys(row), strict=True)
-                    if key is not None
-                }
-            )
-        return [self.make_one(row, found) for row in rows]
-
-    def make_one(
-        self, row: Mapping[str, Any], gradients: Mapping[GradientKey, np.ndarray]
-    ) -> LabelRequest:
-        """Return the request of a row."""
-        helped, helper = example_keys(row)
-        if helper is None:
-            return LabelRequest(self.examples[helped], helped_embedding=self.vectors.get(helped))
-        return LabelRequest(
-            helped=self.examples[helped],
-            helper=self.examples[helper],
-            helped_embedding=self.vectors.get(helped),
-            helper_embedding=self.vectors.get(helper),
+def make_requests(
+    rows: Iterable[Mapping[str, Any]],
+    examples: Mapping[ExampleKey, Example],
+    vectors: Mapping[ExampleKey, np.ndarray],
+    reader: GradientReader | None,
+) -> list[LabelRequest]:
+    """Return the teacher's requests of some rows of REQUESTS, with what it reads of each."""
+    keys = [example_keys(row) for row in rows]
+    gradients: Mapping[GradientKey, np.ndarray] = {}
+    if reader is not None:
+        helped_keys = {GradientKey(HELPED, *helped) for helped, _ in keys}
+        helper_keys = {GradientKey(HELPER, *helper) for _, helper in keys if helper}
+        gradients = reader.vectors(helped_keys | helper_keys)
+    return [
+        LabelRequest(
+            helped=examples[helped],
+            helper=examples[helper] if helper else None,
+            helped_embedding=vectors.get(helped),
+            helper_embedding=vectors.get(helper) if helper else None,
             helped_gradients=gradients.get(GradientKey(HELPED, *helped)),
-            helper_gradients=gradients.get(GradientKey(HELPER, *helper)),
+            helper_gradients=gradients.get(GradientKey(HELPER, *helper)) if helper else None,
         )
+        for helped, helper in keys
+    ]
 
 
 def example_keys(row: Mapping[str, Any]) -> tuple[ExampleKey, ExampleKey | None]:
@@ -421,28 +411,26 @@ def load_vectors(
     return vectors
 
 
-def label_group(
-    rows: list[dict[str, Any]], teacher: Teacher, maker: RequestMaker, sink: Sink
+def _write_answers(
+    rows: Mapping[int, Mapping[str, Any]],
+    requests: Mapping[int, LabelRequest],
+    answers: Mapping[int, Measurement | MeasurementFailure],
+    sink: Sink,
 ) -> None:
-    """Ask the teacher for one group; a request that fails becomes a row in the errors table."""
-    requests = maker.make(rows)
+    """Write measurements, and to the errors table the requests that have none."""
     measured: list[dict[str, Any]] = []
-    for row, request, answer in zip(rows, requests, teacher.measure(requests), strict=True):
+    for number, row in rows.items():
+        answer, request = answers[number], requests[number]
         if isinstance(answer, MeasurementFailure):
-            write_failure(request, answer, sink)
-            continue
-        sink.count("tokens", answer.num_tokens)
-        sink.count("cached_tokens", answer.num_cached_tokens)
-        measured.append({name: row[name] for name in PAIR_COLUMNS} | asdict(answer))
+            helper = request.helper.example_id if request.helper else "no example"
+            sink.error(
+                answer.reason,
+                f"{answer.message} (with {helper} in context)",
+                example_id=request.helped.example_id,
+                excerpt=request.helped.prompt,
+            )
+        else:
+            sink.count("tokens", answer.num_tokens)
+            sink.count("cached_tokens", answer.num_cached_tokens)
+            measured.append({name: row[name] for name in PAIR_COLUMNS} | asdict(answer))
     sink.write_rows("measurements", measured, schemas.MEASUREMENTS)
-
-
-def write_failure(request: LabelRequest, failure: MeasurementFailure, sink: Sink) -> None:
-    """Write a request without a measurement to the errors table."""
-    helper = request.helper.example_id if request.helper else "no example"
-    sink.error(
-        failure.reason,
-        f"{failure.message} (with {helper} in context)",
-        example_id=request.helped.example_id,
-        excerpt=request.helped.prompt,
-    )

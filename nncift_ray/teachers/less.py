@@ -7,7 +7,7 @@ Source: LESS, arXiv 2402.04333.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import functools
 from collections.abc import Iterable, Sequence
 from typing import ClassVar, NamedTuple
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from nncift_ray.corpus.examples import ExampleKey
 from nncift_ray.errors import ConfigError, ShapeError, StorageError
-from nncift_ray.runtime.output import StageManifest, StageOutput, column_matrix
+from nncift_ray.runtime.output import StageOutput, column_matrix
 from nncift_ray.teachers.base import (
     LabelRequest,
     Measurement,
@@ -149,59 +149,50 @@ class GradientReader:
         Raises:
             StorageError: If the checkpoints' tables do not name the same examples.
         """
-        self._gradients, self._max_cached_bytes = gradients, max_cached_bytes
-        self._tables = _gradient_tables(gradients.manifest)
-        self._blocks: OrderedDict[int, NDArray[np.float32]] = OrderedDict()
-        self._position_of = self._find_done()
-
-    @property
-    def num_checkpoints(self) -> int:
-        """Checkpoints that every gradient was taken at."""
-        return len(self._tables)
+        self._gradients = gradients
+        tables = {part.table for shard in gradients.manifest.shards for part in shard.parts}
+        self._tables = sorted(
+            (name for name in tables if name.startswith(_TABLE_PREFIX)), key=checkpoint_of_table
+        )
+        dim = gradients.manifest.settings["projection_dim"]
+        block_bytes = 4 * GRADIENT_BLOCK_ROWS * len(self._tables) * dim
+        num_blocks = max(1, max_cached_bytes // max(1, block_bytes))
+        self._read_cached = functools.lru_cache(num_blocks)(self._read_block)
+        self._place_of = self._find_done()
 
     def vectors(self, keys: Iterable[GradientKey]) -> dict[GradientKey, NDArray[np.float32]]:
         """Return the projected gradients [C, P] of those keys that are done at all checkpoints.
 
         Memory: 4 * C * P bytes a key, and blocks of at most ``max_cached_bytes`` in all (or one).
         """
-        wanted = {key: self._position_of[key] for key in keys if key in self._position_of}
+        wanted = {key: self._place_of[key] for key in keys if key in self._place_of}
         found: dict[GradientKey, NDArray[np.float32]] = {}
-        for key, position in sorted(wanted.items(), key=lambda item: item[1]):
-            block, row = divmod(position, GRADIENT_BLOCK_ROWS)
+        for key, place in sorted(wanted.items(), key=lambda item: item[1]):
+            block, row = divmod(place, GRADIENT_BLOCK_ROWS)
             # A copy: a view would keep its whole block in memory.
-            found[key] = self._load_block(block)[:, row].copy()
+            found[key] = self._read_cached(block)[:, row].copy()
         return found
 
     def _find_done(self) -> dict[GradientKey, int]:
         """Return, for each gradient done at all checkpoints, its place in their tables."""
         keys: list[GradientKey] = []
-        done_N: NDArray[np.bool_] | None = None
+        done_N = np.zeros(0, bool)
         for name in self._tables:
             table = self._gradients.read(name, ["side", "role", "row_index", "done"])
             columns = [table[column].to_pylist() for column in GradientKey._fields]
             named = [GradientKey(*row) for row in zip(*columns, strict=True)]
             done_here_N = np.array(table["done"].to_pylist(), dtype=bool)
-            if done_N is not None and named != keys:
+            first = name == self._tables[0]
+            if not first and named != keys:
                 raise StorageError(
                     f"{self._gradients.folder}: '{name}' and '{self._tables[0]}' do not name the "
                     "same examples. Delete the folder and run again."
                 )
-            keys, done_N = named, done_here_N if done_N is None else done_N & done_here_N
-        return {} if done_N is None else {keys[at]: at for at in np.flatnonzero(done_N).tolist()}
-
-    def _load_block(self, block: int) -> NDArray[np.float32]:
-        """Return a block of rows [C, N, P], zeros where one is not done; from memory if there."""
-        if block in self._blocks:
-            self._blocks.move_to_end(block)
-            return self._blocks[block]
-        loaded_CNP = self._read_block(block)
-        room = max(1, self._max_cached_bytes // loaded_CNP.nbytes)
-        while len(self._blocks) >= room:
-            self._blocks.popitem(last=False)
-        self._blocks[block] = loaded_CNP
-        return loaded_CNP
+            keys, done_N = named, done_here_N if first else done_N & done_here_N
+        return {keys[at]: at for at in np.flatnonzero(done_N).tolist()}
 
     def _read_block(self, block: int) -> NDArray[np.float32]:
+        """Read a block of rows [C, N, P], zeros where one is not done."""
         start = block * GRADIENT_BLOCK_ROWS
         matrices: list[NDArray[np.float32]] = []
         for name in self._tables:
@@ -213,11 +204,3 @@ class GradientReader:
             matrix_NP[done_N] = features
             matrices.append(matrix_NP)
         return np.stack(matrices)
-
-
-def _gradient_tables(manifest: StageManifest) -> list[str]:
-    """Return the tables of gradients, in the order of their checkpoints."""
-    tables = {part.table for shard in manifest.shards for part in shard.parts}
-    return sorted(
-        (name for name in tables if name.startswith(_TABLE_PREFIX)), key=checkpoint_of_table
-    )
