@@ -17,7 +17,7 @@ from nncift_ray.recipe.sections import ClusterConfig
 from nncift_ray.runtime.files import Location
 from nncift_ray.runtime.ray_pool import ray_session
 from tests.unit.stages.evaluation.tune_chain import make_base, make_factory, make_job
-from tests.unit.stages.teaching.less_chain import EMPTY, TOO_LONG
+from tests.unit.teachers.less_chain import EMPTY, TOO_LONG
 
 SAME_WEIGHTS = 1e-5
 

@@ -23,7 +23,7 @@ from nncift_ray.teachers.warmup import (
     warm_up_here,
     warm_up_on_ray,
 )
-from tests.unit.stages.teaching.less_chain import EMPTY, TOO_LONG, make_factory, make_job
+from tests.unit.teachers.less_chain import EMPTY, TOO_LONG, make_factory, make_job
 
 SAME_TOLERANCE = 1e-6
 

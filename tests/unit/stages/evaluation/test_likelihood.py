@@ -21,7 +21,7 @@ from nncift_ray.runtime.files import Location
 from nncift_ray.runtime.output import Sink, StageOutput
 from nncift_ray.runtime.step import Shard, Stage, Worker
 from tests.fake_engines import FakeEngine
-from tests.unit.stages.teaching.less_chain import CorpusStage, make_row, run
+from tests.unit.teachers.less_chain import CorpusStage, make_row, run
 
 ENGINE_SETTINGS = {"engine": "fake"}
 LONG = 10_000

@@ -40,7 +40,7 @@ from tests.unit.stages.evaluation.tune_chain import (
     make_job,
     run_tune,
 )
-from tests.unit.stages.teaching.less_chain import EMPTY, TOO_LONG
+from tests.unit.teachers.less_chain import EMPTY, TOO_LONG
 
 SAME_NLL = 1e-5
 

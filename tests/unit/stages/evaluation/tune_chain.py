@@ -13,7 +13,7 @@ from nncift_ray.evaluate.tune import TuneJob, TuneStage, tune_in_process
 from nncift_ray.runtime.output import StageOutput
 from nncift_ray.teachers.warmup import TrainingSettings
 from tests.tiny_models import make_tiny_llama
-from tests.unit.stages.teaching.less_chain import MAX_LENGTH, CorpusStage, run
+from tests.unit.teachers.less_chain import MAX_LENGTH, CorpusStage, run
 
 SPEC = AdapterSpec(rank=4, alpha=8.0, dropout=0.0, target_modules=None, seed=3)
 TRAINING = TrainingSettings(

@@ -35,7 +35,7 @@ from nncift_ray.teachers.less import (
     gradient_table,
 )
 from nncift_ray.teachers.warmup import read_checkpoint
-from tests.unit.stages.teaching.less_chain import (
+from tests.unit.teachers.less_chain import (
     EMPTY,
     NUM_EPOCHS,
     TOO_LONG,

@@ -25,7 +25,7 @@ from nncift_ray.teachers.warmup import (
     read_checkpoint,
     warm_up_here,
 )
-from tests.unit.stages.teaching.less_chain import (
+from tests.unit.teachers.less_chain import (
     EMPTY,
     MODEL_SETTINGS,
     NUM_CANDIDATES,
