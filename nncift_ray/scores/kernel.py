@@ -548,6 +548,8 @@ def add_tile(
 ) -> None:  # fmt: skip
     """Score all rows against one tile and fold the scores into heaps, statistics and maxima."""
     num_rows, num_columns = len(rows_IH), len(column_max_T)
+    num_pairs_I, min_I, max_I, sum_I, square_I = statistics
+    is_counted_I, count_B = counted
     group_HR = np.empty((len(sign_H), NUM_ROWS), np.float32)
     score_RX = np.empty((NUM_ROWS, len(base_X)), np.float32)
     low_P, high_P = np.empty(len(panel_PHC), np.float32), np.empty(len(panel_PHC), np.float32)
@@ -555,10 +557,13 @@ def add_tile(
         rows_here = min(NUM_ROWS, num_rows - first)
         _score_rows(rows_IH, first, panel_PHC, base_X, sign_H, num_columns, group_HR, score_RX)
         _raise_column_max(column_max_T, score_RX)
-        _add_sums(score_RX, num_columns, statistics, first, rows_here)
+        _add_sums(score_RX, num_columns, sum_I, square_I, first, rows_here)
         for r in range(rows_here):
             i = first + r
-            _add_row(score_RX[r], num_columns, i, statistics, counted, low_P, high_P)
+            _raise_extremes(score_RX[r], i, min_I, max_I, low_P, high_P)
+            num_pairs_I[i] += num_columns
+            if is_counted_I[i]:
+                _count_scores(score_RX[r], num_columns, count_B)
             for p in range(len(panel_PHC)):
                 if high_P[p] >= score_of(key_IK[i, 0]):
                     start = p * PANEL_COLUMNS
@@ -573,33 +578,33 @@ def sum_tile(
 ) -> None:  # fmt: skip
     """Score all rows against one tile and add each, in fixed point, to its group's columns."""
     num_rows, num_columns = len(rows_IH), sum_GT.shape[1]
+    num_pairs_I, min_I, max_I, sum_I, square_I = statistics
+    is_counted_I, count_B = counted
     group_HR = np.empty((len(sign_H), NUM_ROWS), np.float32)
     score_RX = np.empty((NUM_ROWS, len(base_X)), np.float32)
     low_P, high_P = np.empty(len(panel_PHC), np.float32), np.empty(len(panel_PHC), np.float32)
     for first in range(0, num_rows, NUM_ROWS):
         rows_here = min(NUM_ROWS, num_rows - first)
         _score_rows(rows_IH, first, panel_PHC, base_X, sign_H, num_columns, group_HR, score_RX)
-        _add_sums(score_RX, num_columns, statistics, first, rows_here)
+        _add_sums(score_RX, num_columns, sum_I, square_I, first, rows_here)
         for r in range(rows_here):
-            _add_row(score_RX[r], num_columns, first + r, statistics, counted, low_P, high_P)
-            sum_T = sum_GT[group_I[first + r]]
+            i = first + r
+            _raise_extremes(score_RX[r], i, min_I, max_I, low_P, high_P)
+            num_pairs_I[i] += num_columns
+            if is_counted_I[i]:
+                _count_scores(score_RX[r], num_columns, count_B)
+            sum_T = sum_GT[group_I[i]]
             for j in range(num_columns):
                 whole = (np.float64(score_RX[r, j]) * ONE + ROUND_TO_WHOLE) - ROUND_TO_WHOLE
                 sum_T[j] += np.int64(whole)
 
 
 @compiled
-def _add_row(
-    score_T: F32, num_columns: int, i: int, statistics: Any, counted: Any, low_P: F32, high_P: F32
-) -> None:
-    """Count a row's scores and find their extremes, also by panel."""
+def _raise_extremes(score_T: F32, i: int, min_I: F32, max_I: F32, low_P: F32, high_P: F32) -> None:
+    """Find a row's extremes, also by panel."""
     find_extremes(score_T, len(low_P), low_P, high_P)
-    statistics.num_pairs_I[i] += num_columns
-    if counted.is_counted_I[i]:
-        _count_scores(score_T, num_columns, counted.count_B)
     for p in range(len(low_P)):
-        statistics.min_I[i] = min(statistics.min_I[i], low_P[p])
-        statistics.max_I[i] = max(statistics.max_I[i], high_P[p])
+        min_I[i], max_I[i] = min(min_I[i], low_P[p]), max(max_I[i], high_P[p])
 
 
 @compiled
@@ -612,11 +617,13 @@ def _raise_column_max(column_max_T: F32, score_RT: F32) -> None:
 
 
 @compiled
-def _add_sums(score_RT: F32, num_columns: int, statistics: Any, first: int, num_rows: int) -> None:
+def _add_sums(
+    score_RT: F32, num_columns: int, sum_I: F64, square_I: F64, first: int, num_rows: int
+) -> None:
     """Add scores column after column, so that tiles do not change a bit of the sums."""
     sum_R, square_R = np.zeros(NUM_ROWS), np.zeros(NUM_ROWS)
-    sum_R[:num_rows] = statistics.sum_I[first : first + num_rows]
-    square_R[:num_rows] = statistics.sum_of_squares_I[first : first + num_rows]
+    sum_R[:num_rows] = sum_I[first : first + num_rows]
+    square_R[:num_rows] = square_I[first : first + num_rows]
     num_blocks = num_columns // SUM_COLUMNS
     add_columns(score_RT, num_blocks, sum_R, square_R)
     for j in range(num_blocks * SUM_COLUMNS, num_columns):
@@ -624,8 +631,8 @@ def _add_sums(score_RT: F32, num_columns: int, statistics: Any, first: int, num_
             wide = np.float64(score_RT[r, j])
             sum_R[r] += wide
             square_R[r] += wide * wide
-    statistics.sum_I[first : first + num_rows] = sum_R[:num_rows]
-    statistics.sum_of_squares_I[first : first + num_rows] = square_R[:num_rows]
+    sum_I[first : first + num_rows] = sum_R[:num_rows]
+    square_I[first : first + num_rows] = square_R[:num_rows]
 
 
 # Rows scored against lists of columns.
