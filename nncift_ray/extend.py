@@ -52,24 +52,11 @@ DRIFT = DriftStage.name
 #: Keys of the recipe that an extension may change, with all below them; what labels, network and
 #: the scores kept were made with is the parent's.
 FREE_KEYS = (
-    "data.layout",
-    "data.columns",
-    "data.max_chars",
-    "data.max_failed_fraction",
-    "data.group_by",
-    "embedder.pool",
-    "pair_scores.pool",
-    "pair_scores.column_tile",
-    "pair_scores.max_worker_bytes",
-    "selection.budget",
-    "selection.include",
-    "selection.exclude",
-    "selection.quotas",
-    "selection.stop_gain",
-    "selection.optimizer",
-    "export",
-    "cluster",
-    "report",
+    *("data.layout", "data.columns", "data.max_chars", "data.max_failed_fraction"),
+    *("data.group_by", "embedder.pool", "pair_scores.pool", "pair_scores.column_tile"),
+    *("pair_scores.max_worker_bytes", "selection.budget", "selection.include"),
+    *("selection.exclude", "selection.quotas", "selection.stop_gain", "selection.optimizer"),
+    *("export", "cluster", "report"),
 )
 DIGEST_LENGTH = 8
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self, cast
+from typing import Annotated, Any, Literal, Self, cast, get_args
 
 from pydantic import (
     AfterValidator,
@@ -51,6 +51,10 @@ def parse_count(value: object) -> int:
     if count != int(count) or count < 1:
         raise ValueError(f"{value!r} is no whole count of at least 1")
     return int(count)
+
+
+#: A number from 1, or one such as "5K" or "4G" (decimal).
+Count = Annotated[int, BeforeValidator(parse_count)]
 
 
 def _check_labels(labels: dict[str, str]) -> dict[str, str]:
@@ -330,9 +334,6 @@ class LabelsConfig(Section):
 
 # Recipe sections ``network`` and ``pair_scores``: what learns from labels, what scores pairs.
 
-#: A number of bytes, or one such as "4G" (decimal).
-ByteCount = Annotated[int, BeforeValidator(parse_count)]
-
 
 class NetworkConfig(Section):
     """The InfluenceNetwork and its training (defaults: NN-CIFT, arXiv 2502.09969)."""
@@ -380,9 +381,9 @@ class PairScoresConfig(Section):
     """Of the samples that the index is built, tuned and checked on."""
     dense: bool = False
     """Also write all scores, as a table of one list a row; exact mode only."""
-    max_dense_bytes: ByteCount = 2 * 10**9
+    max_dense_bytes: Count = 2 * 10**9
     """Largest such table."""
-    max_worker_bytes: ByteCount = 4 * 10**9
+    max_worker_bytes: Count = 4 * 10**9
     """Memory that one worker may take, estimated before the stage starts. More lets it keep more
     columns in memory. Never changes a result."""
     column_tile: int = Field(default=65_536, ge=16)
@@ -534,12 +535,8 @@ READERS_OF_KEY: Mapping[str, tuple[str, ...]] = {
 class TokenBudget(Section):
     """A budget in tokens, as the embedder's tokenizer counts them."""
 
-    tokens: int
-
-    @field_validator("tokens", mode="before")
-    @classmethod
-    def _count(cls, value: object) -> int:
-        return parse_count(value)
+    tokens: Count
+    """Most tokens of the picks together."""
 
 
 class SelectionConfig(Section):
@@ -547,7 +544,7 @@ class SelectionConfig(Section):
 
     Influence s_ij says how much candidate j helps row i; larger is better. It may be negative, and
     is scaled to 0..1 by one minimum and maximum of all that is scored in the run, so the most
-    harmful helper counts as 0 (ADR 4). Rows i are candidates, or the targets q where there are any.
+    harmful helper counts as 0. Rows i are candidates, or the targets q where there are any.
 
     ======================================== =============== ======================================
     objective                                reads           value of a subset A
@@ -900,16 +897,13 @@ class ClusterConfig(Section):
         return num_cpus * self.price_per_cpu_hour
 
 
+ExportFormat = Literal["alpaca", "messages", "sharegpt", "dataset", "ids"]
+
+
 class ExportConfig(Section):
     """The files of the subset. ``subset.jsonl`` and ``subset.parquet`` are always written."""
 
-    formats: tuple[Literal["alpaca", "messages", "sharegpt", "dataset", "ids"], ...] = (
-        "alpaca",
-        "messages",
-        "sharegpt",
-        "dataset",
-        "ids",
-    )
+    formats: tuple[ExportFormat, ...] = get_args(ExportFormat)
     """Other forms: alpaca, messages and sharegpt for training programs, dataset (a folder with a
     card that Hugging Face datasets loads), ids (one a line)."""
 

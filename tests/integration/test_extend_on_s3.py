@@ -9,7 +9,7 @@ import pytest
 
 from nncift_ray.runs import Run
 from tests.s3 import s3_server
-from tests.unit.pipeline.grown import NUM_OLD, grow, make_extension, make_parent, write_new
+from tests.unit.extend.grown import NUM_OLD, grow, make_extension, make_parent, write_new
 
 
 def test_a_run_in_a_bucket_is_gone_on_from_as_one_on_disk(

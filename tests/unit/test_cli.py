@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from nncift_ray.cli import app
 from nncift_ray.terminal import excerpt
-from tests.unit.pipeline.test_status import write_run
+from tests.unit.explain.test_status import write_run
 from tests.unit.stages.driving.test_driver import SquareStage
 
 COMMANDS = (

@@ -11,8 +11,8 @@ from nncift_ray.labels.sample import TRAIN, VALIDATION
 from nncift_ray.network import drift
 from nncift_ray.runtime.output import column_matrix
 from tests.hash_embedder import HashEmbedder
-from tests.unit.pipeline import grown
-from tests.unit.pipeline.grown import NUM_OLD, Outputs, grow, make_parent, write_new
+from tests.unit.extend import grown
+from tests.unit.extend.grown import NUM_OLD, Outputs, grow, make_parent, write_new
 from tests.unit.stages import chain
 
 FOREIGN = 4  # candidates numbered from here times NUM_OLD are of another domain

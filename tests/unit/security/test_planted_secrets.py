@@ -19,8 +19,8 @@ from nncift_ray.runtime.output import Sink, describe_environment
 from nncift_ray.runtime.progress import LineReporter, SilentReporter
 from nncift_ray.runtime.step import Shard, Worker
 from nncift_ray.runtime.telemetry import LOG_FOLDER, observed
-from tests.unit.config.test_secrets import PLANTED, recipe
-from tests.unit.pipeline.recorded import record_run
+from tests.unit.explain.recorded import record_run
+from tests.unit.recipe.test_secrets import PLANTED, recipe
 from tests.unit.stages.chain import run_chain
 from tests.unit.stages.driving.test_driver import SquareStage
 

@@ -12,7 +12,7 @@ from nncift_ray.explain import explain, query
 from nncift_ray.extend import prepare
 from nncift_ray.runs import Run
 from nncift_ray.sweep import SweepGrid, plan_sweep
-from tests.unit.pipeline.recorded import record_run
+from tests.unit.explain.recorded import record_run
 from tests.unit.stages.chain import LastDigitTeacher, run_chain
 
 NUM_CANDIDATES, NUM_TARGETS, BUDGET = 70, 8, 10

@@ -11,7 +11,7 @@ import pytest
 
 from nncift_ray.report.data import count_duplicates
 from nncift_ray.runs import Run, StatusReader
-from tests.unit.pipeline.grown import (
+from tests.unit.extend.grown import (
     NUM_NEW,
     NUM_OLD,
     NUM_TARGETS,

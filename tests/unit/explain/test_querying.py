@@ -16,7 +16,7 @@ from nncift_ray.explain import InfluenceList, QueryAnswer, query
 from nncift_ray.runs import Run
 from nncift_ray.runtime.output import StageOutput
 from tests.s3 import s3_server
-from tests.unit.pipeline.recorded import record_run
+from tests.unit.explain.recorded import record_run
 from tests.unit.stages.chain import LastDigitTeacher, run_chain
 
 NUM_CANDIDATES, NUM_TARGETS, TOP = 90, 12, 10

@@ -8,7 +8,7 @@ import pytest
 
 from nncift_ray.errors import ConfigError
 from nncift_ray.recipe.loading import make_config
-from tests.unit.config.test_config import shortest
+from tests.unit.recipe.test_config import shortest
 
 CONDITIONAL = "facility_location_conditional_gain"
 TOKENS = {"tokens": "5M"}

@@ -9,7 +9,7 @@ from nncift_ray.runtime.output import StageOutput
 from nncift_ray.scores import index, index_step
 from nncift_ray.scores.index import SearchSettings
 from nncift_ray.scores.index_step import read_final_recall
-from tests.unit.pipeline.grown import (
+from tests.unit.extend.grown import (
     NUM_NEW,
     NUM_OLD,
     Outputs,
