@@ -6,7 +6,6 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jinja2
@@ -58,14 +57,11 @@ from nncift_ray.runtime.schemas import CROSS, POINTS, WITHIN
 
 
 def render_page(template: str, values: Mapping[str, object]) -> str:
-    """Fill a template of this room.
+    """Return a page, safe to encode as UTF-8; the same values give the same text.
 
     Args:
-        template: Name of its file; it extends ``base.html.j2``.
+        template: Name of a template of this room; it extends ``base.html.j2``.
         values: What it names.
-
-    Returns:
-        The page, safe to encode as UTF-8. The same values give the same text.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("nncift_ray.report", ""),
@@ -75,6 +71,12 @@ def render_page(template: str, values: Mapping[str, object]) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.filters |= {
+        "count": format_count,
+        "percent": format_percent,
+        "seconds": format_seconds,
+        "usd": format_usd,
+    }
     return clean_text(environment.get_template(template).render(**values))
 
 
@@ -129,15 +131,13 @@ def _columns(*names: tuple[str, str] | str) -> tuple[Column, ...]:
 
 
 def extra_table(table: ExtraTable) -> PageTable:
-    """Set a run's own table: columns that hold numbers are aligned right."""
+    """Return a run's own table; columns that hold numbers are aligned right."""
     is_number = [
         bool(column) and all(isinstance(cell, int | float) or cell is None for cell in column)
         for column in zip(*table.rows, strict=True)
     ] or [False] * len(table.columns)
-    columns = tuple(
-        Column(name, NUMBER if number else "")
-        for name, number in zip(table.columns, is_number, strict=True)
-    )
+    heads = zip(table.columns, is_number, strict=True)
+    columns = tuple(Column(name, NUMBER if number else "") for name, number in heads)
     rows = [tuple(_cell(cell) for cell in row) for row in table.rows]
     return PageTable(table.title, columns, rows, table.reading, missing="It has no row.")
 
@@ -151,28 +151,23 @@ def _cell(cell: Cell) -> str:
 
 
 def fidelity_table(data: ReportData) -> PageTable:
-    """List every metric of every split and model (FIDELITY)."""
+    """Return every metric of every split and model (FIDELITY)."""
     metrics = FIDELITY_METRICS | ({} if data.pointwise else WITHIN_ROW_METRICS)
     counts = {"num_pairs": data.unit.capitalize()}
     if not data.pointwise:
         counts |= {"num_rows": "Rows ranked"}
-    columns = _columns(
-        "Block",
-        "Split",
-        ("Model", KEY),
-        *((name, NUMBER) for name in (*counts.values(), *metrics.values())),
-    )
+    heads = ((name, NUMBER) for name in (*counts.values(), *metrics.values()))
     rows = data.fidelity.to_pylist() if data.fidelity is not None else []
-    rows.sort(
-        key=lambda row: (
-            (row["block"] != data.main_block, row["block"], row["split"]),
-            (_model_place(row["model"]), row["model"]),
-        )
-    )
-    reason = data.why_missing("fidelity", "this run did not record it.")
+    places = {model: place for place, model in enumerate(MODEL_ORDER)}
+
+    def order(row: Mapping[str, Any]) -> tuple[Any, ...]:
+        place = places.get(row["model"], len(places))
+        return row["block"] != data.main_block, row["block"], row["split"], place, row["model"]
+
+    reason = data.why_missing("fidelity", NOT_RECORDED)
     return PageTable(
         "All metrics",
-        columns,
+        _columns("Block", "Split", ("Model", KEY), *heads),
         [
             (
                 row["block"],
@@ -181,21 +176,16 @@ def fidelity_table(data: ReportData) -> PageTable:
                 *(format_count(row[name]) for name in counts),
                 *(format_number(row[name]) for name in metrics),
             )
-            for row in rows
+            for row in sorted(rows, key=order)
         ],
         reading="" if data.pointwise else WITHIN_ROW_READING,
         missing=f"Not available because {reason}",
     )
 
 
-def _model_place(model: str) -> int:
-    return MODEL_ORDER.index(model) if model in MODEL_ORDER else len(MODEL_ORDER)
-
-
 def stage_table(data: ReportData) -> PageTable:
-    """List what each stage made, in what time and at what price."""
+    """Return what each stage made, in what time and at what price."""
     names = ("Rows", "Shards", "Time", "Rows/s", "Failed", "Cost")
-    columns = _columns("Stage", *((n, NUMBER) for n in names))
     rows = [
         (
             stage.name,
@@ -208,36 +198,35 @@ def stage_table(data: ReportData) -> PageTable:
         )
         for stage in data.stages
     ]
+    columns = _columns("Stage", *((name, NUMBER) for name in names))
     return PageTable("Stages", columns, rows, missing="No stage was recorded.")
 
 
 def reason_table(data: ReportData) -> PageTable:
-    """Count the rows set aside by stage and reason (ERRORS)."""
-    errors = data.errors
-    counts: Counter[tuple[str, str]] = Counter()
-    if errors is not None:
-        pairs = zip(errors["stage"].to_pylist(), errors["reason"].to_pylist(), strict=True)
-        counts.update((str(stage), str(reason)) for stage, reason in pairs)
+    """Return how many rows were set aside by stage and reason (ERRORS)."""
+    missing, counts = "No row was set aside.", Counter[tuple[str, str]]()
+    if data.errors is None:
+        reason = data.why_missing("errors", "this run did not record its errors.")
+        missing = f"Not available because {reason}"
+    else:
+        names = (data.errors[column].to_pylist() for column in ("stage", "reason"))
+        counts.update((str(stage), str(reason)) for stage, reason in zip(*names, strict=True))
     rows = [
         (stage, reason.replace("_", " "), format_count(count))
         for (stage, reason), count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     ]
-    missing = "No row was set aside."
-    if errors is None:
-        reason = data.why_missing("errors", "this run did not record its errors.")
-        missing = f"Not available because {reason}"
     columns = _columns("Stage", "Reason", ("Rows", NUMBER))
     return PageTable("Rows set aside, by reason", columns, rows, missing=missing)
 
 
 def error_table(data: ReportData) -> PageTable:
-    """List the first rows set aside, with file and line (ERRORS)."""
+    """Return the first rows set aside, with file and line (ERRORS)."""
     errors = data.errors
     shown = errors.slice(0, MAX_ERROR_ROWS).to_pylist() if errors is not None else []
     rows = [
         (
             row["stage"],
-            _place(row["source"], row["line"], row["example_id"]),
+            _place(row["source"], row["line"]) or row["example_id"] or MISSING,
             row["reason"].replace("_", " "),
             row["message"],
             row["excerpt"] if row["excerpt"] is not None else MISSING,
@@ -245,43 +234,25 @@ def error_table(data: ReportData) -> PageTable:
         for row in shown
     ]
     total = errors.num_rows if errors is not None else 0
-    title = (
-        f"The first {len(rows)} of {format_count(total)} rows set aside"
-        if total > len(rows)
-        else "All rows set aside"
-    )
-    columns = _columns(
-        "Stage", ("Where", TEXT), ("Reason", KEY), ("Message", TEXT), ("Excerpt", TEXT)
-    )
-    return PageTable(title, columns, rows)
+    title = "All rows set aside"
+    if total > len(rows):
+        title = f"The first {len(rows)} of {format_count(total)} rows set aside"
+    heads = ("Stage", ("Where", TEXT), ("Reason", KEY), ("Message", TEXT), ("Excerpt", TEXT))
+    return PageTable(title, _columns(*heads), rows)
 
 
-def _place(source: str | None, line: int | None, example_id: str | None) -> str:
-    if source is not None:
-        return f"{source}:{line}" if line is not None else source
-    return example_id or MISSING
+def _place(source: str | None, line: int | None) -> str:
+    return f"{source}:{line}" if source and line is not None else source or ""
 
 
-def output_table(data: ReportData) -> PageTable:
-    """List the files the run left behind."""
-    rows = [(label, path) for label, path in data.outputs.items()]
-    if data.run_dir:
-        rows.insert(0, ("Run directory", data.run_dir))
-    columns = _columns(("What", KEY), ("Path", TEXT))
-    return PageTable("Files", columns, rows, missing="No output path was recorded.")
-
-
-def fingerprint_table(data: ReportData) -> PageTable:
-    """List the fingerprint of each stage's output: equal fingerprints, equal results."""
-    rows = [(stage.name, stage.fingerprint) for stage in data.stages]
-    columns = _columns(("Stage", KEY), ("Fingerprint", TEXT))
-    return PageTable("Stage fingerprints", columns, rows, missing="No stage was recorded.")
+def _pairs_table(title: str, heads: tuple[str, str], rows: Sequence[tuple[str, str]]) -> PageTable:
+    return PageTable(title, _columns((heads[0], KEY), (heads[1], TEXT)), rows)
 
 
 def settings_table(title: str, settings: Mapping[str, object]) -> PageTable:
-    """List nested settings under dotted keys."""
+    """Return nested settings under dotted keys."""
     rows = [(key, shorten(value, MAX_SETTING_CHARS)) for key, value in _flatten(settings)]
-    return PageTable(title, _columns(("Key", KEY), ("Value", TEXT)), rows)
+    return _pairs_table(title, ("Key", "Value"), rows)
 
 
 def _flatten(settings: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -314,293 +285,89 @@ class Card:
 
 
 def make_cards(data: ReportData) -> list[Card]:
-    """Make the cards that this run has numbers for, the most important first."""
-    makers = (
-        _picks,
-        _value_cards,
-        _optimum,
-        _correlation,
-        _error,
-        _labels,
-        _drift_cards,
-        _time,
-        _health,
-    )
-    return [card for card in (make(data) for make in makers) if card is not None]
-
-
-def _picks(data: ReportData) -> Card:
+    """Return the cards that this run has numbers for, the most important first."""
     picks = num_picks(data)
-    share = picks / data.num_candidates if data.num_candidates else math.nan
-    note = f"{format_percent(share)} of {format_count(data.num_candidates)} candidates"
-    return Card("Examples selected", format_count(picks), note)
+    share = format_percent(picks / data.num_candidates if data.num_candidates else math.nan)
+    of = f"{share} of {format_count(data.num_candidates)} candidates"
+    cards = [Card("Examples selected", format_count(picks), of)]
+    cards += [*_value_cards(data), *_fidelity_cards(data), *_label_cards(data), *_drift_cards(data)]
+    if data.stages:
+        cost = total_cost(data)
+        note = f"{len(data.stages)} stages" + ("" if cost is None else f", {format_usd(cost)}")
+        cards.append(Card("Time", format_seconds(total_seconds(data)), note))
+    rows = data.num_candidates + data.num_duplicates + data.num_errors
+    note = f"rows set aside; {format_count(data.num_duplicates)} exact duplicates collapsed"
+    tone = WARN if data.num_errors > MANY_ERRORS * rows else ""
+    return [*cards, Card("Unusable rows", format_count(data.num_errors), note, tone)]
 
 
-def _value_cards(data: ReportData) -> Card | None:
+def _value_cards(data: ReportData) -> Iterator[Card]:
+    final, coverage, score = final_objective(data), mean_coverage(data), mean_score(data)
+    ratio = final / data.random_objective if data.random_objective else math.nan
+    beside = f"; {format_number(ratio)} × a random subset's" if math.isfinite(ratio) else ""
     if data.ranks_by_score:
-        return _score(data)
-    coverage = mean_coverage(data)
-    final = final_objective(data)
-    if math.isfinite(coverage):
-        note = (
-            f"mean over {format_count(data.coverage.num_rows if data.coverage is not None else 0)} "
-            f"{data.ground_set}"
-        )
-        if data.random_objective and math.isfinite(final):
-            note += (
-                f"; {format_number(final / data.random_objective, 3)} × a random subset's objective"
-            )
-        return Card("Coverage (0 to 1)", format_number(coverage), note)
-    if math.isfinite(final):
-        return Card("Objective", format_number(final, 4), "after the last pick")
-    return None
-
-
-def _optimum(data: ReportData) -> Card | None:
+        if math.isfinite(score):
+            yield Card("Score (0 to 1)", format_number(score), f"mean over the picks{beside}")
+        return
+    if math.isfinite(coverage) and data.coverage is not None:
+        note = f"mean over {format_count(data.coverage.num_rows)} {data.ground_set}"
+        note += f"{beside} objective" if beside else ""
+        yield Card("Coverage (0 to 1)", format_number(coverage), note)
+    elif math.isfinite(final):
+        yield Card("Objective", format_number(final, 4), "after the last pick")
     share = share_of_best(data)
-    if data.ranks_by_score or not math.isfinite(share):
-        return None
-    note = "of what any subset within the budget could be worth"
-    # Rounded down: the bound is a promise.
-    return Card(
-        "Share of the optimum (lower bound)",
-        f"{math.floor(1000 * share) / 10:g} %",
-        note,
-        GOOD if share > 0.9 else "",
-    )
+    if math.isfinite(share):
+        name = "Share of the optimum (lower bound)"
+        value = f"{math.floor(1000 * share) / 10:g} %"  # a promise is rounded down
+        note = "of what any subset within the budget could be worth"
+        yield Card(name, value, note, GOOD if share > GOOD_SHARE else "")
 
 
-def _score(data: ReportData) -> Card | None:
-    mean = mean_score(data)
-    if not math.isfinite(mean):
-        return None
-    note = "mean over the picks"
-    if data.random_objective:
-        ratio = format_number(final_objective(data) / data.random_objective, 3)
-        note += f"; {ratio} × a random subset's"
-    return Card("Score (0 to 1)", format_number(mean), note)
-
-
-def _correlation(data: ReportData) -> Card | None:
-    found = headline_fidelity(data)
-    if found is None or not math.isfinite(found.spearman):
-        return None
-    count = f"{format_count(found.num_pairs)} {unit_of(found.block)}"
-    note = f"Spearman, {found.split} of {found.block}, {count}"
-    tone = GOOD if found.spearman >= 0.5 else WARN if found.spearman < 0.2 else ""
-    return Card("Order agrees with teacher", f"{found.spearman:.2f}", note, tone)
-
-
-def _error(data: ReportData) -> Card | None:
+def _fidelity_cards(data: ReportData) -> Iterator[Card]:
     found = headline_fidelity(data)
     if found is None:
-        return None
+        return
+    if math.isfinite(found.spearman):
+        count = f"{format_count(found.num_pairs)} {unit_of(found.block)}"
+        note = f"Spearman, {found.split} of {found.block}, {count}"
+        tone = GOOD if found.spearman >= 0.5 else WARN if found.spearman < 0.2 else ""
+        yield Card("Order agrees with teacher", f"{found.spearman:.2f}", note, tone)
     ratio = found.error_ratio
     note = f"MSE {format_number(found.scaled_mse)} on labels scaled to [0,\u00a01], {found.split}"
     if not math.isfinite(ratio):
-        return Card("Network error", format_number(found.scaled_mse), note)
+        yield Card("Network error", format_number(found.scaled_mse), note)
+        return
     value = f"{format_percent(abs(1 - ratio))} {'below' if ratio <= 1 else 'above'}"
     if ratio > 2:
         value = f"{format_number(ratio, 2)} ×"
     tone = GOOD if ratio < 0.9 else WARN if ratio > 1.02 else ""
-    return Card(f"Error against {BASELINE_NAMES[found.baseline]}", value, note, tone)
+    yield Card(f"Error against {BASELINE_NAMES[found.baseline]}", value, note, tone)
 
 
-def _labels(data: ReportData) -> Card | None:
-    scored, labelled = num_scored_pairs(data), data.num_labelled_pairs
-    unit = data.unit.capitalize()
+def _label_cards(data: ReportData) -> Iterator[Card]:
+    scored, labelled, unit = num_scored_pairs(data), data.num_labelled_pairs, data.unit.capitalize()
     if labelled is None:
-        return None
-    if data.by_teacher:
-        note = "by the teacher; no score is predicted"
-        return Card(f"{unit} labelled", format_compact(labelled), note)
-    if not scored:
-        return Card(f"{unit} labelled", format_compact(labelled), "by the teacher")
+        return
+    if data.by_teacher or not scored:
+        note = "by the teacher" + ("; no score is predicted" if data.by_teacher else "")
+        yield Card(f"{unit} labelled", format_compact(labelled), note)
+        return
     note = f"{format_count(labelled)} labelled of {format_compact(scored)} scored"
-    return Card(f"{unit} the teacher saw", format_percent(labelled / scored), note)
+    yield Card(f"{unit} the teacher saw", format_percent(labelled / scored), note)
 
 
-def _drift_cards(data: ReportData) -> Card | None:
+def _drift_cards(data: ReportData) -> Iterator[Card]:
     if data.drift is None:
-        return None
-    due = bool(data.drift["due"])
+        return
+    due, distance = bool(data.drift["due"]), data.drift.get("distance")
     note = f"{format_count(data.drift['num_new'])} new candidates"
-    distance = data.drift.get("distance")
     if distance is not None:
         note += f"; farther from the labels than the labelled corpus in {distance['farther']:.0%}"
-    return Card("New labels", "due" if due else "not due", note, WARN if due else GOOD)
-
-
-def _time(data: ReportData) -> Card | None:
-    if not data.stages:
-        return None
-    cost = total_cost(data)
-    note = f"{len(data.stages)} stages"
-    if cost is not None:
-        note += f", {format_usd(cost)}"
-    return Card("Time", format_seconds(total_seconds(data)), note)
-
-
-def _health(data: ReportData) -> Card:
-    note = f"rows set aside; {format_count(data.num_duplicates)} exact duplicates collapsed"
-    rows = data.num_candidates + data.num_duplicates + data.num_errors
-    tone = WARN if data.num_errors > MANY_ERRORS * rows else ""
-    return Card("Unusable rows", format_count(data.num_errors), note, tone)
-
-
-# The sentences of the page: what was done here and how to read it.
-
-
-def head_lead(data: ReportData) -> list[dict[str, object]]:
-    """Say in one sentence what was selected, in parts: text and whether it is set strong."""
-    picks = format_count(num_picks(data))
-    parts = [
-        (f"{picks} of {format_count(data.num_candidates)} examples", True),
-        (" selected ", False),
-    ]
-    if data.pointwise:
-        parts.append(("for what they score on their own", False))
-    elif data.num_targets:
-        parts += [
-            ("for what they teach about ", False),
-            (f"{format_count(data.num_targets)} targets", True),
-        ]
-    else:
-        parts.append(("for what they teach about all the others", False))
-    if data.teacher:
-        told = f"{'scores' if data.pointwise else 'influence'} learnt from"
-        if data.by_teacher:
-            told = f"the {'ratings' if data.pointwise else 'labels'} of"
-        parts += [
-            (f", by {told} a ", False),
-            (data.teacher, True),
-            (" teacher", False),
-        ]
-    return [{"text": text, "strong": strong} for text, strong in [*parts, (".", False)]]
-
-
-def selection_lead(data: ReportData) -> str:
-    """Say how the picks were made."""
-    picks = num_picks(data)
-    if not picks:
-        return "Nothing was selected."
-    if data.ranks_by_score:
-        return f"The {format_count(picks)} candidates with the highest score: {_score_of(data)}"
-    if data.objective == "random":
-        return (
-            f"A seeded random choice of {format_count(picks)} candidates, to compare others with; "
-            "its value is what they would be worth under facility location."
-        )
-    objective = data.objective or "the objective"
-    return (
-        f"{objective[0].upper()}{objective[1:]} was maximised over "
-        f"{format_count(data.num_candidates)} candidates: "
-        "each pick is the example that adds most to what the earlier picks already give the "
-        f"{data.ground_set}.{_search(data)}{_limits(data)}{_end(data)}"
-    )
-
-
-def _search(data: ReportData) -> str:
-    """Say how the picks were searched for."""
-    parts = f"in {data.num_parts} parts" if data.num_parts else "in parts"
-    way = {
-        "lazy": "by lazy greedy",
-        "cost_benefit": "by lazy greedy twice, by gain a token and by gain; this is the better of "
-        "the two",
-        "partitioned": f"by lazy greedy {parts}, then among what the parts picked",
-    }.get(data.optimizer)
-    return f" Searched {way}." if way else ""
-
-
-def _limits(data: ReportData) -> str:
-    return f" Quotas by {data.mix_name} bound the choice." if data.has_quotas else ""
-
-
-def _end(data: ReportData) -> str:
-    """Say why the picks end where they do, where it is not the budget."""
-    ends = {
-        "stop_gain": " It stopped before the budget was full: a further pick would have added less "
-        "than selection.stop_gain.",
-        "exhausted": " It stopped before the budget was full: no candidate was left that may be "
-        "picked.",
-    }
-    return ends.get(data.stopped_by, "")
-
-
-def skipped_lead(data: ReportData) -> str:
-    """Say what the skipped examples are."""
-    worth = "score" if data.ranks_by_score else "gain"
-    return (
-        f"Not selected although each has a high {worth} alone: most of it is already covered by "
-        "selected examples. Shown with the pick that covers most of it; the nearer their "
-        "embeddings, the more they are copies of each other."
-    )
-
-
-def _score_of(data: ReportData) -> str:
-    """Say what a candidate's score is, and what ranking by it leaves out."""
-    alone = "Each is judged alone: two picks may teach the same."
-    if data.pointwise and data.by_teacher:
-        return f"what the teacher says of each. {alone}"
-    if data.pointwise:
-        return f"what the network predicts the teacher would say of each. {alone}"
-    rows = "targets" if data.num_targets else "candidates"
-    best = " of the subtask that it helps most" if data.has_subtasks else ""
-    does = "is measured to do" if data.by_teacher else "is predicted to do"
-    return f"the mean of what each {does} for the {rows}{best}. {alone}"
-
-
-def neighbours_lead(data: ReportData) -> str:
-    """Say in what order sample picks stand, and what stands below each."""
-    if data.ranks_by_score:
-        return "From the highest score to the lowest that was picked."
-    return (
-        "From the first pick to the last. Below each pick stand rows for which no other pick is "
-        "better, with their coverage (0 to 1)."
-    )
-
-
-def fidelity_lead(data: ReportData) -> str:
-    """Say what the network learnt from and what the splits are, or why there is no network."""
-    if data.by_teacher:
-        return (
-            "The scores are the teacher's own labels: no network was trained, so there is no "
-            "prediction to hold against the teacher, and no error, correlation or training curve "
-            f"to show. {_labelled(data)}"
-        )
-    if data.pointwise:
-        text = (
-            "The teacher rates a sample of examples, a small network learns the ratings and "
-            "predicts the rest. Q4 are held-out examples that were not in training."
-        )
-        return f"{text} {_labelled(data)}".rstrip()
-    text = (
-        "The teacher labels a sample of pairs, a small network learns them and predicts the rest. "
-        "Q1 to Q4 are held-out pairs: in Q1 both examples had other labelled pairs in training, in "
-        "Q4 neither had."
-    )
-    return f"{text} {_labelled(data)}".rstrip()
-
-
-def _labelled(data: ReportData) -> str:
-    """Say how much the teacher labelled, where that is known."""
-    if data.num_labelled_pairs is None:
-        return ""
-    did = "rated" if data.pointwise else "labelled"
-    return f"The teacher {did} {format_count(data.num_labelled_pairs)} {data.unit} here."
-
-
-def cost_lead(data: ReportData) -> str:
-    """Say what the stages took together."""
-    if not data.stages:
-        return "No stage was recorded."
-    text = f"{len(data.stages)} stages took {format_seconds(total_seconds(data))} together"
-    cost = total_cost(data)
-    return f"{text}, for {format_usd(cost)}." if cost is not None else f"{text}."
+    yield Card("New labels", "due" if due else "not due", note, WARN if due else GOOD)
 
 
 def drift_table(facts: Mapping[str, Any]) -> ExtraTable:
-    """List what was measured, beside what it is judged against."""
+    """Return what was measured of new data, beside what it is judged against."""
     rows: list[tuple[str, str, str]] = []
     distance = facts.get("distance")
     if distance is not None:
@@ -623,42 +390,11 @@ def drift_table(facts: Mapping[str, Any]) -> ExtraTable:
         for share in facts["ranges"]
     ]
     reading = "The labelled corpus is measured on its examples that were not labelled."
-    return ExtraTable(
-        "New data beside the labelled corpus", reading, ("measure", "new", "corpus"), tuple(rows)
-    )
+    heads = ("measure", "new", "corpus")
+    return ExtraTable("New data beside the labelled corpus", reading, heads, tuple(rows))
 
 
-def drift_lead(facts: Mapping[str, Any]) -> str:
-    """Say the verdict in a sentence or two."""
-    count = format_count(facts["num_new"])
-    if not facts["num_new"]:
-        return "Nothing new came in: the selection is that of the run this one goes on from."
-    start = f"{count} new candidates were scored by the network of an earlier run. "
-    if facts["due"]:
-        return f"{start}Relabelling is due because {'; and '.join(facts['reasons'])}."
-    return f"{start}They lie where the labelled corpus does: no new labels are due."
-
-
-def health_lead(data: ReportData) -> str:
-    """Say how many rows were left out."""
-    rows = data.num_candidates + data.num_duplicates + data.num_errors
-    share = data.num_errors / rows if rows else math.nan
-    return (
-        f"{format_count(data.num_errors)} rows were set aside as unusable "
-        f"({format_percent(share)}) and {format_count(data.num_duplicates)} exact duplicates were "
-        "collapsed into the first of their kind; neither were scored."
-    )
-
-
-def footer(data: ReportData) -> str:
-    """Say what wrote the page."""
-    version = f" {data.version}" if data.version else ""
-    made = f", {data.created}" if data.created else ""
-    axes = "" if data.pointwise else " Row = helped example, column = helper example."
-    return f"Written by nncift_ray{version}{made}.{axes}"
-
-
-# The HTML page: one self-contained file without scripts, with every text of the corpus escaped.
+# The page; its sentences stand in ``page.html.j2``.
 
 MAX_PROMPT_CHARS = 420
 MAX_RESPONSE_CHARS = 300
@@ -672,144 +408,129 @@ BLOCK_NAMES = {
 
 
 def render_report(data: ReportData) -> str:
-    """Render the report of one run as one HTML page.
+    """Return the report of one run as one HTML page, free of scripts and of anything loaded.
 
-    Args:
-        data: What to show; parts that are ``None`` or empty are replaced by a sentence saying why.
-
-    Returns:
-        The page, free of scripts and of anything loaded from elsewhere, safe to encode as UTF-8.
-        The same data gives the same text.
+    Parts of ``data`` that are ``None`` or empty are replaced by a sentence saying why.
     """
-    return render_page("page.html.j2", _page_values(data))
-
-
-def _page_values(data: ReportData) -> dict[str, object]:
-    fidelity_charts = _fidelity_blocks(data)
-    return {
+    chips = {
+        "Teacher": data.teacher,
+        "Objective": data.objective,
+        "Budget": data.budget,
+        "Finished": data.created,
+    }
+    stages = [(stage.name, stage.fingerprint) for stage in data.stages]
+    paths = [("Run directory", data.run_dir)] if data.run_dir else []
+    values = {
+        "data": data,
         "run_name": data.run_name,
-        "lead": head_lead(data),
-        "chips": _chips(data),
+        "num_picks": num_picks(data),
+        "total_seconds": total_seconds(data),
+        "total_cost": total_cost(data),
+        "chips": [(name, value) for name, value in chips.items() if value],
         "cards": make_cards(data),
         "notices": list(data.notices),
-        "selection_lead": selection_lead(data),
-        "selection_left": [_value(data), _lengths(data)],
-        "selection_right": [_mix(data), *_coverage(data)],
+        "selection_left": [_value_chart(data), _lengths_chart(data)],
+        "selection_right": [_mix_chart(data), *_coverage_charts(data)],
         "extra_tables": [extra_table(table) for table in data.extra_tables],
-        "neighbours_title": "Sample picks"
-        if data.ranks_by_score
-        else "Sample picks and the rows they help",
-        "neighbours_lead": neighbours_lead(data),
         "neighbours": [_pick(item, data) for item in data.neighbours],
-        "skipped_title": f"High-{'scoring' if data.ranks_by_score else 'gain'} candidates that are "
-        "redundant with selected ones",
-        "skipped_lead": skipped_lead(data),
         "skipped": [_skipped(item) for item in data.skipped],
         "neighbours_missing": data.why_missing("neighbours", "no pick was sampled."),
-        "by_teacher": data.by_teacher,
-        "fidelity_lead": fidelity_lead(data),
-        "fidelity_blocks": fidelity_charts,
+        "fidelity_blocks": _fidelity_blocks(data),
         "drift": _drift(data),
-        "training": _chart(
-            "training",
-            "Training",
-            data.training_history,
-            data.why_missing("training_history", NOT_RECORDED),
-            figures.plot_training,
-        ),
-        "influence": _chart(
-            "influence",
-            "Influence scores",
-            data.score_statistics,
-            data.why_missing("score_statistics", NOT_RECORDED),
-            figures.plot_influence,
-        ),
+        "training": _chart(data, "training_history", "Training", figures.plot_training),
+        "influence": _chart(data, "score_statistics", "Influence scores", figures.plot_influence),
         "histogram": _chart(
-            "histogram",
+            data,
+            "score_histogram",
             "Distribution of scores",
-            data.score_histogram,
-            data.why_missing("score_histogram", NOT_RECORDED),
-            partial(figures.plot_histogram, of_labels=data.by_teacher),
+            lambda table: figures.plot_histogram(table, of_labels=data.by_teacher),
         ),
-        "recall": _recall(data),
+        "recall": _recall_chart(data),
         "scoring": None if data.scoring is None else extra_table(data.scoring),
         "fidelity_table": fidelity_table(data),
-        "cost_lead": cost_lead(data),
         "stage_chart": figures.plot_stage_seconds(data.stages),
         "stage_table": stage_table(data),
-        "health_lead": health_lead(data),
         "reason_table": reason_table(data),
         "error_table": error_table(data),
-        "output_table": output_table(data),
-        "fingerprint_table": fingerprint_table(data),
+        "output_table": _pairs_table("Files", ("What", "Path"), [*paths, *data.outputs.items()]),
+        "fingerprint_table": _pairs_table("Stage fingerprints", ("Stage", "Fingerprint"), stages),
         "config_table": settings_table("Configuration", data.config),
         "environment_table": settings_table("Environment", data.environment),
-        "footer": footer(data),
     }
+    return render_page("page.html.j2", values)
 
 
 def _chart(
-    name: str, title: str, table: pa.Table | None, reason: str, draw: Callable[[pa.Table], Chart]
+    data: ReportData,
+    part: str,
+    title: str,
+    draw: Callable[[pa.Table], Chart],
+    reason: str = NOT_RECORDED,
 ) -> Chart:
-    """Draw a table, or say why there is none."""
-    return Chart(name, title, missing=reason) if table is None else draw(table)
+    """Return the picture of a table of the run, or why there is none."""
+    table = getattr(data, part)
+    return (
+        Chart(part, title, missing=data.why_missing(part, reason)) if table is None else draw(table)
+    )
 
 
 def _drift(data: ReportData) -> dict[str, object] | None:
-    """Make the section on new data, of a run that goes on from another."""
+    """Return the section on new data, of a run that goes on from another."""
     if data.drift is None or data.drift_distances is None:
         return None
-    return {
-        "lead": drift_lead(data.drift),
-        "chart": figures.plot_drift(data.drift_distances),
-        "table": extra_table(drift_table(data.drift)),
-    }
+    chart, table = figures.plot_drift(data.drift_distances), drift_table(data.drift)
+    return {"facts": data.drift, "chart": chart, "table": extra_table(table)}
 
 
-def _value(data: ReportData) -> Chart:
-    """Draw what the picks are worth: the gain curve, or the scores where each stands alone."""
+def _value_chart(data: ReportData) -> Chart:
+    """Return what the picks are worth: the gain curve, or the scores where each stands alone."""
+    reason, random = "nothing was selected.", data.random_objective
+    if data.ranks_by_score:
+        return _chart(
+            data,
+            "ranking",
+            "Scores of the picks",
+            lambda table: figures.plot_scores(table, random),
+            reason,
+        )
     return _chart(
-        "scores" if data.ranks_by_score else "gain",
-        "Scores of the picks" if data.ranks_by_score else "Gain curve",
-        data.ranking,
-        data.why_missing("ranking", "nothing was selected."),
-        lambda table: (
-            figures.plot_scores(table, data.random_objective)
-            if data.ranks_by_score
-            else figures.plot_gain_curve(table, data.random_objective, upper_bound=data.upper_bound)
-        ),
+        data,
+        "ranking",
+        "Gain curve",
+        lambda table: figures.plot_gain_curve(table, random, upper_bound=data.upper_bound),
+        reason,
     )
 
 
-def _coverage(data: ReportData) -> list[Chart]:
-    """Draw the coverage of the ground set; nothing where the objective covers no row."""
+def _coverage_charts(data: ReportData) -> list[Chart]:
+    """Return the coverage of the ground set; nothing where the objective covers no row."""
     if data.ranks_by_score:
         return []
-    reason = data.why_missing("coverage", "this objective keeps no best pick for a row.")
-    chart = _chart(
-        "coverage",
-        "Coverage",
-        data.coverage,
-        reason,
-        lambda table: figures.plot_coverage(table, data.ground_set),
-    )
-    return [chart]
+    return [
+        _chart(
+            data,
+            "coverage",
+            "Coverage",
+            lambda table: figures.plot_coverage(table, data.ground_set),
+            "this objective keeps no best pick for a row.",
+        )
+    ]
 
 
-def _recall(data: ReportData) -> Chart | None:
-    """Draw what pruning found; nothing where nobody asked for it."""
+def _recall_chart(data: ReportData) -> Chart | None:
+    """Return what pruning found; nothing where nobody asked for it."""
     if data.recall is None or data.final_recall is None or data.min_recall is None:
         return None
     return figures.plot_recall(data.recall, data.final_recall, data.min_recall)
 
 
-def _mix(data: ReportData) -> Chart:
+def _mix_chart(data: ReportData) -> Chart:
     if not data.mix and "mix" in data.unavailable:
         return Chart("mix", f"Mix by {data.mix_name}", missing=data.unavailable["mix"])
     return figures.plot_mix(data.mix, data.mix_name, ranks_by_score=data.ranks_by_score)
 
 
-def _lengths(data: ReportData) -> Chart:
+def _lengths_chart(data: ReportData) -> Chart:
     if data.pool_lengths is None or data.subset_lengths is None:
         reason = data.why_missing("pool_lengths", NOT_RECORDED)
         return Chart("lengths", "Lengths", missing=reason)
@@ -817,47 +538,25 @@ def _lengths(data: ReportData) -> Chart:
 
 
 def _fidelity_blocks(data: ReportData) -> list[dict[str, Chart | str]]:
-    """Draw scatter, error and correlation of each block, the one that selection rests on first."""
+    """Return scatter, error and correlation of each block, the one selection rests on first."""
     blocks = sorted(
         {*blocks_of(data.fidelity), *blocks_of(data.predictions)},
         key=lambda block: (block != data.main_block, block),
     ) or [data.main_block]
-    return [
-        {
-            "kicker": BLOCK_NAMES.get(block, block) if len(blocks) > 1 else "",
-            "scatter": _block_chart("scatter", data, data.predictions, block),
-            "errors": _block_chart("errors", data, data.fidelity, block),
-            "order": _block_chart("order", data, data.fidelity, block),
-        }
-        for block in blocks
-    ]
+    drawn: list[dict[str, Chart | str]] = []
+    for block in blocks:
 
+        def chart(
+            part: str, title: str, draw: Callable[[pa.Table, str], Chart], block: str = block
+        ) -> Chart:
+            return _chart(data, part, title, lambda table: draw(select_block(table, block), block))
 
-def _block_chart(name: str, data: ReportData, table: pa.Table | None, block: str) -> Chart:
-    draw, title = {
-        "scatter": (figures.plot_predictions, "Predicted against teacher"),
-        "errors": (figures.plot_errors, "Error on held-out labels"),
-        "order": (figures.plot_order, "Rank correlation on held-out labels"),
-    }[name]
-    part = "predictions" if name == "scatter" else "fidelity"
-    reason = data.why_missing(part, NOT_RECORDED)
-    return _chart(
-        f"{name}-{block}",
-        title,
-        table,
-        reason,
-        lambda found: draw(select_block(found, block), block),
-    )
-
-
-def _chips(data: ReportData) -> list[tuple[str, str]]:
-    chips = [
-        ("Teacher", data.teacher),
-        ("Objective", data.objective),
-        ("Budget", data.budget),
-        ("Finished", data.created),
-    ]
-    return [(name, value) for name, value in chips if value]
+        scatter = chart("predictions", "Predicted against teacher", figures.plot_predictions)
+        errors = chart("fidelity", "Error on held-out labels", figures.plot_errors)
+        order = chart("fidelity", "Rank correlation on held-out labels", figures.plot_order)
+        kicker = BLOCK_NAMES.get(block, block) if len(blocks) > 1 else ""
+        drawn.append({"kicker": kicker, "scatter": scatter, "errors": errors, "order": order})
+    return drawn
 
 
 def _pick(item: PickNeighbours, data: ReportData) -> dict[str, object]:
@@ -867,12 +566,10 @@ def _pick(item: PickNeighbours, data: ReportData) -> dict[str, object]:
         meta.append(f"best for {format_count(item.num_covered)} {rows}")
     if item.gain is not None:
         meta.append(f"{'score' if data.ranks_by_score else 'gain'} {format_number(item.gain)}")
-    if item.pick.source:
-        line = f":{item.pick.line}" if item.pick.line is not None else ""
-        meta.append(f"{item.pick.source}{line}")
+    meta.append(_place(item.pick.source, item.pick.line))
     return {
         "rank": format_count(item.rank),
-        "meta": " · ".join(meta),
+        "meta": " · ".join(filter(None, meta)),
         "pick": _example(item.pick, MAX_PROMPT_CHARS, MAX_RESPONSE_CHARS),
         "covered": [_covered(row) for row in item.covered],
     }
@@ -892,16 +589,15 @@ def _skipped(item: SkippedExample) -> dict[str, object]:
 
 
 def _example(example: ExampleText, prompt_chars: int, response_chars: int) -> dict[str, str]:
-    prompt, response = (_squeeze(text) for text in (example.prompt, example.response))
+    """Return an excerpt, which has no room for blank lines."""
+    prompt, response = (
+        "\n".join(line for line in text.strip().splitlines() if line.strip())
+        for text in (example.prompt, example.response)
+    )
     return {
         "prompt": shorten(prompt, prompt_chars) or MISSING,
         "response": shorten(response, response_chars) or MISSING,
     }
-
-
-def _squeeze(text: str) -> str:
-    """Drop blank lines: an excerpt has no room for them."""
-    return "\n".join(line for line in text.strip().splitlines() if line.strip())
 
 
 def _covered(row: CoveredExample) -> dict[str, object]:
@@ -921,7 +617,7 @@ MAX_GROUP_CHARS = 40
 
 
 def summary_table(data: ReportData) -> RenderableType:
-    """Make the short table of a run: picks, objective, top groups, fidelity, time and paths.
+    """Return the short table of a run: picks, objective, top groups, fidelity, time and paths.
 
     Corpus texts and paths enter as plain text, so square brackets in them are not read as markup.
     """
@@ -934,19 +630,13 @@ def summary_table(data: ReportData) -> RenderableType:
     final = final_objective(data)
     if math.isfinite(final):
         table.add_row("Objective", format_number(final, 4), Text(data.objective))
-    _add_groups(table, data)
+    if len(data.mix) > 1 and num_picks(data):
+        pool, subset = mix_shares(data.mix)
+        for place, i in enumerate(np.argsort(-subset, kind="stable")[:NUM_GROUPS]):
+            name = shorten_middle(clean_text(data.mix[i].group), MAX_GROUP_CHARS)
+            note = f"{name} ({format_percent(float(pool[i]))} of the pool)"
+            head = f"Top by {data.mix_name}" if place == 0 else ""
+            table.add_row(Text(head), format_percent(float(subset[i])), Text(note))
     for label, path in data.outputs.items():
         table.add_row(Text(label), "", Text(clean_text(path)))
     return table
-
-
-def _add_groups(table: Table, data: ReportData) -> None:
-    """Add the groups with the largest share of the subset."""
-    if len(data.mix) < 2 or not num_picks(data):
-        return
-    pool, subset = mix_shares(data.mix)
-    for place, i in enumerate(np.argsort(-subset, kind="stable")[:NUM_GROUPS]):
-        name = shorten_middle(clean_text(data.mix[i].group), MAX_GROUP_CHARS)
-        note = f"{name} ({format_percent(float(pool[i]))} of the pool)"
-        head = f"Top by {data.mix_name}" if place == 0 else ""
-        table.add_row(Text(head), format_percent(float(subset[i])), Text(note))
