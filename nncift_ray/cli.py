@@ -244,18 +244,18 @@ def evaluate(recipe: Recipe, set_: Overrides = None, dry_run: DryRun = False) ->
     """
     with explained():
         config = load_config(recipe, set_ or [])
+        from nncift_ray.evaluate.costs import plan_evaluation
         from nncift_ray.evaluate.page import evaluation_tables
         from nncift_ray.evaluate.run import evaluate as run_evaluation
-        from nncift_ray.evaluate.run import plan_evaluation
 
         if dry_run:
             terminal.print_evaluation_plan(plan_evaluation(config))
             return
         with terminal.progress() as reporter:
             result = run_evaluation(config, reporter=reporter)
-        console.print(evaluation_tables(result.files.data))
-        write_line(f"tables: {result.files.folder}")
-        write_line(f"page: {result.files.page}")
+        console.print(evaluation_tables(result.data))
+        write_line(f"tables: {result.folder}")
+        write_line(f"page: {result.page}")
         if result.failures:
             raise StageError(_describe_failures(result))
 

@@ -20,17 +20,14 @@ from nncift_ray.corpus.export import DATASET_FOLDER, DATASET_PARQUET, ExportStag
 from nncift_ray.corpus.ingest import DeduplicateStage, IngestStage, describe_layouts, find_sources
 from nncift_ray.corpus.sources import expand_sources
 from nncift_ray.embedders import EmbedStage
-from nncift_ray.engines.load import actor_threads, auto_dtype
-from nncift_ray.engines.lora import AdapterSpec, LoraModel, ModelOptions, TrainableModel, WholeModel
-from nncift_ray.engines.models import ResolvedModel, locate_model, resolve_embedder
-from nncift_ray.engines.transformers import BITSANDBYTES
+from nncift_ray.engines.load import auto_dtype
+from nncift_ray.engines.models import ResolvedModel, resolve_embedder
 from nncift_ray.errors import ConfigError, StageError
-from nncift_ray.evaluate.tune import FULL, QLORA, Arithmetic, choose_arithmetic
 from nncift_ray.labels.design import label_designs, unread_keys
 from nncift_ray.labels.sample import SampleDesign
 from nncift_ray.labels.step import LabelSample, LabelStage, list_gradients
 from nncift_ray.network.step import FitStage
-from nncift_ray.recipe.sections import ClusterConfig, Config, PoolConfig, TuningConfig
+from nncift_ray.recipe.sections import ClusterConfig, Config, PoolConfig
 from nncift_ray.report.card import render_dataset_card
 from nncift_ray.report.data import ReportData, collect_report_data
 from nncift_ray.report.page import render_report
@@ -63,7 +60,7 @@ from nncift_ray.selection.tables import (
 )
 from nncift_ray.teachers.gradients import GradientsStage
 from nncift_ray.teachers.setup import RecipeTeacher
-from nncift_ray.teachers.warmup import TrainingSettings, WarmupJob, WarmupStage
+from nncift_ray.teachers.warmup import WarmupJob, WarmupStage
 
 RUN_RECORD = "run.json"
 HARDWARE_RECORD = "hardware.json"
@@ -72,77 +69,6 @@ REPORT_NAME = "report.html"
 TRAINING_FOLDER = "training"
 
 Outputs = Mapping[str, StageOutput]
-
-
-@dataclass(frozen=True)
-class TuningFactory:
-    """Loads the language model that is fine-tuned."""
-
-    model: ResolvedModel
-    tuning: TuningConfig
-    on_gpu: bool
-
-    def __call__(self) -> TrainableModel:
-        """Load it."""
-        tuning = self.tuning
-        path = locate_model(self.model, "language model").path
-        options = ModelOptions(
-            dtype=self._arithmetic.dtype,
-            autocast=self._arithmetic.autocast,
-            quantization=self.quantization,
-            max_length=tuning.max_length,
-            num_threads=actor_threads(),
-            section="evaluation.tuning",
-        )
-        if tuning.method == FULL:
-            return WholeModel(path, options)
-        spec = AdapterSpec(
-            tuning.rank, tuning.alpha, tuning.dropout, tuning.target_modules, tuning.seed
-        )
-        return LoraModel(path, spec, options)
-
-    @property
-    def training(self) -> TrainingSettings:
-        """How it is trained."""
-        tuning = self.tuning
-        return TrainingSettings(
-            num_epochs=tuning.num_epochs,
-            learning_rate=tuning.learning_rate,
-            lr_warmup_fraction=tuning.lr_warmup_fraction,
-            batch_size=tuning.batch_size,
-            seed=tuning.seed,
-        )
-
-    @property
-    def quantization(self) -> str | None:
-        """How the base is quantised."""
-        return BITSANDBYTES if self.tuning.method == QLORA else None
-
-    @property
-    def _arithmetic(self) -> Arithmetic:
-        dtype = self.tuning.dtype
-        if dtype == "auto":
-            dtype = "bfloat16" if self.on_gpu else "float32"
-        return choose_arithmetic(self.tuning.method, dtype, on_gpu=self.on_gpu)
-
-    def settings(self) -> dict[str, Any]:
-        """What of it shapes numbers, the optimiser aside."""
-        tuning = self.tuning
-        adapter = {
-            "rank": tuning.rank,
-            "alpha": tuning.alpha,
-            "dropout": tuning.dropout,
-            "target_modules": tuning.target_modules and sorted(tuning.target_modules),
-        }
-        return {
-            "model": self.model.name,
-            "revision": self.model.revision,
-            "method": tuning.method,
-            "dtype": self._arithmetic.dtype,
-            "autocast": self._arithmetic.autocast,
-            "max_length": tuning.max_length,
-            "adapter": None if tuning.method == FULL else adapter,
-        }
 
 
 class Blueprint:

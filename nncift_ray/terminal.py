@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from nncift_ray.evaluate.run import EvaluationPlan, PlanRow
+    from nncift_ray.evaluate.costs import EvaluationPlan, PlanRow
     from nncift_ray.explain import Comparison, Explanation, InfluenceList, QueryAnswer, Redundancy
     from nncift_ray.extend import ExtensionPlan
     from nncift_ray.plan import Finding, RunPlan
@@ -351,7 +351,7 @@ def print_evaluation_plan(made: EvaluationPlan) -> None:
         (row.what, row.amount, row.num_cells or "", *_evaluation_cells(row)) for row in made.rows
     ]
     columns = ("step", "~what", ">cells", ">tokens", ">est. time", ">est. price")
-    total = ("all", "", f"{made.num_cells:,}", *_evaluation_cells(made))
+    total = ("all", "", f"{made.total.num_cells:,}", *_evaluation_cells(made.total))
     console.print(make_table(columns, rows, total=total))
     console.print(
         f"Times are guesses for one {made.hardware} actor a stage, from the very start: what is "
@@ -361,7 +361,7 @@ def print_evaluation_plan(made: EvaluationPlan) -> None:
     write_notes(made.notices)
 
 
-def _evaluation_cells(row: PlanRow | EvaluationPlan) -> tuple[str, ...]:
+def _evaluation_cells(row: PlanRow) -> tuple[str, ...]:
     return f"{row.num_tokens:,.0f}" if row.num_tokens else "", *_estimates(row)
 
 

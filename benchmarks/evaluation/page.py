@@ -27,32 +27,21 @@ from jobs.demo_metrics import (
     rows_by_id,
     usable_rows,
 )
-from nncift_ray.evaluate.figures import (
-    EvaluationData,
-    Result,
-    budget_words,
-    interval_words,
-    mean_words,
-    metric_of,
-    mode_words,
-    names_of,
-    results_of,
-    verdict_words,
-)
 from nncift_ray.evaluate.page import (
-    AGREEMENT_HEADS,
-    COST_HEADS,
-    agreement_rows,
-    cost_rows,
+    agreement_table,
     cost_sentence,
+    cost_table,
     direction_words,
     evaluation_notices,
     fidelity_table,
     headline,
-    result_lines,
+    means_table,
+    result_table,
     verdict_sentence,
 )
-from nncift_ray.evaluate.results import EVALUATION_FOLDER, SUBSETS_NAME, read_record, show
+from nncift_ray.evaluate.results import EVALUATION_FOLDER, SUBSETS_NAME, Evaluation
+from nncift_ray.evaluate.words import budget_words, names_of, results_of
+from nncift_ray.report.page import PageTable
 from nncift_ray.report.text import format_percent
 from nncift_ray.runtime.files import Location
 
@@ -74,7 +63,7 @@ def main() -> None:
     parser.add_argument("--planted", type=Path, help="what each row of the corpus is, of .junk")
     given = parser.parse_args()
     folder = Location.of(given.run_dir) / EVALUATION_FOLDER
-    data = show(read_record(folder), folder)
+    data = Evaluation.read(folder)
     about = {"commit": describe_commit(), "machine": describe_machine(),
              "command": given.command, "note": given.note}  # fmt: skip
     planted = read_planted(given.planted) if given.planted else []
@@ -86,16 +75,17 @@ def main() -> None:
     given.out.with_suffix(".json").write_text(f"{figures}\n", encoding="utf-8")
 
 
-def collect_figures(data: EvaluationData, about: dict[str, str]) -> dict[str, Any]:
+def collect_figures(data: Evaluation, about: dict[str, str]) -> dict[str, Any]:
     """Return the figures of the page; a value that is not there is null."""
+    facts = data.facts
     tables = {
         name: [_plain(row) for row in getattr(data, name).to_pylist()]
         for name in ("summary", "costs", "agreement", "fidelity")
     }
     return about | {
-        "model": data.model, "judge": data.judge, "num_candidates": data.num_candidates,
-        "confidence": data.confidence, "headline": headline(data), "environment": data.environment,
-        **tables,
+        "model": facts.model, "judge": facts.judge, "num_candidates": facts.num_candidates,
+        "confidence": facts.confidence, "headline": headline(data),
+        "environment": facts.environment, **tables,
     }  # fmt: skip
 
 
@@ -127,21 +117,21 @@ def collect_faults(picks: Sequence[dict[str, Any]], planted: Sequence[PlantedRow
 
 
 def write_page(
-    name: str, data: EvaluationData, about: dict[str, str], faults: Sequence[Faults] = ()
+    name: str, data: Evaluation, about: dict[str, str], faults: Sequence[Faults] = ()
 ) -> str:
     """Return the page in Markdown."""
-    results = results_of(data.summary)
-    judge = f" Judge: {data.judge}." if data.judge else ""
+    facts = data.facts
+    judge = f" Judge: {facts.judge}." if facts.judge else ""
     parts = [
         f"# {name}",
         " ".join(filter(None, [
-            about["note"], f"{data.num_candidates:,} candidates. Model: {data.model}.{judge}",
+            about["note"], f"{facts.num_candidates:,} candidates. Model: {facts.model}.{judge}",
             f"Machine: {about['machine']}. Commit {about['commit']}.",
         ])),
         f"```bash\n{about['command']}\n```" if about["command"] else "",
         *(f"**{line}**" for line in headline(data)),
         verdict_sentence(data),
-        *_results(data, results),
+        *_results(data),
         *_faults(faults),
         *_costs(data),
         *_fidelity(data),
@@ -150,51 +140,22 @@ def write_page(
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
-def _results(data: EvaluationData, results: Sequence[Result]) -> list[str]:
-    parts: list[str] = []
+def _results(data: Evaluation) -> list[str]:
+    results, parts = results_of(data.summary), list[str]()
     for test in names_of(results, "test"):
-        rows = [row for row in results if row.test == test]
-        parts += [f"## Results on {test}", _means(rows), _differences(rows)]
+        parts += [f"## Results on {test}", _table(means_table(data, test)),
+                  _table(result_table(data, test))]  # fmt: skip
     legend = (
-        f"Mean ± half its {format_percent(data.confidence)} interval; better, worse: than random "
-        "subsets of the same size; ≈ random: within noise. The second table is the method minus "
-        f"random, row by row. {direction_words(names_of(results, 'metric'))}"
+        f"Mean ± half its {format_percent(data.facts.confidence)} interval; better, worse: than "
+        "random subsets of the same size; ≈ random: within noise. The difference is the method "
+        f"minus random, row by row. {direction_words(names_of(results, 'metric'))}"
     )
     return [*parts, legend.strip()] if parts else ["Nothing was measured."]
 
 
-def _means(rows: Sequence[Result]) -> str:
-    metrics = names_of(rows, "metric")
-    lines: list[list[str]] = []
-    for line in result_lines(rows):
-        first = next(iter(line.values()))
-        seeds = f" (mean of {first.num_seeds})" if first.num_seeds > 1 else ""
-        lines.append([f"{first.method}{seeds}", budget_words(first.budget, first.method),
-                      mode_words(first.mode),
-                      *(_mean(line.get(metric)) for metric in metrics)])  # fmt: skip
-    return markdown_table(["method", "size", "use", *(metric_of(m).name for m in metrics)], lines)
-
-
-def _mean(row: Result | None) -> str:
-    if row is None:
-        return "not measured"
-    missing = f"({row.num_missing:,} missing)" if row.num_missing else ""
-    return " ".join(filter(None, [mean_words(row), verdict_words(row), missing]))
-
-
-def _differences(rows: Sequence[Result]) -> str:
-    compared = [row for row in rows if row.is_compared]
-    if not compared:
-        return "No random subset stands beside these."
-    lines = [
-        [row.method, budget_words(row.budget), mode_words(row.mode), metric_of(row.metric).name,
-         interval_words(row),
-         "" if math.isnan(row.adjusted_p_value) else f"{row.adjusted_p_value:.3f}",
-         verdict_words(row)]
-        for row in compared
-    ]  # fmt: skip
-    heads = ["method", "size", "use", "metric", "difference to random", "p (Holm)", "verdict"]
-    return markdown_table(heads, lines)
+def _table(table: PageTable) -> str:
+    rows = [[cell.replace("\n", " ") for cell in row] for row in table.rows]
+    return markdown_table([column.name for column in table.columns], rows)
 
 
 def _faults(faults: Sequence[Faults]) -> list[str]:
@@ -211,27 +172,23 @@ def _faults(faults: Sequence[Faults]) -> list[str]:
             markdown_table(["rows", "size", *MEASURES], lines)]  # fmt: skip
 
 
-def _costs(data: EvaluationData) -> list[str]:
+def _costs(data: Evaluation) -> list[str]:
     if not data.costs.num_rows:
         return []
-    return ["## What the choice costs", cost_sentence(data),
-            markdown_table(COST_HEADS, cost_rows(data.costs))]  # fmt: skip
+    return ["## What the choice costs", cost_sentence(data), _table(cost_table(data))]
 
 
-def _fidelity(data: EvaluationData) -> list[str]:
+def _fidelity(data: Evaluation) -> list[str]:
     parts: list[str] = []
     if data.agreement.num_rows:
-        parts += ["## Subsets against the teacher's",
-                  markdown_table(AGREEMENT_HEADS, agreement_rows(data.agreement))]  # fmt: skip
+        parts += ["## Subsets against the teacher's", _table(agreement_table(data))]
     table = fidelity_table(data)
     if table.rows:
-        heads = [column.name.lower() for column in table.columns]
-        parts += ["## Fidelity of the networks", table.reading,
-                  markdown_table(heads, table.rows)]  # fmt: skip
+        parts += ["## Fidelity of the networks", table.reading, _table(table)]
     return parts
 
 
-def _notices(data: EvaluationData) -> list[str]:
+def _notices(data: Evaluation) -> list[str]:
     notices = evaluation_notices(data)
     return ["## Worth knowing", "\n".join(f"- {notice}" for notice in notices)] if notices else []
 

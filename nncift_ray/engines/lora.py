@@ -1,4 +1,4 @@
-"""A causal language model with LoRA adapters, for the warm-up of LESS and for fine-tuning.
+"""A causal language model with LoRA adapters, for the warm-up of LESS.
 
 Source: LoRA, arXiv 2106.09685; on 4-bit weights: QLoRA, arXiv 2305.14314.
 """
@@ -6,24 +6,20 @@ Source: LoRA, arXiv 2106.09685; on 4-bit weights: QLoRA, arXiv 2305.14314.
 from __future__ import annotations
 
 import gc
-import json
 import math
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nncift_ray.corpus.examples import Example
 from nncift_ray.engines.base import ScoringFailure
-from nncift_ray.engines.models import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from nncift_ray.engines.tokens import PROMPT_END, SegmentTokenizer
 from nncift_ray.engines.transformers import (
     has_plain_head,
@@ -47,28 +43,43 @@ class TrainingExample:
         return len(self.input_ids) - self.response_start
 
 
+def encode_example(
+    tokenizer: SegmentTokenizer, example: Example, max_length: int
+) -> TrainingExample | ScoringFailure:
+    r"""Tokenise ``prompt + "\n"`` and ``response + end token``.
+
+    Nothing is cut: half a response would be another example.
+
+    Returns:
+        The tokens, or a failure for the reason "no_response" or "too_long".
+    """
+    response = tokenizer.encode(example.response)
+    if not response:
+        return ScoringFailure("no_response", "the response has no tokens")
+    prompt = (*tokenizer.start_ids, *tokenizer.encode(example.prompt + PROMPT_END))
+    input_ids = (*prompt, *response, tokenizer.eos_id)
+    if len(input_ids) > max_length:
+        return ScoringFailure("too_long", f"{len(input_ids)} tokens, the limit is {max_length}")
+    return TrainingExample(array("i", input_ids), len(prompt))
+
+
 @dataclass(frozen=True, slots=True)
 class ModelOptions:
     """How a model to train is loaded.
 
     Attributes:
         dtype: A torch dtype by name, of the weights that are not trained.
-        autocast: A torch dtype by name that matrix products are computed in, over weights of
-            another; None: as the weights are.
         device: "auto" (CUDA if there is one), "cpu", "cuda", ...
         quantization: "bitsandbytes" holds the frozen weights in 4 bits (NF4).
         max_length: Most tokens of an example; lowered to what the model's positions hold.
         num_threads: CPU threads of torch; None leaves them alone.
-        section: The recipe's section that all this comes from, for messages.
     """
 
     dtype: str = "float32"
-    autocast: str | None = None
     device: str = "auto"
     quantization: str | None = None
     max_length: int = 2048
     num_threads: int | None = None
-    section: str = "teacher.less"
 
 
 class TrainableModel:
@@ -93,7 +104,6 @@ class TrainableModel:
         keep_four_bit_input_whole(self.model)
         positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         self.max_length = min(options.max_length, positions) if positions else options.max_length
-        self._autocast = getattr(torch, options.autocast or "", None)
         self._choose_parameters(model_path, options)
         self.model.eval()  # fresh adapters are in training mode
         self._parameters = {
@@ -111,38 +121,14 @@ class TrainableModel:
     def _public_name(self, name: str) -> str:
         return name
 
-    def save(self, folder: Path, base_name: str) -> None:
-        """Write what was trained, as safetensors and JSON, for other programs to load.
-
-        Args:
-            folder: An existing folder.
-            base_name: The base model's name in the recipe, for those who read the files.
-        """
-        raise NotImplementedError
-
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
         """The weights that are trained by name, in their fixed order; float32."""
         return self._parameters
 
     def encode(self, example: Example) -> TrainingExample | ScoringFailure:
-        r"""Tokenise ``prompt + "\n"`` and ``response + end token``.
-
-        Nothing is cut: half a response would be another example.
-
-        Returns:
-            The tokens, or a failure for the reason "no_response" or "too_long".
-        """
-        response = self.tokenizer.encode(example.response)
-        if not response:
-            return ScoringFailure("no_response", "the response has no tokens")
-        prompt = (*self.tokenizer.start_ids, *self.tokenizer.encode(example.prompt + PROMPT_END))
-        input_ids = (*prompt, *response, self.tokenizer.eos_id)
-        if len(input_ids) > self.max_length:
-            return ScoringFailure(
-                "too_long", f"{len(input_ids)} tokens, the limit is {self.max_length}"
-            )
-        return TrainingExample(array("i", input_ids), len(prompt))
+        """Tokenise an example (``encode_example``)."""
+        return encode_example(self.tokenizer, example, self.max_length)
 
     def losses(self, batch: Sequence[TrainingExample]) -> Tensor:
         """Return each example's loss [B]: nats a response token, mean over its own tokens.
@@ -161,8 +147,7 @@ class TrainableModel:
         answers_R = ids_BS[rows_R, targets_R].to(self.device)
         # The token at t is predicted by the state at t - 1.
         where_R = rows_R.to(self.device), (targets_R - 1).to(self.device)
-        with self._arithmetic():
-            logits_RV = self._logits_at(ids_BS.to(self.device), where_R).float()
+        logits_RV = self._logits_at(ids_BS.to(self.device), where_R).float()
         losses_R = nn.functional.cross_entropy(logits_RV, answers_R, reduction="none")
         return torch.stack([part.mean() for part in losses_R.split(lengths)])
 
@@ -174,11 +159,6 @@ class TrainableModel:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _arithmetic(self) -> AbstractContextManager[Any]:
-        return torch.autocast(
-            self.device.type, dtype=self._autocast, enabled=self._autocast is not None
-        )
-
     def _logits_at(self, ids_BS: Tensor, where_R: tuple[Tensor, Tensor]) -> Tensor:
         if not self._has_plain_head:
             return self.model(input_ids=ids_BS, use_cache=False).logits[where_R]
@@ -186,25 +166,10 @@ class TrainableModel:
         return self.model.get_output_embeddings()(states_BSD[where_R])
 
 
-class WholeModel(TrainableModel):
-    """A causal language model all of whose weights are trained, in float32."""
-
-    def _choose_parameters(self, model_path: str | Path, options: ModelOptions) -> None:
-        for parameter in self.model.parameters():
-            parameter.data = parameter.data.float()
-            parameter.requires_grad_(True)
-
-    def save(self, folder: Path, base_name: str) -> None:
-        """Write the whole model with its tokenizer, as ``from_pretrained`` and vLLM load it."""
-        self.model.save_pretrained(folder)  # safetensors only, since version 5
-        self.tokenizer.save(folder)
-
-
-# A causal language model with LoRA adapters, for the warm-up of LESS and for fine-tuning.
+# A causal language model with LoRA adapters, for the warm-up of LESS.
 
 ADAPTER = "default"  # what PEFT calls the one adapter of a model
 ALL_LINEAR = "all-linear"  # what PEFT calls every linear layer but the output layer
-SAVED_PREFIX = "base_model.model."  # what PEFT puts before every name in a file
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,28 +240,6 @@ class LoraModel(TrainableModel):
         for name, parameter in self.parameters.items():
             parameter.copy_(torch.tensor(state[name]))  # copied: it may be read-only
 
-    def save(self, folder: Path, base_name: str) -> None:
-        """Write the adapter as PEFT does, for ``PeftModel.from_pretrained`` and vLLM."""
-        tensors = {
-            SAVED_PREFIX + name: p.detach().cpu().contiguous()
-            for name, p in self.parameters.items()
-        }
-        safetensors.torch.save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-        (folder / ADAPTER_CONFIG).write_text(
-            json.dumps(self._peft_settings(base_name), indent=1, sort_keys=True), encoding="utf-8"
-        )
-
-    def _peft_settings(self, base_name: str) -> dict[str, Any]:
-        """Return the adapter's configuration, its layers by the names they really have."""
-        config = _peft_config(self.spec)
-        config.base_model_name_or_path = base_name
-        config.inference_mode = True
-        names = {name.rpartition(".")[2] for name, _, _ in self.adapted_layers()}
-        settings = config.to_dict() | {"target_modules": sorted(names)}
-        if float(self.spec.alpha).is_integer():  # other programs expect a whole number
-            settings["lora_alpha"] = int(self.spec.alpha)
-        return settings
-
     def _public_name(self, name: str) -> str:
         return name.replace(f".{ADAPTER}.", ".")
 
@@ -314,7 +257,7 @@ class LoraModel(TrainableModel):
             raise ModelError(
                 f"{model_path} cannot be adapted at "
                 f"{', '.join(self.spec.target_modules or ['any linear layer'])}; set "
-                f"{options.section}.target_modules to names of its linear layers: {error}"
+                "teacher.less.target_modules to names of its linear layers: {error}"
             ) from error
         generator = torch.Generator().manual_seed(self.spec.seed)
         for name, parameter in self.model.named_parameters():

@@ -1,6 +1,7 @@
-"""Questions: the drawn rows of a test set, asked of a model, some rows in one engine call.
+"""Asking a model the rows of a test set: how likely are the references, what does it answer?
 
-The untuned model may be shown examples before each question; a fine-tuned one is asked bare.
+The untuned model may be shown examples before each question, the nearest of a subset; a fine-tuned
+one is asked bare.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar, cast
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -24,17 +25,21 @@ from nncift_ray.engines.base import (
     ScoringResult,
     row_seed,
 )
-from nncift_ray.engines.load import TunedModel
+from nncift_ray.engines.load import EngineFactory
 from nncift_ray.engines.tokens import EXAMPLE_END, Prompt, build_prompt_ids
-from nncift_ray.evaluate.metrics import draw_test_rows
-from nncift_ray.evaluate.nearest import Nearest, NearestVectors
-from nncift_ray.evaluate.tune import members_digest, tuned_files
+from nncift_ray.evaluate.hold_out import TEST_ROWS, draw_test_rows
+from nncift_ray.evaluate.tune import EXAMPLE_COLUMNS, members_digest, tuned_files
 from nncift_ray.recipe.sections import GenerationConfig
-from nncift_ray.runtime import schemas as evaluation_schemas
+from nncift_ray.runtime import schemas
 from nncift_ray.runtime.output import Sink, StageOutput, column_matrix
 from nncift_ray.runtime.step import KILLED_WORKER, RowAtoms, RowStage, Shard, Worker
 
-EXAMPLE_COLUMNS = ["example_id", "prompt", "response"]
+DRAWN = "rows"
+DIGITS = 6  # cosines that agree to so many are equal
+QUERIES = 32  # compared at once with all vectors
+Row = Mapping[str, Any]
+Request = TypeVar("Request")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -45,63 +50,82 @@ class ShownExamples:
     candidates: StageOutput  # of the deduplicate stage
 
     def load(self, rows: NDArray[np.int64]) -> dict[int, list[Example]]:
-        """Read the examples of some rows of the test set, nearest first.
-
-        Rows that the retrieve stage has no examples for are left out.
+        """Read the examples of some rows of the test set, nearest first; of some there are none.
 
         Memory: the texts that are shown with these rows, each once.
         """
+        table = self.contexts.read("contexts", ["row_index", "example_index"]).to_pylist()
         wanted = set(rows.tolist())
-        columns = ["row_index", "example_index"]
-        found: dict[int, list[int]] = {
-            row["row_index"]: row["example_index"]
-            for batch in self.contexts.iter_batches("contexts", columns)
-            for row in batch.to_pylist()
-            if row["row_index"] in wanted
-        }
-        shown = np.unique([index for indices in found.values() for index in indices])
+        found = {r["row_index"]: r["example_index"] for r in table if r["row_index"] in wanted}
+        shown = np.unique([index for indices in found.values() for index in indices]).astype(int)
         examples: dict[int, Example] = {}
         if shown.size:
-            table = self.candidates.take_rows("candidates", shown, EXAMPLE_COLUMNS)
-            for index, row in zip(shown.tolist(), table.to_pylist(), strict=True):
-                examples[index] = Example(**row)
+            texts = self.candidates.take_rows("candidates", shown, EXAMPLE_COLUMNS).to_pylist()
+            examples = {
+                index: Example(**row) for index, row in zip(shown.tolist(), texts, strict=True)
+            }
         return {row: [examples[index] for index in indices] for row, indices in found.items()}
 
 
-# Reading the drawn rows of a test set.
-
-
-def read_drawn(
-    tests: StageOutput, table: str, numbers: NDArray[np.int64], columns: Sequence[str]
-) -> pa.Table:
-    """Read some rows of a test set, opening only what holds them.
-
-    Args:
-        tests: Output of the deduplicate stage of the test set.
-        table: Its table that holds the rows.
-        numbers: Sorted row numbers, at least one.
-        columns: Columns to read.
-    """
+def read_drawn(tests: StageOutput, numbers: NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
+    """Read rows of a test set by their sorted numbers, opening only what holds them."""
     low, high = int(numbers[0]), int(numbers[-1]) + 1
-    return tests.read_range(table, low, high, columns).take(pa.array(numbers - low, pa.int64()))
+    rows = tests.read_range(TEST_ROWS, low, high, columns)
+    return rows.take(pa.array(numbers - low, pa.int64()))
 
 
-# Questions: the drawn rows of a test set, asked of a model, some rows in one engine call.
+def ask_all(
+    questions: Sequence[Row],
+    make_request: Callable[[Row], Request | ScoringFailure],
+    ask: Callable[[Sequence[Request]], Sequence[Result | ScoringFailure]],
+    sink: Sink,
+    *,
+    excerpt: str = "prompt",
+) -> Iterator[tuple[Row, Request, Result]]:
+    """Ask some questions in one engine call and yield what was asked and what came of it.
 
-DEFAULT_SHARD_ROWS = 256
-DRAWN = "rows"
+    One that cannot be asked or fails becomes an error row, which shows the text ``excerpt``.
+    """
+    asked: list[tuple[Row, Request]] = []
+    for question in questions:
+        request = make_request(question)
+        if isinstance(request, ScoringFailure):
+            refuse(question, request, sink, excerpt=excerpt)
+        else:
+            asked.append((question, request))
+    results = ask([request for _, request in asked]) if asked else []
+    for (question, request), result in zip(asked, results, strict=True):
+        if isinstance(result, ScoringFailure):
+            refuse(question, result, sink, excerpt=excerpt)
+        else:
+            yield question, request, result
 
-Question = Mapping[str, Any]
-Request = TypeVar("Request")
-Result = TypeVar("Result")
-#: Asks some questions in one engine call and writes what comes of them.
-Asker = Callable[[Sequence[Question], Sink], None]
+
+def refuse(row: Row, failure: ScoringFailure, sink: Sink, *, excerpt: str = "prompt") -> None:
+    """Write an error row in place of what a row should have given."""
+    sink.error(failure.reason, failure.message, example_id=row["example_id"], excerpt=row[excerpt])
+
+
+def keep_living(
+    rows: range, read: Sequence[Row], shard: Shard, sink: Sink, *, excerpt: str = "prompt"
+) -> list[Row]:
+    """Leave out the rows that killed a worker: each becomes an error row."""
+    living: list[Row] = []
+    for number, row in zip(rows, read, strict=True):
+        if number in shard.skip:
+            failure = ScoringFailure(KILLED_WORKER, shard.skip[number])
+            refuse(row, failure, sink, excerpt=excerpt)
+        else:
+            living.append(row)
+    return living
 
 
 class QuestionStage(RowStage):
     """A stage that asks a model the drawn rows of a test set."""
 
     divisible: ClassVar[bool] = True
+    can_use_gpu = True
+    single_threaded = False
     #: Rows of one engine call: they shape the last digits, and so belong to the settings.
     atom_rows: ClassVar[int]
     #: What is read of a row of the test set.
@@ -110,10 +134,8 @@ class QuestionStage(RowStage):
     def __init__(
         self,
         tests: StageOutput,
-        make_engine: Callable[[TunedModel | None], Engine],
-        engine_settings: Mapping[str, Any],
+        make_engine: EngineFactory,
         *,
-        table: str = "targets",
         tuned: StageOutput | None = None,
         shown: ShownExamples | None = None,
         max_length: int,
@@ -124,10 +146,8 @@ class QuestionStage(RowStage):
         """Draw the rows to ask.
 
         Args:
-            tests: Output of the deduplicate stage of the test set.
-            make_engine: Loads the engine, with the tuned model where there is one.
-            engine_settings: What of it shapes the numbers: model, revision, engine, dtype.
-            table: The test set's table that holds the rows.
+            tests: Output of the hold_out stage.
+            make_engine: Loads the engine.
             tuned: Output of a tune stage; None: the model as it came.
             shown: The examples before each question; None: there are none.
             max_length: Most tokens of a prompt and its answer together.
@@ -140,12 +160,11 @@ class QuestionStage(RowStage):
         """
         if tuned is not None and shown is not None:
             raise ValueError("examples are shown to the untuned model only")
-        self._tests, self._table = tests, table
-        self._make_engine, self._engine_settings = make_engine, dict(engine_settings)
+        self._tests, self._make_engine = tests, make_engine
         self._tuned, self._shown = tuned, shown
         self._max_length, self._max_rows, self.seed = max_length, max_rows, seed
-        self._shard_rows = shard_rows or DEFAULT_SHARD_ROWS
-        self._rows = draw_test_rows(tests.num_rows(table), max_rows, seed)
+        self._shard_rows = shard_rows or 256
+        self._rows = draw_test_rows(tests.num_rows(TEST_ROWS), max_rows, seed)
         self._atoms = RowAtoms(((DRAWN, len(self._rows)),), self.atom_rows)
 
     @property
@@ -161,10 +180,10 @@ class QuestionStage(RowStage):
     def settings(self) -> dict[str, Any]:
         """The engine, the draw, and what is computed together."""
         return {
-            "engine": self._engine_settings,
-            "table": self._table,
+            "engine": self._make_engine.settings(),
             "max_length": self._max_length,
             "max_rows": self._max_rows,
+            "seed": self.seed,
             "atom_rows": self.atom_rows,
         }
 
@@ -172,308 +191,223 @@ class QuestionStage(RowStage):
         """Drawn rows of some atoms, in one count over the draw."""
         return range(start * self.atom_rows, min(stop * self.atom_rows, len(self._rows)))
 
-    @abstractmethod
-    def make_asker(self, engine: Engine, examples: ExamplesOf) -> Asker:
-        """Return what asks an engine some questions at once."""
-
     def make_worker(self) -> Worker:
         """Load the engine and the examples to show."""
         with tuned_files(self._tuned) as tuned:
             engine = self._make_engine(tuned)
         shown = None if self._shown is None else self._shown.load(self._rows)
-        ask = self.make_asker(engine, ExamplesOf(shown))
 
         def ask_shard(shard: Shard, sink: Sink) -> None:
             for atom in range(shard.start, shard.stop):
                 rows = shard.wanted(self.row_numbers(atom, atom + 1))
-                if not rows:
-                    continue
-                numbers = self._rows[rows.start : rows.stop]
-                drawn = read_drawn(self._tests, self._table, numbers, self.columns).to_pylist()
-                questions: list[Question] = []
-                for row, question in zip(rows, drawn, strict=True):
-                    if row in shard.skip:
-                        refuse(question, ScoringFailure(KILLED_WORKER, shard.skip[row]), sink)
-                    else:
-                        questions.append(question)
-                ask(questions, sink)
+                if rows:
+                    numbers = self._rows[rows.start : rows.stop]
+                    read = read_drawn(self._tests, numbers, self.columns).to_pylist()
+                    self._ask(keep_living(rows, read, shard, sink), engine, shown, sink)
 
         return ask_shard
 
+    @abstractmethod
+    def _ask(
+        self,
+        questions: Sequence[Row],
+        engine: Any,
+        shown: Mapping[int, Sequence[Example]] | None,
+        sink: Sink,
+    ) -> None:
+        """Ask some questions in one engine call and write what comes of them."""
 
-class ExamplesOf:
-    """The examples that a question is shown with."""
+    def _prompt(
+        self,
+        question: Row,
+        engine: Engine,
+        shown: Mapping[int, Sequence[Example]] | None,
+        reserve: int,
+    ) -> tuple[Prompt, Sequence[Example]] | ScoringFailure:
+        """Tokenise a question behind its examples, cut from the left of those.
 
-    def __init__(self, shown: Mapping[int, Sequence[Example]] | None) -> None:
-        """Of every row of the test set that has some; None: no question is shown any."""
-        self._shown = shown
-
-    def __call__(self, question: Question) -> Sequence[Example] | ScoringFailure:
-        """Return a question's examples, nearest first; none where none are shown at all."""
-        if self._shown is None:
-            return ()
-        if question["row_index"] not in self._shown:
-            return ScoringFailure("no_context", "no examples were retrieved for this question")
-        return self._shown[question["row_index"]]
-
-
-def ask_all(
-    questions: Sequence[Question],
-    make_request: Callable[[Question], Request | ScoringFailure],
-    ask: Callable[[Sequence[Request]], Sequence[Result | ScoringFailure]],
-    sink: Sink,
-) -> Iterator[tuple[Question, Request, Result]]:
-    """Ask some questions in one engine call; one that cannot be asked or fails is an error row.
-
-    Yields:
-        What was asked and what came of it, failures left out.
-    """
-    asked: list[tuple[Question, Request]] = []
-    for question in questions:
-        request = make_request(question)
-        if isinstance(request, ScoringFailure):
-            refuse(question, request, sink)
-        else:
-            asked.append((question, request))
-    results = ask([request for _, request in asked]) if asked else []
-    for (question, request), result in zip(asked, results, strict=True):
-        if isinstance(result, ScoringFailure):
-            refuse(question, result, sink)
-        else:
-            yield question, request, result
-
-
-def refuse(row: Question, failure: ScoringFailure, sink: Sink, *, excerpt: str = "prompt") -> None:
-    """Write an error row in place of what a row should have given, with a text of it to show."""
-    sink.error(failure.reason, failure.message, example_id=row["example_id"], excerpt=row[excerpt])
-
-
-# Likelihood: how likely a model finds the reference answers of held-out rows, teacher-forced.
+        Nothing of the question is cut, nor of the ``reserve`` tokens of its answer.
+        """
+        examples: Sequence[Example] = ()
+        if shown is not None:
+            examples = shown.get(question["row_index"], ())
+            if not examples:
+                return ScoringFailure("no_context", "no examples were retrieved for this question")
+        most = min(self._max_length, engine.max_length)
+        prompt = build_prompt_ids(
+            engine, question["prompt"], examples, max_length=most, reserve=reserve
+        )
+        return (prompt, examples) if isinstance(prompt, Prompt) else prompt
 
 
 class LikelihoodStage(QuestionStage):
-    """Write ``likelihoods``: how likely the reference answer of each drawn row is.
+    """Write ``likelihoods``: how likely the reference answer of each drawn row is, teacher-forced.
 
     ``max_length`` is of prompt and answer together.
     """
 
     name: ClassVar[str] = "likelihood"
+    title: ClassVar[str] = "measure how likely the references are"
     atom_rows: ClassVar[int] = 64
     columns: ClassVar[Sequence[str]] = ("row_index", "example_id", "prompt", "response")
 
     @property
     def produces(self) -> Mapping[str, pa.Schema]:
         """Likelihoods."""
-        return {"likelihoods": evaluation_schemas.LIKELIHOODS}
+        return {"likelihoods": schemas.LIKELIHOODS}
 
-    def settings(self) -> dict[str, Any]:
-        """The engine, the draw with its seed, and what is computed together."""
-        return super().settings() | {"seed": self.seed}
+    def _ask(
+        self,
+        questions: Sequence[Row],
+        engine: Engine,
+        shown: Mapping[int, Sequence[Example]] | None,
+        sink: Sink,
+    ) -> None:
+        def make_request(question: Row) -> ScoringRequest | ScoringFailure:
+            response = engine.encode(question["response"])
+            if not response:
+                return ScoringFailure("no_response", "the reference answer has no tokens")
+            made = self._prompt(question, engine, shown, len(response) + 1)
+            if isinstance(made, ScoringFailure):
+                return made
+            return ScoringRequest(made[0].ids, (*response, engine.eos_id))
 
-    def make_asker(self, engine: Engine, examples: ExamplesOf) -> Asker:
-        """Return what scores the references of some rows at once."""
-
-        def make(question: Question) -> ScoringRequest | ScoringFailure:
-            return make_request(question, engine, examples, self._max_length)
-
-        def ask(questions: Sequence[Question], sink: Sink) -> None:
-            rows: list[dict[str, Any]] = []
-            for question, request, result in ask_all(questions, make, engine.score, sink):
-                sink.count("tokens", result.num_tokens)
-                sink.count("cached_tokens", result.num_cached_tokens)
-                rows.append(_likelihood(question, request, result))
-            sink.write_rows("likelihoods", rows, evaluation_schemas.LIKELIHOODS)
-
-        return ask
-
-
-def make_request(
-    question: Question, engine: Engine, examples_of: ExamplesOf, max_length: int
-) -> ScoringRequest | ScoringFailure:
-    """Tokenise a row: examples, question, reference answer and end token.
-
-    Nothing of question or answer is cut: a part of an answer is another answer.
-    """
-    response_ids = engine.encode(question["response"])
-    if not response_ids:
-        return ScoringFailure("no_response", "the reference answer has no tokens")
-    examples = examples_of(question)
-    if isinstance(examples, ScoringFailure):
-        return examples
-    prompt = build_prompt_ids(
-        engine,
-        question["prompt"],
-        examples,
-        max_length=min(max_length, engine.max_length),
-        reserve=len(response_ids) + 1,
-    )
-    if not isinstance(prompt, Prompt):
-        return prompt
-    return ScoringRequest(prompt.ids, (*response_ids, engine.eos_id))
-
-
-def _likelihood(
-    question: Question, request: ScoringRequest, result: ScoringResult
-) -> dict[str, Any]:
-    return {
-        "row_index": question["row_index"],
-        "example_id": question["example_id"],
-        "nll": float(-result.log_probs.mean()),
-        "num_tokens": len(request.response_ids),
-        "num_prompt_tokens": len(request.prompt_ids),
-    }
-
-
-# Respond: the answers that a model writes to held-out questions.
-
-#: Keys of ``evaluation.generation`` that shape an answer.
-SHAPING_KEYS = {"max_tokens", "temperature", "min_p", "seed"}
-
-GeneratorFactory = Callable[[TunedModel | None], Engine]
+        rows: list[dict[str, Any]] = []
+        result: ScoringResult
+        for question, request, result in ask_all(questions, make_request, engine.score, sink):
+            sink.count("tokens", result.num_tokens)
+            sink.count("cached_tokens", result.num_cached_tokens)
+            rows.append(
+                {
+                    "row_index": question["row_index"],
+                    "example_id": question["example_id"],
+                    "nll": float(-result.log_probs.mean()),
+                    "num_tokens": len(request.response_ids),
+                    "num_prompt_tokens": len(request.prompt_ids),
+                }
+            )
+        sink.write_rows("likelihoods", rows, schemas.LIKELIHOODS)
 
 
 class RespondStage(QuestionStage):
     """Write ``responses``: one answer for each drawn row of a test set."""
 
     name: ClassVar[str] = "respond"
+    title: ClassVar[str] = "write answers"
     atom_rows: ClassVar[int] = 256  # many, so that few steps at a call's end are half empty
     columns: ClassVar[Sequence[str]] = ("row_index", "example_id", "prompt")  # never the answer
 
     def __init__(
         self,
         tests: StageOutput,
-        make_generator: GeneratorFactory,
-        engine_settings: Mapping[str, Any],
+        make_engine: EngineFactory,
         generation: GenerationConfig,
         *,
-        table: str = "targets",
         tuned: StageOutput | None = None,
         shown: ShownExamples | None = None,
         max_length: int,
-        max_rows: int | None = None,
-        shard_rows: int | None = None,
     ) -> None:
-        """Answer the questions of a test set.
-
-        Args:
-            tests: Output of the deduplicate stage of the test set.
-            make_generator: Loads the engine, with the tuned model where there is one.
-            engine_settings: What of it shapes the answers: model, revision, engine, dtype.
-            generation: How answers are written; its seed is that of the draw too.
-            table: The test set's table that holds the rows.
-            tuned: Output of a tune stage; None: the model as it came.
-            shown: The examples before each question; None: there are none.
-            max_length: Most tokens of a prompt and its longest answer together.
-            max_rows: Most rows, drawn; None: all.
-            shard_rows: Rows a shard.
-
-        Raises:
-            ValueError: If a tuned model would be shown examples: that would measure both at once.
-        """
+        """Answer the questions of a test set as the recipe's section says; see QuestionStage."""
         super().__init__(
             tests,
-            make_generator,
-            engine_settings,
-            table=table,
+            make_engine,
             tuned=tuned,
             shown=shown,
             max_length=max_length,
-            max_rows=max_rows,
+            max_rows=generation.max_rows,
             seed=generation.seed,
-            shard_rows=shard_rows,
+            shard_rows=generation.pool.shard_rows,
         )
         self._generation = generation
 
     @property
     def produces(self) -> Mapping[str, pa.Schema]:
         """Responses."""
-        return {"responses": evaluation_schemas.RESPONSES}
+        return {"responses": schemas.RESPONSES}
 
     def settings(self) -> dict[str, Any]:
         """The engine, how it writes, the draw, and what is computed together."""
-        return super().settings() | {
-            "generation": self._generation.model_dump(include=SHAPING_KEYS)
-        }
+        keys = {"max_tokens", "temperature", "min_p"}
+        return super().settings() | self._generation.model_dump(include=keys)
 
-    def make_asker(self, engine: Engine, examples: ExamplesOf) -> Asker:
-        """Return what answers some rows at once."""
+    def _ask(
+        self,
+        questions: Sequence[Row],
+        engine: Engine,
+        shown: Mapping[int, Sequence[Example]] | None,
+        sink: Sink,
+    ) -> None:
+        how = self._generation
 
-        def make(question: Question) -> GenerationRequest | ScoringFailure:
-            return make_request_of_respond(
-                question, engine, examples, self._generation, self._max_length
+        def make_request(question: Row) -> GenerationRequest | ScoringFailure:
+            made = self._prompt(question, engine, shown, how.max_tokens)
+            if isinstance(made, ScoringFailure):
+                return made
+            prompt, examples = made
+            # Examples end with a blank line, so that is what a model which goes on in their manner
+            # ends its answer with; where an example has one inside, it is no such sign.
+            ends = examples and not any(EXAMPLE_END in each.response for each in examples)
+            stop_text = EXAMPLE_END if ends else ""
+            seed = row_seed(how.seed, question["example_id"])
+            return GenerationRequest(
+                prompt.ids, how.max_tokens, how.temperature, how.min_p, seed, stop_text
             )
 
-        def ask(questions: Sequence[Question], sink: Sink) -> None:
-            rows: list[dict[str, Any]] = []
-            for question, _, result in ask_all(questions, make, engine.generate, sink):
-                sink.count("tokens", result.num_prompt_tokens + result.num_tokens)
-                rows.append(_response(question, result))
-            sink.write_rows("responses", rows, evaluation_schemas.RESPONSES)
+        rows: list[dict[str, Any]] = []
+        result: Generation
+        for question, _, result in ask_all(questions, make_request, engine.generate, sink):
+            sink.count("tokens", result.num_prompt_tokens + result.num_tokens)
+            rows.append(
+                {
+                    "row_index": question["row_index"],
+                    "example_id": question["example_id"],
+                    "response": result.text,
+                    "num_prompt_tokens": result.num_prompt_tokens,
+                    "num_tokens": result.num_tokens,
+                    "finish_reason": result.finish_reason,
+                }
+            )
+        sink.write_rows("responses", rows, schemas.RESPONSES)
 
-        return ask
+
+class Nearest(NamedTuple):
+    """The nearest vectors of each query, nearest first."""
+
+    place_IK: NDArray[np.int64]
+    cosine_IK: NDArray[np.float32]  # rounded to DIGITS
 
 
-def make_request_of_respond(
-    question: Question,
-    engine: Engine,
-    examples_of: ExamplesOf,
-    generation: GenerationConfig,
-    max_length: int,
-) -> GenerationRequest | ScoringFailure:
-    """Tokenise a question behind its examples.
+def find_nearest(
+    query_ID: NDArray[np.float32],
+    vector_JD: NDArray[np.float64],
+    rank_J: NDArray[np.int64],
+    num_wanted: int,
+) -> Nearest:
+    """Return the nearest of some unit vectors by cosine: K = num_wanted, or all if they are fewer.
 
-    Examples end with a blank line and not with an end token, so a blank line is what a model that
-    goes on in their manner ends its answer with: the next thing it writes is a question of its own.
-    Where an example has a blank line inside its answer, it is no such sign.
+    Of equally near ones the lower rank comes first.
+
+    Memory: 8 * QUERIES * J bytes.
     """
-    examples = examples_of(question)
-    if isinstance(examples, ScoringFailure):
-        return examples
-    prompt = build_prompt_ids(
-        engine,
-        question["prompt"],
-        examples,
-        max_length=min(max_length, engine.max_length),
-        reserve=generation.max_tokens,
-    )
-    if not isinstance(prompt, Prompt):
-        return prompt
-    ends_alike = examples and not any(EXAMPLE_END in example.response for example in examples)
-    stop_text = EXAMPLE_END if ends_alike else ""
-    return GenerationRequest(
-        prompt.ids,
-        generation.max_tokens,
-        generation.temperature,
-        generation.min_p,
-        row_seed(generation.seed, question["example_id"]),
-        stop_text,
-    )
-
-
-def _response(question: Question, result: Generation) -> dict[str, Any]:
-    return {
-        "row_index": question["row_index"],
-        "example_id": question["example_id"],
-        "response": result.text,
-        "num_prompt_tokens": result.num_prompt_tokens,
-        "num_tokens": result.num_tokens,
-        "finish_reason": result.finish_reason,
-    }
-
-
-# Retrieve: the examples of a subset that a held-out question is shown with.
-
-#: Questions that are searched for together.
-ATOM_ROWS = 256
-DEFAULT_SHARD_ROWS_of_retrieve = 1024
-DRAWN = "rows"
-COLUMNS = ["example_id", "embedding"]
+    size = min(num_wanted, len(vector_JD))
+    place_IK = np.empty((len(query_ID), size), np.int64)
+    cosine_IK = np.empty((len(query_ID), size), np.float32)
+    for start in range(0, len(query_ID), QUERIES):
+        cosine_QJ = np.round(query_ID[start : start + QUERIES] @ vector_JD.T, DIGITS)
+        for at, cosine_J in enumerate(cosine_QJ, start):
+            near = np.flatnonzero(cosine_J >= np.partition(cosine_J, -size)[-size])
+            place_IK[at] = near[np.lexsort((rank_J[near], -cosine_J[near]))[:size]]
+            cosine_IK[at] = cosine_J[place_IK[at]]
+    return Nearest(place_IK, cosine_IK)
 
 
 class RetrieveStage(RowStage):
-    """Write ``contexts``: the nearest members of a subset for each drawn row of a test set."""
+    """Write ``contexts``: the nearest members of a subset for each row of a test set."""
 
     name: ClassVar[str] = "retrieve"
+    title: ClassVar[str] = "find the examples nearest to each question"
+    single_threaded = False
+    atom_rows: ClassVar[int] = 256  # questions that are searched for together
 
     def __init__(
         self,
@@ -482,21 +416,15 @@ class RetrieveStage(RowStage):
         tests: StageOutput,
         *,
         num_examples: int,
-        table: str = "targets",
-        max_rows: int | None = None,
-        seed: int = 0,
         shard_rows: int | None = None,
     ) -> None:
-        """Find examples for a test set.
+        """Find examples for a test set; a subset smaller than ``num_examples`` gives what there is.
 
         Args:
             candidates: Output of an embed_prompts stage: all candidates, whatever the subset.
             members: The subset: row numbers of candidates, sorted.
             tests: Output of an embed_prompts stage for the test set.
-            num_examples: Examples of each question; a smaller subset gives what there is.
-            table: The test set's table.
-            max_rows: Most rows of the test set, drawn with ``seed``; None: all.
-            seed: Of the draw.
+            num_examples: Examples of each question.
             shard_rows: Rows a shard.
 
         Raises:
@@ -504,17 +432,15 @@ class RetrieveStage(RowStage):
         """
         if not len(members):
             raise ValueError("there is no example to retrieve: the subset is empty")
-        self._candidates, self._members = candidates, np.asarray(members, dtype=np.int64)
-        self._tests, self._table = tests, table
-        self._num_examples, self._max_rows, self.seed = num_examples, max_rows, seed
-        self._shard_rows = shard_rows or DEFAULT_SHARD_ROWS_of_retrieve
-        self._rows = draw_test_rows(tests.num_rows(table), max_rows, seed)
-        self._atoms = RowAtoms(((DRAWN, len(self._rows)),), ATOM_ROWS)
+        self._candidates, self._tests, self._num_examples = candidates, tests, num_examples
+        self._members = np.asarray(members, dtype=np.int64)
+        self._shard_rows = shard_rows or 1024
+        self._atoms = RowAtoms(((DRAWN, tests.num_rows(TEST_ROWS)),), self.atom_rows)
 
     @property
     def produces(self) -> Mapping[str, pa.Schema]:
         """Contexts."""
-        return {"contexts": evaluation_schemas.CONTEXTS}
+        return {"contexts": schemas.CONTEXTS}
 
     @property
     def inputs(self) -> Mapping[str, StageOutput]:
@@ -522,14 +448,11 @@ class RetrieveStage(RowStage):
         return {"candidates": self._candidates, "tests": self._tests}
 
     def settings(self) -> dict[str, Any]:
-        """Subset and draw."""
+        """Subset and number."""
         return {
             "members": members_digest(self._candidates, self._members),
             "num_examples": self._num_examples,
-            "table": self._table,
-            "max_rows": self._max_rows,
-            "seed": self.seed,
-            "atom_rows": ATOM_ROWS,
+            "atom_rows": self.atom_rows,
         }
 
     def make_worker(self) -> Worker:
@@ -537,29 +460,22 @@ class RetrieveStage(RowStage):
 
         Memory: 8 bytes for each number of its vectors.
         """
-        subset = self._candidates.take_rows("candidates", self._members, COLUMNS)
-        ids = cast("list[str]", subset["example_id"].to_pylist())
-        num_threads = max(1, int(self.resources.num_cpus))
-        nearest = NearestVectors(column_matrix(subset["embedding"]), ids, num_threads=num_threads)
+        columns = ["example_id", "embedding"]
+        subset = self._candidates.take_rows("candidates", self._members, columns)
+        vectors_JD = column_matrix(subset["embedding"]).astype(np.float64)
+        rank_J = np.argsort(np.argsort(np.array(subset["example_id"].to_pylist(), dtype=str)))
 
         def retrieve_shard(shard: Shard, sink: Sink) -> None:
             for span in self._atoms.spans(shard.start, shard.stop):
-                numbers = self._rows[span.start : span.stop]
-                rows = read_drawn(self._tests, self._table, numbers, ["embedding"])
-                found = nearest.search(column_matrix(rows["embedding"]), self._num_examples)
-                sink.write("contexts", contexts_table(numbers, self._members, found))
+                rows = self._tests.read_range(TEST_ROWS, span.start, span.stop, ["embedding"])
+                queries_ID = column_matrix(rows["embedding"])
+                found = find_nearest(queries_ID, vectors_JD, rank_J, self._num_examples)
+                member_IK = self._members[found.place_IK].astype(np.int32)
+                columns = [
+                    pa.array(np.arange(span.start, span.stop)),
+                    pa.array(list(member_IK), pa.list_(pa.int32())),
+                    pa.array(list(found.cosine_IK), pa.list_(pa.float32())),
+                ]
+                sink.write("contexts", pa.table(columns, schema=schemas.CONTEXTS))
 
         return retrieve_shard
-
-
-def contexts_table(rows: NDArray[np.int64], members: NDArray[np.int64], found: Nearest) -> pa.Table:
-    """Write the examples of some rows."""
-    member_IK = members[found.place_IK].astype(np.int32)
-    return pa.Table.from_pydict(
-        {
-            "row_index": pa.array(rows, pa.int64()),
-            "example_index": pa.array(list(member_IK), pa.list_(pa.int32())),
-            "cosine": pa.array(list(found.cosine_IK), pa.list_(pa.float32())),
-        },
-        schema=evaluation_schemas.CONTEXTS,
-    )

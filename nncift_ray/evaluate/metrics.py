@@ -1,18 +1,47 @@
-"""ROUGE between an answer and its reference: how many words, and in what order, are the same."""
+"""The metrics of written answers: ROUGE, cosine, exact match, and a language model as judge."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
+import pyarrow as pa
 import regex  # pyright: ignore[reportMissingTypeStubs]
-from numpy.typing import NDArray
+
+from nncift_ray.embedders import Embedder
+from nncift_ray.engines.base import Engine, Generation, GenerationRequest
+from nncift_ray.engines.load import EngineFactory
+from nncift_ray.engines.models import ResolvedModel
+from nncift_ray.errors import StageError
+from nncift_ray.evaluate.ask import Row, ask_all, keep_living
+from nncift_ray.evaluate.hold_out import TEST_ROWS
+from nncift_ray.recipe.sections import JudgeConfig
+from nncift_ray.runtime.output import Sink, StageOutput
+from nncift_ray.runtime.schemas import GRADES, VERDICTS
+from nncift_ray.runtime.step import RowAtoms, RowStage, Shard, Worker
+
+#: A metric of the recipe, and the names of its values; of NLL less is better.
+VALUES_OF = {
+    "nll": ("nll",),
+    "rouge": ("rouge1", "rougeL"),
+    "bge": ("bge",),
+    "exact_match": ("exact_match",),
+    "judge": ("judge",),
+}
+LOWER_IS_BETTER = frozenset({"nll"})
+#: Metrics of answers that need no model, and the one by the embedder.
+BY_RULE, BY_EMBEDDER = ("rouge", "exact_match"), ("bge",)
+ANSWERS = "responses"
+
+# Words and ROUGE.
 
 #: Scripts that put no spaces between words: each letter, with its marks, counts as a word.
 _UNSPACED = "".join(
@@ -35,45 +64,51 @@ def words(text: str) -> list[str]:
     return cast("list[str]", _WORD.findall(folded))  # pyright: ignore[reportUnknownMemberType]
 
 
-# ROUGE between an answer and its reference: how many words, and in what order, are the same.
-
-
-@dataclass(frozen=True, slots=True)
-class RougeScores:
-    """F measures, 0 to 1."""
-
-    rouge1: float  # words, in any order
-    rouge_l: float  # longest common subsequence of words
-
-
 class _Words:
-    """What the library calls a tokenizer. Its own drops every letter that is not ASCII."""
+    """What rouge-score calls a tokenizer; its own drops every letter that is not ASCII."""
 
     def tokenize(self, text: str) -> list[str]:
         return words(text)
 
 
-class Rouge:
-    """ROUGE-1 and ROUGE-L by the library rouge-score, for text in any script.
+@functools.cache
+def _rouge_scorer() -> Any:
+    from rouge_score.rouge_scorer import (  # pyright: ignore[reportMissingTypeStubs]
+        RougeScorer,
+    )
+
+    return RougeScorer(["rouge1", "rougeL"], tokenizer=_Words())
+
+
+def rouge(answer: str, reference: str) -> tuple[float, float]:
+    """Return the F measures, 0 to 1, of ROUGE-1 (words) and ROUGE-L (their longest common order).
 
     No stemming: it is for English only. An answer without words scores 0. ROUGE-L takes time and
     memory in the product of the words of both texts.
 
     Source: Lin, ROUGE: A Package for Automatic Evaluation of Summaries, 2004.
     """
+    scores = _rouge_scorer().score(target=reference, prediction=answer)
+    return float(scores["rouge1"].fmeasure), float(scores["rougeL"].fmeasure)
 
-    def __init__(self) -> None:
-        """Load the library, which takes a second or more."""
-        from rouge_score.rouge_scorer import (  # pyright: ignore[reportMissingTypeStubs]
-            RougeScorer,
-        )
 
-        self._scorer: Any = RougeScorer(["rouge1", "rougeL"], tokenizer=_Words())
+def cosines(embedder: Embedder, answers: Sequence[str], references: Sequence[str]) -> list[float]:
+    """Return the cosine, -1 to 1, of the embeddings of each answer and reference.
 
-    def score(self, answer: str, reference: str) -> RougeScores:
-        """Score one answer against one reference."""
-        scores = self._scorer.score(target=reference, prediction=answer)
-        return RougeScores(float(scores["rouge1"].fmeasure), float(scores["rougeL"].fmeasure))
+    Each text is embedded by itself, without its question, and cut to what the embedder reads. An
+    empty answer scores 0: an embedder makes a vector of it, too, as near to the reference as any,
+    and would reward silence.
+
+    Raises:
+        StageError: If a vector is not finite.
+    """
+    vectors_ND = embedder.embed([*answers, *references]).astype(np.float64)
+    cosines_N = (vectors_ND[: len(answers)] * vectors_ND[len(answers) :]).sum(axis=1)
+    if not np.isfinite(cosines_N).all():
+        at = int(np.flatnonzero(~np.isfinite(cosines_N))[0])
+        raise StageError(f"the embedding of an answer is not finite: {answers[at][:80]!r}")
+    said_N = [bool(answer.strip()) for answer in answers]
+    return np.where(said_N, np.clip(cosines_N, -1.0, 1.0), 0.0).tolist()
 
 
 # Exact match, where the reference has one right answer; elsewhere it does not apply.
@@ -155,7 +190,7 @@ def _value(number: str) -> Decimal:
     return Decimal(_BESIDE_DIGITS.sub("", number).replace("−", "-"))
 
 
-# A language model as judge: what it is asked, how its verdict is read, and whether it is any use.
+# A language model as judge: what it is asked, how its verdict is read, whether it is any use.
 
 LOWEST, HIGHEST = 1, 5
 MARK = "[RESULT]"
@@ -271,14 +306,8 @@ class VerdictReport:
 
     num_verdicts: int
     num_unreadable: int
-    counts: tuple[int, ...]  # of the grades 1 to 5
     kind: Kind
     sentence: str
-
-    @property
-    def unreadable_fraction(self) -> float:
-        """Share of the verdicts without a grade; 0 where there is none."""
-        return self.num_unreadable / max(1, self.num_verdicts)
 
 
 def describe_verdicts(scores: Sequence[int | None]) -> VerdictReport:
@@ -288,78 +317,251 @@ def describe_verdicts(scores: Sequence[int | None]) -> VerdictReport:
         scores: Grades 1 to 5 of all answers of a table, whoever wrote them; None: unreadable.
 
     Returns:
-        Counts, a kind and a sentence for a person. "constant" and "nearly_constant" judges have
-        narrow intervals for a bad reason: they would say the same of anything.
+        "constant" and "nearly_constant" judges have narrow intervals for a bad reason: they would
+        say the same of anything.
     """
-    grades = [score for score in scores if score is not None]
-    counts = tuple(grades.count(grade) for grade in range(LOWEST, HIGHEST + 1))
-    num_unreadable = len(scores) - len(grades)
-    kind = _kind_of(counts, num_unreadable)
-    sentence = _sentence_of(kind, counts, num_unreadable)
-    return VerdictReport(len(scores), num_unreadable, counts, kind, sentence)
+    counts = Counter(score for score in scores if score is not None)
+    num_read, total = counts.total(), len(scores)
+    kind = _kind_of(counts, total)
+    missing = f"{total - num_read:,} of {total:,} verdicts hold no grade"
+    if kind == "few":
+        return VerdictReport(
+            total, total - num_read, kind,
+            f"{total} verdicts are too few to say what the judge is worth.",
+        )  # fmt: skip
+    if kind == "unreadable":
+        sentence = (
+            f"The judge babbles: {missing}. Do not use the others; take a larger judge, or more "
+            "judge.max_tokens."
+        )
+        return VerdictReport(total, total - num_read, kind, sentence)
+    if kind == "usable":
+        shares = ", ".join(f"{grade} {n / num_read:.0%}" for grade, n in sorted(counts.items()))
+        sentence = f"The judge uses the scale: {shares}. Whether it grades well, this does not say."
+    else:
+        grade, most = counts.most_common(1)[0]
+        always = "always" if kind == "constant" else f"to {most / num_read:.0%}"
+        sentence = (
+            f"The judge {always} says {grade}: it does not tell answers apart, and its means "
+            "compare nothing."
+        )
+    if total - num_read > MANY_UNREADABLE * total:
+        sentence += f" {missing} and are not in the means."
+    return VerdictReport(total, total - num_read, kind, sentence)
 
 
-def _kind_of(counts: Sequence[int], num_unreadable: int) -> Kind:
-    num_read, most = sum(counts), max(counts)
-    if num_read + num_unreadable < FEWEST_VERDICTS:
+def _kind_of(counts: Counter[int], total: int) -> Kind:
+    num_read, most = counts.total(), max(counts.values(), default=0)
+    if total < FEWEST_VERDICTS:
         return "few"
-    if num_unreadable > MOST_UNREADABLE * (num_read + num_unreadable):
+    if total - num_read > MOST_UNREADABLE * total:
         return "unreadable"
     if most == num_read:
         return "constant"
     return "nearly_constant" if most >= NEARLY_ALL * num_read else "usable"
 
 
-def _sentence_of(kind: Kind, counts: Sequence[int], num_unreadable: int) -> str:
-    num_read = sum(counts)
-    total = num_read + num_unreadable
-    most = max(range(len(counts)), key=counts.__getitem__)
-    if kind == "few":
-        return f"{total} verdicts are too few to say what the judge is worth."
-    if kind == "unreadable":
-        return (
-            f"The judge babbles: {num_unreadable:,} of {total:,} verdicts hold no grade. Do not "
-            "use the others; take a larger judge, or more judge.max_tokens."
-        )
-    shares = ", ".join(
-        f"{grade} {count / num_read:.0%}" for grade, count in enumerate(counts, LOWEST) if count
-    )
-    if kind == "usable":
-        sentence = f"The judge uses the scale: {shares}. Whether it grades well, this does not say."
-    else:
-        always = "always" if kind == "constant" else f"to {counts[most] / num_read:.0%}"
-        sentence = (
-            f"The judge {always} says {most + LOWEST}: it does not tell answers apart, and its "
-            "means compare nothing."
-        )
-    if num_unreadable > MANY_UNREADABLE * total:
-        sentence += (
-            f" {num_unreadable:,} of {total:,} verdicts hold no grade and are not in the means."
-        )
-    return sentence
+# The stages that grade the answers of one cell.
 
 
-# Which held-out rows of a test set are asked.
+def read_answered(responses: StageOutput, tests: StageOutput, rows: range) -> list[dict[str, Any]]:
+    """Return some answers, each with the question and the reference of its test row.
 
-TEST_STREAM = 32  # random stream of the draw, apart from those of the samples of training
-
-
-def draw_test_rows(num_rows: int, max_rows: int | None, seed: int) -> NDArray[np.int64]:
-    """Draw held-out rows, the same ones for whoever asks with the same seed.
-
-    Draws are nested: fewer rows are a subset of more, so that a larger study contains a smaller one
-    and differences between methods stay paired.
-
-    Args:
-        num_rows: Rows of the test set.
-        max_rows: Most rows to draw; None: all.
-        seed: Seed of the draw.
-
-    Returns:
-        Sorted row numbers [min(num_rows, max_rows)].
+    Raises:
+        StageError: If an answer is to another example than the test set has in its place.
     """
-    if max_rows is None or max_rows >= num_rows:
-        return np.arange(num_rows, dtype=np.int64)
-    sequence = np.random.SeedSequence([seed, TEST_STREAM])
-    order = np.random.Generator(np.random.PCG64(sequence)).permutation(num_rows)
-    return np.sort(order[:max_rows]).astype(np.int64)
+    answers = responses.read_range(ANSWERS, rows.start, rows.stop)
+    columns = ["example_id", "prompt", "response"]
+    asked = tests.take_rows(TEST_ROWS, answers["row_index"].to_numpy(), columns)
+    if asked["example_id"].to_pylist() != answers["example_id"].to_pylist():
+        raise StageError("the answers are to another test set than the one given")
+    answered = answers.select(["row_index", "example_id", "response"]).to_pylist()
+    return [
+        answer | {"question": row["prompt"], "reference": row["response"]}
+        for answer, row in zip(answered, asked.to_pylist(), strict=True)
+    ]
+
+
+class _AnswerStage(RowStage):
+    """A stage that reads answers; one that was not written has no grade and counts as missing."""
+
+    atom_rows: ClassVar[int]
+
+    def __init__(self, responses: StageOutput, tests: StageOutput, shard_rows: int | None) -> None:
+        self._responses, self._tests = responses, tests
+        self._num_rows = responses.num_rows(ANSWERS)
+        self._atoms = RowAtoms(((ANSWERS, self._num_rows),), self.atom_rows)
+        self._shard_rows = shard_rows or 4 * self.atom_rows
+
+    @property
+    def inputs(self) -> Mapping[str, StageOutput]:
+        """The answers, and the test set with questions and references."""
+        return {"responses": self._responses, "tests": self._tests}
+
+    def row_numbers(self, start: int, stop: int) -> range:
+        """Answers of some atoms, in their own count."""
+        return range(start * self.atom_rows, min(stop * self.atom_rows, self._num_rows))
+
+
+class GradeStage(_AnswerStage):
+    """Write ``grades``: a row an answer and metric, answers in their order."""
+
+    name: ClassVar[str] = "grade"
+    title: ClassVar[str] = "grade answers by rules or embeddings"
+    isolated: ClassVar[bool] = True
+    atom_rows: ClassVar[int] = 256  # embedded together
+
+    def __init__(
+        self,
+        responses: StageOutput,
+        tests: StageOutput,
+        metrics: Sequence[str],
+        embedder: ResolvedModel | None = None,
+        make_embedder: Callable[[], Embedder] | None = None,
+        *,
+        shard_rows: int | None = None,
+    ) -> None:
+        """Grade the responses of a respond stage by "rouge", "bge" and "exact_match".
+
+        Raises:
+            ValueError: If a metric is not known, or "bge" has no embedder.
+        """
+        strange = set(metrics) - {*BY_RULE, *BY_EMBEDDER}
+        if strange:
+            raise ValueError(f"no grades by {', '.join(sorted(strange))}")
+        if "bge" in metrics and (embedder is None or make_embedder is None):
+            raise ValueError("bge needs an embedder")
+        super().__init__(responses, tests, shard_rows)
+        self._metrics = tuple(name for name in VALUES_OF if name in metrics)
+        self._embedder, self._make_embedder = embedder, make_embedder
+        self.can_use_gpu = "bge" in metrics
+        self.single_threaded = "bge" not in metrics
+
+    @property
+    def produces(self) -> Mapping[str, pa.Schema]:
+        """Grades."""
+        return {"grades": GRADES}
+
+    def settings(self) -> dict[str, Any]:
+        """The metrics, and the embedder where it is asked."""
+        settings: dict[str, Any] = {"metrics": list(self._metrics)}
+        if "bge" in self._metrics and self._embedder is not None:
+            settings |= {
+                "model": self._embedder.name,
+                "revision": self._embedder.revision,
+                "atom_rows": self.atom_rows,
+            }
+        return settings
+
+    def make_worker(self) -> Worker:
+        """Load what the metrics need."""
+        needs = "bge" in self._metrics and self._make_embedder is not None
+        embedder = self._make_embedder() if needs and self._make_embedder else None
+
+        def grade_shard(shard: Shard, sink: Sink) -> None:
+            for atom in range(shard.start, shard.stop):
+                rows = self.row_numbers(atom, atom + 1)
+                answered = read_answered(self._responses, self._tests, rows)
+                sink.write_rows("grades", self._grade(answered, embedder), GRADES)
+
+        return grade_shard
+
+    def _grade(self, answered: Sequence[Row], embedder: Embedder | None) -> list[dict[str, Any]]:
+        answers = [row["response"] for row in answered]
+        references = [row["reference"] for row in answered]
+        values: dict[str, Sequence[float | None]] = {}
+        if "rouge" in self._metrics:
+            values["rouge1"], values["rougeL"] = zip(*map(rouge, answers, references), strict=True)
+        if embedder is not None:
+            values["bge"] = cosines(embedder, answers, references)
+        if "exact_match" in self._metrics:
+            values["exact_match"] = [*map(exact_match, answers, references)]
+        return [
+            {"row_index": row["row_index"], "example_id": row["example_id"], "metric": metric,
+             "value": column[at]}
+            for at, row in enumerate(answered)
+            for metric, column in values.items()
+        ]  # fmt: skip
+
+
+class JudgeStage(_AnswerStage):
+    """Write ``verdicts``: a row an answer, with what the judge wrote.
+
+    A verdict in which no grade can be read has the score null, and is kept. An answer that the
+    judge could not be asked about (its question is too long) is an error row. The judge sees
+    question, reference and answer: neither the method that wrote it nor any other answer.
+    """
+
+    name: ClassVar[str] = "judge"
+    title: ClassVar[str] = "let a language model grade answers"
+    divisible: ClassVar[bool] = True
+    can_use_gpu = True
+    single_threaded = False
+    atom_rows: ClassVar[int] = 64
+
+    def __init__(
+        self,
+        responses: StageOutput,
+        tests: StageOutput,
+        make_judge: EngineFactory,
+        judge: JudgeConfig,
+    ) -> None:
+        """Judge the responses of a respond stage as the recipe's section says."""
+        super().__init__(responses, tests, judge.pool.shard_rows or self.atom_rows)
+        self._make_judge, self._max_tokens = make_judge, judge.max_tokens
+        self._rubric = judge.rubric or DEFAULT_RUBRIC
+
+    @property
+    def produces(self) -> Mapping[str, pa.Schema]:
+        """Verdicts."""
+        return {"verdicts": VERDICTS}
+
+    def settings(self) -> dict[str, Any]:
+        """The judge, its rubric and what is computed together."""
+        return {
+            "judge": self._make_judge.settings(),
+            "rubric": hashlib.sha256(self._rubric.encode()).hexdigest(),
+            "max_tokens": self._max_tokens,
+            "atom_rows": self.atom_rows,
+        }
+
+    def make_worker(self) -> Worker:
+        """Load the judge."""
+        judge = self._make_judge()
+
+        def judge_shard(shard: Shard, sink: Sink) -> None:
+            for atom in range(shard.start, shard.stop):
+                rows = shard.wanted(self.row_numbers(atom, atom + 1))
+                if rows:
+                    read = read_answered(self._responses, self._tests, rows)
+                    answered = keep_living(rows, read, shard, sink, excerpt="response")
+                    self._judge(answered, judge, sink)
+
+        return judge_shard
+
+    def _judge(self, answered: Sequence[Row], judge: Engine, sink: Sink) -> None:
+        def make_request(row: Row) -> GenerationRequest:
+            question = build_question(
+                row["question"], row["reference"], row["response"], self._rubric
+            )
+            return GenerationRequest(
+                judge.encode_message(question), self._max_tokens, temperature=0.0
+            )
+
+        rows: list[dict[str, Any]] = []
+        verdict: Generation
+        for row, _, verdict in ask_all(
+            answered, make_request, judge.generate, sink, excerpt="response"
+        ):
+            sink.count("tokens", verdict.num_prompt_tokens + verdict.num_tokens)
+            score = parse_verdict(verdict.text, row["response"])
+            sink.count("unreadable_verdicts", score is None)
+            rows.append(
+                {
+                    "row_index": row["row_index"],
+                    "example_id": row["example_id"],
+                    "score": score,
+                    "verdict": verdict.text,
+                }
+            )
+        sink.write_rows("verdicts", rows, VERDICTS)

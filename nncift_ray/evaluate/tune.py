@@ -1,20 +1,21 @@
-"""Tune: fine-tune the model under evaluation on a subset of the candidates.
+"""Fine-tuning on a subset, by transformers' Trainer with PEFT's adapters.
 
-The training itself is ``models.tuning`` and knows no Ray; here it is given its examples and its
-result becomes files. The output's folder ``files`` is what PEFT, transformers and vLLM load.
+The output's folder ``files`` is what PEFT, transformers and vLLM load.
+Source: LoRA, arXiv 2106.09685; on 4-bit weights: QLoRA, arXiv 2305.14314.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import hashlib
+import inspect
+import math
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,40 +23,392 @@ import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import cross_entropy
 
-from nncift_ray.engines.load import TunedModel
-from nncift_ray.engines.lora import TrainableModel, TrainingExample
-from nncift_ray.engines.models import ADAPTER_CONFIG
+from nncift_ray.corpus.examples import Example
+from nncift_ray.engines.base import ScoringFailure
+from nncift_ray.engines.load import TunedModel, actor_threads
+from nncift_ray.engines.lora import ALL_LINEAR, TrainingExample, encode_example
+from nncift_ray.engines.models import ADAPTER_CONFIG, ResolvedModel, locate_model
+from nncift_ray.engines.tokens import SegmentTokenizer
+from nncift_ray.engines.transformers import (
+    BITSANDBYTES,
+    keep_four_bit_input_whole,
+    load_language_model,
+    pick_device,
+)
 from nncift_ray.errors import ModelError, StageError, StorageError
-from nncift_ray.runtime import schemas as evaluation_schemas
+from nncift_ray.recipe.sections import TuningConfig
 from nncift_ray.runtime.driver import StepProgress, describe_steps
 from nncift_ray.runtime.files import Location
 from nncift_ray.runtime.output import FILES_TABLE, Sink, StageOutput
+from nncift_ray.runtime.schemas import TUNING
 from nncift_ray.runtime.step import Shard, Stage, Worker
-from nncift_ray.teachers.warmup import (
-    ALONE,
-    EXAMPLE_COLUMNS,
-    TrainingSettings,
-    UnfitExample,
-    Workers,
-    by_length,
-    encode_rows,
-    train,
-)
 
+FULL, QLORA = "full", "qlora"
+MAX_GRADIENT_NORM = 1.0
+EXAMPLE_COLUMNS = ["example_id", "prompt", "response"]
+IGNORED = -100  # label of a token that the loss is not on
 CHUNK_BYTES = 1 << 24
 QUANTIZATION_FACT = "quantization"
 
 
-def write_tuned_files(folder: Path, quantization: str | None, sink: Sink) -> None:
-    """Hand the files that a training wrote into a folder to the stage's output."""
-    sink.facts[QUANTIZATION_FACT] = quantization
+@dataclass(frozen=True)
+class TunedRecord:
+    """What a training says of itself beside its files; see TUNING."""
+
+    num_examples: int  # trained on
+    num_tokens: int  # of one epoch, prompts included
+    num_steps: int  # of the optimiser
+    train_loss: tuple[float, ...]  # by epoch, nats a response token
+    seconds: float
+    unfit: tuple[tuple[Example, ScoringFailure], ...] = ()  # not trained on, and why
+
+
+OnStep = Callable[[int, int], None]
+#: Trains a job's model on examples, leaves its files in the folder, tells of its steps.
+FineTune = Callable[["TuneJob", Sequence[Example], Path, OnStep], TunedRecord]
+
+
+@dataclass(frozen=True)
+class TuneJob:
+    """What is trained, and how.
+
+    What is trained is float32. With the dtype bfloat16, frozen weights on a GPU are held in it; on
+    a CPU, and where all weights are trained, matrix products alone are taken in it (autocast): as
+    fast, and sums and norms lose nothing.
+    """
+
+    model: ResolvedModel
+    tuning: TuningConfig
+    on_gpu: bool
+
+    @property
+    def quantization(self) -> str | None:
+        """How the base is quantised."""
+        return BITSANDBYTES if self.tuning.method == QLORA else None
+
+    @property
+    def dtype(self) -> str:
+        """What is computed in."""
+        if self.tuning.dtype != "auto":
+            return self.tuning.dtype
+        return "bfloat16" if self.on_gpu else "float32"
+
+    @property
+    def uses_autocast(self) -> bool:
+        """Whether bfloat16 is for matrix products alone."""
+        half = self.dtype == "bfloat16"
+        return half and (not self.on_gpu or self.tuning.method == FULL)
+
+    @property
+    def weights_dtype(self) -> str:
+        """What frozen weights are held in."""
+        return "float32" if self.uses_autocast else self.dtype
+
+    def settings(self) -> dict[str, Any]:
+        """What of it shapes numbers."""
+        tuning = self.tuning.model_dump(mode="json", exclude={"pool", "dtype"})
+        if self.tuning.method == FULL:
+            tuning = {key: tuning[key] for key in tuning if key not in ADAPTER_KEYS}
+        return tuning | {
+            "model": self.model.name,
+            "revision": self.model.revision,
+            "weights_dtype": self.weights_dtype,
+            "autocast": self.uses_autocast,
+            "max_gradient_norm": MAX_GRADIENT_NORM,
+        }
+
+
+ADAPTER_KEYS = ("rank", "alpha", "dropout", "target_modules")
+
+
+class TuneStage(Stage):
+    """Write ``tuning`` and, as files, a PEFT adapter or a whole model."""
+
+    name: ClassVar[str] = "tune"
+    title: ClassVar[str] = "fine-tune the model on a subset"
+    unit: ClassVar[str] = "runs"
+    isolated: ClassVar[bool] = True
+    can_use_gpu = True
+    single_threaded = False
+    max_actors = 1
+    memory_advice: ClassVar[str] = (
+        "set evaluation.tuning.method to qlora, lower evaluation.tuning.max_length or batch_size, "
+        "or give the actor more memory (evaluation.tuning.pool)"
+    )
+
+    def __init__(
+        self,
+        examples: StageOutput,
+        members: NDArray[np.int64],
+        job: TuneJob,
+        train: FineTune | None = None,
+    ) -> None:
+        """Train on the candidates of the deduplicated ``examples`` with these row numbers.
+
+        Raises:
+            ValueError: If the subset is empty.
+        """
+        if not len(members):
+            raise ValueError("there is no example to fine-tune on: the subset is empty")
+        self._examples, self._members, self._job = examples, members, job
+        self._train = train or fine_tune
+        self.seed = job.tuning.seed
+
+    @property
+    def produces(self) -> Mapping[str, pa.Schema]:
+        """How the training went."""
+        return {"tuning": TUNING}
+
+    @property
+    def inputs(self) -> Mapping[str, StageOutput]:
+        """The deduplicated examples."""
+        return {"examples": self._examples}
+
+    @cached_property
+    def _digest(self) -> str:
+        return members_digest(self._examples, self._members)
+
+    def settings(self) -> dict[str, Any]:
+        """Subset, model and optimiser."""
+        return {"members": self._digest, **self._job.settings()}
+
+    def num_items(self) -> int:
+        """One run."""
+        return 1
+
+    def progress(self, folder: Location) -> str:
+        """Say how many steps are done."""
+        return describe_steps(folder)
+
+    def make_worker(self) -> Worker:
+        """Return the run."""
+
+        def run(shard: Shard, sink: Sink) -> None:
+            table = self._examples.take_rows("candidates", self._members, EXAMPLE_COLUMNS)
+            examples = [Example(**row) for row in table.to_pylist()]
+            with tempfile.TemporaryDirectory(prefix="nncift-tune-") as scratch:
+                folder = Path(scratch)
+                record = self._train(self._job, examples, folder, StepProgress(sink.folder))
+                _write_files(folder, sink)
+            sink.facts[QUANTIZATION_FACT] = self._job.quantization
+            for example, why in record.unfit:
+                sink.error(why.reason, why.message, example_id=example.example_id,
+                           excerpt=example.prompt)  # fmt: skip
+            sink.write_rows("tuning", [{name: getattr(record, name) for name in TUNING.names}],
+                            TUNING)  # fmt: skip
+
+        return run
+
+
+def members_digest(examples: StageOutput, members: NDArray[np.int64]) -> str:
+    """Return the SHA-256, in hex, of the ids of a subset's examples in the order of its rows.
+
+    Ids are hashes of content, so equal subsets of different methods share what follows.
+    """
+    ids = examples.take_rows("candidates", members, ["example_id"])["example_id"].to_pylist()
+    return hashlib.sha256("\n".join(map(str, ids)).encode()).hexdigest()
+
+
+def fine_tune(
+    job: TuneJob, examples: Sequence[Example], folder: Path, on_step: OnStep
+) -> TunedRecord:
+    """Train in this process and write an adapter, or the whole model, into the folder.
+
+    A step's loss is the mean over its response tokens, end token included.
+
+    Raises:
+        StageError: If none of the examples can be trained on.
+        ModelError: If the loss stops being finite, memory does not suffice, or the model cannot be
+            loaded or adapted.
+    """
+    start, tuning = time.perf_counter(), job.tuning
+    if (threads := actor_threads()) is not None:
+        torch.set_num_threads(threads)
+    path, device = locate_model(job.model, "language model").path, pick_device("auto")
+    tokenizer = SegmentTokenizer(path)
+    try:
+        model = _load(job, path, device)
+        positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        longest = min(tuning.max_length, positions or tuning.max_length)
+        encoded = [(each, encode_example(tokenizer, each, longest)) for each in examples]
+        fit = [each for _, each in encoded if isinstance(each, TrainingExample)]
+        unfit = tuple((e, why) for e, why in encoded if isinstance(why, ScoringFailure))
+        if not fit:
+            raise StageError(
+                f"none of the {len(unfit):,} examples of the subset can be trained on (the first: "
+                f"{unfit[0][1].message}); raise evaluation.tuning.max_length"
+            )
+        num_steps, losses = _train(job, model, fit, device, on_step)
+    except torch.OutOfMemoryError as error:
+        raise ModelError(
+            f"fine-tuning does not fit into the memory of {device}: set evaluation.tuning.method "
+            "to qlora, lower evaluation.tuning.max_length, or choose a smaller evaluation.model "
+            f"({error})"
+        ) from error
+    _save(job, model, tokenizer, folder)
+    num_tokens = sum(len(example.input_ids) for example in fit)
+    seconds = time.perf_counter() - start
+    return TunedRecord(len(fit), num_tokens, num_steps, losses, seconds, unfit)
+
+
+def _load(job: TuneJob, path: str | Path, device: torch.device) -> Any:
+    from peft import LoraConfig, get_peft_model
+    from transformers import set_seed
+
+    tuning = job.tuning
+    set_seed(tuning.seed)  # of LoRA's first weights
+    model = load_language_model(
+        path, device, dtype=job.weights_dtype, quantization=job.quantization
+    )
+    if tuning.method == FULL:
+        return model
+    keep_four_bit_input_whole(model)
+    config = LoraConfig(
+        r=tuning.rank,
+        # Other programs expect a whole number where it is one.
+        lora_alpha=int(tuning.alpha) if tuning.alpha.is_integer() else tuning.alpha,  # pyright: ignore
+        lora_dropout=tuning.dropout,
+        target_modules=list(tuning.target_modules) if tuning.target_modules else ALL_LINEAR,
+        task_type="CAUSAL_LM",
+    )
+    try:
+        model = get_peft_model(model, config)
+    except ValueError as error:
+        raise ModelError(
+            f"{job.model.name} cannot be adapted at "
+            f"{', '.join(tuning.target_modules or ['any linear layer'])}; set "
+            f"evaluation.tuning.target_modules to names of its linear layers: {error}"
+        ) from error
+    return model
+
+
+def _train(
+    job: TuneJob,
+    model: Any,
+    examples: Sequence[TrainingExample],
+    device: torch.device,
+    on_step: OnStep,
+) -> tuple[int, tuple[float, ...]]:
+    """Train a loaded model in place; return the optimiser's steps and each epoch's loss."""
+    from transformers import Trainer, TrainingArguments
+
+    tuning, on_cpu = job.tuning, device.type == "cpu"
+    passes = passes_of_a_step(tuning, device)
+    num_passes = math.ceil(len(examples) * passes / tuning.batch_size)  # of an epoch
+    loss = _ResponseLoss(num_passes * tuning.num_epochs, on_step)
+    with tempfile.TemporaryDirectory(prefix="nncift-trainer-") as scratch:
+        arguments = TrainingArguments(
+            output_dir=scratch,
+            per_device_train_batch_size=tuning.batch_size // passes,
+            gradient_accumulation_steps=passes,
+            num_train_epochs=tuning.num_epochs,
+            learning_rate=tuning.learning_rate,
+            lr_scheduler_type="linear",
+            warmup_steps=tuning.lr_warmup_fraction,  # below 1: a share of all steps
+            weight_decay=0.0,
+            max_grad_norm=MAX_GRADIENT_NORM,
+            seed=tuning.seed,
+            bf16=job.uses_autocast,
+            use_cpu=on_cpu,
+            save_strategy="no",
+            logging_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            label_names=["labels"],
+        )
+        forward = model.get_base_model().forward if tuning.method != FULL else model.forward
+        trainer = Trainer(
+            model=model,
+            args=arguments,
+            train_dataset=examples,  # pyright: ignore[reportArgumentType] - it has length and items
+            data_collator=_Collator("logits_to_keep" in inspect.signature(forward).parameters),
+            compute_loss_func=loss,
+        )
+        trainer.train()
+    epochs = np.array(loss.sums).reshape(tuning.num_epochs, -1, 2).sum(axis=1)
+    return trainer.state.global_step, tuple((epochs[:, 0] / epochs[:, 1]).tolist())
+
+
+def passes_of_a_step(tuning: TuningConfig, device: torch.device) -> int:
+    """Return in how many passes a step is taken; on a CPU batches are no faster, and pad."""
+    return tuning.batch_size if device.type == "cpu" else 1
+
+
+@dataclass(frozen=True)
+class _Collator:
+    """Pads a batch on the right."""
+
+    keeps_few_logits: bool  # whether the model can leave out the logits of prompts
+
+    def __call__(self, batch: Sequence[TrainingExample]) -> dict[str, Any]:
+        width = max(len(example.input_ids) for example in batch)
+        fills = {"input_ids": 0, "labels": IGNORED, "attention_mask": 0}
+        padded: dict[str, Any] = {
+            name: torch.full((len(batch), width), fill) for name, fill in fills.items()
+        }
+        for b, example in enumerate(batch):
+            length, first = len(example.input_ids), example.response_start
+            ids = torch.tensor(example.input_ids)
+            padded["input_ids"][b, :length] = ids
+            padded["labels"][b, first:length] = ids[first:]
+            padded["attention_mask"][b, :length] = 1
+        if self.keeps_few_logits:  # from before the first response token on
+            padded["logits_to_keep"] = width + 1 - min(e.response_start for e in batch)
+        return padded
+
+
+class _ResponseLoss:
+    """Nats of the response tokens, over the tokens of the whole step."""
+
+    def __init__(self, num_passes: int, on_pass: OnStep) -> None:
+        self.sums: list[tuple[float, int]] = []  # nats and tokens of each pass
+        self._num_passes, self._on_pass = num_passes, on_pass
+
+    def __call__(self, outputs: Any, labels: Tensor, num_items_in_batch: Any) -> Tensor:
+        logits_BKV = outputs.logits
+        targets_BK = labels[:, -logits_BKV.shape[1] :][:, 1:]
+        wanted_BK = targets_BK != IGNORED
+        nats = cross_entropy(
+            logits_BKV[:, :-1][wanted_BK].float(), targets_BK[wanted_BK], reduction="sum"
+        )
+        self.sums.append((float(nats.detach()), int(wanted_BK.sum())))
+        if not math.isfinite(self.sums[-1][0]):
+            raise ModelError(
+                f"the training loss is {self.sums[-1][0]} after {len(self.sums)} of "
+                f"{self._num_passes} passes: lower evaluation.tuning.learning_rate, or take a "
+                "dtype of more range"
+            )
+        self._on_pass(len(self.sums), self._num_passes)
+        return nats / num_items_in_batch
+
+
+def _save(job: TuneJob, model: Any, tokenizer: SegmentTokenizer, folder: Path) -> None:
+    """Write safetensors and JSON for other programs; they name no folder of this machine."""
+    if job.tuning.method == FULL:
+        model.save_pretrained(folder)
+        tokenizer.save(folder)
+        return
+    config = model.peft_config["default"]
+    config.base_model_name_or_path = job.model.name
+    names = model.base_model.targeted_module_names
+    config.target_modules = sorted({name.rpartition(".")[2] for name in names})
+    model.save_pretrained(folder, save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)  # a model card of placeholders
+
+
+# The files of a tune stage.
+
+
+def _write_files(folder: Path, sink: Sink) -> None:
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             with path.open("rb") as source:
-                shutil.copyfileobj(
-                    source, sink.open_file(path.relative_to(folder).as_posix()), CHUNK_BYTES
-                )
+                out = sink.open_file(path.relative_to(folder).as_posix())
+                shutil.copyfileobj(source, out, CHUNK_BYTES)
 
 
 @contextmanager
@@ -72,9 +425,8 @@ def tuned_files(tuning: StageOutput | None) -> Generator[TunedModel | None]:
         yield None
         return
     names = sorted(part.name for part in tuning.manifest.table_parts(FILES_TABLE))
-    facts = tuning.manifest.facts()
     is_adapter = f"{FILES_TABLE}/{ADAPTER_CONFIG}" in names
-    quantization = facts.get(QUANTIZATION_FACT)
+    quantization = tuning.manifest.facts().get(QUANTIZATION_FACT)
     if tuning.folder.is_local:
         yield TunedModel(Path(tuning.folder.path) / FILES_TABLE, is_adapter, quantization)
         return
@@ -91,254 +443,3 @@ def _fetch(source: Location, target: Path) -> None:
             shutil.copyfileobj(stream, out, CHUNK_BYTES)
     except OSError as error:
         raise StorageError(f"{source}: cannot be fetched ({error})") from error
-
-
-# Subsets of the candidates, as the stages of an evaluation are given them.
-
-
-def members_digest(examples: StageOutput, members: NDArray[np.int64]) -> str:
-    """Return the SHA-256, in hex, of the ids of a subset's examples, in the order of its rows.
-
-    Ids are hashes of content, so subsets that different methods arrive at share what follows.
-
-    Args:
-        examples: Output of the deduplicate stage.
-        members: Row numbers of candidates.
-    """
-    digest = hashlib.sha256()
-    if len(members):
-        ids = examples.take_rows("candidates", members, ["example_id"])["example_id"].to_pylist()
-        digest.update("\n".join(map(str, ids)).encode())
-    return digest.hexdigest()
-
-
-# Fine-tuning a model on a subset, in one process of possibly several; knows no Ray.
-
-LEARNING_RATE_KEY = "evaluation.tuning.learning_rate"
-MAX_GRADIENT_NORM = 1.0
-QLORA, LORA, FULL = "qlora", "lora", "full"
-
-
-@dataclass(frozen=True, slots=True)
-class TuningSummary:
-    """What fine-tuning came to."""
-
-    num_tokens: int  # of one epoch, prompts included
-    num_steps: int  # optimiser steps, all epochs
-    train_loss: tuple[float, ...]  # by epoch, nats a response token
-    seconds: float
-
-
-def tune(
-    model: TrainableModel,
-    examples: Sequence[TrainingExample],
-    settings: TrainingSettings,
-    *,
-    workers: Workers = ALONE,
-    on_step: Callable[[int, int], None] | None = None,
-) -> TuningSummary:
-    """Fine-tune a model in place; arguments are those of ``training_loop.train``.
-
-    Raises:
-        ModelError: If the loss stops being finite, or the device has not enough memory.
-    """
-    start = time.perf_counter()
-    try:
-        epochs = train(
-            model,
-            examples,
-            settings,
-            learning_rate_key=LEARNING_RATE_KEY,
-            weigh=by_length,
-            max_gradient_norm=MAX_GRADIENT_NORM,
-            workers=workers,
-            on_step=on_step,
-        )
-    except torch.OutOfMemoryError as error:
-        raise ModelError(
-            f"fine-tuning does not fit into the memory of {model.device}: set "
-            "evaluation.tuning.method to qlora, lower evaluation.tuning.max_length, or choose a "
-            f"smaller evaluation.model ({error})"
-        ) from error
-    return TuningSummary(
-        num_tokens=sum(len(example.input_ids) for example in examples),
-        num_steps=epochs[-1].num_steps,
-        train_loss=tuple(epoch.train_loss for epoch in epochs),
-        seconds=time.perf_counter() - start,
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class Arithmetic:
-    """What weights are held in and what is computed in; names of torch dtypes."""
-
-    dtype: str  # of the weights that are not trained
-    autocast: str | None  # of the matrix products; None: as the weights are
-
-
-def choose_arithmetic(method: str, dtype: str, *, on_gpu: bool) -> Arithmetic:
-    """Say how a method computes in "float32" or "bfloat16".
-
-    What is trained is float32 either way. On a GPU frozen weights are held in bfloat16. On a CPU
-    they stay float32 and only matrix products are taken in bfloat16: as fast, and sums and norms
-    lose nothing.
-    """
-    if dtype == "float32":
-        return Arithmetic("float32", None)
-    if method == FULL or not on_gpu:
-        return Arithmetic("float32", dtype)
-    return Arithmetic(dtype, None)
-
-
-# Tune: fine-tune the model under evaluation on a subset of the candidates.
-
-
-@dataclass(frozen=True, eq=False)
-class TuneJob:
-    """All a training worker needs; small, since examples are read where they are used."""
-
-    examples: StageOutput  # of the deduplicate stage
-    members: NDArray[np.int64]  # candidates' row numbers, sorted
-    make_model: Callable[[], TrainableModel]
-    base_name: str  # the base model's, as the recipe has it
-    training: TrainingSettings
-    num_workers: int = 1  # sums over other numbers of workers round otherwise
-
-
-@dataclass(frozen=True)
-class TuningRecord:
-    """What a training says of itself beside its files."""
-
-    num_examples: int  # trained on
-    num_tokens: int  # of one epoch, prompts included
-    num_steps: int
-    train_loss: tuple[float, ...]  # by epoch
-    seconds: float
-    unfit: tuple[UnfitExample, ...]
-
-
-#: Is handed the folder that the tuned model's files are in; they are gone afterwards.
-KeepTuned = Callable[[Path, TuningRecord], None]
-#: Trains a job, tells of its steps in the stage's folder, and hands over the result.
-Tuner = Callable[[TuneJob, Location, KeepTuned], None]
-
-
-class TuneStage(Stage):
-    """Write ``tuning`` and, as files, a PEFT adapter or a whole model."""
-
-    name: ClassVar[str] = "tune"
-    hands_over = True
-    unit: ClassVar[str] = "runs"
-
-    def __init__(
-        self,
-        job: TuneJob,
-        train: Tuner,
-        model_settings: Mapping[str, Any],
-        *,
-        quantization: str | None = None,
-    ) -> None:
-        """Train with ``train``: Ray Train, or ``tune_in_process`` with no Ray at all.
-
-        Args:
-            job: What to train.
-            train: How.
-            model_settings: What of ``job.make_model`` shapes the numbers: name, revision, method,
-                adapter, dtype, longest example.
-            quantization: How the base is quantised, for the engines that load the adapter.
-
-        Raises:
-            ValueError: If the subset is empty.
-        """
-        if not len(job.members):
-            raise ValueError("there is no example to fine-tune on: the subset is empty")
-        self._job, self._train, self._model_settings = job, train, dict(model_settings)
-        self._quantization = quantization
-        self.seed = job.training.seed
-
-    @property
-    def produces(self) -> Mapping[str, pa.Schema]:
-        """How the training went."""
-        return {"tuning": evaluation_schemas.TUNING}
-
-    @property
-    def inputs(self) -> Mapping[str, StageOutput]:
-        """The deduplicated examples."""
-        return {"examples": self._job.examples}
-
-    @functools.cached_property
-    def _digest(self) -> str:
-        return members_digest(self._job.examples, self._job.members)
-
-    def settings(self) -> dict[str, Any]:
-        """Subset, model and optimiser; not what the workers run on."""
-        return {
-            "members": self._digest,
-            "model": self._model_settings,
-            "quantization": self._quantization,
-            "training": dataclasses.asdict(self._job.training),
-            "max_gradient_norm": MAX_GRADIENT_NORM,
-            "num_workers": self._job.num_workers,
-        }
-
-    def num_items(self) -> int:
-        """One run."""
-        return 1
-
-    def progress(self, folder: Location) -> str:
-        """Say how many steps are done."""
-        return describe_steps(folder)
-
-    def make_worker(self) -> Worker:
-        """Return the run."""
-
-        def run(shard: Shard, sink: Sink) -> None:
-            def keep(folder: Path, record: TuningRecord) -> None:
-                write_tuned_files(folder, self._quantization, sink)
-                for example in record.unfit:
-                    sink.error(**dataclasses.asdict(example))
-                names = evaluation_schemas.TUNING.names
-                row = {name: getattr(record, name) for name in names}
-                sink.write_rows("tuning", [row], evaluation_schemas.TUNING)
-
-            self._train(self._job, sink.folder, keep)
-
-        return run
-
-
-def tune_in_process(job: TuneJob, progress: Location, keep: KeepTuned) -> None:
-    """Train in this process (a Tuner)."""
-    with tempfile.TemporaryDirectory(prefix="nncift-tune-") as folder:
-        keep(Path(folder), tune_here(job, Path(folder), on_step=StepProgress(progress)))
-
-
-def tune_here(
-    job: TuneJob,
-    folder: Path,
-    *,
-    workers: Workers = ALONE,
-    on_step: Callable[[int, int], None] | None = None,
-) -> TuningRecord:
-    """Train as one of several workers or alone; the first of them writes the model's files.
-
-    Raises:
-        StageError: If none of the subset's examples can be trained on.
-        ModelError: If the loss stops being finite.
-    """
-    model = job.make_model()
-    try:
-        table = job.examples.take_rows("candidates", job.members, EXAMPLE_COLUMNS)
-        examples, unfit = encode_rows(table, model)
-        if not examples:
-            raise StageError(
-                f"none of the {len(unfit):,} examples of the subset can be trained on (the first: "
-                f"{unfit[0].message}); raise evaluation.tuning.max_length"
-            )
-        summary = tune(model, examples, job.training, workers=workers, on_step=on_step)
-        if workers.rank == 0:
-            model.save(folder, job.base_name)
-    finally:
-        model.close()
-    return TuningRecord(
-        num_examples=len(examples), unfit=tuple(unfit), **dataclasses.asdict(summary)
-    )

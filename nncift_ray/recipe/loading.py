@@ -22,6 +22,8 @@ MERGE_TAG = "tag:yaml.org,2002:merge"  # of the key <<
 
 #: Keys that recipes once had, and what takes their place.
 REMOVED_KEYS: dict[str, str] = {
+    "evaluation.tuning.num_workers": "one actor trains; give it more CPUs or a GPU by "
+    "evaluation.tuning.pool",
     "labels.design": "labels are always a square block of rows and columns",
     "network.centre_rows": "the network learns the labels as they are",
     "network.ensemble_size": "one network is trained; compare seeds with `nncift sweep --seeds`",

@@ -700,7 +700,7 @@ class TuningConfig(Section):
     lr_warmup_fraction: float = Field(default=0.03, ge=0, lt=1)
     """Share of the steps in which the learning rate rises."""
     batch_size: int = Field(default=4, ge=1)
-    """Examples an optimiser step, over all workers together."""
+    """Examples an optimiser step."""
     max_length: int = Field(default=1024, ge=8)
     """Tokens of the longest example; a longer one is an error row."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -708,10 +708,8 @@ class TuningConfig(Section):
     autocast over float32 weights."""
     seed: int = Field(default=0, ge=0)
     """Seed of LoRA's first weights, of the order and of dropout."""
-    num_workers: int = Field(default=1, ge=1)
-    """Ray Train workers."""
     pool: PoolConfig = PoolConfig()
-    """CPUs of a worker."""
+    """The one actor that trains."""
 
 
 class InContextConfig(Section):

@@ -1,12 +1,11 @@
 """``nncift evaluate`` through the command line, Ray and a tiny real model, killed on its way.
 
 That every kind of cell goes on where it was is tests/unit/pipeline/evaluation's, with models of no
-weight. Here one cell is fine-tuned by Ray Train and measured by an actor.
+weight. Here one cell is fine-tuned and measured by actors.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import signal
 import subprocess
@@ -18,11 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from nncift_ray.evaluate.methods import Makers, makers_of
 from nncift_ray.evaluate.run import evaluate
-from nncift_ray.evaluate.tune import tune_in_process
 from nncift_ray.recipe.loading import load_config
-from nncift_ray.recipe.sections import Config
 from nncift_ray.runtime.driver import execute_here
 from nncift_ray.runtime.output import MANIFEST_NAME
 from nncift_ray.runtime.progress import SilentReporter
@@ -83,11 +79,6 @@ def read_scores(run_dir: Path) -> dict[tuple[Any, ...], float | None]:
     return {tuple(row.values())[:-1]: row["value"] for row in rows}
 
 
-def makers_here(config: Config, has_gpu: bool) -> Makers:
-    """Fine-tune in this process."""
-    return dataclasses.replace(makers_of(config, has_gpu), train=tune_in_process)
-
-
 @pytest.mark.timeout(1200)
 def test_an_evaluation_killed_behind_its_tuning_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
     recipe, run_dir = write_recipe(tmp_path), tmp_path / "run"
@@ -103,7 +94,7 @@ def test_an_evaluation_killed_behind_its_tuning_ends_as_an_undisturbed_one(tmp_p
 
     whole = load_config(recipe, [f"run_dir={tmp_path / 'undisturbed'}"])
     reporter = SilentReporter()
-    evaluate(whole, reporter=reporter, execute=execute_here, make=makers_here)
+    evaluate(whole, reporter=reporter, execute=execute_here)
     scores, others = read_scores(run_dir), read_scores(tmp_path / "undisturbed")
     assert scores.keys() == others.keys()
     assert len(scores) == NUM_TESTS

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from nncift_ray.corpus.examples import Example
 from nncift_ray.engines.base import ScoringFailure
@@ -16,13 +15,10 @@ from nncift_ray.engines.lora import (
     LoraModel,
     ModelOptions,
     TrainingExample,
-    WholeModel,
 )
-from nncift_ray.evaluate.tune import choose_arithmetic, tune
-from nncift_ray.teachers.warmup import TrainingSettings
 from tests.tiny_models import END, make_tiny_llama
 
-OPTIONS = ModelOptions(device="cpu", num_threads=1, section="evaluation.tuning")
+OPTIONS = ModelOptions(device="cpu", num_threads=1)
 SPEC = AdapterSpec(4, 8.0, 0.0, None, seed=3)
 TEXTS = [
     Example("a", "What is two and two?", "It is 4."),
@@ -47,7 +43,7 @@ def model(path: Path) -> LoraModel:
     return model
 
 
-def encode(model: LoraModel | WholeModel) -> list[TrainingExample]:
+def encode(model: LoraModel) -> list[TrainingExample]:
     encoded = [model.encode(text) for text in TEXTS]
     assert all(isinstance(one, TrainingExample) for one in encoded)
     return [one for one in encoded if isinstance(one, TrainingExample)]
@@ -145,41 +141,3 @@ def test_all_linear_layers_but_the_head_get_an_adapter(model: LoraModel) -> None
     }
     assert adapted == {name for name in linear if not name.endswith("base_layer")}
     assert len(adapted) == 2 * 7
-
-
-def test_all_weights_of_a_whole_model_are_trained(path: Path) -> None:
-    model = WholeModel(path, OPTIONS)
-    assert model.parameters.keys() == dict(model.model.named_parameters()).keys()
-    before = {name: p.detach().clone() for name, p in model.parameters.items()}
-    settings = TrainingSettings(1, 1e-2, 0.0, 3, 0)
-    tune(model, encode(model), settings)
-    assert all(not torch.equal(before[name], p) for name, p in model.parameters.items())
-
-
-@pytest.mark.parametrize("method", ["lora", "full"])
-def test_bfloat16_on_a_cpu_leaves_all_weights_in_float32(path: Path, method: str) -> None:
-    how = choose_arithmetic(method, "bfloat16", on_gpu=False)
-    options = ModelOptions(device="cpu", dtype=how.dtype, autocast=how.autocast, num_threads=1)
-    make = {"lora": lambda o: LoraModel(path, SPEC, o), "full": lambda o: WholeModel(path, o)}
-    half, exact = make[method](options), make[method](OPTIONS)
-    examples = encode(half)
-    products: list[torch.dtype] = []
-    layer = next(m for m in half.model.modules() if isinstance(m, nn.Linear))
-    layer.register_forward_hook(lambda _m, _i, output: products.append(output.dtype))
-    settings = TrainingSettings(2, 1e-3, 0.0, 3, 0)
-    losses = [tune(one, examples, settings).train_loss for one in (half, exact)]
-    assert set(products) == {torch.bfloat16}
-    assert all(p.dtype == torch.float32 for p in half.model.parameters())
-    assert losses[0] == pytest.approx(losses[1], abs=HALF_TOLERANCE)
-    assert losses[0] != losses[1]
-
-
-def test_what_is_computed_in_and_held_in() -> None:
-    def chosen(method: str, dtype: str, on_gpu: bool) -> tuple[str, str | None]:
-        how = choose_arithmetic(method, dtype, on_gpu=on_gpu)
-        return how.dtype, how.autocast
-
-    assert chosen("qlora", "bfloat16", True) == ("bfloat16", None)
-    assert chosen("full", "bfloat16", True) == ("float32", "bfloat16")
-    assert chosen("lora", "bfloat16", False) == ("float32", "bfloat16")
-    assert chosen("full", "float32", True) == ("float32", None)

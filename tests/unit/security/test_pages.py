@@ -13,8 +13,8 @@ import pytest
 
 from nncift_ray.evaluate.page import render_evaluation
 from nncift_ray.report.page import render_report
+from tests.unit.evaluate.make_evaluation import make_evaluation
 from tests.unit.report.make_data import make_report_data
-from tests.unit.report.make_evaluation import make_evaluation
 from tests.unit.report.test_render import PageParser
 
 PAYLOADS = {

@@ -1,0 +1,404 @@
+"""What each method's choice cost, from its stages' manifests; and what an evaluation may cost.
+
+A method is charged with all that its choice rests on, as if it were the only one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from nncift_ray.evaluate.methods import (
+    ICL,
+    TUNED,
+    Cell,
+    Subset,
+    SubsetKey,
+    budget_count,
+    check_tests,
+    method_notices,
+    modes_of,
+    plan_cells,
+    plan_rounds,
+    teacher_of,
+    variant,
+)
+from nncift_ray.labels.sample import count_pairs
+from nncift_ray.plan import (
+    CHARS_PER_TOKEN,
+    SECONDS_PER_HOUR,
+    STAGE_START_SECONDS,
+    TEACHER_TOKENS_PER_SECOND,
+    TRAINING_SHARE,
+    RunPlan,
+    SourceEstimate,
+    detect_hardware,
+    estimate_sources,
+    make_plan,
+)
+from nncift_ray.recipe.sections import ClusterConfig, Config
+from nncift_ray.runtime.output import StageManifest, StageOutput
+from nncift_ray.runtime.schemas import ALL_STEPS, COSTS, CROSS, POINTS, WITHIN
+from nncift_ray.selection.tables import scored_blocks
+
+EMBED, LABEL, FIT, INDEX = "embed", "label", "fit", "index"
+DELIFT_SE = "delift_se"
+#: Columns of COSTS that grow with a step's work and add up over steps.
+AMOUNTS = ("seconds", "accelerator_seconds", "cpu_seconds", "price")
+
+
+def collect_costs(
+    subsets: Sequence[Subset], cluster: ClusterConfig, wanted_candidates: int | None = None
+) -> pa.Table:
+    """Collect the costs of every method that asks a teacher.
+
+    What holds a GPU is priced by the hour of GPU, all else by the hour of CPU; workers count while
+    they work on shards, loading models and idle actors do not.
+
+    Args:
+        subsets: As they were selected; the first of each method is charged.
+        cluster: Prices.
+        wanted_candidates: Size of a larger corpus, with as many targets, that costs are
+            extrapolated to; None: none.
+
+    Returns:
+        COSTS: a row a step and one of all. What was not measured is marked ``extrapolated``: a
+        larger corpus, and a teacher by its own labels that was asked about a part of the pairs.
+    """
+    chosen = [_Charged(subset) for subset in _one_a_method(subsets)]
+    users = Counter(output.fingerprint for each in chosen for output in each.outputs.values())
+    rows: list[dict[str, Any]] = []
+    for each in chosen:
+        measured = {name: _measure(output, cluster) for name, output in each.outputs.items()}
+        shared = {name: users[output.fingerprint] > 1 for name, output in each.outputs.items()}
+        tables = [(each.num_candidates, False, measured)]
+        if each.is_partial:
+            tables.append((each.num_candidates, True, each.grow(measured, each.num_candidates)))
+        if wanted_candidates is not None and wanted_candidates > each.num_candidates:
+            tables.append((wanted_candidates, True, each.grow(measured, wanted_candidates)))
+        for num_candidates, extrapolated, steps in tables:
+            shared[ALL_STEPS] = any(shared.values())
+            for step, amounts in {**steps, ALL_STEPS: _add_up(list(steps.values()))}.items():
+                asks = step in (LABEL, ALL_STEPS) and not extrapolated
+                rows.append(
+                    amounts
+                    | {
+                        "method": each.subset.key.method,
+                        "step": step,
+                        "num_candidates": num_candidates,
+                        "extrapolated": extrapolated,
+                        "shared": shared[step],
+                        "labelled_fraction": each.fraction if asks else None,
+                    }
+                )
+    return pa.Table.from_pylist(rows, COSTS)
+
+
+def partial_notices(subsets: Sequence[Subset]) -> list[str]:
+    """Say which teachers by their own labels were asked about a part of the pairs only."""
+    return [
+        f"{each.subset.key.method} was asked about {each.num_labels:,} of {each.possible():,} "
+        f"pairs ({each.fraction:.1%}), whole rows drawn with the seed: its subset is that of a "
+        "sample, and its cost for all pairs is extrapolated"
+        for each in map(_Charged, _one_a_method(subsets))
+        if each.is_partial
+    ]
+
+
+def _one_a_method(subsets: Sequence[Subset]) -> list[Subset]:
+    found: dict[str, Subset] = {}
+    for subset in subsets:
+        if subset.outputs:
+            found.setdefault(subset.key.method, subset)
+    return list(found.values())
+
+
+def _measure(output: StageOutput, cluster: ClusterConfig) -> dict[str, Any]:
+    """Return what a finished stage cost."""
+    manifest, counts = output.manifest, output.manifest.counts()
+    tokens = counts.get("tokens", 0) - counts.get("cached_tokens", 0)
+    hourly = cluster.hourly_price(manifest.num_cpus, manifest.num_gpus)
+    return {
+        "seconds": wall_seconds(manifest),
+        "accelerator_seconds": manifest.worker_seconds * manifest.num_gpus,
+        "cpu_seconds": manifest.worker_seconds * manifest.num_cpus,
+        "price": manifest.worker_seconds * hourly / SECONDS_PER_HOUR,
+        "num_tokens": tokens or None,  # computed by a language model; None: it asks none
+    }
+
+
+def _add_up(steps: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    total: dict[str, Any] = {name: sum(step[name] for step in steps) for name in AMOUNTS}
+    return total | {"num_tokens": sum(step["num_tokens"] or 0 for step in steps) or None}
+
+
+def wall_seconds(manifest: StageManifest) -> float:
+    """Return the seconds of a stage, over all runs that worked on it.
+
+    A manifest knows the run that finished the stage. Shards that were finished before that run
+    began took their own seconds, on as many workers as worked side by side in the last one.
+    """
+    began = datetime.fromisoformat(manifest.finished_at) - timedelta(seconds=manifest.wall_seconds)
+    # Manifests are dated to the second; clocks of workers may differ by more.
+    margin = timedelta(seconds=1)
+    earlier = sum(
+        shard.seconds for shard in manifest.shards
+        if shard.finished_at and datetime.fromisoformat(shard.finished_at) < began - margin
+    )  # fmt: skip
+    late = manifest.worker_seconds - earlier
+    side_by_side = late / manifest.wall_seconds if manifest.wall_seconds > 0 else 1.0
+    return manifest.wall_seconds + earlier / max(1.0, side_by_side)
+
+
+class _Charged:
+    """A method's stages, how many labels it asked for, and what its work grows with."""
+
+    def __init__(self, subset: Subset) -> None:
+        assert subset.config is not None  # noqa: S101 (it has outputs, so a recipe made them)
+        self.subset, self._config = subset, subset.config
+        self._by_network = FIT in subset.outputs
+        reads_vectors = self._by_network or subset.config.teacher.kind == DELIFT_SE
+        self.outputs = {
+            name: output for name, output in subset.outputs.items()
+            if name != "export" and (name != EMBED or reads_vectors)
+        }  # fmt: skip
+        examples, asked = subset.outputs["deduplicate"], subset.outputs[LABEL].manifest.facts()
+        self.num_candidates = examples.num_rows("candidates")
+        self._num_targets = examples.num_rows("targets")
+        self._blocks = scored_blocks(subset.outputs)
+        self.num_labels = sum(counts["num_pairs"] for counts in asked["asked"].values())
+
+    def possible(self, num_candidates: int | None = None) -> int:
+        """Return how many labels there could be."""
+        size = self.num_candidates if num_candidates is None else num_candidates
+        return sum(possible_labels(block, size, self._num_targets) for block in self._blocks)
+
+    @property
+    def fraction(self) -> float:
+        """The share of them that was asked for."""
+        return self.num_labels / self.possible() if self.possible() else 0.0
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether labels that are to be scores are not all there."""
+        return not self._by_network and self.num_labels < self.possible()
+
+    def grow(self, measured: dict[str, dict[str, Any]], size: int) -> dict[str, dict[str, Any]]:
+        """Extrapolate every step, on the same machines, to as many candidates and all labels."""
+        labels = self._labels_of(size)
+        grown: dict[str, dict[str, Any]] = {}
+        for step, amounts in measured.items():
+            growth = self._work(step, size, labels) / self._work(
+                step, self.num_candidates, self.num_labels
+            )
+            # Starting workers takes as long for a million rows as for a thousand.
+            worked = min(self.outputs[step].manifest.worker_seconds, amounts["seconds"])
+            grown[step] = {name: amounts[name] * growth for name in AMOUNTS} | {
+                "seconds": amounts["seconds"] + worked * (growth - 1),
+                "num_tokens": amounts["num_tokens"] and round(amounts["num_tokens"] * growth),
+            }
+        return grown
+
+    def _labels_of(self, size: int) -> float:
+        """Return how many labels the method would ask for of a corpus of another size."""
+        if not self._by_network:
+            return self.possible(size)
+        labels = self._config.labels
+        if labels.label_pairs is not None:
+            return self.num_labels
+        # A fraction of rows and columns, up to a most: what was asked, grown alike.
+        now, then = (
+            sum(
+                min(
+                    possible_labels(block, at, self._num_targets)
+                    * labels.fraction ** (1 if block == POINTS else 2),
+                    labels.max_pairs,
+                )
+                for block in self._blocks
+            )
+            for at in (self.num_candidates, size)
+        )
+        return self.num_labels * then / now if now else self.num_labels
+
+    def _work(self, step: str, size: int, labels: float) -> float:
+        """Return what a step's work is proportional to."""
+        rows = size + self._num_targets
+        if step in (LABEL, FIT, "teacher_scores"):
+            return labels
+        if step == "gradients" and self._by_network:  # of the sample, a square of rows and columns
+            return labels**0.5
+        if step == "score_pairs" and INDEX not in self.outputs:
+            pairs = {WITHIN: size * size, CROSS: size * self._num_targets, POINTS: size}
+            return sum(pairs[block] for block in self._blocks)
+        if step in ("warmup", INDEX, "select_partitions", "select"):
+            return size
+        return rows
+
+
+def possible_labels(block: str, num_candidates: int, num_targets: int) -> int:
+    """Return how many pairs (or examples) a block has."""
+    if block == POINTS:
+        return num_candidates
+    rows = num_targets if block == CROSS else num_candidates
+    return count_pairs(rows, num_candidates, block == WITHIN)
+
+
+# What an evaluation would do, how long it may take and what it may cost; nothing is started.
+
+# Guesses, per actor.
+WRITING_SHARE = 0.15  # of the speed of reading: tokens are written one after another, in batches
+MODEL_START_SECONDS = {"cpu": 15.0, "gpu": 60.0}  # of an actor with a language model
+JUDGE_PROMPT_TOKENS = 500.0  # of the rubric and what frames an answer
+JUDGE_WRITTEN_SHARE = 0.3  # of evaluation.judge.max_tokens, on average
+SHARED_STAGES = ("ingest", "deduplicate", "embed")  # of all methods
+SELECT_STAGES = ("select_partitions", "select")
+
+
+@dataclass
+class PlanRow:
+    """A step of the evaluation: one method's selection, or the cells of its subsets of one size."""
+
+    what: str
+    amount: str
+    num_cells: int = 0
+    num_tokens: float = 0.0  # computed by a language model: read, trained on and written
+    seconds: float = 0.0
+    cost_usd: float = 0.0
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """What an evaluation would do, from the start."""
+
+    run_dir: str
+    num_candidates: int
+    exact: bool  # whether that number is counted
+    tests: dict[str, int]  # rows by test set
+    hardware: str
+    rows: tuple[PlanRow, ...]
+    notices: tuple[str, ...]
+
+    @property
+    def total(self) -> PlanRow:
+        """All rows together."""
+        names = ("num_cells", "num_tokens", "seconds", "cost_usd")
+        sums = {name: sum(getattr(row, name) for row in self.rows) for name in names}
+        return PlanRow("all", "", **sums)
+
+
+def plan_evaluation(
+    config: Config, *, hardware: Literal["cpu", "gpu"] | None = None
+) -> EvaluationPlan:
+    """Say what `nncift evaluate` would do, without starting anything.
+
+    Raises:
+        NnciftError: What would stop it at once: files or models that are not there.
+    """
+    check_tests(config)
+    kind, evaluation = hardware or detect_hardware(), config.evaluation
+    candidates = estimate_sources(config, config.data.candidates)
+    tests = {name: estimate_sources(config, files) for name, files in evaluation.tests.items()}
+    groups: dict[tuple[str, float], list[SubsetKey]] = {}
+    for key in (key for keys in plan_rounds(evaluation) for key in keys):
+        groups.setdefault((key.method, key.budget), []).append(key)
+    rows: list[PlanRow] = []
+    notices = method_notices(config)
+    for method in filter(teacher_of, evaluation.methods):
+        made = make_plan(variant(config, method, evaluation.budgets[0]), hardware=kind)
+        notices += made.notices
+        num_subsets = sum(name == method for name, _ in groups)
+        rows.append(_plan_selection(method, made, num_subsets, is_first=not rows))
+    for keys in groups.values():
+        rows.append(_plan_cells(config, keys, candidates, tests, kind))
+    return EvaluationPlan(
+        config.run_dir, candidates.num_rows, candidates.exact,
+        {name: test.num_rows for name, test in tests.items()}, kind, tuple(rows),
+        tuple(dict.fromkeys(notices)),
+    )  # fmt: skip
+
+
+def _plan_selection(method: str, made: RunPlan, num_subsets: int, *, is_first: bool) -> PlanRow:
+    """Plan labels, scores and all subsets of a method; what all methods share is the first's."""
+    own = [
+        stage for stage in made.stages
+        if stage.name != "export" and (is_first or stage.name not in SHARED_STAGES)
+    ]  # fmt: skip
+    again = [stage for stage in own if stage.name in SELECT_STAGES] * (num_subsets - 1)
+    done = all(stage.state == "done" for stage in own if stage.name == LABEL)
+    return PlanRow(
+        f"select by {method}",
+        f"{num_subsets} subset(s), {made.num_requests:,} requests" + ", labels done" * done,
+        num_tokens=0 if done else made.num_teacher_tokens,
+        seconds=sum(stage.seconds for stage in [*own, *again]),
+        cost_usd=sum(stage.cost_usd for stage in [*own, *again]),
+    )
+
+
+def _plan_cells(
+    config: Config,
+    subsets: Sequence[SubsetKey],
+    candidates: SourceEstimate,
+    tests: dict[str, SourceEstimate],
+    kind: str,
+) -> PlanRow:
+    """Plan teaching with the subsets of one method and size, and measuring."""
+    first, tuning = subsets[0], config.evaluation.tuning
+    count = budget_count(first.budget, candidates.num_rows) if first.budget else 0
+    cells, modes = plan_cells(subsets, config.evaluation), modes_of(first, config.evaluation)
+    read = trained = written = starts = 0.0
+    if TUNED in modes:
+        trained = len(subsets) * count * tuning.num_epochs * _tokens(candidates)
+        starts = len(subsets) * MODEL_START_SECONDS[kind]
+    for cell in cells:
+        cell_read, cell_written, num_starts = _cell_tokens(config, cell, candidates, tests)
+        read, written = read + cell_read, written + cell_written
+        starts += num_starts * MODEL_START_SECONDS[kind] + STAGE_START_SECONDS
+    speed = config.cluster.teacher_tokens_per_second or TEACHER_TOKENS_PER_SECOND[kind]
+    seconds = starts + (read + trained / TRAINING_SHARE + written / WRITING_SHARE) / speed
+    num_cpus, num_gpus = (0, 1) if kind == "gpu" else (os.cpu_count() or 1, 0)
+    return PlanRow(
+        f"{first.method} {first.budget * 100:g} %" if first.budget else first.method,
+        f"{len(subsets)} x {count:,} examples, {', '.join(modes)}" if count else "",
+        len(cells),
+        read + trained + written,
+        seconds,
+        seconds / SECONDS_PER_HOUR * config.cluster.hourly_price(num_cpus, num_gpus),
+    )
+
+
+def _cell_tokens(
+    config: Config, cell: Cell, candidates: SourceEstimate, tests: dict[str, SourceEstimate]
+) -> tuple[float, float, int]:
+    """Return the tokens that one cell reads and writes, and how often a model is loaded for it."""
+    evaluation, test = config.evaluation, tests[cell.test]
+    prompt, reference = test.prompt_chars / CHARS_PER_TOKEN, test.response_chars / CHARS_PER_TOKEN
+    if cell.mode == ICL:
+        shown = evaluation.in_context
+        prompt = min(shown.max_length, prompt + shown.num_examples * _tokens(candidates))
+    read = written = 0.0
+    num_starts = 0
+    if "nll" in evaluation.metrics:
+        most = evaluation.nll_max_rows if cell.mode == ICL else None
+        read += min(test.num_rows, most or test.num_rows) * (prompt + reference)
+        num_starts += 1
+    if set(evaluation.metrics) - {"nll"}:
+        rows = min(test.num_rows, evaluation.generation.max_rows or test.num_rows)
+        read, written = read + rows * prompt, rows * evaluation.generation.max_tokens
+        num_starts += 1
+        if "judge" in evaluation.metrics:
+            answer = evaluation.generation.max_tokens
+            read += rows * (_tokens(test) + answer + JUDGE_PROMPT_TOKENS)
+            written += rows * evaluation.judge.max_tokens * JUDGE_WRITTEN_SHARE
+            num_starts += 1
+    return read, written, num_starts
+
+
+def _tokens(examples: SourceEstimate) -> float:
+    """Return the mean tokens of an example, prompt and answer."""
+    return (examples.prompt_chars + examples.response_chars) / CHARS_PER_TOKEN
