@@ -414,10 +414,10 @@ def _redundant_with(run: Run, gains: MarginalGains, row: int, top: int) -> tuple
 def _redundant_skipped(run: Run, row: int, top: int) -> tuple[Redundancy, ...]:
     """Return the candidates left out that are redundant with a pick above all others."""
     skipped = run.outputs["select"].read("skipped", schema=schemas.SKIPPED).to_pylist()
-    mine = [other for other in skipped if other["taken_by"] == row][:top]
+    mine = [other for other in skipped if other["redundant_with"] == row][:top]
     examples = run.examples(CANDIDATE, [other["row_index"] for other in mine])
     return tuple(
-        Redundancy(other["taken_share"], other["cosine"], example)
+        Redundancy(other["redundant_share"], other["cosine"], example)
         for other, example in zip(mine, examples, strict=True)
     )
 

@@ -96,14 +96,14 @@ class PickNeighbours:
 
 @dataclass(frozen=True, slots=True)
 class SkippedExample:
-    """An example of high worth that was left out, and the pick that took its place."""
+    """A high-gain candidate that was left out, and the pick that it is redundant with."""
 
     example: ExampleText
     alone_gain: float  # its worth as the only pick
     final_gain: float  # on top of all picks
-    taker: ExampleText
-    taker_rank: int  # 1-based
-    taken_share: float  # of alone_gain, by that pick
+    pick: ExampleText
+    pick_rank: int  # 1-based
+    redundant_share: float  # of alone_gain, by that pick
     cosine: float  # of the two embeddings
 
 
@@ -461,27 +461,26 @@ def collect_skipped(
     Without that rule one pick that stands for many copies would fill the page.
     """
     found = cast("list[dict[str, Any]]", select.read("skipped", schema=schemas.SKIPPED).to_pylist())
-    rows = list(
-        {row["taken_by"]: row for row in reversed(found) if row["taken_by"] is not None}.values()
-    )
+    by_pick = {row["redundant_with"]: row for row in reversed(found)}
+    rows = [row for pick, row in by_pick.items() if pick is not None]
     rows = sorted(rows, key=lambda row: -row["alone_gain"])[:most]
     skipped = find_example_texts(
         examples, "candidates", np.array([row["row_index"] for row in rows], int)
     )
-    takers = find_example_texts(
-        examples, "candidates", np.array([row["taken_by"] for row in rows], int)
+    picks = find_example_texts(
+        examples, "candidates", np.array([row["redundant_with"] for row in rows], int)
     )
     return tuple(
         SkippedExample(
             example=example,
             alone_gain=row["alone_gain"],
             final_gain=row["final_gain"],
-            taker=taker,
-            taker_rank=row["taken_by_rank"],
-            taken_share=row["taken_share"],
+            pick=pick,
+            pick_rank=row["redundant_with_rank"],
+            redundant_share=row["redundant_share"],
             cosine=row["cosine"],
         )
-        for row, example, taker in zip(rows, skipped, takers, strict=True)
+        for row, example, pick in zip(rows, skipped, picks, strict=True)
     )
 
 

@@ -581,10 +581,10 @@ def _skipped(item: SkippedExample) -> dict[str, object]:
         "meta": f"worth {format_number(item.alone_gain)} alone, "
         f"{format_number(max(item.final_gain, 0.0))} beside the picks{place}",
         "example": _example(item.example, MAX_COVERED_CHARS, MAX_COVERED_CHARS),
-        "rank": format_count(item.taker_rank),
-        "why": f"gives {format_percent(item.taken_share)} of it; cosine "
+        "rank": format_count(item.pick_rank),
+        "why": f"gives {format_percent(item.redundant_share)} of it; cosine "
         f"{format_number(item.cosine, 2)}",
-        "taker": _example(item.taker, MAX_COVERED_CHARS, MAX_COVERED_CHARS),
+        "pick": _example(item.pick, MAX_COVERED_CHARS, MAX_COVERED_CHARS),
     }
 
 

@@ -275,9 +275,9 @@ SKIPPED = pa.schema(
         pa.field("example_id", pa.string(), nullable=False),
         pa.field("alone_gain", pa.float64(), nullable=False),  # its value as the only pick
         pa.field("final_gain", pa.float64(), nullable=False),  # on top of all picks
-        pa.field("taken_by", pa.int64()),  # the pick that took most of its value; null: none did
-        pa.field("taken_by_rank", pa.int32()),
-        pa.field("taken_share", pa.float64(), nullable=False),  # of alone_gain, by that pick
+        pa.field("redundant_with", pa.int64()),  # pick that gives most of its value; null: none
+        pa.field("redundant_with_rank", pa.int32()),
+        pa.field("redundant_share", pa.float64(), nullable=False),  # of alone_gain, by that pick
         pa.field("cosine", pa.float64()),  # of the embeddings of the two
     ]
 )

@@ -82,48 +82,33 @@ class Constraints:
             raise ValueError(msg)
         if len(include) != len(self.include):
             raise ValueError("include names a column twice")
-        quotas = self.min_per_group is not None or self.max_per_group is not None
-        if quotas and self.group_J is None:
-            raise ValueError("min_per_group and max_per_group need group_J, each column's group")
-        if self.group_J is not None and len(self.group_J):
-            self._check_groups(int(self.group_J.min()), int(self.group_J.max()))
-        for group in range(self.num_groups):
-            least, most = self.minimum(group), self.maximum(group)
-            if least < 0 or (most is not None and most < 0):
-                msg = f"min_per_group {least}, max_per_group {most}"
-                raise ValueError(f"group {group}: quotas are >= 0, got {msg}")
-            if most is not None and least > most:
-                msg = f"group {group}: min_per_group {least} is above max_per_group {most}"
+        if self.group_J is None:
+            if self.min_per_group is not None or self.max_per_group is not None:
+                msg = "min_per_group and max_per_group need group_J, the group of each column"
                 raise ValueError(msg)
-
-    def _check_groups(self, least: int, most: int) -> None:
-        if least < -1:
-            raise ValueError(f"group_J holds {least}: groups are 0, 1, ..., and -1 is no group")
-        for name in ("min_per_group", "max_per_group"):
-            quotas = getattr(self, name)
-            if quotas is not None and len(quotas) != self.num_groups:
-                msg = f"{name} has {len(quotas)} groups, the other quota {self.num_groups}"
-                raise ValueError(msg)
-        if most >= self.num_groups:
-            msg = f"group_J names group {most}, the quotas have {self.num_groups} groups"
+            return
+        least, most = self.quotas()
+        low, high = self.group_J.min(initial=0), self.group_J.max(initial=-1)
+        if low < -1:
+            raise ValueError(f"group_J holds {low}: groups are 0, 1, ..., and -1 is no group")
+        if len(least) != len(most):
+            msg = f"min_per_group has {len(least)} groups, the other quota {len(most)}"
             raise ValueError(msg)
+        if high >= len(least):
+            raise ValueError(f"group_J names group {high}, the quotas have {len(least)} groups")
+        for group in np.flatnonzero((least < 0) | (most < 0) | (least > most)):
+            msg = "min_per_group must be at least 0 and at most max_per_group"
+            raise ValueError(f"group {group}: {msg}, got {least[group]} and {most[group]}")
 
-    @property
-    def num_groups(self) -> int:
-        """Number of groups G."""
-        lengths = [len(q) for q in (self.min_per_group, self.max_per_group) if q is not None]
-        if lengths:
-            return max(lengths)
-        return int(self.group_J.max()) + 1 if self.group_J is not None and len(self.group_J) else 0
-
-    def minimum(self, group: int) -> int:
-        """Return the least picks of a group."""
-        return 0 if self.min_per_group is None else int(self.min_per_group[group])
-
-    def maximum(self, group: int) -> int | None:
-        """Return the most picks of a group; None for no limit."""
-        most = None if self.max_per_group is None else self.max_per_group[group]
-        return None if most is None else int(most)
+    def quotas(self) -> tuple[I64, I64]:
+        """Return the least and the most picks of each group [G], NO_LIMIT where there is none."""
+        given = [len(q) for q in (self.min_per_group, self.max_per_group) if q is not None]
+        highest = -1 if self.group_J is None else int(self.group_J.max(initial=-1))
+        num_groups = max(given, default=highest + 1)
+        least = [0] * num_groups if self.min_per_group is None else self.min_per_group
+        most = [None] * num_groups if self.max_per_group is None else self.max_per_group
+        limits = [NO_LIMIT if limit is None else limit for limit in most]
+        return np.array(least, np.int64), np.array(limits, np.int64)
 
 
 class Limits(NamedTuple):
@@ -173,16 +158,13 @@ def open_limits(
         ValueError: If costs are missing or no costs, a listed column does not exist, or the minima
             cannot be met.
     """
-    cost_J, num_groups = _check_costs(num_columns, budget, costs), constraints.num_groups
-    group_J = _groups(num_columns, constraints)
+    cost_J = _check_costs(num_columns, budget, costs)
+    least_G, most_G = constraints.quotas()
+    need_G, left_G, num_groups = np.append(least_G, 0), np.append(most_G, NO_LIMIT), len(least_G)
+    group_J = _groups(num_columns, constraints.group_J, num_groups)
     open_J = np.ones(num_columns, np.bool_)
     open_J[_check_columns("exclude", constraints.exclude, num_columns)] = False
     _check_columns("include", constraints.include, num_columns)
-    need_G, left_G = np.zeros(num_groups + 1, np.int64), np.full(num_groups + 1, NO_LIMIT)
-    for group in range(num_groups):
-        need_G[group] = constraints.minimum(group)
-        most = constraints.maximum(group)
-        left_G[group] = NO_LIMIT if most is None else most
     slots = np.array([budget.most_picks(num_columns), need_G.sum()])
     _check_minima(need_G, np.bincount(group_J[open_J], minlength=num_groups + 1), int(slots[FREE]))
     cost = np.array([math.inf if budget.max_cost is None else float(budget.max_cost), 0.0])
@@ -230,16 +212,13 @@ def _check_costs(num_columns: int, budget: Budget, costs: NDArray[np.number] | N
     return cost_J
 
 
-def _groups(num_columns: int, constraints: Constraints) -> I32:
+def _groups(num_columns: int, group_J: NDArray[np.integer] | None, num_groups: int) -> I32:
     """Return the group of each column, "no group" counted as the last."""
-    num_groups = constraints.num_groups
-    if constraints.group_J is None:
+    if group_J is None:
         return np.full(num_columns, num_groups, np.int32)
-    if constraints.group_J.shape != (num_columns,):
-        msg = f"group_J is {constraints.group_J.shape}, expected [{num_columns}] (one a column)"
-        raise ShapeError(msg)
-    group_J = constraints.group_J.astype(np.int32)
-    return np.where(group_J < 0, np.int32(num_groups), group_J)
+    if group_J.shape != (num_columns,):
+        raise ShapeError(f"group_J is {group_J.shape}, expected [{num_columns}] (one a column)")
+    return np.where(group_J < 0, num_groups, group_J).astype(np.int32)
 
 
 def _check_columns(name: str, listed: Sequence[int], num_columns: int) -> I64:

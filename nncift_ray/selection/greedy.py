@@ -578,20 +578,9 @@ def upper_bound(
 ) -> float | None:
     """Return the least bound that the beginning, the middle and the end of a ranking give.
 
-    It is made of the ranking alone, so an interruption does not change it.
-
-    Args:
-        problem: The set function.
-        order_S: The ranking.
-        value_S: Value after each pick.
-        selectable_J: Columns that may be selected, those of the ranking included.
-        cost_J: Cost of each column.
-        budget: Of the whole selection.
-
-    Returns:
-        The bound; None for a function that is not monotone.
-
-    Time: three passes over the entries.
+    None for a function that is not monotone. It is made of the ranking alone, with the value after
+    each pick, so an interruption does not change it. ``selectable_J`` holds the ranking's columns
+    too. Time: three passes over the entries.
     """
     if not problem.is_monotone():
         return None
@@ -610,14 +599,9 @@ def upper_bound(
 def bound_from(value: float, gain_R: F64, cost_R: F64, budget: Budget) -> float:
     """Return f(A) plus the largest sum of gains that the whole budget could buy.
 
-    Args:
-        value: f(A).
-        gain_R: Gain on top of A, >= 0, of each column that is not in A and may be selected.
-        cost_R: Their costs.
-        budget: Of the whole selection, A included: the best subset need not contain A.
-
-    Returns:
-        The bound: over a cost budget that of the fractional knapsack.
+    ``gain_R`` are gains on top of A (>= 0) of the columns that are not in A and may be selected,
+    ``cost_R`` their costs. The budget counts A too: the best subset need not contain A. Over a cost
+    budget the bound is that of the fractional knapsack.
     """
     bound = math.inf
     if budget.max_count is not None:

@@ -159,9 +159,8 @@ def part_of_columns(rank_J: I64, num_parts: int, seed: int) -> I64:
 def _meets_minima(order_S: I64, constraints: Constraints) -> bool:
     if constraints.group_J is None:
         return True
-    group_S = constraints.group_J[order_S]
-    groups = range(constraints.num_groups)
-    return all((group_S == group).sum() >= constraints.minimum(group) for group in groups)
+    group_S, (least_G, _) = constraints.group_J[order_S], constraints.quotas()
+    return bool((np.bincount(group_S[group_S >= 0], minlength=len(least_G)) >= least_G).all())
 
 
 def _ranks(objective: Objective, tie_rank: NDArray[np.integer] | None) -> I64:

@@ -477,57 +477,45 @@ def _find_repeated(indptr: I64, rows: I32) -> int:
 @compiled
 def gain_of(problem: Problem, state: State, j: int) -> float:
     """Return f(A + j) - f(A)."""
-    gain = problem.modular_J[j]
+    gain, first = problem.modular_J[j], problem.indptr[j]
     if problem.kind == PAIRWISE:
         return gain - state.level[j]
     if problem.dense:
-        return gain + _dense_gain(problem, state, problem.indptr[j])
-    if problem.kind == COVERAGE:
-        for entry in range(problem.indptr[j], problem.indptr[j + 1]):
-            cover = state.cover_I[int(problem.rows[entry])]
-            gain += _above(problem.values[entry], cover)
-        return gain
-    for entry in range(problem.indptr[j], problem.indptr[j + 1]):
-        gain += _within(problem.values[entry], state.level[int(problem.rows[entry])])
+        return gain + _dense_gain(problem, state, first)
+    for entry in range(first, problem.indptr[j + 1]):
+        gain += _row_gain(problem, state, entry, int(problem.rows[entry]))
     return gain
 
 
 @compiled
+def _row_gain(problem: Problem, state: State, entry: int, i: int) -> float:
+    """Return what an entry adds to its row: what exceeds its cover, or fits into what it lacks."""
+    value = np.float64(problem.values[entry])
+    if problem.kind == COVERAGE:
+        return max(value - np.float64(state.cover_I[i]), 0.0)
+    return min(value, state.level[i])
+
+
+@compiled
 def _dense_gain(problem: Problem, state: State, first: int) -> float:
-    """Return the gain of a column of every row, in `LANES` sums that a core adds side by side."""
-    lanes, total = np.zeros(LANES), 0.0
+    """Return what a column of every row adds, in `LANES` sums that a core adds side by side."""
+    sums, total = np.zeros(LANES), 0.0
     whole = problem.num_rows // LANES * LANES
     for start in range(0, whole, LANES):
         value = problem.values[first + start : first + start + LANES]
         if problem.kind == COVERAGE:
             cover = state.cover_I[start : start + LANES]
             for lane in range(LANES):
-                lanes[lane] += _above(value[lane], cover[lane])
+                sums[lane] += max(np.float64(value[lane]) - np.float64(cover[lane]), 0.0)
         else:
             level = state.level[start : start + LANES]
             for lane in range(LANES):
-                lanes[lane] += _within(value[lane], level[lane])
+                sums[lane] += min(np.float64(value[lane]), level[lane])
     for i in range(whole, problem.num_rows):
-        if problem.kind == COVERAGE:
-            lanes[i - whole] += _above(problem.values[first + i], state.cover_I[i])
-        else:
-            lanes[i - whole] += _within(problem.values[first + i], state.level[i])
+        sums[i - whole] += _row_gain(problem, state, first + i, i)
     for lane in range(LANES):
-        total += lanes[lane]
+        total += sums[lane]
     return total
-
-
-@compiled
-def _above(value: np.float32, cover: np.float32) -> float:
-    """Return by how much a value exceeds what covers its row."""
-    more = np.float64(value) - np.float64(cover)
-    return more if more > 0.0 else 0.0
-
-
-@compiled
-def _within(value: np.float32, left: float) -> float:
-    """Return how much of a value fits into what a row still lacks."""
-    return min(np.float64(value), left)
 
 
 @compiled

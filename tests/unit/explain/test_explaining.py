@@ -98,26 +98,26 @@ def test_a_skipped_example_names_who_took_its_place_and_its_gain_now(covering: P
     found = ask(covering, row["example_id"])
     assert not found.picked
     assert found.gain == pytest.approx(row["final_gain"])
-    assert found.redundant_with[0].example.subset_rank == row["taken_by_rank"]
-    assert found.redundant_with[0].share == pytest.approx(row["taken_share"])
+    assert found.redundant_with[0].example.subset_rank == row["redundant_with_rank"]
+    assert found.redundant_with[0].share == pytest.approx(row["redundant_share"])
     assert found.redundant_with[0].cosine == pytest.approx(row["cosine"])
     assert found.gain <= found.last_gain
     assert BUDGET < found.place <= NUM_CANDIDATES
 
 
-def test_what_takers_took_is_what_the_example_lost(covering: Path) -> None:
+def test_what_picks_share_is_what_the_example_lost(covering: Path) -> None:
     row = select_output(covering).read("skipped").to_pylist()[0]
     found = explain(Run.open(str(covering)), row["example_id"], top=NUM_CANDIDATES)
-    taken = sum(taker.share for taker in found.redundant_with)
+    taken = sum(other.share for other in found.redundant_with)
     assert taken == pytest.approx(1 - found.gain / found.alone_gain, abs=1e-5)
 
 
 def test_a_pick_names_the_skipped_it_stands_for(covering: Path) -> None:
     skipped = select_output(covering).read("skipped").to_pylist()
-    taker = next(row for row in skipped if row["taken_by_rank"])
+    left_out = next(row for row in skipped if row["redundant_with_rank"])
     picks = select_output(covering).read("ranking").to_pylist()
-    found = ask(covering, picks[taker["taken_by_rank"] - 1]["example_id"])
-    assert taker["example_id"] in {other.example.example_id for other in found.stands_for}
+    found = ask(covering, picks[left_out["redundant_with_rank"] - 1]["example_id"])
+    assert left_out["example_id"] in {other.example.example_id for other in found.stands_for}
 
 
 def test_under_top_k_a_score_and_the_cut_off_are_the_reason(ranking_by_score: Path) -> None:

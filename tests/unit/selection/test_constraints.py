@@ -39,11 +39,8 @@ def assert_allowed(ranking: Ranking, constraints: Constraints) -> None:
     assert picks[: len(include)] == include
     assert not set(picks) & set(constraints.exclude)
     assert constraints.group_J is not None
-    for group in range(constraints.num_groups):
-        count = int((constraints.group_J[ranking.order] == group).sum())
-        most = constraints.maximum(group)
-        assert constraints.minimum(group) <= count
-        assert most is None or count <= most
+    for group, (least, most) in enumerate(zip(*constraints.quotas(), strict=True)):
+        assert least <= (constraints.group_J[ranking.order] == group).sum() <= most
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
@@ -164,11 +161,11 @@ def test_stop_gain_stops_at_the_first_pick_that_adds_less_than_its_share() -> No
         ({"min_per_group": [1]}, "need group_J"),
         (
             {"group_J": np.zeros(3, int), "min_per_group": [2], "max_per_group": [1]},
-            "group 0: min_per_group 2 is above max_per_group 1",
+            "group 0: .* got 2 and 1",
         ),
         ({"group_J": np.array([0, 4, 1]), "max_per_group": [1, 1]}, "names group 4, .* 2 groups"),
         ({"group_J": np.array([0, -2, 1])}, "holds -2"),
-        ({"group_J": np.zeros(3, int), "max_per_group": [-1]}, "quotas are >= 0"),
+        ({"group_J": np.zeros(3, int), "max_per_group": [-1]}, "at least 0"),
         (
             {"group_J": np.zeros(3, int), "min_per_group": [0], "max_per_group": [1, 1]},
             "has 1 groups, the other quota 2",

@@ -213,10 +213,10 @@ def test_a_skipped_candidate_names_the_pick_that_took_its_place(
     assert len(skipped) == 90 - BUDGET
     for row in skipped:
         assert row["row_index"] not in rank
-        if row["taken_by"] is None:
+        if row["redundant_with"] is None:
             assert row["alone_gain"] == 0  # it is in no row's list
             continue
-        assert rank[row["taken_by"]] == row["taken_by_rank"]
+        assert rank[row["redundant_with"]] == row["redundant_with_rank"]
         assert row["final_gain"] <= picked[-1]["gain"] + 1e-9
         assert row["alone_gain"] >= row["final_gain"]
 
