@@ -1,13 +1,12 @@
 """The small models that come inside packages: MiniLM as a folder, SmolLM2 as a GGUF file.
 
 Both engines want safetensors and a ``tokenizer.json``, so the GGUF file is converted once.
-transformers can read GGUF, but refuses to save what it read and drops the digit splitting of this
-tokenizer, so tensors and tokenizer are written here.
+transformers reads it, but refuses to save what it read, and reads SmolLM2's tokenizer without its
+splitting of digits and with the wrong special tokens.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
@@ -16,15 +15,11 @@ from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import numpy.typing as npt
-
 from nncift_ray.errors import ModelError
 
 EMBEDDED_EMBEDDER = "embedded:all-minilm-l6-v2"
 EMBEDDED_LANGUAGE_MODEL = "embedded:smollm2-135m-instruct"
-CONVERTER_VERSION = 1  # bump when the written folder changes
-CONTROL_TOKEN = 3  # GGUF's token type of special tokens
+CONVERTER_VERSION = 2  # bump when the written folder changes
 
 #: What a packaged model is good for; a judge is a language model.
 Role = Literal["embedder", "language model"]
@@ -93,34 +88,14 @@ def _find_package(model: EmbeddedModel, name: str) -> Distribution:
         ) from error
 
 
-# From a GGUF file of the Llama family to a Hugging Face folder.
-
-_LAYER_TENSORS = {
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-    "attn_norm": "input_layernorm",
-    "ffn_norm": "post_attention_layernorm",
-}
-_OUTER_TENSORS = {
-    "token_embd.weight": "model.embed_tokens.weight",
-    "output_norm.weight": "model.norm.weight",
-}
-
-
 def convert_once(gguf_path: Path, folder: Path) -> Path:
-    """Convert a GGUF file to ``folder`` unless that is there already; returns the folder.
+    """Convert SmolLM2's GGUF file to ``folder`` unless that is there already; return the folder.
 
     The folder is written under a temporary name beside it and renamed when complete: what exists
     is whole, and of two processes that race the first one wins.
 
     Raises:
-        ModelError: If the file's architecture or tokenizer is not one this converter knows, or the
-            gguf package is missing.
+        ModelError: If the gguf package is missing.
     """
     if folder.is_dir():
         return folder
@@ -141,94 +116,47 @@ def convert_once(gguf_path: Path, folder: Path) -> Path:
 
 
 def _convert(gguf_path: Path, folder: Path) -> None:
+    """Write the weights as float16: quantised to 4 bits before, they lose nothing that counts."""
+    import torch
+    from safetensors.torch import save_file
+    from transformers import AutoModelForCausalLM
+
     try:
-        from gguf import GGUFReader
+        read: Any = AutoModelForCausalLM.from_pretrained(
+            str(gguf_path.parent),
+            gguf_file=gguf_path.name,
+            dtype=torch.float16,
+            trust_remote_code=False,
+            local_files_only=True,
+        )
     except ImportError as error:
         raise ModelError(
             "converting the packaged language model needs the gguf package: pip install gguf"
         ) from error
-    reader = GGUFReader(gguf_path)
-    fields = {name: field.contents() for name, field in reader.fields.items()}
-    if (
-        fields.get("general.architecture") != "llama"
-        or fields.get("tokenizer.ggml.pre") != "smollm"
-    ):
-        raise ModelError(f"{gguf_path} is not a Llama model with SmolLM's tokenizer")
-    config = _make_config(fields)
-    _write_weights(reader, config, folder)
-    (folder / "config.json").write_text(json.dumps(config, indent=2))
-    _write_tokenizer(fields, folder)
+    config = read.config
+    del config.quantization_config
+    # The file declares <|im_start|>, but the texts it was trained on began with id 0.
+    config.bos_token_id = 0
+    config.architectures = [type(read).__name__]
+    config.save_pretrained(folder)
+    weights = read.state_dict()
+    del weights["lm_head.weight"]  # tied to the embedding
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    _write_tokenizer(gguf_path, config, folder)
 
 
-def _make_config(fields: dict[str, Any]) -> dict[str, Any]:
-    """Return the config of the model; weights share embedding and output layer."""
-    hidden = int(fields["llama.embedding_length"])
-    heads = int(fields["llama.attention.head_count"])
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "vocab_size": int(fields["llama.vocab_size"]),
-        "hidden_size": hidden,
-        "intermediate_size": int(fields["llama.feed_forward_length"]),
-        "num_hidden_layers": int(fields["llama.block_count"]),
-        "num_attention_heads": heads,
-        "num_key_value_heads": int(fields["llama.attention.head_count_kv"]),
-        "head_dim": hidden // heads,
-        "max_position_embeddings": int(fields["llama.context_length"]),
-        "rms_norm_eps": round(float(fields["llama.attention.layer_norm_rms_epsilon"]), 9),
-        "rope_theta": float(fields["llama.rope.freq_base"]),
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "mlp_bias": False,
-        "tie_word_embeddings": True,
-        # The file declares <|im_start|>, but the texts it was trained on began with id 0.
-        "bos_token_id": 0,
-        "eos_token_id": int(fields["tokenizer.ggml.eos_token_id"]),
-        "pad_token_id": int(fields["tokenizer.ggml.padding_token_id"]),
-        "dtype": "float16",
-    }
+def _write_tokenizer(gguf_path: Path, config: Any, folder: Path) -> None:
+    """Write SmolLM2's tokenizer: digits one by one, then byte-level pairs."""
+    from tokenizers import decoders, pre_tokenizers
+    from transformers import AutoTokenizer
 
-
-def _write_weights(reader: Any, config: dict[str, Any], folder: Path) -> None:
-    """Write the tensors as float16: quantised to 4 bits before, they lose nothing that counts."""
-    from gguf.quants import dequantize
-    from safetensors.numpy import save_file
-
-    heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
-    tensors: dict[str, npt.NDArray[np.float16]] = {}
-    for tensor in reader.tensors:
-        values = dequantize(tensor.data, tensor.tensor_type)
-        if tensor.name in _OUTER_TENSORS:
-            name = _OUTER_TENSORS[tensor.name]
-        else:
-            _, layer, kind, _ = tensor.name.split(".")
-            name = f"model.layers.{layer}.{_LAYER_TENSORS[kind]}.weight"
-            if kind in heads:
-                values = _undo_rotary_interleaving(values, heads[kind])
-        tensors[name] = np.ascontiguousarray(values, dtype=np.float16)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-def _undo_rotary_interleaving(
-    weight_OD: npt.NDArray[np.float32], num_heads: int
-) -> npt.NDArray[np.float32]:
-    """Put the output rows of a q or k projection back in the order of Hugging Face's rotary code.
-
-    GGUF keeps the two halves of a rotated pair side by side, Hugging Face half a head apart.
-    """
-    rows, columns = weight_OD.shape
-    pairs = weight_OD.reshape(num_heads, rows // num_heads // 2, 2, columns)
-    return pairs.swapaxes(1, 2).reshape(rows, columns)
-
-
-def _write_tokenizer(fields: dict[str, Any], folder: Path) -> None:
-    """Write SmolLM's tokenizer: digits one by one, then byte-level pairs."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    tokens: list[str] = fields["tokenizer.ggml.tokens"]
-    merges = [tuple(merge.split(" ", 1)) for merge in fields["tokenizer.ggml.merges"]]
-    core = Tokenizer(models.BPE(vocab={t: i for i, t in enumerate(tokens)}, merges=merges))
+    tokenizer: Any = AutoTokenizer.from_pretrained(
+        str(gguf_path.parent),
+        gguf_file=gguf_path.name,
+        trust_remote_code=False,
+        local_files_only=True,
+    )
+    core = tokenizer.backend_tokenizer
     core.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Digits(individual_digits=True),
@@ -236,21 +164,9 @@ def _write_tokenizer(fields: dict[str, Any], folder: Path) -> None:
         ]
     )
     core.decoder = decoders.ByteLevel()
-    types = fields["tokenizer.ggml.token_type"]
-    core.add_special_tokens(
-        [
-            AddedToken(token, special=True, normalized=False)
-            for token, kind in zip(tokens, types, strict=True)
-            if kind == CONTROL_TOKEN
-        ]
-    )
-    PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        bos_token=tokens[0],
-        eos_token=tokens[int(fields["tokenizer.ggml.eos_token_id"])],
-        unk_token=tokens[int(fields["tokenizer.ggml.unknown_token_id"])],
-        pad_token=tokens[int(fields["tokenizer.ggml.padding_token_id"])],
-        clean_up_tokenization_spaces=False,
-        model_max_length=int(fields["llama.context_length"]),
-        chat_template=fields.get("tokenizer.chat_template"),
-    ).save_pretrained(folder)
+    for name in ("bos_token", "eos_token", "pad_token"):
+        token_id = getattr(config, f"{name}_id")
+        setattr(tokenizer, name, tokenizer.convert_ids_to_tokens(token_id))
+    tokenizer.clean_up_tokenization_spaces = False
+    tokenizer.model_max_length = config.max_position_embeddings
+    tokenizer.save_pretrained(folder)

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from nncift_ray.engines import embedded
@@ -61,10 +60,3 @@ def test_the_first_of_two_racing_conversions_wins(
     convert_once(source, final)
     assert (final / "model.safetensors").read_bytes() == b"of the other process"
     assert list(final.parent.iterdir()) == [final]
-
-
-def test_rotary_rows_go_from_side_by_side_to_half_a_head_apart() -> None:
-    # Two heads of four rows; GGUF writes the halves of pair p of a head as rows 2p and 2p + 1.
-    interleaved = np.array([[0], [2], [1], [3], [4], [6], [5], [7]], dtype=np.float32)
-    restored = embedded._undo_rotary_interleaving(interleaved, num_heads=2)
-    assert restored[:, 0].tolist() == list(range(8))
