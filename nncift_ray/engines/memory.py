@@ -15,30 +15,35 @@ import psutil
 from nncift_ray.errors import ModelError
 from nncift_ray.recipe.sections import EngineConfig
 
+GIB = 1 << 30
 LOGIT_BYTES = 4
-#: How often the model runner of vLLM 0.29 holds the logits of a prompt, at its worst moment: raw
-#: and as log-probabilities, for the prompt before it too. Not compiled, the comparison that ranks
-#: them takes two copies more (4.3 were measured on a CPU).
-LOGIT_COPIES_ON_CPU = 5
-LOGIT_COPIES_ON_GPU = 3
-LOGITS_SHARE_OF_CPU = 1 / 8  # of the memory that is free
-LOGITS_SHARE_OF_GPU = 1 / 10  # of the device
 MAX_LOGITS_BYTES_ON_CPU = 1 << 30  # larger steps compute no faster there
-MAX_STEP_TOKENS_ON_CPU = 2048
-MAX_STEP_TOKENS_ON_GPU = 8192
 MIN_STEP_TOKENS = 64
 STEP_TOKENS_MULTIPLE = 32  # whole cache blocks
 TOKENS_PER_SEQUENCE = 16  # a request has hardly ever fewer new tokens
 MAX_SEQUENCES = 256
 MIN_SEQUENCES = 8
 CACHED_REQUESTS_ON_CPU = 4  # of the greatest length: a helper's prefix and what runs beside it
-ANSWERS_AT_ONCE_ON_CPU = 64  # beyond that two cores compute no faster
-ANSWERS_AT_ONCE_ON_GPU = 256
 CACHED_ANSWERS_ON_CPU = 8  # of the greatest length; most are far shorter, so more are in work
 CACHE_SHARE = 1 / 2  # of the memory that weights and logits leave free
 BYTES_PER_QUANTISED_WEIGHT = 0.5  # at the least
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-GIB = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """What a step of vLLM may take on a kind of device."""
+
+    #: How often the model runner of vLLM 0.29 holds the logits of a prompt, at its worst moment:
+    #: raw and as log-probabilities, for the prompt before it too. Not compiled, the comparison that
+    #: ranks them takes two copies more (4.3 were measured on a CPU).
+    logit_copies: int
+    max_step_tokens: int
+    answers_at_once: int  # on a CPU two cores compute no faster beyond that
+
+
+CPU = Hardware(logit_copies=5, max_step_tokens=2048, answers_at_once=64)
+GPU = Hardware(logit_copies=3, max_step_tokens=8192, answers_at_once=256)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,87 +98,65 @@ def shape_of(config: Any, num_parameters: int, dtype: str, *, quantised: bool) -
     )
 
 
-def size_for_cpu(
+def size_engine(
     shape: ModelShape,
     max_length: int,
-    free_bytes: int,
+    memory_bytes: int,
     options: EngineConfig,
     *,
+    on_cpu: bool,
     generates: bool = False,
 ) -> EngineSize:
-    """Return the size of a vLLM engine that shares a machine's memory.
+    """Return the size of a vLLM engine whose steps and cache fit into the memory.
+
+    On a GPU the logits are taken off the share that vLLM is told of; it measures the rest itself
+    and gives to the cache what is left.
 
     Args:
         shape: The model, not loaded yet.
         max_length: Tokens of the longest request.
-        free_bytes: Memory free before the model is loaded.
-        options: May give ``batch_tokens`` and ``kv_cache_memory_bytes``.
+        memory_bytes: Memory of one GPU, or what is free on the machine.
+        options: What the user says of ``batch_tokens`` and ``kv_cache_memory_bytes``; on GPUs the
+            share to take and the number of them (each may hold whole logits).
+        on_cpu: Whether the machine's memory is shared.
         generates: Whether it generates answers, and so needs no logits of prompts.
 
     Raises:
-        ModelError: If the weights, the logits of a step or the cache of one request do not fit.
+        ModelError: If the weights, the logits of a step or, on a CPU, the cache of one request do
+            not fit.
     """
-    left = _require_weights(shape, free_bytes)
+    hardware, num_gpus = CPU if on_cpu else GPU, options.tensor_parallel_size
+    utilization = 1.0 if on_cpu else options.gpu_memory_utilization
+    left = _require_weights(shape, int(memory_bytes * utilization), num_gpus)
     if generates:
-        # Whole prompts: vLLM cannot take back what a seeded request draws behind half a prompt.
-        tokens = max(options.batch_tokens or MAX_STEP_TOKENS_ON_CPU, max_length + 1)
-        rows = sequences = min(tokens, ANSWERS_AT_ONCE_ON_CPU)
+        tokens = options.batch_tokens or hardware.max_step_tokens
+        if on_cpu:  # whole prompts: vLLM cannot take back what a seeded request draws behind half
+            tokens = max(tokens, max_length + 1)
+        rows = sequences = min(tokens, hardware.answers_at_once)
     else:
-        budget = min(MAX_LOGITS_BYTES_ON_CPU, left * LOGITS_SHARE_OF_CPU)
-        rows = tokens = options.batch_tokens or _step_tokens(
-            shape, LOGIT_COPIES_ON_CPU, budget, MAX_STEP_TOKENS_ON_CPU
+        budget = min(memory_bytes / 10, left / 2)
+        if on_cpu:
+            budget = min(MAX_LOGITS_BYTES_ON_CPU, left / 8)
+        rows = tokens = options.batch_tokens or _step_tokens(shape, hardware, budget)
+        fitting = max(MIN_SEQUENCES, tokens // TOKENS_PER_SEQUENCE)
+        sequences = min(tokens, MAX_SEQUENCES, fitting)
+    logits = shape.logit_bytes(rows, hardware.logit_copies)
+    if logits >= left:
+        raise ModelError(
+            f"not enough memory: the log-probabilities of {rows} tokens of a step take "
+            f"{_gib(logits)} with a vocabulary of {shape.vocabulary_size}, and {_gib(left)} are "
+            "left beside the weights; lower teacher.batch_tokens, or choose a smaller teacher.model"
         )
-        sequences = _sequences(tokens)
-    left -= _require_logits(shape, LOGIT_COPIES_ON_CPU, rows, left)
     cache = options.kv_cache_memory_bytes
+    if not on_cpu:
+        return EngineSize(tokens, sequences, cache, utilization - logits / memory_bytes)
     if cache is None:
         request = shape.cache_bytes_per_token * (max_length + STEP_TOKENS_MULTIPLE)
         wanted = CACHED_ANSWERS_ON_CPU if generates else CACHED_REQUESTS_ON_CPU
-        cache = min(wanted * request, int(left * CACHE_SHARE))
+        cache = min(wanted * request, int((left - logits) * CACHE_SHARE))
         if cache < request:
-            raise _cache_too_large(request, max_length, cache, free_bytes)
+            raise _cache_too_large(request, max_length, cache, memory_bytes)
     return EngineSize(tokens, sequences, cache, None)
-
-
-def size_for_gpu(
-    shape: ModelShape, device_bytes: int, options: EngineConfig, *, generates: bool = False
-) -> EngineSize:
-    """Return the size of a vLLM engine that has a share of each of its GPUs.
-
-    The logits are taken off the share that vLLM is told of; it measures the rest itself and gives
-    to the cache what is left.
-
-    Args:
-        shape: The model, not loaded yet.
-        device_bytes: Memory of one GPU.
-        options: Its share of that, the GPUs it is split over (each may hold whole logits), and
-            what it may give of ``batch_tokens`` and ``kv_cache_memory_bytes``.
-        generates: Whether it generates answers, and so needs no logits of prompts.
-
-    Raises:
-        ModelError: If the weights or the logits of a step do not fit.
-    """
-    share = int(device_bytes * options.gpu_memory_utilization)
-    left = share - shape.weight_bytes // options.tensor_parallel_size
-    if left <= 0:
-        raise ModelError(
-            f"not enough memory: the weights take {_gib(shape.weight_bytes)} on "
-            f"{options.tensor_parallel_size} GPU(s), each with {_gib(share)} for the teacher; "
-            "raise teacher.tensor_parallel_size or teacher.gpu_memory_utilization, or set "
-            "teacher.quantization"
-        )
-    if generates:
-        tokens = options.batch_tokens or MAX_STEP_TOKENS_ON_GPU
-        rows = sequences = min(tokens, ANSWERS_AT_ONCE_ON_GPU)
-    else:
-        budget = min(device_bytes * LOGITS_SHARE_OF_GPU, left / 2)
-        rows = tokens = options.batch_tokens or _step_tokens(
-            shape, LOGIT_COPIES_ON_GPU, budget, MAX_STEP_TOKENS_ON_GPU
-        )
-        sequences = _sequences(tokens)
-    logits = _require_logits(shape, LOGIT_COPIES_ON_GPU, rows, left)
-    utilization = options.gpu_memory_utilization - logits / device_bytes
-    return EngineSize(tokens, sequences, options.kv_cache_memory_bytes, utilization)
 
 
 def fit_batch_tokens(shape: ModelShape, max_length: int, free_bytes: int, batch_tokens: int) -> int:
@@ -210,13 +193,15 @@ def cache_remedy(shape: ModelShape, max_length: int, cache_bytes: float) -> str 
     )
 
 
-def _require_weights(shape: ModelShape, free_bytes: int) -> int:
-    """Return the bytes that the weights leave free."""
-    left = free_bytes - shape.weight_bytes
+def _require_weights(shape: ModelShape, free_bytes: int, num_devices: int = 1) -> int:
+    """Return the bytes that the weights leave free on each device."""
+    left = free_bytes - shape.weight_bytes // num_devices
     if left <= 0:
         raise ModelError(
-            f"not enough memory: the weights take {_gib(shape.weight_bytes)}, "
-            f"{_gib(free_bytes)} are free; choose a smaller teacher.model or a dtype of fewer bytes"
+            f"not enough memory: the weights take {_gib(shape.weight_bytes)} on {num_devices} "
+            f"device(s), each with {_gib(free_bytes)} for them; choose a smaller teacher.model or "
+            "a dtype of fewer bytes, set teacher.quantization, or on GPUs raise "
+            "teacher.tensor_parallel_size or teacher.gpu_memory_utilization"
         )
     return left
 
@@ -231,26 +216,10 @@ def _cache_too_large(
     )
 
 
-def _step_tokens(shape: ModelShape, copies: int, budget: float, most: int) -> int:
-    tokens = int(budget // shape.logit_bytes(1, copies))
+def _step_tokens(shape: ModelShape, hardware: Hardware, budget: float) -> int:
+    tokens = int(budget // shape.logit_bytes(1, hardware.logit_copies))
     whole = tokens // STEP_TOKENS_MULTIPLE * STEP_TOKENS_MULTIPLE
-    return max(MIN_STEP_TOKENS, min(most, whole))
-
-
-def _sequences(step_tokens: int) -> int:
-    return min(step_tokens, MAX_SEQUENCES, max(MIN_SEQUENCES, step_tokens // TOKENS_PER_SEQUENCE))
-
-
-def _require_logits(shape: ModelShape, copies: int, rows: int, left: float) -> int:
-    """Return the bytes of a step's logits, which must leave some of what there is."""
-    taken = shape.logit_bytes(rows, copies)
-    if taken >= left:
-        raise ModelError(
-            f"not enough memory: the log-probabilities of {rows} tokens of a step take "
-            f"{_gib(taken)} with a vocabulary of {shape.vocabulary_size}, and {_gib(left)} are "
-            "left beside the weights; lower teacher.batch_tokens, or choose a smaller teacher.model"
-        )
-    return taken
+    return max(MIN_STEP_TOKENS, min(hardware.max_step_tokens, whole))
 
 
 def _gib(num_bytes: float) -> str:

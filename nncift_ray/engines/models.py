@@ -25,102 +25,23 @@ from nncift_ray.engines.embedded import (
 from nncift_ray.errors import ModelError
 from nncift_ray.recipe.sections import EngineConfig
 
-HUB_TIMEOUT_SECONDS = 3.0
-HUB_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.safetensors")
-HUB_SKIPPED = ("onnx/*", "openvino/*", "*/onnx/*")
-_COMMIT = re.compile(r"[0-9a-f]{40}")
-
-
-def is_commit(revision: str | None) -> bool:
-    """Return whether a revision is a full commit hash, which no later push can move."""
-    return revision is not None and _COMMIT.fullmatch(revision) is not None
-
-
-def is_offline() -> bool:
-    """Return whether the user forbids asking the hub."""
-    return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
-
-
-def cached_snapshot(name: str, revision: str | None = None) -> Path | None:
-    """Return the folder of a hub model that is whole in the local cache, or None; asks nobody."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        path = Path(
-            snapshot_download(
-                name,
-                revision=revision,
-                local_files_only=True,
-                allow_patterns=list(HUB_FILES),
-                ignore_patterns=list(HUB_SKIPPED),
-            )
-        )
-    except (LocalEntryNotFoundError, OSError, ValueError):
-        return None
-    whole = (path / "config.json").is_file() and any(path.rglob("*.safetensors"))
-    return path if whole else None
-
-
-def download_snapshot(name: str, revision: str | None = None) -> Path:
-    """Fetch a hub model, or what the cache lacks of it; return its folder, named by the commit.
-
-    Raises:
-        ModelError: If the hub cannot be asked, or has no such model or revision.
-    """
-    import httpx
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        path = snapshot_download(
-            name,
-            revision=revision,
-            allow_patterns=list(HUB_FILES),
-            ignore_patterns=list(HUB_SKIPPED),
-        )
-    except (
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        httpx.HTTPError,  # with a commit for revision, no connection shows up as this
-        OSError,
-        ValueError,
-    ) as error:
-        at = f" at revision {revision}" if revision else ""
-        raise ModelError(
-            f"{name}{at} is not on this machine and cannot be fetched from the hub "
-            f"({_first_line(error)})"
-        ) from error
-    return Path(path)
-
-
-def hub_answers(name: str) -> bool:
-    """Return whether the hub knows the model, within HUB_TIMEOUT_SECONDS."""
-    if is_offline():
-        return False
-    import httpx
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-
-    try:
-        HfApi().model_info(name, timeout=HUB_TIMEOUT_SECONDS)
-    except (HfHubHTTPError, OfflineModeIsEnabled, httpx.HTTPError, OSError, ValueError):
-        return False
-    return True
-
-
-def _first_line(error: Exception) -> str:
-    lines: list[str] = str(error).splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
+AUTO = "auto"
 PAPER_EMBEDDER = "BAAI/bge-large-en-v1.5"
 PAPER_LANGUAGE_MODEL = "microsoft/Phi-3-mini-4k-instruct"
-AUTO = "auto"
 NOT_FETCHED = "not fetched"
+HUB_TIMEOUT_SECONDS = 3.0
+#: What is downloaded of a hub model, and looked for in the cache: with other patterns what was
+#: downloaded would count as incomplete.
+HUB_FILES: dict[str, Any] = {
+    "allow_patterns": ["*.json", "*.txt", "*.model", "*.jinja", "*.safetensors"],
+    "ignore_patterns": ["onnx/*", "openvino/*", "*/onnx/*"],
+}
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 REVISION_HEX_LENGTH = 16
 DIGESTED_BYTES = 1 << 20  # at either end of a file
 _MODEL_FILES = (".json", ".txt", ".model", ".jinja", ".safetensors", ".bin", ".pt", ".gguf")
+_COMMIT = re.compile(r"[0-9a-f]{40}")  # which no later push can move
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,42 +72,27 @@ def resolve_embedder(
             message says what to install or do.
     """
     if name != AUTO:
-        return _resolve_named(name, "embedder", revision, fetch=fetch)
+        return _resolve(name, "embedder", revision, fetch=fetch)
     _refuse_revision(name, "embedder", revision)
-    return _first_available(
-        PAPER_EMBEDDER,
-        EMBEDDED_EMBEDDER,
-        wanted=True,
-        why="it is not in the local cache and the hub does not answer",
-        fetch=fetch,
-    )
+    why = "it is not in the local cache and the hub does not answer"
+    return _first_available(PAPER_EMBEDDER, EMBEDDED_EMBEDDER, why, fetch=fetch)
 
 
 def resolve_language_model(
     name: str, revision: str | None = None, *, fetch: bool = True
 ) -> ResolvedModel:
-    """Return the causal language model of a name.
+    """Return the causal language model of a name, as ``resolve_embedder`` does for an embedder.
 
-    Args:
-        name: "auto" (the paper's Phi-3-mini with a CUDA device and a hub that answers, else the
-            packaged SmolLM2), an "embedded:" name, a local folder, or the id of a hub model.
-        revision: As for ``resolve_embedder``.
-        fetch: As for ``resolve_embedder``.
-
-    Raises:
-        ModelError: As ``resolve_embedder``.
+    "auto" is the paper's Phi-3-mini with a CUDA device and a hub that answers, else the packaged
+    SmolLM2.
     """
     if name != AUTO:
-        return _resolve_named(name, "language model", revision, fetch=fetch)
+        return _resolve(name, "language model", revision, fetch=fetch)
     _refuse_revision(name, "language model", revision)
-    has_gpu = _has_cuda()
-    return _first_available(
-        PAPER_LANGUAGE_MODEL,
-        EMBEDDED_LANGUAGE_MODEL,
-        wanted=has_gpu,
-        why="the hub does not answer" if has_gpu else "there is no GPU",
-        fetch=fetch,
-    )
+    if _has_cuda():
+        why = "the hub does not answer"
+        return _first_available(PAPER_LANGUAGE_MODEL, EMBEDDED_LANGUAGE_MODEL, why, fetch=fetch)
+    return _stand_in(PAPER_LANGUAGE_MODEL, EMBEDDED_LANGUAGE_MODEL, "there is no GPU", fetch=fetch)
 
 
 def locate_model(model: ResolvedModel, role: Role) -> ResolvedModel:
@@ -198,8 +104,7 @@ def locate_model(model: ResolvedModel, role: Role) -> ResolvedModel:
     Raises:
         ModelError: If it is not here in the same revision.
     """
-    revision = model.revision if _is_hub_id(model.name) else None
-    found = _resolve_named(model.name, role, revision)
+    found = _resolve(model.name, role, model.revision if _is_hub_id(model.name) else None)
     if found.revision != model.revision:
         raise ModelError(
             f"{role} {model.name!r} is {model.revision} where the run was started, but "
@@ -208,38 +113,49 @@ def locate_model(model: ResolvedModel, role: Role) -> ResolvedModel:
     return found
 
 
-def _first_available(
-    paper: str, packaged: str, *, wanted: bool, why: str, fetch: bool
-) -> ResolvedModel:
-    """Return the paper's model where it can be had, else the packaged one with a notice."""
-    if wanted:
-        cached = _from_hub_cache(paper)
-        if cached is not None:
-            return cached
-        if hub_answers(paper):
-            return _download(paper) if fetch else _not_fetched(paper)
-    model = _resolve_named(packaged, EMBEDDED[packaged].role, fetch=fetch)
-    notice = f"Using {packaged} in place of {paper}, because {why}."
-    return replace(model, notice=f"{notice} {model.notice}" if model.notice else notice)
-
-
-def _resolve_named(
+def _resolve(
     name: str, role: Role, revision: str | None = None, *, fetch: bool = True
 ) -> ResolvedModel:
     if _is_hub_id(name):
-        return _resolve_hub(name, revision, fetch=fetch)
+        cached = cached_snapshot(name, revision)
+        # A branch may have moved on since it was cached, so the hub is asked; a commit never moves.
+        fixed = revision is not None and _COMMIT.fullmatch(revision)
+        if cached is not None and (fixed or not fetch or is_offline()):
+            return cached
+        return download_snapshot(name, revision) if fetch else _not_fetched(name)
     _refuse_revision(name, role, revision)
     if name.startswith("embedded:"):
         path, revision = find_embedded(name, role, convert=fetch)
         notice = None if path else f"{name} will be converted once."
         return ResolvedModel(name, path, revision, notice)
     folder = Path(name).expanduser()
-    if folder.is_dir():
-        return _resolve_folder(folder)
-    raise ModelError(
-        f"{role} {name!r} is neither a folder that exists nor the id of a hub model "
-        f"(owner/name); or use {AUTO!r} or one of: {', '.join(names_of(role))}"
-    )
+    if not folder.is_dir():
+        raise ModelError(
+            f"{role} {name!r} is neither a folder that exists nor the id of a hub model "
+            f"(owner/name); or use {AUTO!r} or one of: {', '.join(names_of(role))}"
+        )
+    # A sentence-transformers folder of word vectors has modules only.
+    if not any((folder / config).is_file() for config in ("config.json", "modules.json")):
+        raise ModelError(
+            f"{folder} holds neither config.json nor modules.json, so it is not a model's folder"
+        )
+    return ResolvedModel(str(folder), str(folder), folder_digest(folder))
+
+
+def _first_available(paper: str, packaged: str, why: str, *, fetch: bool) -> ResolvedModel:
+    """Return the paper's model where it can be had, else the packaged one with a notice."""
+    cached = cached_snapshot(paper)
+    if cached is not None:
+        return cached
+    if hub_answers(paper):
+        return download_snapshot(paper) if fetch else _not_fetched(paper)
+    return _stand_in(paper, packaged, why, fetch=fetch)
+
+
+def _stand_in(paper: str, packaged: str, why: str, *, fetch: bool) -> ResolvedModel:
+    model = _resolve(packaged, EMBEDDED[packaged].role, fetch=fetch)
+    notice = f"Using {packaged} in place of {paper}, because {why}."
+    return replace(model, notice=f"{notice} {model.notice}" if model.notice else notice)
 
 
 def _is_hub_id(name: str) -> bool:
@@ -257,77 +173,11 @@ def _refuse_revision(name: str, role: Role, revision: str | None) -> None:
         )
 
 
-def _resolve_hub(name: str, revision: str | None, *, fetch: bool) -> ResolvedModel:
-    cached = _from_hub_cache(name, revision)
-    # A branch may have moved on since it was cached, so the hub is asked; a commit never moves.
-    if cached is not None and (not fetch or is_offline() or is_commit(revision)):
-        return cached
-    return _download(name, revision) if fetch else _not_fetched(name)
-
-
 def _not_fetched(name: str) -> ResolvedModel:
     notice = f"{name} is not on this machine; it would be downloaded from the hub."
     if is_offline():
         notice = f"{name} is not on this machine, and HF_HUB_OFFLINE forbids to download it."
     return ResolvedModel(name, "", NOT_FETCHED, notice)
-
-
-def _resolve_folder(folder: Path) -> ResolvedModel:
-    # A sentence-transformers folder of word vectors has modules only.
-    if not any((folder / name).is_file() for name in ("config.json", "modules.json")):
-        raise ModelError(
-            f"{folder} holds neither config.json nor modules.json, so it is not a model's folder"
-        )
-    return ResolvedModel(str(folder), str(folder), folder_digest(folder))
-
-
-def folder_digest(folder: Path) -> str:
-    """Return a digest of a local model's or adapter's files, which names its state.
-
-    Counted are the path, the size and the first and last MiB of every config, tokenizer and weight
-    file, hidden folders left out; so files up to 2 MiB count in full, and a large model still takes
-    milliseconds. Training in place changes the ends of the weights; an edit in the middle of a
-    large file, of the same size, goes unnoticed. Times of change do not count: copies of a folder
-    on two nodes are the same model.
-    """
-    files = {
-        path.relative_to(folder).as_posix(): path
-        for path in folder.rglob("*")
-        if path.suffix in _MODEL_FILES and path.is_file()
-    }
-    digest = hashlib.sha256()
-    for name, path in sorted(files.items()):
-        if any(part.startswith(".") for part in name.split("/")):
-            continue
-        digest.update(f"{name}:{path.stat().st_size}\n".encode())
-        digest.update(_both_ends(path))
-    return digest.hexdigest()[:REVISION_HEX_LENGTH]
-
-
-def _both_ends(path: Path) -> bytes:
-    """Return the first and the last MiB of a file, or all of it where they meet."""
-    with path.open("rb") as file:
-        head = file.read(DIGESTED_BYTES)
-        file.seek(max(DIGESTED_BYTES, path.stat().st_size - DIGESTED_BYTES))
-        return head + file.read(DIGESTED_BYTES)
-
-
-def _from_hub_cache(name: str, revision: str | None = None) -> ResolvedModel | None:
-    """Return a hub model that is whole in the local cache, or None."""
-    path = cached_snapshot(name, revision)
-    return None if path is None else ResolvedModel(name, str(path), path.name)
-
-
-def _download(name: str, revision: str | None = None) -> ResolvedModel:
-    """Fetch a hub model, or what the cache lacks of it."""
-    try:
-        path = download_snapshot(name, revision)
-    except ModelError as error:
-        embedded = ", ".join(EMBEDDED)
-        raise ModelError(
-            f"{error}; give a local folder, or an embedded model: {embedded}"
-        ) from error
-    return ResolvedModel(name, str(path), path.name)
 
 
 def _has_cuda() -> bool:
@@ -336,10 +186,96 @@ def _has_cuda() -> bool:
     return torch.cuda.is_available()
 
 
-# What the engines read of a model's or an adapter's files before they load it.
+# The hub and its cache. A snapshot's folder is named by its commit.
 
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+def is_offline() -> bool:
+    """Return whether the user forbids asking the hub."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+
+
+def cached_snapshot(name: str, revision: str | None = None) -> ResolvedModel | None:
+    """Return a hub model that is whole in the local cache, or None; asks nobody."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = snapshot_download(name, revision=revision, local_files_only=True, **HUB_FILES)
+    except (LocalEntryNotFoundError, OSError, ValueError):
+        return None
+    path = Path(folder)
+    if not (path / "config.json").is_file() or not any(path.rglob("*.safetensors")):
+        return None
+    return ResolvedModel(name, str(path), path.name)
+
+
+def download_snapshot(name: str, revision: str | None = None) -> ResolvedModel:
+    """Fetch a hub model, or what the cache lacks of it.
+
+    Raises:
+        ModelError: If the hub cannot be asked, or has no such model or revision.
+    """
+    import httpx
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        path = Path(snapshot_download(name, revision=revision, **HUB_FILES))
+    except (
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        httpx.HTTPError,  # with a commit for revision, no connection shows up as this
+        OSError,
+        ValueError,
+    ) as error:
+        at = f" at revision {revision}" if revision else ""
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ModelError(
+            f"{name}{at} is not on this machine and cannot be fetched from the hub ({reason}); "
+            f"give a local folder, or an embedded model: {', '.join(EMBEDDED)}"
+        ) from error
+    return ResolvedModel(name, str(path), path.name)
+
+
+def hub_answers(name: str) -> bool:
+    """Return whether the hub knows the model, within HUB_TIMEOUT_SECONDS."""
+    if is_offline():
+        return False
+    import httpx
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    try:
+        HfApi().model_info(name, timeout=HUB_TIMEOUT_SECONDS)
+    except (HfHubHTTPError, OfflineModeIsEnabled, httpx.HTTPError, OSError, ValueError):
+        return False
+    return True
+
+
+# What the files of a model or an adapter say.
+
+
+def folder_digest(folder: Path) -> str:
+    """Return a digest of a local model's or adapter's files, which names its state.
+
+    Counted are the path, the size and the first and last MiB of every config, tokenizer and weight
+    file, hidden folders left out: a large model takes milliseconds, and only an edit in the middle
+    of a large file that keeps its size goes unnoticed. Times of change do not count: copies of a
+    folder on two nodes are the same model.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*"), key=lambda path: path.relative_to(folder).as_posix()):
+        name = path.relative_to(folder).as_posix()
+        hidden = any(part.startswith(".") for part in name.split("/"))
+        if path.suffix not in _MODEL_FILES or hidden or not path.is_file():
+            continue
+        size = path.stat().st_size
+        digest.update(f"{name}:{size}\n".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(DIGESTED_BYTES))
+            file.seek(max(DIGESTED_BYTES, size - DIGESTED_BYTES))
+            digest.update(file.read(DIGESTED_BYTES))
+    return digest.hexdigest()[:REVISION_HEX_LENGTH]
 
 
 @dataclass(frozen=True, slots=True)

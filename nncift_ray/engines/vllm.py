@@ -38,8 +38,7 @@ from nncift_ray.engines.memory import (
     cache_remedy,
     free_memory_bytes,
     shape_of,
-    size_for_cpu,
-    size_for_gpu,
+    size_engine,
 )
 from nncift_ray.engines.models import (
     Adapter,
@@ -197,21 +196,15 @@ class VllmEngine(TokenizingEngine):
         quantised = bool(options.quantization or getattr(config, "quantization_config", None))
         shape = shape_of(config, self.num_parameters, options.dtype, quantised=quantised)
         self._vocabulary_size = shape.vocabulary_size
-        if on_cpu:
-            device_bytes = free_memory_bytes()
-            size = size_for_cpu(
-                shape, self.max_length, device_bytes, options, generates=self._generates
-            )
-        else:
-            device_bytes = current_platform.get_device_total_memory()
-            size = size_for_gpu(shape, device_bytes, options, generates=self._generates)
+        memory = free_memory_bytes() if on_cpu else current_platform.get_device_total_memory()
+        size = size_engine(
+            shape, self.max_length, memory, options, on_cpu=on_cpu, generates=self._generates
+        )
         self._requests_ahead = STEPS_AHEAD * size.max_num_seqs
         arguments = vllm_arguments(
             options, self.max_length, size, adapter, on_cpu=on_cpu, generates=self._generates
         )
-        remedy = _memory_remedy(
-            shape, self.max_length, device_bytes, size, options.tensor_parallel_size
-        )
+        remedy = _memory_remedy(shape, self.max_length, memory, size, options.tensor_parallel_size)
         self._llm: Any = _start_vllm(model_path, arguments, remedy)
         self._lora_request = None if adapter is None else _add_adapter(self._llm, adapter)
 

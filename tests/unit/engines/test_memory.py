@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -7,16 +8,15 @@ import psutil
 import pytest
 
 from nncift_ray.engines.memory import (
+    CPU,
     GIB,
-    LOGIT_COPIES_ON_CPU,
-    LOGIT_COPIES_ON_GPU,
+    GPU,
     ModelShape,
     cache_remedy,
     fit_batch_tokens,
     free_memory_bytes,
     shape_of,
-    size_for_cpu,
-    size_for_gpu,
+    size_engine,
 )
 from nncift_ray.errors import ModelError
 from nncift_ray.recipe.sections import EngineConfig
@@ -30,6 +30,10 @@ LLAMA_8B = ModelShape(
 SMOLLM2 = ModelShape(49_152, 134_515_008, 4, 30 * 2 * 3 * 64 * 4)
 AUTO = EngineConfig()
 WIDE = ModelShape(151_936, 10_000_000, 4, 1024)
+
+
+size_for_cpu = partial(size_engine, on_cpu=True)
+size_for_gpu = partial(size_engine, on_cpu=False)
 
 
 def test_a_shape_is_read_off_the_configuration() -> None:
@@ -62,7 +66,7 @@ def test_latent_attention_and_models_without_a_cache_have_their_own_size() -> No
 @pytest.mark.parametrize("free", [20 * GIB, 64 * GIB])
 def test_a_step_on_a_cpu_takes_at_most_a_gib_of_logits(shape: ModelShape, free: int) -> None:
     size = size_for_cpu(shape, 2048, free, AUTO)
-    logits = shape.logit_bytes(size.max_num_batched_tokens, LOGIT_COPIES_ON_CPU)
+    logits = shape.logit_bytes(size.max_num_batched_tokens, CPU.logit_copies)
     assert logits <= GIB
     assert size.max_num_seqs <= size.max_num_batched_tokens
     assert size.kv_cache_memory_bytes is not None
@@ -83,8 +87,8 @@ def test_what_the_user_says_is_taken() -> None:
 
 def test_on_a_gpu_the_logits_come_off_the_share_that_vllm_is_told_of() -> None:
     device = 80 * GIB
-    size = size_for_gpu(LLAMA_8B, device, AUTO)
-    logits = LLAMA_8B.logit_bytes(size.max_num_batched_tokens, LOGIT_COPIES_ON_GPU)
+    size = size_for_gpu(LLAMA_8B, 2048, device, AUTO)
+    logits = LLAMA_8B.logit_bytes(size.max_num_batched_tokens, GPU.logit_copies)
     assert size.gpu_memory_utilization == pytest.approx(0.9 - logits / device)
     assert 2048 <= size.max_num_batched_tokens <= 8192
     assert logits <= device / 10
@@ -93,15 +97,15 @@ def test_on_a_gpu_the_logits_come_off_the_share_that_vllm_is_told_of() -> None:
 
 def test_several_gpus_hold_what_one_cannot() -> None:
     with pytest.raises(ModelError, match="tensor_parallel_size"):
-        size_for_gpu(LLAMA_8B, 12 * GIB, AUTO)
+        size_for_gpu(LLAMA_8B, 2048, 12 * GIB, AUTO)
     assert size_for_gpu(
-        LLAMA_8B, 12 * GIB, EngineConfig(tensor_parallel_size=4)
+        LLAMA_8B, 2048, 12 * GIB, EngineConfig(tensor_parallel_size=4)
     ).max_num_batched_tokens
 
 
 def test_steps_shrink_where_weights_leave_little() -> None:
-    roomy = size_for_gpu(LLAMA_8B, 24 * GIB, AUTO)
-    tight = size_for_gpu(LLAMA_8B, 24 * GIB, EngineConfig(gpu_memory_utilization=0.65))
+    roomy = size_for_gpu(LLAMA_8B, 2048, 24 * GIB, AUTO)
+    tight = size_for_gpu(LLAMA_8B, 2048, 24 * GIB, EngineConfig(gpu_memory_utilization=0.65))
     assert tight.max_num_batched_tokens < roomy.max_num_batched_tokens
     assert tight.gpu_memory_utilization is not None
     assert tight.gpu_memory_utilization * 24 * GIB > LLAMA_8B.weight_bytes
@@ -140,9 +144,9 @@ def test_generating_needs_the_logits_of_the_answers_only_and_a_cache_for_many() 
     assert size_for_cpu(WIDE, 3000, free, AUTO, generates=True).max_num_batched_tokens == 3001
     small = size_for_cpu(WIDE, 3000, free, EngineConfig(batch_tokens=64), generates=True)
     assert (small.max_num_batched_tokens, small.max_num_seqs) == (3001, 64)
-    on_gpu = size_for_gpu(LLAMA_8B, 80 * GIB, AUTO, generates=True)
+    on_gpu = size_for_gpu(LLAMA_8B, 2048, 80 * GIB, AUTO, generates=True)
     assert (on_gpu.max_num_batched_tokens, on_gpu.max_num_seqs) == (8192, 256)
-    logits = LOGIT_COPIES_ON_GPU * 4 * 128_256 * 256
+    logits = GPU.logit_copies * 4 * 128_256 * 256
     assert on_gpu.gpu_memory_utilization == pytest.approx(0.9 - logits / (80 * GIB))
 
 
@@ -152,7 +156,7 @@ def test_a_batch_holds_what_half_the_free_memory_can_cache() -> None:
     assert fit_batch_tokens(SMOLLM2, 2048, weights + 2 * 3000 * token, 16_384) == 3000
     with pytest.raises(ModelError, match="one request of 2048 tokens takes 0.09 GiB"):
         fit_batch_tokens(SMOLLM2, 2048, weights + 2 * 2000 * token, 16_384)
-    with pytest.raises(ModelError, match="weights take 0.50 GiB"):
+    with pytest.raises(ModelError, match="weights take 0.50 GiB on 1 device"):
         fit_batch_tokens(SMOLLM2, 2048, weights, 16_384)
 
 

@@ -58,9 +58,9 @@ def downloads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None]]:
     """What was asked of the hub; it answers with the newest commit."""
     asked: list[tuple[str, str | None]] = []
 
-    def download(name: str, revision: str | None = None) -> Path:
+    def download(name: str, revision: str | None = None) -> ResolvedModel:
         asked.append((name, revision))
-        return Path("/cache/snapshots") / NEW
+        return ResolvedModel(name, f"/cache/snapshots/{NEW}", NEW)
 
     monkeypatch.setattr(models, "download_snapshot", download)
     monkeypatch.setattr(models, "is_offline", lambda: False)
@@ -165,7 +165,7 @@ def test_without_fetching_the_cached_state_of_a_branch_is_taken(
 def test_auto_without_fetching_asks_whether_the_hub_answers_and_fetches_nothing(
     monkeypatch: pytest.MonkeyPatch, downloads: list[tuple[str, str | None]]
 ) -> None:
-    monkeypatch.setattr(models, "cached_snapshot", lambda name, revision: None)
+    monkeypatch.setattr(models, "cached_snapshot", lambda name: None)
     monkeypatch.setattr(models, "hub_answers", lambda name: True)
     found = resolve_embedder("auto", fetch=False)
     assert (found.name, found.path) == (models.PAPER_EMBEDDER, "")
@@ -274,7 +274,7 @@ def packaged(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_auto_embedder_without_cache_and_hub_is_the_packaged_one_and_says_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(models, "_from_hub_cache", lambda name: None)
+    monkeypatch.setattr(models, "cached_snapshot", lambda name: None)
     monkeypatch.setattr(models, "hub_answers", lambda name: False)
     found = resolve_embedder("auto")
     assert found.name == embedded.EMBEDDED_EMBEDDER
@@ -286,7 +286,7 @@ def test_auto_embedder_in_the_cache_asks_no_hub(monkeypatch: pytest.MonkeyPatch)
     def refuse(name: str) -> bool:
         raise AssertionError(f"the hub was asked about {name}")
 
-    monkeypatch.setattr(models, "_from_hub_cache", lambda name: PAPER)
+    monkeypatch.setattr(models, "cached_snapshot", lambda name: PAPER)
     monkeypatch.setattr(models, "hub_answers", refuse)
     assert resolve_embedder("auto") == PAPER
 
