@@ -78,15 +78,10 @@ class GradientsStage(RowStage):
         less: LessConfig,
         batch_tokens: int,
     ) -> None:
-        """Take gradients at a warm-up's checkpoints.
+        """Take gradients of some (deduplicated) examples at a warm-up's checkpoints.
 
-        Args:
-            keys: Which gradients.
-            examples: The deduplicated examples.
-            warmup: The warm-up stage's output; says for the fingerprint which model it was.
-            make_model: Loads the model that was warmed up; its adapter is replaced.
-            less: Has the projection, its seed and the rows of a shard.
-            batch_tokens: Padded tokens computed at once; other batches round otherwise.
+        ``make_model`` loads the model that was warmed up; its adapter is replaced.
+        ``batch_tokens`` are the padded tokens computed at once; other batches round otherwise.
         """
         self._keys, self._examples, self._warmup = list(keys), examples, warmup
         self._make_model, self._less, self._batch_tokens = make_model, less, batch_tokens
@@ -209,12 +204,10 @@ def take_gradients(
                 adam=checkpoint if side == HELPER else None,
                 batch_tokens=batch_tokens,
             )
+    number = checkpoint.summary.epoch - 1
     for at in np.flatnonzero(~np.isfinite(features_NP).all(axis=1)).tolist():
-        failures[at] = ScoringFailure(
-            NOT_FINITE,
-            f"its gradient as {keys[at].side} at checkpoint {checkpoint.epoch - 1} is zero or not "
-            "finite",
-        )
+        where = f"as {keys[at].side} at checkpoint {number}"
+        failures[at] = ScoringFailure(NOT_FINITE, f"its gradient {where} is zero or not finite")
         features_NP[at] = 0.0
     return features_NP, failures
 
@@ -254,23 +247,13 @@ def project_gradients(
     adam: WarmupCheckpoint | None,
     batch_tokens: int,
 ) -> NDArray[np.float32]:
-    """Return every example's projected gradient, scaled to unit norm.
+    """Return every example's projected gradient at the loaded adapter, of unit norm [N, P].
 
-    The gradient is that of the mean loss over the example's own response tokens, taken without
-    dropout in float32 at the adapter that the model has loaded, its matrices flattened one behind
-    the other in the order of ``model.parameter_names``. A row depends on the examples of this call
-    (their padding) but on nothing that was computed before.
-
-    Args:
-        model: Model with the checkpoint's adapter loaded.
-        examples: What to differentiate.
-        projector: From ``model.num_adapter_parameters`` dimensions to P.
-        adam: The checkpoint whose Adam state turns gradients into the direction of the next
-            training step; None leaves them as they are.
-        batch_tokens: Padded tokens of one forward and backward pass.
-
-    Returns:
-        [N, P] float32; NaN in the row of an example whose gradient is zero or not finite.
+    NaN in the row of an example whose gradient is zero or not finite. The gradient is that of the
+    mean loss over the example's own response tokens, taken without dropout in float32, the
+    adapter's matrices flattened one behind the other in the order of ``model.parameter_names``. A
+    row depends on the examples of this call (their padding) but on nothing that was computed
+    before. With ``adam``, gradients are turned into the direction of the next training step.
 
     Memory: GRADIENT_BYTES of gradients at most (one example's at least), beside the activations.
     """
@@ -362,7 +345,7 @@ def _precondition(gradients_ND: Tensor, model: LoraModel, checkpoint: WarmupChec
             for moments in (checkpoint.exp_avg, checkpoint.exp_avg_sq)
         )
         part_ND = gradients_ND[:, low : low + len(mean_D)]
-        part_ND.copy_(precondition(part_ND, mean_D, square_D, checkpoint.num_steps))
+        part_ND.copy_(precondition(part_ND, mean_D, square_D, checkpoint.summary.num_steps))
         low += len(mean_D)
 
 
@@ -385,14 +368,7 @@ def precondition(
     This is what torch.optim.Adam subtracts, divided by the learning rate. The code published with
     the paper leaves both corrections out and puts epsilon under the root.
 
-    Args:
-        gradient: [*shape] or [B, *shape]; the result has its shape.
-        exp_avg: First moment [*shape].
-        exp_avg_sq: Second moment [*shape].
-        num_steps: Steps that the moments have seen.
-        beta1: Decay of the first moment.
-        beta2: Decay of the second moment.
-        epsilon: Added to the root.
+    The gradient is [*shape] or [B, *shape], the moments [*shape]; they have seen ``num_steps``.
 
     Raises:
         ShapeError: If the moments do not fit the gradient's last dimensions.

@@ -82,13 +82,12 @@ def less_score(
 ) -> float:
     """Return the influence of a helper: the weighted sum over checkpoints of two features' cosine.
 
-    Args:
-        helped_CP: Projected plain gradients of the helped example, one a checkpoint.
-        helper_CP: Projected Adam directions of the helper.
-        weights_C: Weight of each checkpoint, as ``checkpoint_weights`` gives them.
+    It lies in [-1, 1] for weights that sum to 1.
 
-    Returns:
-        Sum over c of weight_c * cos(helped_c, helper_c), in [-1, 1] for weights that sum to 1.
+    Args:
+        helped_CP: Projected plain gradients of the helped example.
+        helper_CP: Projected Adam directions of the helper.
+        weights_C: As ``checkpoint_weights`` gives them.
 
     Raises:
         ShapeError: If the three do not fit together.

@@ -68,15 +68,13 @@ def example_text(example: Example) -> str:
 def token_scores(log_probs_K: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Return the likeliest rating, times how far it stands above the others.
 
-    Only the ratios of the probabilities matter, and they are taken between logarithms: a model that
+    Scores [...] go from 0 (no preference) to K (e - 1) / (e + K - 1): 1.28 with five ratings. Only
+    the ratios of the probabilities matter, and they are taken between logarithms: a model that
     gives all ratings next to no mass still has a preference. Of ratings that are equally likely the
     lowest counts.
 
     Args:
         log_probs_K: Natural log of the probability of each rating, lowest rating first [..., K].
-
-    Returns:
-        [...] scores, from 0 (no preference) to K (e - 1) / (e + K - 1): 1.28 with five ratings.
 
     Raises:
         ShapeError: If there are fewer than two ratings: one alone has nothing to stand above.
@@ -96,11 +94,9 @@ def token_scores(log_probs_K: npt.NDArray[np.float64]) -> npt.NDArray[np.float64
 def sentence_scores(
     token_scores_R: npt.NDArray[np.float64], alpha: float = ALPHA
 ) -> npt.NDArray[np.float64]:
-    """Return the mean over the rating prompts, lowered by how much they disagree.
+    """Return the mean over the rating prompts [...], lowered by how much they disagree.
 
-    Args:
-        token_scores_R: Token scores, one a rating prompt [..., R].
-        alpha: Weight of the population standard deviation.
+    ``alpha`` is the weight of their population standard deviation.
 
     Raises:
         ShapeError: If there is no rating prompt.
@@ -113,11 +109,7 @@ def sentence_scores(
 def model_scores(
     sentence_scores_M: npt.NDArray[np.float64], num_parameters_M: Sequence[int]
 ) -> npt.NDArray[np.float64]:
-    """Return the mean over the models, weighted by their size; one model keeps its score.
-
-    Args:
-        sentence_scores_M: Sentence scores, one a model [..., M].
-        num_parameters_M: Size of each model, all in the same unit [M].
+    """Return the mean over the models [...], weighted by their size; one model keeps its score.
 
     Raises:
         ShapeError: If there is no model, or not one size a model.
@@ -148,11 +140,7 @@ class SelectItTeacher(Teacher):
     prompts_per_request: ClassVar[int] = len(RATING_PROMPTS)  # of each model, for plans
 
     def __init__(self, engines: Sequence[Engine], alpha: float = ALPHA) -> None:
-        """Make a teacher of one or more language models.
-
-        Args:
-            engines: The models; each counts by its number of parameters.
-            alpha: How much disagreement between the rating prompts lowers the score.
+        """Make a teacher of one or more language models, each counting by its parameters.
 
         Raises:
             ModelError: If a model's tokenizer has no token for each rating.

@@ -61,17 +61,17 @@ class EpochSummary:
     train_loss: float  # nats a response token, over the epoch's examples by their weights
 
 
-#: Says how much each example of a batch counts; a step's loss is the weighted mean.
+#: How much an example counts in its step, whose loss is the weighted mean.
 Weigh = Callable[[TrainingExample], float]
 
 
 def alike(example: TrainingExample) -> float:
-    """Return a weight that is the same however long the response."""
+    """Return 1, however long the response."""
     return 1.0
 
 
 def by_length(example: TrainingExample) -> float:
-    """Return a weight by which every response token counts alike."""
+    """Return the response's tokens."""
     return float(example.num_response_tokens)
 
 
@@ -105,18 +105,8 @@ def train(
     On n workers each gives the same arguments but its own rank, and takes a slice of every batch,
     weighted so that the mean of the gradients over workers is the gradient of the whole batch.
     Without dropout they end as one worker would, up to rounding; with it, every rank draws masks of
-    its own.
-
-    Args:
-        model: The model, the same on all workers.
-        examples: What to train on.
-        settings: How to train.
-        learning_rate_key: The recipe's key to change if the loss stops being finite.
-        weigh: How much an example counts in its step.
-        max_gradient_norm: Longer gradients of a step are scaled down to this norm; None: never.
-        workers: Who else trains.
-        on_step: Called after each step with the steps done and their number.
-        on_epoch: Called after each epoch with its summary and the optimiser.
+    its own. Longer gradients of a step are scaled down to ``max_gradient_norm``. ``on_step`` is
+    called with the steps done and their number.
 
     Raises:
         ValueError: If there is no example, or several workers have no ``reduce_gradients``.
@@ -237,15 +227,7 @@ class WarmupCheckpoint:
     adapter: Arrays
     exp_avg: Arrays  # Adam's first moment
     exp_avg_sq: Arrays  # Adam's second moment
-    epoch: int  # from 1
-    num_steps: int  # optimiser steps so far
-    mean_learning_rate: float  # over the epoch's steps
-    train_loss: float  # nats a response token: mean over the epoch's examples of each one's mean
-
-    def facts(self) -> dict[str, Any]:
-        """Return all that is no tensor."""
-        names = [field.name for field in dataclasses.fields(self)]
-        return {name: getattr(self, name) for name in names if name not in TENSOR_GROUPS}
+    summary: EpochSummary
 
 
 @dataclass(frozen=True)
@@ -305,11 +287,8 @@ class WarmupStage(Stage):
     ) -> None:
         """Train with Ray Train's workers, or in one process where there are none.
 
-        Args:
-            job: What to train.
-            model_settings: What of ``job.make_model`` shapes the numbers: name, revision, adapter,
-                dtype, quantization, longest example.
-            workers: Of Ray Train.
+        ``model_settings`` are what of ``job.make_model`` shapes the numbers: name, revision,
+        adapter, dtype, quantization, longest example.
         """
         self._job, self._workers, self._model_settings = job, workers, dict(model_settings)
         self.hands_over = workers is not None
@@ -349,7 +328,7 @@ class WarmupStage(Stage):
             def keep(checkpoint: WarmupCheckpoint) -> None:
                 for name, content in checkpoint_files(len(rows), checkpoint):
                     sink.write_file(name, content)
-                rows.append({"checkpoint": len(rows)} | checkpoint.facts())
+                rows.append({"checkpoint": len(rows)} | dataclasses.asdict(checkpoint.summary))
 
             if self._workers is None:
                 unfit = warm_up_here(self._job, keep)
@@ -462,8 +441,7 @@ def warm_up(
             }
             for kind in ("exp_avg", "exp_avg_sq")
         }
-        facts = dataclasses.asdict(summary)
-        checkpoints.append(WarmupCheckpoint(model.adapter_state(), **moments, **facts))
+        checkpoints.append(WarmupCheckpoint(model.adapter_state(), **moments, summary=summary))
 
     train(
         model,
@@ -489,7 +467,7 @@ def checkpoint_files(number: int, checkpoint: WarmupCheckpoint) -> list[tuple[st
         for group in TENSOR_GROUPS
         for name, array in getattr(checkpoint, group).items()
     }
-    facts = json.dumps(checkpoint.facts(), indent=1, sort_keys=True)
+    facts = json.dumps(dataclasses.asdict(checkpoint.summary), indent=1, sort_keys=True)
     return [(weights_name, safetensors.numpy.save(tensors)), (facts_name, facts.encode())]
 
 
@@ -500,4 +478,5 @@ def read_checkpoint(number: int, read_file: Callable[[str], bytes]) -> WarmupChe
     for key, array in safetensors.numpy.load(read_file(weights_name)).items():
         group, _, name = key.partition("/")
         groups.setdefault(group, {})[name] = array
-    return WarmupCheckpoint(**groups, **json.loads(read_file(facts_name)))
+    summary = EpochSummary(**json.loads(read_file(facts_name)))
+    return WarmupCheckpoint(**groups, summary=summary)

@@ -19,7 +19,7 @@ from nncift_ray.teachers.gradients import (
     precondition,
     project_gradients,
 )
-from nncift_ray.teachers.warmup import WarmupCheckpoint
+from nncift_ray.teachers.warmup import EpochSummary, WarmupCheckpoint
 from tests.tiny_models import make_tiny_llama, write_model, write_tokenizer
 
 TOLERANCE = 1e-4  # relative, of a gradient
@@ -93,7 +93,7 @@ def checkpoint_of(model: LoraModel) -> WarmupCheckpoint:
         adapter=state,
         exp_avg={k: generator.normal(size=v.shape).astype(np.float32) for k, v in state.items()},
         exp_avg_sq={k: generator.random(v.shape).astype(np.float32) for k, v in state.items()},
-        epoch=1, num_steps=9, mean_learning_rate=1e-5, train_loss=1.0,
+        summary=EpochSummary(epoch=1, num_steps=9, mean_learning_rate=1e-5, train_loss=1.0),
     )  # fmt: skip
 
 
@@ -170,7 +170,7 @@ def test_helper_features_are_the_directions_of_adams_next_step(
         for group in (checkpoint.exp_avg, checkpoint.exp_avg_sq)
     ]
     gradients = torch.stack([flat(model, row) for row in loop(model, examples)])
-    directions = precondition(gradients, moments[0], moments[1], checkpoint.num_steps)
+    directions = precondition(gradients, moments[0], moments[1], checkpoint.summary.num_steps)
     expected = torch.nn.functional.normalize(projector.project(directions), dim=1)
     features = project_gradients(
         model, examples, projector, adam=checkpoint, batch_tokens=ALL_A_PASS

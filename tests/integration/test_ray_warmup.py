@@ -55,8 +55,8 @@ def test_one_ray_train_worker_trains_what_this_process_would(
         (f"candidates-{EMPTY}", "no_response"),
     ]
     for one, other in zip(on_ray, here, strict=True):
-        assert (one.epoch, one.num_steps) == (other.epoch, other.num_steps)
-        assert abs(one.train_loss - other.train_loss) <= SAME_TOLERANCE
+        assert one.summary.num_steps == other.summary.num_steps
+        assert abs(one.summary.train_loss - other.summary.train_loss) <= SAME_TOLERANCE
         for group in TENSOR_GROUPS:
             for name, array in getattr(one, group).items():
                 np.testing.assert_allclose(

@@ -49,9 +49,9 @@ def test_the_loss_falls_and_each_epoch_leaves_its_own_checkpoint(path: Path) -> 
     checkpoints = warm_up(
         model, examples, replace(SETTINGS, num_epochs=4), on_step=lambda *at: steps.append(at)
     )
-    losses = [checkpoint.train_loss for checkpoint in checkpoints]
+    losses = [checkpoint.summary.train_loss for checkpoint in checkpoints]
     assert losses[-1] < 0.8 * losses[0]
-    assert [c.num_steps for c in checkpoints] == [3, 6, 9, 12]
+    assert [c.summary.num_steps for c in checkpoints] == [3, 6, 9, 12]
     assert steps == [(n, 12) for n in range(1, 13)]
     name = model.parameter_names[1]
     assert not np.array_equal(checkpoints[0].adapter[name], checkpoints[1].adapter[name])
@@ -68,9 +68,9 @@ def test_the_moments_foretell_the_optimisers_next_step(path: Path) -> None:
             gradients[name].mean(0),
             torch.from_numpy(first.exp_avg[name]),
             torch.from_numpy(first.exp_avg_sq[name]),
-            first.num_steps,
+            first.summary.num_steps,
         )
-        step = (first.adapter[name] - second.adapter[name]) / second.mean_learning_rate
+        step = (first.adapter[name] - second.adapter[name]) / second.summary.mean_learning_rate
         # An entry of hardly any gradient moves by a ratio of two roundings.
         assert np.mean(np.abs(step - direction.numpy()) < 1e-2) > 0.99
 
@@ -82,7 +82,7 @@ def test_two_shards_that_average_gradients_equal_one_worker(path: Path) -> None:
     for checkpoints in together:
         for one, other in zip(alone, checkpoints, strict=True):
             assert_same_state(one, other, TOLERANCE)
-            assert other.train_loss == pytest.approx(one.train_loss, rel=TOLERANCE)
+            assert other.summary.train_loss == pytest.approx(one.summary.train_loss, rel=TOLERANCE)
 
 
 def run_two_workers(path: Path, examples: list[TrainingExample]) -> list[list[WarmupCheckpoint]]:
@@ -133,7 +133,7 @@ def test_a_seed_gives_the_same_checkpoints_again_dropout_included(path: Path) ->
         runs.append(warm_up(*make_model(path, spec), SETTINGS)[-1])
     assert_same_state(runs[0], runs[1], 0.0)
     undropped = warm_up(*make_model(path), SETTINGS)[-1]
-    assert undropped.train_loss != runs[0].train_loss
+    assert undropped.summary.train_loss != runs[0].summary.train_loss
 
 
 def test_training_leaves_the_random_numbers_of_the_process_alone(path: Path) -> None:
@@ -147,7 +147,7 @@ def test_training_leaves_the_random_numbers_of_the_process_alone(path: Path) -> 
 
 def test_mean_learning_rates_follow_the_schedule(path: Path) -> None:
     checkpoints = warm_up(*make_model(path), replace(SETTINGS, lr_warmup_fraction=0.0))
-    rates = [checkpoint.mean_learning_rate for checkpoint in checkpoints]
+    rates = [checkpoint.summary.mean_learning_rate for checkpoint in checkpoints]
     assert rates == pytest.approx([1e-2 * 5 / 6, 1e-2 * 2 / 6])
 
 

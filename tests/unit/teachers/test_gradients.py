@@ -167,7 +167,7 @@ def test_a_gradient_that_is_not_finite_is_an_error_row_of_its_checkpoint(
 ) -> None:
     def spoil(model: LoraModel, examples: Sequence[Any], *rest: Any, **options: Any) -> np.ndarray:
         rows = project_gradients(model, examples, *rest, **options)
-        if options["adam"] is not None and options["adam"].epoch == NUM_EPOCHS:
+        if options["adam"] is not None and options["adam"].summary.epoch == NUM_EPOCHS:
             rows[0] = np.nan
         return rows
 

@@ -70,8 +70,8 @@ def test_a_checkpoint_an_epoch_reads_back_as_it_was(
     assert [row["checkpoint"] for row in rows] == list(range(NUM_EPOCHS))
     for number, checkpoint in enumerate(kept):
         read = read_checkpoint(number, warmup.read_file)
-        assert read.facts() | {"checkpoint": number} == rows[number]
-        assert read.num_steps == checkpoint.num_steps
+        assert dataclasses.asdict(read.summary) | {"checkpoint": number} == rows[number]
+        assert read.summary == checkpoint.summary
         for group in TENSOR_GROUPS:
             found, expected = getattr(read, group), getattr(checkpoint, group)
             assert found.keys() == expected.keys()
