@@ -362,7 +362,7 @@ def make_plan(config: Config, *, hardware: Literal["cpu", "gpu"] | None = None) 
     has_gpu = begun_with_gpu(run_dir, has_gpu=kind == "gpu", record=False)
     blueprint = Blueprint(config, has_gpu=has_gpu, fetch=False)
     blueprint.check()
-    outputs, states, shards_left = _walk(blueprint, run_dir)
+    outputs, states = _walk(blueprint, run_dir)
     corpus = estimate_corpus(config, outputs.get("deduplicate"))
     decisions = read_decisions(outputs.get("index"))
     work = Workload(config, blueprint, corpus, kind, decisions)
@@ -370,11 +370,11 @@ def make_plan(config: Config, *, hardware: Literal["cpu", "gpu"] | None = None) 
     stages: list[StagePlan] = []
     for name in blueprint.stage_names:
         amount, seconds, can_use_gpu = estimates[name]
-        state = states.get(name, "to do")
+        state, shards = states.get(name, ("to do", None))
         left = 0.0 if state == "done" else STAGE_START_SECONDS + seconds
         num_gpus = 1 if kind == "gpu" and can_use_gpu else 0
         price = left / SECONDS_PER_HOUR * prices.hourly_price(os.cpu_count() or 1, num_gpus)
-        stages.append(StagePlan(name, state, amount, shards_left.get(name), left, price))
+        stages.append(StagePlan(name, state, amount, shards, left, price))
     return RunPlan(
         run_dir=str(run_dir),
         objective=config.objective,
@@ -397,22 +397,21 @@ def detect_hardware() -> Literal["cpu", "gpu"]:
 
 def _walk(
     blueprint: Blueprint, run_dir: Location
-) -> tuple[dict[str, StageOutput], dict[str, State], dict[str, int]]:
-    """Go through the stages as far as their inputs are finished."""
+) -> tuple[dict[str, StageOutput], dict[str, tuple[State, int]]]:
+    """Return finished outputs, and states with the shards left, as far as inputs are finished."""
     outputs: dict[str, StageOutput] = {}
-    states: dict[str, State] = {}
-    shards_left: dict[str, int] = {}
+    states: dict[str, tuple[State, int]] = {}
     for name in blueprint.stage_names:
         stage = blueprint.build(name, outputs)
         folder = stage_folder(stage, run_dir)
         output = StageOutput.open(folder)
         if output is None:
             records = finished_shards(folder)
-            states[name] = "begun" if records else "to do"
-            shards_left[name] = len(plan_shards(stage, stage.num_items(), records))
+            left = len(plan_shards(stage, stage.num_items(), records))
+            states[name] = ("begun" if records else "to do", left)
             break
-        outputs[name], states[name], shards_left[name] = output, "done", 0
-    return outputs, states, shards_left
+        outputs[name], states[name] = output, ("done", 0)
+    return outputs, states
 
 
 # What this machine can run, and what to install for the rest.
@@ -440,24 +439,18 @@ def examine() -> list[Finding]:
     python = ".".join(map(str, sys.version_info[:3]))
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GIB
     free = shutil.disk_usage(".").free / GIB
+    size, needed = f"{memory:.0f} GiB, {os.cpu_count()} CPUs", "4 GiB are needed for the demo"
+    newer = "Python 3.11 or later is needed"
     findings = [
-        Finding(
-            "python", sys.version_info >= (3, 11), python, "Python 3.11 or later is needed", True
-        ),
-        Finding(
-            "memory",
-            memory >= 4,
-            f"{memory:.0f} GiB, {os.cpu_count()} CPUs",
-            "4 GiB are needed for the demo",
-        ),
+        Finding("python", sys.version_info >= (3, 11), python, newer, required=True),
+        Finding("memory", memory >= 4, size, needed),
         Finding("disk", free >= 2, f"{free:.0f} GiB free here", "free 2 GiB"),
         _gpu(),
     ]
     for name in PACKAGES:
-        version = _version(name)
-        findings.append(
-            Finding(name, bool(version), version or "not installed", "pip install nncift_ray", True)
-        )
+        found = _version(name)
+        remedy = "pip install nncift_ray"
+        findings.append(Finding(name, bool(found), found or "not installed", remedy, required=True))
     findings = [replace(found, remedy="") if found.ok else found for found in findings]
     findings.append(_engine())
     findings.append(_model("embedder (auto)", resolve_embedder))

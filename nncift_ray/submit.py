@@ -240,16 +240,8 @@ def prepare_job(
 ) -> tuple[JobRequest, Package]:
     """Return the job of a command and what it takes along, both checked.
 
-    Args:
-        recipe: The recipe; for ``extend``, the finished run.
-        command: ``run``, ``evaluate`` or ``extend``.
-        archive: Where to write what is sent.
-        overrides: ``key=value`` for the recipe.
-        extra: Further arguments of the command.
-        tree: As ``pack``, like the rest.
-        excludes: Globs of what stays behind.
-        wheel: Sent in place of the package that runs here.
-        with_package: Whether to send the package.
+    ``recipe`` is the finished run where the command is ``extend``; ``extra`` are further arguments
+    of the command; the rest is as for ``pack``.
 
     Raises:
         ConfigError: If it is another command, or what it reads means nothing on the cluster.
