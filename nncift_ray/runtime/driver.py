@@ -8,7 +8,6 @@ manifest is written last. Both are small JSON files written whole or not at all.
 from __future__ import annotations
 
 import contextlib
-import json
 import threading
 import time
 import uuid
@@ -110,10 +109,7 @@ def execute_here(
 def watching(
     stage: Stage, folder: Location, reporter: Reporter, every_seconds: float = WATCH_SECONDS
 ) -> Generator[None]:
-    """Pass on what a stage says of an item that takes long, while its workers work.
-
-    Workers may be anywhere, so they leave it in the stage's folder.
-    """
+    """Tell the reporter now and then how far a long item is, by what workers left in the folder."""
     if type(stage).progress is Stage.progress:
         yield
         return
@@ -169,7 +165,7 @@ def run_stage(
 def _begin(
     stage: Stage, folder: Location, num_items: int, records: list[ShardRecord], reporter: Reporter
 ) -> None:
-    """Say what lies ahead: to the reporter, and in the folder to whoever watches from elsewhere."""
+    """Write begun.json, which ``nncift status`` reads, and tell the reporter."""
     begun = StageBegun(
         stage=stage.name,
         fingerprint=stage_fingerprint(stage),
@@ -209,12 +205,15 @@ def _run_remaining(
         for outcome in execute(stage, folder, shards) if shards else ():
             if outcome.record is None:
                 failed.append(outcome)
-                _report_failed(stage, outcome, reporter)
+                error = f"{outcome.error_type}: {outcome.error_message}"
+                reporter.shard_failed(stage.name, outcome.start, outcome.stop, error)
             else:
                 _check_visible(folder, outcome.record)
                 finished.append(outcome)
-                _report_finished(stage, outcome, reporter)
-            _check_survivors(stage, folder, failed, finished)
+                reporter.shard_finished(stage.name, outcome.record)
+                if outcome.cause == "killed" and outcome.record.num_failures:
+                    reporter.notice(_describe_poison(stage, outcome))
+            _stop_if_hopeless(stage, folder, failed, finished)
         shards = [Shard(outcome.start, outcome.stop) for outcome in failed]
         if any(_users_error(outcome) for outcome in failed):
             break
@@ -223,7 +222,7 @@ def _run_remaining(
     return [outcome.record for outcome in finished if outcome.record is not None]
 
 
-def _check_survivors(
+def _stop_if_hopeless(
     stage: Stage, folder: Location, failed: list[ShardOutcome], finished: list[ShardOutcome]
 ) -> None:
     """Stop at once where no worker can be made or write, or where whatever is tried kills it.
@@ -259,19 +258,11 @@ def _is_emptied(stage: Stage, outcome: ShardOutcome) -> bool:
     return outcome.cause == "killed" and num_failures >= len(rows)
 
 
-def _report_failed(stage: Stage, outcome: ShardOutcome, reporter: Reporter) -> None:
-    error = f"{outcome.error_type}: {outcome.error_message}"
-    reporter.shard_failed(stage.name, outcome.start, outcome.stop, error)
-
-
-def _report_finished(stage: Stage, outcome: ShardOutcome, reporter: Reporter) -> None:
-    if outcome.record is not None:
-        reporter.shard_finished(stage.name, outcome.record)
-    if outcome.cause == "killed" and outcome.record is not None and outcome.record.num_failures:
-        reporter.notice(
-            f"stage '{stage.name}': rows of items {outcome.start}..{outcome.stop} "
-            f"killed their worker each time; they are in its errors table as '{KILLED_WORKER}'"
-        )
+def _describe_poison(stage: Stage, outcome: ShardOutcome) -> str:
+    return (
+        f"stage '{stage.name}': rows of items {outcome.start}..{outcome.stop} killed their worker "
+        f"each time; they are in its errors table as '{KILLED_WORKER}'"
+    )
 
 
 def _check_visible(folder: Location, record: ShardRecord) -> None:
@@ -338,9 +329,8 @@ def _finish(
 def _sweep(folder: Location) -> None:
     """Remove what only a run in progress needs, and what workers that died had not finished."""
     (folder / BEGUN_NAME).delete()
-    attempts = folder / ATTEMPTS_FOLDER
-    if attempts.exists():
-        attempts.delete_folder()
+    if (folder / ATTEMPTS_FOLDER).exists():
+        (folder / ATTEMPTS_FOLDER).delete_folder()
         delete_temporaries(folder)
 
 
@@ -387,16 +377,16 @@ def _check_failures(stage: Stage, folder: Location, manifest: StageManifest) -> 
 
 # How far a training is, left in its stage's folder by whichever worker does it.
 
-PROGRESS_NAME = "steps.json"
+PROGRESS_NAME = "progress.txt"
 SAVE_SECONDS = 5.0
 
 
 class StepProgress:
-    """Writes the steps done and an estimate of the time left, now and then."""
+    """Leaves a line about the steps done and the time left in a stage's folder, now and then."""
 
     def __init__(self, folder: Location, every_seconds: float = SAVE_SECONDS) -> None:
-        """Leave it in a stage's folder; time starts now."""
-        self._location = _location(folder)
+        """Time starts now."""
+        self._file = folder / ATTEMPTS_FOLDER / PROGRESS_NAME
         self._every_seconds = every_seconds
         self._start = self._last = time.monotonic()
 
@@ -406,21 +396,12 @@ class StepProgress:
         if now - self._last < self._every_seconds:
             return
         self._last = now
-        seconds_left = (now - self._start) / step * (total_steps - step)
-        told = {"step": step, "total_steps": total_steps, "seconds_left": seconds_left}
-        self._location.write_bytes(json.dumps(told).encode())
+        minutes = round((now - self._start) / step * (total_steps - step) / 60)
+        left = f"about {minutes:,} min left" if minutes else "less than a minute left"
+        self._file.write_bytes(f"step {step:,} of {total_steps:,}, {left}".encode())
 
 
 def describe_steps(folder: Location) -> str:
-    """Say in a line how far the training in a stage's folder is; "" before the first word of it."""
-    location = _location(folder)
-    if not location.exists():
-        return ""
-    told = json.loads(location.read_bytes())
-    minutes = round(told["seconds_left"] / 60)
-    left = f"about {minutes:,} min left" if minutes else "less than a minute left"
-    return f"step {told['step']:,} of {told['total_steps']:,}, {left}"
-
-
-def _location(folder: Location) -> Location:
-    return folder / ATTEMPTS_FOLDER / PROGRESS_NAME
+    """Return the line that ``StepProgress`` left; "" before the first one."""
+    file = folder / ATTEMPTS_FOLDER / PROGRESS_NAME
+    return file.read_bytes().decode() if file.exists() else ""

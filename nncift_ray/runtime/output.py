@@ -1,5 +1,8 @@
 """The folder of one stage's result: how a worker fills it and how later stages read it."""
 
+# pyarrow's stubs leave many type arguments open:
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+
 from __future__ import annotations
 
 import contextlib
@@ -222,11 +225,7 @@ def cut_ranges(ranges: Sequence[tuple[int, int]], shard_size: int) -> list[tuple
     ]
 
 
-# The folder of one stage's result: how a worker fills it and how later stages read it.
-
-# pyarrow's stubs leave many type arguments open:
-# pyright: reportUnknownMemberType=false
-
+# The folder of one stage's result.
 
 MANIFEST_NAME = "manifest.json"
 SHARD_FOLDER = "shards"
@@ -264,9 +263,9 @@ class Sink:
         self._folder, self._stage, self._check = folder, stage, check
         self._start, self._stop = start, stop
         self._stack = contextlib.ExitStack()
-        self._writers: dict[str, tuple[pq.ParquetWriter, HashingWriter, str]] = {}
+        self._writers: dict[str, pq.ParquetWriter] = {}
         self._rows: dict[str, int] = {}
-        self._files: list[tuple[str, HashingWriter]] = []
+        self._parts: list[tuple[str, str, HashingWriter]] = []  # table, path in the folder, stream
         self._errors: list[dict[str, Any]] = []
         self._num_errors = 0
         self._counts: dict[str, int] = {}
@@ -281,9 +280,11 @@ class Sink:
         """Append rows to a table; its schema must be the declared one."""
         if table_name not in self._writers:
             self._check(table_name, table.schema)
-            self._open(table_name, table.schema)
-        self._writers[table_name][0].write_table(table, row_group_size=ROW_GROUP_ROWS)
-        self._rows[table_name] += table.num_rows
+            name = f"{table_name}/{shard_name(self._start, self._stop)}.parquet"
+            file = pa.PythonFile(self._open(table_name, name), mode="w")
+            self._writers[table_name] = pq.ParquetWriter(file, table.schema, compression="zstd")
+        self._writers[table_name].write_table(table, row_group_size=ROW_GROUP_ROWS)
+        self._rows[table_name] = self._rows.get(table_name, 0) + table.num_rows
 
     def write_rows(
         self, table_name: str, rows: Sequence[Mapping[str, Any]], schema: pa.Schema
@@ -297,9 +298,11 @@ class Sink:
 
     def open_file(self, name: str) -> HashingWriter:
         """Open an artifact to stream to; it appears, complete, when the shard is finished."""
-        part = f"{FILES_TABLE}/{name}"
-        stream = self._stack.enter_context((self._folder / part).open_whole())
-        self._files.append((part, stream))
+        return self._open(FILES_TABLE, f"{FILES_TABLE}/{name}")
+
+    def _open(self, table_name: str, name: str) -> HashingWriter:
+        stream = self._stack.enter_context((self._folder / name).open_whole())
+        self._parts.append((table_name, name, stream))
         return stream
 
     def count(self, name: str, amount: int) -> None:
@@ -348,14 +351,19 @@ class Sink:
     def finish(self, seconds: float, units: int = 0) -> ShardRecord:
         """Close all parts and return what was written."""
         self._flush_errors()
-        for writer, _, _ in self._writers.values():
+        for writer in self._writers.values():
             writer.close()
         self._stack.close()
         parts = [
-            _part_record(table, name, self._rows[table], stream)
-            for table, (_, stream, name) in self._writers.items()
+            PartRecord(
+                table=table,
+                name=name,
+                rows=self._rows.get(table, 0),
+                bytes=stream.num_bytes,
+                sha256=stream.sha256,
+            )
+            for table, name, stream in self._parts
         ]
-        parts += [_part_record(FILES_TABLE, name, 0, stream) for name, stream in self._files]
         return ShardRecord(
             start=self._start,
             stop=self._stop,
@@ -370,24 +378,11 @@ class Sink:
 
     def abort(self) -> None:
         """Throw away the open parts of a shard that failed."""
-        for writer, _, _ in self._writers.values():
+        for writer in self._writers.values():
             with contextlib.suppress(OSError, ValueError, pa.ArrowException):
                 writer.close()
         with contextlib.suppress(_AbandonedError):
             self._stack.__exit__(_AbandonedError, _AbandonedError(), None)
-
-    def _open(self, table_name: str, schema: pa.Schema) -> None:
-        name = f"{table_name}/{shard_name(self._start, self._stop)}.parquet"
-        stream = self._stack.enter_context((self._folder / name).open_whole())
-        writer = pq.ParquetWriter(pa.PythonFile(stream, mode="w"), schema, compression="zstd")
-        self._writers[table_name] = (writer, stream, name)
-        self._rows[table_name] = 0
-
-
-def _part_record(table: str, name: str, rows: int, stream: HashingWriter) -> PartRecord:
-    return PartRecord(
-        table=table, name=name, rows=rows, bytes=stream.num_bytes, sha256=stream.sha256
-    )
 
 
 class StageOutput:
@@ -448,12 +443,20 @@ class StageOutput:
         self, table: str, start: int, stop: int, columns: Sequence[str] | None = None
     ) -> pa.Table:
         """Read the rows [start, stop) of a table, opening only the row groups that hold them."""
+        names = None if columns is None else list(columns)
         pieces: list[pa.Table] = []
         position = 0
         for location, part in self.table_parts(table):
             if position < stop and position + part.rows > start:
-                low, high = start - position, stop - position
-                pieces.extend(self._part_range(location, low, high, columns))
+                with self._open_part(location) as file:
+                    first = position
+                    for group in range(file.num_row_groups):
+                        rows = file.metadata.row_group(group).num_rows
+                        if first < stop and first + rows > start:
+                            low, high = max(0, start - first), min(rows, stop - first)
+                            held = file.read_row_group(group, columns=names)
+                            pieces.append(held.slice(low, high - low))
+                        first += rows
             position += part.rows
         if not pieces:
             raise StorageError(f"{self.folder}: rows {start}..{stop} of '{table}' are not there")
@@ -480,22 +483,6 @@ class StageOutput:
                 f"{self.folder}: table '{table}' has no row {wanted.max(initial=-1)}"
             )
         return pa.concat_tables(pieces).take(pa.array(back, pa.int64()))
-
-    def _part_range(
-        self, location: Location, start: int, stop: int, columns: Sequence[str] | None
-    ) -> list[pa.Table]:
-        pieces: list[pa.Table] = []
-        with self._open_part(location) as file:
-            position = 0
-            for group in range(file.num_row_groups):
-                rows = file.metadata.row_group(group).num_rows
-                if position < stop and position + rows > start:
-                    names = None if columns is None else list(columns)
-                    table = file.read_row_group(group, columns=names)
-                    low, high = max(0, start - position), min(rows, stop - position)
-                    pieces.append(table.slice(low, high - low))
-                position += rows
-        return pieces
 
     def _open_part(self, location: Location) -> pq.ParquetFile:
         try:
@@ -552,9 +539,6 @@ def root_of(output: StageOutput) -> StageOutput:
 
 
 # Matrices as Arrow columns of fixed-size lists, and back.
-
-# pyarrow's stubs leave many type arguments open:
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 
 
 def vectors_to_arrow(

@@ -12,7 +12,6 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
 import ray
@@ -38,40 +37,7 @@ ROUNDING = 1e-6  # Ray counts resources in units of 1e-4
 Item = TypeVar("Item")
 
 
-@dataclass(frozen=True, slots=True)
-class Node:
-    """What a node that is up has in all, in use or not."""
-
-    resources: Mapping[str, float]
-    labels: Mapping[str, str] = field(default_factory=dict[str, str])
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """What one actor asks of a node."""
-
-    resources: Mapping[str, float]
-    labels: Mapping[str, str]  # selectors
-
-    @classmethod
-    def of(cls, resources: Resources) -> Wanted:
-        """Return it by Ray's names; what an actor asks nothing of is left out."""
-        amounts = {"CPU": resources.num_cpus, "GPU": resources.num_gpus, **resources.custom}
-        asked = {name: amount for name, amount in amounts.items() if amount > 0}
-        return cls(asked, resources.labels)
-
-    def missing_on(self, node: Node) -> list[str]:
-        """Return what keeps an actor off a node; empty where it has a place."""
-        lacking = [
-            f"{name} {amount:g}"
-            for name, amount in self.resources.items()
-            if node.resources.get(name, 0) + ROUNDING < amount
-        ]
-        return lacking + [
-            f"label {key}: {selector}"
-            for key, selector in self.labels.items()
-            if not selects(selector, node.labels.get(key))
-        ]
+Node = Mapping[str, Any]  # as ray.nodes() tells of one
 
 
 def selects(selector: str, value: str | None) -> bool:
@@ -85,11 +51,7 @@ def selects(selector: str, value: str | None) -> bool:
 def alive_nodes() -> list[Node]:
     """Return the nodes that are up now and take work."""
     draining = state.get_draining_nodes()
-    return [
-        Node(node["Resources"], node.get("Labels") or {})
-        for node in ray.nodes()
-        if node["Alive"] and node["NodeID"] not in draining
-    ]
+    return [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in draining]
 
 
 def is_node_draining(node_id: str) -> bool:
@@ -102,45 +64,105 @@ def is_node_gone(node_id: str) -> bool:
     return all(node["NodeID"] != node_id for node in ray.nodes() if node["Alive"])
 
 
-def find_missing(wanted: Wanted, nodes: Sequence[Node]) -> list[str]:
+def asked_by(resources: Resources) -> dict[str, float]:
+    """Return what an actor asks for by Ray's names; what it asks nothing of is left out."""
+    amounts = {"CPU": resources.num_cpus, "GPU": resources.num_gpus, **resources.custom}
+    return {name: amount for name, amount in amounts.items() if amount > 0}
+
+
+def find_missing(resources: Resources, nodes: Sequence[Node]) -> list[str]:
     """Return what keeps an actor off every node, as far as the best one; empty if one will do."""
-    return min((wanted.missing_on(node) for node in nodes or [Node({})]), key=len)
+
+    def missing_on(node: Node) -> list[str]:
+        has, labels = node["Resources"], node.get("Labels") or {}
+        lacking = [
+            f"{name} {amount:g}"
+            for name, amount in asked_by(resources).items()
+            if has.get(name, 0) + ROUNDING < amount
+        ]
+        wrong = [
+            f"label {key}: {selector}"
+            for key, selector in resources.labels.items()
+            if not selects(selector, labels.get(key))
+        ]
+        return lacking + wrong
+
+    return min((missing_on(node) for node in nodes or [{"Resources": {}}]), key=len)
 
 
-def watch_placement(
-    items: Iterable[Item],
-    stage_name: str,
-    resources: Resources,
-    timeout_seconds: float,
-    *,
-    nodes: Callable[[], Sequence[Node]] = alive_nodes,
-    clock: Callable[[], float] = time.monotonic,
-    poll_seconds: float = POLL_SECONDS,
-    end: Callable[[], None] | None = None,
-) -> Iterator[Item]:
-    """Pass items on as they come, and stop when no node could have held an actor for too long.
+class PlacementWatch:
+    """Measures for how long no node could have held an actor, and stops the stage in the end.
 
     Only the absence of a place counts, not slow work: as long as any node has what one actor asks
     for, waiting has no end.
-
-    Args:
-        items: What the actors give; read in a thread of its own.
-        stage_name: For the message.
-        resources: What one actor asks for.
-        timeout_seconds: How long a place may be missing.
-        nodes: Tells the nodes that are up.
-        clock: Tells seconds.
-        poll_seconds: Between two looks at the cluster.
-        end: Makes ``items`` end; called, and the thread waited for, where the caller leaves early.
-
-    Raises:
-        StageError: If there was no place for ``timeout_seconds``, saying what is missing.
     """
-    patience = _Patience(stage_name, Wanted.of(resources), timeout_seconds, nodes, clock)
-    thread_name = f"outcomes of {stage_name}"
-    for item in iterate_in_thread(items, thread_name, patience.check, poll_seconds, end):
-        patience.renew()
-        yield item
+
+    def __init__(
+        self,
+        stage_name: str,
+        resources: Resources,
+        *,
+        nodes: Callable[[], Sequence[Node]] = alive_nodes,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Watch for a place, for at most ``resources.placement_timeout`` seconds.
+
+        Args:
+            stage_name: For the message.
+            resources: What one actor asks for.
+            nodes: Tells the nodes that are up.
+            clock: Tells seconds.
+        """
+        self._stage_name, self._resources = stage_name, resources
+        self._nodes, self._clock = nodes, clock
+        self._last_place = clock()
+
+    def renew(self) -> None:
+        """Take note that an actor had a place just now."""
+        self._last_place = self._clock()
+
+    def check(self) -> bool:
+        """Say whether a node could hold an actor.
+
+        Raises:
+            StageError: If none could for too long, saying what is missing.
+        """
+        nodes, wanted = self._nodes(), self._resources
+        missing = find_missing(wanted, nodes)
+        if not missing:
+            self.renew()
+            return True
+        waited = self._clock() - self._last_place
+        if waited < wanted.placement_timeout:
+            return False
+        asked = [f"{name} {amount:g}" for name, amount in asked_by(wanted).items()]
+        asked += [f"label {key}: {selector}" for key, selector in wanted.labels.items()]
+        raise StageError(
+            f"stage '{self._stage_name}': no node could hold an actor for {waited:,.0f} s. "
+            f"Missing: {', '.join(missing)}; an actor asks for {', '.join(asked)}; nodes up: "
+            f"{len(nodes)}. Start such a node, let the autoscaler bring one (its group's "
+            "max_workers and your quota), ask for less in the stage's pool, or raise "
+            "cluster.placement_timeout. Finished shards are kept; the same command goes on from "
+            "there."
+        )
+
+    def wait(self, poll_seconds: float = POLL_SECONDS) -> None:
+        """Return once a node could hold an actor; errors are those of ``check``."""
+        while not self.check():
+            time.sleep(poll_seconds)
+
+    def during(
+        self,
+        items: Iterable[Item],
+        *,
+        poll_seconds: float = POLL_SECONDS,
+        end: Callable[[], None] | None = None,
+    ) -> Iterator[Item]:
+        """Yield what actors give as it comes; errors are those of ``check``."""
+        name = f"outcomes of {self._stage_name}"
+        for item in iterate_in_thread(items, name, self.check, poll_seconds, end):
+            self.renew()
+            yield item
 
 
 def iterate_in_thread(
@@ -193,65 +215,6 @@ def iterate_in_thread(
         if end is not None and reader.is_alive():
             end()
             reader.join(END_SECONDS)
-
-
-def wait_for_place(
-    stage_name: str,
-    resources: Resources,
-    timeout_seconds: float,
-    *,
-    nodes: Callable[[], Sequence[Node]] = alive_nodes,
-    clock: Callable[[], float] = time.monotonic,
-    poll_seconds: float = POLL_SECONDS,
-) -> None:
-    """Return once a node could hold a worker; arguments and error as of ``watch_placement``."""
-    patience = _Patience(stage_name, Wanted.of(resources), timeout_seconds, nodes, clock)
-    while not patience.check():
-        time.sleep(poll_seconds)
-
-
-class _Patience:
-    """Measures for how long there has been no place."""
-
-    def __init__(
-        self,
-        stage_name: str,
-        wanted: Wanted,
-        timeout_seconds: float,
-        nodes: Callable[[], Sequence[Node]],
-        clock: Callable[[], float],
-    ) -> None:
-        self._stage_name, self._wanted, self._timeout = stage_name, wanted, timeout_seconds
-        self._nodes, self._clock = nodes, clock
-        self._last_place = clock()
-
-    def renew(self) -> None:
-        """Take note that an actor had a place just now."""
-        self._last_place = self._clock()
-
-    def check(self) -> bool:
-        """Say whether a node could hold an actor; raise when none could for too long."""
-        nodes = self._nodes()
-        missing = find_missing(self._wanted, nodes)
-        if not missing:
-            self.renew()
-            return True
-        waited = self._clock() - self._last_place
-        if waited >= self._timeout:
-            raise StageError(_no_place(self._stage_name, self._wanted, nodes, waited))
-        return False
-
-
-def _no_place(stage_name: str, wanted: Wanted, nodes: Sequence[Node], seconds: float) -> str:
-    asked = [f"{name} {amount:g}" for name, amount in wanted.resources.items()]
-    asked += [f"label {key}: {selector}" for key, selector in wanted.labels.items()]
-    return (
-        f"stage '{stage_name}': no node could hold an actor for {seconds:,.0f} s. Missing: "
-        f"{', '.join(find_missing(wanted, nodes))}; an actor asks for {', '.join(asked)}; nodes "
-        f"up: {len(nodes)}. Start such a node, let the autoscaler bring one (its group's "
-        "max_workers and your quota), ask for less in the stage's pool, or raise "
-        "cluster.placement_timeout. Finished shards are kept; the same command goes on from there."
-    )
 
 
 # Shards on Ray: a session, and an executor that sends shards through a Ray Data actor pool.
@@ -426,13 +389,8 @@ def _execute_in_pool(stage: Stage, folder: Location, shards: list[Shard]) -> Ite
         label_selector=dict(resources.labels) or None,
     )
     try:
-        for row in watch_placement(
-            _rows_as_they_come(outcomes),
-            stage.name,
-            resources,
-            resources.placement_timeout,
-            end=lambda: _end(outcomes),
-        ):
+        watch = PlacementWatch(stage.name, resources)
+        for row in watch.during(_rows_as_they_come(outcomes), end=lambda: _end(outcomes)):
             yield ShardOutcome.model_validate_json(row["outcome"])
     except ray.exceptions.RayError as error:
         raise StageError(

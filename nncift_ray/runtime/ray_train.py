@@ -6,12 +6,9 @@ Ray Train's import takes seconds, so it is imported where workers are started.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import signal
-import threading
 import uuid
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from nncift_ray.errors import NnciftError, StageError
@@ -71,14 +68,23 @@ def train_once(work: Work[Result], workers: RayWorkers) -> Result:
     """
     import ray.train.torch
 
-    from nncift_ray.runtime.ray_pool import wait_for_place
+    from nncift_ray.runtime.ray_pool import PlacementWatch
 
-    wanted = Resources(workers.num_cpus, float(workers.use_gpu), labels=workers.labels)
-    wait_for_place("training", wanted, workers.placement_timeout)
+    class Trainer(ray.train.torch.TorchTrainer):
+        def _register_sigint_handler(self, controller: Any) -> None:
+            """Keep our own: theirs waits for the workers, exits with 0 and stays installed."""
+
+    wanted = Resources(
+        workers.num_cpus,
+        float(workers.use_gpu),
+        labels=workers.labels,
+        placement_timeout=workers.placement_timeout,
+    )
+    PlacementWatch("training", wanted).wait()
     each = {"CPU": workers.num_cpus} | ({"GPU": 1} if workers.use_gpu else {})
     # A name of its own: Ray Train would go on from what another run left under it.
     name = uuid.uuid4().hex[:8]
-    trainer = ray.train.torch.TorchTrainer(
+    trainer = Trainer(
         _run_worker,
         train_loop_config={"work": work},
         scaling_config=ray.train.ScalingConfig(
@@ -96,9 +102,8 @@ def train_once(work: Work[Result], workers: RayWorkers) -> Result:
         ),
     )
     try:
-        with _interruptible():
-            result: Any = trainer.fit()
-            return result.return_value
+        result: Any = trainer.fit()
+        return result.return_value
     finally:
         (workers.folder / name).delete_folder()
 
@@ -110,26 +115,6 @@ def _run_worker(config: dict[str, Any]) -> Any:
     rank, num_workers = context.get_world_rank(), context.get_world_size()
     result = config["work"](rank, num_workers)
     return result if rank == 0 else None
-
-
-@contextlib.contextmanager
-def _interruptible() -> Generator[None]:
-    """Turn Ray Train's answer to Ctrl-C, an exit with code 0, into what would be done without it.
-
-    Ray Train leaves its own handler installed, under which later stages would swallow Ctrl-C.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    except SystemExit:
-        signal.signal(signal.SIGINT, before)
-        signal.raise_signal(signal.SIGINT)
-        raise KeyboardInterrupt from None
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def users_error(error: TrainingFailedError) -> NnciftError | None:

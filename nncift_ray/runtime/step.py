@@ -148,9 +148,9 @@ class Stage(ABC):
         return range(start, stop)
 
     def progress(self, folder: Location) -> str:
-        """Say in one line how far an item is that takes long, from what lies in the folder.
+        """Say in one line how far a long item is, from what its worker left in the folder, or "".
 
-        "" where there is nothing to say. The driver asks now and then while workers work.
+        The driver asks now and then while workers work.
         """
         return ""
 

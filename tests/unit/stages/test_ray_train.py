@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -67,16 +66,3 @@ def test_what_a_worker_raised_for_the_user_to_mend_is_not_tried_again(
     with pytest.raises(kind) as got:
         train(failures)
     assert got.value.args[-1] == num_tries
-
-
-def interrupted_as_ray_train_does() -> None:
-    with ray_train._interruptible():
-        signal.signal(signal.SIGINT, lambda number, frame: None)
-        raise SystemExit(0)
-
-
-def test_an_interrupt_that_ray_train_swallows_is_raised_and_its_handler_goes() -> None:
-    before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
-        interrupted_as_ray_train_does()
-    assert signal.getsignal(signal.SIGINT) is before

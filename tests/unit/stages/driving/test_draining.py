@@ -14,7 +14,6 @@ from nncift_ray.runtime import ray_pool as placement
 from nncift_ray.runtime.files import Location
 from nncift_ray.runtime.ray_pool import (
     LEFT_DRAINING_NODE,
-    Node,
     ShardActor,
     alive_nodes,
     is_node_gone,
@@ -53,7 +52,7 @@ def actor_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 
 
 def test_a_draining_node_is_no_place() -> None:
-    assert alive_nodes() == [Node({"CPU": 1.0})]
+    assert alive_nodes() == NODES[:1]
 
 
 def test_a_draining_node_is_not_gone_yet() -> None:
