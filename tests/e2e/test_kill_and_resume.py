@@ -19,7 +19,7 @@ from tests.e2e.recipes import NUM_PAIRS
 
 SECONDS_TO_LIVE = 400
 # In the actors that embed, in those that ask the teacher, and before Ray Train. All stages go
-# through one driver, whose shards tests/unit/stages/driving/test_driver.py loses one by one.
+# through one driver, whose shards tests/unit/runtime/test_driver.py loses one by one.
 MOMENTS = [("embed", "1"), ("label", "1"), ("fit", "start")]
 # How many actors there are and what each is handed; none of it may change a row.
 OTHER_SHAPE = [

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from nncift_ray.runtime.files import Location
+from tests.chain import run_chain
 from tests.s3 import Flaky, s3_server
-from tests.unit.stages.chain import run_chain
 
 #: Some hundred requests; every refusal costs the client's own pause.
 SMALL: dict[str, Any] = {"num_candidates": 40, "num_targets": 6, "budget": 5, "by_teacher": True}

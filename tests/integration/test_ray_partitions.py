@@ -15,7 +15,7 @@ from nncift_ray.runtime.progress import SilentReporter
 from nncift_ray.runtime.ray_pool import execute_on_ray, ray_session
 from nncift_ray.runtime.step import Resources
 from nncift_ray.selection.step import SelectPartitionsStage, SelectStage
-from tests.unit.stages.chain import run_chain
+from tests.chain import run_chain
 
 PARTITIONS = 4
 SELECTION = SelectionConfig(

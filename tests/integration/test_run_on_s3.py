@@ -10,8 +10,8 @@ import pytest
 from nncift_ray.errors import StorageError
 from nncift_ray.runtime.files import Location
 from nncift_ray.runtime.output import MANIFEST_NAME
+from tests.chain import run_chain
 from tests.s3 import s3_server
-from tests.unit.stages.chain import run_chain
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from nncift_ray.cli import app
 from nncift_ray.terminal import excerpt
 from tests.unit.explain.test_status import write_run
-from tests.unit.stages.driving.test_driver import SquareStage
+from tests.unit.runtime.test_driver import SquareStage
 
 COMMANDS = (
     "run",

@@ -12,9 +12,9 @@ from nncift_ray.errors import DataError
 from nncift_ray.plan import STAGE_START_SECONDS, RunPlan, make_plan
 from nncift_ray.recipe.loading import make_config
 from nncift_ray.scores.index_step import BlockDecision
-from tests.unit.stages.chain import write_corpus
+from tests.chain import write_corpus
 
-RATER = "tests.unit.stages.chain:LastDigitTeacher"
+RATER = "tests.chain:LastDigitTeacher"
 
 
 def plan(folder: Path, *, kind: str, num_candidates: int = 80, num_targets: int = 0) -> RunPlan:

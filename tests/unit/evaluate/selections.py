@@ -20,7 +20,7 @@ from nncift_ray.runtime.step import Stage
 from nncift_ray.scores.teacher_scores import TeacherScoresStage
 from nncift_ray.selection.step import SelectStage
 from nncift_ray.teachers.delift import DeliftSeTeacher
-from tests.unit.stages.chain import TOP_HELPERS, run_chain
+from tests.chain import TOP_HELPERS, run_chain
 
 NUM_CANDIDATES, NUM_TARGETS, BUDGET = 120, 20, 12
 OBJECTIVE = "facility_location_query_mutual_information"

@@ -31,7 +31,7 @@ from nncift_ray.runtime.progress import SilentReporter
 from nncift_ray.runtime.step import KILLED_WORKER, Stage
 from tests.fake_engines import FakeGenerator
 from tests.hash_embedder import HashEmbedder
-from tests.unit.stages.driving.dying import KilledError, replace_the_dead
+from tests.unit.runtime.dying import KilledError, replace_the_dead
 
 SETTINGS = GenerationConfig(max_tokens=20, temperature=0.5, min_p=0.1, seed=7)
 NUM_TESTS = 300

@@ -1,4 +1,4 @@
-"""Chains of stages (``tests.unit.stages.chain``) made to look like runs, by their record."""
+"""Chains of stages (``tests.chain``) made to look like runs, by their record."""
 
 from __future__ import annotations
 

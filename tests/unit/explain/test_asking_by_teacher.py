@@ -12,8 +12,8 @@ from nncift_ray.explain import explain, query
 from nncift_ray.extend import prepare
 from nncift_ray.runs import Run
 from nncift_ray.sweep import SweepGrid, plan_sweep
+from tests.chain import LastDigitTeacher, run_chain
 from tests.unit.explain.recorded import record_run
-from tests.unit.stages.chain import LastDigitTeacher, run_chain
 
 NUM_CANDIDATES, NUM_TARGETS, BUDGET = 70, 8, 10
 

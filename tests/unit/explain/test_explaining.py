@@ -21,7 +21,7 @@ from nncift_ray.recipe.loading import make_config
 from nncift_ray.runs import Run
 from nncift_ray.runtime.files import Location
 from nncift_ray.runtime.output import StageOutput
-from tests.unit.stages.chain import run_chain
+from tests.chain import run_chain
 
 NUM_CANDIDATES, BUDGET = 60, 9
 

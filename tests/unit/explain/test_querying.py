@@ -15,9 +15,9 @@ from nncift_ray.errors import DataError, StageError
 from nncift_ray.explain import InfluenceList, QueryAnswer, query
 from nncift_ray.runs import Run
 from nncift_ray.runtime.output import StageOutput
+from tests.chain import LastDigitTeacher, run_chain
 from tests.s3 import s3_server
 from tests.unit.explain.recorded import record_run
-from tests.unit.stages.chain import LastDigitTeacher, run_chain
 
 NUM_CANDIDATES, NUM_TARGETS, TOP = 90, 12, 10
 Chain = tuple[str, dict[str, StageOutput]]

@@ -16,7 +16,7 @@ from nncift_ray.runtime.files import Location, is_locked, locked
 from nncift_ray.runtime.output import BEGUN_NAME, SHARD_FOLDER, ShardRecord, StageBegun
 from nncift_ray.runtime.progress import SilentReporter
 from nncift_ray.runtime.step import Resources
-from tests.unit.stages.driving.test_driver import SquareStage
+from tests.unit.runtime.test_driver import SquareStage
 
 START = datetime.fromisoformat("2026-01-02T03:00:00.000+00:00")
 PRICES = {"price_per_cpu_hour": 36.0, "price_per_gpu_hour": 360.0}  # a cent, ten cents a second

@@ -22,8 +22,8 @@ from nncift_ray.runtime.step import Stage
 from nncift_ray.scores.step import ProjectStage, ScorePairsStage
 from nncift_ray.selection.step import SelectStage
 from nncift_ray.selection.tables import TOP_K, resolve_selection
+from tests.chain import MODEL, make_embedder, run_chain
 from tests.unit.explain.recorded import record_run
-from tests.unit.stages.chain import MODEL, make_embedder, run_chain
 
 NUM_OLD, NUM_NEW, NUM_TARGETS, BUDGET, TOP_K_KEPT = 300, 70, 12, 25, 10
 Outputs = dict[str, StageOutput]

@@ -11,6 +11,7 @@ import pytest
 
 from nncift_ray.report.data import count_duplicates
 from nncift_ray.runs import Run, StatusReader
+from tests.chain import LastDigitTeacher
 from tests.unit.extend.grown import (
     NUM_NEW,
     NUM_OLD,
@@ -21,7 +22,6 @@ from tests.unit.extend.grown import (
     score_whole,
     write_new,
 )
-from tests.unit.stages.chain import LastDigitTeacher
 
 SUM_TOLERANCE = 1e-9  # relative, of float64 sums that are added up in another order
 COPIES = (3, 3, 250)  # old candidates that the new file holds again

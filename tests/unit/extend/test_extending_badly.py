@@ -16,8 +16,8 @@ from nncift_ray.errors import ConfigError, DataError, ModelError, StageError, St
 from nncift_ray.extend import default_run_dir, find_embedder, recipe_of_union
 from nncift_ray.runs import Run
 from nncift_ray.runtime.output import MANIFEST_NAME, StageOutput
+from tests.chain import MODEL
 from tests.unit.extend.grown import NUM_OLD, grow, make_extension, make_parent, write_new
-from tests.unit.stages.chain import MODEL
 
 
 @pytest.fixture(scope="module")

@@ -20,8 +20,8 @@ from nncift_ray.runs import Run
 from nncift_ray.runtime.driver import execute_here
 from nncift_ray.runtime.output import SHARD_FOLDER, ShardRecord
 from nncift_ray.runtime.progress import SilentReporter
+from tests.chain import MODEL, make_embedder
 from tests.unit.extend.grown import NUM_NEW, NUM_OLD, grow, make_parent, write_new
-from tests.unit.stages.chain import MODEL, make_embedder
 
 SMALL_SHARDS = ("pair_scores.pool.shard_rows=1",)  # an atom of 256 rows each
 

@@ -19,8 +19,8 @@ from nncift_ray.runtime.progress import SilentReporter
 from nncift_ray.runtime.step import Stage
 from nncift_ray.teachers.base import LabelRequest, Measurement, MeasurementFailure, Teacher
 from nncift_ray.teachers.delift import DeliftTeacher
+from tests.chain import write_corpus
 from tests.fake_engines import FakeEngine
-from tests.unit.stages.chain import write_corpus
 
 UTILITY_TOLERANCE = 1e-6
 EXACT_PAIRS = 60

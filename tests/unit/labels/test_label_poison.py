@@ -19,9 +19,9 @@ from nncift_ray.runtime.shards import MAX_DEATHS
 from nncift_ray.runtime.step import KILLED_WORKER, Stage
 from nncift_ray.teachers.base import LabelRequest
 from nncift_ray.teachers.delift import DeliftTeacher
+from tests.chain import write_corpus
 from tests.fake_engines import FakeEngine
-from tests.unit.stages.chain import write_corpus
-from tests.unit.stages.driving.dying import KilledError, replace_the_dead
+from tests.unit.runtime.dying import KilledError, replace_the_dead
 
 LABEL_PAIRS = 150
 

@@ -10,10 +10,10 @@ import pytest
 from nncift_ray.labels.sample import TRAIN, VALIDATION
 from nncift_ray.network import drift
 from nncift_ray.runtime.output import column_matrix
+from tests import chain
 from tests.hash_embedder import HashEmbedder
 from tests.unit.extend import grown
 from tests.unit.extend.grown import NUM_OLD, Outputs, grow, make_parent, write_new
-from tests.unit.stages import chain
 
 FOREIGN = 4  # candidates numbered from here times NUM_OLD are of another domain
 DOMAIN_WEIGHT = 1.5

@@ -24,10 +24,10 @@ from nncift_ray.runtime.driver import execute_here
 from nncift_ray.runtime.progress import SilentReporter
 from nncift_ray.runtime.step import Resources
 from nncift_ray.teachers.setup import RecipeTeacher
+from tests.chain import LastDigitTeacher
 from tests.fake_engines import FakeEngine
-from tests.unit.stages.chain import LastDigitTeacher
 
-RATER = "tests.unit.stages.chain:LastDigitTeacher"
+RATER = "tests.chain:LastDigitTeacher"
 
 
 def recipe(objective: str = "top_k", **teacher: Any) -> Config:

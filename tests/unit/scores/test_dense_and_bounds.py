@@ -16,7 +16,7 @@ from nncift_ray.runtime.output import StageOutput, column_matrix
 from nncift_ray.runtime.progress import SilentReporter
 from nncift_ray.scores.backend import PairMemory
 from nncift_ray.scores.step import ScorePairsStage
-from tests.unit.stages.made import Made, make_stages
+from tests.made import Made, make_stages
 
 K = 10
 

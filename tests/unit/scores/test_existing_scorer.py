@@ -12,7 +12,7 @@ from nncift_ray.runtime.output import StageOutput, column_matrix
 from nncift_ray.scores.exact import score_block
 from nncift_ray.scores.kernel import ONE
 from nncift_ray.selection.tables import ScoreTables
-from tests.unit.stages.chain import Sizes, run_chain
+from tests.chain import Sizes, run_chain
 
 SCORE_TOLERANCE = 1e-5  # float32 influence of size 1
 NUM_EXISTING = 50

@@ -35,7 +35,7 @@ from nncift_ray.scores.index_step import (
 )
 from nncift_ray.scores.step import ScorePairsStage
 from nncift_ray.selection.tables import ScoreTables
-from tests.unit.stages.made import Made, make_stages
+from tests.made import Made, make_stages
 
 K = 10
 PRUNED = PairScoresConfig(mode="pruned", top_k=K, min_recall=0.9, recall_rows=60)

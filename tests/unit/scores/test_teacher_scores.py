@@ -23,8 +23,8 @@ from nncift_ray.scores.teacher_scores import TeacherScoresStage
 from nncift_ray.selection.problem import InfluenceScale
 from nncift_ray.selection.step import SelectStage
 from nncift_ray.selection.tables import ScoreTables
-from tests.unit.stages.chain import LastDigitTeacher, run_chain
-from tests.unit.stages.made import given_output
+from tests.chain import LastDigitTeacher, run_chain
+from tests.made import given_output
 
 COSINE_TOLERANCE = 1e-6  # float32
 Label = tuple[str, int, int | None, float | None]  # block, helped, helper, utility; None: it failed

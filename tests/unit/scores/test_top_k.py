@@ -14,7 +14,7 @@ from nncift_ray.network.network import InfluenceNetwork
 from nncift_ray.runtime.output import StageOutput, column_matrix
 from nncift_ray.scores.exact import score_block
 from nncift_ray.selection.tables import blocks_of
-from tests.unit.stages.chain import LastDigitTeacher, Sizes, run_chain
+from tests.chain import LastDigitTeacher, Sizes, run_chain
 
 SCORE_TOLERANCE = 1e-6  # float32 influence of size 1
 NUM_CANDIDATES, NUM_TARGETS, BUDGET = 600, 40, 30

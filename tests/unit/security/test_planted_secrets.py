@@ -19,10 +19,10 @@ from nncift_ray.runtime.output import Sink, describe_environment
 from nncift_ray.runtime.progress import LineReporter, SilentReporter
 from nncift_ray.runtime.step import Shard, Worker
 from nncift_ray.runtime.telemetry import LOG_FOLDER, observed
+from tests.chain import run_chain
 from tests.unit.explain.recorded import record_run
 from tests.unit.recipe.test_secrets import PLANTED, recipe
-from tests.unit.stages.chain import run_chain
-from tests.unit.stages.driving.test_driver import SquareStage
+from tests.unit.runtime.test_driver import SquareStage
 
 URL = "https://user:sEcReT77@host/model"
 SECRETS = (*PLANTED.values(), "sEcReT77")

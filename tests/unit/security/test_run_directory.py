@@ -14,7 +14,7 @@ from nncift_ray.runtime.driver import execute_here, run_stage, stage_folder
 from nncift_ray.runtime.files import Location, resolve
 from nncift_ray.runtime.output import StageOutput
 from nncift_ray.runtime.progress import SilentReporter
-from tests.unit.stages.driving.test_driver import SquareStage
+from tests.unit.runtime.test_driver import SquareStage
 
 
 def mode(path: Path) -> int:

@@ -32,7 +32,7 @@ from nncift_ray.selection.step import (
     load_picks,
 )
 from nncift_ray.selection.tables import ScoreTables
-from tests.unit.stages.chain import run_chain
+from tests.chain import run_chain
 
 TARGETS, EXISTING, BUDGET = 20, 30, 12
 WITHIN_OBJECTIVES = ("facility_location", "graph_cut", "saturated_coverage", "random")

@@ -20,7 +20,7 @@ from nncift_ray.selection.partitioned import part_tasks
 from nncift_ray.selection.problem import Objective, SparseScores
 from nncift_ray.selection.step import SelectPartitionsStage, SelectStage
 from nncift_ray.selection.tables import ScoreTables, build_objective
-from tests.unit.stages.chain import Sizes, run_chain
+from tests.chain import Sizes, run_chain
 
 CANDIDATES, TARGETS, EXISTING, BUDGET = 90, 20, 30, 12
 #: Objective, and the chain it is selected from.

@@ -29,7 +29,7 @@ from nncift_ray.sweep import (
     sweep_points,
 )
 from nncift_ray.terminal import print_sweep
-from tests.unit.stages.chain import run_chain
+from tests.chain import run_chain
 
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 NETWORK = NetworkConfig(num_hidden=8, num_epochs=2, min_steps=0)

@@ -17,7 +17,7 @@ from nncift_ray.teachers.base import (
     TeacherContext,
     make_teacher,
 )
-from tests.unit.stages.chain import run_chain
+from tests.chain import run_chain
 
 PAGE = Path(__file__).parents[3] / "docs" / "teachers.md"
 MAX_LINES = 32

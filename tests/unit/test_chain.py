@@ -14,7 +14,7 @@ from nncift_ray.network.step import stretch
 from nncift_ray.network.training import TrainingConfig
 from nncift_ray.runtime.output import StageOutput, column_matrix
 from nncift_ray.scores.exact import score_block
-from tests.unit.stages.chain import Sizes, run_chain
+from tests.chain import Sizes, run_chain
 
 SCORE_TOLERANCE = 1e-5
 

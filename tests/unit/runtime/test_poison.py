@@ -31,7 +31,7 @@ from nncift_ray.runtime.shards import (
     MAX_POISON_OF_AN_ITEM,
 )
 from nncift_ray.runtime.step import KILLED_WORKER, Shard, Stage, Worker
-from tests.unit.stages.driving.dying import KilledError, replace_lost_nodes, replace_the_dead
+from tests.unit.runtime.dying import KilledError, replace_lost_nodes, replace_the_dead
 
 ROWS = pa.schema([pa.field("row", pa.int64()), pa.field("text", pa.string())])
 EDGES = (0, 13, 30, 31, 50, 64, 90, 100)  # 100 rows in 7 items

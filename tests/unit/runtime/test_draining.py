@@ -19,7 +19,7 @@ from nncift_ray.runtime.ray_pool import (
     is_node_gone,
 )
 from nncift_ray.runtime.shards import ShardOutcome
-from tests.unit.stages.driving.test_driver import SquareStage
+from tests.unit.runtime.test_driver import SquareStage
 
 NODES = [
     {"NodeID": "up", "Alive": True, "Resources": {"CPU": 1.0}, "Labels": {}},

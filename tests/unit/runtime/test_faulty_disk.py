@@ -14,9 +14,9 @@ from nncift_ray.runtime.driver import execute_here, finished_shards, run_stage, 
 from nncift_ray.runtime.files import TEMPORARY_MARK, Location
 from nncift_ray.runtime.output import MANIFEST_NAME, StageManifest, StageOutput
 from nncift_ray.runtime.progress import SilentReporter
-from tests.unit.stages.driving.die_writing import NUM_ITEMS, SHARD_ITEMS
-from tests.unit.stages.driving.faulty_disk import FULL_DEVICE, on_full_disk
-from tests.unit.stages.driving.test_driver import SquareStage
+from tests.unit.runtime.die_writing import NUM_ITEMS, SHARD_ITEMS
+from tests.unit.runtime.faulty_disk import FULL_DEVICE, on_full_disk
+from tests.unit.runtime.test_driver import SquareStage
 
 SQUARES = [number**2 for number in range(NUM_ITEMS)]
 PLENTY = 10**9
@@ -74,7 +74,7 @@ def test_wherever_the_disk_is_full_the_error_says_so_and_the_same_command_goes_o
 def test_a_process_killed_with_half_a_file_written_leaves_no_such_file(
     tmp_path: Path, victim: str
 ) -> None:
-    command = [sys.executable, "-m", "tests.unit.stages.driving.die_writing", str(tmp_path), victim]
+    command = [sys.executable, "-m", "tests.unit.runtime.die_writing", str(tmp_path), victim]
     died = subprocess.run(command, timeout=120, check=False)
     assert died.returncode == -signal.SIGKILL
     folder = folder_below(Location.of(str(tmp_path)))

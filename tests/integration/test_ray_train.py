@@ -1,4 +1,4 @@
-"""The warm-up through Ray Train: the numbers of one process, and errors a user can act on."""
+"""Training through Ray Train: the numbers of one process, and errors a user can act on."""
 
 from __future__ import annotations
 
@@ -12,9 +12,13 @@ import ray.train
 
 from nncift_ray.engines.lora import LoraModel
 from nncift_ray.errors import ModelError, StageError
-from nncift_ray.recipe.sections import ClusterConfig
+from nncift_ray.network.factored import read_network
+from nncift_ray.network.step import FitStage
+from nncift_ray.recipe.sections import ClusterConfig, NetworkConfig
+from nncift_ray.runtime.driver import run_stage
 from nncift_ray.runtime.files import Location
-from nncift_ray.runtime.ray_pool import ray_session
+from nncift_ray.runtime.progress import SilentReporter
+from nncift_ray.runtime.ray_pool import execute_on_ray, ray_session
 from nncift_ray.runtime.ray_train import RayWorkers, worker_error
 from nncift_ray.teachers.warmup import (
     TENSOR_GROUPS,
@@ -23,6 +27,7 @@ from nncift_ray.teachers.warmup import (
     warm_up_here,
     warm_up_on_ray,
 )
+from tests.chain import run_chain
 from tests.unit.teachers.less_chain import EMPTY, TOO_LONG, make_factory, make_job
 
 SAME_TOLERANCE = 1e-6
@@ -72,3 +77,21 @@ def test_what_a_worker_raised_for_the_user_is_what_the_user_sees() -> None:
     unknown = worker_error(ray.train.WorkerGroupError("trace", {0: RuntimeError("out of memory")}))
     assert type(unknown) is StageError
     assert "trace" in str(unknown)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_ray")
+@pytest.mark.parametrize(("num_workers", "tolerance"), [(1, 0.0), (2, 1e-4)])
+def test_ray_trains_the_network_that_this_process_would(
+    tmp_path: Path, num_workers: int, tolerance: float
+) -> None:
+    chain = run_chain(tmp_path, num_candidates=80, num_targets=8, budget=9)
+    workers = RayWorkers(Location.of(str(tmp_path / "training")), num_workers)
+    network = NetworkConfig(num_hidden=8, num_epochs=3, min_steps=0, seed=1)
+    stage = FitStage(chain["label"], chain["embed"], ("within", "cross"), network, workers)
+    run_dir = Location.of(str(tmp_path / "ray"))
+    fit = run_stage(stage, run_dir, execute=execute_on_ray, reporter=SilentReporter())
+    for block in ("within", "cross"):
+        on_ray, here = read_network(fit, block), read_network(chain["fit"], block)
+        for name, array in on_ray.to_state().items():
+            np.testing.assert_allclose(array, here.to_state()[name], rtol=0, atol=tolerance)

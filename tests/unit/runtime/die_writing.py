@@ -1,6 +1,6 @@
 """Run a small stage and die by SIGKILL with half a file written.
 
-``python -m tests.unit.stages.driving.die_writing FOLDER NAME``: the file whose path holds the name.
+``python -m tests.unit.runtime.die_writing FOLDER NAME``: the file whose path holds the name.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from pathlib import Path
 
 from nncift_ray.runtime.driver import execute_here, run_stage
 from nncift_ray.runtime.progress import SilentReporter
-from tests.unit.stages.driving.faulty_disk import on_deadly_disk
-from tests.unit.stages.driving.test_driver import SquareStage
+from tests.unit.runtime.faulty_disk import on_deadly_disk
+from tests.unit.runtime.test_driver import SquareStage
 
 NUM_ITEMS, SHARD_ITEMS = 6, 2
 

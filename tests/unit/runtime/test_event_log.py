@@ -13,7 +13,7 @@ from nncift_ray.runtime.driver import execute_here, run_stage, stage_fingerprint
 from nncift_ray.runtime.files import Location
 from nncift_ray.runtime.output import BEGUN_NAME, ShardRecord, StageBegun
 from nncift_ray.runtime.progress import EventLog, Reporter, SilentReporter
-from tests.unit.stages.driving.test_driver import SquareStage
+from tests.unit.runtime.test_driver import SquareStage
 
 
 def logged(stage: SquareStage, folder: Path) -> list[dict[str, Any]]:
