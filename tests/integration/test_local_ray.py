@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import threading
 import time
 import urllib.request
@@ -204,6 +205,30 @@ def test_the_driver_hears_of_a_shard_before_the_next_is_finished(tmp_path: Path)
     stage, listener = WaitingStage(heard), Listener(heard)
     run_stage(stage, Location.of(str(tmp_path / "run")), execute=execute_on_ray, reporter=listener)
     assert listener.failures == []
+
+
+class DriverStage(CountingStage):
+    """One item, which tells which process works on it."""
+
+    name: ClassVar[str] = "driver"
+
+    def num_items(self) -> int:
+        return 1
+
+    def work(self, shard: Shard, sink: Sink) -> None:
+        sink.write_rows("rows", [{"row": os.getpid()}], ROWS)
+
+
+@pytest.mark.usefixtures("_ray")
+def test_one_small_item_is_done_by_the_driver_and_an_isolated_one_is_not(tmp_path: Path) -> None:
+    run_dir = Location.of(str(tmp_path / "run"))
+    processes: list[int] = []
+    for name, isolated in (("here", False), ("away", True)):
+        stage = type("Stage", (DriverStage,), {"name": name, "isolated": isolated})(tmp_path)
+        output = run_stage(stage, run_dir, execute=execute_on_ray, reporter=SilentReporter())
+        processes += output.read("rows")["row"].to_pylist()
+    assert processes[0] == os.getpid()
+    assert processes[1] != os.getpid()
 
 
 @pytest.mark.usefixtures("_ray")

@@ -29,7 +29,7 @@ from nncift_ray.runtime.shards import (
     ShardRunner,
     execute_shard,
 )
-from nncift_ray.runtime.step import Shard, Stage, Worker
+from nncift_ray.runtime.step import DRIVER_INPUT_BYTES, Resources, Shard, Stage, Worker
 
 SQUARES = pa.schema([pa.field("item", pa.int64()), pa.field("square", pa.int64())])
 
@@ -90,6 +90,39 @@ def run(stage: Stage, folder: Path) -> StageOutput:
     return run_stage(
         stage, Location.of(str(folder)), execute=execute_here, reporter=SilentReporter()
     )
+
+
+@pytest.mark.parametrize(
+    ("change", "in_driver"),
+    [
+        ({}, True),
+        ({"count": 2}, False),
+        ({"isolated": True}, False),
+        ({"divisible": True}, False),
+        ({"resources": Resources(num_gpus=0.5)}, False),
+        ({"resources": Resources(labels={"zone": "a"})}, False),
+        ({"resources": Resources(custom={"licence": 1})}, False),
+        ({"input_bytes": lambda: DRIVER_INPUT_BYTES + 1}, False),
+    ],
+)
+def test_one_small_item_that_asks_for_nothing_special_needs_no_actor(
+    change: dict[str, Any], in_driver: bool
+) -> None:
+    stage = SquareStage(1, 1)
+    for name, value in change.items():
+        setattr(stage, name, value)
+    assert stage.runs_in_driver() is in_driver
+
+
+def test_what_a_stage_may_read_is_the_size_of_its_inputs(tmp_path: Path) -> None:
+    class Reading(SquareStage):
+        @property
+        def inputs(self) -> Mapping[str, StageOutput]:
+            return {"first": output, "again": output}
+
+    output = run(SquareStage(4, 1), tmp_path)
+    size = sum(location.size() or 0 for location, _ in output.table_parts("squares"))
+    assert Reading(1, 1).input_bytes() == 2 * size
 
 
 def squares(output: StageOutput) -> list[Any]:
