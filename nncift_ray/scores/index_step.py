@@ -55,31 +55,18 @@ REPEATS = 3  # the best of so many runs counts: what else the machine does only 
 
 @dataclass(frozen=True, slots=True)
 class BlockDecision:
-    """How a block is scored, and why.
-
-    Attributes:
-        mode: "exact" scores every pair.
-        reason: In words.
-        num_probes: Cells probed a row.
-        num_candidates: Columns listed a row.
-        recall: On the rows the search was tuned on; None where it was not tuned.
-        standard_error: Of that mean.
-        scored_fraction: Share of the pairs that is scored.
-        exact_seconds: Predicted, of all workers together; None where nothing was measured.
-        pruned_seconds: Predicted, building included.
-        build_seconds: Of them, building, as it was measured.
-    """
+    """How a block is scored ("exact": every pair), and why."""
 
     mode: Literal["exact", "pruned"]
     reason: str
-    num_probes: int = 0
-    num_candidates: int = 0
-    recall: float | None = None
-    standard_error: float | None = None
-    scored_fraction: float | None = None
-    exact_seconds: float | None = None
-    pruned_seconds: float | None = None
-    build_seconds: float | None = None
+    num_probes: int = 0  # cells probed a row
+    num_candidates: int = 0  # columns listed a row
+    recall: float | None = None  # on the rows the search was tuned on; None: it was not tuned
+    standard_error: float | None = None  # of that mean
+    scored_fraction: float | None = None  # of the pairs
+    exact_seconds: float | None = None  # predicted, of all workers together; None: not measured
+    pruned_seconds: float | None = None  # predicted, building included
+    build_seconds: float | None = None  # of them, as it was measured
 
     @property
     def search(self) -> SearchSettings:
@@ -87,32 +74,18 @@ class BlockDecision:
         return SearchSettings(self.num_probes, self.num_candidates)
 
 
-class BlockData(NamedTuple):
-    """What is read of a block to decide: all columns, and samples of its rows."""
-
-    network: FactoredNetwork
-    num_rows: int
-    b_JH: np.ndarray
-    fitting_IH: np.ndarray
-    tuning_IH: np.ndarray  # rows that nothing is fitted on
-    timing_IH: np.ndarray
-
-
 class Speeds(NamedTuple):
     """What one worker takes either way."""
 
-    pair_seconds: float
-    """A pair of the streamed kernel, top K included."""
-    row_seconds: float
-    """A row of a search, exact scores of what it proposes included."""
+    pair_seconds: float  # of the streamed kernel, top K included
+    row_seconds: float  # of a search, exact scores of what it proposes included
 
 
 def measure_speeds(
-    index: ColumnIndex, data: BlockData, settings: SearchSettings, k: int, score_rows: ScoreRows
-) -> Speeds:
+    index: ColumnIndex, network: FactoredNetwork, a_IH: np.ndarray, b_JH: np.ndarray,
+    settings: SearchSettings, k: int, score_rows: ScoreRows,
+) -> Speeds:  # fmt: skip
     """Time both ways of scoring on some thousands of rows and columns."""
-    a_IH, b_JH = data.timing_IH, data.b_JH[:SAMPLE_COLUMNS]
-    network = data.network
 
     def fastest(task: Callable[[], object]) -> float:
         task()  # the first call compiles
@@ -160,9 +133,7 @@ class IndexStage(Stage):
         for block in self._blocks if config.mode == PRUNED else ():
             excess = self._excess(block)
             if excess:
-                raise ConfigError(
-                    f"{MEMORY_KEY}: {excess}; raise it, or set pair_scores.mode=exact"
-                )
+                raise ConfigError(f"{excess}; raise it, or set pair_scores.mode=exact")
 
     @property
     def produces(self) -> Mapping[str, pa.Schema]:
@@ -185,15 +156,24 @@ class IndexStage(Stage):
 
     def notices(self, output: StageOutput) -> list[str]:
         """How each block is scored, and why."""
-        return describe_decisions(output)
+        lines: list[str] = []
+        for block, decision in read_decisions(output).items():
+            how = "every pair of" if decision.mode == EXACT else "candidates only of"
+            line = f"scores {how} block '{block}': {decision.reason}"
+            if decision.exact_seconds is not None and decision.pruned_seconds is not None:
+                line += (
+                    f" (predicted: all pairs {decision.exact_seconds:,.1f} s, pruned "
+                    f"{decision.pruned_seconds:,.1f} s)"
+                )
+            lines.append(line)
+        return lines
 
     def make_worker(self) -> Worker:
         """Return what decides; columns are read when they are needed."""
         score_rows = make_backend(self.resources)
 
         def decide(shard: Shard, sink: Sink) -> None:
-            decisions = {block: self._decide(block, sink, score_rows) for block in self._blocks}
-            found = {block: asdict(decision) for block, decision in decisions.items()}
+            found = {b: asdict(self._decide(b, sink, score_rows)) for b in self._blocks}
             sink.facts.update({DECISIONS: found, "peak_bytes": peak_bytes()})
 
         return decide
@@ -203,29 +183,31 @@ class IndexStage(Stage):
         reason = self._why_not(block)
         if reason:
             return BlockDecision(EXACT, reason)
-        config, data = self._config, self._read(block)
+        config, num_rows = self._config, self._activations.num_rows(f"{block}_rows")
+        network, b_JH = read_network(self._networks, block), read_columns(self._activations, block)
+        random = np.random.default_rng((config.seed, 2))
+        fitting_IH, timing_IH = (
+            read_rows(self._activations, block, draw(random, num_rows, count))
+            for count in (FIT_SAMPLE, SAMPLE_ROWS)
+        )
         begin = time.perf_counter()
+        num_threads = num_threads_of(self.resources)
         index = ColumnIndex.build(
-            data.network, data.fitting_IH, data.b_JH, seed=config.seed,
-            num_threads=num_threads_of(self.resources),
-        )  # fmt: skip
+            network, fitting_IH, b_JH, seed=config.seed, num_threads=num_threads
+        )
         build_seconds = time.perf_counter() - begin
-        tuning = self._tune(index, data, score_rows)
-        rows = [
-            {"block": block, "num_rows": len(data.tuning_IH), **asdict(point)}
-            | {"chosen": point is tuning.chosen}
-            for point in tuning.points
-        ]
-        sink.write_rows("recall", rows, schemas.RECALL)
+        tuning = self._tune(block, sink, index, network, b_JH, score_rows)
         point = tuning.best
         found = asdict(point)
         del found["seconds"]
         if tuning.chosen is None:
             return BlockDecision(EXACT, self._found_too_little(block, point), **found)
-        speeds = self._measure(index, data, point, config.top_k, score_rows)
-        num_pairs = data.num_rows * len(data.b_JH)
-        exact = num_pairs * speeds.pair_seconds / self.num_scoring_workers
-        pruned = build_seconds + data.num_rows * speeds.row_seconds / self.num_scoring_workers
+        sample_JH = b_JH[:SAMPLE_COLUMNS]
+        pair_seconds, row_seconds = self._measure(
+            index, network, timing_IH, sample_JH, point, config.top_k, score_rows
+        )
+        exact = num_rows * len(b_JH) * pair_seconds / self.num_scoring_workers
+        pruned = build_seconds + num_rows * row_seconds / self.num_scoring_workers
         mode, reason = self._choose(point, pruning_pays=pruned < exact)
         if mode == PRUNED:
             write_index(sink, block, index)
@@ -234,24 +216,33 @@ class IndexStage(Stage):
             build_seconds=build_seconds,
         )  # fmt: skip
 
-    def _tune(self, index: ColumnIndex, data: BlockData, score_rows: ScoreRows) -> Tuning:
-        k, network = self._config.top_k, data.network
-        exact = score_rows(data.tuning_IH, data.b_JH, network.w_H, network.bias, k)
-        return tune(
-            lambda settings: index.search(data.tuning_IH, settings, k),
-            exact.score_IK,
-            len(data.b_JH),
-            listing_schedule(k, len(data.b_JH), index.num_cells),
-            self._config.min_recall,
+    def _tune(
+        self, block: str, sink: Sink, index: ColumnIndex, network: FactoredNetwork,
+        b_JH: np.ndarray, score_rows: ScoreRows,
+    ) -> Tuning:  # fmt: skip
+        """Widen the search on held-out rows, and write every setting tried."""
+        config, k = self._config, self._config.top_k
+        num_rows = self._activations.num_rows(f"{block}_rows")
+        rows, _ = draw_held_out(num_rows, config.recall_rows, config.seed)
+        a_IH = read_rows(self._activations, block, rows)
+        tuning = tune(
+            lambda settings: index.search(a_IH, settings, k),
+            score_rows(a_IH, b_JH, network.w_H, network.bias, k).score_IK,
+            len(b_JH),
+            listing_schedule(k, len(b_JH), index.num_cells),
+            config.min_recall,
             standard_errors=STANDARD_ERRORS,
         )
+        tried = [
+            {"block": block, "num_rows": len(rows), "chosen": point is tuning.chosen}
+            | asdict(point)
+            for point in tuning.points
+        ]
+        sink.write_rows("recall", tried, schemas.RECALL)
+        return tuning
 
     def _found_too_little(self, block: str, best: RecallPoint) -> str:
-        """Return why the block is scored exactly.
-
-        Raises:
-            StageError: If the recipe says to stop.
-        """
+        """Return why the block is scored exactly, or stop if the recipe says so."""
         text = (
             f"the widest search finds {best.recall:.4f} +- {best.standard_error:.4f} of the true "
             f"lists of block '{block}', and pair_scores.min_recall is "
@@ -279,13 +270,9 @@ class IndexStage(Stage):
         rows, columns = (self._activations.num_rows(f"{block}_{s}") for s in ("rows", "columns"))
         if not (rows and columns):
             return "there is no pair to score"
-        excess = self._excess(block)
-        if excess:
-            return f"{MEMORY_KEY}: {excess}"
         # Features alone take as long as scoring the anchor rows; cells, as a row each.
-        if self._config.mode == "auto" and rows <= NUM_ANCHORS + num_cells(columns):
-            return "there are too few rows for an index to pay"
-        return ""
+        few = self._config.mode == "auto" and rows <= NUM_ANCHORS + num_cells(columns)
+        return self._excess(block) or ("there are too few rows for an index to pay" if few else "")
 
     def _excess(self, block: str) -> str:
         """Say by how much a block's index does not fit; nothing where it does."""
@@ -299,21 +286,8 @@ class IndexStage(Stage):
         if needed <= allowed:
             return ""
         return (
-            f"{allowed:,} bytes are allowed, and an index of block '{block}' takes about "
-            f"{needed:,} a worker"
-        )
-
-    def _read(self, block: str) -> BlockData:
-        num_rows, config = self._activations.num_rows(f"{block}_rows"), self._config
-        held_out = HeldOutRows.draw(num_rows, config.recall_rows, config.seed)
-        random = np.random.default_rng((config.seed, 2))
-        fitting = draw(random, num_rows, FIT_SAMPLE)
-        timing = draw(random, num_rows, SAMPLE_ROWS)
-        return BlockData(
-            read_network(self._networks, block),
-            num_rows,
-            read_columns(self._activations, block),
-            *(read_rows(self._activations, block, r) for r in (fitting, held_out.tuning, timing)),
+            f"{MEMORY_KEY}: {allowed:,} bytes are allowed, and an index of block '{block}' takes "
+            f"about {needed:,} a worker"
         )
 
 
@@ -321,12 +295,12 @@ class IndexStage(Stage):
 
 
 def read_columns(activations: StageOutput, block: str) -> np.ndarray:
-    """Return the activations of all columns of a block."""
+    """Return the activations [J, H] of all columns of a block."""
     return column_matrix(activations.read(f"{block}_columns", ["activation"])["activation"])
 
 
 def read_rows(activations: StageOutput, block: str, rows: np.ndarray) -> np.ndarray:
-    """Return the activations of some rows of a block."""
+    """Return the activations [I, H] of some rows of a block."""
     table = activations.take_rows(f"{block}_rows", rows, ["activation"])
     return column_matrix(table["activation"])
 
@@ -359,24 +333,18 @@ def read_decisions(index: StageOutput | None) -> dict[str, BlockDecision]:
     return {block: BlockDecision(**values) for block, values in found.items()}
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class HeldOutRows:
-    """Rows on which recall is measured: some to tune the search on, others to check it on."""
+def draw_held_out(num_rows: int, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draw up to so many rows to tune the search on, and as many to check its recall on.
 
-    tuning: np.ndarray
-    final: np.ndarray
-
-    @classmethod
-    def draw(cls, num_rows: int, count: int, seed: int) -> HeldOutRows:
-        """Draw up to so many of each, no row twice; a single row has to serve for both."""
-        order = np.random.default_rng((seed, 1)).permutation(num_rows)
-        size = min(count, max(1, num_rows // 2))
-        final = order[size : 2 * size] if num_rows > 1 else order
-        return cls(np.sort(order[:size]), np.sort(final))
+    No row is in both, but a single row has to serve for both.
+    """
+    order = np.random.default_rng((seed, 1)).permutation(num_rows)
+    size = min(count, max(1, num_rows // 2))
+    final = order[size : 2 * size] if num_rows > 1 else order
+    return np.sort(order[:size]), np.sort(final)
 
 
-@dataclass(frozen=True, slots=True)
-class FinalRecall:
+class FinalRecall(NamedTuple):
     """Recall of a block's lists, on rows that nothing was tuned on."""
 
     num_rows: int
@@ -391,12 +359,10 @@ def read_final_recall(scores: StageOutput) -> dict[str, FinalRecall]:
     found: dict[str, FinalRecall] = {}
     for block in (str(name) for name in table["block"].unique().to_pylist()):
         rows = table.filter(pc.field("block") == block)
-        recall_I = rows["recall"].to_numpy()
+        recall_I, scored_I = rows["recall"].to_numpy(), rows["scored_fraction"].to_numpy()
+        error = float(recall_I.std() / np.sqrt(len(recall_I)))
         found[block] = FinalRecall(
-            num_rows=len(recall_I),
-            recall=float(recall_I.mean()),
-            standard_error=float(recall_I.std() / np.sqrt(len(recall_I))),
-            scored_fraction=float(rows["scored_fraction"].to_numpy().mean()),
+            len(recall_I), float(recall_I.mean()), error, float(scored_I.mean())
         )
     return found
 
@@ -411,21 +377,3 @@ def low_recall(scores: StageOutput, min_recall: float) -> str:
                 f"less than pair_scores.min_recall = {min_recall:g}"
             )
     return ""
-
-
-def describe_decisions(index: StageOutput) -> list[str]:
-    """Say of every block that might be pruned how it is scored, and why."""
-    lines: list[str] = []
-    for block, decision in read_decisions(index).items():
-        how = "every pair of" if decision.mode == EXACT else "candidates only of"
-        lines.append(f"scores {how} block '{block}': {decision.reason}{_predicted(decision)}")
-    return lines
-
-
-def _predicted(decision: BlockDecision) -> str:
-    if decision.exact_seconds is None or decision.pruned_seconds is None:
-        return ""
-    return (
-        f" (predicted: all pairs {decision.exact_seconds:,.1f} s, pruned "
-        f"{decision.pruned_seconds:,.1f} s)"
-    )

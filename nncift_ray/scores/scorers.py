@@ -1,10 +1,18 @@
-"""Scorers: what is kept of the scores of some rows of a block, and the tables it is written to."""
+"""Scorers: what is kept of the scores of some rows of a block, and the tables it is written to.
+
+A row scorer is called with a span of rows, their activations and the sink that it writes to.
+
+Suffixes: I rows (helped), J columns (helpers), H hidden, T columns of a tile, K kept columns,
+G subtasks, B bins of a histogram, N examples.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -28,8 +36,8 @@ from nncift_ray.scores.exact import (
     to_fixed_point,
     top_k_rows,
 )
-from nncift_ray.scores.index import ColumnIndex, recall_at_k
-from nncift_ray.scores.index_step import BlockDecision, read_columns, read_index, read_rows
+from nncift_ray.scores.index import ColumnIndex, SearchSettings, recall_at_k
+from nncift_ray.scores.index_step import read_columns, read_index, read_rows
 from nncift_ray.scores.kernel import CountedRows, count_values
 
 # Columns whose sums are made at once: as many as fit in this, times their subtasks.
@@ -37,32 +45,34 @@ SUM_BYTES = 64 * 1024**2
 INT_BYTES = 8
 DENSE_ROWS = 256  # written at a time
 
-#: Scores the rows of a span, given with their activations, and writes what it keeps.
-RowScorer = Callable[[RowSpan, pa.Table, Sink], None]
+RowScorer = Callable[[RowSpan, np.ndarray, Sink], None]
 
 
-class ColumnTiles:
-    """The column activations of a block, tile by tile; kept in memory where they fit."""
+@dataclass
+class Columns:
+    """The columns of a block in tiles of activations, and the network that scores rows on them."""
 
-    def __init__(
-        self, activations: StageOutput, table: str, tile_rows: int, *, keep: bool, first: int = 0
-    ) -> None:
-        """Read ``table`` from row ``first`` on in tiles, once if they are to be kept."""
-        self._activations, self._table, self._tile_rows = activations, table, tile_rows
-        self._keep, self.first = keep, first
-        self._kept: list[tuple[int, np.ndarray]] | None = None
+    network: FactoredNetwork
+    activations: StageOutput
+    table: str
+    tile_rows: int
+    num_block_rows: int  # says which rows are counted in the histogram
+    num_threads: int
+    first: int = 0  # columns before it are left out
+    keep: bool = False  # in memory, once they are read
+    _kept: list[tuple[int, np.ndarray]] | None = None
 
     def __iter__(self) -> Iterator[tuple[int, np.ndarray]]:
         """Yield (first column, activations [T, H])."""
-        if self._kept is None and self._keep:
+        if self._kept is None and self.keep:
             self._kept = list(self._read())
         yield from self._read() if self._kept is None else self._kept
 
     def _read(self) -> Iterator[tuple[int, np.ndarray]]:
-        num_rows = self._activations.num_rows(self._table)
-        for start in range(self.first, num_rows, self._tile_rows):
-            stop = min(start + self._tile_rows, num_rows)
-            rows = self._activations.read_range(self._table, start, stop, ["activation"])
+        num_rows = self.activations.num_rows(self.table)
+        for start in range(self.first, num_rows, self.tile_rows):
+            stop = min(start + self.tile_rows, num_rows)
+            rows = self.activations.read_range(self.table, start, stop, ["activation"])
             yield start, column_matrix(rows["activation"])
 
 
@@ -71,239 +81,162 @@ class ListScorer:
     """Keeps the best helpers of every row, and of `cross` every helper's largest influence.
 
     ``resume`` returns what some rows have kept already, of columns that come before these.
+    Raises DataError naming the first row or column whose activations are not finite.
     """
 
-    network: FactoredNetwork
-    columns: ColumnTiles
+    columns: Columns
     top_k: int
     score_rows: ScoreRows
-    num_block_rows: int
-    num_threads: int = 1
     dense: bool = False
     resume: Callable[[RowSpan], TopKState] | None = None
 
-    def __call__(self, span: RowSpan, rows: pa.Table, sink: Sink) -> None:
-        """Score some rows against all columns.
-
-        Raises:
-            DataError: If an activation is not finite; the message names the first such row.
-        """
-        a_IH, block = column_matrix(rows["activation"]), span.name
-        counted = CountedRows.of_range(span.start, span.stop, self.num_block_rows)
-        top, maximum_J = self.score(span, a_IH, counted)
+    def __call__(self, span: RowSpan, a_IH: np.ndarray, sink: Sink) -> None:
+        """Write lists, column maxima, statistics and, if wanted, every score."""
+        counted = CountedRows.of_range(span.start, span.stop, self.columns.num_block_rows)
+        top = self.score(span, a_IH, counted)
         if top is None:
             return
-        lists = top_helpers_table(rows["row_index"], top.index_IK, top.score_IK)
-        sink.write(f"{block}_top_helpers", lists)
-        write_statistics(sink, block, top.statistics.total())
-        write_histogram(sink, block, counted.count_B)
-        if block == CROSS:
-            helper_J = np.arange(self.columns.first, self.columns.first + len(maximum_J))
-            sink.write("column_max", column_max_table(block, helper_J, maximum_J))
+        write_lists(sink, span.name, span.start, top.index_IK, top.score_IK)
+        write_statistics(sink, span.name, top.statistics.total(), counted.count_B)
+        if span.name == CROSS:
+            helper_J = self.columns.first + np.arange(len(top.column_max_J))
+            write_column_max(sink, span.name, helper_J, top.column_max_J)
         if self.dense:
-            self._write_dense(block, rows["row_index"], a_IH, sink)
+            self._write_dense(span, a_IH, sink)
 
-    def score(
-        self, span: RowSpan, a_IH: np.ndarray, counted: CountedRows
-    ) -> tuple[TopK | None, np.ndarray]:
-        """Return lists and statistics (None without columns) and every column's maximum."""
-        top: TopK | None = None
+    def score(self, span: RowSpan, a_IH: np.ndarray, counted: CountedRows) -> TopK | None:
+        """Return lists, statistics and the maxima of all columns; None without columns."""
+        network, top = self.columns.network, None
         state = None if self.resume is None else self.resume(span)
-        maxima: list[np.ndarray] = [np.zeros(0, np.float32)]
+        maxima: list[np.ndarray] = []
         for offset, tile_JH in self.columns:
-            try:
+            with _name_bad_activations(span.name, span.start, a_IH, offset, tile_JH):
                 top = self.score_rows(
-                    a_IH, tile_JH, self.network.w_H, self.network.bias, self.top_k,
-                    column_offset=offset, state=state, counted=counted,
+                    a_IH, tile_JH, network.w_H, network.bias, self.top_k, column_offset=offset,
+                    state=state, counted=counted,
                 )  # fmt: skip
-            except ValueError as error:
-                raise bad_activations(
-                    span.name, span.start, a_IH, offset, tile_JH, error
-                ) from error
             state = top.state
             maxima.append(top.column_max_J)
-        return top, np.concatenate(maxima)
+        return None if top is None else replace(top, column_max_J=np.concatenate(maxima))
 
-    def _write_dense(
-        self, block: str, row_index: pa.ChunkedArray, a_IH: np.ndarray, sink: Sink
-    ) -> None:
-        w_H, bias = self.network.w_H, self.network.bias
+    def _write_dense(self, span: RowSpan, a_IH: np.ndarray, sink: Sink) -> None:
+        network, num_threads = self.columns.network, self.columns.num_threads
         for start in range(0, len(a_IH), DENSE_ROWS):
             piece_IH = a_IH[start : start + DENSE_ROWS]
-            score_IJ = np.concatenate(
-                [
-                    score_matrix(piece_IH, tile_JH, w_H, bias, num_threads=self.num_threads)
-                    for _, tile_JH in self.columns
-                ],
-                axis=1,
-            )
+            parts = [
+                score_matrix(piece_IH, tile_JH, network.w_H, network.bias, num_threads=num_threads)
+                for _, tile_JH in self.columns
+            ]
+            score_IJ = np.concatenate(parts, axis=1)
             columns = {
-                "row_index": row_index.slice(start, len(piece_IH)),
+                "row_index": span.start + start + np.arange(len(piece_IH)),
                 "influence": vectors_to_arrow(score_IJ, "float32"),
             }
-            schema = schemas.dense_schema(score_IJ.shape[1])
-            sink.write(f"{block}_dense", pa.Table.from_pydict(columns, schema=schema))
+            _write(sink, f"{span.name}_dense", schemas.dense_schema(score_IJ.shape[1]), columns)
 
 
-@dataclass(frozen=True)
-class SumScorer:
-    """Keeps the sum of every column over the rows of each subtask."""
+def keep_sums(
+    columns: Columns, subtasks: Subtasks, span: RowSpan, a_IH: np.ndarray, sink: Sink
+) -> None:
+    """Write the sum of every column over the rows of each subtask, and statistics.
 
-    network: FactoredNetwork
-    columns: ColumnTiles
-    subtasks: Subtasks
-    num_block_rows: int
-    num_threads: int = 1
-
-    def __call__(self, span: RowSpan, rows: pa.Table, sink: Sink) -> None:
-        """Score some rows against all columns.
-
-        Raises:
-            StageError: If the scores are too large to be added exactly.
-        """
-        a_IH, w_H, bias = column_matrix(rows["activation"]), self.network.w_H, self.network.bias
-        present, group_I = np.unique(
-            self.subtasks.group_I[span.start : span.stop], return_inverse=True
-        )
-        num_rows_G = np.bincount(group_I)
-        step = max(1, SUM_BYTES // (INT_BYTES * len(present)))
-        statistics: ScoreStatistics | None = None
-        counted = CountedRows.of_range(span.start, span.stop, self.num_block_rows)
-        for offset, tile_JH in self.columns:
-            for start in range(0, len(tile_JH), step):
-                try:
-                    sums = sum_columns(
-                        a_IH, tile_JH[start : start + step], w_H, bias, group_I, len(present),
-                        statistics=statistics, counted=counted, num_threads=self.num_threads,
-                    )  # fmt: skip
-                except ValueError as error:
-                    raise StageError(f"block '{span.name}': {error}") from error
-                statistics = sums.statistics
-                for group, num_rows, sum_J in zip(present, num_rows_G, sums.sum_GJ, strict=True):
-                    name = self.subtasks.names[group]
-                    helper_J = np.arange(offset + start, offset + start + len(sum_J))
-                    table = column_sums_table(span.name, name, num_rows, helper_J, sum_J)
-                    sink.write("column_sums", table)
-        if statistics is not None:
-            write_statistics(sink, span.name, statistics.total())
-            write_histogram(sink, span.name, counted.count_B)
-
-
-@dataclass(frozen=True)
-class PointScorer:
-    """Keeps the score of every example, of a pointwise network."""
-
-    network: FactoredNetwork
-
-    def __call__(self, span: RowSpan, rows: pa.Table, sink: Sink) -> None:
-        """Score some examples.
-
-        Raises:
-            StageError: If a score is too large to be kept in fixed point.
-        """
-        try:
-            score_N = self.network.score_points(column_matrix(rows["activation"]))
-            fixed_N = to_fixed_point(score_N)
-        except ValueError as error:
-            raise StageError(f"block '{span.name}': {error}") from error
-        helper_N = np.arange(span.start, span.start + len(fixed_N))
-        sink.write("column_sums", column_sums_table(span.name, None, 1, helper_N, fixed_N))
-        write_statistics(sink, span.name, ScoreTotal.of(score_N))
-        write_histogram(sink, span.name, count_values(score_N))
-
-
-@dataclass(frozen=True)
-class ExistingScorer:
-    """Writes ``<block>_existing_influence``: what data that the model has already do for each row.
-
-    One number or two a row: the largest and the summed influence.
+    Raises:
+        StageError: If the scores are too large to be added exactly.
     """
-
-    network: FactoredNetwork
-    existing: ColumnTiles
-
-    def __call__(self, span: RowSpan, rows: pa.Table, sink: Sink) -> None:
-        """Score some rows against all existing examples.
-
-        Raises:
-            StageError: If the scores are too large to be added exactly.
-        """
-        a_IH, w_H, bias = column_matrix(rows["activation"]), self.network.w_H, self.network.bias
-        sum_I = np.zeros(len(a_IH), np.int64)
-        top: TopK | None = None
-        for offset, tile_PH in self.existing:
-            state = None if top is None else top.state
-            top = top_k_rows(a_IH, tile_PH, w_H, bias, 1, column_offset=offset, state=state)
-            # The score w . relu(a_i + b_p) + c does not change when the two sides are exchanged, so
-            # rows serve as columns, and existing examples as the rows that are added up.
-            one_group = np.zeros(len(tile_PH), np.int64)
-            try:
-                sum_I += sum_columns(tile_PH, a_IH, w_H, bias, one_group, 1).sum_GJ[0]
-            except ValueError as error:
-                raise StageError(f"existing data of block '{span.name}': {error}") from error
-        if top is None:
-            return
-        columns = {
-            "row_index": rows["row_index"],
-            "max_influence": pa.array(top.score_IK[:, 0], pa.float32()),
-            "sum": pa.array(sum_I, pa.int64()),
-        }
-        table = pa.Table.from_pydict(columns, schema=schemas.EXISTING_INFLUENCE)
-        sink.write(f"{span.name}_existing_influence", table)
-        write_statistics(sink, EXISTING, top.statistics.total())
+    present, group_I, num_rows_G = np.unique(
+        subtasks.group_I[span.start : span.stop], return_inverse=True, return_counts=True
+    )
+    step = max(1, SUM_BYTES // (INT_BYTES * len(present)))
+    statistics: ScoreStatistics | None = None
+    counted = CountedRows.of_range(span.start, span.stop, columns.num_block_rows)
+    for offset, tile_JH in columns:
+        for start in range(0, len(tile_JH), step):
+            with _stage_error(f"block '{span.name}'"):
+                sum_GJ, statistics = sum_columns(
+                    a_IH, tile_JH[start : start + step], columns.network.w_H, columns.network.bias,
+                    group_I, len(present), statistics=statistics, counted=counted,
+                    num_threads=columns.num_threads,
+                )  # fmt: skip
+            helper_J = offset + start + np.arange(sum_GJ.shape[1])
+            for group, num_rows, sum_J in zip(present, num_rows_G, sum_GJ, strict=True):
+                name = subtasks.names[group]
+                write_column_sums(sink, span.name, name, num_rows, helper_J, sum_J)
+    if statistics is not None:
+        write_statistics(sink, span.name, statistics.total(), counted.count_B)
 
 
-# Scorers of a pruned block: lists from an index's candidates, and what held-out rows say of them.
+def keep_points(network: FactoredNetwork, span: RowSpan, a_NH: np.ndarray, sink: Sink) -> None:
+    """Write the scores of examples by a pointwise network as sums over one row, and statistics.
+
+    Raises:
+        StageError: If a score is too large to be kept in fixed point.
+    """
+    with _stage_error(f"block '{span.name}'"):
+        score_N = network.score_points(a_NH)
+        fixed_N = to_fixed_point(score_N)
+    helper_N = span.start + np.arange(len(fixed_N))
+    write_column_sums(sink, span.name, None, 1, helper_N, fixed_N)
+    write_statistics(sink, span.name, ScoreTotal.of(score_N), count_values(score_N))
 
 
-@dataclass(frozen=True)
-class IndexReader:
-    """Reads a block's index when it is first needed, once for all scorers of a worker."""
+def keep_existing(existing: Columns, span: RowSpan, a_IH: np.ndarray, sink: Sink) -> None:
+    """Write the largest and the summed influence of data that the model has already on each row.
 
-    index: StageOutput
-    activations: StageOutput
-    block: str
-    decision: BlockDecision
-    num_threads: int
-
-    @cached_property
-    def columns(self) -> ColumnIndex:
-        """The index, its columns packed.
-
-        Raises:
-            DataError: If an activation is not finite; the message names the first such row.
-        """
-        b_JH = read_columns(self.activations, self.block)
-        try:
-            return read_index(self.index, self.block, b_JH, self.num_threads)
-        except ValueError as error:
-            raise bad_activations(self.block, 0, b_JH[:0], 0, b_JH, error) from error
-
-    def search(self, a_IH: np.ndarray, k: int) -> RescoredTopK:
-        """Return the best columns of some rows, searched for as widely as was decided."""
-        return self.columns.search(a_IH, self.decision.search, k)
+    Raises:
+        StageError: If the scores are too large to be added exactly.
+    """
+    w_H, bias = existing.network.w_H, existing.network.bias
+    sum_I = np.zeros(len(a_IH), np.int64)
+    top: TopK | None = None
+    for offset, tile_TH in existing:
+        state = None if top is None else top.state
+        top = top_k_rows(a_IH, tile_TH, w_H, bias, 1, column_offset=offset, state=state)
+        # The score w . relu(a_i + b_p) + c does not change when the two sides are exchanged, so
+        # rows serve as columns, and existing examples as the rows that are added up.
+        one_group = np.zeros(len(tile_TH), np.int64)
+        with _stage_error(f"existing data of block '{span.name}'"):
+            sum_I += sum_columns(tile_TH, a_IH, w_H, bias, one_group, 1).sum_GJ[0]
+    if top is None:
+        return
+    columns = {
+        "row_index": np.arange(span.start, span.stop),
+        "max_influence": top.score_IK[:, 0],
+        "sum": sum_I,
+    }
+    _write(sink, f"{span.name}_existing_influence", schemas.EXISTING_INFLUENCE, columns)
+    write_statistics(sink, EXISTING, top.statistics.total())
 
 
 @dataclass(frozen=True)
 class PrunedScorer:
-    """Keeps the best helpers of every row, among those that the index proposes."""
+    """Keeps the best helpers of every row, among those that the index of the block proposes.
 
-    reader: IndexReader
+    Raises DataError naming the first row or column whose activations are not finite.
+    """
+
+    block: str
+    index: StageOutput
+    activations: StageOutput
+    settings: SearchSettings
     top_k: int
+    num_threads: int
 
-    def __call__(self, span: RowSpan, rows: pa.Table, sink: Sink) -> None:
-        """Score the candidates of some rows.
+    @cached_property
+    def columns(self) -> ColumnIndex:
+        """The index with its columns packed, read when it is first needed."""
+        b_JH = read_columns(self.activations, self.block)
+        with _name_bad_activations(self.block, 0, b_JH[:0], 0, b_JH):
+            return read_index(self.index, self.block, b_JH, self.num_threads)
 
-        Raises:
-            DataError: If an activation is not finite; the message names the first such row.
-        """
-        a_IH = column_matrix(rows["activation"])
-        try:
-            found = self.reader.search(a_IH, self.top_k)
-        except ValueError as error:
-            raise bad_activations(span.name, span.start, a_IH, 0, a_IH[:0], error) from error
-        lists = top_helpers_table(rows["row_index"], found.index_IK, found.score_IK)
-        sink.write(f"{span.name}_top_helpers", lists)
+    def search(self, span: RowSpan, a_IH: np.ndarray) -> RescoredTopK:
+        """Return the best columns of some rows, searched for as widely as was decided."""
+        with _name_bad_activations(self.block, span.start, a_IH, 0, a_IH[:0]):
+            return self.columns.search(a_IH, self.settings, self.top_k)
+
+    def __call__(self, span: RowSpan, a_IH: np.ndarray, sink: Sink) -> None:
+        """Write lists and the extremes of what they hold."""
+        found = self.search(span, a_IH)
+        write_lists(sink, span.name, span.start, found.index_IK, found.score_IK)
         kept = found.score_IK[found.index_IK >= 0]
         # No pair is counted here: what an index proposes is not a sample of all pairs.
         low, high = float(kept.min(initial=np.inf)), float(kept.max(initial=-np.inf))
@@ -313,91 +246,90 @@ class PrunedScorer:
 
 @dataclass(frozen=True)
 class HeldOutScorer:
-    """Scores held-out rows both ways: recall of the lists, and statistics over every column."""
+    """Compares the lists that ``search`` finds for held-out rows with their true ones."""
 
-    reader: IndexReader
-    exact: ListScorer
+    block: str
     row_index: np.ndarray  # all rows held out, ascending
+    exact: ListScorer
+    search: Callable[[RowSpan, np.ndarray], RescoredTopK | None]  # None: nothing to search
+    keeps_statistics: bool = True  # over every column
 
     def __call__(self, span: RowSpan, sink: Sink) -> None:
-        """Do the held-out rows [start, stop)."""
-        block, reader = self.reader.block, self.reader
-        chosen = self.row_index[span.start : span.stop]
-        a_IH = read_rows(reader.activations, block, chosen)
-        counted = CountedRows.of_range(0, len(chosen), len(chosen))
-        exact, _ = self.exact.score(RowSpan(block, span.start, span.stop), a_IH, counted)
-        if exact is None:
+        """Write the recall of the held-out rows [start, stop), and statistics."""
+        here, rows = replace(span, name=self.block), self.row_index[span.start : span.stop]
+        activations = self.exact.columns.activations
+        a_IH = read_rows(activations, self.block, rows)
+        counted = CountedRows.of_range(0, len(rows), len(rows))
+        exact, found = self.exact.score(here, a_IH, counted), self.search(here, a_IH)
+        if exact is None or found is None:
             return
-        found = reader.search(a_IH, self.exact.top_k)
-        recall_I = recall_at_k(found.score_IK, exact.score_IK)
-        scored_I = found.num_pairs_I / reader.columns.num_columns
-        sink.write("recall", recall_rows_table(block, chosen, recall_I, scored_I))
-        write_statistics(sink, block, exact.statistics.total(), num_scored=0)
-        write_histogram(sink, block, counted.count_B)
+        columns = {
+            "block": [self.block] * len(rows),
+            "row_index": rows,
+            "recall": recall_at_k(found.score_IK, exact.score_IK),
+            "scored_fraction": found.num_pairs_I / activations.num_rows(f"{self.block}_columns"),
+        }
+        _write(sink, "recall", schemas.ROW_RECALL, columns)
+        if self.keeps_statistics:
+            total = exact.statistics.total()
+            write_statistics(sink, self.block, total, counted.count_B, num_scored=0)
 
 
 # Tables.
 
 
-def top_helpers_table(
-    row_index: pa.Array | pa.ChunkedArray, index_IK: np.ndarray, score_IK: np.ndarray
-) -> pa.Table:
-    """Return top-K lists as a table; rows with fewer helpers (index -1) have shorter lists."""
+def write_lists(
+    sink: Sink, block: str, first_row: int, index_IK: np.ndarray, score_IK: np.ndarray
+) -> None:
+    """Write the top-K lists of rows from a first one on; index -1 is no helper."""
     kept = index_IK >= 0
     offsets = pa.array(np.r_[0, np.cumsum(kept.sum(axis=1))], pa.int32())
     columns = {
-        "row_index": row_index,
+        "row_index": first_row + np.arange(len(index_IK)),
         "helper_index": pa.ListArray.from_arrays(offsets, pa.array(index_IK[kept])),
         "influence": pa.ListArray.from_arrays(offsets, pa.array(score_IK[kept])),
     }
-    return pa.Table.from_pydict(columns, schema=schemas.TOP_HELPERS)
+    _write(sink, f"{block}_top_helpers", schemas.TOP_HELPERS, columns)
 
 
-def column_sums_table(
+def write_column_sums(
+    sink: Sink,
     block: str,
     subtask: str | None,
     num_rows: int | np.ndarray,
     helper_J: np.ndarray,
     sum_J: np.ndarray,
-) -> pa.Table:
-    """Return sums of columns over so many rows of one subtask (one number, or one each)."""
+) -> None:
+    """Write sums of columns over so many rows of one subtask (one number, or one each)."""
     columns = {
-        "block": pa.array([block] * len(sum_J), pa.string()),
-        "subtask": pa.array([subtask] * len(sum_J), pa.string()),
-        "num_rows": pa.array(np.full(len(sum_J), num_rows), pa.int64()),
-        "helper_index": pa.array(helper_J, pa.int64()),
-        "sum": pa.array(sum_J, pa.int64()),
+        "block": [block] * len(sum_J),
+        "subtask": [subtask] * len(sum_J),
+        "num_rows": np.full(len(sum_J), num_rows),
+        "helper_index": helper_J,
+        "sum": sum_J,
     }
-    return pa.table(columns, schema=schemas.COLUMN_SUMS)
+    _write(sink, "column_sums", schemas.COLUMN_SUMS, columns)
 
 
-def column_max_table(block: str, helper_J: np.ndarray, maximum_J: np.ndarray) -> pa.Table:
-    """Return the largest influence of columns on any row."""
+def write_column_max(sink: Sink, block: str, helper_J: np.ndarray, maximum_J: np.ndarray) -> None:
+    """Write the largest influence of columns on any row."""
     columns = {
-        "block": pa.array([block] * len(maximum_J), pa.string()),
-        "helper_index": pa.array(helper_J, pa.int64()),
-        "max_influence": pa.array(maximum_J, pa.float32()),
+        "block": [block] * len(maximum_J),
+        "helper_index": helper_J,
+        "max_influence": maximum_J,
     }
-    return pa.table(columns, schema=schemas.COLUMN_MAX)
-
-
-def recall_rows_table(
-    block: str, rows: np.ndarray, recall_I: np.ndarray, scored_fraction_I: np.ndarray
-) -> pa.Table:
-    """Return the recall of held-out rows' lists, and the share of their pairs that was scored."""
-    columns = {
-        "block": pa.array([block] * len(rows), pa.string()),
-        "row_index": pa.array(rows, pa.int64()),
-        "recall": pa.array(recall_I, pa.float64()),
-        "scored_fraction": pa.array(scored_fraction_I, pa.float64()),
-    }
-    return pa.table(columns, schema=schemas.ROW_RECALL)
+    _write(sink, "column_max", schemas.COLUMN_MAX, columns)
 
 
 def write_statistics(
-    sink: Sink, block: str, total: ScoreTotal, *, num_scored: int | None = None
+    sink: Sink,
+    block: str,
+    total: ScoreTotal,
+    count_B: np.ndarray | None = None,
+    *,
+    num_scored: int | None = None,
 ) -> None:
-    """Write count, extremes and sums of some scores of a block.
+    """Write count, extremes and sums of some scores of a block, and the bins that hold counts.
 
     ``num_scored`` are the pairs scored for lists or sums, where those are others than the
     statistics cover.
@@ -405,36 +337,43 @@ def write_statistics(
     scored = total.num_pairs if num_scored is None else num_scored
     row = {"block": block, "num_scored": scored, **asdict(total)}
     sink.write_rows("statistics", [row], schemas.SCORE_STATISTICS)
+    if count_B is not None:
+        bins = np.flatnonzero(count_B)
+        columns = {"block": [block] * len(bins), "bin": bins, "count": count_B[bins]}
+        _write(sink, "histogram", schemas.SCORE_HISTOGRAM, columns)
 
 
-def write_histogram(sink: Sink, block: str, count_B: np.ndarray) -> None:
-    """Write the bins that hold counts."""
-    bins = np.flatnonzero(count_B)
-    columns = {
-        "block": pa.array([block] * len(bins), pa.string()),
-        "bin": pa.array(bins, pa.int32()),
-        "count": pa.array(count_B[bins], pa.int64()),
-    }
-    sink.write("histogram", pa.table(columns, schema=schemas.SCORE_HISTOGRAM))
+def _write(sink: Sink, table: str, schema: pa.Schema, columns: dict[str, Any]) -> None:
+    sink.write(table, pa.Table.from_pydict(columns, schema=schema))
 
 
-def bad_activations(
-    block: str,
-    first_row: int,
-    a_IH: np.ndarray,
-    first_column: int,
-    b_JH: np.ndarray,
-    error: ValueError,
-) -> DataError:
+# Errors.
+
+
+@contextmanager
+def _stage_error(what: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise StageError(f"{what}: {error}") from error
+
+
+@contextmanager
+def _name_bad_activations(
+    block: str, first_row: int, a_IH: np.ndarray, first_column: int, b_JH: np.ndarray
+) -> Iterator[None]:
     """Name the first example whose activations are not finite, as the block numbers it."""
-    for side, first, values_NH in (
-        ("row (helped)", first_row, a_IH),
-        ("column (helper)", first_column, b_JH),
-    ):
-        bad = np.flatnonzero(~np.isfinite(values_NH).all(axis=1))
-        if len(bad):
-            return DataError(
-                f"block '{block}': the activations of {side} {first + bad[0]} are not finite "
-                f"({len(bad)} of {len(values_NH)} here). Look at its text, and embed it anew."
-            )
-    return DataError(f"block '{block}': {error}")
+    try:
+        yield
+    except ValueError as error:
+        for side, first, values_NH in (
+            ("row (helped)", first_row, a_IH),
+            ("column (helper)", first_column, b_JH),
+        ):
+            bad = np.flatnonzero(~np.isfinite(values_NH).all(axis=1))
+            if len(bad):
+                raise DataError(
+                    f"block '{block}': the activations of {side} {first + bad[0]} are not finite "
+                    f"({len(bad)} of {len(values_NH)} here). Look at its text, and embed it anew."
+                ) from error
+        raise DataError(f"block '{block}': {error}") from error

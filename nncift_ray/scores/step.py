@@ -1,22 +1,18 @@
 """Project and score pairs: the network's influence for the pairs of a block, what is kept of it.
 
-The first layer reads [e_i ; 0 ; e_j], so it splits into a row part and a column part: ``project``
-computes both once an example, and the pair stage never sees an embedding. A pointwise network reads
-[e_i] and has rows only.
-
-``score_pairs`` keeps either every row's best K helpers, for objectives that cover rows, or the sums
-of every column by subtask, for top_k; of a pointwise network the score of every candidate; and of
-data that the model has already, what they do for every row, for conditional gains. Rows are
-sharded; columns stream through every shard tile by tile, or are looked up in the index of the
-``index`` stage where that decided so. Nothing of size rows x columns is held, nor written unless
-asked for.
-
-A run that goes on from another scores its new pairs only.
+The first layer reads [e_i ; 0 ; e_j], so ``project`` computes a row part and a column part once an
+example; a pointwise network has rows only. ``score_pairs`` keeps every row's best K helpers, for
+objectives that cover rows, or the sums of every column by subtask, for top_k. Rows are sharded;
+columns stream through every shard tile by tile, or are looked up in the index where that was
+decided. Nothing of size rows x columns is held, nor written unless asked for. A run that goes on
+from another scores its new pairs only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -25,7 +21,7 @@ import pyarrow.compute as pc
 
 from nncift_ray.corpus.examples import Subtasks, read_subtasks
 from nncift_ray.errors import ConfigError, StageError
-from nncift_ray.network.factored import FactoredNetwork, read_network
+from nncift_ray.network.factored import read_network
 from nncift_ray.recipe.sections import PairScoresConfig
 from nncift_ray.runtime import schemas
 from nncift_ray.runtime.output import (
@@ -45,27 +41,18 @@ from nncift_ray.scores.backend import (
     num_threads_of,
     peak_bytes,
 )
-from nncift_ray.scores.exact import TopKState, add_pairs, start_state
-from nncift_ray.scores.index import recall_at_k
-from nncift_ray.scores.index_step import (
-    PRUNED,
-    HeldOutRows,
-    index_digest,
-    read_decisions,
-    read_rows,
-)
+from nncift_ray.scores.exact import RescoredTopK, TopKState, add_pairs, start_state
+from nncift_ray.scores.index_step import PRUNED, draw_held_out, index_digest, read_decisions
 from nncift_ray.scores.kernel import CountedRows
 from nncift_ray.scores.scorers import (
-    ColumnTiles,
-    ExistingScorer,
+    Columns,
     HeldOutScorer,
-    IndexReader,
     ListScorer,
-    PointScorer,
     PrunedScorer,
     RowScorer,
-    SumScorer,
-    recall_rows_table,
+    keep_existing,
+    keep_points,
+    keep_sums,
 )
 
 PROJECT_ATOM_ROWS = 1024
@@ -82,7 +69,8 @@ Scorer = Callable[[RowSpan, Sink], None]
 class ProjectStage(RowStage):
     """Write ``<block>_rows``, ``_columns`` and ``_existing``: one activation vector an example.
 
-    Existing data are helpers: they go through the column half of the block's network.
+    Existing data are helpers: they go through the column half of the block's network. ``parent``
+    holds the activations of the first rows, where a run goes on with further data.
     """
 
     name: ClassVar[str] = "project"
@@ -98,27 +86,25 @@ class ProjectStage(RowStage):
         shard_rows: int = PROJECT_SHARD_ROWS,
         parent: StageOutput | None = None,
     ) -> None:
-        """Project the embeddings through the networks of the given blocks.
-
-        ``parent`` holds the activations of the first rows, where a run goes on with further data.
-        """
+        """Project the embeddings through the networks of the given blocks."""
         self._embeddings, self._networks, self._parent = embeddings, networks, parent
-        self._blocks, self._num_hidden, self._shard_rows = tuple(blocks), num_hidden, shard_rows
-        tables: list[str] = []
+        self._blocks, self._shard_rows = tuple(blocks), shard_rows
+        self._schema = schemas.activations_schema(num_hidden)
+        left: list[tuple[str, int]] = []
+        done: dict[str, int] = {}
         for block in self._blocks:
-            sides = ("rows",) if block == POINTS else ("rows", "columns", "existing")
-            tables += [f"{block}_{side}" for side in sides]
-        rows = {table: embeddings.num_rows(_embeddings_of(table)) for table in tables}
-        rows = {t: count for t, count in rows.items() if count or not t.endswith(EXISTING)}
-        done = {table: parent.num_rows(table) if parent else 0 for table in rows}
-        left = tuple((table, count - done[table]) for table, count in rows.items())
-        self._atoms = RowAtoms(left, PROJECT_ATOM_ROWS, first_rows=done)
+            for side in ("rows",) if block == POINTS else ("rows", "columns", EXISTING):
+                table = f"{block}_{side}"
+                num_rows = embeddings.num_rows(_embeddings_of(table))
+                if num_rows or side != EXISTING:
+                    done[table] = parent.num_rows(table) if parent else 0
+                    left.append((table, num_rows - done[table]))
+        self._atoms = RowAtoms(tuple(left), PROJECT_ATOM_ROWS, first_rows=done)
 
     @property
     def produces(self) -> Mapping[str, pa.Schema]:
         """Activations of each block and side."""
-        schema = schemas.activations_schema(self._num_hidden)
-        return {name: schema for name, _ in self._atoms.ranges}
+        return {name: self._schema for name, _ in self._atoms.ranges}
 
     @property
     def inputs(self) -> Mapping[str, StageOutput]:
@@ -136,23 +122,21 @@ class ProjectStage(RowStage):
 
         def project_shard(shard: Shard, sink: Sink) -> None:
             for span in self._atoms.spans(shard.start, shard.stop):
-                block = span.name.rpartition("_")[0]
-                sink.write(span.name, self._project(span, networks[block]))
+                block, _, side = span.name.rpartition("_")
+                network = networks[block]
+                project = network.project_rows if side == "rows" else network.project_columns
+                table = self._embeddings.read_range(
+                    _embeddings_of(span.name), span.start, span.stop, ["row_index", "embedding"]
+                )
+                columns = {
+                    "row_index": table["row_index"],
+                    "activation": vectors_to_arrow(
+                        project(column_matrix(table["embedding"])), "float32"
+                    ),
+                }
+                sink.write(span.name, pa.Table.from_pydict(columns, schema=self._schema))
 
         return project_shard
-
-    def _project(self, span: RowSpan, network: FactoredNetwork) -> pa.Table:
-        rows = self._embeddings.read_range(
-            _embeddings_of(span.name), span.start, span.stop, ["row_index", "embedding"]
-        )
-        is_rows = span.name.endswith("_rows")
-        project = network.project_rows if is_rows else network.project_columns
-        activation_NH = project(column_matrix(rows["embedding"]))
-        columns = {
-            "row_index": rows["row_index"],
-            "activation": vectors_to_arrow(activation_NH, "float32"),
-        }
-        return pa.Table.from_pydict(columns, schema=schemas.activations_schema(self._num_hidden))
 
 
 def _embeddings_of(table: str) -> str:
@@ -192,17 +176,10 @@ class ScorePairsStage(RowStage):
     ) -> None:
         """Score the pairs of the given blocks, or the examples of the block "points".
 
-        Args:
-            activations: Of the project stage.
-            networks: Of the fit stage.
-            blocks: What to score.
-            config: The recipe's section.
-            keeps_lists: Whether lists of helpers are kept, and not the sum of every column, which
-                is what the objective top_k reads.
-            examples: The deduplicated examples; read only where ``subtask_by`` is given.
-            subtask_by: Field of a target's record that names its subtask; None: one for all.
-            index: Output of the index stage; blocks that it decided to score exactly, and those
-                that it did not look at, are scored exactly. None: all are.
+        ``keeps_lists`` keeps lists of helpers, and not the sum of every column, which is what the
+        objective top_k reads. ``subtask_by`` is the field of a target's record that names its
+        subtask (None: one for all); only then the examples are read. Blocks that the index stage
+        did not decide to prune are scored exactly.
 
         Raises:
             ConfigError: If a bound on memory or on the dense table does not hold.
@@ -212,33 +189,41 @@ class ScorePairsStage(RowStage):
         self._examples, self._subtask_by = examples, subtask_by
         if subtask_by is not None and examples is None:
             raise StageError("data.subtask_by needs the examples, whose records name the subtasks")
-        self._top_k = config.top_k if keeps_lists and POINTS not in self._blocks else None
-        self.can_use_gpu = self._top_k is not None
-        decisions = read_decisions(index)
-        self._pruned = {b: decisions[b] for b in self._blocks if _is_pruned(decisions.get(b))}
-        self._held_out = {
-            block: HeldOutRows.draw(self._num_rows(block), config.recall_rows, config.seed).final
-            for block in self._pruned
+        self._keeps_lists = keeps_lists and POINTS not in self._blocks
+        self.can_use_gpu = self._keeps_lists
+        self._searches = {
+            block: decision.search
+            for block, decision in read_decisions(index).items()
+            if block in self._blocks and decision.mode == PRUNED
         }
-        ranges = [(block, self._num_rows(block)) for block in self._blocks]
-        ranges += [(f"{block}{HELD_OUT}", len(rows)) for block, rows in self._held_out.items()]
-        self._atoms = RowAtoms(tuple(ranges), ATOM_ROWS)
+        self._held_out = {
+            block: draw_held_out(self._num("rows", block), config.recall_rows, config.seed)[1]
+            for block in self._searches
+        }
+        self._atoms = self._cut([(block, self._num("rows", block)) for block in self._blocks])
         for block in self._blocks:
             self._check_bounds(block)
+
+    def _cut(
+        self, ranges: list[tuple[str, int]], first_rows: Mapping[str, int] | None = None
+    ) -> RowAtoms:
+        """Return the atoms of ranges of rows, and of the rows held out behind them."""
+        held_out = [(f"{block}{HELD_OUT}", len(rows)) for block, rows in self._held_out.items()]
+        return RowAtoms((*ranges, *held_out), ATOM_ROWS, first_rows=first_rows or {})
 
     @property
     def produces(self) -> Mapping[str, pa.Schema]:
         """Statistics, and sums or lists with column maxima."""
         tables = {"statistics": schemas.SCORE_STATISTICS, "histogram": schemas.SCORE_HISTOGRAM}
         for block in self._blocks:
-            if self._has_existing(block):
+            if self._num(EXISTING, block):
                 tables[f"{block}_existing_influence"] = schemas.EXISTING_INFLUENCE
-        if self._top_k is None:
+        if not self._keeps_lists:
             return tables | {"column_sums": schemas.COLUMN_SUMS}
         for block in self._blocks:
             tables[f"{block}_top_helpers"] = schemas.TOP_HELPERS
             if self._config.dense:
-                tables[f"{block}_dense"] = schemas.dense_schema(self._num_columns(block))
+                tables[f"{block}_dense"] = schemas.dense_schema(self._num("columns", block))
         if self._held_out:
             tables["recall"] = schemas.ROW_RECALL
         return tables | {"column_max": schemas.COLUMN_MAX}
@@ -257,24 +242,20 @@ class ScorePairsStage(RowStage):
 
     def settings(self) -> dict[str, Any]:
         """What is kept and what is scored; tiles, shards and threads change nothing."""
-        kept: dict[str, Any] = {"subtask_by": self._subtask_by}
-        if self._top_k is not None:
-            kept = {"top_k": self._top_k, "dense": self._config.dense}
-        return {"blocks": list(self._blocks), "mode": "exact", **kept, **self._pruned_settings()}
-
-    def _pruned_settings(self) -> dict[str, Any]:
-        if self._index is None or not self._pruned:
-            return {}
-        searches = {
-            block: {
-                "num_probes": decision.num_probes,
-                "num_candidates": decision.num_candidates,
-                "index": index_digest(self._index, block),
+        config = self._config
+        settings: dict[str, Any] = {"blocks": list(self._blocks), "mode": "exact"}
+        if self._keeps_lists:
+            settings |= {"top_k": config.top_k, "dense": config.dense}
+        else:
+            settings["subtask_by"] = self._subtask_by
+        if self._index is not None and self._searches:
+            settings["mode"] = PRUNED
+            settings["searches"] = {
+                block: {**asdict(search), "index": index_digest(self._index, block)}
+                for block, search in self._searches.items()
             }
-            for block, decision in self._pruned.items()
-        }
-        held_out = {"recall_rows": self._config.recall_rows, "seed": self._config.seed}
-        return {"mode": PRUNED, "searches": searches, "held_out": held_out}
+            settings["held_out"] = {"recall_rows": config.recall_rows, "seed": config.seed}
+        return settings
 
     @property
     def shard_items(self) -> int:
@@ -287,15 +268,14 @@ class ScorePairsStage(RowStage):
 
     def make_worker(self) -> Worker:
         """Load the networks and subtasks; columns are read as they are needed."""
-        readers = {
-            block: IndexReader(
-                self._index, self._activations, block, decision, num_threads_of(self.resources)
-            )
-            for block, decision in self._pruned.items()
-            if self._index is not None
+        index, k, num_threads = self._index, self._config.top_k, num_threads_of(self.resources)
+        pruned = {
+            block: PrunedScorer(block, index, self._activations, search, k, num_threads)
+            for block, search in self._searches.items()
+            if index is not None
         }
         scorers = {
-            name: self._make_scorer(name, readers) for name, count in self._atoms.ranges if count
+            name: self._make_scorer(name, pruned) for name, count in self._atoms.ranges if count
         }
 
         def score_shard(shard: Shard, sink: Sink) -> None:
@@ -305,109 +285,89 @@ class ScorePairsStage(RowStage):
 
         return score_shard
 
-    def _make_scorer(self, name: str, readers: Mapping[str, IndexReader]) -> Scorer:
+    def _make_scorer(self, name: str, pruned: Mapping[str, PrunedScorer]) -> Scorer:
         """Return what scores a range of rows and writes what is kept."""
         block = name.removesuffix(HELD_OUT)
         if name != block:
-            return HeldOutScorer(readers[block], self._list_scorer(block), self._held_out[block])
+            exact = self._list_scorer(self._columns(block))
+            return HeldOutScorer(block, self._held_out[block], exact, pruned[block].search)
         scorer: RowScorer
         if block == POINTS:
-            scorer = PointScorer(read_network(self._networks, block))
-        elif self._top_k is None:
-            scorer = self._sum_scorer(block)
-        elif block in readers:
-            scorer = PrunedScorer(readers[block], self._top_k)
+            scorer = partial(keep_points, read_network(self._networks, block))
+        elif not self._keeps_lists:
+            scorer = self._sum_scorer(self._columns(block), block)
         else:
-            scorer = self._list_scorer(block)
-        return self._of_rows(block, [scorer, *self._existing_scorers(block)])
+            scorer = pruned.get(block) or self._list_scorer(self._columns(block))
+        if not self._num(EXISTING, block):
+            return self._of_rows(block, scorer)
+        existing = self._columns(block, side=EXISTING)
+        return self._of_rows(block, scorer, partial(keep_existing, existing))
 
-    def _of_rows(self, block: str, scorers: Sequence[RowScorer]) -> Scorer:
+    def _of_rows(self, block: str, *scorers: RowScorer) -> Scorer:
         """Hand scorers the activations of their rows."""
 
         def read_and_score(span: RowSpan, sink: Sink) -> None:
-            rows = self._activations.read_range(f"{block}_rows", span.start, span.stop)
+            table = f"{block}_rows"
+            rows = self._activations.read_range(table, span.start, span.stop, ["activation"])
+            a_IH = column_matrix(rows["activation"])
             for score in scorers:
-                score(RowSpan(block, span.start, span.stop), rows, sink)
+                score(RowSpan(block, span.start, span.stop), a_IH, sink)
 
         return read_and_score
 
     def _list_scorer(
-        self,
-        block: str,
-        *,
-        first: int = 0,
-        resume: Callable[[RowSpan], TopKState] | None = None,
+        self, columns: Columns, resume: Callable[[RowSpan], TopKState] | None = None
     ) -> ListScorer:
-        """Return what lists the columns of a block from a first one on."""
-        return ListScorer(
-            read_network(self._networks, block),
-            self._columns(block, first),
-            self._top_k or 0,
-            make_backend(self.resources),
-            self._num_counted_as(block),
-            num_threads_of(self.resources),
-            dense=self._config.dense,
-            resume=resume,
-        )
+        score_rows = make_backend(self.resources)
+        return ListScorer(columns, self._config.top_k, score_rows, self._config.dense, resume)
 
-    def _sum_scorer(self, block: str, *, first: int = 0) -> SumScorer:
-        """Return what sums the columns of a block from a first one on."""
-        subtasks = Subtasks.one(self._num_rows(block))
+    def _sum_scorer(self, columns: Columns, block: str) -> RowScorer:
+        subtasks = Subtasks.one(self._num("rows", block))
         if block == CROSS and self._subtask_by is not None and self._examples is not None:
             subtasks = read_subtasks(self._examples, self._subtask_by)
-        return SumScorer(
+        return partial(keep_sums, columns, subtasks)
+
+    def _columns(self, block: str, first: int = 0, side: str = "columns") -> Columns:
+        fits = self._memory(block, first).keeps_columns(self._config.max_worker_bytes)
+        return Columns(
             read_network(self._networks, block),
-            self._columns(block, first),
-            subtasks,
-            self._num_counted_as(block),
-            num_threads_of(self.resources),
+            self._activations,
+            f"{block}_{side}",
+            self._config.column_tile,
+            num_block_rows=self._num_counted_as(block),
+            num_threads=num_threads_of(self.resources),
+            first=first,
+            keep=fits and side != EXISTING,
         )
 
-    def _existing_scorers(self, block: str) -> list[ExistingScorer]:
-        """Return what scores a block's rows against existing data, where there are any."""
-        if not self._has_existing(block):
-            return []
-        table, tile_rows = f"{block}_existing", self._config.column_tile
-        tiles = ColumnTiles(self._activations, table, tile_rows, keep=False)
-        return [ExistingScorer(read_network(self._networks, block), tiles)]
-
-    def _columns(self, block: str, first: int) -> ColumnTiles:
-        keep = self._memory(block, first).keeps_columns(self._config.max_worker_bytes)
-        table, tile_rows = f"{block}_columns", self._config.column_tile
-        return ColumnTiles(self._activations, table, tile_rows, keep=keep, first=first)
-
-    def _has_existing(self, block: str) -> bool:
-        return bool(self._activations.num_rows(f"{block}_existing"))
-
-    def _num_rows(self, block: str) -> int:
-        return self._activations.num_rows(f"{block}_rows")
-
-    def _num_columns(self, block: str) -> int:
-        return self._activations.num_rows(f"{block}_columns")
+    def _num(self, side: str, block: str) -> int:
+        """Return a block's number of rows, columns or existing examples."""
+        return self._activations.num_rows(f"{block}_{side}")
 
     def _num_counted_as(self, block: str) -> int:
-        """Return the number of rows that says which of them are counted."""
-        return self._num_rows(block)
+        """Return the number of rows that says which of them are counted in the histogram."""
+        return self._num("rows", block)
 
     def _memory(self, block: str, first: int = 0) -> PairMemory:
         return PairMemory(
-            self._num_columns(block) - first,
+            self._num("columns", block) - first,
             read_network(self._networks, block).num_hidden,
-            shard_rows=min(self.shard_items * ATOM_ROWS, self._num_rows(block)),
-            top_k=self._top_k or 0,
+            shard_rows=min(self.shard_items * ATOM_ROWS, self._num("rows", block)),
+            top_k=self._config.top_k if self._keeps_lists else 0,
             column_tile=self._config.column_tile,
         )
 
     def _check_bounds(self, block: str) -> None:
         config = self._config
         self._memory(block).check_streamed(block, config.max_worker_bytes)
-        size = self._num_rows(block) * self._num_columns(block) * FLOAT_BYTES
+        num_rows, num_columns = self._num("rows", block), self._num("columns", block)
+        size = num_rows * num_columns * FLOAT_BYTES
         if config.dense and size > config.max_dense_bytes:
             raise ConfigError(
                 f"pair_scores.dense: all scores of block '{block}' are "
-                f"{self._num_rows(block):,} x {self._num_columns(block):,} numbers, {size:,} "
-                f"bytes, more than pair_scores.max_dense_bytes = {config.max_dense_bytes:,}: raise "
-                "it, or leave dense out"
+                f"{num_rows:,} x {num_columns:,} numbers, {size:,} bytes, more than "
+                f"pair_scores.max_dense_bytes = {config.max_dense_bytes:,}: raise it, or leave "
+                "dense out"
             )
 
 
@@ -436,15 +396,10 @@ class ScoreNewPairsStage(ScorePairsStage):
         *,
         examples: StageOutput | None = None,
     ) -> None:
-        """Score what is in the activations and not in the parent's.
+        """Score what is in the activations of the union and not in the parent's.
 
-        Args:
-            activations: Of the union, the parent's rows first.
-            networks: The parent's networks.
-            parent_activations: Their tables tell how many rows and columns are scored.
-            parent_scores: What of the scores was kept; blocks, K and subtasks are as there.
-            config: The recipe's section.
-            examples: The union's examples; read only where the parent's sums are by subtask.
+        Blocks, K and subtasks are as in the parent's scores. The union's examples are read only
+        where the parent's sums are by subtask.
         """
         settings = parent_scores.manifest.settings
         as_before = {"dense": False, "top_k": settings.get("top_k", config.top_k)}
@@ -465,9 +420,8 @@ class ScoreNewPairsStage(ScorePairsStage):
             first[block] = parent_activations.num_rows(f"{block}_rows")
             if block != POINTS:
                 ranges.append((f"{block}{OLD}", first[block]))
-            ranges.append((block, self._num_rows(block) - first[block]))
-        ranges += [(f"{block}{HELD_OUT}", len(rows)) for block, rows in self._held_out.items()]
-        self._atoms = RowAtoms(tuple(ranges), ATOM_ROWS, first_rows=first)
+            ranges.append((block, self._num("rows", block) - first[block]))
+        self._atoms = self._cut(ranges, first)
 
     @property
     def inputs(self) -> Mapping[str, StageOutput]:
@@ -477,35 +431,35 @@ class ScoreNewPairsStage(ScorePairsStage):
 
     def settings(self) -> dict[str, Any]:
         """As the parent's, but that new pairs are all scored, and the dense table is left out."""
-        tables = ("top_helpers", "dense") if self._top_k else ()
-        whole = [f"{block}_{table}" for block in self._blocks for table in tables]
-        kept = {"top_k": self._top_k} if self._top_k else {"subtask_by": self._subtask_by}
-        blocks = list(self._blocks)
-        return {"blocks": blocks, "mode": "exact", **kept, WHOLE_TABLES: [*whole, "recall"]}
+        settings: dict[str, Any] = {"blocks": list(self._blocks), "mode": "exact"}
+        if not self._keeps_lists:
+            return settings | {"subtask_by": self._subtask_by, WHOLE_TABLES: ["recall"]}
+        whole = [f"{block}_{table}" for block in self._blocks for table in ("top_helpers", "dense")]
+        return settings | {"top_k": self._config.top_k, WHOLE_TABLES: [*whole, "recall"]}
 
-    def _make_scorer(self, name: str, readers: Mapping[str, IndexReader]) -> Scorer:
+    def _make_scorer(self, name: str, pruned: Mapping[str, PrunedScorer]) -> Scorer:
         """Return what scores rows of a block against the columns that they lack."""
         if name.endswith(HELD_OUT):
             return self._recall_scorer(name.removesuffix(HELD_OUT))
         block = name.removesuffix(OLD)
         if name == block:
-            return super()._make_scorer(name, readers)
+            return super()._make_scorer(name, pruned)
         first = self._parent_activations.num_rows(f"{block}_columns")
-        if self._top_k is None:
-            return self._of_rows(block, [self._sum_scorer(block, first=first)])
-        table = f"{block}_top_helpers"
-        if self._num_columns(block) == first:
+        if not self._keeps_lists:
+            return self._of_rows(block, self._sum_scorer(self._columns(block, first), block))
+        table, parent = f"{block}_top_helpers", self._parent_scores
+        if self._num("columns", block) == first:
 
             def copy_lists(span: RowSpan, sink: Sink) -> None:
-                lists = self._parent_scores.read_range(table, span.start, span.stop)
+                lists = parent.read_range(table, span.start, span.stop)
                 sink.write(table, lists.cast(schemas.TOP_HELPERS))
 
             return copy_lists
 
         def resume(span: RowSpan) -> TopKState:
-            return self._state_of(self._parent_scores.read_range(table, span.start, span.stop))
+            return self._state_of(parent.read_range(table, span.start, span.stop))
 
-        return self._of_rows(block, [self._list_scorer(block, first=first, resume=resume)])
+        return self._of_rows(block, self._list_scorer(self._columns(block, first), resume))
 
     def _num_counted_as(self, block: str) -> int:
         """Return the rows by which every n-th is counted: those of the first run of the chain.
@@ -517,33 +471,27 @@ class ScoreNewPairsStage(ScorePairsStage):
 
     def _recall_scorer(self, block: str) -> Scorer:
         """Return what compares held-out rows' joined lists with their true ones."""
-        first = self._parent_activations.num_rows(f"{block}_columns")
-        num_columns = self._num_columns(block)
-        share = (num_columns - first) / num_columns  # of a row's columns, scored in this run
+        held_out = self._held_out[block]
 
         def resume(span: RowSpan) -> TopKState:
-            rows = self._held_out[block][span.start : span.stop]
+            rows = held_out[span.start : span.stop]
             return self._state_of(self._parent_scores.take_rows(f"{block}_top_helpers", rows))
 
-        every = self._list_scorer(block)
-        joined = self._list_scorer(block, first=first, resume=resume)
+        first = self._parent_activations.num_rows(f"{block}_columns")
+        joined = self._list_scorer(self._columns(block, first), resume)
 
-        def measure(span: RowSpan, sink: Sink) -> None:
-            rows = self._held_out[block][span.start : span.stop]
-            a_IH, none = read_rows(self._activations, block, rows), CountedRows.none(len(rows))
-            true, _ = every.score(span, a_IH, none)
-            found, _ = joined.score(span, a_IH, none)
-            if true is None or found is None:
-                return
-            recall_I = recall_at_k(found.score_IK, true.score_IK)
-            table = recall_rows_table(block, rows, recall_I, np.full(len(rows), share))
-            sink.write("recall", table)
+        def search(span: RowSpan, a_IH: np.ndarray) -> RescoredTopK | None:
+            top = joined.score(span, a_IH, CountedRows.none(len(a_IH)))
+            if top is None:
+                return None
+            return RescoredTopK(top.index_IK, top.score_IK, top.statistics.num_pairs_I)
 
-        return measure
+        exact = self._list_scorer(self._columns(block))
+        return HeldOutScorer(block, held_out, exact, search, keeps_statistics=False)
 
     def _state_of(self, lists: pa.Table) -> TopKState:
         """Return the parent's lists of some rows as what further columns are added to."""
-        state = start_state(lists.num_rows, self._top_k or 0, 0, 0, None)
+        state = start_state(lists.num_rows, self._config.top_k, 0, 0, None)
         helper, influence = (
             cast("Any", lists[name].combine_chunks()) for name in ("helper_index", "influence")
         )
@@ -551,10 +499,6 @@ class ScoreNewPairsStage(ScorePairsStage):
         score_P = influence.flatten().to_numpy()
         add_pairs(state, row_P, helper.flatten().to_numpy(), score_P)
         return state
-
-
-def _is_pruned(decision: Any) -> bool:
-    return decision is not None and decision.mode == PRUNED
 
 
 def _held_out_rows(scores: StageOutput) -> dict[str, np.ndarray]:

@@ -31,16 +31,15 @@ from nncift_ray.scores.exact import (
 )
 from nncift_ray.scores.kernel import NUM_BINS, count_values
 from nncift_ray.scores.scorers import (
-    column_max_table,
-    column_sums_table,
-    top_helpers_table,
-    write_histogram,
+    write_column_max,
+    write_column_sums,
+    write_lists,
     write_statistics,
 )
 
 LIST_ROWS = 16_384  # written at a time
 NO_LABEL = "no_label"
-PAIR_COLUMNS = ["block", "helped_index", "helper_index"]
+PAIR_COLUMNS = ["block", "helped_index", "helper_index", "utility"]
 
 
 class TeacherScoresStage(Stage):
@@ -63,21 +62,15 @@ class TeacherScoresStage(Stage):
         *,
         subtask_by: str | None = None,
     ) -> None:
-        """Take the labels of blocks for their scores.
+        """Take the labels of the blocks that the objective reads for their scores.
 
-        Args:
-            labels: Of the label step.
-            examples: The deduplicated examples.
-            blocks: What the objective reads.
-            top_k: Helpers kept of every row; None: no lists, but the sum of every column.
-            subtask_by: Field of a target's record that names its subtask; None: one for all.
+        ``top_k`` helpers are kept of every row; None: no lists, but the sum of every column.
+        ``subtask_by`` is the field of a target's record that names its subtask; None: one for all.
         """
         self._labels, self._examples = labels, examples
-        self._blocks, self._top_k, self._subtask_by = tuple(blocks), top_k, subtask_by
-
-    @property
-    def _keeps_sums(self) -> bool:
-        return self._top_k is None or POINTS in self._blocks
+        self._blocks, self._subtask_by = tuple(blocks), subtask_by
+        self._top_k = None if POINTS in self._blocks else top_k
+        self._num_candidates = examples.num_rows("candidates")
 
     @property
     def produces(self) -> Mapping[str, pa.Schema]:
@@ -87,7 +80,7 @@ class TeacherScoresStage(Stage):
             "histogram": schemas.SCORE_HISTOGRAM,
             "unranked": schemas.UNRANKED,
         }
-        if self._keeps_sums:
+        if self._top_k is None:
             return tables | {"column_sums": schemas.COLUMN_SUMS}
         lists = {f"{block}_top_helpers": schemas.TOP_HELPERS for block in self._blocks}
         return lists | tables | {"column_max": schemas.COLUMN_MAX}
@@ -99,7 +92,8 @@ class TeacherScoresStage(Stage):
 
     def settings(self) -> dict[str, Any]:
         """What is kept."""
-        kept = {"subtask_by": self._subtask_by} if self._keeps_sums else {"top_k": self._top_k}
+        sums = self._top_k is None
+        kept = {"subtask_by": self._subtask_by} if sums else {"top_k": self._top_k}
         return {"blocks": list(self._blocks), **kept}
 
     def num_items(self) -> int:
@@ -125,16 +119,16 @@ class TeacherScoresStage(Stage):
         return keep
 
     def _keep_block(self, block: str, sink: Sink) -> dict[str, int]:
-        """Fold a block's labels, write what is kept of them and return what was asked about it.
+        """Write what is kept of a block's labels and return how many were asked for and came.
 
         Raises:
             StageError: If there is no label at all.
         """
-        fold = self._make_fold(block)
+        kept = self._start(block)
         total, count_B = ScoreTotal(), np.zeros(NUM_BINS, np.int64)
         is_ranked_J = np.zeros(self._num_candidates, np.bool_)
         for helped_P, helper_P, utility_P in self._batches(block):
-            fold.add(helped_P, helper_P, utility_P)
+            kept.add(helped_P, helper_P, utility_P)
             total = total.merge(ScoreTotal.of(utility_P))
             count_B += count_values(utility_P)
             is_ranked_J[helper_P] = True
@@ -142,12 +136,10 @@ class TeacherScoresStage(Stage):
             raise StageError(
                 f"no label of the block '{block}' is there to select by; see label's errors"
             )
-        fold.write(sink)
-        write_statistics(sink, block, total)
-        write_histogram(sink, block, count_B)
+        kept.write(sink)
+        write_statistics(sink, block, total, count_B)
         unranked = np.flatnonzero(~is_ranked_J)
-        # The block whose rows the objective covers.
-        if block == ground_block(self._blocks):
+        if block == ground_block(self._blocks):  # whose rows the objective covers
             self._write_unranked(block, unranked, sink)
         asked = self._labels.manifest.facts()["asked"][block]
         return {
@@ -159,20 +151,22 @@ class TeacherScoresStage(Stage):
             "num_unranked": len(unranked),  # candidates without any label here
         }
 
-    def _make_fold(self, block: str) -> LabelLists | LabelSums:
-        if not self._keeps_sums:
-            labelled_I = self._labelled_rows(block)
-            return LabelLists(block, labelled_I, self._num_candidates, self._top_k or 1)
-        subtasks = Subtasks.one(self._num_rows(block))
+    def _start(self, block: str) -> LabelLists | LabelSums:
+        """Return what folds the block's labels, with nothing in it."""
+        if self._top_k is not None:
+            labelled_I = np.zeros(self._num_rows(block), np.bool_)
+            for helped_P, _, _ in self._batches(block):
+                labelled_I[helped_P] = True
+            return LabelLists(block, labelled_I, self._num_candidates, self._top_k)
+        # Of points each example is a column by itself, with one row.
+        subtasks = Subtasks.one(1 if block == POINTS else self._num_rows(block))
         if block == CROSS and self._subtask_by is not None:
             subtasks = read_subtasks(self._examples, self._subtask_by)
-        if block == POINTS:  # each example is a column by itself
-            subtasks = Subtasks.one(1)
         return LabelSums(block, subtasks, self._num_candidates)
 
     def _batches(self, block: str) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Yield (helped [P], helper [P], utility [P]) of a block; of points the row is always 0."""
-        for batch in self._labels.iter_batches("labels", [*PAIR_COLUMNS, "utility"]):
+        for batch in self._labels.iter_batches("labels", PAIR_COLUMNS):
             here = batch.filter(pc.equal(batch.column("block"), pa.scalar(block)))
             helped_P = here.column("helped_index").to_numpy()
             utility_P = here.column("utility").to_numpy()
@@ -181,20 +175,8 @@ class TeacherScoresStage(Stage):
             else:
                 yield helped_P, here.column("helper_index").to_numpy(), utility_P
 
-    def _labelled_rows(self, block: str) -> np.ndarray:
-        """Return which rows of a block have a label [I]."""
-        labelled_I = np.zeros(self._num_rows(block), np.bool_)
-        for batch in self._labels.iter_batches("labels", ["block", "helped_index"]):
-            here = batch.filter(pc.equal(batch.column("block"), pa.scalar(block)))
-            labelled_I[here.column("helped_index").to_numpy()] = True
-        return labelled_I
-
     def _num_rows(self, block: str) -> int:
         return self._examples.num_rows(f"{helped_role(block)}s")
-
-    @property
-    def _num_candidates(self) -> int:
-        return self._examples.num_rows("candidates")
 
     def _write_unranked(self, block: str, unranked: np.ndarray, sink: Sink) -> None:
         """Name the candidates that the teacher said nothing of: they cannot be picked."""
@@ -215,13 +197,14 @@ class TeacherScoresStage(Stage):
 
 
 class LabelLists:
-    """Keeps the best helpers of every row, and of `cross` every helper's largest label.
+    """The best helpers of every row, and of `cross` every helper's largest label.
 
-    A row may have fewer places than K where there are fewer candidates. Memory: 8 bytes a place.
+    Only rows that have a label get places, and fewer than K where there are fewer candidates.
+    Memory: 8 bytes a place.
     """
 
     def __init__(self, block: str, labelled_I: np.ndarray, num_candidates: int, top_k: int) -> None:
-        """Begin with nothing; only rows that have a label get places."""
+        """Begin with nothing."""
         self._block, self._labelled_I = block, labelled_I
         self._place_I = np.cumsum(labelled_I) - 1
         k = min(top_k, max(1, num_candidates))
@@ -229,33 +212,29 @@ class LabelLists:
         self._max_J = np.full(num_candidates, -np.inf, np.float32)
 
     def add(self, helped_P: np.ndarray, helper_P: np.ndarray, utility_P: np.ndarray) -> None:
-        """Fold labels in.
-
-        Raises:
-            ValueError: If one is not finite.
-        """
+        """Fold labels in; ValueError if one is not finite."""
         add_pairs(self._state, self._place_I[helped_P], helper_P, utility_P)
         np.maximum.at(self._max_J, helper_P, utility_P)
 
     def write(self, sink: Sink) -> None:
         """Write every row of the block; one that no label speaks of has an empty list."""
+        key_IK = self._state.key_IK
         for start in range(0, len(self._labelled_I), LIST_ROWS):
             here_I = self._labelled_I[start : start + LIST_ROWS]
             first = int(self._labelled_I[:start].sum())
-            lists = read_keys(self._state.key_IK[first : first + int(here_I.sum())])
-            index_IK = np.full((len(here_I), lists[0].shape[1]), -1, np.int32)
+            index_IK = np.full((len(here_I), key_IK.shape[1]), -1, np.int32)
             score_IK = np.full(index_IK.shape, -np.inf, np.float32)
-            index_IK[here_I], score_IK[here_I] = lists
-            rows = pa.array(np.arange(start, start + len(here_I)), pa.int64())
-            sink.write(f"{self._block}_top_helpers", top_helpers_table(rows, index_IK, score_IK))
+            index_IK[here_I], score_IK[here_I] = read_keys(
+                key_IK[first : first + int(here_I.sum())]
+            )
+            write_lists(sink, self._block, start, index_IK, score_IK)
         if self._block == CROSS:
             helper = np.flatnonzero(np.isfinite(self._max_J))
-            table = column_max_table(self._block, helper, self._max_J[helper])
-            sink.write("column_max", table)
+            write_column_max(sink, self._block, helper, self._max_J[helper])
 
 
 class LabelSums:
-    """Keeps the sum of every column over the labelled rows of each subtask, and their number.
+    """The sum of every column over the labelled rows of each subtask, and their number.
 
     Memory: 16 * G * J bytes.
     """
@@ -268,11 +247,7 @@ class LabelSums:
         self.num_GJ = np.zeros(shape, np.int64)
 
     def add(self, helped_P: np.ndarray, helper_P: np.ndarray, utility_P: np.ndarray) -> None:
-        """Fold labels in.
-
-        Raises:
-            ValueError: If one is not finite, or 2**10 or more in size.
-        """
+        """Fold labels in; ValueError if one is not finite, or 2**10 or more in size."""
         group_P = self._subtasks.group_I[helped_P]
         np.add.at(self.sum_GJ, (group_P, helper_P), to_fixed_point(utility_P))
         np.add.at(self.num_GJ, (group_P, helper_P), 1)
@@ -281,8 +256,7 @@ class LabelSums:
         """Write the columns that have a label."""
         for name, num_J, sum_J in zip(self._subtasks.names, self.num_GJ, self.sum_GJ, strict=True):
             helper = np.flatnonzero(num_J)
-            table = column_sums_table(self._block, name, num_J[helper], helper, sum_J[helper])
-            sink.write("column_sums", table)
+            write_column_sums(sink, self._block, name, num_J[helper], helper, sum_J[helper])
 
 
 def describe_labels(scores: StageOutput) -> list[str]:

@@ -26,9 +26,9 @@ from nncift_ray.scores import index_step
 from nncift_ray.scores.exact import score_block
 from nncift_ray.scores.index import SearchSettings
 from nncift_ray.scores.index_step import (
-    HeldOutRows,
     IndexStage,
     Speeds,
+    draw_held_out,
     low_recall,
     read_decisions,
     read_final_recall,
@@ -140,11 +140,11 @@ def test_recall_is_that_of_the_lists_on_rows_that_nothing_was_tuned_on(
     made: Made, tmp_path: Path, lossy: PairScoresConfig
 ) -> None:
     scores, exact = run_pruned(made, tmp_path, lossy), finish(score_stage(made), tmp_path)
-    held_out = HeldOutRows.draw(700, lossy.recall_rows, lossy.seed)
+    tuning, final = draw_held_out(700, lossy.recall_rows, lossy.seed)
     measured = scores.read("recall")
-    assert not set(held_out.tuning) & set(held_out.final)
-    np.testing.assert_array_equal(measured["row_index"], held_out.final)
-    by_hand = recall_by_hand(scores, exact, held_out.final)
+    assert not set(tuning) & set(final)
+    np.testing.assert_array_equal(measured["row_index"], final)
+    by_hand = recall_by_hand(scores, exact, final)
     assert 0.1 < by_hand.mean() < 1
     np.testing.assert_allclose(measured["recall"], by_hand, atol=1e-12)
     assert read_final_recall(scores)["within"].recall == pytest.approx(by_hand.mean())
