@@ -81,33 +81,24 @@ class PairMemory:
     column_tile: int = 65_536
 
     @property
-    def columns(self) -> int:
-        """All columns' activations."""
-        return self.num_columns * self.num_hidden * FLOAT_BYTES
-
-    @property
     def streamed(self) -> int:
         """The least that exact scoring takes: rows, lists and one tile of columns."""
-        tile = min(self.column_tile, self.num_columns) * self.num_hidden * FLOAT_BYTES
-        rows = self.shard_rows * (3 * self.num_hidden * FLOAT_BYTES + 4 * self.top_k * LONG_BYTES)
-        return PROCESS_BYTES + TILE_COPIES * tile + rows
+        hidden = self.num_hidden * FLOAT_BYTES
+        tile = TILE_COPIES * min(self.column_tile, self.num_columns) * hidden
+        return PROCESS_BYTES + tile + self.shard_rows * (3 * hidden + 4 * self.top_k * LONG_BYTES)
 
     def keeps_columns(self, max_bytes: int) -> bool:
         """Whether all columns fit beside what streaming takes."""
-        return self.streamed + self.columns <= max_bytes
+        return self.streamed + self.num_columns * self.num_hidden * FLOAT_BYTES <= max_bytes
 
     def pruned(self, num_features: int) -> int:
         """What scoring through an index takes: columns, a packed copy, the index."""
+        packed = round(self.num_columns * self.num_hidden * FLOAT_BYTES * (1 + PADDING))
         features = self.num_columns * num_features * FLOAT_BYTES
-        packed = round(self.columns * (1 + PADDING))
         return self.streamed + packed + FEATURE_COPIES * features
 
     def check_streamed(self, block: str, max_bytes: int) -> None:
-        """Refuse a bound that even streaming does not keep to.
-
-        Raises:
-            ConfigError: With the estimate and what to change.
-        """
+        """Raise ConfigError, with what to change, for a bound that even streaming does not keep."""
         if self.streamed > max_bytes:
             raise ConfigError(
                 f"{MEMORY_KEY} = {max_bytes:,} is less than scoring block '{block}' takes, about "

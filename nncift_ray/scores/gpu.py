@@ -81,29 +81,52 @@ def top_k_rows_on(
         check_activations(a_IH, b_JH, w_H, bias)  # names the row
     order_H, sign_H = unit_order(w_H)
     weighted_HJ = (columns_JH * torch.asarray(w_H, device=device)).T.contiguous()
+    base_J = torch.full((len(b_JH),), bias, dtype=torch.float64).to(device)
+    for weighted_J in weighted_HJ:  # in order, in float64, as the CPU does
+        base_J += weighted_J
     pairs = DevicePairs(
         torch.asarray(prepare_rows(a_IH, w_H)[0] * sign_H, device=device).T.contiguous(),
         -weighted_HJ[torch.asarray(order_H, device=device)],
-        _column_terms(weighted_HJ, bias),
+        base_J.float(),
         int((sign_H > 0).sum()),
         column_offset,
     )
-    on_device = _to_device(state, len(b_JH), device)
+    statistics = state.statistics
+    host = (state.key_IK, *statistics[1:])
+    # Copies: on a CPU the tensors would share the state's memory.
+    kept = [torch.tensor(values).to(device) for values in host]
+    column_max_J = torch.full((len(b_JH),), -torch.inf, device=device)
     if len(a_IH) and len(b_JH):
-        fold(pairs, on_device)
+        fold(pairs, DeviceState(*kept, column_max_J=column_max_J))
         if counted is not None:
             _count_scores(pairs, counted)
-    return _to_host(on_device, state, len(b_JH))
+    for values, found in zip(host, kept, strict=True):
+        values[:] = found.cpu().numpy()
+    state.key_IK.sort(axis=1)  # the worst first is a heap
+    statistics.num_pairs_I[:] += len(b_JH)
+    return TopK.of_state(state, column_max_J.cpu().numpy())
 
 
 def fold_in_torch(pairs: DevicePairs, state: DeviceState) -> None:
     """Score tile by tile with whole-tile operations, on any device; the kernel's oracle."""
-    for start in range(0, pairs.columns_HJ.shape[1], TILE_COLUMNS):
-        part = slice(start, start + TILE_COLUMNS)
+    key_IK, num_columns = state.key_IK, pairs.columns_HJ.shape[1]
+    for start in range(0, num_columns, TILE_COLUMNS):
+        part = slice(start, min(start + TILE_COLUMNS, num_columns))
         score_IT = _score_tile(pairs, pairs.rows_HI, part)
-        _fold_statistics(score_IT, state)
+        state.min_I.copy_(torch.minimum(state.min_I, score_IT.amin(dim=1)))
+        state.max_I.copy_(torch.maximum(state.max_I, score_IT.amax(dim=1)))
+        wide_IT = score_IT.double()
+        state.sum_I.add_(wide_IT.sum(dim=1))
+        state.sum_of_squares_I.add_(wide_IT.square().sum(dim=1))
         state.column_max_J[part] = score_IT.amax(dim=0)
-        _fold_lists(score_IT, pairs.first_column + start, state.key_IK)
+        # The keys of `kernel`; only rows with one above their worst kept change.
+        column_T = torch.arange(part.start, part.stop, device=key_IK.device) + pairs.first_column
+        ordered_IT = _ordered_bits(torch.where(score_IT == 0, 0.0, score_IT))  # -0 equals 0
+        key_IT = ordered_IT.long() * 2**32 + (LAST_COLUMN - column_T)
+        better_N = (key_IT.amax(dim=1) > key_IK.amin(dim=1)).nonzero()[:, 0]
+        if len(better_N):
+            both = torch.cat([key_IK[better_N], key_IT[better_N]], dim=1)
+            key_IK[better_N] = torch.topk(both, key_IK.shape[1], dim=1, sorted=False).values
 
 
 def _score_tile(pairs: DevicePairs, rows_HI: torch.Tensor, part: slice) -> torch.Tensor:
@@ -116,8 +139,7 @@ def _score_tile(pairs: DevicePairs, rows_HI: torch.Tensor, part: slice) -> torch
 
 def _count_scores(pairs: DevicePairs, counted: CountedRows) -> None:
     """Score the counted rows once more, a few of many, and add them to the counts."""
-    is_counted_I = torch.asarray(counted.is_counted_I, device=pairs.rows_HI.device)
-    rows_HN = pairs.rows_HI[:, is_counted_I]
+    rows_HN = pairs.rows_HI[:, torch.asarray(counted.is_counted_I, device=pairs.rows_HI.device)]
     count_B = torch.zeros(NUM_BINS, dtype=torch.int64, device=rows_HN.device)
     for start in range(0, pairs.columns_HJ.shape[1], TILE_COLUMNS):
         score_NT = _score_tile(pairs, rows_HN, slice(start, start + TILE_COLUMNS))
@@ -130,59 +152,3 @@ def _ordered_bits(score: torch.Tensor) -> torch.Tensor:
     """Return the bits of scores in an order that integers share."""
     bits = score.contiguous().view(torch.int32)
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
-
-
-def _fold_statistics(score_IT: torch.Tensor, state: DeviceState) -> None:
-    state.min_I.copy_(torch.minimum(state.min_I, score_IT.amin(dim=1)))
-    state.max_I.copy_(torch.maximum(state.max_I, score_IT.amax(dim=1)))
-    wide_IT = score_IT.double()
-    state.sum_I.add_(wide_IT.sum(dim=1))
-    state.sum_of_squares_I.add_(wide_IT.square().sum(dim=1))
-
-
-def _fold_lists(score_IT: torch.Tensor, first_column: int, key_IK: torch.Tensor) -> None:
-    """Keep the best keys of rows that have one above their threshold, the worst kept."""
-    column_T = torch.arange(score_IT.shape[1], device=score_IT.device) + first_column
-    key_IT = _keys_of(score_IT, column_T)
-    better_N = (key_IT.amax(dim=1) > key_IK.amin(dim=1)).nonzero()[:, 0]
-    if len(better_N):
-        both = torch.cat([key_IK[better_N], key_IT[better_N]], dim=1)
-        key_IK[better_N] = torch.topk(both, key_IK.shape[1], dim=1, sorted=False).values
-
-
-def _keys_of(score: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
-    """Return the keys of `kernel`."""
-    score = torch.where(score == 0, 0.0, score)  # -0 equals 0
-    return _ordered_bits(score).long() * 2**32 + (LAST_COLUMN - column)
-
-
-def _column_terms(weighted_HJ: torch.Tensor, bias: float) -> torch.Tensor:
-    """Return bias + sum_h w_h b_jh, summed in order in float64, as the CPU does."""
-    base_J = torch.full((weighted_HJ.shape[1],), bias, dtype=torch.float64).to(weighted_HJ.device)
-    for weighted_J in weighted_HJ:
-        base_J += weighted_J
-    return base_J.float()
-
-
-def _to_device(state: TopKState, num_columns: int, device: str) -> DeviceState:
-    # Copies: on a CPU the tensors would share the state's memory.
-    key_IK, low_I, high_I, sum_I, square_I = (
-        torch.tensor(values).to(device) for values in (state.key_IK, *state.statistics[1:])
-    )
-    column_max_J = torch.full((num_columns,), -torch.inf, device=device)
-    return DeviceState(key_IK, low_I, high_I, sum_I, square_I, column_max_J)
-
-
-def _to_host(on_device: DeviceState, state: TopKState, num_columns: int) -> TopK:
-    """Write what the device kept into the state and return it as lists, best first."""
-    state.key_IK[:] = on_device.key_IK.cpu().numpy()
-    state.key_IK.sort(axis=1)  # the worst first is a heap
-    statistics = state.statistics
-    statistics.num_pairs_I[:] += num_columns
-    for kept, found in zip(
-        statistics[1:],
-        (on_device.min_I, on_device.max_I, on_device.sum_I, on_device.sum_of_squares_I),
-        strict=True,
-    ):
-        kept[:] = found.cpu().numpy()
-    return TopK.of_state(state, on_device.column_max_J.cpu().numpy())

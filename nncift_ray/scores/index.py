@@ -6,13 +6,12 @@ into k-means cells by them; a row probes the cells that may hold its best column
 columns of largest inner product there (`cells`), which are then scored exactly. Neighbours in
 embedding space are not a network's best helpers (docs/decisions.md).
 
-Cells are made, and columns assigned to them, by Euclidean distance, so that they stay even in size;
-a row probes cells by the inner product that their columns may reach. (FAISS's own inner-product
-cells give long columns' centres nearly everything.)
+Cells are made by Euclidean distance, so that they stay even in size, and probed by the inner
+product that their columns may reach.
 
-What is proposed for a row depends on the index and the row alone, and the features of a column and
-the query of a row have the same bits whatever else is in the call: candidates are the same on any
-cluster. k-means is seeded, and one build on one machine gives one index.
+What is proposed for a row depends on the index and the row alone, and features and queries have the
+same bits whatever else is in the call: candidates are the same on any cluster. k-means is seeded,
+and one build on one machine gives one index.
 
 Suffixes: I rows (helped), J columns (helpers), H hidden, F features, R anchors, C landmarks or
 listed columns, L cells, P probed cells, K kept columns.
@@ -34,7 +33,6 @@ from nncift_ray.errors import ShapeError
 from nncift_ray.network.factored import FactoredNetwork
 from nncift_ray.scores.cells import FeatureCells, list_columns, split_cells
 from nncift_ray.scores.exact import (
-    PackedColumns,
     RescoredTopK,
     pack_columns,
     rescore_rows,
@@ -132,8 +130,8 @@ class AnchorFeatures:
     def from_state(cls, state: State) -> AnchorFeatures:
         """Rebuild the maps from what `to_state` returned."""
         names = ("anchor", "mean", "direction", "landmark", "fit", "output.weight")
-        a, mean, direction, landmark, fit, w = (np.asarray(state[n], np.float32) for n in names)
-        return cls(a, mean, direction, landmark, fit, w, float(state["output.bias"][0]))
+        arrays = (np.asarray(state[name], np.float32) for name in names)
+        return cls(*arrays, bias=float(state["output.bias"][0]))
 
 
 def draw(random: np.random.Generator, num_rows: int, count: int) -> NDArray[np.int64]:
@@ -181,10 +179,8 @@ SPREADS = 2.0  # standard deviations of a cell added to what its centre promises
 class SearchSettings:
     """How widely to search for a row's columns."""
 
-    num_probes: int
-    """Cells searched a row."""
-    num_candidates: int
-    """Columns listed by approximate score, to be scored anew."""
+    num_probes: int  # cells searched a row
+    num_candidates: int  # columns listed by approximate score, to be scored anew
 
 
 def num_cells(num_columns: int) -> int:
@@ -193,17 +189,24 @@ def num_cells(num_columns: int) -> int:
     return max(1, min(wanted, num_columns // COLUMNS_PER_CELL, MOST_CELLS))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class ColumnIndex:
-    """Columns in cells, to be proposed to rows and scored; searching uses so many threads."""
+    """Columns in cells, to be proposed to rows and scored; searching uses so many threads.
 
-    features: AnchorFeatures
-    cell_J: I32
-    widened_LX: F32  # the centre of each cell, and what its spread adds to a unit query
-    centres: FeatureCells
-    cells: FeatureCells
-    columns: PackedColumns
-    num_threads: int
+    `widened_LX` holds the centre of each cell, and what its spread adds to a unit query.
+    """
+
+    def __init__(
+        self, features: AnchorFeatures, feature_JF: F32, cell_J: I32, widened_LX: F32, b_JH: F32,
+        num_threads: int,
+    ) -> None:  # fmt: skip
+        """Pack the columns; `build` and `from_state` make an index."""
+        self.features, self.cell_J, self.widened_LX = features, cell_J, widened_LX
+        self.num_columns, self.num_cells = len(cell_J), len(widened_LX)
+        # The cells are themselves columns of one cell, to be listed by what they promise.
+        self.centres = FeatureCells.pack(widened_LX, np.zeros(len(widened_LX), np.int32), 1)
+        self.cells = FeatureCells.pack(feature_JF, cell_J, len(widened_LX))
+        self.columns = pack_columns(b_JH, features.w_H, features.bias)
+        self.num_threads = num_threads
 
     @classmethod
     def build(
@@ -230,7 +233,16 @@ class ColumnIndex:
         cells = num_cells(len(b_JH))
         sampled = draw(random, len(b_JH), SAMPLED_PER_CELL * cells)
         faiss.omp_set_num_threads(num_threads)
-        centre_LF = _cell_centres(feature_JF[sampled], min(cells, len(sampled)), seed)
+        kmeans = faiss.Kmeans(
+            feature_JF.shape[1],
+            min(cells, len(sampled)),
+            niter=KMEANS_ROUNDS,
+            seed=seed,
+            min_points_per_centroid=1,
+            max_points_per_centroid=SAMPLED_PER_CELL,
+        )
+        kmeans.train(np.ascontiguousarray(feature_JF[sampled]))
+        centre_LF = np.asarray(kmeans.centroids, np.float32)
         cell_J = np.concatenate(
             [
                 faiss.knn(feature_JF[start : start + FEATURE_TILE], centre_LF, 1)[1][:, 0]
@@ -238,7 +250,7 @@ class ColumnIndex:
             ]
         ).astype(np.int32)
         widened_LX = _widen(centre_LF, feature_JF, cell_J)
-        return cls._assemble(features, feature_JF, cell_J, widened_LX, b_JH, num_threads)
+        return cls(features, feature_JF, cell_J, widened_LX, b_JH, num_threads)
 
     def to_state(self) -> dict[str, F32 | I32]:
         """Return what `from_state` rebuilds the index from, beside the columns, as arrays."""
@@ -248,37 +260,10 @@ class ColumnIndex:
     def from_state(cls, state: State, b_JH: F32, *, num_threads: int = 1) -> ColumnIndex:
         """Rebuild an index over the columns that it was built over."""
         features = AnchorFeatures.from_state(state)
-        widened_LX, cell_J = np.asarray(state["centre"], np.float32), np.asarray(state["cell"])
         feature_JF = _features_of(features, b_JH, num_threads)
-        return cls._assemble(
-            features, feature_JF, cell_J.astype(np.int32), widened_LX, b_JH, num_threads
-        )
-
-    @classmethod
-    def _assemble(
-        cls, features: AnchorFeatures, feature_JF: F32, cell_J: I32, widened_LX: F32, b_JH: F32,
-        num_threads: int,
-    ) -> ColumnIndex:  # fmt: skip
-        return cls(
-            features,
-            cell_J,
-            widened_LX,
-            # The cells are themselves columns of one cell, to be listed by what they promise.
-            FeatureCells.pack(widened_LX, np.zeros(len(widened_LX), np.int32), 1),
-            FeatureCells.pack(feature_JF, cell_J, len(widened_LX)),
-            pack_columns(b_JH, features.w_H, features.bias),
-            num_threads,
-        )
-
-    @property
-    def num_columns(self) -> int:
-        """Columns J."""
-        return len(self.cell_J)
-
-    @property
-    def num_cells(self) -> int:
-        """Cells L."""
-        return len(self.widened_LX)
+        cell_J = np.asarray(state["cell"], np.int32)
+        widened_LX = np.asarray(state["centre"], np.float32)
+        return cls(features, feature_JF, cell_J, widened_LX, b_JH, num_threads)
 
     def probe(self, query_IF: F32, num_probes: int) -> I32:
         """Return the cells most likely to hold each row's best columns [I, P], best first.
@@ -326,19 +311,6 @@ def _in_calls(
 
     parts = run_parts(num_rows, num_threads, run)
     return np.concatenate([result for part in parts for result in part])
-
-
-def _cell_centres(sample_JF: F32, num_wanted: int, seed: int) -> F32:
-    kmeans = faiss.Kmeans(
-        sample_JF.shape[1],
-        num_wanted,
-        niter=KMEANS_ROUNDS,
-        seed=seed,
-        min_points_per_centroid=1,
-        max_points_per_centroid=SAMPLED_PER_CELL,
-    )
-    kmeans.train(np.ascontiguousarray(sample_JF))
-    return np.asarray(kmeans.centroids, np.float32)
 
 
 def _widen(centre_LF: F32, feature_JF: F32, cell_J: I32) -> F32:
@@ -394,9 +366,9 @@ def recall_at_k(found_score_IK: F32, exact_score_IK: F32) -> F64:
     if found_score_IK.shape != exact_score_IK.shape or found_score_IK.ndim != 2:
         msg = f"lists are {found_score_IK.shape} and {exact_score_IK.shape}, expected both [I, K]"
         raise ShapeError(msg)
-    num_true_I = np.isfinite(exact_score_IK).sum(axis=1)
-    true_IK = np.where(np.isfinite(exact_score_IK), exact_score_IK, np.inf)
-    worst_true_I = true_IK.min(axis=1)
+    is_true_IK = np.isfinite(exact_score_IK)
+    num_true_I = is_true_IK.sum(axis=1)
+    worst_true_I = np.where(is_true_IK, exact_score_IK, np.inf).min(axis=1)
     num_found_I = (found_score_IK >= worst_true_I[:, None]).sum(axis=1)
     return np.where(num_true_I > 0, num_found_I / np.maximum(num_true_I, 1), 1.0)
 
@@ -433,17 +405,9 @@ def tune(
 ) -> Tuning:
     """Try settings in order on held-out rows until one reaches the recall wanted.
 
-    The choice depends on recall alone, never on the clock, so that it is the same on any machine;
-    the schedule is what orders settings by their cost.
-
-    Args:
-        search: Searches all held-out rows and scores exactly what it finds.
-        exact_score_IK: The rows' true lists, from `exact.top_k_rows`.
-        num_columns: Columns there are.
-        schedule: Settings, narrowest first; at least one.
-        wanted_recall: Mean recall@K to reach.
-        standard_errors: How many of its standard errors a measured mean must lie above that: it is
-            of a sample, so a bound that must hold wants a margin of two.
+    `search` searches all held-out rows, whose true lists are `exact_score_IK`. A measured mean must
+    lie so many of its standard errors above the recall wanted: it is of a sample. The choice
+    depends on recall alone, never on the clock, so that it is the same on any machine.
 
     Raises:
         ValueError: If the schedule or the sample of rows is empty.
