@@ -67,15 +67,17 @@ class FeatureCells:
             msg = f"features are {feature_JF.shape}, cells of columns {cell_J.shape}"
             raise ShapeError(msg)
         _check_cells("a column lies in", cell_J, 0, num_cells)
-        members = split_cells(cell_J, num_cells)
-        column_X = np.concatenate([_padded(columns) for columns in members])
-        num_panels_L = [-(-len(columns) // PANEL_COLUMNS) for columns in members]
+        num_panels_L = -(-np.bincount(cell_J, minlength=num_cells) // PANEL_COLUMNS)
+        start_L = np.concatenate([[0], np.cumsum(num_panels_L, dtype=np.int64)])
+        column_X = np.full(start_L[-1] * PANEL_COLUMNS, NO_COLUMN, np.int32)
+        for panel, columns in zip(start_L, split_cells(cell_J, num_cells), strict=False):
+            start = panel * PANEL_COLUMNS
+            column_X[start : start + len(columns)] = columns
         none_X = column_X == NO_COLUMN
-        panel_PFC = np.empty((sum(num_panels_L), feature_JF.shape[1], PANEL_COLUMNS), np.float32)
+        panel_PFC = np.empty((start_L[-1], feature_JF.shape[1], PANEL_COLUMNS), np.float32)
         for p in range(len(panel_PFC)):
             places = slice(p * PANEL_COLUMNS, (p + 1) * PANEL_COLUMNS)
             panel_PFC[p] = np.where(none_X[places], 0, feature_JF[column_X[places]].T)
-        start_L = np.concatenate([[0], np.cumsum(num_panels_L, dtype=np.int64)])
         base_X = np.where(none_X, -np.inf, 0).astype(np.float32)
         return cls(column_X, start_L, len(feature_JF), panel_PFC, base_X)
 
@@ -96,12 +98,9 @@ def list_columns(
 ) -> I32:
     """Return the columns of largest product with each row in its cells [I, C], best first.
 
-    Args:
-        query_IF: Row queries.
-        cells: Features of all columns.
-        cell_IP: Cells probed by each row [I, P], each at most once, -1 for no cell. The order does
-            not change the result; likely ones first are faster.
-        num_listed: Columns wanted a row, C; -1 where its cells hold fewer.
+    A row probes each cell [I, P] at most once, -1 is no cell; their order does not change the
+    result, but likely ones first are faster. Where its cells hold fewer than C columns the rest
+    is -1.
 
     Raises:
         ShapeError: If rows, features and cells do not belong together.
@@ -121,14 +120,14 @@ def list_columns(
         msg = f"num_listed must be at least 1, got {num_listed}"
         raise ValueError(msg)
     _check_cells("a row probes", cell_IP, NO_CELL, cells.num_cells)
+    query_IF = np.ascontiguousarray(query_IF, np.float32)
     num_places = BUFFER_LISTS * num_listed + PANELS_AT_ONCE * PANEL_COLUMNS
     key_IB = np.empty((len(query_IF), num_places), np.int64)
     count_I = np.zeros(len(query_IF), np.int64)
     threshold_I = np.full(len(query_IF), LOWEST, np.float32)
-    query_IF, num_first = (
-        np.ascontiguousarray(query_IF, np.float32),
-        _first_probes(cells, num_listed),
-    )
+    # Two lists, about, are enough to know what need not be kept later.
+    mean_columns = max(cells.num_columns / max(cells.num_cells, 1), 1.0)
+    num_first = math.ceil(FIRST_LISTS * num_listed / mean_columns)
     for part_IP in (cell_IP[:, :num_first], cell_IP[:, num_first:]):
         order = np.argsort(part_IP.ravel(), kind="stable")
         prober_start_L = np.searchsorted(part_IP.ravel()[order], np.arange(cells.num_cells + 1))
@@ -142,18 +141,6 @@ def list_columns(
     column_IC = (LAST_COLUMN - (key_IC & 0xFFFFFFFF)).astype(np.int32)
     column_IC[key_IC < FIRST_KEY] = NO_COLUMN
     return column_IC
-
-
-def _padded(columns: I64) -> I32:
-    """Return columns as places of whole panels, the last filled up with -1."""
-    padding = np.full(-len(columns) % PANEL_COLUMNS, NO_COLUMN, np.int32)
-    return np.concatenate([columns.astype(np.int32), padding])
-
-
-def _first_probes(cells: FeatureCells, num_listed: int) -> int:
-    """Return how many probes hold about two lists: enough to know what need not be kept later."""
-    mean = cells.num_columns / max(cells.num_cells, 1)
-    return math.ceil(FIRST_LISTS * num_listed / max(mean, 1.0))
 
 
 def _check_cells(what: str, cells: NDArray[np.integer], lowest: int, num_cells: int) -> None:

@@ -187,14 +187,16 @@ class ScorePairsStage(RowStage):
         self._activations, self._networks, self._index = activations, networks, index
         self._blocks, self._config = tuple(blocks), config
         self._examples, self._subtask_by = examples, subtask_by
+        self._counted_by = activations  # its number of rows says which the histogram counts
         if subtask_by is not None and examples is None:
             raise StageError("data.subtask_by needs the examples, whose records name the subtasks")
         self._keeps_lists = keeps_lists and POINTS not in self._blocks
         self.can_use_gpu = self._keeps_lists
+        decisions = read_decisions(index)
         self._searches = {
-            block: decision.search
-            for block, decision in read_decisions(index).items()
-            if block in self._blocks and decision.mode == PRUNED
+            block: decisions[block].search
+            for block in self._blocks
+            if block in decisions and decisions[block].mode == PRUNED
         }
         self._held_out = {
             block: draw_held_out(self._num("rows", block), config.recall_rows, config.seed)[1]
@@ -334,7 +336,7 @@ class ScorePairsStage(RowStage):
             self._activations,
             f"{block}_{side}",
             self._config.column_tile,
-            num_block_rows=self._num_counted_as(block),
+            num_block_rows=self._counted_by.num_rows(f"{block}_rows"),
             num_threads=num_threads_of(self.resources),
             first=first,
             keep=fits and side != EXISTING,
@@ -343,10 +345,6 @@ class ScorePairsStage(RowStage):
     def _num(self, side: str, block: str) -> int:
         """Return a block's number of rows, columns or existing examples."""
         return self._activations.num_rows(f"{block}_{side}")
-
-    def _num_counted_as(self, block: str) -> int:
-        """Return the number of rows that says which of them are counted in the histogram."""
-        return self._num("rows", block)
 
     def _memory(self, block: str, first: int = 0) -> PairMemory:
         return PairMemory(
@@ -413,7 +411,13 @@ class ScoreNewPairsStage(ScorePairsStage):
             subtask_by=settings.get("subtask_by"),
         )
         self._parent_activations, self._parent_scores = parent_activations, parent_scores
-        self._held_out = _held_out_rows(parent_scores)
+        # A run over everything may count other rows; all parts of a chain count the same ones.
+        self._counted_by = root_of(parent_activations)
+        recall = parent_scores.read("recall", ["block", "row_index"], schemas.ROW_RECALL)
+        self._held_out = {
+            str(block): np.sort(recall.filter(pc.field("block") == block)["row_index"].to_numpy())
+            for block in recall["block"].unique().to_pylist()
+        }
         ranges: list[tuple[str, int]] = []
         first: dict[str, int] = {}
         for block in self._blocks:
@@ -444,41 +448,30 @@ class ScoreNewPairsStage(ScorePairsStage):
         block = name.removesuffix(OLD)
         if name == block:
             return super()._make_scorer(name, pruned)
-        first = self._parent_activations.num_rows(f"{block}_columns")
         if not self._keeps_lists:
+            first = self._parent_activations.num_rows(f"{block}_columns")
             return self._of_rows(block, self._sum_scorer(self._columns(block, first), block))
-        table, parent = f"{block}_top_helpers", self._parent_scores
-        if self._num("columns", block) == first:
 
-            def copy_lists(span: RowSpan, sink: Sink) -> None:
-                lists = parent.read_range(table, span.start, span.stop)
-                sink.write(table, lists.cast(schemas.TOP_HELPERS))
+        def read(span: RowSpan) -> pa.Table:
+            table = f"{block}_top_helpers"
+            return self._parent_scores.read_range(table, span.start, span.stop)
 
+        def copy_lists(span: RowSpan, sink: Sink) -> None:
+            sink.write(f"{block}_top_helpers", read(span).cast(schemas.TOP_HELPERS))
+
+        if self._num("columns", block) == self._parent_activations.num_rows(f"{block}_columns"):
             return copy_lists
-
-        def resume(span: RowSpan) -> TopKState:
-            return self._state_of(parent.read_range(table, span.start, span.stop))
-
-        return self._of_rows(block, self._list_scorer(self._columns(block, first), resume))
-
-    def _num_counted_as(self, block: str) -> int:
-        """Return the rows by which every n-th is counted: those of the first run of the chain.
-
-        A run over everything may count other rows of a large block; here all parts of a chain count
-        the same ones.
-        """
-        return root_of(self._parent_activations).num_rows(f"{block}_rows")
+        return self._of_rows(block, self._joined_scorer(block, read))
 
     def _recall_scorer(self, block: str) -> Scorer:
         """Return what compares held-out rows' joined lists with their true ones."""
         held_out = self._held_out[block]
 
-        def resume(span: RowSpan) -> TopKState:
+        def read(span: RowSpan) -> pa.Table:
             rows = held_out[span.start : span.stop]
-            return self._state_of(self._parent_scores.take_rows(f"{block}_top_helpers", rows))
+            return self._parent_scores.take_rows(f"{block}_top_helpers", rows)
 
-        first = self._parent_activations.num_rows(f"{block}_columns")
-        joined = self._list_scorer(self._columns(block, first), resume)
+        joined = self._joined_scorer(block, read)
 
         def search(span: RowSpan, a_IH: np.ndarray) -> RescoredTopK | None:
             top = joined.score(span, a_IH, CountedRows.none(len(a_IH)))
@@ -489,22 +482,19 @@ class ScoreNewPairsStage(ScorePairsStage):
         exact = self._list_scorer(self._columns(block))
         return HeldOutScorer(block, held_out, exact, search, keeps_statistics=False)
 
-    def _state_of(self, lists: pa.Table) -> TopKState:
-        """Return the parent's lists of some rows as what further columns are added to."""
-        state = start_state(lists.num_rows, self._config.top_k, 0, 0, None)
-        helper, influence = (
-            cast("Any", lists[name].combine_chunks()) for name in ("helper_index", "influence")
-        )
-        row_P = np.repeat(np.arange(lists.num_rows), helper.value_lengths().to_numpy())
-        score_P = influence.flatten().to_numpy()
-        add_pairs(state, row_P, helper.flatten().to_numpy(), score_P)
-        return state
+    def _joined_scorer(self, block: str, read: Callable[[RowSpan], pa.Table]) -> ListScorer:
+        """Return what adds the new columns to the parent's lists of some rows."""
+        first = self._parent_activations.num_rows(f"{block}_columns")
+        columns = self._columns(block, first)
+        return self._list_scorer(columns, lambda span: _state_of(read(span), self._config.top_k))
 
 
-def _held_out_rows(scores: StageOutput) -> dict[str, np.ndarray]:
-    """Return the rows of each pruned block that the parent measured recall on."""
-    table = scores.read("recall", ["block", "row_index"], schemas.ROW_RECALL)
-    return {
-        str(block): np.sort(table.filter(pc.field("block") == block)["row_index"].to_numpy())
-        for block in table["block"].unique().to_pylist()
-    }
+def _state_of(lists: pa.Table, k: int) -> TopKState:
+    """Return the lists of some rows as what further columns are added to."""
+    state = start_state(lists.num_rows, k, 0, 0, None)
+    helper, influence = (
+        cast("Any", lists[name].combine_chunks()) for name in ("helper_index", "influence")
+    )
+    row_P = np.repeat(np.arange(lists.num_rows), helper.value_lengths().to_numpy())
+    add_pairs(state, row_P, helper.flatten().to_numpy(), influence.flatten().to_numpy())
+    return state
