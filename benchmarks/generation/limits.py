@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from nncift_ray.engines.base import Generation
-from nncift_ray.engines.models import read_config
+from nncift_ray.engines.shared import read_config
 
 READ_BYTES = 1 << 28  # far more than any cache
 MATMUL_SIDE = 1024

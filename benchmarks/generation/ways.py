@@ -17,7 +17,7 @@ import torch
 from benchmarks.generation.limits import least_seconds, measure_limits, weights_of
 from nncift_ray.engines.base import Engine, Generation, GenerationRequest
 from nncift_ray.engines.load import load_engine
-from nncift_ray.engines.tokens import Prompt, build_prompt_ids
+from nncift_ray.evaluate.ask import build_prompt_ids
 from nncift_ray.recipe.sections import EngineConfig
 
 VLLM, TRANSFORMERS, PLAIN = WAYS = ("vllm", "transformers", "plain")
@@ -81,8 +81,8 @@ def make_requests(engine: Engine, task: Task) -> list[GenerationRequest]:
                 max_length=engine.max_length,
                 reserve=task.max_tokens,
             )
-            if isinstance(prompt, Prompt) and len(requests) < task.num_prompts:
-                requests.append(GenerationRequest(prompt.ids, task.max_tokens))
+            if isinstance(prompt, tuple) and len(requests) < task.num_prompts:
+                requests.append(GenerationRequest(prompt, task.max_tokens))
     return requests
 
 
@@ -113,7 +113,7 @@ def _write_one(engine: Any, request: GenerationRequest) -> Generation:
             attention_mask=torch.ones_like(ids_1P),
             do_sample=False,
             max_new_tokens=request.max_tokens,
-            eos_token_id=sorted(engine._ends.end_ids),
+            eos_token_id=sorted(engine._tokenizer.end_ids),
             pad_token_id=engine.eos_id,
         )
-    return engine._ends.read(request, output[0, ids_1P.shape[1] :].tolist())
+    return engine._tokenizer.read_answer(request, output[0, ids_1P.shape[1] :].tolist())

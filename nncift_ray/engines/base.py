@@ -212,18 +212,6 @@ def find_fault(request: AnyRequest, max_length: int, vocabulary_size: int) -> Sc
     return None
 
 
-def split_faulty(
-    requests: Sequence[AnyRequest], max_length: int, vocabulary_size: int
-) -> tuple[dict[int, ScoringFailure], list[int]]:
-    """Return the failures of requests that cannot be run, by place, and the places of the rest."""
-    faults = {
-        place: fault
-        for place, request in enumerate(requests)
-        if (fault := find_fault(request, max_length, vocabulary_size)) is not None
-    }
-    return faults, [place for place in range(len(requests)) if place not in faults]
-
-
 def make_result(
     log_probs: npt.NDArray[np.float64], num_tokens: int, num_cached_tokens: int
 ) -> ScoringResult | ScoringFailure:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gc
 import math
-from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 
 from nncift_ray.corpus.examples import Example
 from nncift_ray.engines.base import ScoringFailure
-from nncift_ray.engines.tokens import PROMPT_END, SegmentTokenizer
+from nncift_ray.engines.tokens import SegmentTokenizer, TrainingExample, encode_example
 from nncift_ray.engines.transformers import (
     has_plain_head,
     keep_four_bit_input_whole,
@@ -28,39 +27,6 @@ from nncift_ray.engines.transformers import (
     pick_device,
 )
 from nncift_ray.errors import ModelError
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingExample:
-    """A tokenised example; the loss is on input_ids[response_start:], end token included."""
-
-    input_ids: array[int]  # packed, since a subset may have millions: 4 bytes a token
-    response_start: int
-
-    @property
-    def num_response_tokens(self) -> int:
-        """Tokens that the loss is on."""
-        return len(self.input_ids) - self.response_start
-
-
-def encode_example(
-    tokenizer: SegmentTokenizer, example: Example, max_length: int
-) -> TrainingExample | ScoringFailure:
-    r"""Tokenise ``prompt + "\n"`` and ``response + end token``.
-
-    Nothing is cut: half a response would be another example.
-
-    Returns:
-        The tokens, or a failure for the reason "no_response" or "too_long".
-    """
-    response = tokenizer.encode(example.response)
-    if not response:
-        return ScoringFailure("no_response", "the response has no tokens")
-    prompt = (*tokenizer.start_ids, *tokenizer.encode(example.prompt + PROMPT_END))
-    input_ids = (*prompt, *response, tokenizer.eos_id)
-    if len(input_ids) > max_length:
-        return ScoringFailure("too_long", f"{len(input_ids)} tokens, the limit is {max_length}")
-    return TrainingExample(array("i", input_ids), len(prompt))
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +223,7 @@ class LoraModel(TrainableModel):
             raise ModelError(
                 f"{model_path} cannot be adapted at "
                 f"{', '.join(self.spec.target_modules or ['any linear layer'])}; set "
-                "teacher.less.target_modules to names of its linear layers: {error}"
+                f"teacher.less.target_modules to names of its linear layers: {error}"
             ) from error
         generator = torch.Generator().manual_seed(self.spec.seed)
         for name, parameter in self.model.named_parameters():

@@ -1,4 +1,4 @@
-"""Finding models (in a package, a local folder or on the hub), and what their files say.
+"""Finding models: in a package, a local folder or on the hub.
 
 "auto" never stops a run for want of a network: where the paper's model cannot be had quickly, a
 small model from a package takes its place and a notice says so.
@@ -7,7 +7,6 @@ small model from a package takes its place and a notice says so.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from dataclasses import dataclass, replace
@@ -23,7 +22,6 @@ from nncift_ray.engines.embedded import (
     names_of,
 )
 from nncift_ray.errors import ModelError
-from nncift_ray.recipe.sections import EngineConfig
 
 AUTO = "auto"
 PAPER_EMBEDDER = "BAAI/bge-large-en-v1.5"
@@ -36,8 +34,6 @@ HUB_FILES: dict[str, Any] = {
     "allow_patterns": ["*.json", "*.txt", "*.model", "*.jinja", "*.safetensors"],
     "ignore_patterns": ["onnx/*", "openvino/*", "*/onnx/*"],
 }
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 REVISION_HEX_LENGTH = 16
 DIGESTED_BYTES = 1 << 20  # at either end of a file
 _MODEL_FILES = (".json", ".txt", ".model", ".jinja", ".safetensors", ".bin", ".pt", ".gguf")
@@ -252,9 +248,6 @@ def hub_answers(name: str) -> bool:
     return True
 
 
-# What the files of a model or an adapter say.
-
-
 def folder_digest(folder: Path) -> str:
     """Return a digest of a local model's or adapter's files, which names its state.
 
@@ -276,123 +269,3 @@ def folder_digest(folder: Path) -> str:
             file.seek(max(DIGESTED_BYTES, size - DIGESTED_BYTES))
             digest.update(file.read(DIGESTED_BYTES))
     return digest.hexdigest()[:REVISION_HEX_LENGTH]
-
-
-@dataclass(frozen=True, slots=True)
-class Adapter:
-    """A LoRA adapter in a local folder, as PEFT writes it."""
-
-    path: Path
-    rank: int  # the largest of its matrices
-    modules: tuple[str, ...]  # last part of the names of the layers it changes
-
-
-def read_config(model_path: str | Path) -> Any:
-    """Return the configuration of a model's language part.
-
-    Raises:
-        ModelError: If there is none, or its kind of model is unknown to transformers.
-    """
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(
-            str(model_path), trust_remote_code=False, local_files_only=True
-        ).get_text_config()
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"no model configuration can be read from {model_path}: {error}"
-        ) from error
-
-
-def read_end_ids(model_path: str | Path) -> frozenset[int]:
-    """Return the tokens that a model's files say end what it generates; none if they say nothing.
-
-    Chat models often have one for the end of a turn beside the one for the end of a text.
-    """
-    from transformers import GenerationConfig
-
-    try:
-        config = GenerationConfig.from_pretrained(str(model_path), local_files_only=True)
-    except (OSError, ValueError):  # not every model has such a file
-        return frozenset()
-    ids: Any = config.eos_token_id
-    if ids is None:
-        return frozenset()
-    return frozenset(map(int, ids)) if isinstance(ids, list) else frozenset({int(ids)})
-
-
-def count_parameters(config: Any) -> int:
-    """Return how many parameters a causal language model has, without its weights; tied ones once.
-
-    The count does not depend on the engine, nor on how the weights are quantised or split.
-    """
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def longest_request(config: Any, max_length: int) -> int:
-    """Return how many tokens a request may have, given the positions that the model knows.
-
-    One position stays free: vLLM needs it for the token it must generate, and all engines are to
-    refuse the same requests.
-    """
-    positions = getattr(config, "max_position_embeddings", None)
-    return min(max_length, positions - 1) if positions else max_length
-
-
-def engine_name(engine: str, model_path: str | Path, options: EngineConfig) -> str:
-    """Return a name of an engine and what it has loaded, for reports."""
-    parts = [engine, Path(model_path).name, options.dtype]
-    parts += [options.quantization] if options.quantization else []
-    parts += [f"adapter {Path(options.adapter).name}"] if options.adapter else []
-    return ":".join(parts)
-
-
-def read_adapter(folder: str | Path) -> Adapter:
-    """Return the LoRA adapter in a folder, checked that it can be loaded safely.
-
-    Raises:
-        ModelError: If the folder, its configuration or its safetensors file is missing or broken,
-            or it is an adapter of another kind.
-    """
-    path = Path(folder)
-    if not path.is_dir():
-        raise ModelError(f"teacher.adapter: {path} is not a folder on this machine")
-    if not (path / ADAPTER_CONFIG).is_file():
-        raise ModelError(f"teacher.adapter: {path} holds no {ADAPTER_CONFIG}")
-    try:
-        settings: Any = json.loads((path / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-        kind = settings["peft_type"]
-        ranks = [settings["r"], *(settings.get("rank_pattern") or {}).values()]
-    except (ValueError, TypeError, KeyError) as error:
-        raise ModelError(
-            f"teacher.adapter: {path / ADAPTER_CONFIG} is not the configuration of a LoRA adapter "
-            f"as PEFT writes it ({error!r})"
-        ) from error
-    if kind != "LORA":
-        raise ModelError(f"teacher.adapter: {path} is a {kind} adapter; only LORA is supported")
-    return Adapter(path, max(ranks), _adapted_modules(path))
-
-
-def _adapted_modules(path: Path) -> tuple[str, ...]:
-    """Read the names of the adapted layers off the weights: the configuration may give a regex."""
-    from safetensors import SafetensorError, safe_open
-
-    weights = path / ADAPTER_WEIGHTS
-    if not weights.is_file():
-        raise ModelError(
-            f"teacher.adapter: {path} holds no {ADAPTER_WEIGHTS}; pickled weights (.bin) are never "
-            "read: save the adapter again with safe_serialization=True"
-        )
-    try:
-        with safe_open(weights, framework="np") as tensors:
-            names: list[str] = list(tensors.keys())
-    except SafetensorError as error:
-        raise ModelError(f"teacher.adapter: {weights} cannot be read: {error}") from error
-    layers = {name.partition(".lora_")[0] for name in names if ".lora_" in name}
-    return tuple(sorted({layer.rpartition(".")[2] for layer in layers}))

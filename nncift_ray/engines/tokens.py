@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,6 @@ from typing import Any, NamedTuple
 from nncift_ray.corpus.examples import Example
 from nncift_ray.engines.base import (
     AnyScoringRequest,
-    Engine,
     FinishReason,
     Generation,
     GenerationRequest,
@@ -19,11 +19,19 @@ from nncift_ray.engines.base import (
     ScoringRequest,
     shareable_tokens,
 )
-from nncift_ray.engines.models import read_end_ids
 from nncift_ray.errors import ModelError
 
 NEWLINE = "\n"
+PROMPT_END = "\n"  # between a prompt and its response
 MESSAGE = "the-message-9c41d7"  # stands for a message while its model's chat template is read
+TOKENS_PER_CHARACTER = 4  # at the most: a byte each
+MIN_SHARED_TOKENS = 8  # a shorter prefix costs more to share than to compute again
+CACHE_TOKENS_PER_BATCH_TOKEN = 16  # bound on the copies of a prefix: this times batch_tokens
+
+
+def well_formed(text: str) -> str:
+    """Return the text with "?" for lone surrogates, which no tokenizer can take."""
+    return text.encode("utf-8", errors="replace").decode("utf-8")
 
 
 class MessageFrame(NamedTuple):
@@ -32,11 +40,6 @@ class MessageFrame(NamedTuple):
     before: list[int]
     space: str  # spaces that belong before the message: tokenizers join them with its first word
     after: list[int]  # up to where the model answers
-
-
-def well_formed(text: str) -> str:
-    """Return the text with "?" for lone surrogates, which no tokenizer can take."""
-    return text.encode("utf-8", errors="replace").decode("utf-8")
 
 
 class SegmentTokenizer:
@@ -68,15 +71,11 @@ class SegmentTokenizer:
             )
         self._tokenizer = tokenizer
         self.eos_id = int(tokenizer.eos_token_id)
+        #: The tokens that end an answer: chat models have one for a turn, too.
+        self.end_ids = read_end_ids(model_path) | {self.eos_id}
         self.start_ids = self._find_start_ids()
         self._newline_ids = self._plain(NEWLINE)
         self._needs_newline = self._plain(NEWLINE + "x") != self._newline_ids + self._plain("x")
-
-    @property
-    def unconditional_ids(self) -> list[int]:
-        """The tokens that a text with no prompt is scored behind."""
-        first = self._tokenizer.bos_token_id
-        return self.start_ids or [self.eos_id if first is None else int(first)]
 
     def encode(self, text: str) -> list[int]:
         """Tokenise a piece of a text; no special tokens are added, none are read from the text."""
@@ -109,6 +108,25 @@ class SegmentTokenizer:
             return self._text(token_ids)
         behind = self._text([*self._newline_ids, *token_ids])
         return behind.removeprefix(self._text(self._newline_ids))
+
+    def is_ended(self, request: GenerationRequest, token_ids: Sequence[int]) -> bool:
+        """Return whether the last token ended the answer: an end token, or a stop text."""
+        if token_ids[-1] in self.end_ids:
+            return True
+        if not request.stop_text:
+            return False
+        # The text may begin and end inside a token; before the last one it was not there.
+        tail = TOKENS_PER_CHARACTER * len(request.stop_text) + 1
+        return request.stop_text in self.decode(token_ids[-tail:])
+
+    def read_answer(self, request: GenerationRequest, token_ids: Sequence[int]) -> Generation:
+        """Return the answer that some generated tokens are, at least one."""
+        ended = token_ids[-1] in self.end_ids
+        text = self.decode(token_ids[:-1] if ended else token_ids)
+        if request.stop_text and request.stop_text in text:
+            ended, text = True, text.partition(request.stop_text)[0]
+        reason: FinishReason = "stop" if ended else "length"
+        return Generation(text, len(request.prompt_ids), len(token_ids), reason)
 
     @functools.cached_property
     def _message_frame(self) -> MessageFrame | None:
@@ -159,93 +177,57 @@ class SegmentTokenizer:
         return dressed[: dressed.index(bare[0])] if bare and bare[0] in dressed else []
 
 
-class TokenizingEngine:
-    """The part of an engine that is its tokenizer; engines set ``_tokenizer``."""
+def read_end_ids(model_path: str | Path) -> frozenset[int]:
+    """Return the tokens that a model's files say end what it generates; none if they say nothing.
 
-    _tokenizer: SegmentTokenizer
+    Chat models often have one for the end of a turn beside the one for the end of a text.
+    """
+    from transformers import GenerationConfig
 
-    @property
-    def start_ids(self) -> list[int]:
-        """Tokens the model expects at the start of every text."""
-        return self._tokenizer.start_ids
-
-    @property
-    def eos_id(self) -> int:
-        """The token that ends a response."""
-        return self._tokenizer.eos_id
-
-    def encode(self, text: str) -> list[int]:
-        """Tokenise a piece of a text, with no special tokens added."""
-        return self._tokenizer.encode(text)
-
-    def encode_message(self, text: str) -> list[int]:
-        """Tokenise a user's message as the model's chat template has it, start tokens included."""
-        return self._tokenizer.encode_message(text)
-
-
-# The tokens that a model under evaluation is shown: a question alone, or behind examples.
-
-PROMPT_END = "\n"
-EXAMPLE_END = "\n\n"
-
-Encoder = Engine | SegmentTokenizer
+    try:
+        config = GenerationConfig.from_pretrained(str(model_path), local_files_only=True)
+    except (OSError, ValueError):  # not every model has such a file
+        return frozenset()
+    ids: Any = config.eos_token_id
+    if ids is None:
+        return frozenset()
+    return frozenset(map(int, ids)) if isinstance(ids, list) else frozenset({int(ids)})
 
 
 @dataclass(frozen=True, slots=True)
-class Prompt:
-    """The tokens before an answer."""
+class TrainingExample:
+    """A tokenised example; the loss is on input_ids[response_start:], end token included."""
 
-    ids: tuple[int, ...]
-    num_cut: int  # tokens of the examples that did not fit
+    input_ids: array[int]  # packed, since a subset may have millions: 4 bytes a token
+    response_start: int
+
+    @property
+    def num_response_tokens(self) -> int:
+        """Tokens that the loss is on."""
+        return len(self.input_ids) - self.response_start
 
 
-def build_prompt_ids(
-    encoder: Encoder,
-    question: str,
-    examples: Sequence[Example] = (),
-    *,
-    max_length: int,
-    reserve: int,
-) -> Prompt | ScoringFailure:
-    """Return a prompt: start tokens, the examples with the nearest last, the question.
+def encode_example(
+    tokenizer: SegmentTokenizer, example: Example, max_length: int
+) -> TrainingExample | ScoringFailure:
+    r"""Tokenise ``prompt + "\n"`` and ``response + end token``.
 
-    What does not fit is cut off the examples, token by token from the left of the whole, so that
-    what stands next to the question stays. Where the question and the answer alone do not fit, it
-    is a failure: the question is never cut.
+    Nothing is cut: half a response would be another example.
 
-    Args:
-        encoder: Whose tokens.
-        question: The prompt of the row that is asked.
-        examples: What to show before it, nearest first, as the table ``contexts`` has them.
-        max_length: Most tokens of prompt and answer together.
-        reserve: Tokens to keep free for the answer, its end token included.
+    Returns:
+        The tokens, or a failure for the reason "no_response" or "too_long".
     """
-    start_ids = encoder.start_ids
-    question_ids = encoder.encode(question + PROMPT_END)
-    room = max_length - reserve - len(start_ids) - len(question_ids)
-    if room < 0:
-        return ScoringFailure(
-            "too_long",
-            f"{max_length - room} tokens without any example ({reserve} of them for the answer), "
-            f"the limit is {max_length}",
-        )
-    shown_ids = [
-        token for example in reversed(examples) for token in encode_example(encoder, example)
-    ]
-    num_cut = max(0, len(shown_ids) - room)
-    return Prompt((*start_ids, *shown_ids[num_cut:], *question_ids), num_cut)
-
-
-def encode_example(encoder: Encoder, example: Example) -> list[int]:
-    """Return the tokens of an example as it is shown before a question."""
-    prompt_ids = encoder.encode(example.prompt + PROMPT_END)
-    return prompt_ids + encoder.encode(example.response + EXAMPLE_END)
+    response = tokenizer.encode(example.response)
+    if not response:
+        return ScoringFailure("no_response", "the response has no tokens")
+    prompt = (*tokenizer.start_ids, *tokenizer.encode(example.prompt + PROMPT_END))
+    input_ids = (*prompt, *response, tokenizer.eos_id)
+    if len(input_ids) > max_length:
+        return ScoringFailure("too_long", f"{len(input_ids)} tokens, the limit is {max_length}")
+    return TrainingExample(array("i", input_ids), len(prompt))
 
 
 # Which requests a model computes together: those of one prefix, of similar length.
-
-MIN_SHARED_TOKENS = 8  # a shorter prefix costs more to share than to compute again
-CACHE_TOKENS_PER_BATCH_TOKEN = 16  # bound on the copies of a prefix: this times batch_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,36 +296,3 @@ def cut_batches(lengths: Sequence[int], skip: int, batch_tokens: int) -> Iterato
         batch.append(place)
     if batch:
         yield batch
-
-
-# Where an answer ends, the same in every engine.
-
-TOKENS_PER_CHARACTER = 4  # at the most: a byte each
-
-
-class AnswerEnds:
-    """The tokens that end an answer, and how an answer is read up to there."""
-
-    def __init__(self, model_path: str | Path, tokenizer: SegmentTokenizer) -> None:
-        """Take the tokenizer's end token and those that the model's files name."""
-        self.end_ids = read_end_ids(model_path) | {tokenizer.eos_id}
-        self._tokenizer = tokenizer
-
-    def is_ended(self, request: GenerationRequest, token_ids: Sequence[int]) -> bool:
-        """Return whether the last token ended the answer: an end token, or a stop text."""
-        if token_ids[-1] in self.end_ids:
-            return True
-        if not request.stop_text:
-            return False
-        # The text may begin and end inside a token; before the last one it was not there.
-        tail = TOKENS_PER_CHARACTER * len(request.stop_text) + 1
-        return request.stop_text in self._tokenizer.decode(token_ids[-tail:])
-
-    def read(self, request: GenerationRequest, token_ids: Sequence[int]) -> Generation:
-        """Return the answer that some generated tokens are, at least one."""
-        ended = token_ids[-1] in self.end_ids
-        text = self._tokenizer.decode(token_ids[:-1] if ended else token_ids)
-        if request.stop_text and request.stop_text in text:
-            ended, text = True, text.partition(request.stop_text)[0]
-        reason: FinishReason = "stop" if ended else "length"
-        return Generation(text, len(request.prompt_ids), len(token_ids), reason)

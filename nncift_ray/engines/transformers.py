@@ -37,26 +37,10 @@ from nncift_ray.engines.base import (
     ScoringFailure,
     ScoringResult,
     make_result,
-    split_faulty,
 )
-from nncift_ray.engines.memory import fit_batch_tokens, free_memory_bytes, shape_of
-from nncift_ray.engines.models import (
-    Adapter,
-    count_parameters,
-    engine_name,
-    longest_request,
-    read_adapter,
-    read_config,
-)
-from nncift_ray.engines.tokens import (
-    AnswerEnds,
-    Job,
-    SegmentTokenizer,
-    TokenizingEngine,
-    cut_batches,
-    group_by_prefix,
-    make_job,
-)
+from nncift_ray.engines.memory import fit_batch_tokens, free_memory_bytes
+from nncift_ray.engines.shared import Adapter, BaseEngine, read_adapter
+from nncift_ray.engines.tokens import Job, cut_batches, group_by_prefix, make_job
 from nncift_ray.errors import EngineDiedError, ModelError
 from nncift_ray.recipe.sections import EngineConfig
 
@@ -74,7 +58,7 @@ Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
 
-class TransformersEngine(TokenizingEngine):
+class TransformersEngine(BaseEngine):
     """A causal language model of the transformers library that scores and generates."""
 
     block_tokens = 1  # a prefix is shared to the token
@@ -112,26 +96,14 @@ class TransformersEngine(TokenizingEngine):
             torch.set_num_threads(num_threads)
         self._device = pick_device(device)
         kind = "cpu" if self._device.type == "cpu" else "cuda"
-        if options.dtype == "auto":
-            dtype = "float32" if kind == "cpu" else "bfloat16"
-            options = options.model_copy(update={"dtype": dtype})
-        self._tokenizer = SegmentTokenizer(model_path)
-        self._ends = AnswerEnds(model_path, self._tokenizer)
-        config = read_config(model_path)
-        self._vocabulary_size = int(config.vocab_size)
-        self.max_length = longest_request(config, options.max_length)
-        self.num_parameters = count_parameters(config)
-        self.busy_seconds = 0.0
-        self.name = engine_name("transformers", model_path, options)
+        options, shape = self._read_files("transformers", model_path, options, on_cpu=kind == "cpu")
         self._batch_tokens = options.batch_tokens or SCORING_BATCH_TOKENS[kind]
         self._answer_tokens = options.batch_tokens or GENERATION_BATCH_TOKENS[kind]
         if generates:
-            quantised = bool(options.quantization or getattr(config, "quantization_config", None))
+            on_cpu = kind == "cpu"
+            free = free_memory_bytes() if on_cpu else torch.cuda.mem_get_info(self._device)[0]
             self._answer_tokens = fit_batch_tokens(
-                shape_of(config, self.num_parameters, options.dtype, quantised=quantised),
-                self.max_length,
-                free_memory_bytes() if kind == "cpu" else torch.cuda.mem_get_info(self._device)[0],
-                self._answer_tokens,
+                shape, self.max_length, free, self._answer_tokens
             )
         self._model: Any = load_language_model(
             model_path,
@@ -148,22 +120,20 @@ class TransformersEngine(TokenizingEngine):
         Raises:
             EngineDiedError: If the accelerator failed; the process is of no more use.
         """
-        answers: dict[int, ScoringResult | ScoringFailure] = {}
-        faults, sound = split_faulty(requests, self.max_length, self._vocabulary_size)
-        jobs = [make_job(requests[place]) for place in sound]
-        with self._computing():
+
+        def run(places: list[int]) -> Iterator[tuple[int, ScoringResult | ScoringFailure]]:
+            jobs = [make_job(requests[place]) for place in places]
             for prefix_ids, members in group_by_prefix(jobs):
                 rows = self._run_group([jobs[at] for at in members], prefix_ids)
                 for rank, (at, row) in enumerate(zip(members, rows, strict=True)):
-                    # The first of a group counts as the one that paid for the prefix.
-                    num_cached = len(prefix_ids) if rank else 0
-                    answers[sound[at]] = (
-                        row
-                        if isinstance(row, ScoringFailure)
-                        else make_result(row, len(jobs[at].token_ids), num_cached)
-                    )
-        answers |= faults
-        return [answers[place] for place in range(len(requests))]
+                    if not isinstance(row, ScoringFailure):
+                        # The first of a group counts as the one that paid for the prefix.
+                        num_cached = len(prefix_ids) if rank else 0
+                        row = make_result(row, len(jobs[at].token_ids), num_cached)
+                    yield places[at], row
+
+        with self._computing():
+            return self._answer(requests, run)
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation | ScoringFailure]:
         """Return the answer to each request, in order.
@@ -175,16 +145,16 @@ class TransformersEngine(TokenizingEngine):
         Raises:
             EngineDiedError: If the accelerator failed; the process is of no more use.
         """
-        answers: dict[int, Generation | ScoringFailure] = {}
-        faults, sound = split_faulty(requests, self.max_length, self._vocabulary_size)
-        lengths = [requests[place].num_tokens for place in sound]
-        with self._computing():
+
+        def run(places: list[int]) -> Iterator[tuple[int, Generation | ScoringFailure]]:
+            lengths = [requests[place].num_tokens for place in places]
             for batch in cut_batches(lengths, 0, self._answer_tokens):
-                places = [sound[at] for at in batch]
-                found = _run_or_split(self._generate_batch, [requests[place] for place in places])
-                answers.update(zip(places, found, strict=True))
-        answers |= faults
-        return [answers[place] for place in range(len(requests))]
+                asked = [places[at] for at in batch]
+                found = _run_or_split(self._generate_batch, [requests[place] for place in asked])
+                yield from zip(asked, found, strict=True)
+
+        with self._computing():
+            return self._answer(requests, run)
 
     def close(self) -> None:
         """Free the model's memory; the engine cannot be used afterwards."""
@@ -268,9 +238,9 @@ class TransformersEngine(TokenizingEngine):
         return torch.cat([_pick_log_probs(head(states), targets) for states, targets in parts])
 
     def _generate_batch(self, batch: list[GenerationRequest]) -> list[Generation | ScoringFailure]:
-        answers = generate_batch(self._model, batch, self._ends.is_ended, self._device)
+        answers = generate_batch(self._model, batch, self._tokenizer.is_ended, self._device)
         return [
-            self._ends.read(answer.request, answer.token_ids)
+            self._tokenizer.read_answer(answer.request, answer.token_ids)
             if answer.is_finite
             else ScoringFailure(
                 "not_finite", f"the logits of token {len(answer.token_ids)} are not finite"

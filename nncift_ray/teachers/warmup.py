@@ -26,8 +26,8 @@ from torch import nn
 
 from nncift_ray.corpus.examples import Example
 from nncift_ray.engines.base import ScoringFailure
-from nncift_ray.engines.lora import LoraModel, TrainableModel, TrainingExample
-from nncift_ray.engines.tokens import cut_batches
+from nncift_ray.engines.lora import LoraModel, TrainableModel
+from nncift_ray.engines.tokens import TrainingExample, cut_batches
 from nncift_ray.errors import ModelError, StageError
 from nncift_ray.recipe.sections import LessConfig
 from nncift_ray.runtime import schemas

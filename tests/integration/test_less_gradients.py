@@ -10,7 +10,8 @@ import torch
 
 from nncift_ray.corpus.examples import Example
 from nncift_ray.engines.base import ScoringFailure
-from nncift_ray.engines.lora import AdapterSpec, LoraModel, ModelOptions, TrainingExample
+from nncift_ray.engines.lora import AdapterSpec, LoraModel, ModelOptions
+from nncift_ray.engines.tokens import TrainingExample
 from nncift_ray.errors import ModelError
 from nncift_ray.teachers import gradients as per_example
 from nncift_ray.teachers.gradients import (

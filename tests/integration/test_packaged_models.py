@@ -19,6 +19,7 @@ PLAIN_ENGLISH = (
     "dioxide into sugar and oxygen, which animals then breathe. In winter the days are short and "
     "the nights are long, and many birds fly south to find food."
 )
+START_ID = 0
 SANE_NATS = (2.0, 3.2)  # a token of plain English; about 7 for the same words shuffled
 
 
@@ -48,8 +49,7 @@ def embedder() -> SentenceTransformerEmbedder:
 
 
 def _nats_a_token(engine: TransformersEngine, text: str) -> float:
-    start = engine._tokenizer.unconditional_ids
-    answer = engine.score([ScoringRequest(start, engine.encode(text))])[0]
+    answer = engine.score([ScoringRequest([START_ID], engine.encode(text))])[0]
     assert isinstance(answer, ScoringResult)
     return -float(answer.log_probs.mean())
 
@@ -69,7 +69,7 @@ def test_packaged_tokenizer_splits_digits(language_model: TransformersEngine) ->
 
 def test_packaged_model_ends_with_its_own_end_token(language_model: TransformersEngine) -> None:
     assert language_model.eos_id == 2
-    assert language_model._tokenizer.unconditional_ids == [0]
+    assert language_model._tokenizer._tokenizer.bos_token_id == START_ID
 
 
 def test_converted_model_is_reused(model_path: Path) -> None:

@@ -63,10 +63,9 @@ def test_start_tokens_are_those_the_tokenizer_adds_itself(tmp_path: Path) -> Non
     write_tokenizer(tmp_path / "plain")
     plain = SegmentTokenizer(tmp_path / "plain")
     assert plain.start_ids == []
-    assert plain.unconditional_ids == [plain.eos_id]
     _write_sentencepiece_like(tmp_path / "starting")
     starting = SegmentTokenizer(tmp_path / "starting")
-    assert starting.start_ids == starting.unconditional_ids == [1]
+    assert starting.start_ids == [1]
 
 
 def test_a_tokenizer_without_an_end_token_is_refused(tmp_path: Path) -> None:

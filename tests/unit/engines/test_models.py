@@ -17,11 +17,10 @@ from nncift_ray.engines.models import (
     NOT_FETCHED,
     ResolvedModel,
     locate_model,
-    longest_request,
-    read_adapter,
     resolve_embedder,
     resolve_language_model,
 )
+from nncift_ray.engines.shared import longest_request, read_adapter
 from nncift_ray.errors import ModelError
 
 NAME = "owner/model"

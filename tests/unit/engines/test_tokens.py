@@ -1,22 +1,12 @@
 from __future__ import annotations
 
-from pathlib import Path
-
-import pytest
-
-from nncift_ray.corpus.examples import Example
-from nncift_ray.engines.base import NextTokenRequest, ScoringFailure, ScoringRequest
+from nncift_ray.engines.base import NextTokenRequest, ScoringRequest
 from nncift_ray.engines.tokens import (
     MIN_SHARED_TOKENS,
-    Prompt,
-    SegmentTokenizer,
-    build_prompt_ids,
     cut_batches,
-    encode_example,
     group_by_prefix,
     make_job,
 )
-from tests.tiny_models import write_tokenizer
 
 
 def test_a_response_is_predicted_by_the_states_before_its_tokens() -> None:
@@ -56,78 +46,3 @@ def test_copies_of_a_long_prefix_are_bounded_too() -> None:
 
 def test_a_place_longer_than_the_bound_is_a_batch_of_its_own() -> None:
     assert list(cut_batches([50, 60], skip=0, batch_tokens=8)) == [[1], [0]]
-
-
-NEAR = Example("near", "What is two?", "2")
-FAR = Example("far", "Which is the capital of France?", "Paris, é 中.")
-QUESTION = "What is four?"
-QUESTION_TEXT = QUESTION + "\n"
-SHOWN_TEXT = "Which is the capital of France?\nParis, é 中.\n\nWhat is two?\n2\n\n"
-
-
-class Characters:
-    """A token a character, behind one start token."""
-
-    start_ids = [-1]
-
-    def encode(self, text: str) -> list[int]:
-        return [ord(character) for character in text]
-
-
-def text_of(ids: tuple[int, ...]) -> str:
-    return "".join(chr(token) for token in ids)
-
-
-def build(max_length: int, reserve: int = 0) -> Prompt | ScoringFailure:
-    return build_prompt_ids(
-        Characters(), QUESTION, [NEAR, FAR], max_length=max_length, reserve=reserve
-    )
-
-
-def test_the_nearest_example_stands_next_to_the_question() -> None:
-    prompt = build(1000)
-    assert isinstance(prompt, Prompt)
-    assert prompt.ids[0] == -1
-    assert text_of(prompt.ids[1:]) == SHOWN_TEXT + QUESTION_TEXT
-    assert prompt.num_cut == 0
-
-
-def test_a_question_alone_is_written_as_in_training() -> None:
-    prompt = build_prompt_ids(Characters(), QUESTION, max_length=100, reserve=10)
-    assert prompt == Prompt((-1, *Characters().encode(QUESTION_TEXT)), 0)
-
-
-@pytest.mark.parametrize("room", range(0, len(SHOWN_TEXT) + 2))
-@pytest.mark.parametrize("reserve", [0, 5])
-def test_examples_are_cut_from_the_left_and_the_question_never(room: int, reserve: int) -> None:
-    max_length = 1 + room + len(QUESTION_TEXT) + reserve
-    prompt = build(max_length, reserve)
-    assert isinstance(prompt, Prompt)
-    kept = min(room, len(SHOWN_TEXT))
-    assert prompt.ids[0] == -1  # the start token stays too
-    assert text_of(prompt.ids[1:]) == SHOWN_TEXT[len(SHOWN_TEXT) - kept :] + QUESTION_TEXT
-    assert prompt.num_cut == len(SHOWN_TEXT) - kept
-    assert len(prompt.ids) + reserve <= max_length
-
-
-def test_a_question_that_does_not_fit_alone_is_a_failure() -> None:
-    failure = build(1 + len(QUESTION_TEXT) + 5 - 1, reserve=5)
-    assert isinstance(failure, ScoringFailure)
-    assert failure.reason == "too_long"
-    assert f"{1 + len(QUESTION_TEXT) + 5} tokens" in failure.message
-
-
-def test_with_a_real_tokenizer_the_pieces_are_those_of_training(tmp_path: Path) -> None:
-    write_tokenizer(tmp_path)
-    tokenizer = SegmentTokenizer(tmp_path)
-    example_ids = encode_example(tokenizer, FAR)
-    question_ids = tokenizer.encode(FAR.prompt + "\n")
-    assert example_ids[: len(question_ids)] == question_ids
-    assert example_ids[len(question_ids) :] == tokenizer.encode(FAR.response + "\n\n")
-    prompt = build_prompt_ids(tokenizer, QUESTION, [FAR], max_length=500, reserve=0)
-    assert isinstance(prompt, Prompt)
-    assert list(prompt.ids) == [
-        *tokenizer.start_ids,
-        *example_ids,
-        *tokenizer.encode(QUESTION_TEXT),
-    ]

@@ -10,12 +10,8 @@ import torch
 
 from nncift_ray.corpus.examples import Example
 from nncift_ray.engines.base import ScoringFailure
-from nncift_ray.engines.lora import (
-    AdapterSpec,
-    LoraModel,
-    ModelOptions,
-    TrainingExample,
-)
+from nncift_ray.engines.lora import AdapterSpec, LoraModel, ModelOptions
+from nncift_ray.engines.tokens import TrainingExample
 from tests.tiny_models import END, make_tiny_llama
 
 OPTIONS = ModelOptions(device="cpu", num_threads=1)
