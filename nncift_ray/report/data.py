@@ -22,12 +22,7 @@ import pyarrow.compute as pc
 import nncift_ray
 from nncift_ray.corpus.examples import iter_groups
 from nncift_ray.recipe.sections import ClusterConfig, Config
-from nncift_ray.report.text import (
-    format_count,
-    format_number,
-    format_percent,
-    format_seconds,
-)
+from nncift_ray.report.text import format_count, format_number, format_percent, format_seconds
 from nncift_ray.runtime import schemas
 from nncift_ray.runtime.output import ERRORS_TABLE, StageOutput
 from nncift_ray.runtime.schemas import CROSS, POINTS, WITHIN
@@ -109,7 +104,7 @@ class SkippedExample:
 
 @dataclass(frozen=True, slots=True)
 class ExtraTable:
-    """A table that only some runs have, e.g. the share of planted junk in a demo corpus."""
+    """A table that only some runs have, e.g. how the pairs of each block were scored."""
 
     title: str
     reading: str  # one sentence: what it means
@@ -119,11 +114,10 @@ class ExtraTable:
 
 @dataclass(frozen=True, slots=True)
 class ReportData:
-    """Everything the report of one run needs, in memory.
+    """Everything the report of one run needs, in memory; the same data give the same bytes.
 
-    Tables follow ``storage/schemas.py``. Lengths are in the tokens the budget counts, one integer
-    per example, in any order. Nothing here is read from the clock or the machine by the report
-    itself, so the same data always gives the same bytes.
+    Tables follow ``runtime/schemas.py``. Lengths are in the tokens the budget counts, one integer
+    per example, in any order.
     """
 
     run_name: str
@@ -157,35 +151,34 @@ class ReportData:
     mix: Sequence[MixRow] = ()
     neighbours: Sequence[PickNeighbours] = ()
     skipped: Sequence[SkippedExample] = ()
-    extra_tables: Sequence[ExtraTable] = ()
-    ranking: pa.Table | None = None  # RANKING
-    coverage: pa.Table | None = None  # COVERAGE
-    fidelity: pa.Table | None = None  # FIDELITY
-    predictions: pa.Table | None = None  # PREDICTIONS
-    training_history: pa.Table | None = None  # TRAINING_HISTORY
-    score_statistics: pa.Table | None = None  # SCORE_STATISTICS
-    score_histogram: pa.Table | None = None  # SCORE_HISTOGRAM
+    ranking: pa.Table | None = None
+    coverage: pa.Table | None = None
+    fidelity: pa.Table | None = None
+    predictions: pa.Table | None = None
+    training_history: pa.Table | None = None
+    score_statistics: pa.Table | None = None
+    score_histogram: pa.Table | None = None
     recall: pa.Table | None = None  # RECALL: what the index stage tried
     final_recall: pa.Table | None = None  # ROW_RECALL: of the lists of a pruned run
     min_recall: float | None = None  # that the recipe asks for
     scoring: ExtraTable | None = None  # how each block's pairs were scored, and why
-    errors: pa.Table | None = None  # ERRORS
+    errors: pa.Table | None = None
     drift: Mapping[str, Any] | None = None  # facts of the drift stage, of a run that goes on
-    drift_distances: pa.Table | None = None  # DRIFT_DISTANCES
+    drift_distances: pa.Table | None = None
     pool_lengths: Lengths | None = None
     subset_lengths: Lengths | None = None
     unavailable: Mapping[str, str] = field(default_factory=dict[str, str])  # field -> reason
 
     @property
     def main_block(self) -> str:
-        """Name the block to look at first: ``cross`` with targets, else ``within``."""
+        """The block to look at first: ``cross`` with targets, else ``within``."""
         if self.pointwise:
             return POINTS
         return CROSS if self.num_targets else WITHIN
 
     @property
     def unit(self) -> str:
-        """Name what is labelled and scored."""
+        """What is labelled and scored."""
         return unit_of(self.main_block)
 
     @property
@@ -195,73 +188,72 @@ class ReportData:
 
     @property
     def ground_set(self) -> str:
-        """Name the rows that the subset is to cover."""
+        """The rows that the subset is to cover."""
         return "targets" if self.covers_targets else "candidates"
 
     def why_missing(self, part: str, default: str) -> str:
-        """Say why a part is missing: the pipeline's own reason, else the default."""
+        """Return why a part is missing: the pipeline's own reason, else the default."""
         return self.unavailable.get(part, default)
 
 
 def unit_of(block: str) -> str:
-    """Name what a block's labels and scores speak of."""
+    """Return what a block's labels and scores speak of."""
     return "examples" if block == POINTS else "pairs"
 
 
-def count_mix(pool_groups: Iterable[str], subset_groups: Iterable[str]) -> tuple[MixRow, ...]:
-    """Count each group in pool and subset, the largest of the pool first, ties by name."""
-    pool, subset = Counter(pool_groups), Counter(subset_groups)
-    names = sorted(pool.keys() | subset.keys(), key=lambda name: (-pool[name], name))
-    return tuple(MixRow(name, pool[name], subset[name]) for name in names)
+# Reading the tables.
 
 
-def choose_sample_ranks(num_picks: int, num_samples: int = 8) -> list[int]:
-    """Choose which ranks to show: the first three, then ever wider steps down to the last.
+def numbers(table: pa.Table, name: str) -> F64:
+    """Return a numeric column as float64, nulls as nan."""
+    return np.asarray(table[name].cast(pa.float64()).to_numpy(), dtype=np.float64)
 
-    Returns:
-        At most ``num_samples`` distinct 1-based ranks, ascending.
-    """
-    if num_picks <= num_samples:
-        return list(range(1, num_picks + 1))
-    head = list(range(1, min(3, num_samples) + 1))
-    tail = np.geomspace(head[-1], num_picks, num_samples - len(head) + 1)[1:]
-    return sorted({*head, *(round(float(rank)) for rank in tail)})
+
+def blocks_of(table: pa.Table | None) -> list[str]:
+    """Return the blocks of a table in order of first appearance."""
+    return [] if table is None else [str(name) for name in table["block"].unique().to_pylist()]
+
+
+def select_block(table: pa.Table, block: str) -> pa.Table:
+    """Return the rows of one block."""
+    return table.filter(pc.field("block") == block)
+
+
+def splits_of(table: pa.Table) -> list[str]:
+    """Return the held-out splits of FIDELITY or PREDICTIONS: quadrants where it has any."""
+    names = sorted(str(name) for name in table["split"].unique().to_pylist())
+    quadrants = [name for name in names if name.startswith("Q")]
+    return quadrants or [name for name in names if name != "train"]
+
+
+def metric(table: pa.Table, split: str, model: str, name: str) -> float:
+    """Return one metric of the FIDELITY rows of one block; nan where it is absent or null."""
+    hits = table.filter((pc.field("split") == split) & (pc.field("model") == model))
+    return float(numbers(hits, name)[0]) if hits.num_rows else math.nan
+
+
+def best_baseline(block: str) -> str:
+    """Return the model of a block that knows most without knowing pairs (or examples)."""
+    return MEAN if block == POINTS else ROW_COLUMN_MEAN
+
+
+def mix_shares(mix: Sequence[MixRow]) -> tuple[F64, F64]:
+    """Return each group's share (0..1) of the pool and of the subset, in the order of ``mix``."""
+    pool = np.array([row.pool for row in mix], dtype=np.float64)
+    subset = np.array([row.subset for row in mix], dtype=np.float64)
+    return pool / max(pool.sum(), 1.0), subset / max(subset.sum(), 1.0)
 
 
 # The few numbers a reader should leave with; page, terminal and card take them from here.
 
 
-@dataclass(frozen=True, slots=True)
-class Fidelity:
-    """How the network does on one split, beside the baseline that means something."""
-
-    block: str
-    split: str
-    num_pairs: int
-    scaled_mse: float  # labels scaled to [0, 1]
-    spearman: float
-    r2: float
-    baseline: str  # the model beside it: row mean + column mean, or the mean of single examples
-    baseline_mse: float  # scaled; nan where it was not measured
-
-    @property
-    def error_ratio(self) -> float:
-        """Network's error as a share of the baseline's; below 1 the network is better."""
-        return self.scaled_mse / self.baseline_mse if self.baseline_mse > 0 else math.nan
-
-
-def numbers(table: pa.Table, name: str) -> F64:
-    """Read a numeric column as float64, nulls as nan."""
-    return np.asarray(table[name].cast(pa.float64()).to_numpy(), dtype=np.float64)
-
-
 def num_picks(data: ReportData) -> int:
-    """Count the selected examples."""
-    return data.ranking.num_rows if data.ranking is not None else 0
+    """Return how many examples were selected."""
+    return 0 if data.ranking is None else data.ranking.num_rows
 
 
 def num_scored_pairs(data: ReportData) -> int | None:
-    """Count the pairs that were scored, over all blocks."""
+    """Return how many pairs were scored, over all blocks."""
     if data.score_statistics is None or not data.score_statistics.num_rows:
         return None
     return int(numbers(data.score_statistics, "num_scored").sum())
@@ -269,9 +261,14 @@ def num_scored_pairs(data: ReportData) -> int | None:
 
 def final_objective(data: ReportData) -> float:
     """Return the objective after the last pick, nan without picks."""
-    if not num_picks(data) or data.ranking is None:
+    if data.ranking is None or not data.ranking.num_rows:
         return math.nan
     return float(numbers(data.ranking, "objective")[-1])
+
+
+def mean_score(data: ReportData) -> float:
+    """Return the mean scaled score of the picks, nan without picks."""
+    return final_objective(data) / (num_picks(data) or math.nan)
 
 
 def share_of_best(data: ReportData) -> float:
@@ -284,9 +281,7 @@ def share_of_best(data: ReportData) -> float:
 
 def mean_coverage(data: ReportData) -> float:
     """Return the mean coverage (0..1) over the ground set, nan where it was not recorded."""
-    if data.coverage is None or not data.coverage.num_rows:
-        return math.nan
-    values = numbers(data.coverage, "coverage")
+    values = np.zeros(0) if data.coverage is None else numbers(data.coverage, "coverage")
     return float(np.nanmean(values)) if np.isfinite(values).any() else math.nan
 
 
@@ -301,198 +296,41 @@ def total_cost(data: ReportData) -> float | None:
     return sum(costs) if costs else None
 
 
-def splits_of(table: pa.Table) -> list[str]:
-    """List the held-out splits of a FIDELITY or PREDICTIONS table: quadrants where it has any."""
-    names = sorted(str(name) for name in table["split"].unique().to_pylist())
-    quadrants = [name for name in names if name.startswith("Q")]
-    return quadrants or [name for name in names if name != "train"]
+@dataclass(frozen=True, slots=True)
+class Fidelity:
+    """How the network does on one split, beside the baseline that means something."""
 
+    block: str
+    split: str
+    num_pairs: int
+    scaled_mse: float  # labels scaled to [0, 1]
+    spearman: float
+    baseline: str  # see `best_baseline`
+    baseline_mse: float  # scaled; nan where it was not measured
 
-def blocks_of(table: pa.Table | None) -> list[str]:
-    """List the blocks of a table in order of first appearance."""
-    return [] if table is None else [str(name) for name in table["block"].unique().to_pylist()]
-
-
-def select_block(table: pa.Table, block: str) -> pa.Table:
-    """Keep the rows of one block."""
-    return table.filter(pc.field("block") == block)
-
-
-def metric(table: pa.Table, split: str, model: str, name: str) -> float:
-    """Look one metric up in the FIDELITY rows of one block; nan where it is absent or null."""
-    hits = table.filter((pc.field("split") == split) & (pc.field("model") == model))
-    return float(numbers(hits, name)[0]) if hits.num_rows else math.nan
-
-
-def best_baseline(block: str) -> str:
-    """Name the model of a block that knows most without knowing pairs (or examples)."""
-    return MEAN if block == POINTS else ROW_COLUMN_MEAN
-
-
-def mean_score(data: ReportData) -> float:
-    """Return the mean scaled score of the picks, nan without picks."""
-    return final_objective(data) / num_picks(data) if num_picks(data) else math.nan
+    @property
+    def error_ratio(self) -> float:
+        """Network's error as a share of the baseline's; below 1 the network is better."""
+        return self.scaled_mse / self.baseline_mse if self.baseline_mse > 0 else math.nan
 
 
 def headline_fidelity(data: ReportData) -> Fidelity | None:
-    """Judge the network where it matters most: the main block, the hardest split measured."""
+    """Return how the network does on the hardest split measured of the main block."""
     blocks = blocks_of(data.fidelity)
     if data.fidelity is None or not blocks:
         return None
     block = data.main_block if data.main_block in blocks else blocks[0]
-    table = select_block(data.fidelity, block)
-    measured = [
-        split
-        for split in splits_of(table)
-        if math.isfinite(metric(table, split, NETWORK, "scaled_mse"))
-    ]
-    if not measured:
-        return None
-    split = measured[-1]
-    return Fidelity(
-        block=block,
-        split=split,
-        num_pairs=int(metric(table, split, NETWORK, "num_pairs")),
-        scaled_mse=metric(table, split, NETWORK, "scaled_mse"),
-        spearman=metric(table, split, NETWORK, "spearman"),
-        r2=metric(table, split, NETWORK, "r2"),
-        baseline=best_baseline(block),
-        baseline_mse=metric(table, split, best_baseline(block), "scaled_mse"),
-    )
+    table, baseline = select_block(data.fidelity, block), best_baseline(block)
+    for split in reversed(splits_of(table)):
+        error = metric(table, split, NETWORK, "scaled_mse")
+        if math.isfinite(error):
+            count, order = (metric(table, split, NETWORK, x) for x in ("num_pairs", "spearman"))
+            beside = metric(table, split, baseline, "scaled_mse")
+            return Fidelity(block, split, int(count), error, order, baseline, beside)
+    return None
 
 
-def mix_shares(mix: Sequence[MixRow]) -> tuple[F64, F64]:
-    """Return each group's share (0..1) of the pool and of the subset, in the order of ``mix``."""
-    pool = np.array([row.pool for row in mix], dtype=np.float64)
-    subset = np.array([row.subset for row in mix], dtype=np.float64)
-    return pool / max(pool.sum(), 1.0), subset / max(subset.sum(), 1.0)
-
-
-# What the report says of scoring all pairs: how each block was scored, and what that missed.
-
-COLUMNS = ("block", "scored", "why", "found", "pairs scored", "all pairs", "pruned")
-LABEL_COLUMNS = ("block", "rows asked", "labels asked", "labelled", "failed", "without a label")
-
-
-def merge_histogram(scores: StageOutput) -> pa.Table:
-    """Add the shards' counts up (SCORE_HISTOGRAM)."""
-    table = scores.read("histogram", schema=schemas.SCORE_HISTOGRAM)
-    merged = table.group_by(["block", "bin"], use_threads=False).aggregate([("count", "sum")])
-    return merged.rename_columns(["block", "bin", "count"]).cast(schemas.SCORE_HISTOGRAM)
-
-
-def scoring_table(outputs: Mapping[str, StageOutput]) -> ExtraTable | None:
-    """Say of each block of pairs how it was scored, why, and what that cost."""
-    scores = scores_of(outputs)
-    if "project" not in outputs:
-        return _labels_table(scores)
-    if schemas.POINTS in scores.manifest.settings["blocks"]:
-        return None
-    decisions: Mapping[str, Any] = {}
-    if "index" in outputs:
-        decisions = outputs["index"].manifest.facts().get("decisions", {})
-    measured = scores.read("recall", schema=schemas.ROW_RECALL)
-    peak = max((shard.facts.get("peak_bytes", 0) for shard in scores.manifest.shards), default=0)
-    rows = [
-        _row(block, decisions.get(block), measured.filter(pc.field("block") == block))
-        for block in scores.manifest.settings["blocks"]
-    ]
-    return ExtraTable(
-        "How pairs were scored",
-        "“Found” is the share of the true best helpers that the lists of held-out rows hold, with "
-        "its standard error; an exact block has them all. Seconds are predictions made on this "
-        f"machine before scoring. A worker's largest memory was {peak / 1e9:.2f} GB.",
-        COLUMNS,
-        tuple(rows),
-    )
-
-
-def _labels_table(scores: StageOutput) -> ExtraTable:
-    """Say of each block how much of it the teacher labelled: the scores are those labels."""
-    counts = scores.manifest.facts()["labels"]
-    rows = [
-        (
-            block,
-            f"{format_count(of['num_asked_rows'])} of {format_count(of['num_rows'])}",
-            of["num_asked"],
-            of["num_labelled"],
-            of["num_asked"] - of["num_labelled"],
-            of["num_unranked"],
-        )
-        for block, of in counts.items()
-    ]
-    return ExtraTable(
-        "What the teacher labelled",
-        "Every score is a label of the teacher; none is predicted. A row that was asked about was "
-        "asked with every candidate, so all candidates are judged by the same rows. A failed label "
-        "is a missing pair, not a zero: it is in no list and no mean. A candidate without any "
-        "label is never picked.",
-        LABEL_COLUMNS,
-        tuple(rows),
-    )
-
-
-def _row(block: str, decision: Mapping[str, Any] | None, measured: pa.Table) -> tuple[Cell, ...]:
-    known = decision or {}
-    seconds = [format_seconds(known.get(f"{way}_seconds")) for way in ("exact", "pruned")]
-    if not measured.num_rows:
-        why = known.get("reason", "every pair is asked for")
-        if known.get("mode") == "pruned":
-            why = "the index found too little on the rows held out for the last check"
-        return (block, "exactly", why, format_percent(1.0), format_percent(1.0), *seconds)
-    recall = np.asarray(measured["recall"].to_numpy())
-    share = float(np.mean(measured["scored_fraction"].to_numpy()))
-    error = float(recall.std() / np.sqrt(len(recall)))
-    found = f"{format_number(float(recall.mean()), 4)} ± {format_number(error, 1)}"
-    reason = known.get("reason")
-    return (block, "candidates only", reason, found, format_percent(share), *seconds)
-
-
-# The strong examples that a selection left out, each with the pick that took its place.
-
-TEXT_COLUMNS = ["row_index", "prompt", "response", "source", "line"]
-
-
-def collect_skipped(
-    examples: StageOutput, select: StageOutput, ranking: pa.Table, most: int
-) -> tuple[SkippedExample, ...]:
-    """Look up the skipped examples of highest worth, at most one for each pick.
-
-    Without that rule one pick that stands for many copies would fill the page.
-    """
-    found = cast("list[dict[str, Any]]", select.read("skipped", schema=schemas.SKIPPED).to_pylist())
-    by_pick = {row["redundant_with"]: row for row in reversed(found)}
-    rows = [row for pick, row in by_pick.items() if pick is not None]
-    rows = sorted(rows, key=lambda row: -row["alone_gain"])[:most]
-    skipped = find_example_texts(
-        examples, "candidates", np.array([row["row_index"] for row in rows], int)
-    )
-    picks = find_example_texts(
-        examples, "candidates", np.array([row["redundant_with"] for row in rows], int)
-    )
-    return tuple(
-        SkippedExample(
-            example=example,
-            alone_gain=row["alone_gain"],
-            final_gain=row["final_gain"],
-            pick=pick,
-            pick_rank=row["redundant_with_rank"],
-            redundant_share=row["redundant_share"],
-            cosine=row["cosine"],
-        )
-        for row, example, pick in zip(rows, skipped, picks, strict=True)
-    )
-
-
-def find_example_texts(examples: StageOutput, table: str, rows: np.ndarray) -> list[ExampleText]:
-    """Look up the texts of some rows, in the order given."""
-    if not rows.size:
-        return []
-    found = examples.take_rows(table, rows, TEXT_COLUMNS).to_pylist()
-    return [ExampleText(**row) for row in found]
-
-
-# Fill the report's record from the outputs of a run's stages.
+# Fill the record from the outputs of a run's stages.
 
 SECONDS_PER_HOUR = 3600.0
 MAX_ERRORS_SHOWN = 100_000
@@ -526,14 +364,13 @@ def collect_report_data(
         inherited: Steps whose work another run did and paid for.
     """
     examples, select, scores = outputs["deduplicate"], outputs["select"], scores_of(outputs)
-    fit = outputs.get("fit")  # none where the teacher's labels are the scores
+    fit, index, drift = (outputs.get(name) for name in ("fit", "index", "drift"))
     ranking = select.read("ranking", schema=schemas.RANKING)
     picked = np.asarray(ranking["row_index"].to_numpy())
     lengths = np.asarray(outputs["embed"].read("candidates", ["num_tokens"])["num_tokens"])
-    select_facts = select.manifest.facts()
+    facts, settings = select.manifest.facts(), select.manifest.settings
     config = recipe.model_dump(mode="json")
-    group_by = select.manifest.settings["quotas"]["field"] or recipe.data.group_by
-    drift = outputs.get("drift")
+    group_by = settings["quotas"]["field"] or recipe.data.group_by
     return ReportData(
         run_name=recipe.report.title or run_dir.rstrip("/").rpartition("/")[2],
         run_dir=run_dir,
@@ -544,19 +381,19 @@ def collect_report_data(
         budget=json.dumps(config["selection"]["budget"]),
         num_candidates=examples.num_rows("candidates"),
         num_targets=examples.num_rows("targets"),
-        covers_targets=covers_targets(select),
-        pointwise=schemas.POINTS in scored_blocks(outputs),
-        ranks_by_score=select.manifest.settings["objective"] == "top_k",
+        covers_targets=_covers_targets(select),
+        pointwise=POINTS in scored_blocks(outputs),
+        ranks_by_score=settings["objective"] == "top_k",
         by_teacher=fit is None,
         has_subtasks=recipe.data.subtask_by is not None,
         num_duplicates=count_duplicates(examples),
         num_errors=sum(output.manifest.num_failures for output in outputs.values()),
         num_labelled_pairs=outputs["label"].num_rows("labels"),
-        random_objective=select_facts.get("random_objective"),
-        upper_bound=select_facts.get("upper_bound"),
-        stopped_by=select_facts.get("stopped_by", ""),
-        optimizer=select_facts.get("optimizer", ""),
-        num_parts=select_facts.get("num_parts"),
+        random_objective=facts.get("random_objective"),
+        upper_bound=facts.get("upper_bound"),
+        stopped_by=facts.get("stopped_by", ""),
+        optimizer=facts.get("optimizer", ""),
+        num_parts=facts.get("num_parts"),
         mix_name=group_by or "source file",
         config=config,
         environment=(fit or scores).manifest.environment,
@@ -567,24 +404,20 @@ def collect_report_data(
             for name, output in outputs.items()
         ],
         mix=collect_mix(examples, picked, group_by, select),
-        skipped=collect_skipped(examples, select, ranking, NUM_SKIPPED),
-        neighbours=collect_neighbours(examples, select, ranking, recipe.report.num_picks),
+        skipped=_collect_skipped(examples, select),
+        neighbours=_collect_neighbours(examples, select, ranking, recipe.report.num_picks),
         ranking=ranking,
-        coverage=coverage_of_rows(select, scores if fit is None else None),
+        coverage=_coverage_of_rows(select, scores if fit is None else None),
         fidelity=fit and fit.read("fidelity", schema=schemas.FIDELITY),
         predictions=fit and fit.read("predictions", schema=schemas.PREDICTIONS),
         training_history=fit and fit.read("history", schema=schemas.TRAINING_HISTORY),
-        score_statistics=merge_statistics(
-            scores.read("statistics", schema=schemas.SCORE_STATISTICS)
-        ),
-        score_histogram=merge_histogram(scores),
-        recall=outputs["index"].read("recall", schema=schemas.RECALL)
-        if "index" in outputs
-        else None,
+        score_statistics=_merge_statistics(scores),
+        score_histogram=_merge_histogram(scores),
+        recall=index and index.read("recall", schema=schemas.RECALL),
         final_recall=scores.read("recall", schema=schemas.ROW_RECALL),
         min_recall=recipe.pair_scores.min_recall,
-        scoring=scoring_table(outputs),
-        errors=collect_errors(outputs),
+        scoring=_scoring_table(scores, index) if fit else _labels_table(scores),
+        errors=_first_errors(outputs.values()),
         drift=drift and drift.manifest.facts(),
         drift_distances=drift and drift.read("distances", schema=schemas.DRIFT_DISTANCES),
         pool_lengths=lengths,
@@ -602,8 +435,12 @@ def count_duplicates(examples: StageOutput) -> int:
     )
 
 
-def coverage_of_rows(select: StageOutput, labels: StageOutput | None) -> pa.Table:
-    """Return the coverage of every row (COVERAGE); of ``labels``, of the rows that have any.
+def _covers_targets(select: StageOutput) -> bool:
+    return select.manifest.facts()["covers"] == "targets"
+
+
+def _coverage_of_rows(select: StageOutput, labels: StageOutput | None) -> pa.Table:
+    """Return the coverage of every row; with ``labels``, of the rows that have any.
 
     A row that the teacher was not asked about has nothing to be covered by, which says nothing of
     the picks.
@@ -611,7 +448,7 @@ def coverage_of_rows(select: StageOutput, labels: StageOutput | None) -> pa.Tabl
     coverage = select.read("coverage", schema=schemas.COVERAGE)
     if labels is None or not coverage.num_rows:
         return coverage
-    block = CROSS if covers_targets(select) else WITHIN
+    block = CROSS if _covers_targets(select) else WITHIN
     labelled = [
         pc.greater(pc.list_value_length(batch.column(0)), pa.scalar(0))
         for batch in labels.iter_batches(f"{block}_top_helpers", ["helper_index"])
@@ -619,30 +456,28 @@ def coverage_of_rows(select: StageOutput, labels: StageOutput | None) -> pa.Tabl
     return coverage.filter(pa.chunked_array(labelled))
 
 
-def covers_targets(select: StageOutput) -> bool:
-    """Whether the objective's rows are targets."""
-    return select.manifest.facts()["covers"] == "targets"
-
-
 def _summary(output: StageOutput, prices: ClusterConfig, *, inherited: bool) -> StageSummary:
     manifest = output.manifest
     tables = {part.table for shard in manifest.shards for part in shard.parts}
-    rows = sum(manifest.num_rows(table) for table in tables - {ERRORS_TABLE})
-    hours = manifest.worker_seconds / SECONDS_PER_HOUR
-    price = (
-        prices.price_per_gpu_hour * manifest.num_gpus
-        if manifest.num_gpus
-        else prices.price_per_cpu_hour * manifest.num_cpus
-    )
+    price = prices.price_per_cpu_hour * manifest.num_cpus
+    if manifest.num_gpus:
+        price = prices.price_per_gpu_hour * manifest.num_gpus
     return StageSummary(
         name=manifest.stage,
         seconds=0.0 if inherited else manifest.wall_seconds,
-        rows=rows,
+        rows=sum(manifest.num_rows(table) for table in tables - {ERRORS_TABLE}),
         shards=len(manifest.shards),
         fingerprint=manifest.fingerprint,
-        cost_usd=0.0 if inherited else hours * price,
+        cost_usd=0.0 if inherited else manifest.worker_seconds / SECONDS_PER_HOUR * price,
         failures=manifest.num_failures,
     )
+
+
+def count_mix(pool_groups: Iterable[str], subset_groups: Iterable[str]) -> tuple[MixRow, ...]:
+    """Count each group in pool and subset, the largest of the pool first, ties by name."""
+    pool, subset = Counter(pool_groups), Counter(subset_groups)
+    names = sorted(pool.keys() | subset.keys(), key=lambda name: (-pool[name], name))
+    return tuple(MixRow(name, pool[name], subset[name]) for name in names)
 
 
 def collect_mix(
@@ -655,44 +490,90 @@ def collect_mix(
     return tuple(replace(row, **quotas.get(row.group, {})) for row in rows)
 
 
-def collect_neighbours(
+def choose_sample_ranks(num_picks: int, num_samples: int = 8) -> list[int]:
+    """Choose which ranks to show: the first three, then ever wider steps down to the last.
+
+    Returns at most ``num_samples`` distinct 1-based ranks, ascending.
+    """
+    if num_picks <= num_samples:
+        return list(range(1, num_picks + 1))
+    head = list(range(1, min(3, num_samples) + 1))
+    tail = np.geomspace(head[-1], num_picks, num_samples - len(head) + 1)[1:]
+    return sorted({*head, *(round(float(rank)) for rank in tail)})
+
+
+def _find_texts(examples: StageOutput, table: str, rows: Sequence[int]) -> list[ExampleText]:
+    """Look up the texts of some rows, in the order given."""
+    if not rows:
+        return []
+    columns = ["row_index", "prompt", "response", "source", "line"]
+    found = examples.take_rows(table, np.array(rows), columns)
+    return [ExampleText(**row) for row in found.to_pylist()]
+
+
+def _collect_neighbours(
     examples: StageOutput, select: StageOutput, ranking: pa.Table, num_picks: int
 ) -> tuple[PickNeighbours, ...]:
     """Look up some picks and the rows each of them covers best."""
     coverage = select.read("coverage", schema=schemas.COVERAGE)
     covered_by = np.asarray(coverage["covered_by"].fill_null(pa.scalar(-1, pa.int64())).to_numpy())
     values = np.asarray(coverage["coverage"].to_numpy())
-    covered_table = "targets" if covers_targets(select) else "candidates"
-    shown: list[tuple[dict[str, Any], np.ndarray]] = []
-    for rank in choose_sample_ranks(ranking.num_rows, num_picks):
-        pick = ranking.slice(rank - 1, 1).to_pylist()[0]
+    covered_table = "targets" if _covers_targets(select) else "candidates"
+    ranks = choose_sample_ranks(ranking.num_rows, num_picks)
+    picks = [ranking.slice(rank - 1, 1).to_pylist()[0] for rank in ranks]
+    best: list[list[int]] = []
+    for pick in picks:
         rows = np.flatnonzero(covered_by == pick["row_index"])
         if covered_table == "candidates":
             rows = rows[rows != pick["row_index"]]
-        best = rows[np.argsort(-values[rows], kind="stable")][:COVERED_SHOWN]
-        shown.append((pick, best))
-    pick_texts = find_example_texts(
-        examples, "candidates", np.array([p["row_index"] for p, _ in shown], int)
-    )
-    all_best = np.concatenate([best for _, best in shown] or [np.zeros(0, int)])
-    covered_texts = iter(find_example_texts(examples, covered_table, all_best))
+        best.append(rows[np.argsort(-values[rows], kind="stable")][:COVERED_SHOWN].tolist())
+    texts = _find_texts(examples, "candidates", [pick["row_index"] for pick in picks])
+    covered = iter(_find_texts(examples, covered_table, [row for rows in best for row in rows]))
     return tuple(
         PickNeighbours(
             rank=pick["rank"],
             pick=text,
             gain=pick["gain"],
             num_covered=pick["num_covered"],
-            covered=tuple(CoveredExample(next(covered_texts), float(values[row])) for row in best),
+            covered=tuple(CoveredExample(next(covered), float(values[row])) for row in rows),
         )
-        for (pick, best), text in zip(shown, pick_texts, strict=True)
+        for pick, text, rows in zip(picks, texts, best, strict=True)
     )
 
 
-def merge_statistics(statistics: pa.Table) -> pa.Table:
+def _collect_skipped(examples: StageOutput, select: StageOutput) -> tuple[SkippedExample, ...]:
+    """Look up the skipped examples of highest worth, at most one for each pick.
+
+    Without that rule one pick that stands for many copies would fill the page.
+    """
+    found = cast("list[dict[str, Any]]", select.read("skipped", schema=schemas.SKIPPED).to_pylist())
+    by_pick = {row["redundant_with"]: row for row in reversed(found)}
+    rows = [row for pick, row in by_pick.items() if pick is not None]
+    rows = sorted(rows, key=lambda row: -row["alone_gain"])[:NUM_SKIPPED]
+    skipped, picks = (
+        _find_texts(examples, "candidates", [row[name] for row in rows])
+        for name in ("row_index", "redundant_with")
+    )
+    return tuple(
+        SkippedExample(
+            example=example,
+            alone_gain=row["alone_gain"],
+            final_gain=row["final_gain"],
+            pick=pick,
+            pick_rank=row["redundant_with_rank"],
+            redundant_share=row["redundant_share"],
+            cosine=row["cosine"],
+        )
+        for row, example, pick in zip(rows, skipped, picks, strict=True)
+    )
+
+
+def _merge_statistics(scores: StageOutput) -> pa.Table:
     """Merge the shards' score statistics to one row a block."""
     merged: dict[str, ScoreTotal] = {}
     num_scored: Counter[str] = Counter()
-    for row in cast("list[dict[str, Any]]", statistics.to_pylist()):
+    shards = scores.read("statistics", schema=schemas.SCORE_STATISTICS).to_pylist()
+    for row in cast("list[dict[str, Any]]", shards):
         block = row.pop("block")
         num_scored[block] += row.pop("num_scored")
         total = ScoreTotal(**row)
@@ -704,14 +585,82 @@ def merge_statistics(statistics: pa.Table) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=schemas.SCORE_STATISTICS)
 
 
-def collect_errors(outputs: Mapping[str, StageOutput]) -> pa.Table:
+def _merge_histogram(scores: StageOutput) -> pa.Table:
+    """Add the shards' counts up."""
+    table = scores.read("histogram", schema=schemas.SCORE_HISTOGRAM)
+    merged = table.group_by(["block", "bin"], use_threads=False).aggregate([("count", "sum")])
+    return merged.rename_columns(["block", "bin", "count"]).cast(schemas.SCORE_HISTOGRAM)
+
+
+def _first_errors(outputs: Iterable[StageOutput]) -> pa.Table:
     """Return the first error rows of all stages; the manifests have the full counts."""
     batches: list[pa.RecordBatch] = []
     room = MAX_ERRORS_SHOWN
-    for output in outputs.values():
+    for output in outputs:
         for batch in output.iter_batches(ERRORS_TABLE):
             batches.append(batch.slice(0, room))
             room -= batches[-1].num_rows
             if room <= 0:
                 break
     return pa.Table.from_batches(batches, schema=schemas.ERRORS)
+
+
+# How each block was scored, and what that missed.
+
+
+def _scoring_table(scores: StageOutput, index: StageOutput | None) -> ExtraTable | None:
+    """Say of each block of pairs how it was scored, why, and what that cost."""
+    blocks = scores.manifest.settings["blocks"]
+    if POINTS in blocks:
+        return None
+    decisions = index.manifest.facts().get("decisions", {}) if index else {}
+    measured = scores.read("recall", schema=schemas.ROW_RECALL)
+    peak = max((shard.facts.get("peak_bytes", 0) for shard in scores.manifest.shards), default=0)
+    return ExtraTable(
+        "How pairs were scored",
+        "“Found” is the share of the true best helpers that the lists of held-out rows hold, with "
+        "its standard error; an exact block has them all. Seconds are predictions made on this "
+        f"machine before scoring. A worker's largest memory was {peak / 1e9:.2f} GB.",
+        ("block", "scored", "why", "found", "pairs scored", "all pairs", "pruned"),
+        tuple(
+            _scoring_row(block, decisions.get(block) or {}, select_block(measured, block))
+            for block in blocks
+        ),
+    )
+
+
+def _scoring_row(block: str, decision: Mapping[str, Any], measured: pa.Table) -> tuple[Cell, ...]:
+    seconds = [format_seconds(decision.get(f"{way}_seconds")) for way in ("exact", "pruned")]
+    if not measured.num_rows:
+        why = decision.get("reason", "every pair is asked for")
+        if decision.get("mode") == "pruned":
+            why = "the index found too little on the rows held out for the last check"
+        return (block, "exactly", why, format_percent(1.0), format_percent(1.0), *seconds)
+    recall = np.asarray(measured["recall"].to_numpy())
+    share = format_percent(float(np.mean(measured["scored_fraction"].to_numpy())))
+    error = format_number(float(recall.std() / np.sqrt(len(recall))), 1)
+    found = f"{format_number(float(recall.mean()), 4)} ± {error}"
+    return (block, "candidates only", decision.get("reason"), found, share, *seconds)
+
+
+def _labels_table(scores: StageOutput) -> ExtraTable:
+    """Say of each block how much of it the teacher labelled: the scores are those labels."""
+    return ExtraTable(
+        "What the teacher labelled",
+        "Every score is a label of the teacher; none is predicted. A row that was asked about was "
+        "asked with every candidate, so all candidates are judged by the same rows. A failed label "
+        "is a missing pair, not a zero: it is in no list and no mean. A candidate without any "
+        "label is never picked.",
+        ("block", "rows asked", "labels asked", "labelled", "failed", "without a label"),
+        tuple(
+            (
+                block,
+                f"{format_count(of['num_asked_rows'])} of {format_count(of['num_rows'])}",
+                of["num_asked"],
+                of["num_labelled"],
+                of["num_asked"] - of["num_labelled"],
+                of["num_unranked"],
+            )
+            for block, of in scores.manifest.facts()["labels"].items()
+        ),
+    )

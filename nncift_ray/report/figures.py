@@ -11,17 +11,16 @@ import math
 import re
 import warnings
 import xml.etree.ElementTree as ET  # noqa: S405 - reads only what matplotlib just wrote
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -92,7 +91,6 @@ _RC: dict[Any, Any] = {
     "axes.spines.right": False,
     "axes.axisbelow": True,
     "axes.labelsize": FONT_SIZE,
-    "axes.unicode_minus": True,
     "grid.color": GRID,
     "grid.linewidth": 0.8,
     "xtick.color": GREY,
@@ -108,7 +106,6 @@ _RC: dict[Any, Any] = {
 }
 _COLOUR = re.compile(r"#[0-9a-f]{6}\b")
 _FONT = re.compile(r"font:\s*([\d.]+px)[^;]*")
-_URL = re.compile(r"url\(#")
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +129,7 @@ class Chart:
 
     @property
     def available(self) -> bool:
-        """Say whether there is a picture."""
+        """Whether there is a picture."""
         return bool(self.panels)
 
 
@@ -146,29 +143,30 @@ def theme() -> Generator[None]:
 
 
 def new_axes(height: float, width: float = FIGURE_WIDTH) -> tuple[Figure, Axes]:
-    """Make a figure (inches) with one pair of axes; call inside ``theme()``."""
+    """Return a figure (inches) with one pair of axes; call inside ``theme()``."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasSVG(figure)
     return figure, figure.subplots()
 
 
 def to_svg(figure: Figure, name: str, label: str) -> str:
-    """Write a figure as an ``<svg>`` element for inline use; call inside ``theme()``.
+    """Return a figure as an ``<svg>`` element for inline use; call inside ``theme()``.
+
+    It has no XML head, name spaces, fixed size, date or style sheet.
 
     Args:
         figure: The drawn figure.
         name: Unique on the page; prefixes every id, since ids are shared by all inline pictures.
         label: What a screen reader says.
-
-    Returns:
-        The element without XML head, name spaces, fixed size, date or style sheet.
     """
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     root = ET.fromstring(buffer.getvalue())  # noqa: S314 - see import
-    _strip_elements(root)
     for element in root.iter():
         element.tag = _local(element.tag)
+        # Metadata hold dates and addresses; a style sheet would hold for the whole page.
+        for child in [x for x in element if _local(x.tag) in {"metadata", "style"}]:
+            element.remove(child)
         element.attrib = {_local(key): value for key, value in element.attrib.items()}
         _rewrite_attributes(element.attrib, name)
     view_box = root.attrib["viewBox"]
@@ -180,14 +178,6 @@ def _local(name: str) -> str:
     return name.rpartition("}")[2]
 
 
-def _strip_elements(root: ET.Element) -> None:
-    """Drop metadata (dates, addresses) and style sheets (they would hold for the whole page)."""
-    for parent in list(root.iter()):
-        for child in list(parent):
-            if _local(child.tag) in {"metadata", "style"}:
-                parent.remove(child)
-
-
 def _rewrite_attributes(attributes: dict[str, str], name: str) -> None:
     if "id" in attributes:
         attributes["id"] = f"{name}-{attributes['id']}"
@@ -195,7 +185,7 @@ def _rewrite_attributes(attributes: dict[str, str], name: str) -> None:
         attributes["href"] = f"#{name}-{attributes['href'][1:]}"
     for key in ("style", "clip-path", "fill", "stroke"):
         if key in attributes:
-            value = _URL.sub(f"url(#{name}-", attributes[key])
+            value = attributes[key].replace("url(#", f"url(#{name}-")
             value = _FONT.sub(r"font-size: \1", value)
             attributes[key] = _COLOUR.sub(_to_variable, value)
     # A presentation attribute knows no var(): move such colours into the style.
@@ -210,18 +200,26 @@ def _to_variable(match: re.Match[str]) -> str:
     return f"var({variable}, {match[0]})" if variable else match[0]
 
 
+# What the charts share.
+
+#: How the number at a tick is written, and at most how many ticks there are or where they are.
+Ticks = tuple[Callable[[float], str], Locator | int | None]
+Draw = Callable[[Axes], None]
+PLAIN: Ticks = (format_tick, None)
+PERCENT: Ticks = (format_percent_tick, None)
+ABOVE: dict[str, Any] = {
+    "loc": "lower center",
+    "bbox_to_anchor": (0.4, 1.0),
+    "borderaxespad": 0.2,
+}
+
+
 def draw_panel(
-    name: str,
-    label: str,
-    height: float,
-    draw: Callable[[Axes], None],
-    *,
-    width: float = FIGURE_WIDTH,
-    caption: str = "",
+    name: str, label: str, size: tuple[float, float], draw: Draw, caption: str = ""
 ) -> Panel:
-    """Return one picture that ``draw`` fills; sizes in inches, ``label`` for a screen reader."""
+    """Return one picture that ``draw`` fills: height and width in inches."""
     with theme():
-        figure, axes = new_axes(height, width)
+        figure, axes = new_axes(*size)
         draw(axes)
         return Panel(to_svg(figure, name, label), caption)
 
@@ -231,35 +229,63 @@ def draw_blocks(
 ) -> tuple[Panel, ...]:
     """Return a picture for each block of a table; side by side where there are several."""
     blocks = blocks_of(table)
-    size = (2.75, FIGURE_WIDTH) if len(blocks) == 1 else (2.5, PANEL_WIDTH)
-    return tuple(
-        draw_panel(
-            f"{name}-{block}",
-            f"{label}, {block}",
-            size[0],
-            lambda axes, block=block: draw(axes, select_block(table, block)),
-            width=size[1],
-            caption=block if len(blocks) > 1 else "",
-        )
-        for block in blocks
-    )
+    alone = len(blocks) == 1
+    size = (2.75, FIGURE_WIDTH) if alone else (2.5, PANEL_WIDTH)
+
+    def panel(block: str) -> Panel:
+        def draw_block(axes: Axes) -> None:
+            draw(axes, select_block(table, block))
+
+        caption = "" if alone else block
+        return draw_panel(f"{name}-{block}", f"{label}, {block}", size, draw_block, caption)
+
+    return tuple(map(panel, blocks))
 
 
-def set_ticks(
-    axis: Axis, write: Callable[[float], str] = format_tick, where: Locator | int | None = None
+def chart_of_one(
+    name: str, title: str, label: str, height: float, draw: Draw, *, sees: str, means: str
+) -> Chart:
+    """Return a chart of a single picture as wide as the column; ``label`` for a screen reader."""
+    panel = draw_panel(name, label, (height, FIGURE_WIDTH), draw)
+    return Chart(name, title, (panel,), sees, means)
+
+
+def style(
+    axes: Axes,
+    *,
+    x: str = "",
+    y: str = "",
+    xticks: Ticks | None = None,
+    yticks: Ticks | None = None,
+    grid: Literal["x", "y", "both"] | None = "y",
 ) -> None:
-    """Write the ticks of an axis with ``write``, at most ``where`` of them or at its places."""
-    if where is not None:
-        axis.set_major_locator(MaxNLocator(where) if isinstance(where, int) else where)
-    axis.set_major_formatter(FuncFormatter(lambda value, _: write(value)))
-    axis.set_minor_formatter(NullFormatter())
+    """Set the labels, ticks and grid of a picture; call after the scales are set."""
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    if grid:
+        axes.grid(axis=grid)
+    for axis, ticks in ((axes.xaxis, xticks), (axes.yaxis, yticks)):
+        if ticks is not None:
+            write, where = ticks
+            if where is not None:
+                axis.set_major_locator(MaxNLocator(where) if isinstance(where, int) else where)
+            axis.set_major_formatter(FuncFormatter(lambda value, _, write=write: write(value)))
+            axis.set_minor_formatter(NullFormatter())
 
 
-def name_rows(axes: Axes, rows: Sequence[float] | F64, labels: Sequence[str]) -> None:
-    """Name horizontal bars at their places, without an axis line."""
+def whole_numbers() -> Ticks:
+    """Return the ticks of an axis that counts."""
+    return format_compact, MaxNLocator(6, integer=True)
+
+
+def name_rows(axes: Axes, labels: Iterable[str]) -> F64:
+    """Name horizontal bars from the top, without an axis line; return their places."""
+    labels = list(labels)
+    rows = np.arange(len(labels))[::-1].astype(np.float64)
     axes.set_yticks(rows, labels)
     axes.tick_params(axis="y", length=0, labelcolor=INK)
     axes.spines["left"].set_visible(False)
+    return rows
 
 
 def note(
@@ -283,15 +309,9 @@ def write_on_line(
 ) -> None:
     """Draw a dashed horizontal line with its meaning written at one end."""
     axes.axhline(level, color=colour, linewidth=1.4, linestyle=(0, (4, 3)))
-    note(
-        axes,
-        text,
-        (1 if right else 0, level),
-        (-4 if right else 8, 5 if above else -12),
-        coords=("axes fraction", "data"),
-        side="right" if right else "left",
-        colour=colour,
-    )
+    at, offset = (1 if right else 0, level), (-4 if right else 8, 5 if above else -12)
+    side, coords = "right" if right else "left", ("axes fraction", "data")
+    note(axes, text, at, offset, coords=coords, side=side, colour=colour)
 
 
 # The selection: gain curve, scores of the picks, coverage.
@@ -314,6 +334,12 @@ def thin_curve(num_points: int, max_points: int = MAX_CURVE_POINTS) -> np.ndarra
     return np.unique(np.rint(np.concatenate([even, early])).astype(np.int64))
 
 
+def _draw_by_rank(axes: Axes, values: F64, colour: str, width: float) -> None:
+    keep = thin_curve(len(values))
+    marker = "o" if len(keep) < 20 else ""
+    axes.plot(keep + 1, values[keep], color=colour, linewidth=width, marker=marker, markersize=4)
+
+
 def plot_gain_curve(
     ranking: pa.Table, random_objective: float | None = None, *, upper_bound: float | None = None
 ) -> Chart:
@@ -333,21 +359,28 @@ def plot_gain_curve(
     knee = int(np.flatnonzero(share >= KNEE - 1e-12)[0]) + 1
     level = math.nan if random_objective is None else random_objective / final
     bound = upper_bound / final if upper_bound is not None and upper_bound >= final else math.nan
+    title = "One pick makes the whole objective"
+    if len(share) > 1:
+        title = (
+            f"90 % of the objective is reached after {format_count(knee)} picks, "
+            f"{format_percent(knee / len(share))} of the budget"
+        )
     with theme():
         figure, _ = new_axes(3.75)
         figure.clear()
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[2.3, 1])
         _draw_objective(top, share, knee, level, bound)
-        _draw_gains(bottom, gain)
+        wide = gain.min() > 0 and gain.max() > LOG_GAIN_RATIO * gain.min()
+        if wide:
+            bottom.set_yscale("log")
+        where = LogLocator(numticks=4) if wide else 3
+        style(bottom, x="number of picks", y="gain of pick", yticks=(format_tick, where))
+        _draw_by_rank(bottom, gain, GREEN, 1.6)
         figure.align_ylabels()
         picture = to_svg(figure, "gain", "Objective and gain by number of picks")
-    budget = format_percent(knee / len(share))
     return Chart(
         "gain",
-        "One pick makes the whole objective"
-        if len(share) == 1
-        else f"90 % of the objective is reached after {format_count(knee)} picks, {budget} of the "
-        "budget",
+        title,
         (Panel(picture),),
         sees="the value of the subset after each pick, as a share of its final value (above), and "
         "what each pick added when it was made (below).",
@@ -356,11 +389,11 @@ def plot_gain_curve(
 
 
 def _gain_meaning(share: F64, random_share: float, bound: float) -> str:
-    before = float(share[-1 - max(len(share) // 10, 1)]) if len(share) > 1 else 0.0
-    text = f"the last tenth of the picks adds {format_percent(1 - before)} of the value"
+    last_tenth = 1 - (float(share[-1 - max(len(share) // 10, 1)]) if len(share) > 1 else 0.0)
+    text = f"the last tenth of the picks adds {format_percent(last_tenth)} of the value"
     text += (
         "; a smaller budget would lose little."
-        if 1 - before < 0.03
+        if last_tenth < 0.03
         else "; the curve still rises, so a larger budget would still pay."
     )
     if math.isfinite(random_share):
@@ -380,140 +413,107 @@ def _draw_objective(axes: Axes, share: F64, knee: int, random_share: float, boun
     picks, values = np.r_[0, keep + 1], np.r_[0.0, share[keep]]  # the empty subset is worth nothing
     axes.fill_between(picks, values, color=BLUE, alpha=0.12, linewidth=0)
     axes.plot(picks, values, color=BLUE, linewidth=2.2, solid_capstyle="round")
-    axes.grid(axis="y")
-    axes.set_ylim(min(0.0, float(values.min())), 1.06)
-    axes.set_xlim(0, len(share))
-    set_ticks(axes.xaxis, format_compact, MaxNLocator(6, integer=True))
-    set_ticks(axes.yaxis, format_percent_tick)
-    axes.set_ylabel("objective, share of final")
+    top = max(1.06, 1.13 * min(bound, MAX_BOUND_SHOWN)) if math.isfinite(bound) else 1.06
+    axes.set(xlim=(0, len(share)), ylim=(min(0.0, float(values.min())), top))
+    style(axes, y="objective, share of final", xticks=whole_numbers(), yticks=PERCENT)
     if len(share) > 1:
-        axes.plot([knee], [share[knee - 1]], "o", color=BLUE, markeredgecolor=CARD)
-        left = knee < 0.6 * len(share)
-        text = f"90 % at {format_count(knee)}"
-        at = (8 if left else -8, -13)
-        note(axes, text, (knee, share[knee - 1]), at, side="left" if left else "right")
+        at, left = (knee, share[knee - 1]), knee < 0.6 * len(share)
+        axes.plot(*at, "o", color=BLUE, markeredgecolor=CARD)
+        offset, side = (8 if left else -8, -13), "left" if left else "right"
+        note(axes, f"90 % at {format_count(knee)}", at, offset, side=side)
     if math.isfinite(random_share):  # written on the half of the line that the mark leaves free
         right = knee < 0.5 * len(share)
         write_on_line(axes, random_share, "random subset, same size", right=right, above=False)
-    if math.isfinite(bound):
-        axes.set_ylim(axes.get_ylim()[0], max(1.06, 1.13 * min(bound, MAX_BOUND_SHOWN)))
     if bound <= MAX_BOUND_SHOWN:
         text = f"no subset exceeds {format_percent(bound)}"
         write_on_line(axes, bound, text, right=False, above=True, colour=GREEN)
 
 
-def _draw_gains(axes: Axes, gain: F64) -> None:
-    keep = thin_curve(len(gain))
-    values = gain[keep]
-    wide = values.min() > 0 and values.max() > LOG_GAIN_RATIO * values.min()
-    if wide:
-        axes.set_yscale("log")
-    set_ticks(axes.yaxis, where=LogLocator(numticks=4) if wide else 3)
-    marker = "o" if len(values) < 20 else ""
-    axes.plot(keep + 1, values, color=GREEN, linewidth=1.6, marker=marker, markersize=4)
-    axes.grid(axis="y")
-    axes.set_ylabel("gain of pick")
-    axes.set_xlabel("number of picks")
-
-
 def plot_scores(ranking: pa.Table, random_objective: float | None = None) -> Chart:
     """Draw the scaled score of each pick by rank (RANKING), beside a random example's."""
-    score = numbers(ranking, "gain")
+    score, title = numbers(ranking, "gain"), "Scores of the picks"
     if not len(score):
-        return Chart("scores", "Scores of the picks", missing="there is no pick.")
+        return Chart("scores", title, missing="there is no pick.")
     random_score = math.nan if random_objective is None else random_objective / len(score)
-    first, last = (format_number(float(value), 3) for value in (score[0], score[-1]))
+    if len(score) > 1:
+        first, last = (format_number(float(value), 3) for value in (score[0], score[-1]))
+        title = f"Scores fall from {first} at the first pick to {last} at the last"
+    means = "where the curve is flat the order of the picks says little."
+    if math.isfinite(random_score):
+        means = f"{means[:-1]}; a random example scores {format_number(random_score)}."
+        lead, lost = float(score[0]) - random_score, float(score[0] - score[-1])
+        if lost >= (1 - FLAT_SHARE) * lead:
+            means += " The last picks are hardly better than that: a smaller budget loses little."
 
     def draw(axes: Axes) -> None:
-        keep = thin_curve(len(score))
-        marker = "o" if len(keep) < 20 else ""
-        axes.plot(keep + 1, score[keep], color=BLUE, linewidth=2.2, marker=marker, markersize=4)
-        axes.grid(axis="y")
+        _draw_by_rank(axes, score, BLUE, 2.2)
         axes.set_xlim(1, max(len(score), 2))
         axes.margins(y=0.12)
-        set_ticks(axes.xaxis, format_compact, MaxNLocator(6, integer=True))
-        set_ticks(axes.yaxis)
-        axes.set_xlabel("rank of the pick")
-        axes.set_ylabel("score (0 to 1)")
+        x, y = "rank of the pick", "score (0 to 1)"
+        style(axes, x=x, y=y, xticks=whole_numbers(), yticks=PLAIN)
         if math.isfinite(random_score):
             above = random_score <= float(np.median(score))
             write_on_line(axes, random_score, "random example", right=True, above=above)
 
-    return Chart(
+    return chart_of_one(
         "scores",
-        f"Scores fall from {first} at the first pick to {last} at the last"
-        if len(score) > 1
-        else "Scores of the picks",
-        (draw_panel("scores", "Score by rank", 3.0, draw),),
+        title,
+        "Score by rank",
+        3.0,
+        draw,
         sees="the score of each pick by rank, scaled so that 0 is the lowest and 1 the highest of "
         "all scores.",
-        means=_scores_meaning(score, random_score),
+        means=means,
     )
-
-
-def _scores_meaning(score: F64, random_score: float) -> str:
-    text = "where the curve is flat the order of the picks says little"
-    if not math.isfinite(random_score):
-        return f"{text}."
-    text += f"; a random example scores {format_number(random_score)}."
-    lead, lost = float(score[0]) - random_score, float(score[0] - score[-1])
-    if lost >= (1 - FLAT_SHARE) * lead:
-        text += " The last picks are hardly better than that: a smaller budget loses little."
-    return text
 
 
 def plot_coverage(coverage: pa.Table, ground_set: str) -> Chart:
     """Draw how well the rows of the ground set are covered by their best pick (COVERAGE)."""
     values = numbers(coverage, "coverage")
-    covered = coverage["covered_by"].is_valid().to_numpy() & np.isfinite(values)
+    covered = values[coverage["covered_by"].is_valid().to_numpy() & np.isfinite(values)]
     if not len(values):
         return Chart("coverage", "Coverage", missing="the coverage table has no row.")
-    num_rows, num_covered = len(values), int(covered.sum())
-    median = float(np.median(values[covered])) if num_covered else math.nan
-    title = f"Half of the covered {ground_set} reach {format_number(median, 2)} or better"
+    num_rows, left = len(values), len(values) - len(covered)
+    median = float(np.median(covered)) if len(covered) else math.nan
+    title = f"No pick stands in the list of any of the {format_count(num_rows)} {ground_set}"
+    if len(covered):
+        title = f"Half of the covered {ground_set} reach {format_number(median, 2)} or better"
+        title += f"; {format_percent(left / num_rows)} have no pick in their list" if left else ""
     means = f"{ground_set} far to the left are those the subset does not speak to."
-    if not num_covered:
-        title = f"No pick stands in the list of any of the {format_count(num_rows)} {ground_set}"
-    elif num_covered < num_rows:
-        title += f"; {format_percent(1 - num_covered / num_rows)} have no pick in their list"
-    if num_covered < num_rows:
+    if left:
         means += (
-            f" {format_count(num_rows - num_covered)} of them have no pick among their best "
+            f" {format_count(left)} of them have no pick among their best "
             "helpers: a longer helper list or a larger budget would reach them."
         )
 
     def draw(axes: Axes) -> None:
-        _draw_coverage(axes, values[covered], num_rows, median)
-        axes.set_ylabel(f"share of {ground_set}")
+        low = 0.0
+        if len(covered) and float(covered.min()) > 0.5:
+            low = math.floor(float(covered.min()) * 20) / 20  # all the detail lies on the right
+        edges = np.linspace(low, 1.0, NUM_COVERAGE_BINS + 1)
+        counts, _ = np.histogram(np.clip(covered, low, 1.0), bins=edges)
+        axes.bar(edges[:-1], counts / num_rows, np.diff(edges) * 0.9, align="edge", color=BLUE)
+        axes.set_xlim(low, 1.0)
+        x, y = "coverage: scaled influence of the best pick", f"share of {ground_set}"
+        style(axes, x=x, y=y, yticks=(format_percent_tick, 5))
+        if math.isfinite(median):
+            right = median < low + 0.6 * (1 - low)
+            axes.axvline(median, color=INK, linewidth=1.4)
+            axes.margins(y=0.16)
+            text, offset = f"median {format_number(median, 2)}", (5 if right else -5, -9)
+            coords, side = ("data", "axes fraction"), "left" if right else "right"
+            note(axes, text, (median, 1), offset, coords=coords, side=side)
 
-    return Chart(
+    return chart_of_one(
         "coverage",
         title,
-        (draw_panel("coverage", "Histogram of coverage", 2.75, draw),),
+        "Histogram of coverage",
+        2.75,
+        draw,
         sees=f"for each of the {format_count(num_rows)} {ground_set}, the influence of its best "
         "pick (0: the lowest of all scores, 1: the highest).",
         means=means,
     )
-
-
-def _draw_coverage(axes: Axes, values: F64, num_rows: int, median: float) -> None:
-    low = 0.0
-    if len(values) and float(values.min()) > 0.5:
-        low = math.floor(float(values.min()) * 20) / 20  # all the detail lies on the right
-    edges = np.linspace(low, 1.0, NUM_COVERAGE_BINS + 1)
-    counts, _ = np.histogram(np.clip(values, low, 1.0), bins=edges)
-    axes.bar(edges[:-1], counts / num_rows, np.diff(edges) * 0.9, align="edge", color=BLUE)
-    axes.set_xlim(low, 1.0)
-    axes.grid(axis="y")
-    axes.set_xlabel("coverage: scaled influence of the best pick")
-    set_ticks(axes.yaxis, format_percent_tick, 5)
-    if math.isfinite(median):
-        right = median < low + 0.6 * (1 - low)
-        axes.axvline(median, color=INK, linewidth=1.4)
-        axes.margins(y=0.16)
-        text, place = f"median {format_number(median, 2)}", (5 if right else -5, -9)
-        coords, side = ("data", "axes fraction"), "left" if right else "right"
-        note(axes, text, (median, 1), place, coords=coords, side=side)
 
 
 # Pool and subset side by side: the mix of sources or tasks, the lengths.
@@ -522,38 +522,35 @@ MAX_GROUPS = 20
 MAX_LABEL_CHARS = 32
 NUM_LENGTH_BINS = 32
 QUOTA_ROOM = 1.3  # of the longest bar: quotas further right are not drawn
-NO_REDUNDANCY = "Each pick stands on its own score, so a group may be picked far beyond its use."
 
 
 def plot_mix(mix: Sequence[MixRow], group_name: str, *, ranks_by_score: bool = False) -> Chart:
     """Draw the share of each group in the subset (bar) beside its share in the pool (tick)."""
-    pool, subset = mix_shares(mix)
     if len(mix) < 2:
         only = f"all examples come from one {group_name}." if mix else "no group was recorded."
         return Chart("mix", f"Mix by {group_name}", missing=only)
+    pool, subset = mix_shares(mix)
     order = np.argsort(-np.abs(subset - pool), kind="stable")
     shown, rest = order[:MAX_GROUPS], order[MAX_GROUPS:]
-    shown = shown[np.lexsort((pool[shown], subset[shown]))]  # largest at the top of the picture
-    others = ""
+    shown = shown[np.lexsort((pool[shown], subset[shown]))][::-1]  # the largest first
+    sees = (
+        f"each {group_name}'s share of the subset (bar) and of the pool (dark tick), the "
+        f"{len(shown)} that moved most; the number is subset over pool."
+    )
+    if any(row.least or row.most is not None for row in mix):
+        sees += " Orange marks are quotas."
     if len(rest):  # as a bar they would dwarf the rest
         held, had = (format_percent(float(part[rest].sum())) for part in (subset, pool))
-        others = f" The other {len(rest)} hold {held} of the subset and {had} of the pool."
-    has_quotas = any(row.least or row.most is not None for row in mix)
-    panel = draw_panel(
-        "mix",
-        f"Share by {group_name} in pool and subset",
-        0.75 + 0.22 * len(shown),
-        lambda axes: _draw_mix(axes, pool[shown], subset[shown], [mix[i] for i in shown]),
-    )
-    return Chart(
+        sees += f" The other {len(rest)} hold {held} of the subset and {had} of the pool."
+    return chart_of_one(
         "mix",
         _mix_title(mix, pool, subset),
-        (panel,),
-        sees=f"each {group_name}'s share of the subset (bar) and of the pool (dark tick), the "
-        f"{len(shown)} that moved most; the number is subset over pool."
-        + (" Orange marks are quotas." if has_quotas else "")
-        + others,
-        means=f"what grew has higher scores than the pool. {NO_REDUNDANCY}"
+        f"Share by {group_name} in pool and subset",
+        0.75 + 0.22 * len(shown),
+        partial(_draw_mix, pool=pool[shown], subset=subset[shown], mix=[mix[i] for i in shown]),
+        sees=sees,
+        means="what grew has higher scores than the pool. Each pick stands on its own score, so a "
+        "group may be picked far beyond its use."
         if ranks_by_score
         else "what grew helps more rows than its size says; what shrank repeats what others "
         "already give, or helps few.",
@@ -573,28 +570,24 @@ def _mix_title(mix: Sequence[MixRow], pool: F64, subset: F64) -> str:
 
 
 def _draw_mix(axes: Axes, pool: F64, subset: F64, mix: Sequence[MixRow]) -> None:
-    rows = np.arange(len(mix))
+    rows = name_rows(axes, (shorten_middle(clean_text(row.group), MAX_LABEL_CHARS) for row in mix))
     grew = subset >= pool
     axes.barh(rows, subset, height=0.62, color=np.where(grew, BLUE, GREY))
     axes.vlines(pool, rows - 0.4, rows + 0.4, color=INK, linewidth=2.0)
-    name_rows(axes, rows, [shorten_middle(clean_text(row.group), MAX_LABEL_CHARS) for row in mix])
-    axes.set_ylim(-0.6, len(mix) - 0.4)
-    span = float(max(pool.max(), subset.max()))
     num_picks = max(sum(row.subset for row in mix) / max(float(subset.sum()), 1e-12), 1.0)
-    quotas = np.array([[row.least or math.nan, _or_nan(row.most)] for row in mix]) / round(
-        num_picks
-    )
+    bounds = [[row.least or math.nan, math.nan if row.most is None else row.most] for row in mix]
+    quotas = np.array(bounds) / round(num_picks)
+    span = float(max(pool.max(), subset.max()))
     quotas[quotas > QUOTA_ROOM * span] = math.nan
-    span = float(np.nanmax([span, *quotas.ravel()]))
-    axes.set_xlim(0, 1.17 * span)
+    ends = np.fmax(np.fmax(pool, subset), np.fmax(*quotas.T))
+    span = float(ends.max())
     for shares, marker in zip(quotas.T, (">", "<"), strict=True):
         axes.plot(shares, rows, marker, color=ORANGE, markersize=5, zorder=5)
-    for row, (p, s) in enumerate(zip(pool, subset, strict=True)):
+    for row, end, p, s in zip(rows, ends, pool, subset, strict=True):
         ratio = f"×{format_number(s / p, 2)}" if p > 0 else "new"
-        end = float(np.nanmax([p, s, *quotas[row]]))
         axes.text(end + 0.02 * span, row, ratio, va="center", color=MUTED)
-    set_ticks(axes.xaxis, format_percent_tick, 5)
-    axes.grid(axis="x")
+    axes.set(xlim=(0, 1.17 * span), ylim=(-0.6, len(mix) - 0.4))
+    style(axes, xticks=(format_percent_tick, 5), grid="x")
     marks: list[Any] = []
     if grew.any():
         marks.append(Patch(color=BLUE, label="subset, grew"))
@@ -603,22 +596,9 @@ def _draw_mix(axes: Axes, pool: F64, subset: F64, mix: Sequence[MixRow]) -> None
     tick: dict[str, Any] = {"marker": "|", "markersize": 10, "markeredgewidth": 2}
     marks.append(Line2D([], [], color=INK, linestyle="", label="pool", **tick))
     if np.isfinite(quotas).any():
-        marks.append(
-            Line2D([], [], color=ORANGE, marker="<", markersize=5, linestyle="", label="quota")
-        )
-    axes.legend(
-        handles=marks,
-        loc="lower center",
-        bbox_to_anchor=(0.4, 1.0),
-        ncols=4,
-        handlelength=1.2,
-        columnspacing=1.4,
-        borderaxespad=0.2,
-    )
-
-
-def _or_nan(value: float | None) -> float:
-    return math.nan if value is None else value
+        tick = {"marker": "<", "markersize": 5}
+        marks.append(Line2D([], [], color=ORANGE, linestyle="", label="quota", **tick))
+    axes.legend(handles=marks, ncols=4, handlelength=1.2, columnspacing=1.4, **ABOVE)
 
 
 def plot_lengths(pool: Lengths, subset: Lengths) -> Chart:
@@ -628,42 +608,38 @@ def plot_lengths(pool: Lengths, subset: Lengths) -> Chart:
     pool_f, subset_f = (np.maximum(np.asarray(x, dtype=np.float64), 1.0) for x in (pool, subset))
     median_pool, median_subset = float(np.median(pool_f)), float(np.median(subset_f))
     ratio = median_subset / median_pool
-    medians = f"median {format_count(median_subset)} against {format_count(median_pool)} tokens"
+    by = f"{format_number(ratio, 2)} times as long as"
     if 0.95 < ratio < 1.05:
-        title = f"Picks are as long as the pool: {medians}"
-    else:
-        by = f"{format_number(ratio, 2)} times as long as"
-        if ratio < 2:
-            by = f"{format_percent(abs(ratio - 1))} {'longer' if ratio > 1 else 'shorter'} than"
-        title = f"Picks are {by} the pool: {medians}"
-    label = "Histogram of lengths in pool and subset"
-    return Chart(
+        by = "as long as"
+    elif ratio < 2:
+        by = f"{format_percent(abs(ratio - 1))} {'longer' if ratio > 1 else 'shorter'} than"
+    medians = f"median {format_count(median_subset)} against {format_count(median_pool)} tokens"
+
+    def draw(axes: Axes) -> None:
+        low, high = pool_f.min(), max(pool_f.max(), subset_f.max())
+        edges = np.unique(np.rint(np.geomspace(low, max(high, low + 1) + 1, NUM_LENGTH_BINS + 1)))
+        # Steps of one whole token first, wider later: heights are per bin of the log axis.
+        width = np.log(edges[1:] / edges[:-1])
+        for values, colour, name in ((pool_f, GREY, "pool"), (subset_f, BLUE, "subset")):
+            counts, _ = np.histogram(values, bins=edges)
+            heights = counts / len(values) / width * float(np.median(width))
+            axes.stairs(heights, edges, fill=True, color=colour, alpha=0.25, linewidth=0)
+            axes.stairs(heights, edges, color=colour, linewidth=1.8, label=name)
+        axes.set(xscale="log", xlim=(edges[0], edges[-1]))
+        where = LogLocator(subs=(1.0, 2.0, 5.0), numticks=12)
+        style(axes, x="tokens", xticks=(format_compact, where), yticks=(format_percent_tick, 4))
+        axes.legend(loc="best", handlelength=1.2)
+
+    return chart_of_one(
         "lengths",
-        title,
-        (draw_panel("lengths", label, 2.75, lambda axes: _draw_lengths(axes, pool_f, subset_f)),),
+        f"Picks are {by} the pool: {medians}",
+        "Histogram of lengths in pool and subset",
+        2.75,
+        draw,
         sees="the share of examples by length in tokens, prompt and response together.",
         means="a subset much longer than its pool costs more to train on per example: compare "
         "budgets in tokens, not in rows.",
     )
-
-
-def _draw_lengths(axes: Axes, pool: F64, subset: F64) -> None:
-    low, high = pool.min(), max(pool.max(), subset.max())
-    edges = np.unique(np.rint(np.geomspace(low, max(high, low + 1) + 1, NUM_LENGTH_BINS + 1)))
-    # Steps of one whole token first, wider later: heights are per bin of the log axis.
-    width = np.log(edges[1:] / edges[:-1])
-    for values, colour, name in ((pool, GREY, "pool"), (subset, BLUE, "subset")):
-        counts, _ = np.histogram(values, bins=edges)
-        heights = counts / len(values) / width * float(np.median(width))
-        axes.stairs(heights, edges, fill=True, color=colour, alpha=0.25, linewidth=0)
-        axes.stairs(heights, edges, color=colour, linewidth=1.8, label=name)
-    axes.set_xscale("log")
-    axes.set_xlim(edges[0], edges[-1])
-    set_ticks(axes.xaxis, format_compact, LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
-    set_ticks(axes.yaxis, format_percent_tick, 4)
-    axes.grid(axis="y")
-    axes.set_xlabel("tokens")
-    axes.legend(loc="best", handlelength=1.2)
 
 
 # New data of an extended run: how far they lie from the labelled examples.
@@ -672,7 +648,6 @@ GROUPS = {
     "new": ("new data", BLUE),
     "reference": ("labelled corpus, not labelled itself", ORANGE),
 }
-NOTHING_TO_COMPARE = "there is nothing new, or every example of the labelled corpus is labelled."
 
 
 def plot_drift(distances: pa.Table) -> Chart:
@@ -680,36 +655,35 @@ def plot_drift(distances: pa.Table) -> Chart:
     group = np.asarray(distances["group"].to_pylist())
     found = {name: np.sort(numbers(distances, "distance")[group == name]) for name in GROUPS}
     if not all(len(values) for values in found.values()):
-        return Chart("drift", "Distance to the labels", missing=NOTHING_TO_COMPARE)
+        why = "there is nothing new, or every example of the labelled corpus is labelled."
+        return Chart("drift", "Distance to the labels", missing=why)
     new, reference = (float(np.median(values)) for values in found.values())
-    label = "Distribution of distances to labelled examples"
-    return Chart(
+
+    def draw(axes: Axes) -> None:
+        for name, values in found.items():
+            label, colour = GROUPS[name]
+            label = f"{label} ({format_count(len(values))})"
+            keep = np.unique(np.linspace(0, len(values) - 1, 300).astype(int))
+            shares = np.r_[0.0, (keep + 1) / len(values)]
+            distance = np.r_[0.0, values[keep]]
+            axes.step(distance, shares, where="post", color=colour, linewidth=2, label=label)
+        axes.set_ylim(0, 1.02)
+        axes.set_xlim(left=0)
+        x, y = "cosine distance to the nearest labelled example", "share of examples"
+        style(axes, x=x, y=y, xticks=(format_tick, 6), yticks=PERCENT)
+        axes.legend(loc="lower right")
+
+    return chart_of_one(
         "drift",
         f"Half of the new data lie within {format_number(new)} of a labelled example",
-        (draw_panel("drift", label, 3.0, lambda axes: _draw_distances(axes, found)),),
+        "Distribution of distances to labelled examples",
+        3.0,
+        draw,
         sees="for every distance the share of examples that have a labelled example nearer than "
         "that: of the new data, and of the corpus that the labels were drawn from.",
         means=f"where the new data's curve lies to the right the network extrapolates; of the "
         f"labelled corpus half lies within {format_number(reference)}.",
     )
-
-
-def _draw_distances(axes: Axes, found: Mapping[str, F64]) -> None:
-    for name, values in found.items():
-        label, colour = GROUPS[name]
-        share = np.arange(1, len(values) + 1) / len(values)
-        keep = np.unique(np.linspace(0, len(values) - 1, 300).astype(int))
-        label = f"{label} ({format_count(len(values))})"
-        x, y = np.r_[0.0, values[keep]], np.r_[0.0, share[keep]]
-        axes.step(x, y, where="post", color=colour, linewidth=2, label=label)
-    axes.grid(axis="y")
-    axes.set_ylim(0, 1.02)
-    axes.set_xlim(left=0)
-    set_ticks(axes.xaxis, where=6)
-    set_ticks(axes.yaxis, format_percent_tick)
-    axes.set_xlabel("cosine distance to the nearest labelled example")
-    axes.set_ylabel("share of examples")
-    axes.legend(loc="lower right")
 
 
 # The network beside its teacher: predictions, errors, order.
@@ -729,15 +703,13 @@ MODELS = {
 ROW_SHIFT = {NETWORK: 0.13, ROW_COLUMN_MEAN: -0.13}
 FOLLOWS = 0.3  # correlation from which on an order is followed
 LOWEST_DRAWN = -0.5  # a bar below it is cut; its number still stands there
-#: Column of FIDELITY, caption, and label under the axis.
-ALL_PAIRS = ("spearman", "Order of all pairs", "Spearman's rank correlation")
-WITHIN_ROWS = ("row_spearman", "Order within a row", "Spearman, mean over rows")
-ORDER_MEASURES = (
-    ALL_PAIRS,
-    WITHIN_ROWS,
-    ("centred_r2", "Values, rows centred", "R² after row means are removed"),
-    ("top_overlap", "Best helpers found", "share of the best quarter"),
-)
+#: Column of FIDELITY, to its caption and the label under the axis.
+ORDER_MEASURES = {
+    "spearman": ("Order of all pairs", "Spearman's rank correlation"),
+    "row_spearman": ("Order within a row", "Spearman, mean over rows"),
+    "centred_r2": ("Values, rows centred", "R² after row means are removed"),
+    "top_overlap": ("Best helpers found", "share of the best quarter"),
+}
 
 
 def split_label(split: str, block: str) -> str:
@@ -746,64 +718,56 @@ def split_label(split: str, block: str) -> str:
     return f"{split}, {meaning}" if meaning else split
 
 
+def _title_of(measure: str, block: str) -> str:
+    """Name a measure without a finding."""
+    return f"{measure} on held-out examples" if block == POINTS else f"{measure} by quadrant"
+
+
 def plot_predictions(predictions: pa.Table, block: str) -> Chart:
     """Draw prediction against teacher's label, one panel per quadrant (PREDICTIONS, one block)."""
     name, title, unit = f"scatter-{block}", "Predicted against teacher", unit_of(block)
     utility, influence = numbers(predictions, "utility"), numbers(predictions, "influence")
     finite = np.isfinite(utility) & np.isfinite(influence)
     split = np.asarray(predictions["split"].to_pylist(), dtype=object)
-    groups = [(s, finite & (split == s)) for s in splits_of(predictions)]
-    groups = [(s, mask) for s, mask in groups if mask.any()]
+    masks = {s: finite & (split == s) for s in splits_of(predictions)}
+    groups = {s: (utility[mask], influence[mask]) for s, mask in masks.items() if mask.any()}
     if not groups:
         return Chart(name, title, missing=f"none of the held-out {unit} was predicted.")
     # The bulk of the values: a few outliers must not push the rest into a corner.
-    shown = np.concatenate([v[mask] for _, mask in groups for v in (utility, influence)])
+    shown = np.concatenate([values for pair in groups.values() for values in pair])
     low, high = (float(v) for v in np.quantile(shown, [0.002, 0.998]))
     pad = 0.06 * (high - low) or 0.5
     size = (2.5, PANEL_WIDTH) if len(groups) > 1 else (4.0, FIGURE_WIDTH)
     panels, known = [], []
-    for s, mask in groups:
-        rho = spearman(utility[mask], influence[mask])
+    for s, pair in groups.items():
+        rho = spearman(*pair)
         known += [] if rho is None else [rho]
-        pair = utility[mask], influence[mask]
-        heading = f"ρ {format_number(rho, 2)} · {format_count(int(mask.sum()))} {unit}"
-        panels.append(
-            draw_panel(
-                f"{name}-{s}",
-                f"Predicted against teacher, {s}",
-                size[0],
-                lambda axes, pair=pair, heading=heading: _draw_scatter(
-                    axes, *pair, (low - pad, high + pad), heading
-                ),
-                width=size[1],
-                caption=split_label(s, block),
-            )
-        )
+        heading = f"ρ {format_number(rho, 2)} · {format_count(len(pair[0]))} {unit}"
+        draw = partial(_draw_scatter, pair=pair, limits=(low - pad, high + pad), heading=heading)
+        label, caption = f"Predicted against teacher, {s}", split_label(s, block)
+        panels.append(draw_panel(f"{name}-{s}", label, size, draw, caption))
     if known:
         least, most = format_number(min(known), 2), format_number(max(known), 2)
         reach = f"{least} to {most}" if len(known) > 1 else least
         title = f"Rank correlation with the teacher: {reach}"
-    each = (
-        f"each held-out {unit[:-1]} by the teacher's label (across) and the network's prediction "
-        "(up)"
-    )
     seen = "" if block == POINTS else " by what the network had seen of the two examples"
     return Chart(
         name,
         title,
         tuple(panels),
-        sees=f"{each}{seen}; stronger colour: more {unit}.",
+        sees=f"each held-out {unit[:-1]} by the teacher's label (across) and the network's "
+        f"prediction (up){seen}; stronger colour: more {unit}.",
         means="on the diagonal the network repeats the teacher; a flat cloud means it predicts "
-        f"the mean. {groups[-1][0]} is what selection over unseen {unit} rests on.",
+        f"the mean. {list(groups)[-1]} is what selection over unseen {unit} rests on.",
     )
 
 
 def _draw_scatter(
-    axes: Axes, utility: F64, influence: F64, limits: tuple[float, float], heading: str
+    axes: Axes, pair: tuple[F64, F64], limits: tuple[float, float], heading: str
 ) -> None:
     axes.axline((limits[0], limits[0]), slope=1, color=GREY, linewidth=1.2)
     inset = 0.03 * (limits[1] - limits[0])  # outliers stand at the edge, whole
-    x, y = (np.clip(v, limits[0] + inset, limits[1] - inset) for v in (utility, influence))
+    x, y = (np.clip(values, limits[0] + inset, limits[1] - inset) for values in pair)
     if len(x) <= MAX_SCATTER_POINTS:
         axes.plot(x, y, "o", color=BLUE, markersize=4, alpha=0.45, markeredgewidth=0)
     else:
@@ -814,13 +778,9 @@ def _draw_scatter(
         alphas = 0.14 + 0.86 * counts / counts.max()
         cells.set_facecolor([(BLUE, float(alpha)) for alpha in alphas])
         cells.set_edgecolor("none")
-    axes.set_xlim(limits)
-    axes.set_ylim(limits)
-    axes.set_box_aspect(1)
-    for axis in (axes.xaxis, axes.yaxis):
-        set_ticks(axis, where=4)
-    axes.set_xlabel("teacher")
-    axes.set_ylabel("network")
+    axes.set(xlim=limits, ylim=limits, box_aspect=1)
+    four = format_tick, 4
+    style(axes, x="teacher", y="network", xticks=four, yticks=four, grid=None)
     axes.set_title(heading, fontsize=FONT_SIZE, color=INK, loc="left")
 
 
@@ -829,21 +789,14 @@ def plot_errors(fidelity: pa.Table, block: str, owner: str = "") -> Chart:
 
     ``owner`` tells the pictures of several networks on one page apart.
     """
-    name, title = f"mse-{block}{owner}", title_of("Error", block)
-    splits = splits_of(fidelity)
+    name, splits = f"mse-{block}{owner}", splits_of(fidelity)
     table = {
         model: np.array([metric(fidelity, split, model, "scaled_mse") for split in splits])
         for model in MODELS
     }
     if not any((values > 0).any() for values in table.values()):
-        return Chart(name, title, missing="no error above zero was measured.")
+        return Chart(name, _title_of("Error", block), missing="no error above zero was measured.")
     labels = [split_label(split, block) for split in splits]
-    panel = draw_panel(
-        name,
-        "Mean squared error by split and model",
-        1.0 + 0.37 * len(splits),
-        lambda axes: _draw_errors(axes, labels, table),
-    )
     knows = (
         "the mean knows the labels and no example. Only what the network gains over it is "
         "knowledge of examples."
@@ -851,19 +804,16 @@ def plot_errors(fidelity: pa.Table, block: str, owner: str = "") -> Chart:
         else "the row + column mean knows how good each example is on average. Only what the "
         "network gains over it is knowledge of pairs."
     )
-    return Chart(
+    return chart_of_one(
         name,
         _error_title(splits, table, block),
-        (panel,),
+        "Mean squared error by split and model",
+        1.0 + 0.37 * len(splits),
+        partial(_draw_errors, labels=labels, table=table),
         sees="the mean squared error on labels scaled to [0, 1], on a log scale: further left is "
         "better.",
         means=f"zero and random never see a label; {knows}",
     )
-
-
-def title_of(measure: str, block: str) -> str:
-    """Name a measure without a finding."""
-    return f"{measure} on held-out examples" if block == POINTS else f"{measure} by quadrant"
 
 
 def _error_title(splits: list[str], table: dict[str, F64], block: str) -> str:
@@ -872,7 +822,7 @@ def _error_title(splits: list[str], table: dict[str, F64], block: str) -> str:
     ratios = table[NETWORK] / np.where(table[baseline] > 0, table[baseline], np.nan)
     usable = [(s, float(r)) for s, r in zip(splits, ratios, strict=True) if math.isfinite(r)]
     if not usable:
-        return title_of("Error", block)
+        return _title_of("Error", block)
     split, ratio = usable[-1]
     if abs(ratio - 1) < SAME_ERROR:
         return f"In {split} the network does about as well as {known}"
@@ -884,39 +834,21 @@ def _error_title(splits: list[str], table: dict[str, F64], block: str) -> str:
 
 
 def _draw_errors(axes: Axes, labels: list[str], table: dict[str, F64]) -> None:
-    rows = _from_top(len(labels))
+    rows = name_rows(axes, labels)
+    axes.set(xscale="log", ylim=(-0.5, len(labels) - 0.5))
     for model, (label, colour, marker) in reversed(MODELS.items()):  # the network last, on top
         values = np.where(table[model] > 0, table[model], np.nan)
         if np.isfinite(values).any():
-            axes.plot(
-                values,
-                rows + ROW_SHIFT.get(model, 0.0),
-                marker,
-                color=colour,
-                label=label,
-                markersize=9 if model == NETWORK else 7,
-                markeredgecolor=CARD,
-            )
-    axes.set_xscale("log")
+            places, size = rows + ROW_SHIFT.get(model, 0.0), 9 if model == NETWORK else 7
+            look = {"color": colour, "markersize": size, "markeredgecolor": CARD}
+            axes.plot(values, places, marker, label=label, **look)
     low, high = axes.get_xlim()  # label steps inside decades where the axis spans less than two
     subs = (1.0, 2.0, 5.0) if high < 100 * low else (1.0,)
-    set_ticks(axes.xaxis, where=LogLocator(subs=subs, numticks=12))
-    name_rows(axes, rows, labels)
-    axes.set_ylim(-0.5, len(labels) - 0.5)
-    axes.grid(axis="both")
-    axes.set_xlabel("mean squared error, labels scaled to [0, 1] (log)")
+    ticks = format_tick, LogLocator(subs=subs, numticks=12)
+    style(axes, x="mean squared error, labels scaled to [0, 1] (log)", xticks=ticks, grid="both")
     handles, names = axes.get_legend_handles_labels()
-    axes.legend(
-        handles[::-1],
-        names[::-1],
-        loc="lower center",
-        bbox_to_anchor=(0.4, 1.0),
-        ncols=len(handles),
-        handletextpad=0.1,
-        columnspacing=0.9,
-        borderaxespad=0.2,
-        handlelength=1.4,
-    )
+    space: dict[str, Any] = {"handletextpad": 0.1, "columnspacing": 0.9, "handlelength": 1.4}
+    axes.legend(handles[::-1], names[::-1], ncols=len(handles), **space, **ABOVE)
 
 
 def plot_order(fidelity: pa.Table, block: str) -> Chart:
@@ -924,72 +856,63 @@ def plot_order(fidelity: pa.Table, block: str) -> Chart:
 
     Examples on their own have no rows of pairs: one panel, of the network alone.
     """
-    name, points = f"order-{block}", block == POINTS
-    splits = splits_of(fidelity)
+    name, points, splits = f"order-{block}", block == POINTS, splits_of(fidelity)
     models = (NETWORK,) if points else (NETWORK, ROW_COLUMN_MEAN)  # a constant has no order
     labels = [split_label(split, block) for split in splits] if points else splits
+    size = 1.2 + 0.44 * len(splits), FIGURE_WIDTH if points else PANEL_WIDTH
 
     def read(model: str, column: str) -> F64:
         return np.array([metric(fidelity, split, model, column) for split in splits])
 
     panels: list[Panel] = []
-    for column, caption, label in ORDER_MEASURES[:1] if points else ORDER_MEASURES:
+    for column, (caption, label) in list(ORDER_MEASURES.items())[: 1 if points else None]:
         shown = {model: read(model, column) for model in models}
-        if not any(np.isfinite(values).any() for values in shown.values()):
-            continue
-        chance = read(NETWORK, "chance_overlap") if column == "top_overlap" else np.array([])
-        panels.append(
-            draw_panel(
-                f"{name}-{column}",
-                f"{caption} by split",
-                1.2 + 0.44 * len(splits),
-                lambda axes, shown=shown, label=label, chance=chance: _draw_order(
-                    axes, labels, shown, label, chance
-                ),
-                width=FIGURE_WIDTH if points else PANEL_WIDTH,
-                caption="" if points else caption,
-            )
-        )
-    title = title_of("Rank correlation", block)
+        if any(np.isfinite(values).any() for values in shown.values()):
+            chance = read(NETWORK, "chance_overlap") if column == "top_overlap" else np.zeros(0)
+            draw = partial(_draw_order, labels=labels, shown=shown, x=label, chance=chance)
+            above = "" if points else caption
+            panels.append(draw_panel(f"{name}-{column}", f"{caption} by split", size, draw, above))
+    title = _title_of("Rank correlation", block)
     if not panels:
         missing = "no correlation is defined: labels or predictions do not vary."
         return Chart(name, title, missing=missing)
+    columns = ("spearman",) if points else ("row_spearman", "spearman")
+    title = _order_finding(splits, {x: read(NETWORK, x) for x in columns}) or title
+    if points:
+        sees = (
+            "how well the order of the predictions follows the order of the teacher's labels "
+            "(1: the same order, 0: none)."
+        )
+        means = "selection compares scores, so order matters more to it than error."
+        return Chart(name, title, tuple(panels), sees, means)
     return Chart(
         name,
-        _order_finding(splits, read, points=points) or title,
+        title,
         tuple(panels),
-        sees="how well the order of the predictions follows the order of the teacher's labels "
-        "(1: the same order, 0: none)."
-        if points
-        else "the teacher's order found again (1: wholly, 0: not at all), over all pairs and "
+        sees="the teacher's order found again (1: wholly, 0: not at all), over all pairs and "
         "within each row, by what the network had seen. Best helpers: of the quarter of a row's "
         "helpers that the teacher likes best, the share that the model does; the tick is chance.",
-        means="selection compares scores, so order matters more to it than error."
-        if points
-        else "which helpers a row should take does not depend on the row's mean, so the first "
+        means="which helpers a row should take does not depend on the row's mean, so the first "
         "panel can look good by telling rows apart; the others cannot. The row + column mean knows "
         "which helpers are good for all; in Q2 and Q4 it never saw them.",
     )
 
 
-def _order_finding(splits: list[str], read: Callable[[str, str], F64], *, points: bool) -> str:
+def _order_finding(splits: list[str], found: Mapping[str, F64]) -> str:
     """Say of the hardest split that has one whether the network follows the teacher's order."""
-    for measure in (ALL_PAIRS,) if points else (WITHIN_ROWS, ALL_PAIRS):
-        values = read(NETWORK, measure[0])
+    for column, values in found.items():
         known = np.flatnonzero(np.isfinite(values))
         if len(known):
             value, split = float(values[known[-1]]), splits[known[-1]]
             verb = "follows" if value >= FOLLOWS else "barely follows"
             verb = verb if value > 0 else "does not follow"
-            place = " within rows" if measure is WITHIN_ROWS else ""
+            place = " within rows" if column == "row_spearman" else ""
             return f"In {split} the network {verb} the teacher's order{place}: {value:.2f}"
     return ""
 
 
-def _draw_order(
-    axes: Axes, labels: list[str], shown: dict[str, F64], name: str, chance: F64
-) -> None:
-    rows = _from_top(len(labels))
+def _draw_order(axes: Axes, labels: list[str], shown: dict[str, F64], x: str, chance: F64) -> None:
+    rows = name_rows(axes, labels)
     offsets = (0.19, -0.19) if len(shown) > 1 else (0.0,)
     lowest = min(0.0, *(float(np.nan_to_num(values).min()) for values in shown.values()))
     lowest = max(lowest * 1.05, LOWEST_DRAWN)
@@ -1005,16 +928,12 @@ def _draw_order(
         if math.isfinite(value):
             axes.plot([value, value], [row - 0.4, row + 0.4], color=INK, linewidth=1.4)
     axes.set_xlim(lowest, 1.0)
-    name_rows(axes, rows, labels)
-    axes.grid(axis="x")
     axes.axvline(0, color=GREY, linewidth=1)
-    axes.set_xlabel(name)
+    style(axes, x=x, grid="x")
     axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), handlelength=1.2, borderaxespad=0.2)
 
 
-def _from_top(count: int) -> F64:
-    """Return the places of rows, the first on top."""
-    return np.arange(count)[::-1].astype(np.float64)
+LOG_LOSS_RATIO = 10.0  # above it a linear scale hides the end of training
 
 
 def plot_training(history: pa.Table) -> Chart:
@@ -1041,39 +960,28 @@ def plot_training(history: pa.Table) -> Chart:
     )
 
 
-LOG_LOSS_RATIO = 10.0  # above it a linear scale hides the end of training
-
-
 def _draw_losses(axes: Axes, history: pa.Table) -> None:
-    epoch, validation = numbers(history, "epoch"), numbers(history, "validation_loss")
-    train = numbers(history, "train_loss")
+    columns = ("epoch", "train_loss", "validation_loss")
+    epoch, train, validation = (numbers(history, name) for name in columns)
+    marker = "o" if len(epoch) < 4 else ""
     for values, colour, name in ((train, GREY, "training"), (validation, BLUE, "held-out")):
-        marker = "o" if len(epoch) < 4 else ""
         axes.plot(epoch, values, color=colour, linewidth=2, marker=marker, label=name)
     losses = np.concatenate([train, validation])
     losses = losses[np.isfinite(losses)]
     if len(losses) and losses.min() > 0 and losses.max() > LOG_LOSS_RATIO * losses.min():
         axes.set_yscale("log")
-    set_ticks(axes.yaxis)
+    style(axes, x="epoch", y="mean squared error", xticks=whole_numbers(), yticks=PLAIN)
     if np.isfinite(validation).any():
         best = int(np.nanargmin(validation))
         at = epoch[best], validation[best]
         axes.plot(*at, "o", color=BLUE, markersize=8, markeredgecolor=CARD)
         note(axes, format_number(float(validation[best]), 2), at, (0, 8), side="center")
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.grid(axis="y")
-    axes.set_xlabel("epoch")
-    axes.set_ylabel("mean squared error")
     axes.legend(loc="upper right", handlelength=1.2)
 
 
 # Scoring all pairs, and the run: distribution and range of scores, recall, seconds.
 
 NUM_BARS = 48
-_COUNTED = (
-    "; of more than some thousand rows every n-th was counted, of a pruned block the rows held "
-    "out, each with all its columns"
-)
 
 
 def plot_histogram(histogram: pa.Table, *, of_labels: bool = False) -> Chart:
@@ -1084,21 +992,24 @@ def plot_histogram(histogram: pa.Table, *, of_labels: bool = False) -> Chart:
     blocks = blocks_of(histogram)
     if not blocks:
         return Chart("histogram", "Distribution of scores", missing="nothing was scored.")
-    unit = unit_of(blocks[0])
-    which = "" if of_labels or unit == "examples" else _COUNTED
+    unit, counted = unit_of(blocks[0]), ""
+    if unit == "pairs" and not of_labels:
+        counted = (
+            "; of more than some thousand rows every n-th was counted, of a pruned block the rows "
+            "held out, each with all its columns"
+        )
     return Chart(
         "histogram",
         f"Distribution of {format_compact(int(numbers(histogram, 'count').sum()))} scores",
         draw_blocks("histogram", "Histogram of scores", histogram, _draw_histogram),
-        sees=f"the share of {unit} by score{which}.",
+        sees=f"the share of {unit} by score{counted}.",
         means="a long thin tail on the right holds what is worth having; where the right edge is "
         "steep, much is nearly as good as the best.",
     )
 
 
 def _draw_histogram(axes: Axes, histogram: pa.Table) -> None:
-    bins = numbers(histogram, "bin").astype(np.int64)
-    counts = numbers(histogram, "count").astype(np.int64)
+    bins, counts = (numbers(histogram, name).astype(np.int64) for name in ("bin", "count"))
     low, high = bin_edges(bins)
     # Bars narrower than the bins that were counted in would show the bins' edges as steps.
     widest = float((high - low)[np.argmax(counts)])
@@ -1107,12 +1018,9 @@ def _draw_histogram(axes: Axes, histogram: pa.Table) -> None:
     share = spread_counts(bins, counts, edges) / counts.sum()
     axes.stairs(share, edges, fill=True, color=BLUE, alpha=0.35)
     axes.stairs(share, edges, color=BLUE, linewidth=1.4)
-    axes.grid(axis="y")
     axes.set_ylim(0, 1.08 * float(share.max()))
-    set_ticks(axes.xaxis, where=5)
-    set_ticks(axes.yaxis, format_percent_tick, 4)
-    axes.set_xlabel("score, in the teacher's unit")
-    axes.set_ylabel("share")
+    xticks, yticks = (format_tick, 5), (format_percent_tick, 4)
+    style(axes, x="score, in the teacher's unit", y="share", xticks=xticks, yticks=yticks)
 
 
 def plot_influence(statistics: pa.Table) -> Chart:
@@ -1128,7 +1036,7 @@ def plot_influence(statistics: pa.Table) -> Chart:
     unit = unit_of(blocks[0])
 
     def draw(axes: Axes) -> None:
-        rows = _from_top(len(blocks))
+        rows = name_rows(axes, blocks)
         axes.hlines(rows, low, high, color=GREY, linewidth=2)
         inner = np.maximum(mean - deviation, low), np.minimum(mean + deviation, high)
         axes.hlines(rows, *inner, color=BLUE, linewidth=9, alpha=0.45)
@@ -1138,17 +1046,18 @@ def plot_influence(statistics: pa.Table) -> Chart:
             note(axes, text, (value, row), (0, 11), side="center")
         if low.min() < 0 < high.max():
             axes.axvline(0, color=MUTED, linewidth=1, linestyle=(0, (2, 2)))
-        name_rows(axes, rows, blocks)
         axes.set_ylim(-0.6, len(blocks) - 0.3)
-        axes.set_xlabel(f"{'influence' if unit == 'pairs' else 'score'}, in the teacher's unit")
+        what = "influence" if unit == "pairs" else "score"
+        style(axes, x=f"{what}, in the teacher's unit", grid=None)
 
     total = format_compact(float(numbers(statistics, "num_scored").sum()))
-    height, label = 0.75 + 0.5 * len(blocks), "Range, deviation and mean of the scores"
-    return Chart(
+    return chart_of_one(
         "influence",
         f"{total} {unit} scored, from {format_number(float(low.min()), 2)} "
         f"to {format_number(float(high.max()), 2)}",
-        (draw_panel("influence", label, height, draw),),
+        "Range, deviation and mean of the scores",
+        0.75 + 0.5 * len(blocks),
+        draw,
         sees=f"for each block of {unit} the lowest and highest score (line), the mean (dot) and "
         "one standard deviation to each side (band).",
         means=f"a narrow band means that few {unit} are told apart, and the choice then rests on "
@@ -1166,25 +1075,22 @@ def plot_recall(tried: pa.Table, final: pa.Table, min_recall: float) -> Chart:
     """
     title = "Recall of the pruned lists"
     if not tried.num_rows:
-        reason = "no index was searched: every pair was scored."
-        return Chart("recall", title, missing=reason)
-    panels = draw_blocks(
-        "recall",
-        "Recall by pairs scored",
-        tried,
-        lambda axes, part: _draw_recall(
-            axes, part, final.filter(pc.field("block") == part["block"][0].as_py()), min_recall
-        ),
-    )
+        return Chart("recall", title, missing="no index was searched: every pair was scored.")
     found = f"{title}: tried, and every pair scored instead"
     if final.num_rows:
-        recall = format_percent(float(numbers(final, "recall").mean()))
-        share = format_percent(float(numbers(final, "scored_fraction").mean()))
+        recall, share = (
+            format_percent(float(numbers(final, name).mean()))
+            for name in ("recall", "scored_fraction")
+        )
         found = f"{recall} of the true best helpers found by scoring {share} of the pairs"
+
+    def draw(axes: Axes, part: pa.Table) -> None:
+        _draw_recall(axes, part, select_block(final, part["block"][0].as_py()), min_recall)
+
     return Chart(
         "recall",
         found,
-        panels,
+        draw_blocks("recall", "Recall by pairs scored", tried, draw),
         sees="for each width of the search the share of the true best helpers that it finds on "
         "held-out rows, with two standard errors (dots), the recall asked for (dashed), and the "
         "recall of this run's own lists on other rows (diamond).",
@@ -1206,15 +1112,10 @@ def _draw_recall(axes: Axes, tried: pa.Table, final: pa.Table, min_recall: float
         two_errors = 2 * float(values.std()) / np.sqrt(len(values))
         axes.errorbar([at[0]], [at[1]], [two_errors], color=GREEN, **bars)
     lowest = min(float((recall - error).min()), min_recall)
-    room = max(1.0 - lowest, 0.01)
-    axes.set_ylim(lowest - 0.12 * room, 1.0 + 0.12 * room)
-    axes.set_xscale("log")
-    axes.set_xlim(0.3 * float(share.min()), 1.3)
-    set_ticks(axes.xaxis, lambda value: f"{100 * value:g} %", LogLocator(subs=(1.0, 3.0)))
-    set_ticks(axes.yaxis, where=5)
-    axes.grid(axis="y")
-    axes.set_xlabel("share of the pairs scored")
-    axes.set_ylabel("recall")
+    room = 0.12 * max(1.0 - lowest, 0.01)
+    axes.set(xscale="log", xlim=(0.3 * float(share.min()), 1.3), ylim=(lowest - room, 1.0 + room))
+    xticks: Ticks = (lambda value: f"{100 * value:g} %", LogLocator(subs=(1.0, 3.0)))
+    style(axes, x="share of the pairs scored", y="recall", xticks=xticks, yticks=(format_tick, 5))
     text = f"asked for: {format_number(min_recall, 3)}"
     write_on_line(axes, min_recall, text, right=True, above=False)
 
@@ -1227,10 +1128,11 @@ def plot_stage_seconds(stages: Sequence[StageSummary]) -> Chart:
     longest = max(stages, key=lambda stage: stage.seconds)
 
     def draw(axes: Axes) -> None:
-        rows = _from_top(len(stages))
+        rows = name_rows(
+            axes, (shorten_middle(clean_text(s.name), MAX_LABEL_CHARS) for s in stages)
+        )
         colours = [BLUE if stage is longest else GREY for stage in stages]
         axes.barh(rows, seconds, height=0.66, color=colours)
-        name_rows(axes, rows, [shorten_middle(clean_text(s.name), MAX_LABEL_CHARS) for s in stages])
         axes.set_xlim(0, 1.22 * max(seconds))
         axes.xaxis.set_visible(False)
         axes.spines["bottom"].set_visible(False)
@@ -1238,10 +1140,12 @@ def plot_stage_seconds(stages: Sequence[StageSummary]) -> Chart:
             axes.text(value + 0.012 * max(seconds), row, format_seconds(value), va="center")
 
     share, total = format_percent(longest.seconds / sum(seconds)), format_seconds(sum(seconds))
-    return Chart(
+    return chart_of_one(
         "stages",
         f"“{longest.name}” takes {share} of {total}",
-        (draw_panel("stages", "Seconds by stage", 0.35 + 0.29 * len(stages), draw),),
+        "Seconds by stage",
+        0.35 + 0.29 * len(stages),
+        draw,
         sees="the seconds each stage worked, in the order they ran; work taken over from an "
         "earlier run counts with the seconds it took then.",
         means=f"to make this run shorter, give “{longest.name}” more workers or less to do.",

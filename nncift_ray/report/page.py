@@ -431,7 +431,6 @@ def render_report(data: ReportData) -> str:
         "notices": list(data.notices),
         "selection_left": [_value_chart(data), _lengths_chart(data)],
         "selection_right": [_mix_chart(data), *_coverage_charts(data)],
-        "extra_tables": [extra_table(table) for table in data.extra_tables],
         "neighbours": [_pick(item, data) for item in data.neighbours],
         "skipped": [_skipped(item) for item in data.skipped],
         "neighbours_missing": data.why_missing("neighbours", "no pick was sampled."),

@@ -165,7 +165,6 @@ def make_report_data(num_picks: int = 20, text: str = "What is two and two?") ->
         mix=(MixRow(text, 60, 5), MixRow("sums", 40, 15)),
         neighbours=(PickNeighbours(1, example, 1.0, 2, (CoveredExample(example, 0.75),)),),
         skipped=(SkippedExample(example, 0.9, 0.1, example, 1, 0.8, 0.95),),
-        extra_tables=(ExtraTable(text, text, (text, "Share"), ((text, 0.25), (text, None))),),
         ranking=make_ranking(num_picks),
         coverage=make_coverage(100),
         fidelity=make_fidelity(),
@@ -176,7 +175,7 @@ def make_report_data(num_picks: int = 20, text: str = "What is two and two?") ->
         final_recall=make_recall()[1],
         min_recall=0.98,
         scoring=ExtraTable(
-            "How pairs were scored", "Why.", ("block", "scored"), (("within", "x"),)
+            "How pairs were scored", "Why.", (text, "Share"), ((text, 0.25), (text, None))
         ),
         score_statistics=pa.table(statistics).cast(schemas.SCORE_STATISTICS),
         errors=make_errors(text.encode("utf-8", "replace").decode()),  # Arrow holds UTF-8 only
