@@ -1,8 +1,6 @@
 """Drift: how far new data lie from what the network was trained on, and whether labels are due.
 
-The measures and the rule come first, then the step. The reference is the corpus of the run that was
-labelled, however many runs have gone on from it since.
-
+The reference is the corpus of the run that was labelled, however many runs have gone on from it.
 Suffixes: N examples, L labelled ones, D embedding, H hidden units.
 """
 
@@ -69,23 +67,19 @@ class RangeShare:
 
 
 def nearest_distances(e_ND: F32, labelled_LD: F32) -> F64:
-    """Return the cosine distance of each example to the nearest labelled one [N], from 0 to 2.
+    """Return the cosine distance of unit vectors [N], from 0 to 2, to the nearest labelled one.
 
-    Args:
-        e_ND: Unit vectors.
-        labelled_LD: Unit vectors, at least one.
+    Memory: 4 * 1024 * L bytes.
 
     Raises:
         ShapeError: If D differs, or there is no labelled example.
-
-    Memory: 4 * 1024 * L bytes.
     """
     if labelled_LD.ndim != 2 or e_ND.ndim != 2 or e_ND.shape[1] != labelled_LD.shape[1]:
-        msg = f"embeddings [N, D] and [L, D] of one D; got {e_ND.shape} and {labelled_LD.shape}"
-        raise ShapeError(msg)
+        raise ShapeError(
+            f"embeddings [N, D] and [L, D] of one D; got {e_ND.shape} and {labelled_LD.shape}"
+        )
     if len(labelled_LD) == 0:
-        msg = "no labelled example to measure distances from"
-        raise ShapeError(msg)
+        raise ShapeError("no labelled example to measure distances from")
     nearest_N = np.empty(len(e_ND), np.float64)
     for start in range(0, len(e_ND), BLOCK_ROWS):
         part = slice(start, start + BLOCK_ROWS)
@@ -101,8 +95,7 @@ def compare_distances(new_N: F64, reference_R: F64) -> DistanceShift:
     """
     num_new, num_reference = len(new_N), len(reference_R)
     if num_new == 0 or num_reference == 0:
-        msg = f"{num_new} new and {num_reference} reference distances: none to compare"
-        raise ValueError(msg)
+        raise ValueError(f"{num_new} new and {num_reference} reference distances: none to compare")
     pairs = mannwhitneyu(new_N, reference_R, method="asymptotic").statistic
     farther = float(pairs / (num_new * num_reference))
     error = math.sqrt((num_new + num_reference + 1) / (12 * num_new * num_reference))
@@ -117,8 +110,7 @@ def count_outside(a_NH: F32, low_H: F32, high_H: F32) -> NDArray[np.int64]:
         ShapeError: If H differs.
     """
     if a_NH.ndim != 2 or not a_NH.shape[1:] == low_H.shape == high_H.shape:
-        msg = f"activations {a_NH.shape}, ranges {low_H.shape} and {high_H.shape}"
-        raise ShapeError(msg)
+        raise ShapeError(f"activations {a_NH.shape}, ranges {low_H.shape} and {high_H.shape}")
     return np.stack([(a_NH < low_H).sum(axis=0), (a_NH > high_H).sum(axis=0)])
 
 
@@ -168,14 +160,9 @@ class DriftStage(Stage):
         num_labelled_corpus: int,
         first_new: int,
     ) -> None:
-        """Compare new candidates with the labelled corpus.
+        """Compare the candidates from ``first_new`` on with the labelled corpus, the first ones.
 
-        Args:
-            labels: Of the parent.
-            embeddings: Of the union.
-            activations: Of the union.
-            num_labelled_corpus: Candidates of the run that was labelled; they come first.
-            first_new: Number of the first new candidate.
+        Labels are those of the run that was labelled, embeddings and activations of the union.
         """
         self._labels, self._embeddings, self._activations = labels, embeddings, activations
         self._num_reference, self._first_new = num_labelled_corpus, first_new
@@ -188,11 +175,8 @@ class DriftStage(Stage):
     @property
     def inputs(self) -> Mapping[str, StageOutput]:
         """Labels, embeddings and activations."""
-        return {
-            "labels": self._labels,
-            "embeddings": self._embeddings,
-            "activations": self._activations,
-        }
+        names = ("labels", "embeddings", "activations")
+        return dict(zip(names, (self._labels, self._embeddings, self._activations), strict=True))
 
     def settings(self) -> dict[str, Any]:
         """Which rows are compared, and the rule."""
@@ -215,8 +199,7 @@ class DriftStage(Stage):
         return self._compare
 
     def _compare(self, shard: Shard, sink: Sink) -> None:
-        num_new = self._embeddings.num_rows("candidates") - self._first_new
-        labelled = read_labelled(self._labels)
+        num_new, labelled = self._num_rows() - self._first_new, read_labelled(self._labels)
         shift = self._compare_distances(labelled, sink) if num_new else None
         ranges = self._compare_ranges(labelled, sink) if num_new else []
         reasons = find_reasons(shift, ranges, num_new)
@@ -228,30 +211,28 @@ class DriftStage(Stage):
             reasons=reasons,
         )
 
+    def _num_rows(self) -> int:
+        return self._embeddings.num_rows("candidates")
+
     def _compare_distances(self, labelled: Sides, sink: Sink) -> DistanceShift | None:
         """Measure a sample of either group; None where every reference example is labelled."""
         rng = np.random.default_rng(SAMPLE_SEED)
         rows = np.unique(np.concatenate(list(labelled.values())))
         labelled_LD = self._vectors(_draw(rng, rows, MAX_LABELLED))
-        reference = np.setdiff1d(np.arange(self._num_reference), rows)
-        new = np.arange(self._first_new, self._embeddings.num_rows("candidates"))
-        groups = {NEW: new, REFERENCE: reference}
-        distances: dict[str, np.ndarray] = {}
+        groups = {
+            NEW: np.arange(self._first_new, self._num_rows()),
+            REFERENCE: np.setdiff1d(np.arange(self._num_reference), rows),
+        }
+        found: dict[str, np.ndarray] = {}
         for group, members in groups.items():
             drawn = _draw(rng, members, MAX_MEASURED)
             if not len(drawn):
                 return None
-            distances[group] = nearest_distances(self._vectors(drawn), labelled_LD)
-            table = {
-                "group": [group] * len(drawn),
-                "row_index": drawn,
-                "distance": distances[group],
-            }
-            sink.write("distances", pa.table(table).cast(schemas.DRIFT_DISTANCES))
-        sink.facts["median_distance"] = {
-            group: float(np.median(values)) for group, values in distances.items()
-        }
-        return compare_distances(distances[NEW], distances[REFERENCE])
+            found[group] = nearest_distances(self._vectors(drawn), labelled_LD)
+            columns = {"group": [group] * len(drawn), "row_index": drawn, "distance": found[group]}
+            sink.write("distances", pa.table(columns).cast(schemas.DRIFT_DISTANCES))
+        sink.facts["median_distance"] = {name: float(np.median(x)) for name, x in found.items()}
+        return compare_distances(found[NEW], found[REFERENCE])
 
     def _vectors(self, rows: np.ndarray) -> np.ndarray:
         found = self._embeddings.take_rows("candidates", rows, ["embedding"])
@@ -262,24 +243,20 @@ class DriftStage(Stage):
         shares: list[RangeShare] = []
         for (block, side), rows in labelled.items():
             name = f"{block}_{side}"
-            seen = column_matrix(
-                self._activations.take_rows(name, rows, ["activation"])["activation"]
-            )
-            low_H, high_H = seen.min(axis=0), seen.max(axis=0)
+            seen = self._activations.take_rows(name, rows, ["activation"])
+            seen_NH = column_matrix(seen["activation"])
+            low_H, high_H = seen_NH.min(axis=0), seen_NH.max(axis=0)
             counts = self._count_outside(name, rows, low_H, high_H)
-            table = {
+            columns = {
                 "block": [block] * len(low_H),
                 "side": [side] * len(low_H),
                 "unit": np.arange(len(low_H)),
                 "low": low_H,
                 "high": high_H,
-                **{
-                    f"{group}_{end}": counts[group][at]
-                    for group in (NEW, REFERENCE)
-                    for at, end in enumerate(("below", "above"))
-                },
             }
-            sink.write("activation_ranges", pa.table(table).cast(schemas.DRIFT_RANGES))
+            for group, (below_H, above_H) in counts.items():
+                columns |= {f"{group}_below": below_H, f"{group}_above": above_H}
+            sink.write("activation_ranges", pa.table(columns).cast(schemas.DRIFT_RANGES))
             new, reference = (float(counts[group].sum(axis=0).mean()) for group in (NEW, REFERENCE))
             shares.append(RangeShare(block, side, new, reference))
         return shares

@@ -3,13 +3,12 @@
 A mean squared error says little alone: labels in a narrow band are met by any constant. So every
 split is also scored by a constant, by the means of rows and columns, and by the paper's two
 baselines; and since a row's offset chooses no helper, every model also within rows
-(``within_rows``). Suffix: P pairs (or examples, of a pointwise teacher).
+(``WithinRows``). Suffixes: P pairs (or examples, of a pointwise teacher), G rows of pairs.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,11 +22,13 @@ I64 = NDArray[np.int64]
 Floats = NDArray[np.floating]
 Integers = NDArray[np.integer]
 
+NETWORK, ZERO, RANDOM = "network", "zero", "random"
+MEAN, ROW_COLUMN_MEAN = "mean", "row_column_mean"
 MIN_RANKED = 4  # pairs from which on the helpers of a row are ranked
 TOP_SHARE = 0.25  # of a row's pairs; rounded up, so many are its best helpers
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WithinRows:
     """Agreement within rows; None where it is not defined."""
 
@@ -54,129 +55,9 @@ class WithinRows:
     """The same of a model that knows nothing: mean of ceil(m / 4) / m."""
 
 
-def measure_within_rows(labels: Floats, predictions: Floats, rows: Integers) -> WithinRows:
-    """Compare labels [P] with predictions [P] of the pairs of rows [P], row by row."""
-    truth, predicted = labels.astype(np.float64), predictions.astype(np.float64)
-    num_rows, *of_rows = _rank_rows(truth, predicted, rows)
-    compared = _sizes(rows) > 1
-    centred = [centre(values[compared], rows[compared]) for values in (truth, predicted)]
-    return WithinRows(num_rows, *_compare(*centred), *of_rows)
-
-
-def centre(values: F64, rows: Integers) -> F64:
-    """Take from each value [P] the mean of its row; exactly 0 in a row of equal values."""
-    order, starts_G = _by_row(rows)
-    if not len(starts_G):
-        return values
-    group_P = _number(rows)
-    mean_G = np.bincount(group_P, weights=values) / np.bincount(group_P)
-    lowest_G = np.minimum.reduceat(values[order], starts_G)
-    equal_G = lowest_G == np.maximum.reduceat(values[order], starts_G)
-    return values - np.where(equal_G, lowest_G, mean_G)[group_P]
-
-
-def _compare(truth: F64, predicted: F64) -> tuple[float | None, float | None]:
-    """Return R2 and rank correlation of centred values."""
-    if not truth.any():
-        return None, None
-    r2 = 1.0 - float(np.square(truth - predicted).sum() / np.square(truth).sum())
-    if not predicted.any():
-        return r2, None
-    return r2, float(np.corrcoef(rankdata(truth), rankdata(predicted))[0, 1])
-
-
-def _rank_rows(
-    truth: F64, predicted: F64, rows: Integers
-) -> tuple[int, float | None, float | None, float | None]:
-    """Return the number of rows ranked, their mean correlation, top overlap, and that of chance."""
-    spread = centre(truth, rows)
-    varied_G = np.bincount(_number(rows), weights=np.abs(spread), minlength=1) > 0
-    kept = (_sizes(rows) >= MIN_RANKED) & varied_G[_number(rows)]
-    if not kept.any():
-        return 0, None, None, None
-    truth, predicted, rows = truth[kept], predicted[kept], rows[kept]
-    group_P = _number(rows)
-    size_G = np.bincount(group_P)
-    wanted_G = np.ceil(TOP_SHARE * size_G)
-    both_P = _in_top(truth, group_P, wanted_G) * _in_top(predicted, group_P, wanted_G)
-    overlap_G = np.bincount(group_P, weights=both_P) / wanted_G
-    return (
-        len(size_G),
-        _mean_correlation(truth, predicted, group_P),
-        float(overlap_G.mean()),
-        float((wanted_G / size_G).mean()),
-    )
-
-
-def _mean_correlation(truth: F64, predicted: F64, group_P: I64) -> float | None:
-    """Return the mean rank correlation of rows whose ``truth`` varies."""
-    one_P, other_P = (centre(_ranks(values, group_P)[0], group_P) for values in (truth, predicted))
-    if not other_P.any():
-        return None
-    product_G, one_G, other_G = (
-        np.bincount(group_P, weights=values)
-        for values in (one_P * other_P, np.square(one_P), np.square(other_P))
-    )
-    size_G = np.sqrt(one_G * other_G)
-    return float(np.divide(product_G, size_G, out=np.zeros(len(size_G)), where=size_G > 0).mean())
-
-
-def _in_top(values: F64, group_P: I64, wanted_G: F64) -> F64:
-    """Return the probability that a pair is among the largest of its row, ties broken at random."""
-    rank_P, ties_P = _ranks(-values, group_P)
-    better_P = rank_P - (ties_P + 1) / 2
-    return np.clip((wanted_G[group_P] - better_P) / ties_P, 0.0, 1.0)
-
-
-def _ranks(values: F64, group_P: I64) -> tuple[F64, F64]:
-    """Return each pair's rank within its row, from 1, ties averaged, and how many share it."""
-    order = np.lexsort((values, group_P))
-    group, value = group_P[order], values[order]
-    new = np.concatenate([[True], (group[1:] != group[:-1]) | (value[1:] != value[:-1])])
-    tie_P = np.cumsum(new) - 1
-    first = np.flatnonzero(new)
-    count = np.diff(np.append(first, len(values)))
-    row_start = np.searchsorted(group, group)
-    rank, ties = np.empty(len(values)), np.empty(len(values))
-    rank[order] = (first + (count + 1) / 2)[tie_P] - row_start
-    ties[order] = count[tie_P]
-    return rank, ties
-
-
-def _number(rows: Integers) -> I64:
-    """Number the rows of pairs from 0."""
-    return np.unique(rows, return_inverse=True)[1].astype(np.int64)
-
-
-def _sizes(rows: Integers) -> I64:
-    """Return for each pair how many pairs its row has."""
-    group_P = _number(rows)
-    return np.bincount(group_P, minlength=1)[group_P]
-
-
-def _by_row(rows: Integers) -> tuple[I64, I64]:
-    """Return an order that puts rows together, and where in it each starts."""
-    order = np.argsort(rows, kind="stable")
-    return order, np.unique(rows[order], return_index=True)[1].astype(np.int64)
-
-
-# How well the network stands in for the teacher, beside models that know less.
-
-Floats = NDArray[np.floating]
-Integers = NDArray[np.integer]
-
-NETWORK, ZERO, RANDOM, MEAN, ROW_COLUMN_MEAN = (
-    "network",
-    "zero",
-    "random",
-    "mean",
-    "row_column_mean",
-)
-
-
-@dataclass(frozen=True, slots=True)
-class FidelityRow:
-    """One model on one split."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FidelityRow(WithinRows):
+    """One model on one split; nothing within rows is defined for examples on their own."""
 
     split: str
     model: str
@@ -185,16 +66,90 @@ class FidelityRow:
     scaled_mse: float  # labels min-max scaled to [0, 1] over the whole block; NaN if all are equal
     r2: float | None  # None where the labels do not vary
     spearman: float | None  # None where either side does not vary
-    within_rows: WithinRows  # of pairs; nothing is defined for examples on their own
 
-    def flat(self) -> dict[str, Any]:
-        """Return all figures by name, those within rows beside the others."""
-        return {
-            field.name: getattr(holder, field.name)
-            for holder in (self, self.within_rows)
-            for field in fields(holder)
-            if field.name != "within_rows"
-        }
+
+def fidelity_table(
+    labels: Floats,
+    predictions: Floats,
+    splits: NDArray[np.str_],
+    rows: Integers,
+    cols: Integers | None,
+    seed: int,
+) -> list[FidelityRow]:
+    """Measure the network and the baselines on every split that has pairs.
+
+    The baselines know the training pairs only: `zero` predicts 0 in the labels' own unit ("no
+    example helps"), `random` draws uniformly over the range of the labels, `mean` is their mean,
+    `row_column_mean` is row mean + column mean - grand mean, of pairs only.
+
+    Args:
+        labels: Teacher's utilities [P], raw and signed.
+        predictions: The network's influence [P], in the same unit.
+        splits: Split of each pair [P], one of `SPLITS`.
+        rows: Helped example of each pair [P].
+        cols: Helper example of each pair [P]; None where examples are labelled on their own.
+        seed: Of the random baseline.
+
+    Raises:
+        ShapeError: If the columns differ in length.
+        ValueError: If there is no training pair, a split is unknown or a value is not finite.
+    """
+    _check_table(labels, predictions, splits, rows, cols)
+    fitted, num_pairs = splits == TRAIN, len(labels)
+    train = _f64(labels)[fitted]
+    generator = np.random.Generator(np.random.PCG64(seed))
+    models: dict[str, F64] = {
+        NETWORK: _f64(predictions),
+        ZERO: np.zeros(num_pairs),
+        RANDOM: generator.uniform(train.min(), train.max(), num_pairs),
+        MEAN: np.full(num_pairs, train.mean()),
+    }
+    if cols is not None:
+        models[ROW_COLUMN_MEAN] = row_column_means(labels, rows, cols, fitted)
+    scale = float(labels.min()), float(labels.max())
+    table: list[FidelityRow] = []
+    for split in SPLITS:
+        at = splits == split
+        if not at.any():
+            continue
+        truth = _f64(labels)[at]
+        for model, values in models.items():
+            predicted, within = values[at], WithinRows()
+            if cols is not None:
+                within = measure_within_rows(truth, predicted, rows[at])
+            row = FidelityRow(
+                split=split,
+                model=model,
+                num_pairs=len(truth),
+                mse=mse(truth, predicted),
+                scaled_mse=scaled_mse(truth, predicted, *scale),
+                r2=r2(truth, predicted),
+                spearman=spearman(truth, predicted),
+                **asdict(within),
+            )
+            table.append(row)
+    return table
+
+
+def _check_table(
+    labels: Floats,
+    predictions: Floats,
+    splits: NDArray[np.str_],
+    rows: Integers,
+    cols: Integers | None,
+) -> None:
+    columns = (labels, predictions, splits, rows, rows if cols is None else cols)
+    lengths = [len(column) for column in columns]
+    if len(set(lengths)) != 1:
+        raise ShapeError(f"labels, predictions, splits, rows, cols differ in length: {lengths}")
+    if unknown := set(np.unique(splits).tolist()) - set(SPLITS):
+        raise ValueError(f"unknown splits {sorted(unknown)}, expected some of {SPLITS}")
+    for name, values in (("label", labels), ("prediction", predictions)):
+        bad = np.flatnonzero(~np.isfinite(values))
+        if len(bad):
+            raise ValueError(f"{name} of pair {bad[0]} is not finite ({len(bad)} such pairs)")
+    if not (splits == TRAIN).any():
+        raise ValueError("no training pair: the baselines have nothing to be fitted on")
 
 
 def mse(labels: Floats, predictions: Floats) -> float:
@@ -228,147 +183,119 @@ def spearman(labels: Floats, predictions: Floats) -> float | None:
     return float(np.corrcoef(rankdata(labels), rankdata(predictions))[0, 1])
 
 
-def row_column_means(labels: Floats, rows: Integers, columns: Integers) -> RowColumnMeans:
-    """Fit row mean + column mean - grand mean.
+def row_column_means(
+    labels: Floats, rows: Integers, cols: Integers, fitted: NDArray[np.bool_]
+) -> F64:
+    """Predict every pair [P] by row mean + column mean - grand mean of the ``fitted`` ones.
 
-    Raises:
-        ValueError: If there are no labels.
+    What this cannot explain is true interaction of two examples. An unseen row (column) counts as
+    average.
     """
-    if len(labels) == 0:
-        msg = "row and column means need at least one training pair"
-        raise ValueError(msg)
-    return RowColumnMeans(
-        float(_f64(labels).mean()), _means_by(rows, labels), _means_by(columns, labels)
-    )
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class RowColumnMeans:
-    """The additive model of labels; what it cannot explain is true interaction of two examples."""
-
-    grand: float
-    by_row: tuple[Integers, F64]  # sorted row numbers and their means
-    by_column: tuple[Integers, F64]
-
-    def predict(self, rows: Integers, columns: Integers) -> F64:
-        """Predict pairs [P]; an unseen row (column) counts as average."""
-        row_P = _look_up(rows, self.by_row, self.grand)
-        column_P = _look_up(columns, self.by_column, self.grand)
-        return row_P + column_P - self.grand
-
-
-def fidelity_table(
-    labels: Floats,
-    predictions: Floats,
-    splits: NDArray[np.str_],
-    rows: Integers,
-    cols: Integers | None,
-    seed: int,
-) -> list[FidelityRow]:
-    """Measure the network and the baselines on every split that has pairs.
-
-    The baselines know the training pairs only: `zero` predicts 0 in the labels' own unit ("no
-    example helps"), `random` draws uniformly over the range of the labels, `mean` is their mean,
-    `row_column_mean` is row mean + column mean - grand mean, of pairs only.
-
-    Args:
-        labels: Teacher's utilities [P], raw and signed.
-        predictions: The network's influence [P], in the same unit.
-        splits: Split of each pair [P], one of `sampling.SPLITS`.
-        rows: Helped example of each pair [P].
-        cols: Helper example of each pair [P]; None where examples are labelled on their own.
-        seed: Of the random baseline.
-
-    Raises:
-        ShapeError: If the columns differ in length.
-        ValueError: If there is no training pair, a split is unknown or a value is not finite.
-    """
-    _check_table(labels, predictions, splits, rows, cols)
-    fitted = splits == TRAIN
     train = _f64(labels)[fitted]
-    generator = np.random.Generator(np.random.PCG64(seed))
-    num_pairs = len(labels)
-    models: dict[str, F64] = {
-        NETWORK: _f64(predictions),
-        ZERO: np.zeros(num_pairs),
-        RANDOM: generator.uniform(train.min(), train.max(), num_pairs),
-        MEAN: np.full(num_pairs, train.mean()),
-    }
-    if cols is not None:
-        means = row_column_means(train, rows[fitted], cols[fitted])
-        models[ROW_COLUMN_MEAN] = means.predict(rows, cols)
-    scale = float(labels.min()), float(labels.max())
-    return [
-        _measure(
-            split,
-            model,
-            _f64(labels)[splits == split],
-            predicted[splits == split],
-            None if cols is None else rows[splits == split],
-            scale,
-        )
-        for split in SPLITS
-        if (splits == split).any()
-        for model, predicted in models.items()
-    ]
+    grand = float(train.mean())
+    row_P, col_P = (_group_means(train, groups, fitted, grand) for groups in (rows, cols))
+    return row_P + col_P - grand
 
 
-def _measure(
-    split: str,
-    model: str,
-    labels: F64,
-    predicted: F64,
-    rows: Integers | None,
-    scale: tuple[float, float],
-) -> FidelityRow:
-    return FidelityRow(
-        split,
-        model,
-        len(labels),
-        mse(labels, predicted),
-        scaled_mse(labels, predicted, *scale),
-        r2(labels, predicted),
-        spearman(labels, predicted),
-        WithinRows() if rows is None else measure_within_rows(labels, predicted, rows),
+def _group_means(train: F64, groups: Integers, fitted: NDArray[np.bool_], unseen: float) -> F64:
+    """Return for each pair the mean of the training labels of its group."""
+    number_G, place = np.unique(groups[fitted], return_inverse=True)
+    mean_G = np.bincount(place, weights=train) / np.bincount(place)
+    group_P = np.minimum(np.searchsorted(number_G, groups), len(number_G) - 1)
+    return np.where(number_G[group_P] == groups, mean_G[group_P], unseen)
+
+
+# Within rows.
+
+
+def measure_within_rows(labels: Floats, predictions: Floats, rows: Integers) -> WithinRows:
+    """Compare labels [P] with predictions [P] of the pairs of rows [P], row by row."""
+    truth, predicted = _f64(labels), _f64(predictions)
+    group_P = _number(rows)
+    size_P = np.bincount(group_P, minlength=1)[group_P]
+    paired = size_P > 1
+    centred = [centre(values[paired], rows[paired]) for values in (truth, predicted)]
+    centred_r2, centred_spearman = _compare_centred(*centred)
+    spread_G = np.bincount(group_P, weights=np.abs(centre(truth, rows)), minlength=1)
+    ranked = (size_P >= MIN_RANKED) & (spread_G > 0)[group_P]
+    if not ranked.any():
+        return WithinRows(centred_r2=centred_r2, centred_spearman=centred_spearman)
+    truth, predicted, group_P = truth[ranked], predicted[ranked], _number(rows[ranked])
+    size_G = np.bincount(group_P)
+    wanted_G = np.ceil(TOP_SHARE * size_G)
+    both_P = _in_top(truth, group_P, wanted_G) * _in_top(predicted, group_P, wanted_G)
+    overlap_G = np.bincount(group_P, weights=both_P) / wanted_G
+    return WithinRows(
+        num_rows=len(size_G),
+        centred_r2=centred_r2,
+        centred_spearman=centred_spearman,
+        row_spearman=_mean_correlation(truth, predicted, group_P),
+        top_overlap=float(overlap_G.mean()),
+        chance_overlap=float((wanted_G / size_G).mean()),
     )
 
 
-def _means_by(groups: Integers, labels: Floats) -> tuple[Integers, F64]:
-    numbers, place = np.unique(groups, return_inverse=True)
-    return numbers, np.bincount(place, weights=_f64(labels)) / np.bincount(place)
+def centre(values: F64, rows: Integers) -> F64:
+    """Take from each value [P] the mean of its row; exactly 0 in a row of equal values."""
+    if not len(rows):
+        return values
+    group_P = _number(rows)
+    order = np.argsort(rows, kind="stable")
+    start_G = np.unique(rows[order], return_index=True)[1]
+    mean_G = np.bincount(group_P, weights=values) / np.bincount(group_P)
+    lowest_G = np.minimum.reduceat(values[order], start_G)
+    equal_G = lowest_G == np.maximum.reduceat(values[order], start_G)
+    return values - np.where(equal_G, lowest_G, mean_G)[group_P]
 
 
-def _look_up(groups: Integers, table: tuple[Integers, F64], default: float) -> F64:
-    numbers, means = table
-    place = np.minimum(np.searchsorted(numbers, groups), len(numbers) - 1)
-    return np.where(numbers[place] == groups, means[place], default)
+def _compare_centred(truth: F64, predicted: F64) -> tuple[float | None, float | None]:
+    """Return R2 and rank correlation."""
+    if not truth.any():
+        return None, None
+    centred_r2 = 1.0 - float(np.square(truth - predicted).sum() / np.square(truth).sum())
+    if not predicted.any():
+        return centred_r2, None
+    return centred_r2, float(np.corrcoef(rankdata(truth), rankdata(predicted))[0, 1])
+
+
+def _mean_correlation(truth: F64, predicted: F64, group_P: I64) -> float | None:
+    """Return the mean rank correlation of rows whose ``truth`` varies."""
+    one_P, other_P = (centre(_ranks(values, group_P)[0], group_P) for values in (truth, predicted))
+    if not other_P.any():
+        return None
+    product_G, one_G, other_G = (
+        np.bincount(group_P, weights=values)
+        for values in (one_P * other_P, np.square(one_P), np.square(other_P))
+    )
+    size_G = np.sqrt(one_G * other_G)
+    return float(np.divide(product_G, size_G, out=np.zeros(len(size_G)), where=size_G > 0).mean())
+
+
+def _in_top(values: F64, group_P: I64, wanted_G: F64) -> F64:
+    """Return the probability that a pair is among the largest of its row, ties broken at random."""
+    rank_P, ties_P = _ranks(-values, group_P)
+    better_P = rank_P - (ties_P + 1) / 2
+    return np.clip((wanted_G[group_P] - better_P) / ties_P, 0.0, 1.0)
+
+
+def _ranks(values: F64, group_P: I64) -> tuple[F64, F64]:
+    """Return each pair's rank within its row, from 1, ties averaged, and how many share it."""
+    order = np.lexsort((values, group_P))
+    group, value = group_P[order], values[order]
+    new = np.concatenate([[True], (group[1:] != group[:-1]) | (value[1:] != value[:-1])])
+    tie_P = np.cumsum(new) - 1
+    first = np.flatnonzero(new)
+    count = np.diff(np.append(first, len(values)))
+    rank, ties = np.empty(len(values)), np.empty(len(values))
+    rank[order] = (first + (count + 1) / 2)[tie_P] - np.searchsorted(group, group)
+    ties[order] = count[tie_P]
+    return rank, ties
+
+
+def _number(rows: Integers) -> I64:
+    """Number the rows of pairs from 0."""
+    return np.unique(rows, return_inverse=True)[1].astype(np.int64)
 
 
 def _f64(values: Floats) -> F64:
     return values.astype(np.float64)
-
-
-def _check_table(
-    labels: Floats,
-    predictions: Floats,
-    splits: NDArray[np.str_],
-    rows: Integers,
-    cols: Integers | None,
-) -> None:
-    columns = (labels, predictions, splits, rows, rows if cols is None else cols)
-    lengths = [len(column) for column in columns]
-    if len(set(lengths)) != 1:
-        msg = f"labels, predictions, splits, rows, cols differ in length: {lengths}"
-        raise ShapeError(msg)
-    unknown = set(np.unique(splits).tolist()) - set(SPLITS)
-    if unknown:
-        msg = f"unknown splits {sorted(unknown)}, expected some of {SPLITS}"
-        raise ValueError(msg)
-    for name, values in (("label", labels), ("prediction", predictions)):
-        bad = np.flatnonzero(~np.isfinite(values))
-        if len(bad):
-            msg = f"{name} of pair {bad[0]} is not finite ({len(bad)} such pairs)"
-            raise ValueError(msg)
-    if not (splits == TRAIN).any():
-        msg = "no training pair: the baselines have nothing to be fitted on"
-        raise ValueError(msg)

@@ -78,14 +78,10 @@ class InfluenceNetwork(nn.Module):
         *,
         seed: int | None = None,
     ) -> None:
-        """Make an untrained network.
+        """Make an untrained network over embeddings of length D, with H hidden units.
 
-        Args:
-            embedding_dim: Length D of one embedding.
-            num_hidden: Hidden units H.
-            pointwise: Read one embedding (SelectIT) in place of a pair.
-            seed: Draw the weights from a generator of their own, so that every worker starts the
-                same; None takes torch's global generator.
+        With ``seed`` the weights come from a generator of their own, so that every worker starts
+        the same; None takes torch's global generator.
         """
         super().__init__()
         self.embedding_dim, self.num_hidden, self.pointwise = embedding_dim, num_hidden, pointwise
@@ -93,7 +89,12 @@ class InfluenceNetwork(nn.Module):
         self.hidden = nn.Linear(num_inputs, num_hidden)
         self.output = nn.Linear(num_hidden, 1)
         if seed is not None:
-            self._draw_weights(torch.Generator().manual_seed(seed))
+            # As torch's own Linear draws: uniform within 1 / sqrt(inputs), biases too.
+            generator = torch.Generator().manual_seed(seed)
+            for layer in (self.hidden, self.output):
+                bound = 1.0 / math.sqrt(layer.in_features)
+                for parameter in (layer.weight, layer.bias):
+                    nn.init.uniform_(parameter, -bound, bound, generator=generator)
 
     def forward(self, helped_BD: Tensor, helper_BD: Tensor | None = None) -> Tensor:
         """Return the influence [B] of each helper on its helped example, as the paper writes it.
@@ -101,12 +102,9 @@ class InfluenceNetwork(nn.Module):
         Raises:
             ShapeError: If a pairwise network gets no helpers, or a pointwise one gets some.
         """
-        if (helper_BD is None) != self.pointwise:
-            msg = "a pointwise network reads one embedding, a pairwise network two"
-            raise ShapeError(msg)
-        if helper_BD is None:
-            inputs = helped_BD
-        else:
+        self._check_sides(helper_BD is not None)
+        inputs = helped_BD
+        if helper_BD is not None:
             separator_B1 = helped_BD.new_zeros(len(helped_BD), 1)
             inputs = torch.cat([helped_BD, separator_B1, helper_BD], dim=1)
         return self._output(self.hidden(inputs))
@@ -126,14 +124,16 @@ class InfluenceNetwork(nn.Module):
         Raises:
             ShapeError: If a pairwise network gets no helpers, or a pointwise one gets some.
         """
-        if (helper_VD is None or helper_pos_B is None) != self.pointwise:
-            msg = "a pointwise network reads one embedding, a pairwise network two"
-            raise ShapeError(msg)
+        self._check_sides(helper_VD is not None and helper_pos_B is not None)
         layer = self.hidden
         hidden_BH: Tensor = FirstLayer.apply(
             layer.weight, layer.bias, helped_UD, helped_pos_B, helper_VD, helper_pos_B
         )
         return self._output(hidden_BH)
+
+    def _check_sides(self, has_helpers: bool) -> None:
+        if has_helpers == self.pointwise:
+            raise ShapeError("a pointwise network reads one embedding, a pairwise network two")
 
     def _output(self, hidden_BH: Tensor) -> Tensor:
         return self.output(torch.relu(hidden_BH)).squeeze(1)
@@ -151,8 +151,7 @@ class InfluenceNetwork(nn.Module):
             ShapeError: If the network is pointwise.
         """
         if self.pointwise:
-            msg = "a pointwise network has no columns"
-            raise ShapeError(msg)
+            raise ShapeError("a pointwise network has no columns")
         return functional.linear(e_ND, self.hidden.weight[:, self.embedding_dim + 1 :])
 
     @torch.no_grad()
@@ -161,21 +160,15 @@ class InfluenceNetwork(nn.Module):
         self.output.weight.mul_(scale)
         self.output.bias.mul_(scale).add_(mean)
 
-    def output_weights(self) -> tuple[NDArray[np.float32], float]:
-        """Return the output layer as (w [H], bias)."""
-        return _numpy(self.output.weight)[0].copy(), float(self.output.bias.detach()[0])
-
     def factored(self) -> FactoredNetwork:
         """Return a copy of the weights cut into row, column and output parts, for scoring."""
         weight, dim = _numpy(self.hidden.weight), self.embedding_dim
-        column = weight[:, :0] if self.pointwise else weight[:, dim + 1 :]
-        w_H, bias = self.output_weights()
         return FactoredNetwork(
-            w_row_HD=np.ascontiguousarray(weight[:, :dim]).copy(),
-            b_row_H=_numpy(self.hidden.bias).copy(),
-            w_col_HD=np.ascontiguousarray(column).copy(),
-            w_H=w_H,
-            bias=bias,
+            w_row_HD=weight[:, :dim].copy(),
+            b_row_H=_numpy(self.hidden.bias),
+            w_col_HD=(weight[:, :0] if self.pointwise else weight[:, dim + 1 :]).copy(),
+            w_H=_numpy(self.output.weight)[0],
+            bias=float(self.output.bias.detach()[0]),
         )
 
     @classmethod
@@ -187,17 +180,11 @@ class InfluenceNetwork(nn.Module):
         with torch.no_grad():
             network.hidden.weight.copy_(torch.from_numpy(np.concatenate(parts, axis=1)))
             network.hidden.bias.copy_(torch.from_numpy(factored.b_row_H.copy()))
-            network.output.weight.copy_(torch.from_numpy(factored.w_H[None].copy()))
+            network.output.weight[0].copy_(torch.from_numpy(factored.w_H.copy()))
             network.output.bias.fill_(factored.bias)
         return network
 
-    def _draw_weights(self, generator: torch.Generator) -> None:
-        """Draw as torch's own Linear does: uniform within 1 / sqrt(inputs), biases too."""
-        for layer in (self.hidden, self.output):
-            bound = 1.0 / math.sqrt(layer.in_features)
-            for parameter in (layer.weight, layer.bias):
-                nn.init.uniform_(parameter, -bound, bound, generator=generator)
-
 
 def _numpy(tensor: Tensor) -> NDArray[np.float32]:
-    return cast("NDArray[np.float32]", tensor.detach().cpu().numpy())
+    """Return a copy."""
+    return cast("NDArray[np.float32]", tensor.detach().cpu().numpy().copy())

@@ -329,7 +329,7 @@ def write_block(sink: Sink, block: str, data: BlockLabels, fitted: FittedBlock, 
     rows = fidelity_table(
         data.utility, influence, data.split, data.helped_index, data.helper_index, seed
     )
-    fidelity = [row.flat() | {"block": block} for row in rows]
+    fidelity = [dataclasses.asdict(row) | {"block": block} for row in rows]
     sink.write_rows("fidelity", fidelity, schemas.FIDELITY)
 
 

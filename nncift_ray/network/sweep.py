@@ -48,26 +48,18 @@ def keep_share(
 ) -> NDArray[np.bool_]:
     """Return which pairs [P] of a label sample a smaller one keeps.
 
-    A share of the seen rows and the same share of the seen columns are kept, in one random order:
-    a smaller share keeps a part of what a larger one keeps. Examples that a held-out pair names
-    come first in that order, so that small samples can still be measured in every quadrant. A
-    held-out pair is kept where it still means what its quadrant says; Q4 is always kept whole, and
-    so is the same for every share.
-
-    Args:
-        helped: Row of each pair.
-        helper: Column of each pair; None in pointwise data.
-        split: Split of each pair.
-        share: Of the rows and of the columns, in (0, 1].
-        same_examples: Rows and columns are one table: an example has one place in the order.
-        seed: Of the order.
+    A share in (0, 1] of the seen rows and the same share of the seen columns are kept, in one
+    random order: a smaller share keeps a part of what a larger one keeps. With ``same_examples``
+    rows and columns are one table, and an example has one place in the order. Examples that a
+    held-out pair names come first in it, so that small samples can still be measured in every
+    quadrant. A held-out pair is kept where it still means what its quadrant says; Q4 is always
+    kept whole, and so is the same for every share.
 
     Raises:
         ValueError: If ``share`` is out of range.
     """
     if not 0 < share <= 1:
-        msg = f"share must be in (0, 1], got {share}"
-        raise ValueError(msg)
+        raise ValueError(f"share must be in (0, 1], got {share}")
     axes = [helped] if helper is None else [helped, helper]
     size = 1 + max(int(axis.max(initial=0)) for axis in axes)
     needed = [np.isin(split, _NEEDS_ROW), np.isin(split, _NEEDS_COLUMN)]
@@ -115,12 +107,8 @@ class SweepStage(Stage):
     ) -> None:
         """Train each cell on its part of the labels.
 
-        Args:
-            labels: All labels there are.
-            embeddings: Of the examples they name.
-            cells: The networks.
-            network: How they are trained; size and seed are the cells'.
-            labelled: By block, the fraction that all labels together are.
+        Size and seed of a network are its cell's; the rest is as ``network`` says. ``labelled`` is
+        by block the fraction that all labels together are.
         """
         self._labels, self._embeddings = labels, embeddings
         self._cells, self._network, self._labelled = tuple(cells), network, dict(labelled)
@@ -182,36 +170,30 @@ def measure_cell(
 
     Errors are scaled by the range of all labels, the same for every share.
     """
-    mask = keep_share(
-        data.helped_index,
-        data.helper_index,
-        data.split,
-        share,
-        same_examples=cell.block == WITHIN,
-        seed=0,
-    )
+    pairs, same = (data.helped_index, data.helper_index, data.split), cell.block == WITHIN
+    mask = keep_share(*pairs, share, same_examples=same, seed=0)
     arrays = {name: getattr(data, name) for name in _PER_PAIR}
     kept = dataclasses.replace(
-        data, **{name: None if array is None else array[mask] for name, array in arrays.items()}
+        data, **{name: array[mask] for name, array in arrays.items() if array is not None}
     )
     started = time.perf_counter()
     size_and_seed = {"num_hidden": cell.num_hidden, "seed": cell.seed}
     fitted = fit_block(kept, cell.block, network.model_copy(update=size_and_seed))
     influence = score_labelled(fitted.network, kept)
     learnt = kept.split == TRAIN
-    columns = () if kept.helper_index is None else np.unique(kept.helper_index[learnt])
+    helped, helper = kept.helped_index, kept.helper_index
     facts = dataclasses.asdict(cell) | {
-        "num_train_rows": len(np.unique(kept.helped_index[learnt])),
-        "num_train_columns": len(columns),
+        "num_train_rows": len(np.unique(helped[learnt])),
+        "num_train_columns": 0 if helper is None else len(np.unique(helper[learnt])),
         "num_train_pairs": int(learnt.sum()),
         "num_epochs": best_epoch(fitted.history),
         "seconds": time.perf_counter() - started,
     }
     width = float(np.ptp(data.utility))
-    rows = fidelity_table(
-        kept.utility, influence, kept.split, kept.helped_index, kept.helper_index, cell.seed
-    )
+    rows = fidelity_table(kept.utility, influence, kept.split, helped, helper, cell.seed)
     return [
-        row.flat() | facts | {"scaled_mse": row.mse / width**2 if width > 0 else float("nan")}
+        dataclasses.asdict(row)
+        | facts
+        | {"scaled_mse": row.mse / width**2 if width > 0 else float("nan")}
         for row in rows
     ]

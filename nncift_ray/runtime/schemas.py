@@ -127,7 +127,7 @@ FIDELITY = pa.schema(
         pa.field("scaled_mse", pa.float64(), nullable=False),  # labels min-max scaled to [0, 1]
         pa.field("r2", pa.float64()),  # null where the labels do not vary
         pa.field("spearman", pa.float64()),  # null where either side does not vary
-        # Within rows (core.network.within_rows says how each is defined): null in "points", and
+        # Within rows (network.fidelity says how each is defined): null in "points", and
         # where no row has pairs enough. num_rows is how many were ranked.
         pa.field("num_rows", pa.int64(), nullable=False),
         pa.field("centred_r2", pa.float64()),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -9,7 +10,6 @@ from scipy.stats import spearmanr
 from nncift_ray.errors import ShapeError
 from nncift_ray.network.fidelity import (
     FidelityRow,
-    WithinRows,
     fidelity_table,
     mse,
     r2,
@@ -80,9 +80,15 @@ def test_row_column_means_explain_additive_labels_of_seen_pairs() -> None:
 
 def test_unseen_rows_and_columns_fall_back_on_the_other_mean() -> None:
     labels, rows, columns = np.array([1.0, 2.0, 3.0, 6.0]), [0, 0, 1, 1], [0, 1, 0, 1]
-    means = row_column_means(labels, np.array(rows), np.array(columns))
-    predicted = means.predict(np.array([0, 9, 0, 9]), np.array([1, 1, 9, 9]))
-    assert predicted.tolist() == pytest.approx([1.5 + 4.0 - 3.0, 4.0, 1.5, 3.0])
+    asked = [0, 9, 0, 9], [1, 1, 9, 9]
+    fitted = np.arange(8) < 4
+    predicted = row_column_means(
+        np.append(labels, np.zeros(4)),
+        np.array(rows + asked[0]),
+        np.array(columns + asked[1]),
+        fitted,
+    )
+    assert predicted[4:].tolist() == pytest.approx([1.5 + 4.0 - 3.0, 4.0, 1.5, 3.0])
 
 
 def test_baselines_know_the_training_labels_and_no_others() -> None:
@@ -145,14 +151,14 @@ def test_row_and_column_means_know_no_unseen_column_from_another() -> None:
         table_of(labels, labels, splits, np.zeros(48, int), columns)[split, "row_column_mean"]
         for split in ("train", "Q2")
     )
-    assert seen.within_rows.centred_r2 > 0
-    assert unseen.within_rows.centred_r2 == 0
-    assert unseen.within_rows.top_overlap == unseen.within_rows.chance_overlap
+    assert seen.centred_r2 > 0
+    assert unseen.centred_r2 == 0
+    assert unseen.top_overlap == unseen.chance_overlap
 
 
-def test_flat_rows_hold_every_figure_once() -> None:
+def test_rows_are_those_of_the_table() -> None:
     labels, splits, rows, columns = make_block(noise=0.3)
-    flat = table_of(labels, labels, splits, rows, columns)["train", "network"].flat()
+    flat = asdict(table_of(labels, labels, splits, rows, columns)["train", "network"])
     assert (flat["split"], flat["r2"], flat["centred_r2"], flat["num_rows"]) == ("train", 1, 1, 6)
     assert {"block", *flat} == set(schemas.FIDELITY.names)
 
@@ -173,7 +179,8 @@ def test_examples_on_their_own_have_no_row_and_column_means() -> None:
     labels, splits, rows, _ = make_block(noise=0.3)
     table = fidelity_table(labels, labels, splits, rows, None, 0)
     assert {row.model for row in table} == {"network", "zero", "random", "mean"}
-    assert {row.within_rows for row in table} == {WithinRows()}
+    assert {row.num_rows for row in table} == {0}
+    assert {row.centred_r2 for row in table} == {None}
     held_out = next(row for row in table if (row.split, row.model) == ("Q4", "mean"))
     expected = np.mean((labels[splits == "Q4"] - labels[splits == "train"].mean()) ** 2)
     assert held_out.mse == pytest.approx(expected)
