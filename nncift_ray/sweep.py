@@ -97,26 +97,26 @@ def plan_sweep(config: Config, grid: SweepGrid) -> SweepPlan:
             "pair_scores.by: teacher trains no network, and a sweep compares networks; set it to "
             "network (-s pair_scores.by=network)"
         )
-    notices: list[str] = []
+    notices: tuple[str, ...] = ()
     made = make_plan(config)
     labelled = _planned_fractions(config, made)
-    wanted = max(grid.fractions or (0.0,))
-    if wanted > min(labelled.values()) * (1 + 1e-6):
+    least, wanted = min(labelled.values()), max(grid.fractions or (0.0,))
+    if wanted > least * (1 + 1e-6):
         tree = config.model_dump(mode="json")
         tree["labels"] |= {"fraction": wanted, "label_pairs": None}
         config = make_config(tree)
         made = make_plan(config)
         labelled = _planned_fractions(config, made)
-        notices.append(
+        least = min(labelled.values())
+        notices = (
             f"the recipe labels less than a fraction of {wanted:g}, so labels.fraction is set to "
-            "it: the teacher is asked for what is not there yet"
+            "it: the teacher is asked for what is not there yet",
         )
-        if wanted > min(labelled.values()) * (1 + 1e-6):
+        if wanted > least * (1 + 1e-6):
             raise ConfigError(
                 f"--label-fraction {wanted:g}: labels.max_pairs = {config.labels.max_pairs:,} "
-                f"allows {min(labelled.values()):.4g}; raise it, or give smaller fractions"
+                f"allows {least:.4g}; raise it, or give smaller fractions"
             )
-    least = min(labelled.values())
     shares = [float(f"{share * least:.{DIGITS}g}") for share in DEFAULT_SHARES]
     cells = itertools.product(
         labelled,
@@ -126,7 +126,7 @@ def plan_sweep(config: Config, grid: SweepGrid) -> SweepPlan:
     )
     label = next(row for row in made.stages if row.name == LABELS_STAGE)
     labels = f"{label.name}: {label.state}, {label.amount}"
-    return SweepPlan(config, tuple(Cell(*values) for values in cells), tuple(notices), labels)
+    return SweepPlan(config, tuple(itertools.starmap(Cell, cells)), notices, labels)
 
 
 def sweep(
@@ -134,10 +134,7 @@ def sweep(
 ) -> SweepResult:
     """Label what is not labelled, train what is not trained; write table and plot.
 
-    Args:
-        plan: Of ``plan_sweep``.
-        reporter: Hears of progress; plain lines by default.
-        execute: Runs shards; a Ray Data actor pool by default.
+    By default progress is printed in plain lines, and shards run on a Ray Data actor pool.
 
     Raises:
         NnciftError: With what is wrong and the remedy; finished cells are kept.
@@ -167,16 +164,14 @@ def sweep(
 
 def publish(cells: pa.Table, folder: Location) -> SweepResult:
     """Write the cells as CSV, Parquet and a picture."""
-    result = SweepResult(
-        cells, folder / "sweep.csv", folder / "sweep.parquet", folder / "sweep.png"
-    )
+    csv, parquet, plot = (folder / f"sweep.{suffix}" for suffix in ("csv", "parquet", "png"))
     text, table = io.BytesIO(), io.BytesIO()
     pyarrow.csv.write_csv(cells, text)
     pq.write_table(cells, table)
-    result.csv.write_bytes(text.getvalue())
-    result.parquet.write_bytes(table.getvalue())
-    result.plot.write_bytes(plot_sweep(cells))
-    return result
+    csv.write_bytes(text.getvalue())
+    parquet.write_bytes(table.getvalue())
+    plot.write_bytes(plot_sweep(cells))
+    return SweepResult(cells, csv, parquet, plot)
 
 
 def known_rows(run_dir: Location, base: str) -> dict[Cell, list[dict[str, Any]]]:
@@ -187,9 +182,7 @@ def known_rows(run_dir: Location, base: str) -> dict[Cell, list[dict[str, Any]]]
     for name in sorted({file.split("/")[0] for file in files}):
         earlier = set(known)
         parts = (part for record in finished_shards(folder / name) for part in record.parts)
-        for part in parts:
-            if part.table != CELLS_TABLE:
-                continue
+        for part in (part for part in parts if part.table == CELLS_TABLE):
             table = pq.read_table(io.BytesIO((folder / name / part.name).read_bytes()))
             if not table.schema.equals(schemas.SWEEP_CELLS):
                 continue
@@ -214,10 +207,8 @@ def _planned_fractions(config: Config, made: RunPlan) -> dict[str, float]:
     """Return by block the fraction of the rows and of the columns that a recipe labels."""
     corpus = made.corpus
     found: dict[str, float] = {}
-    designs = Blueprint(config, fetch=False).sample_designs(
-        corpus.num_candidates, corpus.num_targets
-    )
-    for block, design in designs.items():
+    sizes = corpus.num_candidates, corpus.num_targets
+    for block, design in Blueprint(config, fetch=False).sample_designs(*sizes).items():
         if design.label_pairs is None:
             found[block] = design.label_fraction or 0.0
             continue
@@ -284,11 +275,8 @@ def sweep_points(cells: pa.Table) -> list[SweepPoint]:
     points: dict[tuple[Any, ...], SweepPoint] = {}
     for row in cells.to_pylist():
         key = (row["block"], row["num_hidden"], row["fraction"])
-        if key not in points:
-            points[key] = SweepPoint(
-                row["block"], row["fraction"], row["num_hidden"], row["num_train_pairs"]
-            )
-        point = points[key]
+        names = ("block", "fraction", "num_hidden", "num_train_pairs")
+        point = points.setdefault(key, SweepPoint(*(row[name] for name in names)))
         point.errors.setdefault((row["split"], row["model"]), []).append(row["scaled_mse"])
         if (row["split"], row["model"]) == ("Q4", NETWORK) and row["row_spearman"] is not None:
             point.row_spearman.append(row["row_spearman"])
