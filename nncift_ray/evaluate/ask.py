@@ -34,14 +34,114 @@ from nncift_ray.runtime import schemas
 from nncift_ray.runtime.output import Sink, StageOutput, column_matrix
 from nncift_ray.runtime.step import KILLED_WORKER, RowAtoms, RowStage, Shard, Worker
 
-DRAWN = "rows"
 EXAMPLE_END = "\n\n"
 DIGITS = 6  # cosines that agree to so many are equal
 QUERIES = 32  # compared at once with all vectors
 PromptIds = tuple[int, ...]
-Row = Mapping[str, Any]
+Row = dict[str, Any]
 Request = TypeVar("Request")
 Result = TypeVar("Result")
+
+
+class TableStage(RowStage):
+    """A stage that reads rows, does some of them together, and writes one table."""
+
+    table: ClassVar[str]
+    schema: ClassVar[pa.Schema]
+    #: Rows done together: they shape the last digits, and so belong to the settings.
+    atom_rows: ClassVar[int]
+    excerpt: ClassVar[str] = "prompt"  # what an error row shows of a row
+
+    def __init__(
+        self,
+        num_rows: int,
+        inputs: Mapping[str, StageOutput],
+        settings: Mapping[str, Any],
+        shard_rows: int | None,
+    ) -> None:
+        """Do ``num_rows`` rows of the inputs; the settings are what else shapes the table."""
+        self._num_rows, self._inputs, self._settings = num_rows, dict(inputs), dict(settings)
+        self._atoms = RowAtoms((("rows", num_rows),), self.atom_rows)
+        self._shard_rows = shard_rows or 4 * self.atom_rows
+
+    @property
+    def produces(self) -> Mapping[str, pa.Schema]:
+        """The table."""
+        return {self.table: self.schema}
+
+    @property
+    def inputs(self) -> Mapping[str, StageOutput]:
+        """What it reads."""
+        return self._inputs
+
+    def settings(self) -> dict[str, Any]:
+        """What shapes the table, and what is done together."""
+        return self._settings | {"atom_rows": self.atom_rows}
+
+    def row_numbers(self, start: int, stop: int) -> range:
+        """Rows of some atoms, in one count."""
+        return range(start * self.atom_rows, min(stop * self.atom_rows, self._num_rows))
+
+    @abstractmethod
+    def load(self) -> Any:
+        """Load what the rows are done with; only actors call it."""
+
+    @abstractmethod
+    def read(self, rows: range) -> Sequence[Row]:
+        """Read some rows."""
+
+    @abstractmethod
+    def do(self, rows: Sequence[Row], tools: Any, sink: Sink) -> list[Row]:
+        """Return the table's rows of some rows that were read; ``tools`` is what was loaded."""
+
+    def make_worker(self) -> Worker:
+        """Load what the rows are done with; a row that killed a worker becomes an error row."""
+        tools = self.load()
+
+        def work(shard: Shard, sink: Sink) -> None:
+            for atom in range(shard.start, shard.stop):
+                numbers = shard.wanted(self.row_numbers(atom, atom + 1))
+                if not numbers:
+                    continue
+                living: list[Row] = []
+                for number, row in zip(numbers, self.read(numbers), strict=True):
+                    if number in shard.skip:
+                        self.refuse(row, ScoringFailure(KILLED_WORKER, shard.skip[number]), sink)
+                    else:
+                        living.append(row)
+                sink.write_rows(self.table, self.do(living, tools, sink), self.schema)
+
+        return work
+
+    def refuse(self, row: Row, why: ScoringFailure, sink: Sink) -> None:
+        """Write an error row in place of what a row should have given."""
+        example_id, excerpt = row["example_id"], row[self.excerpt]
+        sink.error(why.reason, why.message, example_id=example_id, excerpt=excerpt)
+
+    def ask_all(
+        self,
+        rows: Sequence[Row],
+        make_request: Callable[[Row], Request | ScoringFailure],
+        ask: Callable[[Sequence[Request]], Sequence[Result | ScoringFailure]],
+        sink: Sink,
+    ) -> Iterator[tuple[Row, Request, Result]]:
+        """Ask about some rows in one engine call and yield what was asked and what came of it.
+
+        One that cannot be asked about, or fails, becomes an error row.
+        """
+        asked: list[tuple[Row, Request]] = []
+        for row in rows:
+            request = make_request(row)
+            if isinstance(request, ScoringFailure):
+                self.refuse(row, request, sink)
+            else:
+                asked.append((row, request))
+        results = ask([request for _, request in asked]) if asked else []
+        for (row, request), result in zip(asked, results, strict=True):
+            if isinstance(result, ScoringFailure):
+                self.refuse(row, result, sink)
+            else:
+                yield row, request, result
 
 
 @dataclass(frozen=True)
@@ -69,69 +169,20 @@ class ShownExamples:
         return {row: [examples[index] for index in indices] for row, indices in found.items()}
 
 
-def read_drawn(tests: StageOutput, numbers: NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
-    """Read rows of a test set by their sorted numbers, opening only what holds them."""
-    low, high = int(numbers[0]), int(numbers[-1]) + 1
-    rows = tests.read_range(TEST_ROWS, low, high, columns)
-    return rows.take(pa.array(numbers - low, pa.int64()))
+class Asked(NamedTuple):
+    """What questions are asked with: an engine, and the examples of each row; None: none."""
+
+    engine: Engine
+    shown: Mapping[int, Sequence[Example]] | None
 
 
-def ask_all(
-    questions: Sequence[Row],
-    make_request: Callable[[Row], Request | ScoringFailure],
-    ask: Callable[[Sequence[Request]], Sequence[Result | ScoringFailure]],
-    sink: Sink,
-    *,
-    excerpt: str = "prompt",
-) -> Iterator[tuple[Row, Request, Result]]:
-    """Ask some questions in one engine call and yield what was asked and what came of it.
-
-    One that cannot be asked or fails becomes an error row, which shows the text ``excerpt``.
-    """
-    asked: list[tuple[Row, Request]] = []
-    for question in questions:
-        request = make_request(question)
-        if isinstance(request, ScoringFailure):
-            refuse(question, request, sink, excerpt=excerpt)
-        else:
-            asked.append((question, request))
-    results = ask([request for _, request in asked]) if asked else []
-    for (question, request), result in zip(asked, results, strict=True):
-        if isinstance(result, ScoringFailure):
-            refuse(question, result, sink, excerpt=excerpt)
-        else:
-            yield question, request, result
-
-
-def refuse(row: Row, failure: ScoringFailure, sink: Sink, *, excerpt: str = "prompt") -> None:
-    """Write an error row in place of what a row should have given."""
-    sink.error(failure.reason, failure.message, example_id=row["example_id"], excerpt=row[excerpt])
-
-
-def keep_living(
-    rows: range, read: Sequence[Row], shard: Shard, sink: Sink, *, excerpt: str = "prompt"
-) -> list[Row]:
-    """Leave out the rows that killed a worker: each becomes an error row."""
-    living: list[Row] = []
-    for number, row in zip(rows, read, strict=True):
-        if number in shard.skip:
-            failure = ScoringFailure(KILLED_WORKER, shard.skip[number])
-            refuse(row, failure, sink, excerpt=excerpt)
-        else:
-            living.append(row)
-    return living
-
-
-class QuestionStage(RowStage):
+class QuestionStage(TableStage):
     """A stage that asks a model the drawn rows of a test set."""
 
     divisible: ClassVar[bool] = True
     can_use_gpu = True
     single_threaded = False
-    #: Rows of one engine call: they shape the last digits, and so belong to the settings.
-    atom_rows: ClassVar[int]
-    #: What is read of a row of the test set.
-    columns: ClassVar[Sequence[str]]
+    columns: ClassVar[Sequence[str]]  # what is read of a row of the test set
 
     def __init__(
         self,
@@ -144,6 +195,7 @@ class QuestionStage(RowStage):
         max_rows: int | None = None,
         seed: int = 0,
         shard_rows: int | None = None,
+        **settings: Any,
     ) -> None:
         """Draw the rows to ask.
 
@@ -156,6 +208,7 @@ class QuestionStage(RowStage):
             max_rows: Most rows, drawn with ``seed``; None: all.
             seed: Of the draw.
             shard_rows: Rows a shard.
+            settings: What else shapes what comes of it.
 
         Raises:
             ValueError: If a tuned model would be shown examples: that would measure both at once.
@@ -164,80 +217,46 @@ class QuestionStage(RowStage):
             raise ValueError("examples are shown to the untuned model only")
         self._tests, self._make_engine = tests, make_engine
         self._tuned, self._shown = tuned, shown
-        self._max_length, self._max_rows, self.seed = max_length, max_rows, seed
-        self._shard_rows = shard_rows or 256
+        self._max_length, self.seed = max_length, seed
         self._rows = draw_test_rows(tests.num_rows(TEST_ROWS), max_rows, seed)
-        self._atoms = RowAtoms(((DRAWN, len(self._rows)),), self.atom_rows)
+        inputs = {"tests": tests} | ({"tuned": tuned} if tuned is not None else {})
+        if shown is not None:
+            inputs |= {"contexts": shown.contexts, "candidates": shown.candidates}
+        settings |= {"max_length": max_length, "max_rows": max_rows, "seed": seed}
+        settings["engine"] = make_engine.settings()
+        super().__init__(len(self._rows), inputs, settings, shard_rows)
 
-    @property
-    def inputs(self) -> Mapping[str, StageOutput]:
-        """The test set, and the tuned model or the examples where there are some."""
-        inputs = {"tests": self._tests}
-        if self._tuned is not None:
-            inputs["tuned"] = self._tuned
-        if self._shown is not None:
-            inputs |= {"contexts": self._shown.contexts, "candidates": self._shown.candidates}
-        return inputs
-
-    def settings(self) -> dict[str, Any]:
-        """The engine, the draw, and what is computed together."""
-        return {
-            "engine": self._make_engine.settings(),
-            "max_length": self._max_length,
-            "max_rows": self._max_rows,
-            "seed": self.seed,
-            "atom_rows": self.atom_rows,
-        }
-
-    def row_numbers(self, start: int, stop: int) -> range:
-        """Drawn rows of some atoms, in one count over the draw."""
-        return range(start * self.atom_rows, min(stop * self.atom_rows, len(self._rows)))
-
-    def make_worker(self) -> Worker:
+    def load(self) -> Asked:
         """Load the engine and the examples to show."""
         with tuned_files(self._tuned) as tuned:
             engine = self._make_engine(tuned)
-        shown = None if self._shown is None else self._shown.load(self._rows)
+        return Asked(engine, None if self._shown is None else self._shown.load(self._rows))
 
-        def ask_shard(shard: Shard, sink: Sink) -> None:
-            for atom in range(shard.start, shard.stop):
-                rows = shard.wanted(self.row_numbers(atom, atom + 1))
-                if rows:
-                    numbers = self._rows[rows.start : rows.stop]
-                    read = read_drawn(self._tests, numbers, self.columns).to_pylist()
-                    self._ask(keep_living(rows, read, shard, sink), engine, shown, sink)
-
-        return ask_shard
-
-    @abstractmethod
-    def _ask(
-        self,
-        questions: Sequence[Row],
-        engine: Any,
-        shown: Mapping[int, Sequence[Example]] | None,
-        sink: Sink,
-    ) -> None:
-        """Ask some questions in one engine call and write what comes of them."""
+    def read(self, rows: range) -> Sequence[Row]:
+        """Read some of the drawn rows, opening only what holds them."""
+        numbers = self._rows[rows.start : rows.stop]
+        low, high = int(numbers[0]), int(numbers[-1]) + 1
+        found = self._tests.read_range(TEST_ROWS, low, high, self.columns)
+        return found.take(pa.array(numbers - low, pa.int64())).to_pylist()
 
     def _prompt(
-        self,
-        question: Row,
-        engine: Engine,
-        shown: Mapping[int, Sequence[Example]] | None,
-        reserve: int,
+        self, row: Row, tools: Asked, reserve: int
     ) -> tuple[PromptIds, Sequence[Example]] | ScoringFailure:
         """Tokenise a question behind its examples, cut from the left of those.
 
         Nothing of the question is cut, nor of the ``reserve`` tokens of its answer.
         """
         examples: Sequence[Example] = ()
-        if shown is not None:
-            examples = shown.get(question["row_index"], ())
+        if tools.shown is not None:
+            examples = tools.shown.get(row["row_index"], ())
             if not examples:
                 return ScoringFailure("no_context", "no examples were retrieved for this question")
-        most = min(self._max_length, engine.max_length)
         prompt = build_prompt_ids(
-            engine, question["prompt"], examples, max_length=most, reserve=reserve
+            tools.engine,
+            row["prompt"],
+            examples,
+            max_length=min(self._max_length, tools.engine.max_length),
+            reserve=reserve,
         )
         return (prompt, examples) if isinstance(prompt, tuple) else prompt
 
@@ -290,45 +309,38 @@ class LikelihoodStage(QuestionStage):
 
     name: ClassVar[str] = "likelihood"
     title: ClassVar[str] = "measure how likely the references are"
+    table, schema = "likelihoods", schemas.LIKELIHOODS
     atom_rows: ClassVar[int] = 64
     columns: ClassVar[Sequence[str]] = ("row_index", "example_id", "prompt", "response")
 
-    @property
-    def produces(self) -> Mapping[str, pa.Schema]:
-        """Likelihoods."""
-        return {"likelihoods": schemas.LIKELIHOODS}
+    def do(self, rows: Sequence[Row], tools: Asked, sink: Sink) -> list[Row]:
+        """Score the references of some rows."""
+        engine = tools.engine
 
-    def _ask(
-        self,
-        questions: Sequence[Row],
-        engine: Engine,
-        shown: Mapping[int, Sequence[Example]] | None,
-        sink: Sink,
-    ) -> None:
-        def make_request(question: Row) -> ScoringRequest | ScoringFailure:
-            response = engine.encode(question["response"])
+        def make_request(row: Row) -> ScoringRequest | ScoringFailure:
+            response = engine.encode(row["response"])
             if not response:
                 return ScoringFailure("no_response", "the reference answer has no tokens")
-            made = self._prompt(question, engine, shown, len(response) + 1)
+            made = self._prompt(row, tools, len(response) + 1)
             if isinstance(made, ScoringFailure):
                 return made
             return ScoringRequest(made[0], (*response, engine.eos_id))
 
-        rows: list[dict[str, Any]] = []
+        done: list[Row] = []
         result: ScoringResult
-        for question, request, result in ask_all(questions, make_request, engine.score, sink):
+        for row, request, result in self.ask_all(rows, make_request, engine.score, sink):
             sink.count("tokens", result.num_tokens)
             sink.count("cached_tokens", result.num_cached_tokens)
-            rows.append(
+            done.append(
                 {
-                    "row_index": question["row_index"],
-                    "example_id": question["example_id"],
+                    "row_index": row["row_index"],
+                    "example_id": row["example_id"],
                     "nll": float(-result.log_probs.mean()),
                     "num_tokens": len(request.response_ids),
                     "num_prompt_tokens": len(request.prompt_ids),
                 }
             )
-        sink.write_rows("likelihoods", rows, schemas.LIKELIHOODS)
+        return done
 
 
 class RespondStage(QuestionStage):
@@ -336,6 +348,7 @@ class RespondStage(QuestionStage):
 
     name: ClassVar[str] = "respond"
     title: ClassVar[str] = "write answers"
+    table, schema = "responses", schemas.RESPONSES
     atom_rows: ClassVar[int] = 256  # many, so that few steps at a call's end are half empty
     columns: ClassVar[Sequence[str]] = ("row_index", "example_id", "prompt")  # never the answer
 
@@ -350,6 +363,7 @@ class RespondStage(QuestionStage):
         max_length: int,
     ) -> None:
         """Answer the questions of a test set as the recipe's section says; see QuestionStage."""
+        self._generation = generation
         super().__init__(
             tests,
             make_engine,
@@ -359,57 +373,45 @@ class RespondStage(QuestionStage):
             max_rows=generation.max_rows,
             seed=generation.seed,
             shard_rows=generation.pool.shard_rows,
+            **generation.model_dump(include={"max_tokens", "temperature", "min_p"}),
         )
-        self._generation = generation
 
-    @property
-    def produces(self) -> Mapping[str, pa.Schema]:
-        """Responses."""
-        return {"responses": schemas.RESPONSES}
-
-    def settings(self) -> dict[str, Any]:
-        """The engine, how it writes, the draw, and what is computed together."""
-        keys = {"max_tokens", "temperature", "min_p"}
-        return super().settings() | self._generation.model_dump(include=keys)
-
-    def _ask(
-        self,
-        questions: Sequence[Row],
-        engine: Engine,
-        shown: Mapping[int, Sequence[Example]] | None,
-        sink: Sink,
-    ) -> None:
+    def do(self, rows: Sequence[Row], tools: Asked, sink: Sink) -> list[Row]:
+        """Answer some questions."""
         how = self._generation
 
-        def make_request(question: Row) -> GenerationRequest | ScoringFailure:
-            made = self._prompt(question, engine, shown, how.max_tokens)
+        def make_request(row: Row) -> GenerationRequest | ScoringFailure:
+            made = self._prompt(row, tools, how.max_tokens)
             if isinstance(made, ScoringFailure):
                 return made
             prompt, examples = made
             # Examples end with a blank line, so that is what a model which goes on in their manner
             # ends its answer with; where an example has one inside, it is no such sign.
             ends = examples and not any(EXAMPLE_END in each.response for each in examples)
-            stop_text = EXAMPLE_END if ends else ""
-            seed = row_seed(how.seed, question["example_id"])
+            seed = row_seed(how.seed, row["example_id"])
             return GenerationRequest(
-                prompt, how.max_tokens, how.temperature, how.min_p, seed, stop_text
-            )
+                prompt, how.max_tokens, how.temperature, how.min_p, seed,
+                EXAMPLE_END if ends else "",
+            )  # fmt: skip
 
-        rows: list[dict[str, Any]] = []
+        done: list[Row] = []
         result: Generation
-        for question, _, result in ask_all(questions, make_request, engine.generate, sink):
+        for row, _, result in self.ask_all(rows, make_request, tools.engine.generate, sink):
             sink.count("tokens", result.num_prompt_tokens + result.num_tokens)
-            rows.append(
+            done.append(
                 {
-                    "row_index": question["row_index"],
-                    "example_id": question["example_id"],
+                    "row_index": row["row_index"],
+                    "example_id": row["example_id"],
                     "response": result.text,
                     "num_prompt_tokens": result.num_prompt_tokens,
                     "num_tokens": result.num_tokens,
                     "finish_reason": result.finish_reason,
                 }
             )
-        sink.write_rows("responses", rows, schemas.RESPONSES)
+        return done
+
+
+# The examples of a subset that are nearest to a question.
 
 
 class Nearest(NamedTuple):
@@ -443,13 +445,14 @@ def find_nearest(
     return Nearest(place_IK, cosine_IK)
 
 
-class RetrieveStage(RowStage):
+class RetrieveStage(TableStage):
     """Write ``contexts``: the nearest members of a subset for each row of a test set."""
 
     name: ClassVar[str] = "retrieve"
     title: ClassVar[str] = "find the examples nearest to each question"
+    table, schema = "contexts", schemas.CONTEXTS
     single_threaded = False
-    atom_rows: ClassVar[int] = 256  # questions that are searched for together
+    atom_rows: ClassVar[int] = 256
 
     def __init__(
         self,
@@ -476,48 +479,36 @@ class RetrieveStage(RowStage):
             raise ValueError("there is no example to retrieve: the subset is empty")
         self._candidates, self._tests, self._num_examples = candidates, tests, num_examples
         self._members = np.asarray(members, dtype=np.int64)
-        self._shard_rows = shard_rows or 1024
-        self._atoms = RowAtoms(((DRAWN, tests.num_rows(TEST_ROWS)),), self.atom_rows)
+        digest = members_digest(candidates, self._members)
+        super().__init__(
+            tests.num_rows(TEST_ROWS),
+            {"candidates": candidates, "tests": tests},
+            {"members": digest, "num_examples": num_examples},
+            shard_rows,
+        )
 
-    @property
-    def produces(self) -> Mapping[str, pa.Schema]:
-        """Contexts."""
-        return {"contexts": schemas.CONTEXTS}
+    def load(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Read the subset's vectors, and the order of their ids.
 
-    @property
-    def inputs(self) -> Mapping[str, StageOutput]:
-        """The vectors of candidates and test set."""
-        return {"candidates": self._candidates, "tests": self._tests}
-
-    def settings(self) -> dict[str, Any]:
-        """Subset and number."""
-        return {
-            "members": members_digest(self._candidates, self._members),
-            "num_examples": self._num_examples,
-            "atom_rows": self.atom_rows,
-        }
-
-    def make_worker(self) -> Worker:
-        """Index the subset.
-
-        Memory: 8 bytes for each number of its vectors.
+        Memory: 8 bytes for each number of the vectors.
         """
         columns = ["example_id", "embedding"]
         subset = self._candidates.take_rows("candidates", self._members, columns)
-        vectors_JD = column_matrix(subset["embedding"]).astype(np.float64)
-        rank_J = np.argsort(np.argsort(np.array(subset["example_id"].to_pylist(), dtype=str)))
+        ids = np.array(subset["example_id"].to_pylist(), dtype=str)
+        return column_matrix(subset["embedding"]).astype(np.float64), np.argsort(np.argsort(ids))
 
-        def retrieve_shard(shard: Shard, sink: Sink) -> None:
-            for span in self._atoms.spans(shard.start, shard.stop):
-                rows = self._tests.read_range(TEST_ROWS, span.start, span.stop, ["embedding"])
-                queries_ID = column_matrix(rows["embedding"])
-                found = find_nearest(queries_ID, vectors_JD, rank_J, self._num_examples)
-                member_IK = self._members[found.place_IK].astype(np.int32)
-                columns = [
-                    pa.array(np.arange(span.start, span.stop)),
-                    pa.array(list(member_IK), pa.list_(pa.int32())),
-                    pa.array(list(found.cosine_IK), pa.list_(pa.float32())),
-                ]
-                sink.write("contexts", pa.table(columns, schema=schemas.CONTEXTS))
+    def read(self, rows: range) -> Sequence[Row]:
+        """Read the vectors of some questions."""
+        found = self._tests.read_range(TEST_ROWS, rows.start, rows.stop, ["embedding"])
+        vectors = column_matrix(found["embedding"])
+        return [{"row_index": n, "vector": v} for n, v in zip(rows, vectors, strict=True)]
 
-        return retrieve_shard
+    def do(self, rows: Sequence[Row], tools: Any, sink: Sink) -> list[Row]:
+        """Find the members nearest to some questions."""
+        (vectors_JD, rank_J), queries_ID = tools, np.stack([row["vector"] for row in rows])
+        found = find_nearest(queries_ID, vectors_JD, rank_J, self._num_examples)
+        return [
+            {"row_index": row["row_index"], "example_index": self._members[place_K].tolist(),
+             "cosine": cosine_K.tolist()}
+            for row, place_K, cosine_K in zip(rows, found.place_IK, found.cosine_IK, strict=True)
+        ]  # fmt: skip

@@ -68,10 +68,8 @@ def estimate_mean(
 ) -> MeanEstimate:
     """Return the mean of a metric with its bootstrap interval, in the metric's unit.
 
-    The interval says where the mean over all rows of that kind lies, of which the test set is a
-    sample; of several random subsets, the mean over all random subsets of that size. It is the
-    percentile interval of resampled rows, widened for few rows, plus the spread of subsets.
-    Answers of only 0 and 1 get Wilson's interval instead: none right of 100 is no proof that none
+    It is the percentile interval of resampled rows, widened for few rows, plus the spread of
+    subsets. Answers of only 0 and 1 get Wilson's instead: none right of 100 is no proof that none
     ever will be, and resampling zeros gives [0, 0].
 
     Args:
@@ -120,21 +118,12 @@ def compare_with_random(
     """Compare a method with random subsets, row by row.
 
     The difference is the mean over rows of: the method's value minus the mean over the random
-    subsets that have one. Two things make it uncertain, and both are in the interval.
-
-    *Rows.* Other test rows would give another mean; rows are resampled, each with its pair.
-
-    *Subsets.* Models taught with two equally good subsets differ, by luck of the draw and of
-    training, on all rows alike; no number of rows averages that out. S random subsets show how
-    much. Random's mean carries a share 1/S of that variance, and the method's one subset carries
-    it once: where choosing is of no use, its subset is nothing but one more draw. So the question
-    answered is "is this more than one more random subset could show by luck?"; asked only "is
-    this very subset better than the average one?", a table would call a fourth random subset
-    better or worse about once in six times.
-
-    Limits. The method's subset is taken to vary as random ones do, which cannot be checked with
-    one subset of it. What would change with other training seeds is known only as far as it is in
-    the random subsets. With one random subset the interval covers rows alone: no verdict.
+    subsets that have one. Its interval has the chance of the rows, which are resampled with their
+    pairs, and of the subsets: models taught with two equally good ones differ on all rows alike.
+    Random's mean carries 1/S of that variance, and the method's one subset carries it once, since
+    where choosing is of no use it is nothing but one more draw. (Without that a fourth random
+    subset would be called better or worse about once in six times.) With one random subset the
+    interval covers rows alone, and there is no verdict. See docs/evaluation.md, "What is noise".
 
     The p-value is the larger of two: that at which the interval would touch 0, and the sign-flip
     test over rows, which is exact for few rows and knows no subsets.
@@ -193,15 +182,12 @@ def compare_methods(
     *,
     lower_is_better: bool,
     confidence: float = DEFAULT_CONFIDENCE,
-    num_samples: int = DEFAULT_SAMPLES,
-    seed: int = 0,
+    **options: Any,
 ) -> dict[str, Comparison]:
     """Compare all methods that are read side by side with the same random subsets.
 
-    Of ten methods that are no better than random, one or another looks significant by chance in
-    two tables of five. So p-values are adjusted (``holm``), and verdicts go by the adjusted ones:
-    the chance of any false "better" or "worse" among these methods is at most 1 - confidence.
-    Intervals are not adjusted; one may exclude 0 where the verdict is "noise".
+    Verdicts go by p-values adjusted with ``holm``: the chance of any false "better" or "worse"
+    among these methods is at most 1 - confidence. Intervals are not adjusted.
     """
     alone = {
         name: compare_with_random(
@@ -210,8 +196,7 @@ def compare_methods(
             lower_is_better=lower_is_better,
             subset_was_chosen=name != INITIAL,
             confidence=confidence,
-            num_samples=num_samples,
-            seed=seed,
+            **options,
         )
         for name, values in methods.items()
     }

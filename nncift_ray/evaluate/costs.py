@@ -325,18 +325,18 @@ def plan_evaluation(
 
 def _plan_selection(method: str, made: RunPlan, num_subsets: int, *, is_first: bool) -> PlanRow:
     """Plan labels, scores and all subsets of a method; what all methods share is the first's."""
-    own = [
+    stages = [
         stage for stage in made.stages
         if stage.name != "export" and (is_first or stage.name not in SHARED_STAGES)
     ]  # fmt: skip
-    again = [stage for stage in own if stage.name in SELECT_STAGES] * (num_subsets - 1)
-    done = all(stage.state == "done" for stage in own if stage.name == LABEL)
+    done = all(stage.state == "done" for stage in stages if stage.name == LABEL)
+    stages += [stage for stage in stages if stage.name in SELECT_STAGES] * (num_subsets - 1)
     return PlanRow(
         f"select by {method}",
         f"{num_subsets} subset(s), {made.num_requests:,} requests" + ", labels done" * done,
         num_tokens=0 if done else made.num_teacher_tokens,
-        seconds=sum(stage.seconds for stage in [*own, *again]),
-        cost_usd=sum(stage.cost_usd for stage in [*own, *again]),
+        seconds=sum(stage.seconds for stage in stages),
+        cost_usd=sum(stage.cost_usd for stage in stages),
     )
 
 
@@ -348,19 +348,22 @@ def _plan_cells(
     kind: str,
 ) -> PlanRow:
     """Plan teaching with the subsets of one method and size, and measuring."""
-    first, tuning = subsets[0], config.evaluation.tuning
+    first, modes = subsets[0], modes_of(subsets[0], config.evaluation)
     count = budget_count(first.budget, candidates.num_rows) if first.budget else 0
-    cells, modes = plan_cells(subsets, config.evaluation), modes_of(first, config.evaluation)
-    read = trained = written = starts = 0.0
+    cells = [_cell_tokens(config, cell, candidates, tests)
+             for cell in plan_cells(subsets, config.evaluation)]  # fmt: skip
+    read, written, num_starts = (sum(each) for each in zip(*cells, strict=True))
+    trained = 0.0
     if TUNED in modes:
-        trained = len(subsets) * count * tuning.num_epochs * _tokens(candidates)
-        starts = len(subsets) * MODEL_START_SECONDS[kind]
-    for cell in cells:
-        cell_read, cell_written, num_starts = _cell_tokens(config, cell, candidates, tests)
-        read, written = read + cell_read, written + cell_written
-        starts += num_starts * MODEL_START_SECONDS[kind] + STAGE_START_SECONDS
+        num_epochs = config.evaluation.tuning.num_epochs
+        trained = len(subsets) * count * num_epochs * _tokens(candidates)
+        num_starts += len(subsets)
     speed = config.cluster.teacher_tokens_per_second or TEACHER_TOKENS_PER_SECOND[kind]
-    seconds = starts + (read + trained / TRAINING_SHARE + written / WRITING_SHARE) / speed
+    seconds = (
+        num_starts * MODEL_START_SECONDS[kind]
+        + len(cells) * STAGE_START_SECONDS
+        + (read + trained / TRAINING_SHARE + written / WRITING_SHARE) / speed
+    )
     num_cpus, num_gpus = (0, 1) if kind == "gpu" else (os.cpu_count() or 1, 0)
     return PlanRow(
         f"{first.method} {first.budget * 100:g} %" if first.budget else first.method,

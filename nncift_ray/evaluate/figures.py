@@ -179,11 +179,6 @@ def plot_means(results: Sequence[Result], test: str, metric: str) -> Chart:
         name,
         title,
         (Panel(draw_dots(name, title, f"{metric_of(metric).name} ({unit})", panels)),),
-        sees="the mean over the test rows of every method, with its interval. The orange line is "
-        "the mean of the random subsets, the band one standard deviation of their means to each "
-        "side.",
-        means="what lies inside the band does what luck does. Intervals of two methods may overlap "
-        "although they differ: the rows are the same, so the next picture compares row by row.",
     )
 
 
@@ -221,11 +216,6 @@ def plot_gains(results: Sequence[Result], test: str, metric: str) -> Chart:
         name,
         title,
         (Panel(draw_dots(name, title, unit, panels)),),
-        sees="the mean difference to random subsets of the same size, row by row, with its "
-        "interval. Right of the line is better.",
-        means="what is marked ≈ random is within what another random subset might have given. The "
-        "more methods stand side by side, the more it takes, so an interval may leave the line out "
-        "and still be marked so.",
     )
 
 
@@ -265,11 +255,6 @@ def plot_costs(costs: pa.Table) -> Chart:
         "costs",
         "Time of every method, from the corpus to its subset",
         tuple(panels),
-        sees="the time each method's whole way took, from reading the corpus to its subset, on a "
-        "log scale: each mark is six or ten times the one before. Hollow: not run, worked out from "
-        "what was.",
-        means="every method is charged with all it rests on, so work that several share is counted "
-        "for each of them.",
     )
 
 
@@ -312,11 +297,6 @@ def plot_curves(results: Sequence[Result], test: str, metric: str) -> Chart | No
         name,
         title,
         (Panel(picture),),
-        sees="the mean over the test rows by the size of the subset, with its interval; for random "
-        "a band of one standard deviation of its subsets. Lines across: the model taught with "
-        "nothing, and with all candidates.",
-        means="a curve that is flat from some size on says that more examples of this corpus teach "
-        "nothing more.",
     )
 
 

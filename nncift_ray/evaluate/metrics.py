@@ -13,7 +13,6 @@ from decimal import Decimal
 from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
-import pyarrow as pa
 import regex  # pyright: ignore[reportMissingTypeStubs]
 
 from nncift_ray.embedders import Embedder
@@ -21,12 +20,11 @@ from nncift_ray.engines.base import Engine, Generation, GenerationRequest
 from nncift_ray.engines.load import EngineFactory
 from nncift_ray.engines.models import ResolvedModel
 from nncift_ray.errors import StageError
-from nncift_ray.evaluate.ask import Row, ask_all, keep_living
+from nncift_ray.evaluate.ask import Row, TableStage
 from nncift_ray.evaluate.hold_out import TEST_ROWS
 from nncift_ray.recipe.sections import JudgeConfig
 from nncift_ray.runtime.output import Sink, StageOutput
 from nncift_ray.runtime.schemas import GRADES, VERDICTS
-from nncift_ray.runtime.step import RowAtoms, RowStage, Shard, Worker
 
 #: A metric of the recipe, and the names of its values; of NLL less is better.
 VALUES_OF = {
@@ -73,9 +71,7 @@ class _Words:
 
 @functools.cache
 def _rouge_scorer() -> Any:
-    from rouge_score.rouge_scorer import (  # pyright: ignore[reportMissingTypeStubs]
-        RougeScorer,
-    )
+    from rouge_score.rouge_scorer import RougeScorer  # pyright: ignore[reportMissingTypeStubs]
 
     return RougeScorer(["rouge1", "rougeL"], tokenizer=_Words())
 
@@ -364,50 +360,46 @@ def _kind_of(counts: Counter[int], total: int) -> Kind:
 # The stages that grade the answers of one cell.
 
 
-def read_answered(responses: StageOutput, tests: StageOutput, rows: range) -> list[dict[str, Any]]:
-    """Return some answers, each with the question and the reference of its test row.
-
-    Raises:
-        StageError: If an answer is to another example than the test set has in its place.
-    """
-    answers = responses.read_range(ANSWERS, rows.start, rows.stop)
-    columns = ["example_id", "prompt", "response"]
-    asked = tests.take_rows(TEST_ROWS, answers["row_index"].to_numpy(), columns)
-    if asked["example_id"].to_pylist() != answers["example_id"].to_pylist():
-        raise StageError("the answers are to another test set than the one given")
-    answered = answers.select(["row_index", "example_id", "response"]).to_pylist()
-    return [
-        answer | {"question": row["prompt"], "reference": row["response"]}
-        for answer, row in zip(answered, asked.to_pylist(), strict=True)
-    ]
-
-
-class _AnswerStage(RowStage):
+class AnswerStage(TableStage):
     """A stage that reads answers; one that was not written has no grade and counts as missing."""
 
-    atom_rows: ClassVar[int]
+    excerpt: ClassVar[str] = "response"
 
-    def __init__(self, responses: StageOutput, tests: StageOutput, shard_rows: int | None) -> None:
+    def __init__(
+        self,
+        responses: StageOutput,
+        tests: StageOutput,
+        settings: Mapping[str, Any],
+        shard_rows: int | None,
+    ) -> None:
+        """Read the output of a respond stage beside its test set."""
         self._responses, self._tests = responses, tests
-        self._num_rows = responses.num_rows(ANSWERS)
-        self._atoms = RowAtoms(((ANSWERS, self._num_rows),), self.atom_rows)
-        self._shard_rows = shard_rows or 4 * self.atom_rows
+        inputs = {"responses": responses, "tests": tests}
+        super().__init__(responses.num_rows(ANSWERS), inputs, settings, shard_rows)
 
-    @property
-    def inputs(self) -> Mapping[str, StageOutput]:
-        """The answers, and the test set with questions and references."""
-        return {"responses": self._responses, "tests": self._tests}
+    def read(self, rows: range) -> Sequence[Row]:
+        """Return some answers, each with the question and the reference of its test row.
 
-    def row_numbers(self, start: int, stop: int) -> range:
-        """Answers of some atoms, in their own count."""
-        return range(start * self.atom_rows, min(stop * self.atom_rows, self._num_rows))
+        Raises:
+            StageError: If an answer is to another example than the test set has in its place.
+        """
+        answers = self._responses.read_range(ANSWERS, rows.start, rows.stop)
+        columns = ["example_id", "prompt", "response"]
+        asked = self._tests.take_rows(TEST_ROWS, answers["row_index"].to_numpy(), columns)
+        if asked["example_id"].to_pylist() != answers["example_id"].to_pylist():
+            raise StageError("the answers are to another test set than the one given")
+        return [
+            answer | {"question": row["prompt"], "reference": row["response"]}
+            for answer, row in zip(answers.to_pylist(), asked.to_pylist(), strict=True)
+        ]
 
 
-class GradeStage(_AnswerStage):
+class GradeStage(AnswerStage):
     """Write ``grades``: a row an answer and metric, answers in their order."""
 
     name: ClassVar[str] = "grade"
     title: ClassVar[str] = "grade answers by rules or embeddings"
+    table, schema = "grades", GRADES
     isolated: ClassVar[bool] = True
     atom_rows: ClassVar[int] = 256  # embedded together
 
@@ -429,62 +421,40 @@ class GradeStage(_AnswerStage):
         strange = set(metrics) - {*BY_RULE, *BY_EMBEDDER}
         if strange:
             raise ValueError(f"no grades by {', '.join(sorted(strange))}")
-        if "bge" in metrics and (embedder is None or make_embedder is None):
-            raise ValueError("bge needs an embedder")
-        super().__init__(responses, tests, shard_rows)
         self._metrics = tuple(name for name in VALUES_OF if name in metrics)
-        self._embedder, self._make_embedder = embedder, make_embedder
-        self.can_use_gpu = "bge" in metrics
-        self.single_threaded = "bge" not in metrics
-
-    @property
-    def produces(self) -> Mapping[str, pa.Schema]:
-        """Grades."""
-        return {"grades": GRADES}
-
-    def settings(self) -> dict[str, Any]:
-        """The metrics, and the embedder where it is asked."""
+        self._make_embedder = make_embedder if "bge" in metrics else None
         settings: dict[str, Any] = {"metrics": list(self._metrics)}
-        if "bge" in self._metrics and self._embedder is not None:
-            settings |= {
-                "model": self._embedder.name,
-                "revision": self._embedder.revision,
-                "atom_rows": self.atom_rows,
-            }
-        return settings
+        if "bge" in metrics:
+            if embedder is None or make_embedder is None:
+                raise ValueError("bge needs an embedder")
+            settings |= {"model": embedder.name, "revision": embedder.revision}
+        self.can_use_gpu, self.single_threaded = "bge" in metrics, "bge" not in metrics
+        super().__init__(responses, tests, settings, shard_rows)
 
-    def make_worker(self) -> Worker:
-        """Load what the metrics need."""
-        needs = "bge" in self._metrics and self._make_embedder is not None
-        embedder = self._make_embedder() if needs and self._make_embedder else None
+    def load(self) -> Embedder | None:
+        """Load the embedder, where it is asked."""
+        return None if self._make_embedder is None else self._make_embedder()
 
-        def grade_shard(shard: Shard, sink: Sink) -> None:
-            for atom in range(shard.start, shard.stop):
-                rows = self.row_numbers(atom, atom + 1)
-                answered = read_answered(self._responses, self._tests, rows)
-                sink.write_rows("grades", self._grade(answered, embedder), GRADES)
-
-        return grade_shard
-
-    def _grade(self, answered: Sequence[Row], embedder: Embedder | None) -> list[dict[str, Any]]:
-        answers = [row["response"] for row in answered]
-        references = [row["reference"] for row in answered]
+    def do(self, rows: Sequence[Row], tools: Embedder | None, sink: Sink) -> list[Row]:
+        """Grade some answers."""
+        answers = [row["response"] for row in rows]
+        references = [row["reference"] for row in rows]
         values: dict[str, Sequence[float | None]] = {}
         if "rouge" in self._metrics:
             values["rouge1"], values["rougeL"] = zip(*map(rouge, answers, references), strict=True)
-        if embedder is not None:
-            values["bge"] = cosines(embedder, answers, references)
+        if tools is not None:
+            values["bge"] = cosines(tools, answers, references)
         if "exact_match" in self._metrics:
             values["exact_match"] = [*map(exact_match, answers, references)]
         return [
             {"row_index": row["row_index"], "example_id": row["example_id"], "metric": metric,
              "value": column[at]}
-            for at, row in enumerate(answered)
+            for at, row in enumerate(rows)
             for metric, column in values.items()
         ]  # fmt: skip
 
 
-class JudgeStage(_AnswerStage):
+class JudgeStage(AnswerStage):
     """Write ``verdicts``: a row an answer, with what the judge wrote.
 
     A verdict in which no grade can be read has the score null, and is kept. An answer that the
@@ -494,6 +464,7 @@ class JudgeStage(_AnswerStage):
 
     name: ClassVar[str] = "judge"
     title: ClassVar[str] = "let a language model grade answers"
+    table, schema = "verdicts", VERDICTS
     divisible: ClassVar[bool] = True
     can_use_gpu = True
     single_threaded = False
@@ -507,56 +478,34 @@ class JudgeStage(_AnswerStage):
         judge: JudgeConfig,
     ) -> None:
         """Judge the responses of a respond stage as the recipe's section says."""
-        super().__init__(responses, tests, judge.pool.shard_rows or self.atom_rows)
         self._make_judge, self._max_tokens = make_judge, judge.max_tokens
         self._rubric = judge.rubric or DEFAULT_RUBRIC
-
-    @property
-    def produces(self) -> Mapping[str, pa.Schema]:
-        """Verdicts."""
-        return {"verdicts": VERDICTS}
-
-    def settings(self) -> dict[str, Any]:
-        """The judge, its rubric and what is computed together."""
-        return {
-            "judge": self._make_judge.settings(),
+        settings = {
+            "judge": make_judge.settings(),
             "rubric": hashlib.sha256(self._rubric.encode()).hexdigest(),
-            "max_tokens": self._max_tokens,
-            "atom_rows": self.atom_rows,
+            "max_tokens": judge.max_tokens,
         }
+        super().__init__(responses, tests, settings, judge.pool.shard_rows or self.atom_rows)
 
-    def make_worker(self) -> Worker:
+    def load(self) -> Engine:
         """Load the judge."""
-        judge = self._make_judge()
+        return self._make_judge()
 
-        def judge_shard(shard: Shard, sink: Sink) -> None:
-            for atom in range(shard.start, shard.stop):
-                rows = shard.wanted(self.row_numbers(atom, atom + 1))
-                if rows:
-                    read = read_answered(self._responses, self._tests, rows)
-                    answered = keep_living(rows, read, shard, sink, excerpt="response")
-                    self._judge(answered, judge, sink)
+    def do(self, rows: Sequence[Row], tools: Engine, sink: Sink) -> list[Row]:
+        """Ask the judge about some answers."""
 
-        return judge_shard
-
-    def _judge(self, answered: Sequence[Row], judge: Engine, sink: Sink) -> None:
         def make_request(row: Row) -> GenerationRequest:
-            question = build_question(
-                row["question"], row["reference"], row["response"], self._rubric
-            )
-            return GenerationRequest(
-                judge.encode_message(question), self._max_tokens, temperature=0.0
-            )
+            texts = (row["question"], row["reference"], row["response"])
+            message = tools.encode_message(build_question(*texts, self._rubric))
+            return GenerationRequest(message, self._max_tokens, temperature=0.0)
 
-        rows: list[dict[str, Any]] = []
+        done: list[Row] = []
         verdict: Generation
-        for row, _, verdict in ask_all(
-            answered, make_request, judge.generate, sink, excerpt="response"
-        ):
+        for row, _, verdict in self.ask_all(rows, make_request, tools.generate, sink):
             sink.count("tokens", verdict.num_prompt_tokens + verdict.num_tokens)
             score = parse_verdict(verdict.text, row["response"])
             sink.count("unreadable_verdicts", score is None)
-            rows.append(
+            done.append(
                 {
                     "row_index": row["row_index"],
                     "example_id": row["example_id"],
@@ -564,4 +513,4 @@ class JudgeStage(_AnswerStage):
                     "verdict": verdict.text,
                 }
             )
-        sink.write_rows("verdicts", rows, VERDICTS)
+        return done

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import pyarrow.compute as pc
@@ -12,12 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from nncift_ray.evaluate.figures import (
-    plot_costs,
-    plot_curves,
-    plot_gains,
-    plot_means,
-)
+from nncift_ray.evaluate.figures import plot_costs, plot_curves, plot_gains, plot_means
 from nncift_ray.evaluate.methods import FULL, INITIAL, RANDOM
 from nncift_ray.evaluate.metrics import (
     LOWER_IS_BETTER,
@@ -50,11 +44,8 @@ from nncift_ray.evaluate.words import (
 from nncift_ray.recipe.sections import NN_CIFT
 from nncift_ray.report.figures import Chart
 from nncift_ray.report.page import (
-    GOOD,
     KEY,
     NUMBER,
-    WARN,
-    Card,
     Column,
     PageTable,
     render_page,
@@ -397,12 +388,6 @@ def render_evaluation(data: Evaluation) -> str:
         "Judge": facts.judge,
         "Finished": facts.created,
     }
-    results_lead = (
-        "Every method chose a subset, a model was taught with it, and held-out rows were answered. "
-        f"Whiskers are {format_percent(facts.confidence)} intervals of the mean. What does not "
-        "differ from random subsets of the same size by more than chance is marked ≈ random. "
-        f"{direction_words(names_of(results, 'metric'))}"
-    )
     return render_page(
         "evaluation.html.j2",
         {
@@ -410,9 +395,10 @@ def render_evaluation(data: Evaluation) -> str:
             "lead": [*({"text": f"{line}\n", "strong": True} for line in headline(data)),
                      {"text": verdict_sentence(data), "strong": False}],
             "chips": [chip for chip in chips.items() if chip[1]],
-            "cards": _cards(data, results),
+            "cards": [],
             "notices": evaluation_notices(data),
-            "results_lead": results_lead.strip(),
+            "confidence": format_percent(facts.confidence),
+            "directions": direction_words(names_of(results, "metric")),
             "tests": [_test(data, results, test, budget) for test in names_of(results, "test")],
             "answers": _answers(data),
             "cost_lead": cost_sentence(data) or "What each method's choice costs.",
@@ -427,57 +413,20 @@ def render_evaluation(data: Evaluation) -> str:
     )  # fmt: skip
 
 
-def _cards(data: Evaluation, results: Sequence[Result]) -> list[Card]:
-    judged, cards = [row.verdict for row in judged_results(data)], list[Card]()
-    if judged:
-        better, worse = judged.count(BETTER), judged.count(WORSE)
-        tone = WARN if worse else GOOD if better else ""
-        note = f"of {len(judged)} results; {worse} worse, {judged.count(NOISE)} within noise"
-        cards.append(Card("Better than random", str(better), note, tone))
-    for one in savings_of(data.costs)[:2]:
-        value = f"{format_percent(abs(one.share))} {'less' if one.share >= 0 else 'more'}"
-        note = f"than {one.teacher.method}, {format_count(one.own.num_candidates)} candidates"
-        if one.extrapolated:
-            note += ", extrapolated"
-        tone = GOOD if one.share > 0 else WARN
-        cards.append(Card(f"Time of {one.own.method}", value, note, tone))
-    missing = sum(row.num_missing for row in results)
-    note = "failed or unreadable; counted, never replaced"
-    cards.append(Card("Values missing", format_count(missing), note, WARN if missing else ""))
-    return cards
-
-
 def _test(
     data: Evaluation, results: Sequence[Result], test: str, budget: float
 ) -> dict[str, object]:
-    """Make the part of one test set: two pictures a metric, curves, the judge, the whole table."""
+    """Make the part of one test set: two pictures a metric, curves, the whole table."""
+    pairs: list[tuple[Chart, Chart]] = []
+    curves: list[Chart | None] = []
     here = [row for row in results if row.test == test]
-    means: list[Chart] = []
-    gains: list[Chart] = []
-    curves: list[Chart] = []
     for metric in names_of(here, "metric"):
         rows = [row for row in here if row.metric == metric]
-        of_one_size = [row for row in rows
-                       if row.budget == budget or row.method in (INITIAL, FULL)]  # fmt: skip
-        means.append(plot_means(of_one_size, test, metric))
-        gains.append(plot_gains(of_one_size, test, metric))
-        if (curve := plot_curves(rows, test, metric)) is not None:
-            curves.append(curve)
-    return {
-        "name": test,
-        "pairs": list(zip(_explain_first(means), _explain_first(gains), strict=True)),
-        "curves": _explain_first(curves),
-        "table": result_table(data, test),
-    }
-
-
-def _explain_first(charts: Sequence[Chart]) -> list[Chart]:
-    """Keep the reading of the first picture only, where several are read alike."""
-    first = next((at for at, chart in enumerate(charts) if chart.available), 0)
-    return [
-        chart if at == first else replace(chart, sees="", means="")
-        for at, chart in enumerate(charts)
-    ]
+        sized = [row for row in rows if row.budget == budget or row.method in (INITIAL, FULL)]
+        pairs.append((plot_means(sized, test, metric), plot_gains(sized, test, metric)))
+        curves.append(plot_curves(rows, test, metric))
+    table = result_table(data, test)
+    return {"name": test, "pairs": pairs, "curves": list(filter(None, curves)), "table": table}
 
 
 def _answers(data: Evaluation) -> list[dict[str, object]]:

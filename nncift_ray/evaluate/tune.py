@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -28,7 +28,7 @@ from torch.nn.functional import cross_entropy
 
 from nncift_ray.corpus.examples import Example
 from nncift_ray.engines.base import ScoringFailure
-from nncift_ray.engines.load import TunedModel, actor_threads
+from nncift_ray.engines.load import TunedModel, actor_threads, auto_dtype
 from nncift_ray.engines.models import ResolvedModel, locate_model
 from nncift_ray.engines.shared import ADAPTER_CONFIG
 from nncift_ray.engines.tokens import SegmentTokenizer, TrainingExample, encode_example
@@ -50,25 +50,9 @@ FULL, QLORA = "full", "qlora"
 MAX_GRADIENT_NORM = 1.0
 EXAMPLE_COLUMNS = ["example_id", "prompt", "response"]
 IGNORED = -100  # label of a token that the loss is not on
+ADAPTER_KEYS = {"rank", "alpha", "dropout", "target_modules"}
 CHUNK_BYTES = 1 << 24
 QUANTIZATION_FACT = "quantization"
-
-
-@dataclass(frozen=True)
-class TunedRecord:
-    """What a training says of itself beside its files; see TUNING."""
-
-    num_examples: int  # trained on
-    num_tokens: int  # of one epoch, prompts included
-    num_steps: int  # of the optimiser
-    train_loss: tuple[float, ...]  # by epoch, nats a response token
-    seconds: float
-    unfit: tuple[tuple[Example, ScoringFailure], ...] = ()  # not trained on, and why
-
-
-OnStep = Callable[[int, int], None]
-#: Trains a job's model on examples, leaves its files in the folder, tells of its steps.
-FineTune = Callable[["TuneJob", Sequence[Example], Path, OnStep], TunedRecord]
 
 
 @dataclass(frozen=True)
@@ -92,15 +76,13 @@ class TuneJob:
     @property
     def dtype(self) -> str:
         """What is computed in."""
-        if self.tuning.dtype != "auto":
-            return self.tuning.dtype
-        return "bfloat16" if self.on_gpu else "float32"
+        auto = auto_dtype(has_gpu=self.on_gpu)
+        return auto if self.tuning.dtype == "auto" else self.tuning.dtype
 
     @property
     def uses_autocast(self) -> bool:
         """Whether bfloat16 is for matrix products alone."""
-        half = self.dtype == "bfloat16"
-        return half and (not self.on_gpu or self.tuning.method == FULL)
+        return self.dtype == "bfloat16" and (not self.on_gpu or self.tuning.method == FULL)
 
     @property
     def weights_dtype(self) -> str:
@@ -109,10 +91,8 @@ class TuneJob:
 
     def settings(self) -> dict[str, Any]:
         """What of it shapes numbers."""
-        tuning = self.tuning.model_dump(mode="json", exclude={"pool", "dtype"})
-        if self.tuning.method == FULL:
-            tuning = {key: tuning[key] for key in tuning if key not in ADAPTER_KEYS}
-        return tuning | {
+        unread = {"pool", "dtype"} | (ADAPTER_KEYS if self.tuning.method == FULL else set())
+        return self.tuning.model_dump(mode="json", exclude=unread) | {
             "model": self.model.name,
             "revision": self.model.revision,
             "weights_dtype": self.weights_dtype,
@@ -121,7 +101,21 @@ class TuneJob:
         }
 
 
-ADAPTER_KEYS = ("rank", "alpha", "dropout", "target_modules")
+@dataclass(frozen=True)
+class TunedRecord:
+    """What a training says of itself beside its files: a row of TUNING, and what it left out."""
+
+    num_examples: int
+    num_tokens: int
+    num_steps: int
+    train_loss: tuple[float, ...]
+    seconds: float
+    unfit: Sequence[tuple[Example, ScoringFailure]] = field(default=())
+
+
+OnStep = Callable[[int, int], None]
+#: Trains a job's model on examples, leaves its files in the folder, tells of its steps.
+FineTune = Callable[[TuneJob, Sequence[Example], Path, OnStep], TunedRecord]
 
 
 class TuneStage(Stage):
@@ -154,8 +148,7 @@ class TuneStage(Stage):
         if not len(members):
             raise ValueError("there is no example to fine-tune on: the subset is empty")
         self._examples, self._members, self._job = examples, members, job
-        self._train = train or fine_tune
-        self.seed = job.tuning.seed
+        self._train, self.seed = train or fine_tune, job.tuning.seed
 
     @property
     def produces(self) -> Mapping[str, pa.Schema]:
@@ -192,13 +185,18 @@ class TuneStage(Stage):
             with tempfile.TemporaryDirectory(prefix="nncift-tune-") as scratch:
                 folder = Path(scratch)
                 record = self._train(self._job, examples, folder, StepProgress(sink.folder))
-                _write_files(folder, sink)
+                for path in sorted(folder.rglob("*")):
+                    if path.is_file():
+                        out = sink.open_file(path.relative_to(folder).as_posix())
+                        with path.open("rb") as source:
+                            shutil.copyfileobj(source, out, CHUNK_BYTES)
             sink.facts[QUANTIZATION_FACT] = self._job.quantization
             for example, why in record.unfit:
-                sink.error(why.reason, why.message, example_id=example.example_id,
-                           excerpt=example.prompt)  # fmt: skip
-            sink.write_rows("tuning", [{name: getattr(record, name) for name in TUNING.names}],
-                            TUNING)  # fmt: skip
+                sink.error(
+                    why.reason, why.message, example_id=example.example_id, excerpt=example.prompt
+                )
+            row = {name: getattr(record, name) for name in TUNING.names}
+            sink.write_rows("tuning", [row], TUNING)
 
         return run
 
@@ -224,7 +222,7 @@ def fine_tune(
         ModelError: If the loss stops being finite, memory does not suffice, or the model cannot be
             loaded or adapted.
     """
-    start, tuning = time.perf_counter(), job.tuning
+    start = time.perf_counter()
     if (threads := actor_threads()) is not None:
         torch.set_num_threads(threads)
     path, device = locate_model(job.model, "language model").path, pick_device("auto")
@@ -232,10 +230,10 @@ def fine_tune(
     try:
         model = _load(job, path, device)
         positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        longest = min(tuning.max_length, positions or tuning.max_length)
+        longest = min(job.tuning.max_length, positions or job.tuning.max_length)
         encoded = [(each, encode_example(tokenizer, each, longest)) for each in examples]
         fit = [each for _, each in encoded if isinstance(each, TrainingExample)]
-        unfit = tuple((e, why) for e, why in encoded if isinstance(why, ScoringFailure))
+        unfit = [(each, why) for each, why in encoded if isinstance(why, ScoringFailure)]
         if not fit:
             raise StageError(
                 f"none of the {len(unfit):,} examples of the subset can be trained on (the first: "
@@ -275,14 +273,13 @@ def _load(job: TuneJob, path: str | Path, device: torch.device) -> Any:
         task_type="CAUSAL_LM",
     )
     try:
-        model = get_peft_model(model, config)
+        return get_peft_model(model, config)
     except ValueError as error:
         raise ModelError(
             f"{job.model.name} cannot be adapted at "
             f"{', '.join(tuning.target_modules or ['any linear layer'])}; set "
             f"evaluation.tuning.target_modules to names of its linear layers: {error}"
         ) from error
-    return model
 
 
 def _train(
@@ -295,8 +292,7 @@ def _train(
     """Train a loaded model in place; return the optimiser's steps and each epoch's loss."""
     from transformers import Trainer, TrainingArguments
 
-    tuning, on_cpu = job.tuning, device.type == "cpu"
-    passes = passes_of_a_step(tuning, device)
+    tuning, passes = job.tuning, passes_of_a_step(job.tuning, device)
     num_passes = math.ceil(len(examples) * passes / tuning.batch_size)  # of an epoch
     loss = _ResponseLoss(num_passes * tuning.num_epochs, on_step)
     with tempfile.TemporaryDirectory(prefix="nncift-trainer-") as scratch:
@@ -312,7 +308,7 @@ def _train(
             max_grad_norm=MAX_GRADIENT_NORM,
             seed=tuning.seed,
             bf16=job.uses_autocast,
-            use_cpu=on_cpu,
+            use_cpu=device.type == "cpu",
             save_strategy="no",
             logging_strategy="no",
             report_to=[],
@@ -372,9 +368,8 @@ class _ResponseLoss:
         logits_BKV = outputs.logits
         targets_BK = labels[:, -logits_BKV.shape[1] :][:, 1:]
         wanted_BK = targets_BK != IGNORED
-        nats = cross_entropy(
-            logits_BKV[:, :-1][wanted_BK].float(), targets_BK[wanted_BK], reduction="sum"
-        )
+        logits_RV = logits_BKV[:, :-1][wanted_BK].float()
+        nats = cross_entropy(logits_RV, targets_BK[wanted_BK], reduction="sum")
         self.sums.append((float(nats.detach()), int(wanted_BK.sum())))
         if not math.isfinite(self.sums[-1][0]):
             raise ModelError(
@@ -400,17 +395,6 @@ def _save(job: TuneJob, model: Any, tokenizer: SegmentTokenizer, folder: Path) -
     (folder / "README.md").unlink(missing_ok=True)  # a model card of placeholders
 
 
-# The files of a tune stage.
-
-
-def _write_files(folder: Path, sink: Sink) -> None:
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            with path.open("rb") as source:
-                out = sink.open_file(path.relative_to(folder).as_posix())
-                shutil.copyfileobj(source, out, CHUNK_BYTES)
-
-
 @contextmanager
 def tuned_files(tuning: StageOutput | None) -> Generator[TunedModel | None]:
     """Give the files of a tune stage's output a local folder; None for None.
@@ -427,13 +411,11 @@ def tuned_files(tuning: StageOutput | None) -> Generator[TunedModel | None]:
     names = sorted(part.name for part in tuning.manifest.table_parts(FILES_TABLE))
     is_adapter = f"{FILES_TABLE}/{ADAPTER_CONFIG}" in names
     quantization = tuning.manifest.facts().get(QUANTIZATION_FACT)
-    if tuning.folder.is_local:
-        yield TunedModel(Path(tuning.folder.path) / FILES_TABLE, is_adapter, quantization)
-        return
     with tempfile.TemporaryDirectory(prefix="nncift-tuned-") as scratch:
-        for name in names:
-            _fetch(tuning.folder / name, Path(scratch) / name)
-        yield TunedModel(Path(scratch) / FILES_TABLE, is_adapter, quantization)
+        folder = Path(tuning.folder.path if tuning.folder.is_local else scratch)
+        for name in [] if tuning.folder.is_local else names:
+            _fetch(tuning.folder / name, folder / name)
+        yield TunedModel(folder / FILES_TABLE, is_adapter, quantization)
 
 
 def _fetch(source: Location, target: Path) -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from types import SimpleNamespace
+from typing import NamedTuple
 
 import pyarrow as pa
 
@@ -27,29 +28,8 @@ NO_VERDICT = "no verdict"
 MAX_DECIMALS = 6
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
-    """One row of SUMMARY; NaN where it is null."""
-
-    method: str
-    budget: float
-    num_examples: int
-    mode: str
-    test: str
-    metric: str
-    num_seeds: int
-    num_rows: int
-    num_missing: int
-    mean: float
-    low: float
-    high: float
-    seed_deviation: float
-    difference: float
-    difference_low: float
-    difference_high: float
-    p_value: float
-    adjusted_p_value: float
-    verdict: str | None
+class Result(SimpleNamespace):
+    """One row of SUMMARY, its columns as attributes; NaN where a number is null."""
 
     @property
     def is_measured(self) -> bool:
@@ -72,7 +52,7 @@ class Result:
 def results_of(summary: pa.Table) -> list[Result]:
     """Read SUMMARY in the order of the page: tests as they come, metrics, budgets, methods."""
     rows = [
-        Result(**{name: _filled(name, value) for name, value in row.items()})
+        Result(**{n: math.nan if v is None and n != "verdict" else v for n, v in row.items()})
         for row in summary.to_pylist()
     ]
     tests, metrics = names_of(rows, "test"), names_of(rows, "metric")
@@ -82,25 +62,8 @@ def results_of(summary: pa.Table) -> list[Result]:
     ))  # fmt: skip
 
 
-def _filled(name: str, value: Any) -> Any:
-    return math.nan if value is None and name != "verdict" else value
-
-
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """One row of COSTS."""
-
-    method: str
-    step: str
-    num_candidates: int
-    seconds: float
-    accelerator_seconds: float
-    cpu_seconds: float
-    num_tokens: int | None
-    price: float
-    extrapolated: bool
-    shared: bool
-    labelled_fraction: float | None
+class Cost(SimpleNamespace):
+    """One row of COSTS, its columns as attributes."""
 
     @property
     def is_whole(self) -> bool:
@@ -111,9 +74,9 @@ class Cost:
 def costs_of(costs: pa.Table) -> list[Cost]:
     """Read COSTS by size of the corpus, then methods in the order of the page."""
     rows = [Cost(**row) for row in costs.to_pylist()]
-    return sorted(rows, key=lambda row: (
-        row.num_candidates, method_place(row.method), row.extrapolated
-    ))  # fmt: skip
+    return sorted(
+        rows, key=lambda row: (row.num_candidates, method_place(row.method), row.extrapolated)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,19 +94,14 @@ class Saving:
     @property
     def share(self) -> float:
         """Share of the teacher's seconds that is saved; below 0: it takes longer."""
-        seconds = self.teacher.seconds
-        return 1 - self.own.seconds / seconds if seconds > 0 else math.nan
+        return 1 - self.own.seconds / self.teacher.seconds
 
     def __str__(self) -> str:
         """Return it as a clause: "nn_cift+delift takes 93 % less time than delift"."""
-        if not math.isfinite(self.share):
-            return f"{self.own.method}: its teacher's time is not known"
         way = "less" if self.share >= 0 else "more"
         marked = " (extrapolated)" if self.extrapolated else ""
-        return (
-            f"{self.own.method} takes {format_percent(abs(self.share))} {way} time than "
-            f"{self.teacher.method}{marked}"
-        )
+        share = format_percent(abs(self.share))
+        return f"{self.own.method} takes {share} {way} time than {self.teacher.method}{marked}"
 
 
 def savings_of(costs: pa.Table) -> list[Saving]:
@@ -156,7 +114,7 @@ def savings_of(costs: pa.Table) -> list[Saving]:
     for (method, num_candidates), own in rows.items():
         prefix, _, name = method.rpartition("+")
         teacher = rows.get((name, num_candidates))
-        if prefix == NN_CIFT and teacher is not None:
+        if prefix == NN_CIFT and teacher is not None and teacher.seconds > 0:
             found.append(Saving(own, teacher))
     return found
 
@@ -191,8 +149,7 @@ def names_of(results: Sequence[Result], column: str) -> list[str]:
     return list(dict.fromkeys(str(getattr(row, column)) for row in results))
 
 
-@dataclass(frozen=True, slots=True)
-class Metric:
+class Metric(NamedTuple):
     """How a metric is written."""
 
     name: str

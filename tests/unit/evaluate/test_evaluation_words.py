@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -25,7 +24,7 @@ def make_result(**given: Any) -> Result:
         seed_deviation=math.nan, difference=-0.051, difference_low=-0.08, difference_high=-0.02,
         p_value=0.001, adjusted_p_value=0.004, verdict="better",
     )  # fmt: skip
-    return replace(row, **given)
+    return Result(**vars(row) | given)
 
 
 def test_a_mean_has_the_digits_its_interval_leaves_meaning_in() -> None:
