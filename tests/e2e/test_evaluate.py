@@ -1,6 +1,6 @@
 """``nncift evaluate`` through the command line, Ray and a tiny real model, killed on its way.
 
-That every kind of cell goes on where it was is tests/unit/pipeline/evaluation's, with models of no
+That every kind of cell goes on where it was is tests/unit/evaluate's, with models of no
 weight. Here one cell is fine-tuned and measured by actors.
 """
 
