@@ -55,7 +55,14 @@ from nncift_ray.evaluate.results import (
     write_subsets,
 )
 from nncift_ray.evaluate.tune import FineTune, TuneJob, TuneStage
-from nncift_ray.pipeline import RUN_RECORD, Blueprint, PoolUse, resources_for, run_stages
+from nncift_ray.pipeline import (
+    RUN_RECORD,
+    Blueprint,
+    PoolUse,
+    begun_with_gpu,
+    resources_for,
+    run_stages,
+)
 from nncift_ray.recipe.sections import Config, EmbedderConfig, EngineConfig, PoolConfig
 from nncift_ray.runtime.driver import Executor, run_stage
 from nncift_ray.runtime.files import Location, locked
