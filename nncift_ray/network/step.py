@@ -149,7 +149,7 @@ def fit_block(
     training = stretch(plain, int((data.split == TRAIN).sum()), network.min_steps)
     folds = [] if training == plain else split_unseen(data, block, network.seed)
     if folds:
-        patience = max(training.patience, round(PATIENCE_SHARE * training.num_epochs))
+        patience = max(plain.patience, round(PATIENCE_SHARE * training.num_epochs))
         trial = dataclasses.replace(training, patience=patience)
         best = [best_epoch(train(*fold, trial, early_stop=True)[1]) for fold in folds]
         # Folds differ tenfold, being few examples each: the geometric mean follows the minimum of

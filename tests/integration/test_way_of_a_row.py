@@ -1,0 +1,59 @@
+"""The files that a row passes through on the default way are those that the documentation lists."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import threading
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any
+
+import nncift_ray
+from nncift_ray.pipeline import run
+from nncift_ray.recipe.loading import make_config
+from nncift_ray.runtime.driver import execute_here
+from nncift_ray.runtime.progress import SilentReporter
+
+PACKAGE = Path(nncift_ray.__file__).parent
+PAGE = PACKAGE.parent / "docs" / "architecture.md"
+#: What drives any step, finds models and shows results: no row of theirs is computed there.
+BESIDE_THE_WAY = {"engines", "recipe", "report", "runtime", "errors.py", "jit.py"}
+
+
+def listed_files() -> set[str]:
+    text = PAGE.read_text(encoding="utf-8")
+    way = text[text.index("<!-- way of a row -->") : text.index("<!-- end -->")]
+    return set(re.findall(r"`([\w/]+\.py)`", way))
+
+
+def test_a_row_passes_through_the_files_that_the_page_lists(tmp_path: Path) -> None:
+    rows = [{"prompt": f"Add {i} and {i % 7}.", "completion": str(i + i % 7)} for i in range(40)]
+    (tmp_path / "corpus.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    config = make_config(
+        {
+            "run_dir": str(tmp_path / "run"),
+            "data": {"candidates": [str(tmp_path / "corpus.jsonl")]},
+            "teacher": {"kind": "delift_se"},
+            "embedder": {"model": "embedded:all-minilm-l6-v2"},
+            "network": {"num_epochs": 2, "min_steps": 0},
+            "selection": {"objective": "facility_location", "budget": 0.1},
+        }
+    )
+    called: set[CodeType] = set()
+
+    def note_code(frame: FrameType, event: str, _: Any) -> None:
+        called.add(frame.f_code)
+
+    threading.setprofile(note_code)
+    sys.setprofile(note_code)
+    try:
+        run(config, execute=execute_here, reporter=SilentReporter())
+    finally:
+        sys.setprofile(None)
+        threading.setprofile(None)
+    paths = {Path(code.co_filename) for code in called if code.co_name != "<module>"}
+    passed = {path.relative_to(PACKAGE).as_posix() for path in paths if PACKAGE in path.parents}
+    way = {name for name in passed if name.split("/")[0] not in BESIDE_THE_WAY}
+    assert way == listed_files()
