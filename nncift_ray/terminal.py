@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from nncift_ray.sweep import SweepPlan, SweepPoint
 
 console = Console()
-errors = Console(stderr=True)
+#: Messages are not wrapped: a path that a terminal breaks cannot be copied.
+errors = Console(stderr=True, soft_wrap=True)
 
 ID_CHARS, EXCERPT_CHARS = 12, 90  # of an example, in tables
 SECONDS_PER_MINUTE, SECONDS_PER_HOUR = 60, 3600
