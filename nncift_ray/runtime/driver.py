@@ -213,7 +213,7 @@ def _run_remaining(
                 reporter.shard_finished(stage.name, outcome.record)
                 if outcome.cause == "killed" and outcome.record.num_failures:
                     reporter.notice(_describe_poison(stage, outcome))
-            _stop_if_hopeless(stage, folder, failed, finished)
+            _stop_if_all_fail(stage, folder, failed, finished)
         shards = [Shard(outcome.start, outcome.stop) for outcome in failed]
         if any(_users_error(outcome) for outcome in failed):
             break
@@ -222,7 +222,7 @@ def _run_remaining(
     return [outcome.record for outcome in finished if outcome.record is not None]
 
 
-def _stop_if_hopeless(
+def _stop_if_all_fail(
     stage: Stage, folder: Location, failed: list[ShardOutcome], finished: list[ShardOutcome]
 ) -> None:
     """Stop at once where no worker can be made or write, or where whatever is tried kills it.
