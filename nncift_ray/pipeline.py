@@ -545,34 +545,27 @@ def begun_with_gpu(run_dir: Location, *, has_gpu: bool, record: bool = True) -> 
     return has_gpu
 
 
-@dataclass(frozen=True)
-class PoolUse:
-    """How a stage uses its actors."""
-
-    pool: PoolConfig
-    can_use_gpu: bool = False
-    single_threaded: bool = True
-    max_actors: int | None = None
-
-
 def give_resources(stage: Stage, blueprint: Blueprint) -> None:
     """Size the actor pool of a step by its recipe and the cluster that is there."""
     pool, cluster = blueprint.pool(stage.name), blueprint.config.cluster
-    use = PoolUse(pool, stage.can_use_gpu, stage.single_threaded, stage.max_actors)
-    stage.resources = resources_for(use, cluster)
+    stage.resources = resources_for(stage, pool, cluster)
     if isinstance(stage, IndexStage):  # it predicts the seconds of as many actors as will score
-        scoring = PoolUse(pool, can_use_gpu=True, single_threaded=False)
-        stage.num_scoring_workers = resources_for(scoring, cluster).max_actors
+        stage.num_scoring_workers = resources_for(stage, pool, cluster, whole_pool=True).max_actors
 
 
-def resources_for(use: PoolUse, cluster: ClusterConfig) -> Resources:
-    """Size an actor pool by its use and the cluster that is there."""
+def resources_for(
+    stage: Stage, pool: PoolConfig, cluster: ClusterConfig, *, whole_pool: bool = False
+) -> Resources:
+    """Return the actors of a step by the recipe's pool and the cluster that is there.
+
+    ``whole_pool``: as many as the pool has, also where the step has no use for more than some.
+    """
     return pool_resources(
-        use.pool.model_copy(update={"labels": use.pool.labels or cluster.labels}),
-        can_use_gpu=use.can_use_gpu,
-        single_threaded=use.single_threaded,
+        pool.model_copy(update={"labels": pool.labels or cluster.labels}),
+        can_use_gpu=stage.can_use_gpu,
+        single_threaded=stage.single_threaded,
         local=cluster_address(cluster) is None,
-        max_actors=use.max_actors,
+        max_actors=None if whole_pool else stage.max_actors,
         placement_timeout=cluster.placement_timeout,
     )
 

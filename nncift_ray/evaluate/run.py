@@ -58,7 +58,6 @@ from nncift_ray.evaluate.tune import FineTune, TuneJob, TuneStage
 from nncift_ray.pipeline import (
     RUN_RECORD,
     Blueprint,
-    PoolUse,
     begun_with_gpu,
     resources_for,
     run_stages,
@@ -253,10 +252,7 @@ class _Session:
 
     def _bring(self, stage: Stage, pool: PoolConfig | None = None) -> StageOutput:
         """Bring one stage to its end."""
-        use = PoolUse(
-            pool or PoolConfig(), stage.can_use_gpu, stage.single_threaded, stage.max_actors
-        )
-        stage.resources = resources_for(use, self._config.cluster)
+        stage.resources = resources_for(stage, pool or PoolConfig(), self._config.cluster)
         return run_stage(stage, self._run_dir, execute=self._execute, reporter=self._reporter)
 
     def _once(self, key: object, bring: Callable[[], StageOutput]) -> StageOutput:
