@@ -96,5 +96,5 @@ HOW_TO_READ = """How to read it.
   deviations. Half the size of the table at no loss that selection could see.
 - The kernel before (numba's own vector code, 4 rows x 4 units a pass), interleaved with this one:
   319 against 665 million pairs a second on AVX-512, 226 against 372 on AVX2.
-- The GPU kernel (`core/pairs/pair_triton.py`) was compared with this one bit by bit in Triton's
+- The GPU kernel (`scores/triton_kernel.py`) was compared with this one bit by bit in Triton's
   interpreter, and compiles for compute capability 8.0 and 9.0. It has not run on a GPU."""
