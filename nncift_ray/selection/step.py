@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -149,7 +149,6 @@ class SelectStage(_SelectionStage):
     version: ClassVar[int] = 3
     unit: ClassVar[str] = "rankings"
     title: ClassVar[str] = "select the subset"
-    placement: ClassVar[Literal["pool", "driver"]] = "driver"
 
     def __init__(
         self,

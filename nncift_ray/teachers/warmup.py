@@ -58,21 +58,7 @@ class EpochSummary:
     epoch: int  # from 1
     num_steps: int  # optimiser steps so far
     mean_learning_rate: float  # over the epoch's steps
-    train_loss: float  # nats a response token, over the epoch's examples by their weights
-
-
-#: How much an example counts in its step, whose loss is the weighted mean.
-Weigh = Callable[[TrainingExample], float]
-
-
-def alike(example: TrainingExample) -> float:
-    """Return 1, however long the response."""
-    return 1.0
-
-
-def by_length(example: TrainingExample) -> float:
-    """Return the response's tokens."""
-    return float(example.num_response_tokens)
+    train_loss: float  # nats a response token, over the epoch's examples alike
 
 
 @dataclass(frozen=True)
@@ -93,9 +79,6 @@ def train(
     examples: Sequence[TrainingExample],
     settings: TrainingSettings,
     *,
-    learning_rate_key: str,
-    weigh: Weigh = alike,
-    max_gradient_norm: float | None = None,
     workers: Workers = ALONE,
     on_step: Callable[[int, int], None] | None = None,
     on_epoch: Callable[[EpochSummary, torch.optim.Optimizer], None] | None = None,
@@ -105,8 +88,7 @@ def train(
     On n workers each gives the same arguments but its own rank, and takes a slice of every batch,
     weighted so that the mean of the gradients over workers is the gradient of the whole batch.
     Without dropout they end as one worker would, up to rounding; with it, every rank draws masks of
-    its own. Longer gradients of a step are scaled down to ``max_gradient_norm``. ``on_step`` is
-    called with the steps done and their number.
+    its own. ``on_step`` is called with the steps done and their number.
 
     Raises:
         ValueError: If there is no example, or several workers have no ``reduce_gradients``.
@@ -120,7 +102,6 @@ def train(
     optimiser = torch.optim.AdamW(parameters, weight_decay=0.0)
     order = torch.Generator().manual_seed(settings.seed)
     total_steps = math.ceil(len(examples) / settings.batch_size) * settings.num_epochs
-    total_weight = math.fsum(map(weigh, examples))
     summaries: list[EpochSummary] = []
     step = 0
     with _training(model, settings.seed + workers.rank):
@@ -135,30 +116,28 @@ def train(
                 )
                 optimiser.param_groups[0]["lr"] = rates[-1]
                 batch = [examples[n] for n in rows.tolist()]
-                loss, weight = _differentiate(model, batch, weigh, workers)
+                loss = _differentiate(model, batch, workers)
                 if not math.isfinite(loss):
                     raise ModelError(
                         f"the training loss is {loss} at step {step + 1} of {total_steps}: lower "
-                        f"{learning_rate_key}, or take a dtype of more range"
+                        "teacher.less.learning_rate, or take a dtype of more range"
                     )
-                if max_gradient_norm is not None:
-                    nn.utils.clip_grad_norm_(parameters, max_gradient_norm)
                 optimiser.step()
-                total_loss += loss * weight
+                total_loss += loss * len(batch)
                 step += 1
                 if on_step is not None:
                     on_step(step, total_steps)
             mean_rate = math.fsum(rates) / len(rates)
-            summaries.append(EpochSummary(epoch, step, mean_rate, total_loss / total_weight))
+            summaries.append(EpochSummary(epoch, step, mean_rate, total_loss / len(examples)))
             if on_epoch is not None:
                 on_epoch(summaries[-1], optimiser)
     return summaries
 
 
 def _differentiate(
-    model: TrainableModel, batch: Sequence[TrainingExample], weigh: Weigh, workers: Workers
-) -> tuple[float, float]:
-    """Set the gradient of a batch's weighted mean loss; return that loss and the batch's weight.
+    model: TrainableModel, batch: Sequence[TrainingExample], workers: Workers
+) -> float:
+    """Set the gradient of a batch's mean loss, every example alike; return that loss.
 
     The loss travels with the gradients, so that all workers see the same and stop together.
     """
@@ -167,18 +146,17 @@ def _differentiate(
         parameter.grad = torch.zeros_like(parameter)
     loss = nn.Parameter(torch.zeros(1, dtype=torch.float64))
     loss.grad = torch.zeros_like(loss)
-    weight = math.fsum(map(weigh, batch))
     mine = batch[workers.rank :: workers.world]
     lengths = [len(example.input_ids) for example in mine]
     for rows in cut_batches(lengths, 0, PASS_TOKENS.get(model.device.type, PASS_TOKENS["cpu"])):
         part = [mine[n] for n in rows]
-        shares = [workers.world * weigh(example) / weight for example in part]
+        shares = [workers.world / len(batch)] * len(part)
         passed = (model.losses(part) * torch.tensor(shares, device=model.device)).sum()
         passed.backward()
         loss.grad += float(passed.detach())
     if workers.reduce_gradients is not None:
         workers.reduce_gradients([*parameters, loss])
-    return float(loss.grad), weight
+    return float(loss.grad)
 
 
 def learning_rate_at(step: int, total_steps: int, peak: float, warmup_fraction: float) -> float:
@@ -447,7 +425,6 @@ def warm_up(
         model,
         examples,
         settings,
-        learning_rate_key="teacher.less.learning_rate",
         workers=workers,
         on_step=on_step,
         on_epoch=keep,
