@@ -74,6 +74,9 @@ class SegmentTokenizer:
         #: The tokens that end an answer: chat models have one for a turn, too.
         self.end_ids = read_end_ids(model_path) | {self.eos_id}
         self.start_ids = self._find_start_ids()
+        #: What stands before the first token of a text, where something must.
+        bos = tokenizer.bos_token_id
+        self.document_start = self.start_ids or [self.eos_id if bos is None else int(bos)]
         self._newline_ids = self._plain(NEWLINE)
         self._needs_newline = self._plain(NEWLINE + "x") != self._newline_ids + self._plain("x")
 

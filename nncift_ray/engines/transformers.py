@@ -150,7 +150,7 @@ class TransformersEngine(BaseEngine):
             lengths = [requests[place].num_tokens for place in places]
             for batch in cut_batches(lengths, 0, self._answer_tokens):
                 asked = [places[at] for at in batch]
-                found = _run_or_split(self._generate_batch, [requests[place] for place in asked])
+                found = run_or_split(self._generate_batch, [requests[place] for place in asked])
                 yield from zip(asked, found, strict=True)
 
         with self._computing():
@@ -183,7 +183,7 @@ class TransformersEngine(BaseEngine):
         skip = len(prefix_ids)
         cache = self._compute_prefix(prefix_ids) if prefix_ids else None
         for batch in cut_batches([len(job.token_ids) for job in jobs], skip, self._batch_tokens):
-            found = _run_or_split(
+            found = run_or_split(
                 lambda part: self._run_batch(part, cache, skip), [jobs[at] for at in batch]
             )
             rows.update(zip(batch, found, strict=True))
@@ -249,7 +249,7 @@ class TransformersEngine(BaseEngine):
         ]
 
 
-def _run_or_split(
+def run_or_split(
     run: Callable[[list[Item]], list[Answer]], batch: list[Item]
 ) -> list[Answer | ScoringFailure]:
     """Run a batch; where the accelerator's memory does not suffice, its halves."""
@@ -261,7 +261,7 @@ def _run_or_split(
     # Outside the handler: the traceback would keep the failed batch's tensors alive.
     torch.cuda.empty_cache()
     half = len(batch) // 2
-    return [*_run_or_split(run, batch[:half]), *_run_or_split(run, batch[half:])]
+    return [*run_or_split(run, batch[:half]), *run_or_split(run, batch[half:])]
 
 
 def _pick_log_probs(logits_RV: Tensor, targets_R: Tensor) -> Tensor:

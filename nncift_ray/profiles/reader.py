@@ -1,0 +1,288 @@
+"""One pass of a causal language model over an example: losses, pooled states, a gradient sketch.
+
+Suffix legend: B examples of a batch, S tokens (padded on the right), D hidden size, R response
+tokens of a batch, V vocabulary, W width of a block, K side of the sketch.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from nncift_ray.corpus.examples import Example
+from nncift_ray.engines.base import ScoringFailure, ScoringRequest
+from nncift_ray.engines.tokens import cut_batches
+from nncift_ray.engines.transformers import LOGIT_ROWS, TransformersEngine, run_or_split
+from nncift_ray.teachers.delift import delift_segments, distance
+
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+
+SEED = 0  # of the random projections
+SKETCH_SIDE = 32
+TAIL_SHARE = 0.1  # of the response tokens, the most surprising, that ``tail_surprise`` averages
+
+#: "whole" and "weighted" pool prompt and response, "weighted" with weights 1, 2, 3, ... (RDS+);
+#: "sketch" is the sum over response tokens of R1 (p - onehot(y)) outer R2 h.
+Pooling = Literal["whole", "prompt", "answer", "weighted", "last_prompt", "sketch"]
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureBlock:
+    """A unit-length vector of an example: the states of one layer, pooled over some tokens."""
+
+    name: str
+    layer: float  # share of the model's depth; 1 is the state that the output layer reads
+    pooling: Pooling
+    width: int = 64
+
+    def layer_of(self, num_layers: int) -> int:
+        """Return which of the model's ``num_layers + 1`` hidden states it reads."""
+        return round(self.layer * num_layers)
+
+
+POOLINGS: tuple[Pooling, ...] = ("whole", "prompt", "answer", "weighted", "last_prompt", "sketch")
+#: The blocks that are stored, in this order.
+FEATURE_BLOCKS = tuple(
+    FeatureBlock(f"{pooling}_{round(100 * layer)}", layer, pooling)
+    for layer in (0.25, 0.5, 0.75, 1.0)
+    for pooling in POOLINGS
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Profile:
+    """What one pass says of an example; losses are nats a response token, its end token counted."""
+
+    nll: float  # after the prompt
+    nll_alone: float  # without the prompt
+    distance: float  # DELIFT's, without an example
+    num_prompt_tokens: int  # of the query alone, without the template
+    num_response_tokens: int
+    max_surprise: float  # of the most surprising response token, nats
+    tail_surprise: float  # mean of the most surprising tenth of the response tokens, nats
+    feature: F32  # the blocks one after the other
+
+
+SCALARS = (
+    "nll",
+    "nll_alone",
+    "distance",
+    "num_prompt_tokens",
+    "num_response_tokens",
+    "max_surprise",
+    "tail_surprise",
+)
+
+
+def profile_examples(
+    engine: ProfilingEngine,
+    examples: Sequence[Example],
+    blocks: Sequence[FeatureBlock] = FEATURE_BLOCKS,
+    *,
+    compress: bool = True,
+) -> dict[str, npt.NDArray[Any]]:
+    """Return the scalars of SCALARS [N] and each block by its name [N, W], in order.
+
+    An example that cannot be measured has NaN everywhere. ``compress=False`` leaves pooled states
+    at the model's width, the sketch at 1,024.
+    """
+    found = engine.profile([profile_request(engine, each) for each in examples], blocks, compress)
+    widths = engine.block_widths(blocks, compress)
+    empty = np.full(sum(widths), np.nan, np.float32)
+    good = [None if isinstance(profile, ScoringFailure) else profile for profile in found]
+    result: dict[str, npt.NDArray[Any]] = {
+        name: np.array([np.nan if profile is None else getattr(profile, name) for profile in good])
+        for name in SCALARS
+    }
+    features = np.stack([empty if profile is None else profile.feature for profile in good])
+    parts = np.split(features, np.cumsum(widths)[:-1], axis=1)
+    return result | {block.name: part for block, part in zip(blocks, parts, strict=True)}
+
+
+def profile_request(engine: TransformersEngine, example: Example) -> ScoringRequest:
+    """Return an example as DELIFT asks about it alone; the template's head is the prefix."""
+    segments = delift_segments(example, None)
+    head = [*engine.start_ids, *engine.encode(segments.instruction)]
+    response = engine.encode(segments.response)
+    end = [engine.eos_id] if response else []
+    return ScoringRequest([*head, *engine.encode(segments.query)], [*response, *end], len(head))
+
+
+def surprises(log_probs_T: F64) -> tuple[float, float]:
+    """Return the largest surprise of a token and the mean of the worst tenth (at least one)."""
+    worst = np.sort(-log_probs_T)[::-1][: max(1, int(TAIL_SHARE * log_probs_T.size))]
+    return float(worst[0]), float(worst.mean())
+
+
+class ProfilingEngine(TransformersEngine):
+    """A language model that reads states beside log-probabilities, which vLLM does not return."""
+
+    def profile(
+        self,
+        requests: Sequence[ScoringRequest],
+        blocks: Sequence[FeatureBlock] = FEATURE_BLOCKS,
+        compress: bool = True,
+    ) -> list[Profile | ScoringFailure]:
+        """Return the profile of each request, in order; ``profile_request`` makes them.
+
+        Raises:
+            EngineDiedError: If the accelerator failed; the process is of no more use.
+        """
+        alone = self.score(
+            [ScoringRequest(self._tokenizer.document_start, r.response_ids) for r in requests]
+        )
+
+        def run(places: list[int]) -> Iterator[tuple[int, Profile | ScoringFailure]]:
+            lengths = [requests[place].num_tokens for place in places]
+            for batch in cut_batches(lengths, 0, self._batch_tokens):
+                asked = [places[at] for at in batch]
+                found = run_or_split(
+                    lambda part: self._profile_batch(part, blocks, compress),
+                    [requests[place] for place in asked],
+                )
+                for place, profile in zip(asked, found, strict=True):
+                    yield place, self._finish(requests[place], profile, alone[place])
+
+        with self._computing():
+            return self._answer(requests, run)
+
+    def block_widths(self, blocks: Sequence[FeatureBlock], compress: bool = True) -> list[int]:
+        """Return the width of each block."""
+        if compress:
+            return [block.width for block in blocks]
+        hidden = int(self._model.config.get_text_config().hidden_size)
+        return [SKETCH_SIDE**2 if block.pooling == "sketch" else hidden for block in blocks]
+
+    def _finish(self, request: ScoringRequest, found: Any, alone: Any) -> Profile | ScoringFailure:
+        """Join both losses and the features; a number that is none makes it a failure."""
+        for answer in (found, alone):
+            if isinstance(answer, ScoringFailure):
+                return answer
+        log_probs_T, feature = found
+        if not (np.isfinite(log_probs_T).all() and np.isfinite(feature).all()):
+            return ScoringFailure("not_finite", "a log-probability or a state is not finite")
+        log_probs_T = np.minimum(log_probs_T, 0.0)  # a sure token may round to a hair above
+        worst, tail = surprises(log_probs_T)
+        return Profile(
+            nll=-float(log_probs_T.mean()),
+            nll_alone=-float(alone.log_probs.mean()),
+            distance=distance(log_probs_T),
+            num_prompt_tokens=len(request.prompt_ids) - request.prefix_length,
+            num_response_tokens=len(request.response_ids),
+            max_surprise=worst,
+            tail_surprise=tail,
+            feature=feature,
+        )
+
+    def _profile_batch(
+        self, batch: list[ScoringRequest], blocks: Sequence[FeatureBlock], compress: bool
+    ) -> list[tuple[F64, F32]]:
+        """Return the log-probabilities [T] and the joined blocks of every request."""
+        texts = [[*request.prompt_ids, *request.response_ids] for request in batch]
+        width = max(map(len, texts))
+        ids_BS = torch.zeros((len(batch), width), dtype=torch.long)
+        mask_BS = torch.zeros((len(batch), width), dtype=torch.long)
+        for b, text in enumerate(texts):
+            ids_BS[b, : len(text)] = torch.tensor(text)
+            mask_BS[b, : len(text)] = 1
+        inputs = {"input_ids": ids_BS.to(self._device), "attention_mask": mask_BS.to(self._device)}
+        model = self._model.base_model if self._has_plain_head else self._model
+        output = model(**inputs, use_cache=False, output_hidden_states=True)
+        states = output.hidden_states
+        rows = [b for b, request in enumerate(batch) for _ in request.response_ids]
+        columns = [len(r.prompt_ids) - 1 + t for r in batch for t in range(len(r.response_ids))]
+        where_R = torch.tensor(rows), torch.tensor(columns)
+        targets_R = torch.tensor([y for request in batch for y in request.response_ids])
+        logits = None if self._has_plain_head else output.logits[where_R]
+        log_probs_R, errors_RK = self._read_tokens(states[-1][where_R], logits, targets_R, blocks)
+        ends = np.cumsum([len(request.response_ids) for request in batch])[:-1].tolist()
+        parts: list[Tensor] = []
+        for block in blocks:
+            states_BSD = states[block.layer_of(len(states) - 1)]
+            if block.pooling == "sketch":
+                pooled = self._sketch(states_BSD[where_R], errors_RK, rows, len(batch))
+            else:
+                weights_BS = torch.tensor(_pooling_weights(batch, block.pooling, width))
+                pooled = torch.einsum("bs,bsd->bd", weights_BS.to(self._device), states_BSD.float())
+            parts.append(_compress(pooled, block.width) if compress else _unit(pooled))
+        features = torch.cat(parts, dim=1).cpu().numpy()
+        split = np.split(log_probs_R.cpu().numpy().astype(np.float64), ends)
+        return list(zip(split, features, strict=True))
+
+    def _read_tokens(
+        self,
+        states_RD: Tensor,
+        logits_RV: Tensor | None,
+        targets_R: Tensor,
+        blocks: Sequence[FeatureBlock],
+    ) -> tuple[Tensor, Tensor]:
+        """Return the log-probability of each token [R] and its projected error R1 (p - y) [R, K].
+
+        Memory: LOGIT_ROWS * V * 8 bytes with a plain output layer.
+        """
+        needs_errors = any(block.pooling == "sketch" for block in blocks)
+        head = self._model.get_output_embeddings()
+        targets_R = targets_R.to(states_RD.device)
+        log_probs: list[Tensor] = []
+        errors: list[Tensor] = []
+        for start in range(0, len(targets_R), LOGIT_ROWS):
+            part = slice(start, start + LOGIT_ROWS)
+            logits = (head(states_RD[part]) if logits_RV is None else logits_RV[part]).float()
+            all_RV = torch.log_softmax(logits, dim=1)
+            log_probs.append(all_RV.gather(1, targets_R[part, None])[:, 0])
+            if needs_errors:
+                projection_VK = _signs(all_RV.shape[1], SKETCH_SIDE, all_RV.device)
+                errors.append(all_RV.exp() @ projection_VK - projection_VK[targets_R[part]])
+        found = torch.cat(log_probs)
+        return found, torch.cat(errors) if needs_errors else found[:, None]
+
+    def _sketch(
+        self, states_RD: Tensor, errors_RK: Tensor, rows: list[int], num_rows: int
+    ) -> Tensor:
+        """Return the sketch of every example [B, K * K]."""
+        side = _signs(states_RD.shape[1], SKETCH_SIDE, states_RD.device)
+        outer_RKK = torch.einsum("rk,rl->rkl", errors_RK, states_RD.float() @ side)
+        sums = outer_RKK.new_zeros((num_rows, *outer_RKK.shape[1:]))
+        return sums.index_add_(0, torch.tensor(rows).to(sums.device), outer_RKK).flatten(1)
+
+
+def _pooling_weights(batch: Sequence[ScoringRequest], pooling: str, width: int) -> F32:
+    """Return the weight of every token [B, S]; those of a row sum to 1."""
+    weights_BS = np.zeros((len(batch), width), np.float32)
+    for b, request in enumerate(batch):
+        start, middle, stop = request.prefix_length, len(request.prompt_ids), request.num_tokens
+        low, high = {
+            "whole": (start, stop),
+            "weighted": (start, stop),
+            "prompt": (start, middle),
+            "answer": (middle, stop),
+            "last_prompt": (middle - 1, middle),
+        }[pooling]
+        tokens = np.arange(1, high - low + 1) if pooling == "weighted" else np.ones(high - low)
+        weights_BS[b, low:high] = tokens / tokens.sum()
+    return weights_BS
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    return vectors / vectors.norm(dim=1, keepdim=True).clamp(min=1e-30)
+
+
+def _compress(vectors: Tensor, width: int) -> Tensor:
+    """Project to ``width`` dimensions at random: inner products stay close to the cosines."""
+    return _unit(_unit(vectors) @ _signs(vectors.shape[1], width, vectors.device))
+
+
+@functools.lru_cache(maxsize=8)
+def _signs(num_rows: int, num_columns: int, device: torch.device) -> Tensor:
+    """Return a matrix of random signs over sqrt(columns), the same on every machine."""
+    random = np.random.Generator(np.random.PCG64(SEED))
+    signs = random.integers(0, 2, (num_rows, num_columns), dtype=np.int8) * 2 - 1
+    return torch.tensor(signs / num_columns**0.5, dtype=torch.float32, device=device)
