@@ -13,9 +13,14 @@ where the first term belongs to the column alone. Each pair is summed over h in 
 plain IEEE additions (vectors run across columns), so its score has the same bits whatever the tile
 size, the row block, the number of threads or K.
 
+The pair network has no output weights. Where w is empty, the last number of an activation is the
+example's own effect, and the others meet in an inner product:
+
+    s_ij = a_i[F] + b_j[F] + max(a_i[:F] . b_j[:F], 0)^2 + bias,   F = H - 1
+
 Every function takes row (helped) activations a [I, H], first-layer bias included, column (helper)
-activations b [J, H], output weights w [H] and the output bias. Scores are in the unit of the
-labels, raw and signed. All raise ShapeError where H differs between the arrays, and ValueError
+activations b [J, H], output weights w [H] (or [0]) and the output bias. Scores are in the unit of
+the labels, raw and signed. All raise ShapeError where H differs between the arrays, and ValueError
 where an activation is not finite; the message names the first such row.
 
 Suffixes: I rows (helped), J columns (helpers), H hidden units, K kept columns, T columns of a tile,
@@ -44,6 +49,7 @@ from nncift_ray.scores.kernel import (
     CountedRows,
     add_tile,
     offer_pairs,
+    pack_pairs,
     pack_panels,
     score_lists,
     score_tile,
@@ -182,6 +188,10 @@ def score_block(a_IH: F32, b_JH: F32, w_H: F32, bias: float) -> F32:
     """
     check_activations(a_IH, b_JH, w_H, bias)
     b64_JH, w64_H = b_JH.astype(np.float64), w_H.astype(np.float64)
+    if len(w_H) == 0:
+        a64_IH = a_IH.astype(np.float64)
+        square_IJ = np.maximum(a64_IH[:, :-1] @ b64_JH[:, :-1].T, 0.0) ** 2
+        return (square_IJ + a64_IH[:, -1:] + b64_JH[:, -1] + bias).astype(np.float32)
     score_IJ = np.empty((len(a_IH), len(b_JH)), np.float32)
     for i, a_H in enumerate(a_IH):
         score_IJ[i] = np.maximum(a_H.astype(np.float64) + b64_JH, 0.0) @ w64_H + bias
@@ -325,7 +335,7 @@ def check_activations(a_IH: F32, b_JH: F32, w_H: F32, bias: float) -> None:
     if a_IH.ndim != 2 or b_JH.ndim != 2 or w_H.ndim != 1:
         msg = f"expected a[I,H], b[J,H], w[H]; got shapes {a_IH.shape}, {b_JH.shape}, {w_H.shape}"
         raise ShapeError(msg)
-    if not a_IH.shape[1] == b_JH.shape[1] == len(w_H):
+    if a_IH.shape[1] != b_JH.shape[1] or len(w_H) not in (0, a_IH.shape[1]):
         msg = f"hidden units differ: a {a_IH.shape[1]}, b {b_JH.shape[1]}, w {len(w_H)}"
         raise ShapeError(msg)
     if not (np.isfinite(w_H).all() and math.isfinite(bias)):
@@ -374,7 +384,9 @@ def unit_order(w_H: F32) -> tuple[I64, F32]:
 
 
 def prepare_rows(a_IH: F32, w_H: F32) -> tuple[F32, F32]:
-    """Return w_h a_ih times its unit's sign, in kernel order, and the signs."""
+    """Return w_h a_ih times its unit's sign, in kernel order, and the signs; a alone without w."""
+    if len(w_H) == 0:
+        return np.ascontiguousarray(a_IH, np.float32), np.ones(0, np.float32)
     order_H, sign_H = unit_order(w_H)
     return np.ascontiguousarray((a_IH * w_H)[:, order_H]) * sign_H, sign_H
 
@@ -386,7 +398,10 @@ def _tiles(b_JH: F32, w_H: F32, bias: float, tile_columns: int) -> Iterator[tupl
     for start in range(0, len(b_JH), tile_columns):
         columns = slice(start, min(start + tile_columns, len(b_JH)))
         b_TH = np.ascontiguousarray(b_JH[columns])
-        yield columns, *pack_panels(b_TH, w_H, place_H, sign_H, float(bias))
+        if len(w_H) == 0:
+            yield columns, *pack_pairs(b_TH, bias)
+        else:
+            yield columns, *pack_panels(b_TH, w_H, place_H, sign_H, float(bias))
 
 
 # What is kept of a row's best columns, as keys, and the lists that they stand for.
@@ -531,7 +546,8 @@ class PackedColumns:
 
     weighted_JH: F32  # -w_h b_jh, units of a minimum negated; H a multiple of 16, 0 where padded
     base_J: F32  # bias + sum_h w_h b_jh
-    sign_H: F32  # 1 for units of a maximum, -1 for units of a minimum
+    sign_H: F32  # 1 for units of a maximum, -1 for units of a minimum; [0] for inner products
+    num_hidden: int  # without padding, and without the columns' own effect
     w_H: F32
     bias: float
 
@@ -545,17 +561,18 @@ def pack_columns(b_JH: F32, w_H: F32, bias: float) -> PackedColumns:
 
     Memory: 4 * J * H bytes, H padded to a multiple of 16, and one tile.
     """
-    check_activations(np.zeros((0, len(w_H)), np.float32), b_JH, w_H, bias)
-    num_hidden = len(w_H)
-    sign_H = np.ones(-(-num_hidden // GATHERED_COLUMNS) * GATHERED_COLUMNS, np.float32)
-    sign_H[:num_hidden] = unit_order(w_H)[1]
-    weighted_JH = np.zeros((len(b_JH), len(sign_H)), np.float32)
+    check_activations(b_JH[:0], b_JH, w_H, bias)
+    num_hidden = len(w_H) or b_JH.shape[1] - 1
+    width = -(-num_hidden // GATHERED_COLUMNS) * GATHERED_COLUMNS
+    sign_H = np.ones(width if len(w_H) else 0, np.float32)
+    sign_H[: len(w_H)] = unit_order(w_H)[1]
+    weighted_JH = np.zeros((len(b_JH), width), np.float32)
     base_J = np.empty(len(b_JH), np.float32)
     for columns, panel_PHC, base_X in _tiles(b_JH, w_H, bias, TILE_COLUMNS):
-        width = columns.stop - columns.start
+        count = columns.stop - columns.start
         by_column_XH = panel_PHC.transpose(0, 2, 1).reshape(-1, num_hidden)
-        weighted_JH[columns, :num_hidden], base_J[columns] = by_column_XH[:width], base_X[:width]
-    return PackedColumns(weighted_JH, base_J, sign_H, w_H, bias)
+        weighted_JH[columns, :num_hidden], base_J[columns] = by_column_XH[:count], base_X[:count]
+    return PackedColumns(weighted_JH, base_J, sign_H, num_hidden, w_H, bias)
 
 
 def rescore_rows(
@@ -578,21 +595,23 @@ def rescore_rows(
 
     Memory: 12 * I * C bytes while it works, 8 * I * K for the result, 4 * I * H for the rows.
     """
-    check_activations(a_IH, np.zeros((0, len(columns.w_H)), np.float32), columns.w_H, columns.bias)
+    num_hidden = columns.num_hidden
+    check_activations(a_IH, a_IH[:0], columns.w_H, columns.bias)
     _check_lists(len(a_IH), len(columns), candidate_IC, k)
-    num_hidden = len(columns.w_H)
 
     def rescore(rows: slice) -> RescoredTopK:
         num_rows = len(a_IH[rows])
-        rows_IH = np.zeros((num_rows, len(columns.sign_H)), np.float32)
-        rows_IH[:, :num_hidden] = prepare_rows(a_IH[rows], columns.w_H)[0]
+        rows_IH = np.zeros((num_rows, columns.weighted_JH.shape[1]), np.float32)
+        prepared_IH = prepare_rows(a_IH[rows], columns.w_H)[0]
+        rows_IH[:, :num_hidden] = prepared_IH[:, :num_hidden]
+        offset_I = np.ascontiguousarray(prepared_IH[:, -1])  # of the pair network alone
         # Ascending: equal columns are neighbours.
         listed_IC = np.sort(candidate_IC[rows].astype(np.int32), axis=1)
         key_IC = np.empty((num_rows, max(k, listed_IC.shape[1])), np.int64)
         num_pairs_I = np.zeros(num_rows, np.int64)
         score_lists(
-            rows_IH, columns.sign_H, columns.weighted_JH, columns.base_J, listed_IC, key_IC,
-            num_pairs_I,
+            rows_IH, offset_I, columns.sign_H, columns.weighted_JH, columns.base_J, listed_IC,
+            key_IC, num_pairs_I,
         )  # fmt: skip
         best_IK = np.partition(key_IC, key_IC.shape[1] - k, axis=1)[:, -k:]
         return RescoredTopK(*read_keys(best_IK), num_pairs_I)

@@ -1,7 +1,7 @@
 """Influence of every pair on a GPU: `exact.top_k_rows`, its contract and its bits.
 
 Scores are the CPU kernel's additions in the same order; so lists, extremes and column maxima agree
-to the last bit, and the sums to about 1e-7.
+to the last bit, and the sums to about 1e-7. The pair network's agree to rounding in plain torch.
 
 Suffixes: I rows (helped), J columns (helpers), T columns of a tile, H hidden units in kernel order,
 K kept columns.
@@ -39,6 +39,7 @@ class DevicePairs:
     columns_HJ: torch.Tensor  # -w_h b_jh
     base_J: torch.Tensor  # bias + sum_h w_h b_jh
     num_max: int  # units before this one add a maximum, the others a minimum
+    own_I: torch.Tensor | None  # effect of each row, of the pair network; its units add products
     first_column: int
 
 
@@ -79,16 +80,25 @@ def top_k_rows_on(
     columns_JH = torch.asarray(b_JH, device=device)
     if not bool(torch.isfinite(columns_JH).all()):
         check_activations(a_IH, b_JH, w_H, bias)  # names the row
-    order_H, sign_H = unit_order(w_H)
-    weighted_HJ = (columns_JH * torch.asarray(w_H, device=device)).T.contiguous()
     base_J = torch.full((len(b_JH),), bias, dtype=torch.float64).to(device)
-    for weighted_J in weighted_HJ:  # in order, in float64, as the CPU does
-        base_J += weighted_J
+    order_H, sign_H = unit_order(w_H)
+    if len(w_H):
+        rows_IH = prepare_rows(a_IH, w_H)[0] * sign_H
+        weighted_HJ = (columns_JH * torch.asarray(w_H, device=device)).T.contiguous()
+        for weighted_J in weighted_HJ:  # in order, in float64, as the CPU does
+            base_J += weighted_J
+        columns_HJ = -weighted_HJ[torch.asarray(order_H, device=device)]
+        own_I = None
+    else:
+        rows_IH, columns_HJ = a_IH[:, :-1], columns_JH[:, :-1].T.contiguous()
+        own_I = torch.asarray(a_IH[:, -1].copy(), device=device)
+        base_J += columns_JH[:, -1]
     pairs = DevicePairs(
-        torch.asarray(prepare_rows(a_IH, w_H)[0] * sign_H, device=device).T.contiguous(),
-        -weighted_HJ[torch.asarray(order_H, device=device)],
+        torch.asarray(rows_IH, device=device).T.contiguous(),
+        columns_HJ,
         base_J.float(),
         int((sign_H > 0).sum()),
+        own_I,
         column_offset,
     )
     statistics = state.statistics
@@ -112,7 +122,7 @@ def fold_in_torch(pairs: DevicePairs, state: DeviceState) -> None:
     key_IK, num_columns = state.key_IK, pairs.columns_HJ.shape[1]
     for start in range(0, num_columns, TILE_COLUMNS):
         part = slice(start, min(start + TILE_COLUMNS, num_columns))
-        score_IT = _score_tile(pairs, pairs.rows_HI, part)
+        score_IT = _score_tile(pairs, slice(None), part)
         state.min_I.copy_(torch.minimum(state.min_I, score_IT.amin(dim=1)))
         state.max_I.copy_(torch.maximum(state.max_I, score_IT.amax(dim=1)))
         wide_IT = score_IT.double()
@@ -129,7 +139,12 @@ def fold_in_torch(pairs: DevicePairs, state: DeviceState) -> None:
             key_IK[better_N] = torch.topk(both, key_IK.shape[1], dim=1, sorted=False).values
 
 
-def _score_tile(pairs: DevicePairs, rows_HI: torch.Tensor, part: slice) -> torch.Tensor:
+def _score_tile(pairs: DevicePairs, rows: slice | torch.Tensor, part: slice) -> torch.Tensor:
+    """Return the scores of some rows, a slice or a mask, against some columns."""
+    rows_HI = pairs.rows_HI[:, rows]
+    if pairs.own_I is not None:
+        positive_IT = (rows_HI.T @ pairs.columns_HJ[:, part]).clamp_(min=0)
+        return torch.addcmul(pairs.own_I[rows, None] + pairs.base_J[part], positive_IT, positive_IT)
     score_IT = pairs.base_J[part].repeat(rows_HI.shape[1], 1)
     for h, (row_I, column_J) in enumerate(zip(rows_HI, pairs.columns_HJ, strict=True)):
         larger = torch.maximum if h < pairs.num_max else torch.minimum
@@ -139,10 +154,10 @@ def _score_tile(pairs: DevicePairs, rows_HI: torch.Tensor, part: slice) -> torch
 
 def _count_scores(pairs: DevicePairs, counted: CountedRows) -> None:
     """Score the counted rows once more, a few of many, and add them to the counts."""
-    rows_HN = pairs.rows_HI[:, torch.asarray(counted.is_counted_I, device=pairs.rows_HI.device)]
-    count_B = torch.zeros(NUM_BINS, dtype=torch.int64, device=rows_HN.device)
+    counted_I = torch.asarray(counted.is_counted_I, device=pairs.rows_HI.device)
+    count_B = torch.zeros(NUM_BINS, dtype=torch.int64, device=counted_I.device)
     for start in range(0, pairs.columns_HJ.shape[1], TILE_COLUMNS):
-        score_NT = _score_tile(pairs, rows_HN, slice(start, start + TILE_COLUMNS))
+        score_NT = _score_tile(pairs, counted_I, slice(start, start + TILE_COLUMNS))
         bin_NT = (_ordered_bits(score_NT) >> BITS_DROPPED) - FIRST_BIN
         count_B += torch.bincount(bin_NT.ravel(), minlength=NUM_BINS)
     counted.count_B[:] += count_B.cpu().numpy()

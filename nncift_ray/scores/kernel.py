@@ -1,5 +1,8 @@
 """The compiled loops of pair scoring: score eight rows at once, fold the scores in.
 
+Pairs are scored by hidden units (`score_panel`) or, where there are no signs of units, by the
+squared positive part of an inner product (`pair_panel`).
+
 Only plain IEEE additions in a fixed order, and maxima and minima, which are exact: vectors run
 across columns, so a pair's score has the same bits in any tile, row group or vector width.
 
@@ -75,6 +78,23 @@ def multiply_panel(
 
 
 @code.intrinsic
+def pair_panel(
+    typing_context: Any, group_XR: Any, panel_FC: Any, base_T: Any, score_RT: Any, first: Any
+) -> Any:
+    """Write score[r, first + c] = base[first + c] + group[F, r] + max(t, 0)^2.
+
+    t = sum_f group[f, r] panel[f, c], over f in order, each step rounded once; X = F + 1.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        arrays = code.arrays(context, builder, signature, arguments, 4)
+        _fold_panel(context, builder, arrays, arguments[4], None, squares=True)
+        return context.get_dummy_value()
+
+    return code.types.void(group_XR, panel_FC, base_T, score_RT, first), generate
+
+
+@code.intrinsic
 def score_gathered(
     typing_context: Any, row_H: Any, sign_H: Any, weighted_JH: Any, base_J: Any, listed_C: Any,
     first: Any, score_C: Any,
@@ -87,28 +107,34 @@ def score_gathered(
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        row, sign, weighted, base, listed = code.arrays(context, builder, signature, arguments, 5)
+        row, sign, *rest = code.arrays(context, builder, signature, arguments, 5)
         score = code.array(context, builder, signature, arguments, 6)
-        width, _ = _shape_held(context)
-        num_hidden = code.cgutils.unpack_tuple(builder, row.shape)[0]
-        with code.cgutils.for_range(builder, code.const(GATHERED_COLUMNS // width)) as loop:
-            start = builder.add(arguments[5], builder.mul(loop.index, code.const(width)))
-            columns, later = (
-                [_listed(builder, listed, start, distance + n) for n in range(width)]
-                for distance in (0, GATHERED_COLUMNS)
-            )
-            held = code.register(builder, code.collect(builder, base.data, columns))
-            lines, later_lines = (
-                [builder.mul(column, num_hidden) for column in group] for group in (columns, later)
-            )
-            num_blocks = builder.udiv(num_hidden, code.const(width))
-            with code.cgutils.for_range(builder, num_blocks) as blocks:
-                unit = builder.mul(blocks.index, code.const(width))
-                _add_block(builder, (row, sign, weighted), unit, lines, later_lines, held)
-            code.store(builder, builder.load(held), score.data, start)
+        _fold_listed(context, builder, (row, sign, *rest, score), arguments[5])
         return context.get_dummy_value()
 
     signature = code.types.void(row_H, sign_H, weighted_JH, base_J, listed_C, first, score_C)
+    return signature, generate
+
+
+@code.intrinsic
+def pair_gathered(
+    typing_context: Any, row_F: Any, offset: Any, column_JF: Any, base_J: Any, listed_C: Any,
+    first: Any, score_C: Any,
+) -> Any:  # fmt: skip
+    """Score one row, of its own offset, against sixteen listed columns as `pair_panel` does.
+
+    For the rest as `score_gathered`; F is a multiple of 16.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        row, column, base, listed, score = (
+            code.array(context, builder, signature, arguments, n) for n in (0, 2, 3, 4, 6)
+        )
+        arrays = (row, None, column, base, listed, score)
+        _fold_listed(context, builder, arrays, arguments[5], offset=arguments[1])
+        return context.get_dummy_value()
+
+    signature = code.types.void(row_F, offset, column_JF, base_J, listed_C, first, score_C)
     return signature, generate
 
 
@@ -236,6 +262,36 @@ def _key(builder: Any, score: Any, column: Any) -> Any:
     return builder.add(high, low)
 
 
+def _fold_listed(
+    context: Any, builder: Any, arrays: Any, first: Any, offset: Any | None = None
+) -> None:
+    """Fold one row into sixteen listed columns; with an offset as `pair_panel` does."""
+    row, sign, weighted, base, listed, score = arrays
+    width, _ = _shape_held(context)
+    num_hidden = code.cgutils.unpack_tuple(builder, row.shape)[0]
+    with code.cgutils.for_range(builder, code.const(GATHERED_COLUMNS // width)) as loop:
+        start = builder.add(first, builder.mul(loop.index, code.const(width)))
+        columns, later = (
+            [_listed(builder, listed, start, distance + n) for n in range(width)]
+            for distance in (0, GATHERED_COLUMNS)
+        )
+        bases = code.collect(builder, base.data, columns)
+        none = code.ir.Constant(bases.type, None)  # zeros
+        held = code.register(builder, bases if offset is None else none)
+        lines, later_lines = (
+            [builder.mul(column, num_hidden) for column in group] for group in (columns, later)
+        )
+        num_blocks = builder.udiv(num_hidden, code.const(width))
+        with code.cgutils.for_range(builder, num_blocks) as blocks:
+            unit = builder.mul(blocks.index, code.const(width))
+            _add_block(builder, (row, sign, weighted), unit, lines, later_lines, held)
+        total = builder.load(held)
+        if offset is not None:
+            own = code.repeat(builder, offset, bases.type)
+            total = _add_square(builder, total, builder.fadd(bases, own))
+        code.store(builder, total, score.data, start)
+
+
 def _listed(builder: Any, listed: Any, start: Any, distance: int) -> Any:
     place = builder.gep(listed.data, [builder.add(start, code.const(distance))])
     return builder.sext(builder.load(place), code.INT64)
@@ -253,34 +309,52 @@ def _add_block(
     total = builder.load(held)
     for step, b in enumerate(_turn(builder, block)):
         place = builder.add(unit, code.const(step))
-        larger = code.select(builder, ">", code.spread(builder, row.data, place, kind), b)
-        total = code.fused(builder, code.spread(builder, sign.data, place, kind), larger, total)
+        x = code.spread(builder, row.data, place, kind)
+        if sign is not None:
+            x, b = code.spread(builder, sign.data, place, kind), code.select(builder, ">", x, b)
+        total = code.fused(builder, x, b, total)
     builder.store(total, held)
 
 
-def _fold_panel(context: Any, builder: Any, arrays: Any, first: Any, sign: Any | None) -> None:
+def _add_square(builder: Any, total: Any, base: Any) -> Any:
+    """Return base + max(total, 0)^2, rounded once after the sum of base."""
+    positive = code.select(builder, ">", total, code.ir.Constant(total.type, None))
+    return code.fused(builder, positive, positive, base)
+
+
+def _fold_panel(
+    context: Any, builder: Any, arrays: Any, first: Any, sign: Any | None, *, squares: bool = False
+) -> None:
     """Fold eight rows into a panel, as many columns at a time as stay in registers."""
     width, num_vectors = _shape_held(context)
     kind, step = code.vector_of(code.FLOAT, width), num_vectors * width
     with code.cgutils.for_range(builder, code.const(PANEL_COLUMNS // step)) as loop:
         start = builder.mul(loop.index, code.const(step))
         offsets = [builder.add(start, code.const(v * width)) for v in range(num_vectors)]
-        _fold_columns(builder, arrays, first, offsets, kind, sign)
+        _fold_columns(builder, arrays, first, offsets, kind, sign, squares)
 
 
 def _fold_columns(
-    builder: Any, arrays: Any, first: Any, offsets: list[Any], kind: Any, sign: Any | None
-) -> None:
+    builder: Any, arrays: Any, first: Any, offsets: list[Any], kind: Any, sign: Any | None,
+    squares: bool,
+) -> None:  # fmt: skip
     """Fold the rows into vectors of the panel's columns that start at the given offsets.
 
-    With signs a step is sign * max(a, b), without it is a * b.
+    With signs a step is sign * max(a, b), without it is a * b. ``squares``: what is written is the
+    squared positive part, added to the column's base and the row's own number, its last.
     """
     group, panel, base, score = arrays
-    num_steps = code.cgutils.unpack_tuple(builder, group.shape)[0]
+    num_steps = code.cgutils.unpack_tuple(builder, panel.shape)[0]
     tile_columns = code.cgutils.unpack_tuple(builder, score.shape)[1]
     columns = [builder.add(first, offset) for offset in offsets]
+    zeros = code.ir.Constant(kind, None)
     held_RV = [
-        [code.register(builder, code.load(builder, base.data, column, kind)) for column in columns]
+        [
+            code.register(
+                builder, zeros if squares else code.load(builder, base.data, column, kind)
+            )
+            for column in columns
+        ]
         for _ in range(NUM_ROWS)
     ]
     with code.cgutils.for_range(builder, num_steps) as loop:
@@ -297,10 +371,16 @@ def _fold_columns(
                 builder.store(code.fused(builder, x, y, builder.load(held)), held)
         body = builder.basic_block
     code.keep_rolled(builder, body.terminator)
+    last = builder.mul(num_steps, code.const(NUM_ROWS))
     for r, held_V in enumerate(held_RV):
         line = builder.mul(code.const(r), tile_columns)
         for column, held in zip(columns, held_V, strict=True):
-            code.store(builder, builder.load(held), score.data, builder.add(line, column))
+            total = builder.load(held)
+            if squares:
+                own = code.spread(builder, group.data, builder.add(last, code.const(r)), kind)
+                bases = code.load(builder, base.data, column, kind)
+                total = _add_square(builder, total, builder.fadd(bases, own))
+            code.store(builder, total, score.data, builder.add(line, column))
 
 
 def _shape_held(context: Any) -> tuple[int, int]:
@@ -506,6 +586,18 @@ def pack_panels(b_TH: F32, w_H: F32, place_H: I64, sign_H: F32, bias: float) -> 
     return panel_PHC, base_X
 
 
+def pack_pairs(b_TX: F32, bias: float) -> tuple[F32, F32]:
+    """Return columns as panels [P, F, C], and their own effects + bias, padded with 0."""
+    num_columns, num_features = len(b_TX), b_TX.shape[1] - 1
+    num_panels = (num_columns + PANEL_COLUMNS - 1) // PANEL_COLUMNS
+    padded_XF = np.zeros((num_panels * PANEL_COLUMNS, num_features), np.float32)
+    padded_XF[:num_columns] = b_TX[:, :-1]
+    panel_PFC = padded_XF.reshape(num_panels, PANEL_COLUMNS, num_features).transpose(0, 2, 1)
+    base_X = np.zeros(len(padded_XF), np.float32)
+    base_X[:num_columns] = b_TX[:, -1].astype(np.float64) + bias
+    return np.ascontiguousarray(panel_PFC), base_X
+
+
 @compiled
 def _score_rows(
     rows_IH: F32, first: int, panel_PHC: F32, base_X: F32, sign_H: F32, num_columns: int,
@@ -521,7 +613,10 @@ def _score_rows(
         for h in range(len(row_H)):
             group_HR[h, r] = row_H[h]
     for p in range(len(panel_PHC)):
-        score_panel(group_HR, panel_PHC[p], sign_H, base_X, score_RX, p * PANEL_COLUMNS)
+        if len(sign_H):
+            score_panel(group_HR, panel_PHC[p], sign_H, base_X, score_RX, p * PANEL_COLUMNS)
+        else:
+            pair_panel(group_HR, panel_PHC[p], base_X, score_RX, p * PANEL_COLUMNS)
     for r in range(NUM_ROWS):
         score_RX[r, num_columns:] = score_RX[r, 0]
 
@@ -532,7 +627,7 @@ def score_tile(
     score_IJ: F32,
 ) -> None:  # fmt: skip
     """Write the scores of all rows against one tile, whose first column is `first_column`."""
-    group_HR = np.empty((len(sign_H), NUM_ROWS), np.float32)
+    group_HR = np.empty((rows_IH.shape[1], NUM_ROWS), np.float32)
     score_RX = np.empty((NUM_ROWS, len(base_X)), np.float32)
     for first in range(0, len(rows_IH), NUM_ROWS):
         _score_rows(rows_IH, first, panel_PHC, base_X, sign_H, num_columns, group_HR, score_RX)
@@ -550,7 +645,7 @@ def add_tile(
     num_rows, num_columns = len(rows_IH), len(column_max_T)
     num_pairs_I, min_I, max_I, sum_I, square_I = statistics
     is_counted_I, count_B = counted
-    group_HR = np.empty((len(sign_H), NUM_ROWS), np.float32)
+    group_HR = np.empty((rows_IH.shape[1], NUM_ROWS), np.float32)
     score_RX = np.empty((NUM_ROWS, len(base_X)), np.float32)
     low_P, high_P = np.empty(len(panel_PHC), np.float32), np.empty(len(panel_PHC), np.float32)
     for first in range(0, num_rows, NUM_ROWS):
@@ -580,7 +675,7 @@ def sum_tile(
     num_rows, num_columns = len(rows_IH), sum_GT.shape[1]
     num_pairs_I, min_I, max_I, sum_I, square_I = statistics
     is_counted_I, count_B = counted
-    group_HR = np.empty((len(sign_H), NUM_ROWS), np.float32)
+    group_HR = np.empty((rows_IH.shape[1], NUM_ROWS), np.float32)
     score_RX = np.empty((NUM_ROWS, len(base_X)), np.float32)
     low_P, high_P = np.empty(len(panel_PHC), np.float32), np.empty(len(panel_PHC), np.float32)
     for first in range(0, num_rows, NUM_ROWS):
@@ -640,8 +735,8 @@ def _add_sums(
 
 @compiled
 def score_lists(
-    rows_IH: F32, sign_H: F32, weighted_JH: F32, base_J: F32, listed_IC: I32, key_IC: I64,
-    num_pairs_I: I64,
+    rows_IH: F32, offset_I: F32, sign_H: F32, weighted_JH: F32, base_J: F32, listed_IC: I32,
+    key_IC: I64, num_pairs_I: I64,
 ) -> None:  # fmt: skip
     """Write the key of every distinct column in each row's ascending list, and their number."""
     num_listed = listed_IC.shape[1]
@@ -659,7 +754,10 @@ def score_lists(
         padded_C[:count] = listed_IC[i, :count]
         padded_C[count:] = listed_IC[i, count - 1]
         for c in range(0, count, GATHERED_COLUMNS):
-            score_gathered(rows_IH[i], sign_H, weighted_JH, base_J, padded_C, c, score_C)
+            if len(sign_H):
+                score_gathered(rows_IH[i], sign_H, weighted_JH, base_J, padded_C, c, score_C)
+            else:
+                pair_gathered(rows_IH[i], offset_I[i], weighted_JH, base_J, padded_C, c, score_C)
         for c in range(count):
             key_IC[i, c] = key_of(score_C[c], listed_IC[i, c])
 

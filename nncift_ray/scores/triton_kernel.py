@@ -31,22 +31,23 @@ def fold_in_triton(pairs: DevicePairs, state: DeviceState) -> None:
     num_columns, k = pairs.columns_HJ.shape[1], state.key_IK.shape[1]
     launch = cast("Any", _fold)[(triton.cdiv(num_rows, ROWS),)]
     launch(
-        pairs.rows_HI, pairs.columns_HJ, pairs.base_J, state.key_IK, state.min_I, state.max_I,
-        state.sum_I, state.sum_of_squares_I, state.column_max_J, num_rows, num_columns, num_hidden,
+        pairs.rows_HI, pairs.own_I, pairs.columns_HJ, pairs.base_J, state.key_IK,
+        state.min_I, state.max_I, state.sum_I, state.sum_of_squares_I, state.column_max_J, num_rows, num_columns, num_hidden,
         pairs.num_max, pairs.first_column, k, PADDED_K=triton.next_power_of_2(k),
-        UNROLLED=UNROLLED, ROWS=ROWS, COLUMNS=COLUMNS, LAST_COLUMN=LAST_COLUMN, NO_KEY=NO_KEY,
-        num_warps=WARPS,
+        UNROLLED=UNROLLED, ROWS=ROWS, COLUMNS=COLUMNS,
+        LAST_COLUMN=LAST_COLUMN, NO_KEY=NO_KEY, num_warps=WARPS,
     )  # fmt: skip
 
 
 @triton.jit
 def _fold(
-    rows_HI: tl.tensor, columns_HJ: tl.tensor, base_J: tl.tensor, key_IK: tl.tensor,
+    rows_HI: tl.tensor, own_I: tl.tensor | None, columns_HJ: tl.tensor, base_J: tl.tensor,
+    key_IK: tl.tensor,
     min_I: tl.tensor, max_I: tl.tensor, sum_I: tl.tensor, sum_of_squares_I: tl.tensor,
     column_max_J: tl.tensor, num_rows: tl.tensor, num_columns: tl.tensor, num_hidden: tl.tensor,
     num_max: tl.tensor, first_column: tl.tensor, k: tl.tensor, PADDED_K: tl.constexpr,
-    UNROLLED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, LAST_COLUMN: tl.constexpr,
-    NO_KEY: tl.constexpr,
+    UNROLLED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    LAST_COLUMN: tl.constexpr, NO_KEY: tl.constexpr,
 ) -> None:  # fmt: skip
     i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     is_row = i < num_rows
@@ -63,7 +64,9 @@ def _fold(
         j = start + tl.arange(0, COLUMNS)
         is_column = j < num_columns
         base = tl.load(base_J + j, mask=is_column, other=0.0)
-        score = tl.zeros((ROWS, COLUMNS), tl.float32) + base[None, :]
+        score = tl.zeros((ROWS, COLUMNS), tl.float32)
+        if own_I is None:
+            score += base[None, :]
         a_at, b_at = rows_HI + i, columns_HJ + j
         for _ in tl.range(0, num_max, loop_unroll_factor=UNROLLED):
             a = tl.load(a_at, mask=is_row, other=0.0)
@@ -73,8 +76,15 @@ def _fold(
         for _ in tl.range(num_max, num_hidden, loop_unroll_factor=UNROLLED):
             a = tl.load(a_at, mask=is_row, other=0.0)
             b = tl.load(b_at, mask=is_column, other=0.0)
-            score += tl.minimum(a[:, None], b[None, :])
+            if own_I is None:
+                score += tl.minimum(a[:, None], b[None, :])
+            else:
+                score += a[:, None] * b[None, :]  # one fused step, as on the CPU
             a_at, b_at = a_at + num_rows, b_at + num_columns
+        if own_I is not None:
+            own = tl.load(own_I + i, mask=is_row, other=0.0)
+            positive = tl.maximum(score, 0.0)
+            score = positive * positive + (base[None, :] + own[:, None])
         is_pair = is_row[:, None] & is_column[None, :]
         highest = tl.where(is_pair, score, float("-inf"))
         low = tl.minimum(low, tl.min(tl.where(is_pair, score, float("inf")), axis=1))

@@ -1,0 +1,156 @@
+"""Matrices of DELIFT labels: every helped example asked about with every helper in context.
+
+    python -m benchmarks.influence.labels FOLDER --corpus mixed
+
+A matrix is kept column by column: a stopped run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.t0 import DATA
+from jobs.demo_corpus import CLEAN, make_demo_rows
+from nncift_ray.corpus.examples import Example, make_example_id
+from nncift_ray.engines.embedded import EMBEDDED_LANGUAGE_MODEL, find_embedded
+from nncift_ray.engines.transformers import TransformersEngine
+from nncift_ray.recipe.sections import EngineConfig
+from nncift_ray.teachers.base import LabelRequest, Measurement
+from nncift_ray.teachers.delift import DeliftTeacher
+
+MAX_TOKENS = {"gsm8k": 130}  # of prompt and response; else 90, so that a matrix takes minutes
+MIN_OF_TEMPLATE, NUM_TEMPLATES = 6, 18
+
+Rows = Iterator[tuple[str, str, str]]  # source, prompt, response
+
+
+def _t0(generator: random.Random) -> Rows:
+    by_task: dict[str, list[tuple[str, str, str]]] = {}
+    with gzip.open(DATA / "t0_train.jsonl.gz", "rt", encoding="utf-8") as lines:
+        for record in map(json.loads, lines):
+            row = (f"t0:{record['task']}", record["prompt"], record["completion"])
+            by_task.setdefault(record["task"], []).append(row)
+    tasks = sorted(by_task)
+    generator.shuffle(tasks)
+    for task in tasks[: 3 * NUM_TEMPLATES]:
+        yield from generator.sample(by_task[task], min(len(by_task[task]), 3 * MIN_OF_TEMPLATE))
+
+
+def _gsm8k(generator: random.Random) -> Rows:
+    records = [json.loads(line) for line in (DATA / "gsm8k_train.jsonl").open(encoding="utf-8")]
+    for record in generator.sample(records, 1000):
+        yield "gsm8k", record["question"], record["answer"]
+
+
+def _alpaca(generator: random.Random) -> Rows:
+    records = json.loads((DATA / "alpaca_demo.json").read_text(encoding="utf-8"))
+    for record in generator.sample(records, len(records)):
+        given = f"\n{record['input']}" if record["input"] else ""
+        yield "alpaca", record["instruction"] + given, record["output"]
+
+
+def _toolcall(generator: random.Random) -> Rows:
+    path = DATA / "sharegpt_toolcall_demo.json"
+    records = json.loads(path.read_text(encoding="utf-8"))
+    for record in generator.sample(records, len(records)):
+        asked, answered = record["conversations"][:2]
+        if answered["from"] in ("gpt", "function_call"):
+            yield "toolcall", asked["value"], answered["value"]
+
+
+def _demo(generator: random.Random) -> Rows:
+    for row in make_demo_rows(generator.randrange(10**6), 300, 8)[0]:
+        if row.kind == CLEAN:
+            yield f"demo:{row.family}", row.prompt, row.completion
+
+
+#: Of each corpus: (rows, where from) of what both sides are drawn from.
+MIXED: dict[str, tuple[int, Callable[[random.Random], Rows]]] = {
+    "t0": (98, _t0),
+    "gsm8k": (48, _gsm8k),
+    "alpaca": (70, _alpaca),
+    "toolcall": (30, _toolcall),
+    "demo": (58, _demo),
+}
+
+
+def draw_rows(corpus: str, seed: int, num_tokens: Callable[[str], int]) -> list[dict[str, str]]:
+    """Return distinct short rows of a corpus in random order."""
+    generator = random.Random(seed)
+    parts = MIXED if corpus == "mixed" else {name: (304, MIXED[name][1]) for name in ("t0",)}
+    found: dict[str, dict[str, str]] = {}
+    for name, (count, read) in parts.items():
+        limit, size = MAX_TOKENS.get(name, 90), len(found) + count
+        for source, prompt, response in read(generator):
+            length = num_tokens(response)
+            if 2 <= length and length + num_tokens(prompt) <= limit and len(found) < size:
+                row = {"source": source, "prompt": prompt, "response": response}
+                found.setdefault(make_example_id(prompt, response), row)
+    rows = list(found.values())
+    generator.shuffle(rows)
+    return rows
+
+
+def main() -> None:
+    """Make or complete one matrix."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--corpus", choices=["mixed", "t0", "t0_gsm8k"], default="mixed")
+    parser.add_argument("--rows", type=int, default=216)
+    parser.add_argument("--helpers", type=int, default=80)
+    parser.add_argument("--seed", type=int, default=20261130)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    path, _ = find_embedded(EMBEDDED_LANGUAGE_MODEL, "language model")
+    engine = TransformersEngine(
+        path, EngineConfig(dtype="float32", batch_tokens=1024), device="cpu",
+        num_threads=options.threads,
+    )  # fmt: skip
+    folder = options.folder / options.corpus
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def num_tokens(text: str) -> int:
+        return len(engine.encode(text))
+
+    corpus = "t0" if options.corpus == "t0_gsm8k" else options.corpus
+    rows = draw_rows(corpus, options.seed, num_tokens)[: options.helpers + options.rows]
+    if options.corpus == "t0_gsm8k":
+        generator = random.Random(options.seed)
+        targets = [row for row in _gsm8k(generator) if sum(map(num_tokens, row[1:])) <= 130]
+        names = ("source", "prompt", "response")
+        rows = rows[: options.helpers]
+        rows += [dict(zip(names, row, strict=True)) for row in targets[: options.rows]]
+    (folder / "rows.json").write_text(json.dumps(rows))
+    examples = [
+        Example(make_example_id(r["prompt"], r["response"]), r["prompt"], r["response"])
+        for r in rows
+    ]
+    helpers, helped = examples[: options.helpers], examples[options.helpers :]
+    teacher = DeliftTeacher(engine)
+    alone = measure(teacher, [LabelRequest(one) for one in helped])
+    for number, helper in enumerate(helpers):
+        file = folder / f"helper-{number:03d}.npy"
+        if not file.exists():
+            with_helper = measure(teacher, [LabelRequest(one, helper) for one in helped])
+            np.save(file, alone - with_helper)
+            print(f"{options.corpus}: helper {number + 1} of {len(helpers)}", flush=True)
+
+
+def measure(teacher: DeliftTeacher, requests: list[LabelRequest]) -> np.ndarray:
+    """Return d_i of each request; a failed one stops the benchmark."""
+    found = teacher.measure(requests)
+    bad = [one for one in found if not isinstance(one, Measurement)]
+    if bad:
+        raise SystemExit(f"{len(bad)} of {len(found)} requests failed: {bad[0]}")
+    return np.array([one.value for one in found if isinstance(one, Measurement)])
+
+
+if __name__ == "__main__":
+    main()
