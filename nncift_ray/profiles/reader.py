@@ -30,7 +30,8 @@ SKETCH_SIDE = 32
 TAIL_SHARE = 0.1  # of the response tokens, the most surprising, that ``tail_surprise`` averages
 
 #: "whole" and "weighted" pool prompt and response, "weighted" with weights 1, 2, 3, ... (RDS+);
-#: "sketch" is the sum over response tokens of R1 (p - onehot(y)) outer R2 h.
+#: "sketch" is the sum over response tokens of R1 W^T (p - onehot(y)) outer R2 h, W the token
+#: embeddings: the gradient at the output, seen from a layer below.
 Pooling = Literal["whole", "prompt", "answer", "weighted", "last_prompt", "sketch"]
 
 
@@ -41,19 +42,18 @@ class FeatureBlock:
     name: str
     layer: float  # share of the model's depth; 1 is the state that the output layer reads
     pooling: Pooling
-    width: int = 64
+    width: int = 256
 
     def layer_of(self, num_layers: int) -> int:
         """Return which of the model's ``num_layers + 1`` hidden states it reads."""
         return round(self.layer * num_layers)
 
 
-POOLINGS: tuple[Pooling, ...] = ("whole", "prompt", "answer", "weighted", "last_prompt", "sketch")
-#: The blocks that are stored, in this order.
-FEATURE_BLOCKS = tuple(
-    FeatureBlock(f"{pooling}_{round(100 * layer)}", layer, pooling)
-    for layer in (0.25, 0.5, 0.75, 1.0)
-    for pooling in POOLINGS
+#: The blocks that are stored, in this order: what pairs are told by (benchmarks/influence_cpu.md).
+FEATURE_BLOCKS = (
+    FeatureBlock("answer_60", 0.6, "answer"),
+    FeatureBlock("last_prompt_73", 0.73, "last_prompt"),
+    FeatureBlock("sketch_50", 0.5, "sketch"),
 )
 
 
@@ -224,13 +224,14 @@ class ProfilingEngine(TransformersEngine):
         targets_R: Tensor,
         blocks: Sequence[FeatureBlock],
     ) -> tuple[Tensor, Tensor]:
-        """Return the log-probability of each token [R] and its projected error R1 (p - y) [R, K].
+        """Return the log-probability of each token [R] and its error R1 W^T (p - y) [R, K].
 
         Memory: LOGIT_ROWS * V * 8 bytes with a plain output layer.
         """
         needs_errors = any(block.pooling == "sketch" for block in blocks)
         head = self._model.get_output_embeddings()
         targets_R = targets_R.to(states_RD.device)
+        projection_VK = self._token_sides() if needs_errors else None
         log_probs: list[Tensor] = []
         errors: list[Tensor] = []
         for start in range(0, len(targets_R), LOGIT_ROWS):
@@ -238,11 +239,17 @@ class ProfilingEngine(TransformersEngine):
             logits = (head(states_RD[part]) if logits_RV is None else logits_RV[part]).float()
             all_RV = torch.log_softmax(logits, dim=1)
             log_probs.append(all_RV.gather(1, targets_R[part, None])[:, 0])
-            if needs_errors:
-                projection_VK = _signs(all_RV.shape[1], SKETCH_SIDE, all_RV.device)
+            if projection_VK is not None:
                 errors.append(all_RV.exp() @ projection_VK - projection_VK[targets_R[part]])
         found = torch.cat(log_probs)
         return found, torch.cat(errors) if needs_errors else found[:, None]
+
+    @functools.cache  # noqa: B019 - an engine lives as long as its process
+    def _token_sides(self) -> Tensor:
+        """Return the token embeddings at random sides [V, K]."""
+        embeddings_VD = self._model.get_input_embeddings().weight.float()
+        side_DK = _signs(embeddings_VD.shape[1], SKETCH_SIDE, embeddings_VD.device)
+        return (embeddings_VD @ side_DK).to(self._device)
 
     def _sketch(
         self, states_RD: Tensor, errors_RK: Tensor, rows: list[int], num_rows: int
