@@ -33,8 +33,8 @@ def fold_in_triton(pairs: DevicePairs, state: DeviceState) -> None:
     launch(
         pairs.rows_HI, pairs.own_I, pairs.columns_HJ, pairs.base_J, state.key_IK,
         state.min_I, state.max_I, state.sum_I, state.sum_of_squares_I, state.column_max_J,
-        num_rows, num_columns, num_hidden, pairs.num_max, pairs.first_column, k, PADDED_K=triton.next_power_of_2(k),
-        UNROLLED=UNROLLED, ROWS=ROWS, COLUMNS=COLUMNS,
+        num_rows, num_columns, num_hidden, pairs.num_max, pairs.first_column, k,
+        PADDED_K=triton.next_power_of_2(k), UNROLLED=UNROLLED, ROWS=ROWS, COLUMNS=COLUMNS,
         LAST_COLUMN=LAST_COLUMN, NO_KEY=NO_KEY, num_warps=WARPS,
     )  # fmt: skip
 
