@@ -20,7 +20,8 @@ from nncift_ray.runtime.files import Location
 from nncift_ray.runtime.output import StageOutput
 
 NUM_GROUPS = 12
-MODELS = ("network", "row_column_mean", "mean", "zero", "random")
+MODELS = ("network", "additive_ridge", "mean", "zero", "random")
+ORDERED = ("network", "additive_ridge", "cosine")
 
 
 def read_run(run_dir: Path) -> dict[str, Any]:
@@ -121,8 +122,8 @@ def _fidelity_rows(rows: list[dict[str, Any]], block: str) -> list[dict[str, Any
         known = [model for model in MODELS if (split, model) in found]
         for model in known:
             line[f"MSE {model}"] = f"{found[split, model]['scaled_mse']:.4f}"
-        for model in [name for name in MODELS[:2] if name in known]:
-            for metric in ("r2", "spearman", "centred_r2", "row_spearman", "top_overlap"):
+        for model in [name for name in ORDERED if (split, name) in found]:
+            for metric in ("r2", "spearman", "row_spearman", "interaction_correlation", "capture"):
                 value = found[split, model][metric]
                 line[f"{metric} {model}"] = "n/a" if value is None else f"{value:.2f}"
         table.append(line)

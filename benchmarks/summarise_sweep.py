@@ -58,26 +58,26 @@ def _figures(point: SweepPoint, quadrants: Sequence[str]) -> dict[str, Any]:
         "block": point.block, "fraction": point.fraction, "num_hidden": point.num_hidden,
         "num_train_pairs": point.num_train_pairs,
         "q4_gain": describe_gain(point),
-        "q4_row_spearman": float(np.mean(point.row_spearman)) if point.row_spearman else None,
+        "q4": point.knowledge,
     } | {
         f"{name}_{model}": point.error(name, model)
         for name in quadrants
-        for model in ("network", "row_column_mean", "zero", "random")
+        for model in ("network", "additive_ridge", "zero", "random")
     }  # fmt: skip
 
 
 def describe_gain(point: SweepPoint) -> str:
-    """Say how far the network's Q4 error lies below that of the best mean."""
-    if not (np.isfinite(point.error("Q4")) and point.mean_error > 0):
+    """Say how far the network's Q4 error lies below that of the additive ridge."""
+    if not (np.isfinite(point.error("Q4")) and point.ridge_error > 0):
         return ""
-    change = 1 - point.error("Q4") / point.mean_error
+    change = 1 - point.error("Q4") / point.ridge_error
     return f"{abs(change):.0%} {'lower' if change >= 0 else 'higher'}"
 
 
 def _page(name: str, note: str, figures: dict[str, Any], points: Sequence[SweepPoint]) -> str:
     quadrants = quadrants_of(points)
-    heads = ["hidden", "fraction", "train pairs", *quadrants, "Q4, row + col mean",
-             "Q4, network is", "Q4 rank in rows"]  # fmt: skip
+    heads = ["hidden", "fraction", "train pairs", *quadrants, "Q4, ridge",
+             "Q4, network is", *points[0].knowledge]  # fmt: skip
     lines = [
         f"# {name}",
         "",
@@ -91,18 +91,19 @@ def _page(name: str, note: str, figures: dict[str, Any], points: Sequence[SweepP
         f"![Error by training size, a panel a network size]({name}.png)",
         "",
         "Mean squared error on labels scaled to [0, 1], mean over seeds; Q4 is the same pairs in "
-        'every row. "rank in rows" is the mean rank correlation within rows.',
+        "every row. ridge: the additive ridge on the same features. interaction: correlation "
+        "with the labels beyond row and column effects. capture: of what a row's best eighth of "
+        "helpers is worth above its mean; the ridge's and the untrained cosine's stand beside it.",
         "",
         f"| {' | '.join(heads)} |",
         f"|{' ---: |' * len(heads)}",
     ]
     for row, point in zip(figures["rows"], points, strict=True):
-        rank = row["q4_row_spearman"]
         cells = [str(point.num_hidden), f"{point.fraction:g}",
                  f"{point.num_train_pairs:,}",
                  *(f"{point.error(quadrant):.5f}" for quadrant in quadrants),
-                 f"{row['Q4_row_column_mean']:.5f}", row["q4_gain"],
-                 "" if rank is None else f"{rank:.3f}"]  # fmt: skip
+                 f"{point.ridge_error:.5f}", row["q4_gain"],
+                 *(f"{value:.3f}" for value in point.knowledge.values())]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
 

@@ -228,12 +228,19 @@ def _fraction(num_labels: int, block: str, num_rows: int, num_columns: int) -> f
 
 # What a sweep found: error by setting, over its seeds, as a table and as the paper's plot.
 
-NETWORK, MEAN, ROW_COLUMN_MEAN = "network", "mean", "row_column_mean"
+NETWORK, ADDITIVE_RIDGE, COSINE = "network", "additive_ridge", "cosine"
+#: Heading of a figure, to its model and column.
+KNOWLEDGE = {
+    "interaction": (NETWORK, "interaction_correlation"),
+    "capture": (NETWORK, "capture"),
+    "ridge's": (ADDITIVE_RIDGE, "capture"),
+    "cosine's": (COSINE, "capture"),
+}
 #: Colour, marker and meaning of each quadrant.
 LOOKS = {
     "Q1": ("#0072b2", "o", "both seen"),
-    "Q2": ("#009e73", "s", "helper unseen"),
-    "Q3": ("#9467bd", "^", "helped unseen"),
+    "Q2": ("#009e73", "s", "helped unseen"),
+    "Q3": ("#9467bd", "^", "helper unseen"),
     "Q4": ("#d55e00", "D", "neither seen"),
 }
 #: The paper's two baselines know no label: one line each, of Q4.
@@ -257,17 +264,25 @@ class SweepPoint:
     num_train_pairs: int
     #: (split, model) to the error of every seed.
     errors: dict[tuple[str, str], list[float]] = field(default_factory=dict)
-    row_spearman: list[float] = field(default_factory=list)  # of the network in Q4, a seed each
+    #: (model, measure) to its value in Q4 with every seed.
+    of_pairs: dict[tuple[str, str], list[float]] = field(default_factory=dict)
 
     def error(self, split: str, model: str = NETWORK) -> float:
         """Return the mean error over seeds; NaN where the split has no pairs."""
         return float(np.mean(self.errors.get((split, model), [np.nan])))
 
     @property
-    def mean_error(self) -> float:
-        """The Q4 error of the best mean: of row and column, or of all points."""
-        best = ROW_COLUMN_MEAN if ("Q4", ROW_COLUMN_MEAN) in self.errors else MEAN
-        return self.error("Q4", best)
+    def ridge_error(self) -> float:
+        """The Q4 error of the additive ridge, which ranks helpers alike for every row."""
+        return self.error("Q4", ADDITIVE_RIDGE)
+
+    @property
+    def knowledge(self) -> dict[str, float]:
+        """What is known of pairs in Q4, mean over seeds; NaN where it is undefined."""
+        return {
+            name: float(np.mean(self.of_pairs.get(key, [np.nan])))
+            for name, key in KNOWLEDGE.items()
+        }
 
 
 def sweep_points(cells: pa.Table) -> list[SweepPoint]:
@@ -277,9 +292,11 @@ def sweep_points(cells: pa.Table) -> list[SweepPoint]:
         key = (row["block"], row["num_hidden"], row["fraction"])
         names = ("block", "fraction", "num_hidden", "num_train_pairs")
         point = points.setdefault(key, SweepPoint(*(row[name] for name in names)))
-        point.errors.setdefault((row["split"], row["model"]), []).append(row["scaled_mse"])
-        if (row["split"], row["model"]) == ("Q4", NETWORK) and row["row_spearman"] is not None:
-            point.row_spearman.append(row["row_spearman"])
+        if row["scaled_mse"] is not None:
+            point.errors.setdefault((row["split"], row["model"]), []).append(row["scaled_mse"])
+        for model, name in KNOWLEDGE.values():
+            if (row["split"], row["model"]) == ("Q4", model) and row[name] is not None:
+                point.of_pairs.setdefault((model, name), []).append(row[name])
     return [points[key] for key in sorted(points)]
 
 
@@ -324,9 +341,9 @@ def _draw_panel(axes: Axes, points: Sequence[SweepPoint]) -> None:
         )
         errors, label = [one.error(name) for one in points], f"{name}: {meaning}"
         axes.plot(sizes, errors, color=colour, marker=marker, label=label)
-        means = [one.error(name, ROW_COLUMN_MEAN) for one in points]
-        label = "row + column mean" if name == "Q4" else ""
-        axes.plot(sizes, means, color=colour, ls="--", lw=1.2, label=label)
+        ridge = [one.error(name, ADDITIVE_RIDGE) for one in points]
+        label = "additive ridge" if name == "Q4" else ""
+        axes.plot(sizes, ridge, color=colour, ls="--", lw=1.2, label=label)
     for model, dashes in BLIND.items():
         errors = [one.error("Q4", model) for one in points]
         axes.plot(sizes, errors, color="grey", ls=dashes, label=f"{model} (Q4)")

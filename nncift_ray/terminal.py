@@ -325,20 +325,24 @@ def print_sweep_plan(plan: SweepPlan) -> None:
 
 
 def print_sweep(points: Sequence[SweepPoint], quadrants: Sequence[str]) -> None:
-    """Print the error of every setting, by quadrant, beside the best mean."""
+    """Print the error of every setting, by quadrant, beside the additive ridge's."""
     rows = []
     for point in points:
-        errors = [point.error(name) for name in quadrants] + [point.mean_error]
-        change = point.error("Q4") / point.mean_error - 1 if point.mean_error > 0 else math.nan
-        ranks = point.row_spearman
+        errors = [point.error(name) for name in quadrants] + [point.ridge_error]
+        change = point.error("Q4") / point.ridge_error - 1 if point.ridge_error > 0 else math.nan
         setting = point.block, f"{point.fraction:g}", point.num_hidden, point.num_train_pairs
         shown = ("" if math.isnan(error) else f"{1000 * error:.3g}" for error in errors)
         better = "" if math.isnan(change) else f"{change:+.0%}"
-        rows.append((*setting, *shown, better, f"{sum(ranks) / len(ranks):.2f}" if ranks else ""))
+        known = ("" if math.isnan(value) else f"{value:.2f}" for value in point.knowledge.values())
+        rows.append((*setting, *shown, better, *known))
     columns = ("block", ">part", ">hidden", ">pairs", *(f">{name}" for name in quadrants))
     title = "1,000 x mean squared error on labels scaled to [0, 1], mean over seeds"
-    console.print(make_table((*columns, ">mean", ">vs", ">rank"), rows, title=title))
-    console.print("Q4: mean is row + col mean, vs the network against it, rank within rows")
+    columns = (*columns, ">ridge", ">vs", ">inter", ">capture", ">ridge's", ">cosine's")
+    console.print(make_table(columns, rows, title=title))
+    console.print(
+        "Q4: ridge is the additive one, vs the network against it; inter the correlation beyond "
+        "row and column effects; capture the share of the best helpers' gain, beside the rivals'"
+    )
 
 
 def print_evaluation_plan(made: EvaluationPlan) -> None:

@@ -342,8 +342,10 @@ def agreement_table(data: Evaluation) -> PageTable:
 
 def fidelity_table(data: Evaluation) -> PageTable:
     """List the error of every network and of what knows less, by quadrant."""
-    models = {"network": "network", "row_column_mean": "row + column mean", "mean": "mean",
+    models = {"network": "network", "additive_ridge": "additive ridge", "mean": "mean",
               "zero": "always zero", "random": "random"}  # fmt: skip
+    measures = {"spearman": "Spearman", "interaction_correlation": "interaction",
+                "capture": "capture"}  # fmt: skip
     errors: dict[tuple[str, str, str], dict[str, dict[str, Any]]] = {}
     for row in data.fidelity.to_pylist():
         if row["split"].startswith("Q"):
@@ -353,18 +355,20 @@ def fidelity_table(data: Evaluation) -> PageTable:
         (
             *key, format_count(of.get("network", {}).get("num_pairs")),
             *(format_number(of.get(model, {}).get("scaled_mse")) for model in models),
-            *(format_number(of.get("network", {}).get(name), 2)
-              for name in ("r2", "spearman", "row_spearman")),
+            *(format_number(of.get("network", {}).get(name), 2) for name in measures),
+            *(format_number(of.get(model, {}).get("capture"), 2)
+              for model in ("additive_ridge", "cosine")),
         )
         for key, of in sorted(errors.items(), key=lambda item: (method_place(item[0][0]), item[0]))
     ]  # fmt: skip
-    heads = ("method", "block", "quadrant", "pairs", *models.values(), "R²", "Spearman",
-             "Spearman in rows")  # fmt: skip
+    heads = ("method", "block", "quadrant", "pairs", *models.values(), *measures.values(),
+             "ridge's capture", "cosine's capture")  # fmt: skip
     reading = (
-        "Mean squared error on labels scaled to [0, 1], and of the network also R² and rank "
-        "correlation. Q1: both examples seen in training, Q4: neither, which is where nearly all "
-        "scored pairs lie. Beating zero and random says nothing; beating the row + column mean "
-        "does."
+        "Mean squared error on labels scaled to [0, 1], and of the network also the rank "
+        "correlation, the correlation beyond row and column effects, and how much of what a row's "
+        "best eighth of helpers is worth it finds. Q1: both examples seen in training, Q4: "
+        "neither, which is where nearly all scored pairs lie. Beating zero, random or the mean "
+        "says nothing of pairs: an additive ridge ranks helpers alike for every row."
     )
     return _table("How faithful each network is to its teacher", heads, 3, rows, reading,
                   "No method fits a network.")  # fmt: skip

@@ -3,8 +3,8 @@
 A square block of R random rows and R random columns is labelled and split into train, validation
 and Q1; the other quadrants measure the network on examples it never saw:
 
-    Q1 row seen, column seen      Q2 row seen, column unseen
-    Q3 row unseen, column seen    Q4 neither seen
+    Q1 row seen, column seen      Q2 row unseen, column seen
+    Q3 row seen, column unseen    Q4 neither seen
 
 Unseen columns are few (about the square root of a quadrant's pairs), because each costs the
 teacher a prefix of its own. Rows are few too (twice that), so that each has several held-out
@@ -16,7 +16,7 @@ training never saw. Sampled examples stay selectable.
 Where the labels themselves are the scores nothing is held out: everything is labelled, or whole
 rows with every column.
 Suffixes: I rows, J columns, P pairs.
-Source: NN-CIFT, arXiv 2502.09969 (5 % of the examples on each axis).
+Source: NN-CIFT, arXiv 2502.09969 (5 % of the examples on each axis; the quadrants' names).
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 I64 = NDArray[np.int64]
+Integers = NDArray[np.integer]
 
 TRAIN, VALIDATION = "train", "validation"
 QUADRANTS = ("Q1", "Q2", "Q3", "Q4")
@@ -290,13 +291,13 @@ def _draw_quadrants(
     few = math.ceil(math.sqrt(holdout))
     # Rows of a table of their own cost a baseline each: twice as many as columns, no more.
     new_rows, new_columns = unseen[0][: 2 * few], unseen[1][:few]
-    # Q2 measures few rows, but enough for its pairs.
+    # Q3 measures few rows, but enough for its pairs.
     most_rows = max(2 * few, math.ceil(holdout / max(1, len(new_columns))))
     measured_rows = seen[0][:most_rows]
     parts: list[tuple[I64, I64, NDArray[np.str_]]] = []
     for name, row_pool, column_pool in (
-        ("Q2", measured_rows, new_columns),
-        ("Q3", new_rows, seen[1][:few]),
+        ("Q2", new_rows, seen[1][:few]),
+        ("Q3", measured_rows, new_columns),
         ("Q4", new_rows, new_columns),
     ):
         helped, helper = all_pairs(row_pool, column_pool, same_examples)
@@ -383,3 +384,45 @@ def _whole_group(key_of_place: I64, bound: int) -> int:
 
 def _generator(seed: int, *stream: int) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, *stream])))
+
+
+# Folds of unseen examples: what decides how long a small sample is trained, and a penalty.
+
+
+def unseen_folds(
+    helped: Integers,
+    helper: Integers | None,
+    *,
+    same_examples: bool,
+    num_folds: int,
+    seed: int,
+) -> list[NDArray[np.bool_]]:
+    """Deal the examples of some pairs into folds and return the pairs each holds out, a mask [P].
+
+    A fold holds out every pair that touches one of its rows or columns, so that a model trained
+    on the others meets it as it will meet nearly all pairs it scores: with examples it never saw.
+    Pairs held out at random share both examples with training and let memorising look like
+    learning. There is no fold where an axis has fewer examples than folds, or a fold would leave
+    nothing to train on or nothing to measure.
+
+    Args:
+        helped: Row of each pair [P], any numbering.
+        helper: Column of each pair [P]; the numbering of `helped` where `same_examples`. None in
+            pointwise data: the rows alone are dealt.
+        same_examples: Rows and columns are one set of examples: each goes to one fold on both axes.
+        num_folds: Folds, at least 2.
+        seed: Of the deal.
+    """
+    generator = np.random.default_rng(seed)
+    axes = [helped] if helper is None else [helped, helper]
+    if same_examples:
+        axes = [np.concatenate(axes)]
+    dealt: list[Integers] = []
+    for axis in axes:
+        distinct, place = np.unique(axis, return_inverse=True)
+        if len(distinct) < num_folds:
+            return []
+        dealt.append((generator.permutation(len(distinct)) % num_folds)[place])
+    fold_AP = np.concatenate(dealt).reshape(-1, len(helped))  # a row of folds for each axis
+    masks = [(fold_AP == fold).any(axis=0) for fold in range(num_folds)]
+    return [] if any(mask.all() or not mask.any() for mask in masks) else masks

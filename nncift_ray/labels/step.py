@@ -206,7 +206,7 @@ class LabelStage(Stage):
 
     name: ClassVar[str] = "label"
     title: ClassVar[str] = "ask the teacher for labels"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     unit: ClassVar[str] = "requests"
     max_failed_key: ClassVar[str] = "teacher.max_failed_fraction"
     divisible: ClassVar[bool] = True

@@ -1,13 +1,17 @@
 """How well the network stands in for the teacher, beside models that know less.
 
-A mean squared error says little alone: labels in a narrow band are met by any constant. So every
-split is also scored by a constant, by the means of rows and columns, and by the paper's two
-baselines; and since a row's offset chooses no helper, every model also within rows
-(``WithinRows``). Suffixes: P pairs (or examples, of a pointwise teacher), G rows of pairs.
+A mean squared error says little alone: labels in a narrow band are met by any constant. A row's
+offset chooses no helper, and a helper that is good for every row needs no network. So every model
+is measured in three ways: over all pairs, within rows (``row_spearman``, `capture`), and by what
+is left when row and column effects are taken away (`interaction_correlation`), beside the
+`rivals`. Suffixes: P pairs (or examples, of a pointwise teacher), G rows of pairs, I rows,
+J columns, B resamples, M the pairs of one row.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -15,56 +19,68 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from nncift_ray.errors import ShapeError
-from nncift_ray.labels.sample import SPLITS, TRAIN
+from nncift_ray.labels.sample import QUADRANTS, SPLITS, TRAIN
+from nncift_ray.network.rivals import (
+    PairFeatures,
+    additive_ridge,
+    cosines,
+    row_column_means,
+    two_way_effects,
+)
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
+Bools = NDArray[np.bool_]
 Floats = NDArray[np.floating]
 Integers = NDArray[np.integer]
 
 NETWORK, ZERO, RANDOM = "network", "zero", "random"
 MEAN, ROW_COLUMN_MEAN = "mean", "row_column_mean"
+ADDITIVE_RIDGE, COSINE = "additive_ridge", "cosine"
 MIN_RANKED = 4  # pairs from which on the helpers of a row are ranked
-TOP_SHARE = 0.25  # of a row's pairs; rounded up, so many are its best helpers
+BEST_SHARE, FEW_SHARE = 0.125, 0.01  # of a row's pairs; the nearest number, one at least
+NUM_DRAWS, INTERVAL = 400, 0.95
+MIN_DRAWN = 5  # rows, and columns, from which on resampling them says something
+PAIRS_AN_EFFECT = 2  # from which on resampling them leaves interactions to correlate
+ROUNDING = 1e-6  # of the largest value: what single precision leaves of no interaction
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WithinRows:
-    """Agreement within rows; None where it is not defined."""
+class PairMeasures:
+    """Agreement of labels and predictions of pairs; None where it is not defined.
+
+    ``_low`` and ``_high`` are 95 % intervals of 400 resamples of rows and columns; None where
+    either are fewer than five, or the pairs too scattered for interactions.
+    """
 
     num_rows: int = 0
-    """Rows of `MIN_RANKED` pairs or more whose labels vary: what the last four rest on."""
-    centred_r2: float | None = None
-    """R2 after each row's mean over these pairs is taken from labels and from predictions.
-
-    0 is a model that knows no helper of a row from another. A row of one pair adds nothing.
-    """
-    centred_spearman: float | None = None
-    """Rank correlation of the centred values, over the pairs of rows that have two or more."""
+    """Rows of `MIN_RANKED` pairs or more whose labels vary: what ranks and captures rest on."""
     row_spearman: float | None = None
     """Mean over rows of the rank correlation within the row.
 
     A row that is predicted constant counts 0; None where all are.
     """
-    top_overlap: float | None = None
-    """Mean over rows of the share of the teacher's best helpers that are among the model's best.
-
-    The best are ceil(m / 4) of a row's m pairs. Ties are broken at random, in expectation.
-    """
-    chance_overlap: float | None = None
-    """The same of a model that knows nothing: mean of ceil(m / 4) / m."""
+    interaction_correlation: float | None = None
+    interaction_correlation_low: float | None = None
+    interaction_correlation_high: float | None = None
+    capture: float | None = None
+    capture_low: float | None = None
+    capture_high: float | None = None
+    capture_1pct: float | None = None
+    capture_1pct_low: float | None = None
+    capture_1pct_high: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FidelityRow(WithinRows):
-    """One model on one split; nothing within rows is defined for examples on their own."""
+class FidelityRow(PairMeasures):
+    """One model on one split; no measure of pairs is defined for examples on their own."""
 
     split: str
     model: str
     num_pairs: int
-    mse: float  # squared label unit
-    scaled_mse: float  # labels min-max scaled to [0, 1] over the whole block; NaN if all are equal
-    r2: float | None  # None where the labels do not vary
+    mse: float | None  # squared label unit; None of a cosine, which has another unit
+    scaled_mse: float | None  # labels scaled to [0, 1] over the whole block; NaN if all are equal
+    r2: float | None  # None where the labels do not vary, and of a cosine
     spearman: float | None  # None where either side does not vary
 
 
@@ -74,13 +90,16 @@ def fidelity_table(
     splits: NDArray[np.str_],
     rows: Integers,
     cols: Integers | None,
+    features: PairFeatures,
     seed: int,
 ) -> list[FidelityRow]:
-    """Measure the network and the baselines on every split that has pairs.
+    """Measure the network and its rivals on every split that has pairs.
 
-    The baselines know the training pairs only: `zero` predicts 0 in the labels' own unit ("no
+    The rivals know the training pairs only: `zero` predicts 0 in the labels' own unit ("no
     example helps"), `random` draws uniformly over the range of the labels, `mean` is their mean,
-    `row_column_mean` is row mean + column mean - grand mean, of pairs only.
+    `additive_ridge` is ridge on the features of both examples; and of pairs only,
+    `row_column_mean` is the least squares fit of a row and a column effect (in Q4 a constant) and
+    `cosine` the cosine of the two examples' features, which was fitted to nothing.
 
     Args:
         labels: Teacher's utilities [P], raw and signed.
@@ -88,24 +107,16 @@ def fidelity_table(
         splits: Split of each pair [P], one of `SPLITS`.
         rows: Helped example of each pair [P].
         cols: Helper example of each pair [P]; None where examples are labelled on their own.
-        seed: Of the random baseline.
+        features: What the network reads of the pairs.
+        seed: Of the random baseline, the ridge's folds and the resamples.
 
     Raises:
         ShapeError: If the columns differ in length.
-        ValueError: If there is no training pair, a split is unknown or a value is not finite.
+        ValueError: If there is no training pair, a split is unknown, a pair is named twice in one
+            split or a value is not finite.
     """
-    _check_table(labels, predictions, splits, rows, cols)
-    fitted, num_pairs = splits == TRAIN, len(labels)
-    train = _f64(labels)[fitted]
-    generator = np.random.Generator(np.random.PCG64(seed))
-    models: dict[str, F64] = {
-        NETWORK: _f64(predictions),
-        ZERO: np.zeros(num_pairs),
-        RANDOM: generator.uniform(train.min(), train.max(), num_pairs),
-        MEAN: np.full(num_pairs, train.mean()),
-    }
-    if cols is not None:
-        models[ROW_COLUMN_MEAN] = row_column_means(labels, rows, cols, fitted)
+    _check_table(labels, predictions, splits, rows, cols, features)
+    models = _predict_all(labels, predictions, splits == TRAIN, rows, cols, features, seed)
     scale = float(labels.min()), float(labels.max())
     table: list[FidelityRow] = []
     for split in SPLITS:
@@ -113,22 +124,49 @@ def fidelity_table(
         if not at.any():
             continue
         truth = _f64(labels)[at]
+        draws = seed if split in QUADRANTS else None
         for model, values in models.items():
-            predicted, within = values[at], WithinRows()
+            predicted, of_pairs = values[at], PairMeasures()
             if cols is not None:
-                within = measure_within_rows(truth, predicted, rows[at])
+                of_pairs = measure_pairs(truth, predicted, rows[at], cols[at], draws)
+            in_unit = model != COSINE
             row = FidelityRow(
                 split=split,
                 model=model,
                 num_pairs=len(truth),
-                mse=mse(truth, predicted),
-                scaled_mse=scaled_mse(truth, predicted, *scale),
-                r2=r2(truth, predicted),
+                mse=mse(truth, predicted) if in_unit else None,
+                scaled_mse=scaled_mse(truth, predicted, *scale) if in_unit else None,
+                r2=r2(truth, predicted) if in_unit else None,
                 spearman=spearman(truth, predicted),
-                **asdict(within),
+                **asdict(of_pairs),
             )
             table.append(row)
     return table
+
+
+def _predict_all(
+    labels: Floats,
+    predictions: Floats,
+    fitted: Bools,
+    rows: Integers,
+    cols: Integers | None,
+    features: PairFeatures,
+    seed: int,
+) -> dict[str, F64]:
+    """Return the predictions [P] of every model."""
+    train, num_pairs = _f64(labels)[fitted], len(labels)
+    generator = np.random.Generator(np.random.PCG64(seed))
+    models: dict[str, F64] = {
+        NETWORK: _f64(predictions),
+        ZERO: np.zeros(num_pairs),
+        RANDOM: generator.uniform(train.min(), train.max(), num_pairs),
+        MEAN: np.full(num_pairs, train.mean()),
+        ADDITIVE_RIDGE: additive_ridge(labels, features, fitted, seed),
+    }
+    if cols is not None:
+        models[ROW_COLUMN_MEAN] = row_column_means(labels, rows, cols, fitted)
+        models[COSINE] = cosines(features)
+    return models
 
 
 def _check_table(
@@ -137,11 +175,15 @@ def _check_table(
     splits: NDArray[np.str_],
     rows: Integers,
     cols: Integers | None,
+    features: PairFeatures,
 ) -> None:
     columns = (labels, predictions, splits, rows, rows if cols is None else cols)
-    lengths = [len(column) for column in columns]
-    if len(set(lengths)) != 1:
-        raise ShapeError(f"labels, predictions, splits, rows, cols differ in length: {lengths}")
+    lengths = [len(column) for column in (*columns, *(place for _, place in features.sides))]
+    if len(set(lengths)) != 1 or (cols is None) != (features.helper_pos is None):
+        raise ShapeError(
+            "labels, predictions, splits, rows, cols and the features' positions differ in "
+            f"length: {lengths}"
+        )
     if unknown := set(np.unique(splits).tolist()) - set(SPLITS):
         raise ValueError(f"unknown splits {sorted(unknown)}, expected some of {SPLITS}")
     for name, values in (("label", labels), ("prediction", predictions)):
@@ -183,56 +225,240 @@ def spearman(labels: Floats, predictions: Floats) -> float | None:
     return float(np.corrcoef(rankdata(labels), rankdata(predictions))[0, 1])
 
 
-def row_column_means(
-    labels: Floats, rows: Integers, cols: Integers, fitted: NDArray[np.bool_]
-) -> F64:
-    """Predict every pair [P] by row mean + column mean - grand mean of the ``fitted`` ones.
+# What a model knows of pairs: between the helpers of a row, and beyond row and column effects.
 
-    What this cannot explain is true interaction of two examples. An unseen row (column) counts as
-    average.
+
+def interaction_correlation(labels_IJ: Floats, predictions_IJ: Floats) -> float:
+    """Return the correlation of double-centred labels and predictions.
+
+    Both lose the least squares fit of a row and a column effect first: what is left is what no
+    model that ranks helpers alike for every row can know. NaN where nothing is left of either.
+
+    Args:
+        labels_IJ: Labels of rows and columns; NaN where a pair has none.
+        predictions_IJ: Predictions; those of pairs without a label are not read.
+
+    Raises:
+        ShapeError: If the matrices differ in shape.
     """
-    train = _f64(labels)[fitted]
-    grand = float(train.mean())
-    row_P, col_P = (_group_means(train, groups, fitted, grand) for groups in (rows, cols))
-    return row_P + col_P - grand
+    return float(_interactions(*_matrices(labels_IJ, predictions_IJ), None)[0])
 
 
-def _group_means(train: F64, groups: Integers, fitted: NDArray[np.bool_], unseen: float) -> F64:
-    """Return for each pair the mean of the training labels of its group."""
-    number_G, place = np.unique(groups[fitted], return_inverse=True)
-    mean_G = np.bincount(place, weights=train) / np.bincount(place)
-    group_P = np.minimum(np.searchsorted(number_G, groups), len(number_G) - 1)
-    return np.where(number_G[group_P] == groups, mean_G[group_P], unseen)
+def capture(labels_IJ: Floats, predictions_IJ: Floats, share: float = BEST_SHARE) -> float:
+    """Return how much of what the best helpers of a row are worth the predicted best have.
+
+    (mean label of the predicted best - row's mean) / (that of the truly best - row's mean),
+    averaged over the rows of `MIN_RANKED` labels or more that vary. The best are ``share`` of the
+    row's labelled pairs, rounded to the nearest number and one at least. Ties are broken at
+    random, in expectation: a constant prediction captures 0. NaN where no row varies.
+
+    Args:
+        labels_IJ: Labels of rows and columns; NaN where a pair has none.
+        predictions_IJ: Predictions; those of pairs without a label are not read.
+        share: In (0, 1).
+
+    Raises:
+        ShapeError: If the matrices differ in shape.
+        ValueError: If ``share`` is out of range.
+    """
+    return float(_captures(*_matrices(labels_IJ, predictions_IJ), None, share=share)[0])
+
+
+def _matrices(labels_IJ: Floats, predictions_IJ: Floats) -> tuple[F64, F64, Bools]:
+    """Return labels and predictions with 0 where a pair has no label, and where it has one."""
+    if labels_IJ.ndim != 2 or labels_IJ.shape != predictions_IJ.shape:
+        raise ShapeError(
+            f"labels {labels_IJ.shape} and predictions {predictions_IJ.shape}: expected two "
+            "matrices of one shape"
+        )
+    present = ~np.isnan(labels_IJ)
+    return (
+        _f64(np.where(present, labels_IJ, 0)),
+        _f64(np.where(present, predictions_IJ, 0)),
+        present,
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Draws:
+    """How often each row and each column is there, in the sample itself and in resamples."""
+
+    rows_IB: F64
+    columns_JB: F64
+
+    @classmethod
+    def of(cls, shape: tuple[int, int], seed: int | None) -> _Draws:
+        """Draw rows and columns, each with replacement; no seed: the sample alone.
+
+        Source: the pigeonhole bootstrap, Owen 2007, arXiv 0709.1648.
+        """
+        generator, weights = np.random.default_rng(seed), list[F64]()
+        for size in shape:
+            drawn = np.zeros((0, size))
+            if seed is not None:
+                counts = generator.multinomial(size, np.full(size, 1 / size), NUM_DRAWS)
+                drawn = counts.astype(np.float64)
+            weights.append(np.concatenate([np.ones((1, size)), drawn]).T)
+        return cls(*weights)
+
+
+def _interactions(labels_IJ: F64, predictions_IJ: F64, present: Bools, draws: _Draws | None) -> F64:
+    """Return the correlation [B] of what row and column effects leave, of the sample first."""
+    # A pair alone in its row or column is met by an effect exactly: it says nothing here.
+    row_at, column_at = _core(present)
+    here = present[np.ix_(row_at, column_at)]
+    if draws is None or here.sum() < PAIRS_AN_EFFECT * sum(here.shape):
+        draws = _Draws.of(present.shape, None)
+    rows_IB, columns_JB = draws.rows_IB[row_at], draws.columns_JB[column_at]
+    undefined = np.full(rows_IB.shape[1], np.nan)
+    if not here.any():
+        return undefined
+    left: list[F64] = []
+    for values in (labels_IJ, predictions_IJ):
+        values = values[np.ix_(row_at, column_at)]
+        residual = _residual(values - values[here].mean(), here)
+        size = float(np.sqrt(np.square(residual).sum() / here.sum()))
+        if size <= ROUNDING * np.abs(values[here]).max():
+            return undefined
+        left.append(residual / size)
+    mass = here.astype(np.float64)
+    effects = [
+        two_way_effects(each, mass, rows_IB, columns_JB, converged=1e-6, max_sweeps=100)
+        for each in left
+    ]
+
+    def product(x: int, y: int) -> F64:
+        """Sum x y over a resample, less its own row and column effects of x."""
+        (r_IB, c_JB), values = effects[x], left[y]
+        both = (rows_IB * ((left[x] * values) @ columns_JB)).sum(axis=0)
+        of_rows = (rows_IB * r_IB * (values @ columns_JB)).sum(axis=0)
+        return both - of_rows - (columns_JB * c_JB * (values.T @ rows_IB)).sum(axis=0)
+
+    squares = product(0, 0), product(1, 1)
+    total = rows_IB.sum(axis=0) * columns_JB.sum(axis=0)
+    known = np.minimum(*squares) > ROUNDING * np.maximum(total, 1)
+    norm = np.sqrt(squares[0] * squares[1], out=np.ones_like(total), where=known)
+    return np.where(known, np.clip(product(0, 1) / norm, -1, 1), np.nan)
+
+
+def _core(present: Bools) -> tuple[I64, I64]:
+    """Return the rows and columns left when those of fewer than two pairs go, again and again."""
+    rows, columns = (np.ones(size, np.bool_) for size in present.shape)
+    while True:
+        here = present & rows[:, None] & columns
+        kept = here.sum(axis=1) > 1, here.sum(axis=0) > 1
+        if kept[0].sum() == rows.sum() and kept[1].sum() == columns.sum():
+            return np.flatnonzero(rows), np.flatnonzero(columns)
+        rows, columns = rows & kept[0], columns & kept[1]
+
+
+def _residual(values_IJ: F64, present: Bools) -> F64:
+    """Take row and column effects from values; 0 where a pair is missing."""
+    r_I1, c_J1 = two_way_effects(np.where(present, values_IJ, 0), present.astype(np.float64))
+    return np.where(present, values_IJ - r_I1 - c_J1.T, 0)
+
+
+def _captures(
+    labels_IJ: F64, predictions_IJ: F64, present: Bools, draws: _Draws | None, *, share: float
+) -> F64:
+    """Return the capture [B] at a share, of the sample first and then of each resample."""
+    if not 0 < share < 1:
+        raise ValueError(f"share must be between 0 and 1, got {share}")
+    draws = draws or _Draws.of(present.shape, None)
+    total_B, rows_B = (np.zeros(draws.rows_IB.shape[1]) for _ in range(2))
+    for row, at in enumerate(present):
+        label, weight_MB = labels_IJ[row, at], draws.columns_JB[at]
+        spread = np.ptp(label) if len(label) >= MIN_RANKED else 0.0
+        if not spread:
+            continue
+        label = label - label.mean()
+        mass_B = weight_MB.sum(axis=0)
+        wanted_B = np.maximum(1, np.floor(share * mass_B + 0.5))
+        mean_B = label @ weight_MB / np.maximum(mass_B, 1)
+        found_B, best_B = (
+            _mean_of_best(scores, label, weight_MB, wanted_B) - mean_B
+            for scores in (predictions_IJ[row, at], label)
+        )
+        varies_B = (best_B > ROUNDING * spread) & (mass_B > 0)
+        gain_B = np.divide(found_B, best_B, out=np.zeros_like(best_B), where=varies_B)
+        total_B += draws.rows_IB[row] * gain_B
+        rows_B += draws.rows_IB[row] * varies_B
+    return np.divide(total_B, rows_B, out=np.full_like(rows_B, np.nan), where=rows_B > 0)
+
+
+def _mean_of_best(scores_M: F64, label_M: F64, weight_MB: F64, wanted_B: F64) -> F64:
+    """Return the mean label [B] of the pairs of highest score, as many as wanted, ties shared."""
+    order = np.argsort(-scores_M, kind="stable")
+    ranked, weight = scores_M[order], weight_MB[order]
+    start = np.flatnonzero(np.r_[True, ranked[1:] != ranked[:-1]])
+    mass = np.add.reduceat(weight, start, axis=0)
+    worth = np.add.reduceat(weight * label_M[order, None], start, axis=0)
+    before = np.cumsum(mass, axis=0) - mass
+    taken = np.divide(wanted_B - before, mass, out=np.zeros_like(mass), where=mass > 0)
+    return (np.clip(taken, 0, 1) * worth).sum(axis=0) / wanted_B
+
+
+def measure_pairs(
+    labels: Floats, predictions: Floats, rows: Integers, cols: Integers, seed: int | None
+) -> PairMeasures:
+    """Compare labels [P] with predictions [P] of the pairs of rows [P] and cols [P].
+
+    Intervals are drawn with ``seed``; None leaves them out.
+
+    Raises:
+        ValueError: If a pair is named twice.
+    """
+    truth, predicted = _f64(labels), _f64(predictions)
+    matrices = _spread_out(truth, predicted, rows, cols)
+    shape = matrices[0].shape
+    draws = _Draws.of(shape, seed if min(shape) >= MIN_DRAWN else None)
+    measures: dict[str, Callable[..., F64]] = {
+        "interaction_correlation": _interactions,
+        "capture": functools.partial(_captures, share=BEST_SHARE),
+        "capture_1pct": functools.partial(_captures, share=FEW_SHARE),
+    }
+    found: dict[str, float | None] = {}
+    for name, measure in measures.items():
+        value, *resampled = (float(each) for each in measure(*matrices, draws))
+        found[name] = None if np.isnan(value) else value
+        known = [each for each in resampled if not np.isnan(each)]
+        if found[name] is not None and known:
+            tail = (1 - INTERVAL) / 2
+            low, high = np.quantile(known, [tail, 1 - tail])
+            found |= {f"{name}_low": float(low), f"{name}_high": float(high)}
+    num_rows, correlation = _rank_within_rows(truth, predicted, rows)
+    return PairMeasures(num_rows=num_rows, row_spearman=correlation, **found)
+
+
+def _spread_out(
+    truth: F64, predicted: F64, rows: Integers, cols: Integers
+) -> tuple[F64, F64, Bools]:
+    """Return labels and predictions as matrices, 0 where a pair is missing, and where it is not."""
+    number_I, row_P = np.unique(rows, return_inverse=True)
+    number_J, column_P = np.unique(cols, return_inverse=True)
+    count = np.zeros((len(number_I), len(number_J)), np.int64)
+    np.add.at(count, (row_P, column_P), 1)
+    if (count > 1).any():
+        row, column = np.argwhere(count > 1)[0]
+        raise ValueError(f"the pair ({number_I[row]}, {number_J[column]}) is named twice")
+    labels_IJ, predictions_IJ = np.zeros(count.shape), np.zeros(count.shape)
+    labels_IJ[row_P, column_P], predictions_IJ[row_P, column_P] = truth, predicted
+    return labels_IJ, predictions_IJ, count > 0
 
 
 # Within rows.
 
 
-def measure_within_rows(labels: Floats, predictions: Floats, rows: Integers) -> WithinRows:
-    """Compare labels [P] with predictions [P] of the pairs of rows [P], row by row."""
-    truth, predicted = _f64(labels), _f64(predictions)
+def _rank_within_rows(truth: F64, predicted: F64, rows: Integers) -> tuple[int, float | None]:
+    """Return how many rows are ranked, and their mean rank correlation."""
     group_P = _number(rows)
     size_P = np.bincount(group_P, minlength=1)[group_P]
-    paired = size_P > 1
-    centred = [centre(values[paired], rows[paired]) for values in (truth, predicted)]
-    centred_r2, centred_spearman = _compare_centred(*centred)
     spread_G = np.bincount(group_P, weights=np.abs(centre(truth, rows)), minlength=1)
     ranked = (size_P >= MIN_RANKED) & (spread_G > 0)[group_P]
     if not ranked.any():
-        return WithinRows(centred_r2=centred_r2, centred_spearman=centred_spearman)
-    truth, predicted, group_P = truth[ranked], predicted[ranked], _number(rows[ranked])
-    size_G = np.bincount(group_P)
-    wanted_G = np.ceil(TOP_SHARE * size_G)
-    both_P = _in_top(truth, group_P, wanted_G) * _in_top(predicted, group_P, wanted_G)
-    overlap_G = np.bincount(group_P, weights=both_P) / wanted_G
-    return WithinRows(
-        num_rows=len(size_G),
-        centred_r2=centred_r2,
-        centred_spearman=centred_spearman,
-        row_spearman=_mean_correlation(truth, predicted, group_P),
-        top_overlap=float(overlap_G.mean()),
-        chance_overlap=float((wanted_G / size_G).mean()),
-    )
+        return 0, None
+    group_P = _number(rows[ranked])
+    return int(group_P.max()) + 1, _mean_correlation(truth[ranked], predicted[ranked], group_P)
 
 
 def centre(values: F64, rows: Integers) -> F64:
@@ -248,19 +474,9 @@ def centre(values: F64, rows: Integers) -> F64:
     return values - np.where(equal_G, lowest_G, mean_G)[group_P]
 
 
-def _compare_centred(truth: F64, predicted: F64) -> tuple[float | None, float | None]:
-    """Return R2 and rank correlation."""
-    if not truth.any():
-        return None, None
-    centred_r2 = 1.0 - float(np.square(truth - predicted).sum() / np.square(truth).sum())
-    if not predicted.any():
-        return centred_r2, None
-    return centred_r2, float(np.corrcoef(rankdata(truth), rankdata(predicted))[0, 1])
-
-
 def _mean_correlation(truth: F64, predicted: F64, group_P: I64) -> float | None:
     """Return the mean rank correlation of rows whose ``truth`` varies."""
-    one_P, other_P = (centre(_ranks(values, group_P)[0], group_P) for values in (truth, predicted))
+    one_P, other_P = (centre(_ranks(values, group_P), group_P) for values in (truth, predicted))
     if not other_P.any():
         return None
     product_G, one_G, other_G = (
@@ -271,25 +487,17 @@ def _mean_correlation(truth: F64, predicted: F64, group_P: I64) -> float | None:
     return float(np.divide(product_G, size_G, out=np.zeros(len(size_G)), where=size_G > 0).mean())
 
 
-def _in_top(values: F64, group_P: I64, wanted_G: F64) -> F64:
-    """Return the probability that a pair is among the largest of its row, ties broken at random."""
-    rank_P, ties_P = _ranks(-values, group_P)
-    better_P = rank_P - (ties_P + 1) / 2
-    return np.clip((wanted_G[group_P] - better_P) / ties_P, 0.0, 1.0)
-
-
-def _ranks(values: F64, group_P: I64) -> tuple[F64, F64]:
-    """Return each pair's rank within its row, from 1, ties averaged, and how many share it."""
+def _ranks(values: F64, group_P: I64) -> F64:
+    """Return each pair's rank within its row, from 1, ties averaged."""
     order = np.lexsort((values, group_P))
     group, value = group_P[order], values[order]
     new = np.concatenate([[True], (group[1:] != group[:-1]) | (value[1:] != value[:-1])])
     tie_P = np.cumsum(new) - 1
     first = np.flatnonzero(new)
     count = np.diff(np.append(first, len(values)))
-    rank, ties = np.empty(len(values)), np.empty(len(values))
+    rank = np.empty(len(values))
     rank[order] = (first + (count + 1) / 2)[tie_P] - np.searchsorted(group, group)
-    ties[order] = count[tie_P]
-    return rank, ties
+    return rank
 
 
 def _number(rows: Integers) -> I64:

@@ -13,17 +13,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nncift_ray.errors import StageError
-from nncift_ray.labels.sample import TRAIN, VALIDATION
+from nncift_ray.labels.sample import TRAIN, VALIDATION, unseen_folds
 from nncift_ray.network.factored import FactoredNetwork, write_network
 from nncift_ray.network.fidelity import fidelity_table
 from nncift_ray.network.network import InfluenceNetwork
+from nncift_ray.network.rivals import PairFeatures
 from nncift_ray.network.training import (
     EpochRecord,
     PairData,
     ReduceGradients,
     TrainingConfig,
     train_network,
-    unseen_folds,
 )
 from nncift_ray.recipe.sections import NetworkConfig
 from nncift_ray.runtime import schemas
@@ -53,6 +53,11 @@ class BlockLabels:
     def pointwise(self) -> bool:
         """Whether examples are labelled, not pairs."""
         return self.helper_index is None
+
+    @property
+    def features(self) -> PairFeatures:
+        """What the network reads of the pairs."""
+        return PairFeatures(self.helped_ED, self.helped_pos, self.helper_ED, self.helper_pos)
 
     def pairs(self, split: str) -> PairData:
         """Return the pairs of a split."""
@@ -216,7 +221,7 @@ class FitStage(Stage):
 
     name: ClassVar[str] = "fit"
     title: ClassVar[str] = "train the network"
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
     unit: ClassVar[str] = "runs"
 
     def __init__(
@@ -326,9 +331,8 @@ def write_block(sink: Sink, block: str, data: BlockLabels, fitted: FittedBlock, 
     if data.helper_index is None:
         predictions["helper_index"] = pa.nulls(len(influence), pa.int64())
     sink.write("predictions", pa.table(predictions, schema=schemas.PREDICTIONS))
-    rows = fidelity_table(
-        data.utility, influence, data.split, data.helped_index, data.helper_index, seed
-    )
+    helped, helper = data.helped_index, data.helper_index
+    rows = fidelity_table(data.utility, influence, data.split, helped, helper, data.features, seed)
     fidelity = [dataclasses.asdict(row) | {"block": block} for row in rows]
     sink.write_rows("fidelity", fidelity, schemas.FIDELITY)
 

@@ -32,8 +32,8 @@ Integers = NDArray[np.integer]
 
 CELLS_TABLE = "cells"
 #: What of a pair has to be kept for it to mean in the smaller sample what its split says.
-_NEEDS_ROW = (TRAIN, VALIDATION, "Q1", "Q2")
-_NEEDS_COLUMN = (TRAIN, VALIDATION, "Q1", "Q3")
+_NEEDS_ROW = (TRAIN, VALIDATION, "Q1", "Q3")
+_NEEDS_COLUMN = (TRAIN, VALIDATION, "Q1", "Q2")
 _PER_PAIR = ("helped_pos", "helper_pos", "helped_index", "helper_index", "split", "utility")
 
 
@@ -64,7 +64,7 @@ def keep_share(
     size = 1 + max(int(axis.max(initial=0)) for axis in axes)
     needed = [np.isin(split, _NEEDS_ROW), np.isin(split, _NEEDS_COLUMN)]
     first = np.zeros((len(axes), size), np.bool_)
-    for axis, measured in enumerate((("Q1", "Q2"), ("Q1", "Q3"))[: len(axes)]):
+    for axis, measured in enumerate((("Q1", "Q3"), ("Q1", "Q2"))[: len(axes)]):
         first[axis, axes[axis][np.isin(split, measured)]] = True
     if same_examples:
         first[:] = first.any(axis=0)
@@ -190,10 +190,11 @@ def measure_cell(
         "seconds": time.perf_counter() - started,
     }
     width = float(np.ptp(data.utility))
-    rows = fidelity_table(kept.utility, influence, kept.split, helped, helper, cell.seed)
-    return [
-        dataclasses.asdict(row)
-        | facts
-        | {"scaled_mse": row.mse / width**2 if width > 0 else float("nan")}
-        for row in rows
-    ]
+    rows = fidelity_table(
+        kept.utility, influence, kept.split, helped, helper, kept.features, cell.seed
+    )
+
+    def scaled(mse: float | None) -> float | None:
+        return None if mse is None else mse / width**2 if width > 0 else float("nan")
+
+    return [dataclasses.asdict(row) | facts | {"scaled_mse": scaled(row.mse)} for row in rows]

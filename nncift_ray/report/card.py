@@ -16,8 +16,10 @@ from nncift_ray.report.data import (
     ReportData,
     final_objective,
     headline_fidelity,
+    knowledge_sentence,
     num_picks,
     share_of_best,
+    unit_of,
 )
 from nncift_ray.report.text import clean_text, format_count, format_number, shorten
 
@@ -64,12 +66,13 @@ def escape(text: str) -> str:
 
 def _provenance(data: ReportData) -> list[tuple[str, str]]:
     share = share_of_best(data)
-    fidelity = headline_fidelity(data)
+    fidelity, agreement = headline_fidelity(data), knowledge_sentence(data)
     select = next((stage for stage in data.stages if stage.name == "select"), None)
-    agreement = ""
-    if fidelity:
+    if fidelity and not agreement:
         correlation = format_number(fidelity.spearman, 2)
-        agreement = f"Spearman {correlation} on held-out pairs ({fidelity.split})"
+        agreement = (
+            f"Spearman {correlation} on held-out {unit_of(fidelity.block)} ({fidelity.split})"
+        )
     return [
         ("Candidates", format_count(data.num_candidates)),
         ("Targets", format_count(data.num_targets) if data.num_targets else ""),

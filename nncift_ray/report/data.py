@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, cast
@@ -32,7 +32,7 @@ from nncift_ray.selection.tables import scored_blocks, scores_of
 F64 = npt.NDArray[np.float64]
 Lengths = npt.NDArray[np.integer]
 Cell = str | int | float | None
-NETWORK, MEAN, ROW_COLUMN_MEAN = "network", "mean", "row_column_mean"
+NETWORK, ADDITIVE_RIDGE, COSINE = "network", "additive_ridge", "cosine"
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,12 +229,8 @@ def splits_of(table: pa.Table) -> list[str]:
 def metric(table: pa.Table, split: str, model: str, name: str) -> float:
     """Return one metric of the FIDELITY rows of one block; nan where it is absent or null."""
     hits = table.filter((pc.field("split") == split) & (pc.field("model") == model))
-    return float(numbers(hits, name)[0]) if hits.num_rows else math.nan
-
-
-def best_baseline(block: str) -> str:
-    """Return the model of a block that knows most without knowing pairs (or examples)."""
-    return MEAN if block == POINTS else ROW_COLUMN_MEAN
+    known = hits.num_rows and name in hits.column_names
+    return float(numbers(hits, name)[0]) if known else math.nan
 
 
 def mix_shares(mix: Sequence[MixRow]) -> tuple[F64, F64]:
@@ -297,21 +293,43 @@ def total_cost(data: ReportData) -> float | None:
 
 
 @dataclass(frozen=True, slots=True)
+class Estimate:
+    """A figure of the network with its 95 % interval, beside those of its rivals; nan: unknown."""
+
+    value: float
+    low: float
+    high: float
+    ridge: float
+    cosine: float
+
+    @property
+    def rival(self) -> float:
+        """The better rival; an additive model that has no figure has 0."""
+        return max(np.nan_to_num(self.ridge), np.nan_to_num(self.cosine))
+
+    @property
+    def beats_rivals(self) -> bool:
+        """Whether the interval lies above both rivals."""
+        return self.low > self.rival
+
+
+@dataclass(frozen=True, slots=True)
 class Fidelity:
-    """How the network does on one split, beside the baseline that means something."""
+    """How the network does on one split, beside the additive ridge and the untrained cosine."""
 
     block: str
     split: str
     num_pairs: int
     scaled_mse: float  # labels scaled to [0, 1]
+    ridge_mse: float  # the same of the ridge; nan where it was not measured
     spearman: float
-    baseline: str  # see `best_baseline`
-    baseline_mse: float  # scaled; nan where it was not measured
+    interaction: Estimate  # correlation with the teacher beyond row and column effects
+    capture: Estimate  # of what each row's best eighth of helpers is worth above its mean
 
     @property
     def error_ratio(self) -> float:
-        """Network's error as a share of the baseline's; below 1 the network is better."""
-        return self.scaled_mse / self.baseline_mse if self.baseline_mse > 0 else math.nan
+        """Network's error as a share of the ridge's; below 1 the network is better."""
+        return self.scaled_mse / self.ridge_mse if self.ridge_mse > 0 else math.nan
 
 
 def headline_fidelity(data: ReportData) -> Fidelity | None:
@@ -320,14 +338,62 @@ def headline_fidelity(data: ReportData) -> Fidelity | None:
     if data.fidelity is None or not blocks:
         return None
     block = data.main_block if data.main_block in blocks else blocks[0]
-    table, baseline = select_block(data.fidelity, block), best_baseline(block)
+    table = select_block(data.fidelity, block)
     for split in reversed(splits_of(table)):
         error = metric(table, split, NETWORK, "scaled_mse")
         if math.isfinite(error):
             count, order = (metric(table, split, NETWORK, x) for x in ("num_pairs", "spearman"))
-            beside = metric(table, split, baseline, "scaled_mse")
-            return Fidelity(block, split, int(count), error, order, baseline, beside)
+            beside = metric(table, split, ADDITIVE_RIDGE, "scaled_mse")
+            beyond, best = (
+                _estimate(table, split, x) for x in ("interaction_correlation", "capture")
+            )
+            return Fidelity(block, split, int(count), error, beside, order, beyond, best)
     return None
+
+
+def _estimate(table: pa.Table, split: str, name: str) -> Estimate:
+    own = (metric(table, split, NETWORK, f"{name}{end}") for end in ("", "_low", "_high"))
+    rivals = (metric(table, split, model, name) for model in (ADDITIVE_RIDGE, COSINE))
+    return Estimate(*own, *rivals)
+
+
+def knowledge_sentence(data: ReportData) -> str:
+    """Say what the scores know of pairs beyond an additive model and beyond a cosine.
+
+    Empty of examples on their own, and where no pair was measured.
+    """
+    found = headline_fidelity(data)
+    if found is None or found.block == POINTS or not math.isfinite(found.capture.value):
+        return ""
+    beyond, best = found.interaction, found.capture
+    if math.isfinite(beyond.value) and not math.isfinite(beyond.low):
+        verdict = "Too few pairs were held out to tell which helper suits which row"
+    elif beyond.beats_rivals:
+        verdict = "The scores know pairs: more than any additive model can, and more than a cosine"
+    elif beyond.low > 0:
+        verdict = (
+            "The scores know more of pairs than an additive model, but no more than a cosine shows"
+        )
+    else:
+        verdict = "Nothing shows that the scores know one row's best helper from another's"
+    return (
+        f"{verdict}. In {found.split} they correlate {format_interval(beyond, _two_digits)} with "
+        f"the teacher beyond row and column effects (cosine {_two_digits(beyond.cosine)}, "
+        f"additive ridge 0) and capture {format_interval(best, format_percent)} of what each row's "
+        f"best eighth of helpers is worth (cosine {format_percent(best.cosine)}, additive ridge "
+        f"{format_percent(best.ridge)})."
+    )
+
+
+def _two_digits(value: float) -> str:
+    return format_number(value, 2)
+
+
+def format_interval(found: Estimate, write: Callable[[float], str]) -> str:
+    """Write a figure with its interval, where it has one."""
+    if not math.isfinite(found.low):
+        return write(found.value)
+    return f"{write(found.value)} ({write(found.low)} to {write(found.high)})"
 
 
 # Fill the record from the outputs of a run's stages.

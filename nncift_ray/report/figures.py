@@ -29,14 +29,13 @@ from matplotlib.ticker import FuncFormatter, Locator, LogLocator, MaxNLocator, N
 
 from nncift_ray.network.fidelity import spearman
 from nncift_ray.report.data import (
+    ADDITIVE_RIDGE,
+    COSINE,
     F64,
-    MEAN,
     NETWORK,
-    ROW_COLUMN_MEAN,
     Lengths,
     MixRow,
     StageSummary,
-    best_baseline,
     blocks_of,
     metric,
     mix_shares,
@@ -689,26 +688,38 @@ def plot_drift(distances: pa.Table) -> Chart:
 # The network beside its teacher: predictions, errors, order.
 
 MAX_SCATTER_POINTS = 300  # above it points hide each other and the file grows: draw density
-SPLIT_MEANING = {"Q1": "both seen", "Q2": "one seen", "Q3": "one seen", "Q4": "neither seen"}
+SPLIT_MEANING = {
+    "Q1": "both seen",
+    "Q2": "helper seen",
+    "Q3": "helped seen",
+    "Q4": "neither seen",
+}
 SAME_ERROR = 0.02  # relative difference that a few hundred pairs do not resolve
 # Order, colour and marker of the models; the markers tell them apart without colour.
 MODELS = {
     "network": ("network", BLUE, "o"),
-    "row_column_mean": ("row + column mean", ORANGE, "D"),
+    "additive_ridge": ("additive ridge", ORANGE, "D"),
+    "row_column_mean": ("row + column mean", INK, "P"),
     "mean": ("mean", GREEN, "s"),
     "zero": ("zero", PURPLE, "^"),
     "random": ("random", GREY, "v"),
 }
 # The two that are compared most stand a little apart, so that equal errors do not hide each other.
-ROW_SHIFT = {NETWORK: 0.13, ROW_COLUMN_MEAN: -0.13}
+ROW_SHIFT = {NETWORK: 0.13, ADDITIVE_RIDGE: -0.13}
+# The models that have an order of their own: what selection rests on, and its rivals.
+ORDERED = {
+    NETWORK: ("network", BLUE),
+    ADDITIVE_RIDGE: ("additive ridge", ORANGE),
+    COSINE: ("cosine", GREEN),
+}
 FOLLOWS = 0.3  # correlation from which on an order is followed
 LOWEST_DRAWN = -0.5  # a bar below it is cut; its number still stands there
 #: Column of FIDELITY, to its caption and the label under the axis.
 ORDER_MEASURES = {
     "spearman": ("Order of all pairs", "Spearman's rank correlation"),
     "row_spearman": ("Order within a row", "Spearman, mean over rows"),
-    "centred_r2": ("Values, rows centred", "R² after row means are removed"),
-    "top_overlap": ("Best helpers found", "share of the best quarter"),
+    "interaction_correlation": ("Interaction", "correlation beyond row and column effects"),
+    "capture": ("Best helpers captured", "share of what a row's best eighth are worth"),
 }
 
 
@@ -798,11 +809,11 @@ def plot_errors(fidelity: pa.Table, block: str, owner: str = "") -> Chart:
         return Chart(name, _title_of("Error", block), missing="no error above zero was measured.")
     labels = [split_label(split, block) for split in splits]
     knows = (
-        "the mean knows the labels and no example. Only what the network gains over it is "
-        "knowledge of examples."
+        "the ridge is a linear fit to the same features."
         if block == POINTS
-        else "the row + column mean knows how good each example is on average. Only what the "
-        "network gains over it is knowledge of pairs."
+        else "the row + column mean knows how good each example is on average, and in Q4 is a "
+        "constant. The ridge ranks helpers alike for every row: a network that does no better has "
+        "shown nothing of pairs."
     )
     return chart_of_one(
         name,
@@ -817,9 +828,8 @@ def plot_errors(fidelity: pa.Table, block: str, owner: str = "") -> Chart:
 
 
 def _error_title(splits: list[str], table: dict[str, F64], block: str) -> str:
-    baseline = best_baseline(block)
-    known = f"the {MODELS[baseline][0]}" + (" label" if baseline == MEAN else "")
-    ratios = table[NETWORK] / np.where(table[baseline] > 0, table[baseline], np.nan)
+    known, ridge = "the ridge" if block == POINTS else "an additive ridge", table[ADDITIVE_RIDGE]
+    ratios = table[NETWORK] / np.where(ridge > 0, ridge, np.nan)
     usable = [(s, float(r)) for s, r in zip(splits, ratios, strict=True) if math.isfinite(r)]
     if not usable:
         return _title_of("Error", block)
@@ -852,14 +862,14 @@ def _draw_errors(axes: Axes, labels: list[str], table: dict[str, F64]) -> None:
 
 
 def plot_order(fidelity: pa.Table, block: str) -> Chart:
-    """Draw network beside row + column mean by split, raw and within rows (FIDELITY, one block).
+    """Draw network, ridge and cosine by split, of all pairs and of each row (FIDELITY, one block).
 
     Examples on their own have no rows of pairs: one panel, of the network alone.
     """
     name, points, splits = f"order-{block}", block == POINTS, splits_of(fidelity)
-    models = (NETWORK,) if points else (NETWORK, ROW_COLUMN_MEAN)  # a constant has no order
+    models = (NETWORK, ADDITIVE_RIDGE) if points else tuple(ORDERED)
     labels = [split_label(split, block) for split in splits] if points else splits
-    size = 1.2 + 0.44 * len(splits), FIGURE_WIDTH if points else PANEL_WIDTH
+    size = 1.2 + 0.22 * len(models) * len(splits), FIGURE_WIDTH if points else PANEL_WIDTH
 
     def read(model: str, column: str) -> F64:
         return np.array([metric(fidelity, split, model, column) for split in splits])
@@ -868,15 +878,18 @@ def plot_order(fidelity: pa.Table, block: str) -> Chart:
     for column, (caption, label) in list(ORDER_MEASURES.items())[: 1 if points else None]:
         shown = {model: read(model, column) for model in models}
         if any(np.isfinite(values).any() for values in shown.values()):
-            chance = read(NETWORK, "chance_overlap") if column == "top_overlap" else np.zeros(0)
-            draw = partial(_draw_order, labels=labels, shown=shown, x=label, chance=chance)
+            limits = [
+                {model: read(model, f"{column}{end}") for model in models}
+                for end in ("_low", "_high")
+            ]
+            draw = partial(_draw_order, labels=labels, shown=shown, x=label, limits=limits)
             above = "" if points else caption
             panels.append(draw_panel(f"{name}-{column}", f"{caption} by split", size, draw, above))
     title = _title_of("Rank correlation", block)
     if not panels:
         missing = "no correlation is defined: labels or predictions do not vary."
         return Chart(name, title, missing=missing)
-    columns = ("spearman",) if points else ("row_spearman", "spearman")
+    columns = ("spearman",) if points else ("interaction_correlation", "spearman")
     title = _order_finding(splits, {x: read(NETWORK, x) for x in columns}) or title
     if points:
         sees = (
@@ -890,11 +903,12 @@ def plot_order(fidelity: pa.Table, block: str) -> Chart:
         title,
         tuple(panels),
         sees="the teacher's order found again (1: wholly, 0: not at all), over all pairs and "
-        "within each row, by what the network had seen. Best helpers: of the quarter of a row's "
-        "helpers that the teacher likes best, the share that the model does; the tick is chance.",
+        "within each row, by what the network had seen; beyond row and column effects, which an "
+        "additive model cannot know; and how much better than the row's mean the helpers are that "
+        "a model likes best, as a share of what the truly best are. Lines: 95 % intervals.",
         means="which helpers a row should take does not depend on the row's mean, so the first "
-        "panel can look good by telling rows apart; the others cannot. The row + column mean knows "
-        "which helpers are good for all; in Q2 and Q4 it never saw them.",
+        "panel can look good by telling rows apart, and the second and the last by popularity. "
+        "Only what stands clear of the ridge and of the cosine was learnt of pairs.",
     )
 
 
@@ -906,27 +920,33 @@ def _order_finding(splits: list[str], found: Mapping[str, F64]) -> str:
             value, split = float(values[known[-1]]), splits[known[-1]]
             verb = "follows" if value >= FOLLOWS else "barely follows"
             verb = verb if value > 0 else "does not follow"
-            place = " within rows" if column == "row_spearman" else ""
+            place = " beyond row and column effects" if column.startswith("inter") else ""
             return f"In {split} the network {verb} the teacher's order{place}: {value:.2f}"
     return ""
 
 
-def _draw_order(axes: Axes, labels: list[str], shown: dict[str, F64], x: str, chance: F64) -> None:
+def _draw_order(
+    axes: Axes,
+    labels: list[str],
+    shown: dict[str, F64],
+    x: str,
+    limits: Sequence[Mapping[str, F64]],
+) -> None:
     rows = name_rows(axes, labels)
-    offsets = (0.19, -0.19) if len(shown) > 1 else (0.0,)
+    height = 0.76 / len(shown)
+    offsets = height * (np.arange(len(shown))[::-1] - (len(shown) - 1) / 2)
     lowest = min(0.0, *(float(np.nan_to_num(values).min()) for values in shown.values()))
     lowest = max(lowest * 1.05, LOWEST_DRAWN)
     for offset, (model, values) in zip(offsets, shown.items(), strict=True):
-        label, colour, _ = MODELS[model]
+        label, colour = ORDERED[model]
         bars = np.maximum(np.nan_to_num(values), lowest)
-        axes.barh(rows + offset, bars, height=0.34, color=colour, label=label)
-        for row, value in zip(rows + offset, values, strict=True):
+        axes.barh(rows + offset, bars, height=0.9 * height, color=colour, label=label)
+        for place, (row, value) in enumerate(zip(rows + offset, values, strict=True)):
             text = f"{value:.2f}" if math.isfinite(value) else "not defined"
-            at = max(float(np.nan_to_num(value)), 0.0)
+            ends = [value, *(limit[model][place] for limit in limits)]
+            at = max(0.0, *(float(np.nan_to_num(end)) for end in ends))
             axes.text(at + 0.012, row, text, va="center", color=INK)
-    for row, value in zip(rows, chance, strict=False):
-        if math.isfinite(value):
-            axes.plot([value, value], [row - 0.4, row + 0.4], color=INK, linewidth=1.4)
+            axes.plot(ends[1:], [row, row], color=INK, linewidth=1.2)
     axes.set_xlim(lowest, 1.0)
     axes.axvline(0, color=GREY, linewidth=1)
     style(axes, x=x, grid="x")

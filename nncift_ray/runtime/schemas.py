@@ -120,21 +120,22 @@ FIDELITY = pa.schema(
     [
         pa.field("block", pa.string(), nullable=False),
         pa.field("split", pa.string(), nullable=False),
-        # network | zero | random | mean | row_column_mean
+        # network | additive_ridge | cosine | row_column_mean | mean | zero | random
         pa.field("model", pa.string(), nullable=False),
         pa.field("num_pairs", pa.int64(), nullable=False),
-        pa.field("mse", pa.float64(), nullable=False),  # label unit squared
-        pa.field("scaled_mse", pa.float64(), nullable=False),  # labels min-max scaled to [0, 1]
+        pa.field("mse", pa.float64()),  # label unit squared; null of a cosine, like the next two
+        pa.field("scaled_mse", pa.float64()),  # labels min-max scaled to [0, 1]
         pa.field("r2", pa.float64()),  # null where the labels do not vary
         pa.field("spearman", pa.float64()),  # null where either side does not vary
-        # Within rows (network.fidelity says how each is defined): null in "points", and
-        # where no row has pairs enough. num_rows is how many were ranked.
+        # Of pairs (network.fidelity says how each is defined): null in "points", and where not
+        # defined. num_rows is how many were ranked; low and high are 95 % intervals.
         pa.field("num_rows", pa.int64(), nullable=False),
-        pa.field("centred_r2", pa.float64()),
-        pa.field("centred_spearman", pa.float64()),
         pa.field("row_spearman", pa.float64()),
-        pa.field("top_overlap", pa.float64()),
-        pa.field("chance_overlap", pa.float64()),
+        *(
+            pa.field(f"{measure}{end}", pa.float64())
+            for measure in ("interaction_correlation", "capture", "capture_1pct")
+            for end in ("", "_low", "_high")
+        ),
     ]
 )
 

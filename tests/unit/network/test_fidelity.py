@@ -10,13 +10,14 @@ from scipy.stats import spearmanr
 from nncift_ray.errors import ShapeError
 from nncift_ray.network.fidelity import (
     FidelityRow,
+    PairMeasures,
     fidelity_table,
     mse,
     r2,
-    row_column_means,
     scaled_mse,
     spearman,
 )
+from nncift_ray.network.rivals import PairFeatures
 from nncift_ray.runtime import schemas
 
 EXACT = 1e-12  # float64 arithmetic on numbers of size 1
@@ -30,9 +31,18 @@ def make_block(
     rows, columns = (grid.ravel() for grid in np.meshgrid(range(8), range(6), indexing="ij"))
     row_effect, column_effect = rng.standard_normal(8), rng.standard_normal(6)
     labels = row_effect[rows] + column_effect[columns] + noise * rng.standard_normal(48)
-    names = np.array([["train", "Q2"], ["Q3", "Q4"]])
+    names = np.array([["train", "Q3"], ["Q2", "Q4"]])
     splits = names[(rows >= 6).astype(int), (columns >= 4).astype(int)]
     return labels, splits, rows, columns
+
+
+_DRAWN = np.random.default_rng(7)
+FEATURES = PairFeatures(
+    _DRAWN.standard_normal((8, 3)),
+    np.repeat(np.arange(8), 6),
+    _DRAWN.standard_normal((6, 3)),
+    np.tile(np.arange(6), 8),
+)
 
 
 def table_of(
@@ -43,7 +53,7 @@ def table_of(
     columns: np.ndarray,
     seed: int = 0,
 ) -> dict[tuple[str, str], FidelityRow]:
-    table = fidelity_table(labels, predictions, splits, rows, columns, seed)
+    table = fidelity_table(labels, predictions, splits, rows, columns, FEATURES, seed)
     return {(row.split, row.model): row for row in table}
 
 
@@ -78,19 +88,6 @@ def test_row_column_means_explain_additive_labels_of_seen_pairs() -> None:
     assert table["train", "mean"].r2 == pytest.approx(0, abs=EXACT)
 
 
-def test_unseen_rows_and_columns_fall_back_on_the_other_mean() -> None:
-    labels, rows, columns = np.array([1.0, 2.0, 3.0, 6.0]), [0, 0, 1, 1], [0, 1, 0, 1]
-    asked = [0, 9, 0, 9], [1, 1, 9, 9]
-    fitted = np.arange(8) < 4
-    predicted = row_column_means(
-        np.append(labels, np.zeros(4)),
-        np.array(rows + asked[0]),
-        np.array(columns + asked[1]),
-        fitted,
-    )
-    assert predicted[4:].tolist() == pytest.approx([1.5 + 4.0 - 3.0, 4.0, 1.5, 3.0])
-
-
 def test_baselines_know_the_training_labels_and_no_others() -> None:
     """Published error 9: baselines that never see the labels, or see too many."""
     labels, splits, rows, columns = make_block(noise=0.3)
@@ -101,7 +98,7 @@ def test_baselines_know_the_training_labels_and_no_others() -> None:
     held_out = labels[splits == "Q4"]
     assert table["Q4", "mean"].mse == pytest.approx(np.mean((held_out - train_mean) ** 2))
     assert table["Q4", "zero"].mse == pytest.approx(np.mean(held_out**2))
-    for model in ("zero", "random", "mean", "row_column_mean"):
+    for model in ("zero", "random", "mean", "row_column_mean", "additive_ridge"):
         assert table["train", model].mse == other["train", model].mse
 
 
@@ -118,7 +115,8 @@ def test_all_splits_are_scaled_by_the_range_of_the_whole_block() -> None:
     labels, splits, rows, columns = make_block(noise=0.3)
     table = table_of(labels, np.zeros(48), splits, rows, columns)
     for row in table.values():
-        assert row.scaled_mse == pytest.approx(row.mse / np.ptp(labels) ** 2)
+        if row.mse is not None:
+            assert row.scaled_mse == pytest.approx(row.mse / np.ptp(labels) ** 2)
 
 
 def test_random_baseline_follows_the_seed() -> None:
@@ -132,9 +130,9 @@ def test_random_baseline_follows_the_seed() -> None:
 
 def test_splits_without_pairs_are_left_out() -> None:
     labels, splits, rows, columns = make_block()
-    table = fidelity_table(labels, labels, splits, rows, columns, 0)
-    assert [row.split for row in table][::5] == ["train", "Q2", "Q3", "Q4"]
-    assert sum(row.num_pairs for row in table) == 5 * 48
+    table = fidelity_table(labels, labels, splits, rows, columns, FEATURES, 0)
+    assert [row.split for row in table][::7] == ["train", "Q2", "Q3", "Q4"]
+    assert sum(row.num_pairs for row in table) == 7 * 48
 
 
 def test_labels_that_are_all_equal_have_no_scaled_error() -> None:
@@ -145,42 +143,53 @@ def test_labels_that_are_all_equal_have_no_scaled_error() -> None:
     assert row.r2 is None
 
 
-def test_row_and_column_means_know_no_unseen_column_from_another() -> None:
-    labels, splits, rows, columns = make_block(noise=0.3)
-    seen, unseen = (
-        table_of(labels, labels, splits, np.zeros(48, int), columns)[split, "row_column_mean"]
-        for split in ("train", "Q2")
-    )
-    assert seen.centred_r2 > 0
-    assert unseen.centred_r2 == 0
-    assert unseen.top_overlap == unseen.chance_overlap
-
-
 def test_rows_are_those_of_the_table() -> None:
     labels, splits, rows, columns = make_block(noise=0.3)
     flat = asdict(table_of(labels, labels, splits, rows, columns)["train", "network"])
-    assert (flat["split"], flat["r2"], flat["centred_r2"], flat["num_rows"]) == ("train", 1, 1, 6)
+    assert (flat["split"], flat["r2"], flat["capture"], flat["num_rows"]) == ("train", 1, 1, 6)
     assert {"block", *flat} == set(schemas.FIDELITY.names)
 
 
 def test_bad_tables_are_refused() -> None:
     labels, splits, rows, columns = make_block()
     with pytest.raises(ShapeError, match="differ in length"):
-        fidelity_table(labels[:5], labels, splits, rows, columns, 0)
+        fidelity_table(labels[:5], labels, splits, rows, columns, FEATURES, 0)
     with pytest.raises(ValueError, match="no training pair"):
-        fidelity_table(labels, labels, np.full(48, "Q1"), rows, columns, 0)
+        fidelity_table(labels, labels, np.full(48, "Q1"), rows, columns, FEATURES, 0)
     with pytest.raises(ValueError, match="unknown splits"):
-        fidelity_table(labels, labels, np.full(48, "test"), rows, columns, 0)
+        fidelity_table(labels, labels, np.full(48, "test"), rows, columns, FEATURES, 0)
     with pytest.raises(ValueError, match="prediction of pair 3 is not finite"):
-        fidelity_table(labels, np.where(np.arange(48) == 3, np.nan, 0), splits, rows, columns, 0)
+        table_of(labels, np.where(np.arange(48) == 3, np.nan, 0), splits, rows, columns)
+    with pytest.raises(ValueError, match=r"pair \(0, 0\) is named twice"):
+        table_of(labels, labels, splits, rows, np.zeros(48, int))
 
 
-def test_examples_on_their_own_have_no_row_and_column_means() -> None:
+def test_examples_on_their_own_have_no_pairs_to_measure() -> None:
     labels, splits, rows, _ = make_block(noise=0.3)
-    table = fidelity_table(labels, labels, splits, rows, None, 0)
-    assert {row.model for row in table} == {"network", "zero", "random", "mean"}
-    assert {row.num_rows for row in table} == {0}
-    assert {row.centred_r2 for row in table} == {None}
+    alone = PairFeatures(FEATURES.helped_ED, FEATURES.helped_pos)
+    table = fidelity_table(labels, labels, splits, rows, None, alone, 0)
+    assert {row.model for row in table} == {"network", "zero", "random", "mean", "additive_ridge"}
+    of_pairs = [asdict(row)[name] for row in table for name in PairMeasures.__dataclass_fields__]
+    assert set(of_pairs) == {0, None}
     held_out = next(row for row in table if (row.split, row.model) == ("Q4", "mean"))
     expected = np.mean((labels[splits == "Q4"] - labels[splits == "train"].mean()) ** 2)
     assert held_out.mse == pytest.approx(expected)
+
+
+def test_a_cosine_is_in_no_labels_unit_and_has_an_order_alone() -> None:
+    labels, splits, rows, columns = make_block(noise=0.3)
+    row = table_of(labels, labels, splits, rows, columns)["train", "cosine"]
+    assert (row.mse, row.scaled_mse, row.r2) == (None, None, None)
+    assert row.spearman is not None
+    assert row.interaction_correlation is not None
+
+
+def test_only_held_out_pairs_have_intervals() -> None:
+    rows, columns = np.repeat(np.arange(16), 12), np.tile(np.arange(12), 16)
+    labels = np.random.default_rng(0).standard_normal(192)
+    splits = np.where(rows < 8, "train", "Q2")
+    features = PairFeatures(np.eye(16), rows, np.eye(12, 16), columns)
+    table = fidelity_table(labels, labels + 0.5, splits, rows, columns, features, 0)
+    found = {row.split: row for row in table if row.model == "network"}
+    assert found["train"].capture_low is None
+    assert found["Q2"].capture_low == pytest.approx(1)

@@ -52,7 +52,7 @@ def test_held_out_pairs_still_mean_what_their_quadrant_says(share: float, same: 
     learnt = kept & np.isin(sample.split, LEARNT)
     rows, columns = set(sample.helped[learnt].tolist()), set(sample.helper[learnt].tolist())
     for name, row_seen, column_seen in (
-        ("Q1", True, True), ("Q2", True, False), ("Q3", False, True), ("Q4", False, False),
+        ("Q1", True, True), ("Q2", False, True), ("Q3", True, False), ("Q4", False, False),
     ):  # fmt: skip
         of = kept & (sample.split == name)
         if not of.any():

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from nncift_ray.errors import ShapeError
+from nncift_ray.labels.sample import unseen_folds
 from nncift_ray.network.network import InfluenceNetwork
 from nncift_ray.network.training import (
     EpochRecord,
     PairData,
     TrainingConfig,
     train_network,
-    unseen_folds,
 )
 
 DIM, HIDDEN = 6, 8

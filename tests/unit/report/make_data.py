@@ -21,15 +21,19 @@ from nncift_ray.report.data import (
 from nncift_ray.runtime import schemas
 
 QUADRANTS = ("Q1", "Q2", "Q3", "Q4")
-WITHIN_ROWS = ("centred_r2", "centred_spearman", "row_spearman", "top_overlap", "chance_overlap")
-# Scaled MSE, Spearman and top overlap of each model; constants have no rank correlation.
+MEASURES = ("interaction_correlation", "capture", "capture_1pct")
+# Scaled MSE, Spearman, interaction correlation and capture; constants have no correlation, and a
+# cosine is in no label's unit.
 MODEL_METRICS = {
-    "network": (0.02, 0.6, 0.5),
-    "row_column_mean": (0.04, 0.3, 0.3),
-    "mean": (0.06, None, 0.28),
-    "zero": (0.08, None, 0.28),
-    "random": (0.3, 0.0, 0.28),
+    "network": (0.02, 0.6, 0.4, 0.5),
+    "additive_ridge": (0.04, 0.3, None, 0.3),
+    "cosine": (None, 0.2, 0.25, 0.35),
+    "row_column_mean": (0.06, None, None, 0.0),
+    "mean": (0.06, None, None, 0.0),
+    "zero": (0.08, None, None, 0.0),
+    "random": (0.3, 0.0, 0.0, 0.0),
 }
+HALF_WIDTH = 0.05  # of an interval
 
 
 def make_ranking(num_picks: int) -> pa.Table:
@@ -57,30 +61,32 @@ def make_coverage(num_rows: int) -> pa.Table:
     return pa.table(columns).cast(schemas.COVERAGE)
 
 
-def make_fidelity(block: str = "within", **scaled_mse: float) -> pa.Table:
-    """Make one block's metrics; keywords replace a model's scaled MSE."""
-    rows = [
-        {
-            "block": block,
-            "split": split,
-            "model": model,
-            "num_pairs": 200,
-            "mse": 0.1 * scaled_mse.get(model, mse),
-            "scaled_mse": scaled_mse.get(model, mse),
-            "r2": None if model == "mean" else 0.5,
-            "spearman": spearman,
-            "num_rows": 0 if block == "points" else 30,
-        }
-        | (dict.fromkeys(WITHIN_ROWS) if block == "points" else _within_rows(spearman, overlap))
-        for split in QUADRANTS
-        for model, (mse, spearman, overlap) in MODEL_METRICS.items()
-    ]
+def make_fidelity(
+    block: str = "within", *, interaction: float = 0.4, capture: float = 0.5, **scaled_mse: float
+) -> pa.Table:
+    """Make one block's metrics of a network; keywords replace a model's scaled MSE."""
+    rows = []
+    for split in QUADRANTS:
+        for model, (mse, spearman, beyond, best) in MODEL_METRICS.items():
+            if model == "network":
+                beyond, best = interaction, capture
+            found = scaled_mse.get(model, mse)
+            row = {"block": block, "split": split, "model": model, "num_pairs": 200}
+            row |= {"mse": found and 0.1 * found, "scaled_mse": found, "spearman": spearman}
+            row |= {"r2": 0.5 if spearman else None, "num_rows": 0 if block == "points" else 30}
+            if block != "points":
+                row |= {"row_spearman": spearman and spearman / 2} | _measures(beyond, best)
+            rows.append(row)
     return pa.Table.from_pylist(rows, schemas.FIDELITY)
 
 
-def _within_rows(spearman: float | None, overlap: float) -> dict[str, float | None]:
-    half = None if spearman is None else spearman / 2
-    return dict(zip(WITHIN_ROWS, (half or 0.0, half, half, overlap, 0.28), strict=True))
+def _measures(beyond: float | None, best: float) -> dict[str, float | None]:
+    """Make the measures of pairs, each with an interval around it."""
+    found: dict[str, float | None] = {}
+    for name, value in zip(MEASURES, (beyond, best, best), strict=True):
+        ends = (("", 0.0), ("_low", -HALF_WIDTH), ("_high", HALF_WIDTH))
+        found |= {f"{name}{end}": None if value is None else value + by for end, by in ends}
+    return found
 
 
 def make_predictions(num_pairs: int, block: str = "within") -> pa.Table:
@@ -220,7 +226,8 @@ def make_ranked_data(*, pointwise: bool) -> ReportData:
     statistics |= {"sum": [500.0], "sum_of_squares": [120.0]}
     if pointwise:
         fidelity = fidelity.filter(
-            (pc.field("split") == "Q4") & (pc.field("model") != "row_column_mean")
+            (pc.field("split") == "Q4")
+            & ~pc.is_in(pc.field("model"), pa.array(["row_column_mean", "cosine"]))
         )
         predictions = predictions.filter(pc.field("split") == "Q4")
     return replace(

@@ -126,14 +126,15 @@ def test_error_title_says_who_wins(network: float, finding: str) -> None:
 
 
 def test_zero_error_has_a_reason_in_place_of_a_log_axis() -> None:
-    nothing = dict.fromkeys(("network", "row_column_mean", "mean", "zero", "random"), 0.0)
+    models = ("network", "additive_ridge", "row_column_mean", "mean", "zero", "random")
+    nothing = dict.fromkeys(models, 0.0)
     assert "no error above zero" in plot_errors(make_fidelity(**nothing), "within").missing
 
 
 def test_undefined_correlations_have_a_reason() -> None:
     table = make_fidelity()
     nulls = pa.nulls(table.num_rows, pa.float64())
-    for name in ("spearman", "row_spearman", "centred_r2", "top_overlap"):
+    for name in ("spearman", "row_spearman", "interaction_correlation", "capture"):
         place = table.schema.get_field_index(name)
         table = table.set_column(place, schemas.FIDELITY.field(name), nulls)
     assert not plot_order(table, "within").available
@@ -149,7 +150,7 @@ def test_many_pairs_are_drawn_as_density_with_fewer_elements() -> None:
 def test_scatter_has_a_panel_for_each_quadrant_present() -> None:
     table = make_predictions(5).slice(0, 10)  # Q1 and Q2 only
     chart = plot_predictions(table, "within")
-    assert [panel.caption for panel in chart.panels] == ["Q1, both seen", "Q2, one seen"]
+    assert [panel.caption for panel in chart.panels] == ["Q1, both seen", "Q2, helper seen"]
 
 
 def test_training_title_names_the_epoch_with_the_lowest_held_out_loss() -> None:
@@ -204,11 +205,11 @@ def test_sample_ranks_are_distinct_ascending_and_end_at_the_last(num_picks: int)
     assert ranks[:1] + ranks[-1:] == ([1, num_picks] if num_picks else [])
 
 
-def test_headline_of_points_stands_beside_the_mean_label() -> None:
+def test_headline_of_points_stands_beside_the_ridge() -> None:
     found = headline_fidelity(make_ranked_data(pointwise=True))
     assert found is not None
-    assert (found.block, found.split, found.baseline) == ("points", "Q4", "mean")
-    assert found.error_ratio == pytest.approx(0.02 / 0.06)
+    assert (found.block, found.split) == ("points", "Q4")
+    assert found.error_ratio == pytest.approx(0.02 / 0.04)
 
 
 def test_scores_say_what_a_random_example_would_have() -> None:
@@ -226,11 +227,12 @@ def test_scores_without_picks_say_so() -> None:
     assert "no pick" in plot_scores(schemas.RANKING.empty_table()).missing
 
 
-def test_points_show_one_correlation_and_pairs_two() -> None:
+def test_pairs_stand_beside_a_cosine_and_points_do_not() -> None:
     points = plot_order(make_ranked_data(pointwise=True).fidelity, "points")
     pairs = plot_order(make_fidelity("cross"), "cross")
-    assert "row + column mean" not in points.panels[0].svg
-    assert "row + column mean" in pairs.panels[0].svg
+    assert "cosine" not in points.panels[0].svg
+    assert len(points.panels) == 1
+    assert all("cosine" in panel.svg for panel in pairs.panels)
 
 
 def test_order_stands_over_all_pairs_and_within_rows() -> None:
@@ -238,16 +240,18 @@ def test_order_stands_over_all_pairs_and_within_rows() -> None:
     assert [panel.caption for panel in chart.panels] == [
         "Order of all pairs",
         "Order within a row",
-        "Values, rows centred",
-        "Best helpers found",
+        "Interaction",
+        "Best helpers captured",
     ]
-    assert chart.title == "In Q4 the network follows the teacher's order within rows: 0.30"
+    finding = "In Q4 the network follows the teacher's order beyond row and column effects: 0.40"
+    assert chart.title == finding
 
 
 def test_a_measure_that_is_nowhere_defined_has_no_panel() -> None:
     table = make_fidelity("cross")
     nulls = pa.nulls(table.num_rows, pa.float64())
-    place = table.schema.get_field_index("row_spearman")
-    chart = plot_order(table.set_column(place, schemas.FIDELITY.field("row_spearman"), nulls), "x")
+    name = "interaction_correlation"
+    place = table.schema.get_field_index(name)
+    chart = plot_order(table.set_column(place, schemas.FIDELITY.field(name), nulls), "x")
     assert len(chart.panels) == 3
     assert chart.title == "In Q4 the network follows the teacher's order: 0.60"

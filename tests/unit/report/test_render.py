@@ -180,7 +180,7 @@ def test_a_pointwise_report_speaks_of_examples_and_never_of_pairs(points_text: s
     )
     assert "Not available" not in points_text
     assert "Q4, not seen" in points_text
-    assert "Error against the mean label" in points_text
+    assert "Error against ridge" in points_text
     assert "Examples the teacher saw" in points_text
 
 

@@ -18,7 +18,13 @@ def print_table(data: ReportData) -> str:
 
 def test_summary_names_picks_fidelity_groups_and_paths() -> None:
     printed = print_table(make_report_data())
-    for part in ("20 %", "0.60", "sums", "runs/tiny/export/subset.jsonl"):
+    for part in (
+        "20 %",
+        "0.40 (0.35 to 0.45)",
+        "50 % (45 % to 55 %)",
+        "sums",
+        "runs/tiny/export/subset.jsonl",
+    ):
         assert part in printed
 
 
