@@ -366,27 +366,29 @@ def knowledge_sentence(data: ReportData) -> str:
     if found is None or found.block == POINTS or not math.isfinite(found.capture.value):
         return ""
     beyond, best = found.interaction, found.capture
-    if math.isfinite(beyond.value) and not math.isfinite(beyond.low):
-        verdict = "Too few pairs were held out to tell which helper suits which row"
-    elif beyond.beats_rivals:
-        verdict = "The scores know pairs: more than any additive model can, and more than a cosine"
-    elif beyond.low > 0:
-        verdict = (
-            "The scores know more of pairs than an additive model, but no more than a cosine shows"
-        )
-    else:
-        verdict = "Nothing shows that the scores know one row's best helper from another's"
     return (
-        f"{verdict}. In {found.split} they correlate {format_interval(beyond, _two_digits)} with "
-        f"the teacher beyond row and column effects (cosine {_two_digits(beyond.cosine)}, "
-        f"additive ridge 0) and capture {format_interval(best, format_percent)} of what each row's "
-        f"best eighth of helpers is worth (cosine {format_percent(best.cosine)}, additive ridge "
+        f"{_verdict(beyond)}. In {found.split} they correlate "
+        f"{format_interval(beyond, two_digits)} with the teacher beyond row and column effects "
+        f"(cosine {two_digits(beyond.cosine)}, additive ridge 0) and capture "
+        f"{format_interval(best, format_percent)} of what each row's best eighth of helpers is "
+        f"worth (cosine {format_percent(best.cosine)}, additive ridge "
         f"{format_percent(best.ridge)})."
     )
 
 
-def _two_digits(value: float) -> str:
-    return format_number(value, 2)
+def _verdict(beyond: Estimate) -> str:
+    if math.isfinite(beyond.value) and not math.isfinite(beyond.low):
+        return "Too few pairs were held out to tell whether the scores know pairs"
+    if beyond.beats_rivals:
+        return "The scores know pairs: more than any additive model can, and more than a cosine"
+    if beyond.low > 0:
+        return "The scores know more of pairs than an additive model, but no more than a cosine"
+    return "Nothing shows that the scores know one row's best helper from another's"
+
+
+def two_digits(value: float) -> str:
+    """Write a correlation; one that is not defined is that of a model that knows nothing."""
+    return format_number(0.0 if math.isnan(value) else value, 2)  # no correlation: none known
 
 
 def format_interval(found: Estimate, write: Callable[[float], str]) -> str:

@@ -39,6 +39,7 @@ from nncift_ray.report.data import (
     share_of_best,
     total_cost,
     total_seconds,
+    two_digits,
     unit_of,
 )
 from nncift_ray.report.figures import Chart
@@ -344,9 +345,9 @@ def _fidelity_cards(data: ReportData) -> Iterator[Card]:
     beyond, best = found.interaction, found.capture
     yield Card(
         "Knowledge of pairs",
-        format_interval(beyond, lambda value: format_number(value, 2)),
+        format_interval(beyond, two_digits),
         f"correlation beyond row and column effects, {place}; additive ridge 0, cosine "
-        f"{format_number(beyond.cosine, 2)}",
+        f"{two_digits(beyond.cosine)}",
         GOOD if beyond.beats_rivals else "" if beyond.low > 0 else WARN,
     )
     yield Card(

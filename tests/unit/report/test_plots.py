@@ -7,7 +7,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from nncift_ray.report.data import MixRow, choose_sample_ranks, count_mix, headline_fidelity
+from nncift_ray.report.data import (
+    MixRow,
+    choose_sample_ranks,
+    count_mix,
+    headline_fidelity,
+    knowledge_sentence,
+)
 from nncift_ray.report.figures import (
     MAX_CURVE_POINTS,
     plot_coverage,
@@ -23,6 +29,7 @@ from nncift_ray.report.figures import (
     plot_training,
     thin_curve,
 )
+from nncift_ray.report.page import make_cards
 from nncift_ray.runtime import schemas
 from tests.unit.report.make_data import (
     make_coverage,
@@ -255,3 +262,61 @@ def test_a_measure_that_is_nowhere_defined_has_no_panel() -> None:
     chart = plot_order(table.set_column(place, schemas.FIDELITY.field(name), nulls), "x")
     assert len(chart.panels) == 3
     assert chart.title == "In Q4 the network follows the teacher's order: 0.60"
+
+
+def test_knowledge_of_pairs_is_claimed_only_beyond_both_rivals() -> None:
+    """The cosine correlates 0.25 and captures 0.35, the ridge 0.3; intervals are +-0.05."""
+    claims = {
+        0.40: "The scores know pairs: more than any additive model can, and more than a cosine",
+        0.28: "more of pairs than an additive model, but no more than a cosine",
+        0.04: "Nothing shows that the scores know one row's best helper from another's",
+    }
+    for interaction, claim in claims.items():
+        table = make_fidelity(interaction=interaction)
+        assert claim in knowledge_sentence(replace(make_report_data(), fidelity=table))
+
+
+def test_knowledge_names_the_figures_with_their_intervals_and_rivals() -> None:
+    said = knowledge_sentence(make_report_data())
+    for part in ("In Q4", "0.40 (0.35 to 0.45)", "cosine 0.25", "50 % (45 % to 55 %)",
+                 "cosine 35 %", "additive ridge 30 %"):  # fmt: skip
+        assert part in said
+
+
+def test_knowledge_without_an_interval_is_not_claimed() -> None:
+    table = make_fidelity()
+    place = table.schema.get_field_index("interaction_correlation_low")
+    nulls = pa.nulls(table.num_rows, pa.float64())
+    table = table.set_column(place, table.schema.field(place), nulls)
+    said = knowledge_sentence(replace(make_report_data(), fidelity=table))
+    assert "Too few pairs were held out" in said
+
+
+def test_knowledge_of_an_additive_network_is_none() -> None:
+    table = make_fidelity()
+    for end in ("", "_low", "_high"):
+        place = table.schema.get_field_index(f"interaction_correlation{end}")
+        values = [None if row["model"] == "network" else 0.25 for row in table.to_pylist()]
+        field = table.schema.field(place)
+        table = table.set_column(place, field, pa.array(values, field.type))
+    said = knowledge_sentence(replace(make_report_data(), fidelity=table))
+    assert "Nothing shows" in said
+    assert "correlate 0.0 with" in said
+
+
+def test_examples_on_their_own_have_no_sentence_about_pairs() -> None:
+    assert knowledge_sentence(make_ranked_data(pointwise=True)) == ""
+    assert knowledge_sentence(make_minimal_data()) == ""
+
+
+@pytest.mark.parametrize(
+    ("interaction", "capture", "tones"),
+    [(0.4, 0.5, ["good", "good"]), (0.28, 0.33, ["", ""]), (0.04, 0.2, ["warn", "warn"])],
+)
+def test_cards_are_green_only_where_the_interval_excludes_the_rivals(
+    interaction: float, capture: float, tones: list[str]
+) -> None:
+    table = make_fidelity(interaction=interaction, capture=capture)
+    cards = make_cards(replace(make_report_data(), fidelity=table))
+    found = {card.name: card.tone for card in cards}
+    assert [found["Knowledge of pairs"], found["Best helpers captured"]] == tones
