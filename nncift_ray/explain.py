@@ -42,6 +42,7 @@ from nncift_ray.selection.tables import (
     ScoreTables,
     build_objective,
     cosines,
+    read_quality,
     resolve_selection,
     scored_blocks,
     scores_of,
@@ -351,7 +352,10 @@ def explain(run: Run, example_id: str, top: int = 5) -> Explanation:
     selection = resolve_selection(run.config)
     num_candidates = outputs["deduplicate"].num_rows("candidates")
     num_existing = outputs["embed"].num_rows("existing")
-    tables = ScoreTables.open(scores_of(outputs), num_candidates, num_existing)
+    quality_J = None
+    if selection.quality == "auto" and "profiles" in outputs:
+        quality_J = read_quality(outputs["profiles"], num_candidates)
+    tables = ScoreTables.open(scores_of(outputs), num_candidates, num_existing, quality_J)
     objective = build_objective(selection, tables)
     ranking = select.read("ranking", schema=schemas.RANKING)
     gain_S = ranking["gain"].to_numpy()
@@ -362,6 +366,7 @@ def explain(run: Run, example_id: str, top: int = 5) -> Explanation:
     place = run.subset_ranks.get(row)
     gain = float(gains.gain_J[row] if place is None else gain_S[place - 1])
     last = float(gain_S[-1]) if len(gain_S) else 0.0
+    decided_by = "" if place is None else ranking["decided_by"][place - 1].as_py()
     covered = np.flatnonzero(best_I == row)
     best = covered[np.argsort(-value_I[covered], kind="stable")][:top]
     covered_role = ROLE_OF_TABLE.get(select.manifest.facts()["covers"], CANDIDATE)
@@ -385,7 +390,7 @@ def explain(run: Run, example_id: str, top: int = 5) -> Explanation:
         ),
         redundant_with=_redundant_with(run, gains, row, top),
         stands_for=() if place is None else _redundant_skipped(run, row, top),
-        reasons=(_reason(run, selection, tables, gains, row, gain, last),),
+        reasons=(_reason(run, selection, tables, gains, row, gain, last, decided_by),),
     )
 
 
@@ -422,6 +427,17 @@ def _redundant_skipped(run: Run, row: int, top: int) -> tuple[Redundancy, ...]:
     )
 
 
+_AMONG_EQUALS = "no other candidate added clearly more at rank {rank}; of these it "
+_DECIDED = {
+    "objective": "no other candidate added more at rank {rank}",
+    "quality": _AMONG_EQUALS + "had the best quality",
+    "distance": _AMONG_EQUALS + "lay farthest from the picks before it",
+    "id": _AMONG_EQUALS + "came first by its id, with the same quality and distance",
+    "include": "selection.include asked for it",
+    "random": "it was drawn at rank {rank}",
+}
+
+
 def _reason(
     run: Run,
     selection: SelectionConfig,
@@ -430,24 +446,23 @@ def _reason(
     row: int,
     gain: float,
     last: float,
+    decided_by: str,
 ) -> str:
     """Say what decided: ``gain`` is the candidate's, ``last`` that of the last pick."""
     example = run.examples(CANDIDATE, [row])[0]
     rank, alone = example.subset_rank, float(gains.alone_J[row])
     if rank is not None:
-        if example.example_id in selection.include:
-            return "selection.include asked for it"
         if selection.objective == TOP_K:
             return f"its score {gain:.4g} is the {rank:,}. highest"
-        return f"no other candidate added more at rank {rank:,}"
+        return _DECIDED[decided_by].format(rank=f"{rank:,}")
     if example.example_id in selection.exclude:
         return "selection.exclude named it"
     if row in tables.unranked():
         return "the teacher gave it no label, so it has no rank and could not be picked"
-    if alone <= 0:
-        return "it is in no row's list of best helpers, so it would add nothing"
     if selection.objective == TOP_K:
         return f"its score {gain:.4g} is below the cut-off {last:.4g}"
+    if alone <= 0:
+        return "it is in no row's list of best helpers, so it would add nothing"
     in_tokens = isinstance(selection.budget, TokenBudget)
     if gain > last and (selection.quotas.given or in_tokens):
         return "it would add more than the last pick did: a quota or its tokens kept it out"

@@ -593,6 +593,9 @@ class SelectionConfig(Section):
     """Ids of candidates that must be picked, or one path of a file with an id a line."""
     exclude: tuple[str, ...] | str = ()
     """Ids of candidates that must not be picked, or one path of such a file."""
+    quality: Literal["auto", "none"] = "auto"
+    """auto: where there are profiles, a candidate's worth is multiplied by its quality; none: it is
+    not (the paper's method)."""
     seed: int = Field(default=0, ge=0)
     """Seed of random, and of the parts of the partitioned optimizer."""
 

@@ -248,6 +248,13 @@ def num_picks(data: ReportData) -> int:
     return 0 if data.ranking is None else data.ranking.num_rows
 
 
+def decisions(data: ReportData) -> dict[str, int]:
+    """Return how many picks were decided by what (RANKING), the most frequent first."""
+    if data.ranking is None:
+        return {}
+    return dict(Counter(data.ranking["decided_by"].to_pylist()).most_common())
+
+
 def num_scored_pairs(data: ReportData) -> int | None:
     """Return how many pairs were scored, over all blocks."""
     if data.score_statistics is None or not data.score_statistics.num_rows:
@@ -263,7 +270,7 @@ def final_objective(data: ReportData) -> float:
 
 
 def mean_score(data: ReportData) -> float:
-    """Return the mean scaled score of the picks, nan without picks."""
+    """Return the mean score of the picks, nan without picks."""
     return final_objective(data) / (num_picks(data) or math.nan)
 
 

@@ -429,7 +429,7 @@ def _draw_objective(axes: Axes, share: F64, knee: int, random_share: float, boun
 
 
 def plot_scores(ranking: pa.Table, random_objective: float | None = None) -> Chart:
-    """Draw the scaled score of each pick by rank (RANKING), beside a random example's."""
+    """Draw the score of each pick by rank (RANKING), beside a random example's."""
     score, title = numbers(ranking, "gain"), "Scores of the picks"
     if not len(score):
         return Chart("scores", title, missing="there is no pick.")
@@ -448,7 +448,7 @@ def plot_scores(ranking: pa.Table, random_objective: float | None = None) -> Cha
         _draw_by_rank(axes, score, BLUE, 2.2)
         axes.set_xlim(1, max(len(score), 2))
         axes.margins(y=0.12)
-        x, y = "rank of the pick", "score (0 to 1)"
+        x, y = "rank of the pick", "score"
         style(axes, x=x, y=y, xticks=whole_numbers(), yticks=PLAIN)
         if math.isfinite(random_score):
             above = random_score <= float(np.median(score))

@@ -26,6 +26,7 @@ from nncift_ray.report.data import (
     ReportData,
     SkippedExample,
     blocks_of,
+    decisions,
     final_objective,
     format_interval,
     headline_fidelity,
@@ -280,6 +281,7 @@ def _flatten(settings: Mapping[str, object], prefix: str = "") -> Iterator[tuple
 
 GOOD, WARN = "good", "warn"
 GOOD_SHARE = 0.9  # of the best possible value
+MOSTLY_DECIDED = 0.9  # of the picks
 MANY_ERRORS = 0.02  # share of all rows read
 
 
@@ -299,7 +301,13 @@ def make_cards(data: ReportData) -> list[Card]:
     share = format_percent(picks / data.num_candidates if data.num_candidates else math.nan)
     of = f"{share} of {format_count(data.num_candidates)} candidates"
     cards = [Card("Examples selected", format_count(picks), of)]
-    cards += [*_value_cards(data), *_fidelity_cards(data), *_label_cards(data), *_drift_cards(data)]
+    cards += [
+        *_decision_cards(data),
+        *_value_cards(data),
+        *_fidelity_cards(data),
+        *_label_cards(data),
+        *_drift_cards(data),
+    ]
     if data.stages:
         cost = total_cost(data)
         note = f"{len(data.stages)} stages" + ("" if cost is None else f", {format_usd(cost)}")
@@ -310,13 +318,25 @@ def make_cards(data: ReportData) -> list[Card]:
     return [*cards, Card("Unusable rows", format_count(data.num_errors), note, tone)]
 
 
+def _decision_cards(data: ReportData) -> Iterator[Card]:
+    """How many picks the objective decided, where that is its business and not a draw's."""
+    counts = decisions(data)
+    if data.ranking is None or not counts or "random" in counts:
+        return
+    rest = ", ".join(f"{format_count(count)} by {name}" for name, count in counts.items())
+    decided = counts.get("objective", 0)
+    of = f"{format_count(decided)} of {format_count(num_picks(data))}"
+    tone = WARN if decided < MOSTLY_DECIDED * num_picks(data) else ""
+    yield Card("Picks decided by the objective", of, rest, tone)
+
+
 def _value_cards(data: ReportData) -> Iterator[Card]:
     final, coverage, score = final_objective(data), mean_coverage(data), mean_score(data)
     ratio = final / data.random_objective if data.random_objective else math.nan
     beside = f"; {format_number(ratio)} × a random subset's" if math.isfinite(ratio) else ""
     if data.ranks_by_score:
         if math.isfinite(score):
-            yield Card("Score (0 to 1)", format_number(score), f"mean over the picks{beside}")
+            yield Card("Score", format_number(score), f"mean over the picks{beside}")
         return
     if math.isfinite(coverage) and data.coverage is not None:
         note = f"mean over {format_count(data.coverage.num_rows)} {data.ground_set}"

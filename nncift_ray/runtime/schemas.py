@@ -249,6 +249,8 @@ RANKING = pa.schema(
         pa.field("objective", pa.float64(), nullable=False),  # value after this pick
         pa.field("num_tokens", pa.int64(), nullable=False),
         pa.field("num_covered", pa.int32(), nullable=False),  # rows whose best pick this is
+        # objective | quality | distance | id | include | random
+        pa.field("decided_by", pa.string(), nullable=False),
     ]
 )
 
@@ -266,6 +268,7 @@ PART_PICKS = pa.schema(
         pa.field("part", pa.int32(), nullable=False),
         pa.field("row_index", pa.int64(), nullable=False),
         pa.field("gain", pa.float64(), nullable=False),
+        pa.field("decided_by", pa.int8(), nullable=False),  # place in selection.ties.DECIDED_BY
     ]
 )
 

@@ -1,6 +1,7 @@
 """Greedy maximisation: the lazy search, the one that minds costs, and the random baseline.
 
-Each picks, at every step, the feasible column of greatest marginal gain, ties by `tie_rank`; lazy
+Each picks, at every step, the feasible column of greatest marginal gain, equals by `ties`; once the
+best gain is not above a thousandth of the mean gain so far, all that is left counts as equal. Lazy
 evaluation changes nothing, to the last bit (`problem` says why a gain computed earlier is a bound
 in floating point too).
 
@@ -36,6 +37,7 @@ from nncift_ray.selection.budgets import (
     verdicts,
 )
 from nncift_ray.selection.problem import (
+    MODULAR,
     Objective,
     Problem,
     State,
@@ -44,8 +46,24 @@ from nncift_ray.selection.problem import (
     all_gains,
     gain_of,
 )
+from nncift_ray.selection.ties import (
+    DISTANCE,
+    ID,
+    INCLUDE,
+    OBJECTIVE,
+    OFF,
+    QUALITY,
+    RANDOM,
+    UNREAD,
+    TieBreak,
+    Ties,
+    compare,
+    open_ties,
+    read_ties,
+)
 
 F64 = NDArray[np.float64]
+I8 = NDArray[np.int8]
 I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
 
@@ -55,8 +73,11 @@ RankedBy = Literal["gain", "gain_per_cost", "random"]
 StoppedBy = Literal["budget", "stop_gain", "exhausted"]
 
 PROGRESS_STEPS = 100  # calls of on_progress in a whole run
-NUM_PICKED, CLOSED = 0, 1  # places in `Log.num`
+TINY_SHARE = 1e-3  # of the mean gain so far: a gain not above it decides nothing
+NUM_PICKED, CLOSED, FLAT = 0, 1, 2  # places in `Log.num`
+GAIN, PRICE = 0, 1  # places in `Log.total`
 CONTINUE, STOP, CLOSE = 0, 1, 2
+READ_TIES, FLATTEN = 3, 4
 CACHE_LINE = 16  # entries of 4 bytes
 MAX_PREFETCH = 128  # entries asked for: what a core can have under way, and a usual column
 
@@ -67,19 +88,21 @@ class Ranking:
 
     Attributes:
         order: Columns [S].
-        gain: What each pick added to the objective [S]. Of the free picks of a greedy search by
-            gain, under a count budget without constraints, it never rises.
+        gain: What each pick added to the objective [S]. Of the free picks that the objective
+            decided, under a count budget without constraints, it never rises.
         objective: Value after each pick [S].
         upper_bound: No subset within the budget has a larger value (constraints left aside); None
             where none is known (objectives that are not monotone).
         stopped_by: "budget" (full, or nothing left that fits its cost), "stop_gain", or "exhausted"
             (no column left that may be picked).
         rule: What was ranked by: "gain", "gain_per_cost" or "random".
+        decided: What decided each pick [S], as places of `ties.DECIDED_BY`.
     """
 
     order: I64
     gain: F64
     objective: F64
+    decided: I8
     upper_bound: float | None = None
     stopped_by: StoppedBy = "budget"
     rule: RankedBy = "gain"
@@ -101,7 +124,8 @@ class Ranking:
 class Progress:
     """How far a search is: picks so far, most there may be, value, last gain, and the picks.
 
-    `order` is what `prefix` takes to go on after an interruption; copy it to keep it.
+    `order` and `decided` are what `prefix` takes to go on after an interruption; copy them to keep
+    them.
     """
 
     picked: int
@@ -109,7 +133,18 @@ class Progress:
     value: float
     gain: float  # of the last pick; 0 before the first
     order: I64
+    decided: I8
     rule: Rule = "gain"
+
+
+class Prefix(NamedTuple):
+    """What an interrupted search had picked, and by what."""
+
+    order: Sequence[int] | I64 = ()
+    decided: Sequence[int] | I8 = ()
+
+
+NO_PREFIX = Prefix()
 
 
 class SearchOptions(TypedDict, total=False):
@@ -117,9 +152,12 @@ class SearchOptions(TypedDict, total=False):
 
     Attributes:
         costs: Cost of each column [J], finite and >= 0; needed by a cost budget.
-        tie_rank: Rank of each column [J] among equals, smaller first (that of the example ids in
-            sorted order, so that the order of the files does not matter); None takes the column
-            numbers. Picks of no gain go on in this order until the budget is full.
+        tie_rank: Rank of each column [J] among exact equals, smaller first (that of the example ids
+            in sorted order, so that the order of the files does not matter); None takes the column
+            numbers.
+        tie_break: Quality and directions of the columns. They decide among equal gains, and, of
+            functions that never fall and have pairs, all picks after the best gain has come down to
+            `TINY_SHARE` of the mean so far. None leaves both to `tie_rank`.
         constraints: Must-include and exclude lists, and quotas.
         on_progress: Called with a `Progress` about 100 times.
         stop_gain: Stop before a pick whose gain is below this share, in [0, 1), of the value so
@@ -130,6 +168,7 @@ class SearchOptions(TypedDict, total=False):
 
     costs: NDArray[np.number] | None
     tie_rank: NDArray[np.integer] | None
+    tie_break: TieBreak | None
     constraints: Constraints | None
     on_progress: Callable[[Progress], None] | None
     stop_gain: float | None
@@ -139,7 +178,7 @@ def lazy_greedy(
     objective: Objective | Problem,
     budget: Budget,
     *,
-    prefix: Sequence[int] | I64 = (),
+    prefix: Prefix = NO_PREFIX,
     rule: Rule = "gain",
     **options: Unpack[SearchOptions],
 ) -> Ranking:
@@ -149,7 +188,7 @@ def lazy_greedy(
         objective: The set function.
         budget: How much may be selected. It is filled, with picks of no gain or of a negative one
             (functions that are not monotone) where there is nothing better, unless `stop_gain`.
-        prefix: What an interrupted run of the same arguments had picked (`Progress.order`). It is
+        prefix: What an interrupted run of the same arguments had picked (`Progress`). It is
             replayed, and the ranking is that of the run without interruption, to the last bit.
         rule: What leads: the gain, or the gain per cost.
         options: See `SearchOptions`.
@@ -162,7 +201,8 @@ def lazy_greedy(
             constraints or prefix cannot be met.
         ShapeError: If costs, tie_rank or groups are not [J].
 
-    Memory: about 45 bytes a column, 4 a row, besides the problem's 8 an entry.
+    Memory: about 65 bytes a column, 4 a row, besides the problem's 8 an entry; where ties are met,
+    the directions too.
     """
     search = Search(objective, budget, prefix=prefix, rule=rule, **options)
     per_cost = rule == "gain_per_cost"
@@ -172,16 +212,27 @@ def lazy_greedy(
         heap_key /= search.limits.cost_J[heap]
     # Where no term is negative a gain of 0 cannot fall further.
     floor = 0.0 if search.problem.never_falls() else -math.inf
-    _heapify(heap, heap_key, search.rank_J)
-    heap_size, stopped = len(heap), False
+    if search.log.num[FLAT]:
+        heap_key[:] = 0.0
+    _heapify(heap, heap_key, search.rank_J, search.ties.key_J)
+    heap_size, status = len(heap), CONTINUE
     stride = max(1, math.ceil(search.most_picks / PROGRESS_STEPS))
-    while search.picked < search.most_picks and heap_size > 0 and not stopped:
-        heap_size, stopped = _pick(
-            search.problem, search.state, search.limits, search.log, search.rank_J,
-            heap, heap_key, heap_size, min(search.picked + stride, search.most_picks),
-            search.stop_gain, per_cost, floor,
+    while search.picked < search.most_picks and heap_size > 0 and status != STOP:
+        until = min((search.picked // stride + 1) * stride, search.most_picks)
+        heap_size, status = _pick(
+            search.problem, search.state, search.limits, search.log, search.rank_J, search.ties,
+            heap, heap_key, heap_size, until, search.stop_gain, search.tiny, per_cost, floor,
         )  # fmt: skip
-        search.report_progress()
+        if status == READ_TIES:
+            search.read_ties()
+        elif status == FLATTEN:
+            search.flatten()
+            heap_key[:heap_size] = 0.0
+        if status in (READ_TIES, FLATTEN):
+            _heapify(heap[:heap_size], heap_key[:heap_size], search.rank_J, search.ties.key_J)
+        else:
+            search.report_progress()
+    stopped = status == STOP
     return search.ranking(stopped=stopped)
 
 
@@ -189,7 +240,7 @@ def cost_benefit_greedy(
     objective: Objective | Problem,
     budget: Budget,
     *,
-    prefixes: Mapping[Rule, Sequence[int] | I64] | None = None,
+    prefixes: Mapping[Rule, Prefix] | None = None,
     **options: Unpack[SearchOptions],
 ) -> Ranking:
     """Search by gain per cost and by gain, lazily, and return the better (the first of equals).
@@ -206,7 +257,7 @@ def cost_benefit_greedy(
     """
     problem, prefixes = _problem(objective), prefixes or {}
     per_cost, by_gain = (
-        lazy_greedy(problem, budget, prefix=prefixes.get(rule, ()), rule=rule, **options)
+        lazy_greedy(problem, budget, prefix=prefixes.get(rule, NO_PREFIX), rule=rule, **options)
         for rule in RULES
     )
     better = per_cost if per_cost.value >= by_gain.value else by_gain
@@ -276,12 +327,18 @@ def splitmix64(seed: int, number_N: NDArray[np.integer]) -> NDArray[np.uint64]:
 
 
 class Log(NamedTuple):
-    """The picks, their gains and the values; `num` holds how many, and whether free picks ended."""
+    """The picks, their gains, the values, and what decided each.
+
+    `num` holds how many there are, whether free picks ended, and whether gains decide no more;
+    `total` the gain and the price (1, or the cost) of the picks that had one to decide by.
+    """
 
     order: I64
     gain: F64
     objective: F64
+    decided: I8
     num: I64
+    total: F64
 
 
 class Search:
@@ -294,10 +351,11 @@ class Search:
         *,
         costs: NDArray[np.number] | None = None,
         tie_rank: NDArray[np.integer] | None = None,
+        tie_break: TieBreak | None = None,
         constraints: Constraints | None = None,
         on_progress: Callable[[Progress], None] | None = None,
         stop_gain: float | None = None,
-        prefix: Sequence[int] | I64 = (),
+        prefix: Prefix = NO_PREFIX,
         rule: Rule = "gain",
     ) -> None:
         """Check everything and pick what is settled; arguments and errors as in `lazy_greedy`."""
@@ -323,16 +381,33 @@ class Search:
         self.state = self.problem.empty_state()
         self.log = Log(
             np.empty(self.most_picks, np.int64), np.empty(self.most_picks),
-            np.empty(self.most_picks), np.zeros(2, np.int64),
+            np.empty(self.most_picks), np.empty(self.most_picks, np.int8), np.zeros(3, np.int64),
+            np.zeros(2),
         )  # fmt: skip
+        # A sort by score is decided by scores, however small; and what can fall below 0 goes on.
+        covers = self.problem.never_falls() and self.problem.kind != MODULAR
+        self.tiny = TINY_SHARE if covers else math.nan
+        self._tie_break, self.ties = tie_break, open_ties(num_columns, tie_break)
         self.gain_J = np.empty(num_columns)  # of the state when the search began
         all_gains(self.problem, self.state, self.gain_J)
-        self._replay(np.asarray(constraints.include, np.int64), np.asarray(prefix, np.int64))
+        self._replay(np.asarray(constraints.include, np.int64), prefix)
 
     @property
     def picked(self) -> int:
         """Picks so far."""
         return int(self.log.num[NUM_PICKED])
+
+    def read_ties(self) -> None:
+        """Read what decides among equals, and compare the open columns with the picks."""
+        if self._tie_break is None or self.ties.status != UNREAD:
+            return
+        open_J, picks_S = np.flatnonzero(self.limits.open_J), self.log.order[: self.picked]
+        self.ties = read_ties(self.ties, self._tie_break, open_J, picks_S)
+
+    def flatten(self) -> None:
+        """From here on gains decide nothing."""
+        self.log.num[FLAT] = 1
+        self.read_ties()
 
     def report_progress(self) -> None:
         """Tell how far the search is."""
@@ -340,8 +415,10 @@ class Search:
             picked = self.picked
             value = float(self.log.objective[picked - 1]) if picked else 0.0
             gain = float(self.log.gain[picked - 1]) if picked else 0.0
-            order = self.log.order[:picked]
-            self._on_progress(Progress(picked, self.most_picks, value, gain, order, self.rule))
+            order, decided = self.log.order[:picked], self.log.decided[:picked]
+            self._on_progress(
+                Progress(picked, self.most_picks, value, gain, order, decided, self.rule)
+            )
 
     def ranking(self, *, stopped: bool) -> Ranking:
         """Return what was picked; `stopped` says that `stop_gain` ended it."""
@@ -353,7 +430,8 @@ class Search:
         bound = upper_bound(
             self.problem, order, objective, selectable_J, self.limits.cost_J, self.budget
         )
-        return Ranking(order.copy(), gain.copy(), objective.copy(), bound, stopped_by, self.rule)
+        done, decided = (order.copy(), gain.copy(), objective.copy()), log.decided[:picked].copy()
+        return Ranking(*done, decided, bound, stopped_by, self.rule)
 
     def _ended_by(self) -> StoppedBy:
         if self.picked == self.budget.max_count:
@@ -363,22 +441,34 @@ class Search:
         verdicts(self.limits, open_J, found)
         return "budget" if (found == TOO_EXPENSIVE).any() else "exhausted"
 
-    def _replay(self, include_S: I64, prefix_S: I64) -> None:
+    def _replay(self, include_S: I64, prefix: Prefix) -> None:
         """Pick the must-includes, then what an interrupted run had picked after them."""
+        prefix_S = np.asarray(prefix.order, np.int64)
+        decided_S = np.asarray(prefix.decided, np.int8)
+        if len(decided_S) != len(prefix_S):
+            msg = f"prefix has {len(prefix_S)} picks and says of {len(decided_S)} what decided them"
+            raise ShapeError(msg)
         shared = min(len(include_S), len(prefix_S))
         differ = np.flatnonzero(include_S[:shared] != prefix_S[:shared])
         if len(differ):
             at = int(differ[0])
             msg = f"prefix has column {prefix_S[at]} at {at}, include has {include_S[at]}"
             raise ValueError(msg)
-        for name, order_S in (("include", include_S), ("prefix", prefix_S[shared:])):
+        must_S = np.full(len(include_S), INCLUDE, np.int8)
+        for name, order_S, reason_S in (
+            ("include", include_S, must_S), ("prefix", prefix_S[shared:], decided_S[shared:]),
+        ):  # fmt: skip
             outside = order_S[(order_S < 0) | (order_S >= self.problem.num_columns)]
             if len(outside):
                 msg = f"{name} names column {outside[0]}, there are {self.problem.num_columns}"
                 raise ValueError(msg)
             # What must be in is picked whatever it gains, so it cannot end the free picks.
-            stop_gain = math.nan if name == "include" else self.stop_gain
-            done = _take_all(self.problem, self.state, self.limits, self.log, order_S, stop_gain)
+            must = name == "include"
+            stop_gain, tiny = (math.nan, math.nan) if must else (self.stop_gain, self.tiny)
+            done = _take_all(
+                self.problem, self.state, self.limits, self.log, order_S, reason_S, stop_gain,
+                math.nan if self._tie_break is None else tiny, self.rule == "gain_per_cost",
+            )  # fmt: skip
             if done < len(order_S):
                 msg = (
                     f"{name}: column {order_S[done]} cannot be pick {self.picked + 1} within the"
@@ -387,6 +477,8 @@ class Search:
                 raise ValueError(msg)
         if self.picked:
             all_gains(self.problem, self.state, self.gain_J)
+        if self.log.num[FLAT]:
+            self.read_ties()
 
 
 def _check_prices(costs: NDArray[np.number] | None, cost_J: F64) -> None:
@@ -398,14 +490,27 @@ def _check_prices(costs: NDArray[np.number] | None, cost_J: F64) -> None:
 
 
 @compiled
-def take(problem: Problem, state: State, limits: Limits, log: Log, j: int, gain: float) -> None:
+def take(
+    problem: Problem, state: State, limits: Limits, log: Log, j: int, gain: float, decided: int,
+    per_cost: bool,
+) -> None:  # fmt: skip
     """Pick column j, whose gain is known."""
     picked = log.num[NUM_PICKED]
     value = log.objective[picked - 1] if picked > 0 else 0.0
     log.order[picked], log.gain[picked], log.objective[picked] = j, gain, value + gain
+    log.decided[picked] = decided
     log.num[NUM_PICKED] = picked + 1
+    if log.num[FLAT] == 0:
+        log.total[GAIN] += gain
+        log.total[PRICE] += limits.cost_J[j] if per_cost else 1.0
     add(problem, state, j)
     spend(limits, j)
+
+
+@compiled
+def is_tiny(log: Log, key: float, tiny: float) -> bool:
+    """Whether a gain (per cost) is not above a share of the mean so far; never of NaN."""
+    return key <= tiny * (log.total[GAIN] / max(log.total[PRICE], 1e-300))
 
 
 @compiled
@@ -433,8 +538,9 @@ def close(limits: Limits, log: Log) -> None:
 
 @compiled
 def _take_all(
-    problem: Problem, state: State, limits: Limits, log: Log, order_S: I64, stop_gain: float
-) -> int:
+    problem: Problem, state: State, limits: Limits, log: Log, order_S: I64, decided_S: I8,
+    stop_gain: float, tiny: float, per_cost: bool,
+) -> int:  # fmt: skip
     """Pick columns in order; return how many were before one that is not feasible."""
     for place in range(len(order_S)):
         j = order_S[place]
@@ -446,7 +552,9 @@ def _take_all(
             close(limits, log)
         if judged == STOP or verdict(limits, j) != FEASIBLE:
             return place
-        take(problem, state, limits, log, j, gain)
+        if is_tiny(log, gain / limits.cost_J[j] if per_cost else gain, tiny):
+            log.num[FLAT] = 1
+        take(problem, state, limits, log, j, gain, decided_S[place], per_cost)
     return len(order_S)
 
 
@@ -457,7 +565,7 @@ def _take_in_order(problem: Problem, state: State, limits: Limits, log: Log, ord
         if log.num[NUM_PICKED] == len(log.order):
             return
         if limits.open_J[j] and verdict(limits, j) == FEASIBLE:
-            take(problem, state, limits, log, j, gain_of(problem, state, j))
+            take(problem, state, limits, log, j, gain_of(problem, state, j), RANDOM, False)
 
 
 @compiled
@@ -469,49 +577,106 @@ def _add_in_order(problem: Problem, state: State, order_S: I64, gain_S: F64) -> 
 
 @compiled
 def _pick(
-    problem: Problem, state: State, limits: Limits, log: Log, rank_J: I64,
+    problem: Problem, state: State, limits: Limits, log: Log, rank_J: I64, ties: Ties,
     heap: I32, heap_key: F64, heap_size: int, until: int,
-    stop_gain: float, per_cost: bool, floor: float,
-) -> tuple[int, bool]:  # fmt: skip
-    """Pick until `until` columns are selected; return the heap's size and whether to stop."""
+    stop_gain: float, tiny: float, per_cost: bool, floor: float,
+) -> tuple[int, int]:  # fmt: skip
+    """Pick until `until` columns are selected; return the heap's size and what is to be done."""
     while log.num[NUM_PICKED] < until and heap_size > 0:
-        j = heap[0]
+        j, flat = heap[0], log.num[FLAT] == 1
         if limits.slots[FREE] == 0:
-            return heap_size, True
+            return heap_size, STOP
         if verdict(limits, j) == FEASIBLE:
-            price = limits.cost_J[j] if per_cost else 1.0
             gain = heap_key[0]
-            if gain > floor or per_cost:
+            if not flat and (gain > floor or per_cost):
                 for near in range(1, min(3, heap_size)):
                     _prefetch_column(problem, heap[near])
                 gain = gain_of(problem, state, j)
-                key = gain / price
+                key = _key(limits, j, gain, per_cost)
                 if key != heap_key[0]:
                     heap_key[0] = key
-                    _sink(heap, heap_key, heap_size, 0, rank_J)
+                    _sink(heap, heap_key, heap_size, 0, rank_J, ties.key_J)
                     continue
+            is_small = is_tiny(log, heap_key[0], tiny)
+            if is_small and not flat and ties.status != OFF:
+                return heap_size, FLATTEN
+            decided = DISTANCE if flat else OBJECTIVE
+            if ties.status == OFF:
+                decided = ID if is_small else OBJECTIVE
+            elif _has_equal(heap_key, heap_size):
+                if ties.status == UNREAD:
+                    return heap_size, READ_TIES
+                decided = _settle(
+                    problem, state, limits, log, rank_J, ties, heap, heap_key, heap_size, per_cost
+                )
+                if decided < 0:
+                    continue
+            if flat:
+                gain = gain_of(problem, state, j)
             judged = judge(limits, log, gain, stop_gain)
             if judged == STOP:
-                return heap_size, True
+                return heap_size, STOP
             if judged == CLOSE:
                 close(limits, log)
                 continue
-            take(problem, state, limits, log, j, gain)
+            take(problem, state, limits, log, j, gain, decided, per_cost)
         heap_size -= 1
         heap[0], heap_key[0] = heap[heap_size], heap_key[heap_size]
-        _sink(heap, heap_key, heap_size, 0, rank_J)
-    return heap_size, False
+        _sink(heap, heap_key, heap_size, 0, rank_J, ties.key_J)
+    return heap_size, CONTINUE
 
 
 @compiled
-def _heapify(heap: I32, heap_key: F64, rank_J: I64) -> None:
+def _key(limits: Limits, j: int, gain: float, per_cost: bool) -> float:
+    return gain / limits.cost_J[j] if per_cost else gain
+
+
+@compiled
+def _has_equal(heap_key: F64, heap_size: int) -> bool:
+    """Whether another column of the heap has the key of the first."""
+    one = heap_size > 1 and heap_key[1] == heap_key[0]
+    return one or (heap_size > 2 and heap_key[2] == heap_key[0])
+
+
+@compiled
+def _settle(
+    problem: Problem, state: State, limits: Limits, log: Log, rank_J: I64, ties: Ties,
+    heap: I32, heap_key: F64, heap_size: int, per_cost: bool,
+) -> int:  # fmt: skip
+    """Return what sets the first column apart from its equals; -1 if a bound had to be renewed."""
+    picked, j, flat = log.num[NUM_PICKED], heap[0], log.num[FLAT] == 1
+    if compare(ties, log.order, picked, j):
+        _sink(heap, heap_key, heap_size, 0, rank_J, ties.key_J)
+        return -1
+    closest = OBJECTIVE
+    for place in range(1, min(3, heap_size)):
+        other, key = heap[place], -np.inf
+        if heap_key[place] != heap_key[0]:
+            continue
+        if verdict(limits, other) == FEASIBLE:
+            gain = 0.0 if flat else gain_of(problem, state, other)
+            key = gain if flat else _key(limits, other, gain, per_cost)
+        stale = key != heap_key[0]
+        heap_key[place] = key
+        if not stale and ties.key_J[other] == ties.key_J[j]:
+            stale = compare(ties, log.order, picked, other)
+        if stale:
+            _sink(heap, heap_key, heap_size, place, rank_J, ties.key_J)
+            return -1
+        apart = QUALITY if ties.level_J[other] < ties.level_J[j] else DISTANCE
+        closest = max(closest, ID if ties.key_J[other] == ties.key_J[j] else apart)
+    return DISTANCE if flat and closest == OBJECTIVE else closest
+
+
+@compiled
+def _heapify(heap: I32, heap_key: F64, rank_J: I64, tie_J: F64) -> None:
     """Put the column to be picked first on top."""
     for place in range(len(heap) // 2 - 1, -1, -1):
-        _sink(heap, heap_key, len(heap), place, rank_J)
+        _sink(heap, heap_key, len(heap), place, rank_J, tie_J)
 
 
 @compiled
-def _sink(heap: I32, heap_key: F64, size: int, place: int, rank_J: I64) -> None:
+def _sink(heap: I32, heap_key: F64, size: int, place: int, rank_J: I64, tie_J: F64) -> None:
     """Move the column at `place` down until no child comes before it.
 
     Keys lie beside the columns of the heap: looked up by column, each comparison would miss the
@@ -524,10 +689,10 @@ def _sink(heap: I32, heap_key: F64, size: int, place: int, rank_J: I64) -> None:
             break
         right = child + 1
         if right < size and _precedes(
-            heap_key[right], heap[right], heap_key[child], heap[child], rank_J
+            heap_key[right], heap[right], heap_key[child], heap[child], rank_J, tie_J
         ):
             child = right
-        if not _precedes(heap_key[child], heap[child], key, column, rank_J):
+        if not _precedes(heap_key[child], heap[child], key, column, rank_J, tie_J):
             break
         heap[place], heap_key[place] = heap[child], heap_key[child]
         place = child
@@ -535,10 +700,14 @@ def _sink(heap: I32, heap_key: F64, size: int, place: int, rank_J: I64) -> None:
 
 
 @compiled
-def _precedes(key: float, column: int, other_key: float, other: int, rank_J: I64) -> bool:
+def _precedes(
+    key: float, column: int, other_key: float, other: int, rank_J: I64, tie_J: F64
+) -> bool:
     """Whether a column is picked before another at their present keys."""
     if key != other_key:
         return key > other_key
+    if tie_J[column] != tie_J[other]:
+        return tie_J[column] > tie_J[other]
     # Ranks that are equal fall back on the column number, as a stable sort would.
     if rank_J[column] != rank_J[other]:
         return rank_J[column] < rank_J[other]

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from nncift_ray.selection.budgets import Budget, Constraints
 from nncift_ray.selection.greedy import Ranking, lazy_greedy, splitmix64
 from nncift_ray.selection.problem import Objective
+from nncift_ray.selection.ties import TieBreak
 
 I64 = NDArray[np.int64]
 
@@ -32,6 +33,7 @@ class PartTask:
         budget: Of the part.
         tie_rank: Their ranks [S].
         constraints: In numbers of the part.
+        tie_break: In numbers of the part.
         stop_gain: As in `lazy_greedy`.
     """
 
@@ -40,6 +42,7 @@ class PartTask:
     budget: Budget
     tie_rank: I64
     constraints: Constraints
+    tie_break: TieBreak | None = None
     stop_gain: float | None = None
 
 
@@ -49,6 +52,7 @@ def search_part(task: PartTask) -> Ranking:
         task.objective.restricted(task.columns),
         task.budget,
         tie_rank=task.tie_rank,
+        tie_break=task.tie_break,
         constraints=task.constraints,
         stop_gain=task.stop_gain,
     )
@@ -63,6 +67,7 @@ def greedi(
     num_parts: int,
     seed: int = 0,
     tie_rank: NDArray[np.integer] | None = None,
+    tie_break: TieBreak | None = None,
     constraints: Constraints | None = None,
     stop_gain: float | None = None,
 ) -> Ranking:
@@ -78,6 +83,7 @@ def greedi(
         num_parts: Parts of the first round, at least 1.
         seed: Seed of the parts.
         tie_rank: Rank of each column [J] among equals; it decides its part too.
+        tie_break: As in `lazy_greedy`.
         constraints: Must-include and exclude lists, and quotas. Must-includes are picked first in
             every part.
         stop_gain: When the last search stops; the parts fill their budget.
@@ -92,13 +98,14 @@ def greedi(
     Source: Mirzasoleiman et al. 2013, Distributed submodular maximization (GreeDi).
     """
     tasks = part_tasks(
-        objective, budget, num_parts=num_parts, seed=seed, tie_rank=tie_rank,
+        objective, budget, num_parts=num_parts, seed=seed, tie_rank=tie_rank, tie_break=tie_break,
         constraints=constraints,
     )  # fmt: skip
     rankings = [search_part(task) for task in tasks]
     return merge_parts(
-        objective, budget, rankings, tie_rank=tie_rank, constraints=constraints, stop_gain=stop_gain
-    )
+        objective, budget, rankings, tie_rank=tie_rank, tie_break=tie_break,
+        constraints=constraints, stop_gain=stop_gain,
+    )  # fmt: skip
 
 
 def part_tasks(
@@ -108,6 +115,7 @@ def part_tasks(
     num_parts: int,
     seed: int = 0,
     tie_rank: NDArray[np.integer] | None = None,
+    tie_break: TieBreak | None = None,
     constraints: Constraints | None = None,
 ) -> list[PartTask]:
     """Return the searches of the first round of `greedi`; a part without a column has none."""
@@ -121,7 +129,11 @@ def part_tasks(
     columns = np.flatnonzero(open_J)
     part_S = part_of_columns(rank_J[columns], num_parts, seed)
     parts = [columns[part_S == part] for part in range(num_parts)]
-    return [_task(objective, part, budget, rank_J, constraints) for part in parts if len(part)]
+    return [
+        _task(objective, part, budget, rank_J, tie_break, constraints)
+        for part in parts
+        if len(part)
+    ]
 
 
 def merge_parts(
@@ -130,6 +142,7 @@ def merge_parts(
     rankings: Sequence[Ranking],
     *,
     tie_rank: NDArray[np.integer] | None = None,
+    tie_break: TieBreak | None = None,
     constraints: Constraints | None = None,
     stop_gain: float | None = None,
 ) -> Ranking:
@@ -143,7 +156,8 @@ def merge_parts(
     constraints = constraints or Constraints()
     union = np.concatenate([np.zeros(0, np.int64), *[ranking.order for ranking in rankings]])
     union = np.setdiff1d(union, np.asarray(constraints.include, np.int64))
-    task = _task(objective, union, budget, _ranks(objective, tie_rank), constraints, whole=True)
+    rank_J = _ranks(objective, tie_rank)
+    task = _task(objective, union, budget, rank_J, tie_break, constraints, whole=True)
     merged = search_part(replace(task, stop_gain=stop_gain))
     if stop_gain is not None:
         return merged
@@ -172,6 +186,7 @@ def _task(
     columns: I64,
     budget: Budget,
     rank_J: I64,
+    tie_break: TieBreak | None,
     constraints: Constraints,
     *,
     whole: bool = False,
@@ -194,4 +209,5 @@ def _task(
         include=range(len(constraints.include)),
         exclude=(),
     )
-    return PartTask(objective, listed, budget, rank_J[listed], inside)
+    among = None if tie_break is None else tie_break.restricted(listed)
+    return PartTask(objective, listed, budget, rank_J[listed], inside, among)

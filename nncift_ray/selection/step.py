@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -24,6 +25,9 @@ from nncift_ray.runtime.shards import ATTEMPTS_FOLDER
 from nncift_ray.runtime.step import Shard, Stage, Worker
 from nncift_ray.selection.budgets import Budget, Constraints
 from nncift_ray.selection.greedy import (
+    NO_PREFIX,
+    TINY_SHARE,
+    Prefix,
     Progress,
     Ranking,
     Rule,
@@ -34,21 +38,26 @@ from nncift_ray.selection.greedy import (
 )
 from nncift_ray.selection.objectives import coverage, marginal_gains
 from nncift_ray.selection.partitioned import merge_parts, part_tasks, search_part
-from nncift_ray.selection.problem import Objective, Problem
+from nncift_ray.selection.problem import MODULAR, Objective, Problem
 from nncift_ray.selection.tables import (
     RANDOM,
     ScoreTables,
     build_objective,
     coverage_table,
     ranking_table,
+    read_directions,
+    read_quality,
     skipped_table,
 )
+from nncift_ray.selection.ties import DISTANCE, OBJECTIVE, QUALITY, TieBreak
 
 ID_COLUMNS = ["row_index", "example_id", "num_tokens"]
 PARTITIONED = "partitioned"
 CANDIDATES_PER_PART = 50_000  # where the recipe does not say
 PICKS_NAME = "picks.arrow"
 SAVE_SECONDS = 5.0
+HALF = 0.5
+MANY_TINY = 0.1  # of the picks
 NUM_NAMED = 3  # ids or groups in a message
 SHARE_ROUNDING = 1e-9  # 0.3 of 10 is 3
 
@@ -59,6 +68,7 @@ PICKS = pa.schema(
         pa.field("value", pa.float64(), nullable=False),  # of the objective
         pa.field("gain", pa.float64(), nullable=False),  # of the last pick
         pa.field("order", pa.list_(pa.int64()), nullable=False),
+        pa.field("decided", pa.list_(pa.int8()), nullable=False),  # places in DECIDED_BY
     ]
 )
 
@@ -69,6 +79,7 @@ class SearchInputs:
 
     names: pa.Table  # of the candidates: ID_COLUMNS
     tie_rank_J: np.ndarray
+    tie_break: TieBreak
     tables: ScoreTables
     objective: Objective
     budget: Budget
@@ -85,18 +96,21 @@ class _SelectionStage(Stage):
         embeddings: StageOutput,
         selection: SelectionConfig,
         examples: StageOutput | None = None,
+        profiles: StageOutput | None = None,
     ) -> None:
         """Select by a resolved section of the recipe (`resolve_selection`)."""
         if selection.quotas.given and examples is None:
             raise StageError("selection.quotas needs the examples, whose records name the groups")
         self._scores, self._embeddings, self._selection = scores, embeddings, selection
         self._examples = examples if selection.quotas.given else None
+        self._profiles = profiles if selection.quality == "auto" else None
 
     @property
     def inputs(self) -> Mapping[str, StageOutput]:
         """The finished steps."""
-        inputs = {"scores": self._scores, "embeddings": self._embeddings}
-        return inputs if self._examples is None else inputs | {"examples": self._examples}
+        optional = {"examples": self._examples, "profiles": self._profiles}
+        given = {name: output for name, output in optional.items() if output is not None}
+        return {"scores": self._scores, "embeddings": self._embeddings, **given}
 
     def settings(self) -> dict[str, Any]:
         """The section; of lists of ids, which may be long, a digest."""
@@ -124,13 +138,22 @@ class _SelectionStage(Stage):
         tie_rank_J = np.empty(names.num_rows, np.int64)
         tie_rank_J[pc.sort_indices(names["example_id"]).to_numpy()] = np.arange(names.num_rows)
         num_existing = self._embeddings.num_rows("existing")
-        tables = ScoreTables.open(self._scores, names.num_rows, num_existing)
+        quality_J = None
+        if self._profiles is not None:
+            quality_J = read_quality(self._profiles, names.num_rows)
+        tables = ScoreTables.open(self._scores, names.num_rows, num_existing, quality_J)
+        tie_break = TieBreak(
+            np.ones(names.num_rows, np.float32) if quality_J is None else quality_J,
+            partial(read_directions, self._embeddings),
+        )
         budget = _budget(selection, names.num_rows)
         constraints, quotas = read_constraints(
             selection, names["example_id"], self._examples, tables.unranked()
         )
         objective = build_objective(selection, tables)
-        return SearchInputs(names, tie_rank_J, tables, objective, budget, constraints, quotas)
+        return SearchInputs(
+            names, tie_rank_J, tie_break, tables, objective, budget, constraints, quotas
+        )
 
 
 def _budget(selection: SelectionConfig, num_candidates: int) -> Budget:
@@ -146,7 +169,7 @@ class SelectStage(_SelectionStage):
     """Write the ``ranking``, who covers every row (``coverage``), and who was ``skipped``."""
 
     name: ClassVar[str] = "select"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     unit: ClassVar[str] = "rankings"
     title: ClassVar[str] = "select the subset"
 
@@ -158,6 +181,7 @@ class SelectStage(_SelectionStage):
         examples: StageOutput | None = None,
         parts: StageOutput | None = None,
         save_seconds: float = SAVE_SECONDS,
+        profiles: StageOutput | None = None,
     ) -> None:
         """Select from scored pairs.
 
@@ -168,8 +192,9 @@ class SelectStage(_SelectionStage):
             examples: Of the deduplicate stage; needed where there are quotas.
             parts: Of the select_partitions stage, where the search is partitioned.
             save_seconds: Least time between two savings of the picks so far; changes no row.
+            profiles: Of the profiles stage: its quality of the candidates multiplies their worth.
         """
-        super().__init__(scores, embeddings, selection, examples)
+        super().__init__(scores, embeddings, selection, examples, profiles)
         if (parts is None) == (selection.optimizer.kind == PARTITIONED):
             raise StageError("a partitioned search, and no other, merges the picks of its parts")
         self._parts, self._save_seconds = parts, save_seconds
@@ -202,6 +227,25 @@ class SelectStage(_SelectionStage):
             f"value {rows[-1]['value']:,.4g}, last gain {rows[-1]['gain']:,.3g}"
         )
 
+    def notices(self, output: StageOutput) -> list[str]:
+        """Say where the objective decided few of the picks, and how strongly quality weighs."""
+        facts, num_picks = output.manifest.facts(), output.num_rows("ranking")
+        notes: list[str] = []
+        if facts["num_tiny_gains"] > MANY_TINY * num_picks:
+            notes.append(
+                f"{facts['num_decided']:,} of {num_picks:,} picks were decided by the objective: "
+                f"{facts['num_tiny_gains']:,} gain less than a thousandth of the mean. Quality "
+                f"decided {facts['num_by_quality']:,}, the distance to the picks "
+                f"{facts['num_by_distance']:,} (ranking, decided_by; docs/selection.md)"
+            )
+        if facts["quality"] != "none":
+            notes.append(
+                f"quality (selection.quality) more than halves the worth of {facts['num_halved']:,}"
+                f" candidates, {facts['num_halved_picks']:,} of them picked; its mean is "
+                f"{facts['mean_quality']:.2f}, of the picks {facts['mean_quality_of_picks']:.2f}"
+            )
+        return notes
+
     def make_worker(self) -> Worker:
         """Return the selection."""
 
@@ -229,7 +273,7 @@ class SelectStage(_SelectionStage):
         }
         if self._parts is not None:
             rankings = read_part_rankings(self._parts)
-            common["stop_gain"] = selection.stop_gain
+            common |= {"stop_gain": selection.stop_gain, "tie_break": given.tie_break}
             return merge_parts(given.objective, budget, rankings, **common)
         assert problem is not None  # noqa: S101
         if isinstance(selection.budget, TokenBudget):
@@ -237,10 +281,11 @@ class SelectStage(_SelectionStage):
         if selection.objective == RANDOM:
             return random_ranking(problem, budget, seed=selection.seed, **common)
         common |= {"on_progress": checkpoint.save, "stop_gain": selection.stop_gain}
+        common["tie_break"] = given.tie_break
         prefixes = checkpoint.prefixes()
         if selection.optimizer.kind == "cost_benefit":
             return cost_benefit_greedy(problem, budget, prefixes=prefixes, **common)
-        return lazy_greedy(problem, budget, prefix=prefixes.get("gain", ()), **common)
+        return lazy_greedy(problem, budget, prefix=prefixes.get("gain", NO_PREFIX), **common)
 
     def _write(
         self, ranking: Ranking, given: SearchInputs, problem: Problem | None, sink: Sink
@@ -261,6 +306,8 @@ class SelectStage(_SelectionStage):
             ranked_by=ranking.rule,
             optimizer=self._selection.optimizer.kind,
             num_parts=num_parts,
+            **_describe_decisions(ranking, is_sum=objective.kind == MODULAR),
+            **_describe_quality(given.tables.quality_J, order),
             num_tokens=int(names["num_tokens"].to_numpy()[order].sum()),
             covers="" if block == POINTS else TABLE_OF_ROLE[helped_role(block)],
             quotas=given.quotas,
@@ -270,6 +317,35 @@ class SelectStage(_SelectionStage):
         sink.write("ranking", ranking_table(ranking, names, best_I))
         sink.write("coverage", coverage_table(best_I, value_I))
         sink.write("skipped", skipped)
+
+
+def _describe_decisions(ranking: Ranking, *, is_sum: bool) -> dict[str, int]:
+    """Return how many picks the objective, quality and distance decided, and how many gain little.
+
+    No gain of a sum of scores is too small to decide: greedy sorts by it.
+    """
+    counts = {
+        "num_decided": int((ranking.decided == OBJECTIVE).sum()),
+        "num_by_quality": int((ranking.decided == QUALITY).sum()),
+        "num_by_distance": int((ranking.decided == DISTANCE).sum()),
+    }
+    mean_gain = ranking.value / max(len(ranking.gain), 1)
+    num_tiny = 0 if is_sum else int((ranking.gain <= TINY_SHARE * mean_gain).sum())
+    return counts | {"num_tiny_gains": 0 if ranking.rule == "random" else num_tiny}
+
+
+def _describe_quality(quality_J: np.ndarray | None, order: np.ndarray) -> dict[str, Any]:
+    """Return how strongly quality weighs: means, and how many candidates it more than halves."""
+    if quality_J is None:
+        return {"quality": "none"}
+    picked = quality_J[order]
+    return {
+        "quality": "auto",
+        "mean_quality": float(quality_J.mean(dtype=np.float64)),
+        "mean_quality_of_picks": float(picked.mean(dtype=np.float64)) if len(picked) else None,
+        "num_halved": int((quality_J < HALF).sum()),
+        "num_halved_picks": int((picked < HALF).sum()),
+    }
 
 
 def _random_objective(source: Problem | Objective, size: int, unranked: np.ndarray) -> float:
@@ -288,7 +364,7 @@ class SelectPartitionsStage(_SelectionStage):
     """Write ``part_picks``: what each part of the candidates would pick by itself."""
 
     name: ClassVar[str] = "select_partitions"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     unit: ClassVar[str] = "parts"
     title: ClassVar[str] = "select in parts"
     memory_advice: ClassVar[str] = (
@@ -315,6 +391,7 @@ class SelectPartitionsStage(_SelectionStage):
                 num_parts=self.num_partitions(),
                 seed=self._selection.seed,
                 tie_rank=given.tie_rank_J,
+                tie_break=given.tie_break,
                 constraints=given.constraints,
             )
         except ValueError as error:
@@ -328,6 +405,7 @@ class SelectPartitionsStage(_SelectionStage):
                     "part": pa.array(np.full(len(ranking.order), part), pa.int32()),
                     "row_index": pa.array(ranking.order, pa.int64()),
                     "gain": pa.array(ranking.gain, pa.float64()),
+                    "decided_by": pa.array(ranking.decided, pa.int8()),
                 }
                 sink.write("part_picks", pa.table(columns, schema=schemas.PART_PICKS))
 
@@ -337,10 +415,10 @@ class SelectPartitionsStage(_SelectionStage):
 def read_part_rankings(parts: StageOutput) -> list[Ranking]:
     """Return what each part picked; parts without a pick are left out."""
     table = parts.read("part_picks", schema=schemas.PART_PICKS)
-    part, order, gain = (table[name].to_numpy() for name in ("part", "row_index", "gain"))
+    part, order, gain, decided = (table[name].to_numpy() for name in table.column_names)
     edges = np.flatnonzero(np.diff(part, prepend=-1, append=-1))
     return [
-        Ranking(order[a:b], gain[a:b], np.cumsum(gain[a:b]))
+        Ranking(order[a:b], gain[a:b], np.cumsum(gain[a:b]), decided[a:b])
         for a, b in zip(edges[:-1], edges[1:], strict=True)
     ]
 
@@ -358,9 +436,9 @@ class PicksCheckpoint:
         self._rows = {row["rule"]: row for row in load_picks(folder)}
         self._last = time.monotonic()
 
-    def prefixes(self) -> dict[Rule, np.ndarray]:
+    def prefixes(self) -> dict[Rule, Prefix]:
         """Return what was picked by each rule, in order; nothing at first."""
-        return {rule: np.asarray(row["order"], np.int64) for rule, row in self._rows.items()}
+        return {rule: Prefix(row["order"], row["decided"]) for rule, row in self._rows.items()}
 
     def save(self, progress: Progress) -> None:
         """Save how far a search is, unless that was done a moment ago."""
@@ -374,6 +452,7 @@ class PicksCheckpoint:
             "value": progress.value,
             "gain": progress.gain,
             "order": progress.order.tolist(),
+            "decided": progress.decided.tolist(),
         }
         out = pa.BufferOutputStream()
         with pa.ipc.new_file(out, PICKS) as writer:

@@ -41,6 +41,7 @@ from nncift_ray.selection.problem import (
     SparseScores,
     StreamedScores,
 )
+from nncift_ray.selection.ties import DECIDED_BY, direction_width, directions
 
 #: The steps that hold a run's scores: by a network, or the teacher's own labels; a run has one.
 NETWORK_SCORES, TEACHER_SCORES = "score_pairs", "teacher_scores"
@@ -73,13 +74,24 @@ class ScoreTables:
     num_candidates: int
     num_existing: int
     scale: InfluenceScale
+    quality_J: np.ndarray | None = None
 
     @classmethod
-    def open(cls, scores: StageOutput, num_candidates: int, num_existing: int = 0) -> ScoreTables:
-        """Find the one scale of all blocks scored: over every pair, not only what was kept."""
+    def open(
+        cls,
+        scores: StageOutput,
+        num_candidates: int,
+        num_existing: int = 0,
+        quality_J: np.ndarray | None = None,
+    ) -> ScoreTables:
+        """Find the one scale of all blocks scored: over every pair, not only what was kept.
+
+        ``quality_J``, in [0, 1], multiplies what a candidate is worth as a helper; a negative score
+        stays as it is.
+        """
         rows = scores.read("statistics", schema=schemas.SCORE_STATISTICS).to_pylist()
         scale = InfluenceScale(min(row["min"] for row in rows), max(row["max"] for row in rows))
-        return cls(scores, num_candidates, num_existing, scale)
+        return cls(scores, num_candidates, num_existing, scale, quality_J)
 
     @property
     def ground_block(self) -> str:
@@ -98,8 +110,10 @@ class ScoreTables:
             influence = cast("pa.ListArray[Any]", batch.column(1))
             indptr = np.zeros(batch.num_rows + 1, np.int64)
             np.cumsum(np.asarray(helper.value_lengths().to_numpy(), np.int64), out=indptr[1:])
-            scaled = self.scale.apply(influence.flatten().to_numpy())
-            yield SparseScores(indptr, helper.flatten().to_numpy(), scaled, self.num_candidates)
+            scaled, index = self.scale.apply(influence.flatten().to_numpy()), helper.flatten()
+            if self.quality_J is not None:
+                scaled = scaled * self.quality_J[index.to_numpy()]
+            yield SparseScores(indptr, index.to_numpy(), scaled, self.num_candidates)
 
     def column_max(self) -> np.ndarray:
         """Return max_q s_qj over all targets for every candidate j: [J] float32.
@@ -110,7 +124,8 @@ class ScoreTables:
         largest = np.full(self.num_candidates, self.scale.min, np.float32)
         for batch in self.scores.iter_batches("column_max", ["helper_index", "max_influence"]):
             np.maximum.at(largest, batch.column(0).to_numpy(), batch.column(1).to_numpy())
-        return self.scale.apply(largest)
+        scaled = self.scale.apply(largest)
+        return scaled if self.quality_J is None else scaled * self.quality_J
 
     def existing_max(self, block: str) -> np.ndarray:
         """Return max_p s_ip over all existing examples p for every row i: [I] float32."""
@@ -132,9 +147,15 @@ class ScoreTables:
         table = self.scores.read("unranked", ["row_index"], schemas.UNRANKED)
         return np.asarray(table["row_index"].to_numpy(), np.int64)
 
-    def scaled_scores(self) -> np.ndarray:
-        """Return every candidate's score on the run's scale: [J] float64; 0 of ``unranked``."""
-        return np.nan_to_num(self.scale.apply_to_means(self.raw_scores()), nan=0.0)
+    def own_scores(self) -> np.ndarray:
+        """Return every candidate's raw, signed score [J]; 0 of ``unranked``.
+
+        What is positive is multiplied by the quality.
+        """
+        score_J = np.nan_to_num(self.raw_scores(), nan=0.0)
+        if self.quality_J is None:
+            return score_J
+        return np.where(score_J > 0, score_J * self.quality_J, score_J)
 
     def raw_scores(self) -> np.ndarray:
         """Return every candidate's score, raw and signed: [J] float64; NaN of ``unranked``.
@@ -186,7 +207,7 @@ class ObjectiveSpec:
 def _random(selection: SelectionConfig, tables: ScoreTables) -> Objective:
     """Return what a random ranking is measured by: it has no value of its own."""
     if tables.ground_block == POINTS:
-        return top_scores(tables.scaled_scores())
+        return top_scores(tables.own_scores())
     return facility_location(tables.lists(tables.ground_block))
 
 
@@ -240,7 +261,7 @@ OBJECTIVES: Mapping[str, ObjectiveSpec] = {
         )
     ),
     TOP_K: ObjectiveSpec(
-        lambda selection, tables: top_scores(tables.scaled_scores()),
+        lambda selection, tables: top_scores(tables.own_scores()),
         needs_every_pair=(WITHIN, CROSS),
         takes_points=True,
     ),
@@ -332,7 +353,7 @@ def build_objective(selection: SelectionConfig, tables: ScoreTables) -> Objectiv
 
 
 def ranking_table(ranking: Ranking, names: pa.Table, best_I: np.ndarray) -> pa.Table:
-    """Write the ranking with ids and how many rows each pick covers best."""
+    """Write the ranking with ids, how many rows each pick covers best, and what decided it."""
     picked = names.take(pa.array(ranking.order, pa.int64()))
     num_covered = np.bincount(best_I[best_I >= 0], minlength=names.num_rows)[ranking.order]
     return pa.Table.from_pydict(
@@ -344,6 +365,7 @@ def ranking_table(ranking: Ranking, names: pa.Table, best_I: np.ndarray) -> pa.T
             "objective": pa.array(ranking.objective, pa.float64()),
             "num_tokens": picked["num_tokens"].cast(pa.int64()),
             "num_covered": pa.array(num_covered, pa.int32()),
+            "decided_by": pa.array([DECIDED_BY[code] for code in ranking.decided], pa.string()),
         },
         schema=schemas.RANKING,
     )
@@ -408,3 +430,35 @@ def cosines(embeddings: StageOutput, rows_N: np.ndarray, others_N: np.ndarray) -
     a_ND, b_ND = (part.astype(np.float64) for part in np.split(vectors, 2))
     norms = np.linalg.norm(a_ND, axis=1) * np.linalg.norm(b_ND, axis=1)
     return (a_ND * b_ND).sum(axis=1) / np.maximum(norms, np.finfo(np.float64).tiny)
+
+
+def read_directions(embeddings: StageOutput, columns_S: np.ndarray) -> np.ndarray:
+    """Return the directions of some candidates' embeddings [S, D], in the order given; one pass."""
+    num_candidates = embeddings.num_rows("candidates")
+    place_J = np.full(num_candidates, -1, np.int64)
+    place_J[columns_S] = np.arange(len(columns_S))
+    found_SD, first = np.zeros((len(columns_S), 0), np.float32), 0
+    for batch in embeddings.iter_batches("candidates", ["embedding"], BATCH_ROWS):
+        place = place_J[first : first + batch.num_rows]
+        vectors = column_matrix(pa.chunked_array([batch.column(0)]))
+        width = direction_width(num_candidates, vectors.shape[1])
+        if found_SD.shape[1] != width:
+            found_SD = np.zeros((len(columns_S), width), np.float32)
+        found_SD[place[place >= 0]] = directions(vectors[place >= 0], width)
+        first += batch.num_rows
+    return found_SD
+
+
+def read_quality(profiles: StageOutput, num_candidates: int) -> np.ndarray:
+    """Return the quality of every candidate: [J] float32; 1 where the profile is missing.
+
+    Raises:
+        StageError: If a quality does not lie in [0, 1].
+    """
+    table = profiles.read("candidates", ["row_index", "quality"]).drop_null()
+    quality = table["quality"].to_numpy().astype(np.float32)
+    if not ((quality >= 0) & (quality <= 1)).all():
+        raise StageError(f"{profiles.folder}: a candidate's quality does not lie in [0, 1]")
+    quality_J = np.ones(num_candidates, np.float32)
+    quality_J[table["row_index"].to_numpy()] = quality
+    return quality_J

@@ -47,6 +47,7 @@ def make_ranking(num_picks: int) -> pa.Table:
         "objective": np.cumsum(gain),
         "num_tokens": np.full(num_picks, 50),
         "num_covered": np.full(num_picks, 2),
+        "decided_by": ["objective"] * num_picks,
     }
     return pa.table(columns).cast(schemas.RANKING)
 

@@ -27,6 +27,7 @@ from nncift_ray.selection.problem import (
     SparseScores,
     StreamedScores,
 )
+from nncift_ray.selection.ties import TieBreak, directions
 
 ETA, NU, LAMBDA, ALPHA = 0.7, 0.8, 0.4, 0.25
 FORMULA_TOLERANCE = 1e-5  # float32 scores, capped or weighted in float32, summed in float64
@@ -166,6 +167,13 @@ def draw_instance(seed: int, size: int) -> Instance:
     return Instance(within, cross, existing, score)
 
 
+def draw_tie_break(rng: np.random.Generator, size: int) -> TieBreak:
+    """Draw qualities with many equals, and directions of which some come twice."""
+    vectors = rng.standard_normal((size, 3), np.float32)[rng.integers(0, size, size)]
+    quality = rng.choice(np.array([0.2, 0.97, 1.0, 1.0], np.float32), size)
+    return TieBreak(quality, lambda columns: directions(vectors[columns], 3))
+
+
 def assert_same_ranking(one: Ranking, other: Ranking) -> None:
     """Compare everything, numbers bit by bit."""
     assert one.order.tolist() == other.order.tolist()
@@ -174,3 +182,4 @@ def assert_same_ranking(one: Ranking, other: Ranking) -> None:
     assert one.upper_bound == other.upper_bound
     assert one.stopped_by == other.stopped_by
     assert one.rule == other.rule
+    assert one.decided.tolist() == other.decided.tolist()

@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 
 from nncift_ray.errors import ShapeError
 from nncift_ray.selection.budgets import Budget, Constraints
-from nncift_ray.selection.greedy import Ranking, cost_benefit_greedy, lazy_greedy, random_ranking
+from nncift_ray.selection.greedy import (
+    Prefix,
+    Ranking,
+    cost_benefit_greedy,
+    lazy_greedy,
+    random_ranking,
+)
 from nncift_ray.selection.objectives import facility_location, top_scores
 from nncift_ray.selection.partitioned import greedi
 from tests.oracles import naive_greedy
@@ -17,6 +23,7 @@ from tests.unit.selection.instances import (
     KINDS,
     assert_same_ranking,
     draw_instance,
+    draw_tie_break,
     listed,
 )
 
@@ -67,6 +74,7 @@ def test_lazy_and_resumed_and_plain_greedy_agree_to_the_last_bit_under_constrain
         "constraints": draw_constraints(rng, size),
         "stop_gain": stop_gain,
         "rule": "gain_per_cost" if per_cost else "gain",
+        "tie_break": draw_tie_break(rng, size) if cut < 0.8 else None,
     }
     budget = Budget(count, money)
     try:
@@ -79,7 +87,8 @@ def test_lazy_and_resumed_and_plain_greedy_agree_to_the_last_bit_under_constrain
     assert_same_ranking(lazy, plain)
     assert_allowed(lazy, arguments["constraints"])
     assert money is None or arguments["costs"][lazy.order].sum() <= money
-    picked = lazy.order[: int(cut * len(lazy.order))]
+    num = int(cut * len(lazy.order))
+    picked = Prefix(lazy.order[:num], lazy.decided[:num])
     assert_same_ranking(lazy_greedy(objective, budget, **arguments, prefix=picked), lazy)
 
 
@@ -225,7 +234,7 @@ def test_groups_of_another_table_are_refused() -> None:
 def test_a_prefix_of_another_run_is_refused(prefix: list[int], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         lazy_greedy(
-            top_scores(np.arange(4.0)), Budget(3), prefix=prefix,
+            top_scores(np.arange(4.0)), Budget(3), prefix=Prefix(prefix, [0] * len(prefix)),
             constraints=Constraints(include=[1]),
         )  # fmt: skip
 

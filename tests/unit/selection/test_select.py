@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,8 @@ from nncift_ray.selection.step import (
     SelectStage,
     load_picks,
 )
-from nncift_ray.selection.tables import ScoreTables
+from nncift_ray.selection.tables import ScoreTables, read_directions
+from nncift_ray.selection.ties import TieBreak
 from tests.chain import run_chain
 
 TARGETS, EXISTING, BUDGET = 20, 30, 12
@@ -262,7 +264,10 @@ def test_parts_run_as_shards_pick_what_one_process_does(
     objective = facility_location(ScoreTables.open(within["score_pairs"], 90).lists("within"))
     names = within["embed"].read("candidates", ["example_id"])["example_id"].to_pylist()
     tie_rank = np.argsort(np.argsort(names))
-    expected = greedi(objective, Budget(BUDGET), num_parts=5, tie_rank=tie_rank)
+    tie_break = TieBreak(np.ones(90, np.float32), partial(read_directions, within["embed"]))
+    expected = greedi(
+        objective, Budget(BUDGET), num_parts=5, tie_rank=tie_rank, tie_break=tie_break
+    )
     found = select_in_parts(within, tmp_path, partitions=5).read("ranking")
     np.testing.assert_array_equal(found["row_index"], expected.order)
     np.testing.assert_array_equal(found["gain"], expected.gain)
@@ -345,7 +350,7 @@ def test_how_far_a_selection_is_reaches_the_reporter(
     selection = SelectionConfig(objective="facility_location", budget=BUDGET)
     stage = SelectStage(within["score_pairs"], within["embed"], selection)
     folder, told = Location.of(str(tmp_path)), Told()
-    progress = Progress(7, 12, 3.5, 0.25, np.arange(7))
+    progress = Progress(7, 12, 3.5, 0.25, np.arange(7), np.zeros(7, np.int8))
     PicksCheckpoint(folder, every_seconds=0.0).save(progress)
     with watching(stage, folder, told, every_seconds=0.01):
         until = time.monotonic() + 5
