@@ -25,11 +25,13 @@ from nncift_ray.pipeline import (
     RUN_RECORD,
     Blueprint,
     RunResult,
+    begun_with_gpu,
     finish_run,
     give_resources,
     observed,
 )
 from nncift_ray.plan import estimate_sources
+from nncift_ray.profiles.step import ProfileStage
 from nncift_ray.recipe.loading import apply_override, make_config
 from nncift_ray.recipe.sections import Config
 from nncift_ray.runs import Run, read_record
@@ -46,15 +48,19 @@ from nncift_ray.scores.step import ProjectStage, ScoreNewPairsStage
 #: Stages that do only what is new, in order, and go on from the parent's tables.
 CHAINED: Mapping[str, type[Stage]] = {
     stage.name: stage
-    for stage in (IngestStage, DeduplicateStage, EmbedStage, ProjectStage, ScoreNewPairsStage)
+    for stage in (
+        *(IngestStage, DeduplicateStage, EmbedStage, ProfileStage, ProjectStage),
+        ScoreNewPairsStage,
+    )
 }
 DRIFT = DriftStage.name
 #: Keys of the recipe that an extension may change, with all below them; what labels, network and
 #: the scores kept were made with is the parent's.
 FREE_KEYS = (
     *("data.layout", "data.columns", "data.max_chars", "data.max_failed_fraction"),
-    *("data.group_by", "embedder.pool", "pair_scores.pool", "pair_scores.column_tile"),
-    *("pair_scores.max_worker_bytes", "selection.budget", "selection.include"),
+    *("data.group_by", "embedder.pool", "profiles.pool", "pair_scores.pool"),
+    *("pair_scores.column_tile", "pair_scores.max_worker_bytes"),
+    *("selection.budget", "selection.include"),
     *("selection.exclude", "selection.quotas", "selection.stop_gain", "selection.optimizer"),
     *("export", "cluster", "report"),
 )
@@ -180,7 +186,13 @@ class Extension:
         self.parent, self.config, self.sources = parent, config, tuple(sources)
         self._embedder, self._make_embedder = embedder, make_embedder
         self.blueprint = Blueprint(config)
+        # dtype "auto" is what it was when the parent was begun
+        self.blueprint.teaching.begun_with_gpu = begun_with_gpu(
+            parent.run_dir, has_gpu=False, record=False
+        )
         for name, stage in CHAINED.items():
+            if name not in parent.outputs:
+                continue
             version = parent.outputs[name].manifest.version
             if version != stage.version:
                 raise StageError(
@@ -220,6 +232,8 @@ class Extension:
                 make_embedder=self._make_embedder,
                 parent=above[name],
             )
+        if name == "profiles":
+            return self._build_profiles(outputs, above[name])
         if name == "project":
             return ProjectStage(
                 outputs["embed"],
@@ -247,6 +261,18 @@ class Extension:
             )
         return self.blueprint.build(name, outputs)
 
+    def _build_profiles(self, outputs: Outputs, parent: StageOutput) -> Stage:
+        """Return the profiles of the new rows, by the model of the old ones."""
+        stage = self.blueprint.profile_stage(outputs, parent=parent)
+        made_with = parent.manifest.settings["engine"]
+        if stage.settings()["engine"] != made_with:
+            raise StageError(
+                f"{self.parent.run_dir}: its profiles are of {made_with}, and this recipe would "
+                f"use {stage.settings()['engine']}: the two do not join. Give the same model, or "
+                "run the recipe on all data."
+            )
+        return stage
+
     def record(self, fingerprints: Mapping[str, str]) -> dict[str, Any]:
         """Return what the run says of itself, the parent's record inside."""
         above = self.parent.record["stages"]
@@ -256,7 +282,7 @@ class Extension:
             "stage_names": self.stage_names,
             "stages": {**{name: above[name] for name in self.inherited}, **fingerprints},
             "inherited": self.inherited,
-            "chained": list(CHAINED),
+            "chained": [name for name in CHAINED if name in self.stage_names],
             "parent": {**self.parent.record, "run_dir": str(self.parent.run_dir)},
             "written_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }

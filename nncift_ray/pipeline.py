@@ -20,13 +20,14 @@ from nncift_ray.corpus.export import DATASET_FOLDER, DATASET_PARQUET, ExportStag
 from nncift_ray.corpus.ingest import DeduplicateStage, IngestStage, describe_layouts, find_sources
 from nncift_ray.corpus.sources import expand_sources
 from nncift_ray.embedders import EmbedStage
-from nncift_ray.engines.load import auto_dtype
-from nncift_ray.engines.models import ResolvedModel, resolve_embedder
+from nncift_ray.engines.load import EngineFactory, auto_dtype
+from nncift_ray.engines.models import ResolvedModel, resolve_embedder, resolve_language_model
 from nncift_ray.errors import ConfigError, StageError
 from nncift_ray.labels.design import label_designs, unread_keys
 from nncift_ray.labels.sample import SampleDesign
 from nncift_ray.labels.step import LabelSample, LabelStage, list_gradients
 from nncift_ray.network.step import FitStage
+from nncift_ray.profiles.step import ProfilerFactory, ProfileStage
 from nncift_ray.recipe.sections import ClusterConfig, Config, PoolConfig
 from nncift_ray.report.card import render_dataset_card
 from nncift_ray.report.data import ReportData, collect_report_data
@@ -104,6 +105,8 @@ class Blueprint:
             "deduplicate": self._deduplicate,
             "embed": self._embed,
         }
+        if self.profile_model is not None:
+            steps["profiles"] = self._profiles
         if self.teaching.needs_gradients:
             steps |= {"warmup": self._warmup, "gradients": self._gradients}
         steps["label"] = self._label
@@ -132,6 +135,7 @@ class Blueprint:
         config = self.config
         pools = {
             "embed": config.embedder.pool,
+            "profiles": config.profiles.pool,
             "warmup": config.teacher.less.pool,
             "gradients": config.teacher.less.pool,
             "label": self.teaching.pool,
@@ -164,6 +168,14 @@ class Blueprint:
         section = self.config.embedder
         return resolve_embedder(section.model, section.revision, fetch=self._fetch)
 
+    @cached_property
+    def profile_model(self) -> ResolvedModel | None:
+        """The language model that profiles the examples; None where there are no profiles."""
+        name = self.config.profiles.model
+        if name == "teacher":
+            return next(iter(self.teaching.language_models), None)
+        return None if name is None else resolve_language_model(name, fetch=self._fetch)
+
     def check(self) -> None:
         """Look for what would stop a run later: files, models, the engine.
 
@@ -191,8 +203,8 @@ class Blueprint:
                 f"form {form}: {config.objective}"
             )
         notes += [*self._pruning_notices(), *self._teacher_notices()]
-        models = (self.embedder, *self.teaching.language_models)
-        notes += [model.notice for model in models if model.notice]
+        models = (self.embedder, self.profile_model, *self.teaching.language_models)
+        notes += dict.fromkeys(model.notice for model in models if model and model.notice)
         return notes
 
     def _pruning_notices(self) -> list[str]:
@@ -231,6 +243,28 @@ class Blueprint:
 
     def _embed(self, outputs: Outputs) -> Stage:
         return EmbedStage(outputs["deduplicate"], self.embedder, self.config.embedder)
+
+    def _profile_engine(self, kind: str) -> EngineFactory:
+        """Return what loads the model of the profiles, with the teacher's keys, on one device."""
+        if self.profile_model is None:
+            raise ConfigError("profiles.model: there is none to profile with")
+        update = {"engine": kind, "dtype": self.teaching.dtype, "tensor_parallel_size": 1}
+        options = self.config.teacher.model_copy(update=update)
+        return EngineFactory(self.profile_model, options)
+
+    def _profiles(self, outputs: Outputs) -> Stage:
+        return self.profile_stage(outputs)
+
+    def profile_stage(self, outputs: Outputs, parent: StageOutput | None = None) -> ProfileStage:
+        """Return the step that profiles the examples, or those behind a parent's."""
+        stage = ProfileStage(
+            outputs["deduplicate"],
+            ProfilerFactory(self._profile_engine("transformers")),
+            shard_rows=self.config.profiles.pool.shard_rows,
+            parent=parent,
+        )
+        stage.max_failed_fraction = self.config.teacher.max_failed_fraction
+        return stage
 
     def sample_designs(self, num_candidates: int, num_targets: int) -> dict[str, SampleDesign]:
         """Return the design of each block's label sample, for a corpus of this size.

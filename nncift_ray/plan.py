@@ -184,6 +184,8 @@ class Workload:
         self.num_labelled = self.num_requests = self.num_pairs = self.num_gradients = 0
         self.teacher_tokens = 0.0
         self.example_tokens = (corpus.prompt_chars + corpus.response_chars) / CHARS_PER_TOKEN
+        #: Of one example: once after its prompt, and its response once more without.
+        self.profile_tokens = self.example_tokens + corpus.response_chars / CHARS_PER_TOKEN
         designs = blueprint.sample_designs(corpus.num_candidates, corpus.num_targets)
         for block in blueprint.blocks:
             self._add_block(block, designs[block])
@@ -278,10 +280,16 @@ class Workload:
             f"{self.num_gradients:,} gradients",
             self.num_gradients * example_seconds,
         )
+        profiled = num_rows * self.profile_tokens
         return {
             "ingest": (records, reading, False),
             "deduplicate": (records, reading, False),
             "embed": (f"{about}{num_rows:,} texts", embedding, True),
+            "profiles": (
+                f"{about}{num_rows:,} examples, about {profiled:,.0f} tokens",
+                profiled / speed,
+                True,
+            ),
             "warmup": (trained, warming, True),
             "gradients": (gradients, taking, True),
             "label": (asked, self.teacher_tokens / speed, teaching.needs_gpu),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,41 +20,18 @@ from nncift_ray.corpus.examples import Example
 from nncift_ray.engines.base import ScoringFailure, ScoringRequest
 from nncift_ray.engines.tokens import cut_batches
 from nncift_ray.engines.transformers import LOGIT_ROWS, TransformersEngine, run_or_split
+from nncift_ray.profiles.blocks import (
+    FEATURE_BLOCKS,
+    SCALARS,
+    SEED,
+    SKETCH_SIDE,
+    TAIL_SHARE,
+    FeatureBlock,
+)
 from nncift_ray.teachers.delift import delift_segments, distance
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
-
-SEED = 0  # of the random projections
-SKETCH_SIDE = 32
-TAIL_SHARE = 0.1  # of the response tokens, the most surprising, that ``tail_surprise`` averages
-
-#: "whole" and "weighted" pool prompt and response, "weighted" with weights 1, 2, 3, ... (RDS+);
-#: "sketch" is the sum over response tokens of R1 W^T (p - onehot(y)) outer R2 h, W the token
-#: embeddings: the gradient at the output, seen from a layer below.
-Pooling = Literal["whole", "prompt", "answer", "weighted", "last_prompt", "sketch"]
-
-
-@dataclass(frozen=True, slots=True)
-class FeatureBlock:
-    """A unit-length vector of an example: the states of one layer, pooled over some tokens."""
-
-    name: str
-    layer: float  # share of the model's depth; 1 is the state that the output layer reads
-    pooling: Pooling
-    width: int = 256
-
-    def layer_of(self, num_layers: int) -> int:
-        """Return which of the model's ``num_layers + 1`` hidden states it reads."""
-        return round(self.layer * num_layers)
-
-
-#: The blocks that are stored, in this order: what pairs are told by (benchmarks/influence_cpu.md).
-FEATURE_BLOCKS = (
-    FeatureBlock("answer_60", 0.6, "answer"),
-    FeatureBlock("last_prompt_73", 0.73, "last_prompt"),
-    FeatureBlock("sketch_50", 0.5, "sketch"),
-)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,17 +46,6 @@ class Profile:
     max_surprise: float  # of the most surprising response token, nats
     tail_surprise: float  # mean of the most surprising tenth of the response tokens, nats
     feature: F32  # the blocks one after the other
-
-
-SCALARS = (
-    "nll",
-    "nll_alone",
-    "distance",
-    "num_prompt_tokens",
-    "num_response_tokens",
-    "max_surprise",
-    "tail_surprise",
-)
 
 
 def profile_examples(

@@ -299,6 +299,22 @@ class TeacherConfig(EngineConfig):
         )
 
 
+class ProfilesConfig(Section):
+    """What a language model is asked about every example: losses, features, and its neighbours.
+
+    Selection multiplies a candidate's worth by the quality that follows.
+    """
+
+    model: str | None = "teacher"
+    """"teacher" (its first language model; a teacher without one has no profiles), a hub id, a
+    folder or an embedded model, loaded with the teacher's keys; null: no profiles."""
+    num_neighbours: int = Field(default=5, ge=0)
+    """Near examples shown before a candidate, to see whether they contradict its answer; 0: none,
+    and about half the cost."""
+    pool: PoolConfig = PoolConfig()
+    """Actors."""
+
+
 class LabelsConfig(Section):
     """How much the teacher labels: ``fraction`` of the rows and of the columns, or ``label_pairs``.
 
@@ -927,6 +943,7 @@ class Config(Section):
     teacher: TeacherConfig
     selection: SelectionConfig
     embedder: EmbedderConfig = EmbedderConfig()
+    profiles: ProfilesConfig = ProfilesConfig()
     labels: LabelsConfig = LabelsConfig()
     network: NetworkConfig = NetworkConfig()
     pair_scores: PairScoresConfig = PairScoresConfig()

@@ -17,6 +17,7 @@ OF_WORKERS = {
     "corpus.ingest": HEAVY_FOR_A_WORKER | {"numba"},
     "labels.step": HEAVY_FOR_A_WORKER | {"numba"},
     "corpus.export": HEAVY_FOR_A_WORKER | {"numba"},
+    "profiles.step": HEAVY_FOR_A_WORKER,
     "scores.step": HEAVY_FOR_A_WORKER,
 }
 HEAVY = {"torch", "ray", "vllm", "transformers", "sentence_transformers", "pyarrow", "numba"}

@@ -64,9 +64,20 @@ def test_only_a_teacher_of_gradients_has_their_stages() -> None:
     less = Blueprint(recipe(kind="less"), fetch=False)
     delift = Blueprint(recipe(kind="delift"), fetch=False)
     assert set(less.stage_names) - set(delift.stage_names) == {"warmup", "gradients"}
-    assert less.stage_names[:6] == (
-        *("ingest", "deduplicate", "embed", "warmup", "gradients", "label"),
-    )
+    first = ("ingest", "deduplicate", "embed", "profiles", "warmup", "gradients", "label")
+    assert less.stage_names[:7] == first
+
+
+def test_profiles_are_of_the_teachers_model_another_or_none() -> None:
+    def stages(kind: str, **profiles: Any) -> tuple[str, ...]:
+        config = recipe("facility_location", kind=kind)
+        section = config.profiles.model_copy(update=profiles)
+        return Blueprint(config.model_copy(update={"profiles": section}), fetch=False).stage_names
+
+    assert "profiles" in stages("delift")
+    assert "profiles" not in stages("delift", model=None)
+    assert "profiles" not in stages("delift_se")
+    assert "profiles" in stages("delift_se", model=EMBEDDED_LANGUAGE_MODEL)
 
 
 def test_actors_of_a_split_model_hold_all_its_gpus() -> None:
@@ -115,6 +126,7 @@ def label_fingerprint(folder: Path) -> str:
         "teacher": {"kind": "selectit", "model": EMBEDDED_LANGUAGE_MODEL},
         "selection": {"objective": "top_k", "budget": 2},
         "pair_scores": {"by": "teacher"},
+        "profiles": {"model": None},
     }
     config = make_config(tree)
     result = pipeline.run(config, reporter=SilentReporter(), execute=execute_here, until="label")
