@@ -49,7 +49,8 @@ ROUNDING = 1e-6  # of the largest value: what single precision leaves of no inte
 class PairMeasures:
     """Agreement of labels and predictions of pairs; None where it is not defined.
 
-    ``_low`` and ``_high`` are 95 % intervals of 400 resamples of rows and columns; None where
+    ``_low`` and ``_high`` are 95 % intervals of 400 resamples of rows and columns, on the safe
+    (wide) side where pairs of a row have little in common; None where
     either are fewer than five, or the pairs too scattered for interactions.
     """
 
