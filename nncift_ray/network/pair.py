@@ -25,14 +25,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from nncift_ray.errors import ShapeError
+from nncift_ray.network.factored import FactoredNetwork, Inputs
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 Bool = NDArray[np.bool_]
 
-MAX_SCALAR = 4.0  # standard deviations: beyond it a scalar counts as this
 PENALTIES = (0.003, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # of a product of variance 1, a pair
 #: Of the sum of products, in its standard deviations; the first leaves it all but linear.
 THRESHOLDS = (-20.0, -6.0, -3.0, -2.0, -1.5, -1.0, -0.5, 0.0, 0.5)
@@ -42,76 +41,15 @@ MAX_PAIRS = 200_000  # that the products are fitted on; more are sampled
 SMALLEST_SPREAD = 1e-6  # share of the largest below which a direction of the inputs is rounding
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Inputs:
-    """How raw inputs [N, X] are made ready: embedding, profile blocks, scalars, side by side.
+@dataclass(frozen=True, slots=True)
+class PairChoice:
+    """What was chosen on the way to a pair network."""
 
-    The embedding stays as it is. Blocks are centred and brought to length 1: hidden states of a
-    language model share a large part that says nothing. Scalars are centred, scaled and bounded.
-    """
-
-    mean_X: F32
-    scale_X: F32  # of the scalars; 1 elsewhere
-    widths: tuple[int, ...]  # of the embedding, then of each block; what is left are scalars
-
-    @classmethod
-    def fit(cls, raw_NX: F32, widths: Sequence[int]) -> Inputs:
-        """Fit to a sample of the examples that will be scored.
-
-        Raises:
-            ShapeError: If there are fewer inputs than the widths add up to.
-        """
-        if raw_NX.ndim != 2 or sum(widths) > raw_NX.shape[1]:
-            raise ShapeError(f"inputs {raw_NX.shape} are narrower than blocks of {tuple(widths)}")
-        first_scalar = sum(widths)
-        mean_X = raw_NX.mean(axis=0, dtype=np.float64)
-        mean_X[: widths[0]] = 0.0
-        scale_X = np.ones(raw_NX.shape[1])
-        spread = raw_NX[:, first_scalar:].std(axis=0, dtype=np.float64)
-        scale_X[first_scalar:] = np.where(spread > 0, spread, 1.0)
-        return cls(mean_X.astype(np.float32), scale_X.astype(np.float32), tuple(widths))
-
-    @property
-    def blocks(self) -> list[slice]:
-        """Where the embedding and each block lie."""
-        ends = np.cumsum(self.widths)
-        return [
-            slice(int(end - width), int(end)) for end, width in zip(ends, self.widths, strict=True)
-        ]
-
-    @property
-    def scalars(self) -> slice:
-        """Where the scalars lie."""
-        return slice(sum(self.widths), len(self.mean_X))
-
-    def prepare(self, raw_NX: F32) -> F32:
-        """Return inputs ready to be multiplied [N, X]; a row's bits depend on the row alone.
-
-        Raises:
-            ShapeError: If there are not X inputs.
-        """
-        if raw_NX.ndim != 2 or raw_NX.shape[1] != len(self.mean_X):
-            raise ShapeError(f"inputs are {raw_NX.shape}, the network reads {len(self.mean_X)}")
-        x_NX = (raw_NX.astype(np.float32) - self.mean_X) / self.scale_X
-        for block in self.blocks[1:]:
-            length_N1 = np.sqrt(np.square(x_NX[:, block]).sum(axis=1, keepdims=True))
-            x_NX[:, block] /= np.maximum(length_N1, np.finfo(np.float32).tiny)
-        x_NX[:, self.scalars] = np.clip(x_NX[:, self.scalars], -MAX_SCALAR, MAX_SCALAR)
-        return x_NX
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class PairWeights:
-    """A fitted pair network over prepared inputs, and what was chosen on the way."""
-
-    row_FX: F32
-    row_F: F32  # added to the products of the row
-    column_FX: F32
-    column_F: F32
     penalty: float
     threshold: float
-    #: Standard deviation of each block's part of the sum of products, then of all scalars together.
-    part_K: F64
+    parts: tuple[float, ...]
+    """Standard deviation that the embedding, each block and all scalars together add to the root
+    of a pair's part."""
 
 
 def fit_pair(
@@ -125,7 +63,7 @@ def fit_pair(
     sample_NX: F32,
     rank: int,
     seed: int = 0,
-) -> PairWeights:
+) -> tuple[FactoredNetwork, PairChoice]:
     """Fit the pair network to labelled pairs.
 
     Args:
@@ -165,12 +103,9 @@ def fit_pair(
     effects = _effects(inputs, row_NX, column_MX, row_P, column_P, utility_P - pair_P)
     part_K = np.abs(weight_K * slope)  # the products' own deviation is 1
     num_blocks = len(inputs.widths)
-    return PairWeights(
-        *_with_effects(row_FX, column_FX, shift, rank, *effects),
-        penalty,
-        threshold,
-        np.append(part_K[:num_blocks], np.sqrt(np.square(part_K[num_blocks:]).sum())),
-    )
+    scalars = float(np.sqrt(np.square(part_K[num_blocks:]).sum()))
+    network = _network(inputs, row_FX, column_FX, shift, rank, *effects)
+    return network, PairChoice(penalty, threshold, (*part_K[:num_blocks].tolist(), scalars))
 
 
 def _products(inputs: Inputs, row_PX: F32, column_PX: F32) -> tuple[F64, F64]:
@@ -283,7 +218,7 @@ def _choose(
 
 def _matrix(inputs: Inputs, weight_K: F64) -> F64:
     """Return M with x^T M y = the weighted sum of products [X, X]."""
-    num_inputs, num_blocks = len(inputs.mean_X), len(inputs.widths)
+    num_inputs, num_blocks = len(inputs.mean_D), len(inputs.widths)
     matrix_XX = np.zeros((num_inputs, num_inputs))
     for block, weight in zip(inputs.blocks, weight_K, strict=False):
         matrix_XX[block, block] = weight * np.eye(block.stop - block.start)
@@ -358,7 +293,8 @@ def ridge_leaving_one_out(x_NX: F32, y_N: F64) -> tuple[F64, float]:
     return best_X, mean - float(mean_X @ best_X)
 
 
-def _with_effects(
+def _network(
+    inputs: Inputs,
     row_FX: F64,
     column_FX: F64,
     shift: float,
@@ -366,18 +302,19 @@ def _with_effects(
     row_effect_X: F64,
     effect: float,
     column_effect_X: F64,
-) -> tuple[F32, F32, F32, F32]:
-    """Return row and column weights [F + 1, X] and biases: factors, the constant, own effect."""
-    found: list[F32] = []
-    size = abs(shift) ** 0.5  # of the constant on either side
+) -> FactoredNetwork:
+    """Put together weights [F + 1, X] and biases: factors, the constant, the own effect."""
+    size = abs(shift) ** 0.5  # of the constant on either side: their product is the shift
+    sides: list[tuple[F32, F32]] = []
     for factor_FX, own_X, constant, own in (
         (row_FX, row_effect_X, size, effect),
         (column_FX, column_effect_X, float(np.copysign(size, shift)), 0.0),
     ):
         weight_FX = np.zeros((rank + 1, factor_FX.shape[1]))
-        weight_FX[: len(factor_FX)] = factor_FX
-        weight_FX[rank] = own_X
+        weight_FX[: len(factor_FX)], weight_FX[rank] = factor_FX, own_X
         bias_F = np.zeros(rank + 1)
         bias_F[rank - 1], bias_F[rank] = constant, own
-        found += [weight_FX.astype(np.float32), bias_F.astype(np.float32)]
-    return found[0], found[1], found[2], found[3]
+        sides.append((weight_FX.astype(np.float32), bias_F.astype(np.float32)))
+    (w_row, b_row), (w_column, b_column) = sides
+    none = np.zeros(0, np.float32)
+    return FactoredNetwork(w_row, b_row, w_column, none, 0.0, b_col_H=b_column, inputs=inputs)
