@@ -236,10 +236,9 @@ class Extension:
             return self._build_profiles(outputs, above[name])
         if name == "project":
             return ProjectStage(
-                outputs["embed"],
+                self.blueprint.network_inputs(outputs),
                 outputs["fit"],
                 above[name].manifest.settings["blocks"],
-                self.config.network.num_hidden,
                 parent=above[name],
             )
         if name == DRIFT:

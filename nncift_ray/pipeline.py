@@ -26,6 +26,7 @@ from nncift_ray.errors import ConfigError, StageError
 from nncift_ray.labels.design import label_designs, unread_keys
 from nncift_ray.labels.sample import SampleDesign
 from nncift_ray.labels.step import LabelSample, LabelStage, list_gradients
+from nncift_ray.network.inputs import ExampleInputs
 from nncift_ray.network.step import FitStage
 from nncift_ray.profiles.step import ProfilerFactory, ProfileStage
 from nncift_ray.recipe.sections import ClusterConfig, Config, PoolConfig
@@ -357,16 +358,21 @@ class Blueprint:
 
     def _fit(self, outputs: Outputs) -> Stage:
         network = self.config.network
-        workers = self._workers(network.num_workers, labels=self.config.cluster.labels)
-        return FitStage(outputs["label"], outputs["embed"], self.blocks, network, workers)
+        is_pair = network.kind == "pair" and not self.teaching.is_pointwise
+        num_workers = 1 if is_pair else network.num_workers
+        workers = self._workers(num_workers, labels=self.config.cluster.labels)
+        return FitStage(
+            outputs["label"], self.network_inputs(outputs), self.blocks, network, workers
+        )
+
+    def network_inputs(self, outputs: Outputs) -> ExampleInputs:
+        """Return what the network reads: the paper's, and a pointwise one, the embedding alone."""
+        reads_profiles = self.config.network.kind == "pair" and not self.teaching.is_pointwise
+        profiles = outputs.get("profiles") if reads_profiles else None
+        return ExampleInputs(outputs["embed"], profiles)
 
     def _project(self, outputs: Outputs) -> Stage:
-        return ProjectStage(
-            outputs["embed"],
-            outputs["fit"],
-            self.blocks,
-            self.config.network.num_hidden,
-        )
+        return ProjectStage(self.network_inputs(outputs), outputs["fit"], self.blocks)
 
     def _index(self, outputs: Outputs) -> Stage:
         return IndexStage(

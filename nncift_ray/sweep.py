@@ -151,7 +151,8 @@ def sweep(
             labels, examples = outputs[LABELS_STAGE], outputs["deduplicate"]
             blueprint, blocks = Blueprint(config), {cell.block for cell in plan.cells}
             labelled = {block: measured_fraction(labels, examples, block) for block in blocks}
-            stage = SweepStage(labels, outputs["embed"], plan.cells, config.network, labelled)
+            inputs = blueprint.network_inputs(outputs)
+            stage = SweepStage(labels, inputs, plan.cells, config.network, labelled)
             stage.known = known_rows(run_dir, stage.base)
             if reused := sum(cell in stage.known for cell in plan.cells):
                 reporter.notice(

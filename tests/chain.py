@@ -14,6 +14,7 @@ from nncift_ray.embedders import Embedder, EmbedStage
 from nncift_ray.engines.models import ResolvedModel
 from nncift_ray.labels.sample import SampleDesign
 from nncift_ray.labels.step import LabelSample, LabelStage
+from nncift_ray.network.inputs import ExampleInputs
 from nncift_ray.network.step import FitStage
 from nncift_ray.recipe.sections import (
     EmbedderConfig,
@@ -117,6 +118,7 @@ def run_chain(
     same_existing: bool = False,
     pair_scores: dict[str, Any] | None = None,
     by_teacher: bool = False,
+    network: NetworkConfig | None = None,
     top_helpers: int = TOP_HELPERS,
     **selection: Any,
 ) -> dict[str, StageOutput]:
@@ -174,9 +176,10 @@ def run_chain(
         own = run(TeacherScoresStage(labels, examples, blocks, kept, subtask_by=subtask_by))
         run(ExportStage(run(SelectStage(own, embeddings, wanted, examples=examples)), examples))
         return outputs
-    network = NetworkConfig(num_hidden=8, num_epochs=3, min_steps=0, seed=1)
-    networks = run(FitStage(labels, embeddings, blocks, network))
-    activations = run(ProjectStage(embeddings, networks, blocks, 8, shard_rows=sizes.project_rows))
+    network = network or NetworkConfig(num_hidden=8, seed=1)
+    networks = run(FitStage(labels, ExampleInputs(embeddings), blocks, network))
+    inputs = ExampleInputs(embeddings)
+    activations = run(ProjectStage(inputs, networks, blocks, shard_rows=sizes.project_rows))
     config = PairScoresConfig(
         top_k=top_helpers,
         column_tile=sizes.column_tile,

@@ -34,6 +34,7 @@ class Inputs:
 
     The embedding stays as it is. Blocks are centred and brought to length 1: hidden states of a
     language model share a large part that says nothing. Scalars are centred, scaled and bounded.
+    What is not known of an example (NaN) counts as average: such blocks resemble nothing.
     """
 
     mean_D: F32
@@ -50,10 +51,13 @@ class Inputs:
         first_scalar = sum(widths)
         if raw_ND.ndim != 2 or first_scalar > raw_ND.shape[1]:
             raise ShapeError(f"inputs {raw_ND.shape} are narrower than blocks of {tuple(widths)}")
-        mean_D = raw_ND.mean(axis=0, dtype=np.float64)
+        known_ND = raw_ND[np.isfinite(raw_ND).all(axis=1)].astype(np.float64)
+        if len(known_ND) == 0:
+            raise ShapeError("no example has a profile: see the errors table of the step profiles")
+        mean_D = known_ND.mean(axis=0)
         mean_D[: widths[0]] = 0.0
         scale_D = np.ones(raw_ND.shape[1])
-        spread = raw_ND[:, first_scalar:].std(axis=0, dtype=np.float64)
+        spread = known_ND[:, first_scalar:].std(axis=0)
         scale_D[first_scalar:] = np.where(spread > 0, spread, 1.0)
         return cls(mean_D.astype(np.float32), scale_D.astype(np.float32), tuple(widths))
 
@@ -71,6 +75,8 @@ class Inputs:
     def prepare(self, raw_ND: F32) -> F32:
         """Return inputs ready to be multiplied [N, D]; a row's bits depend on the row alone."""
         x_ND = (raw_ND - self.mean_D) / self.scale_D
+        profile_ND = x_ND[:, self.widths[0] :]
+        profile_ND[np.isnan(profile_ND)] = 0.0
         for block in self.blocks[1:]:
             length_N1 = np.sqrt(np.square(x_ND[:, block]).sum(axis=1, keepdims=True))
             x_ND[:, block] /= np.maximum(length_N1, np.finfo(np.float32).tiny)

@@ -171,19 +171,6 @@ class InfluenceNetwork(nn.Module):
             bias=float(self.output.bias.detach()[0]),
         )
 
-    @classmethod
-    def from_factored(cls, factored: FactoredNetwork) -> InfluenceNetwork:
-        """Rebuild a network; the weights of the separator, which never act, become 0."""
-        network = cls(factored.embedding_dim, factored.num_hidden, factored.pointwise, seed=0)
-        separator = np.zeros((factored.num_hidden, 0 if factored.pointwise else 1), np.float32)
-        parts = [factored.w_row_HD, separator, factored.w_col_HD]
-        with torch.no_grad():
-            network.hidden.weight.copy_(torch.from_numpy(np.concatenate(parts, axis=1)))
-            network.hidden.bias.copy_(torch.from_numpy(factored.b_row_H.copy()))
-            network.output.weight[0].copy_(torch.from_numpy(factored.w_H.copy()))
-            network.output.bias.fill_(factored.bias)
-        return network
-
 
 def _numpy(tensor: Tensor) -> NDArray[np.float32]:
     """Return a copy."""

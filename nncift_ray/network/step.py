@@ -1,4 +1,8 @@
-"""Fit: train the InfluenceNetwork of each block on the labels, and measure what it learnt."""
+"""Fit: make the network of each block from the labels, and measure what it learnt.
+
+The pair network is fitted in closed form, in this process; the paper's is trained, by Ray Train
+where the recipe asks for several workers.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +18,11 @@ import pyarrow.compute as pc
 
 from nncift_ray.errors import StageError
 from nncift_ray.labels.sample import TRAIN, VALIDATION, unseen_folds
-from nncift_ray.network.factored import FactoredNetwork, write_network
+from nncift_ray.network.factored import FactoredNetwork, Inputs, write_network
 from nncift_ray.network.fidelity import fidelity_table
+from nncift_ray.network.inputs import SCALARS, ExampleInputs
 from nncift_ray.network.network import InfluenceNetwork
+from nncift_ray.network.pair import PairChoice, fit_pair
 from nncift_ray.network.rivals import PairFeatures
 from nncift_ray.network.training import (
     EpochRecord,
@@ -27,7 +33,7 @@ from nncift_ray.network.training import (
 )
 from nncift_ray.recipe.sections import NetworkConfig
 from nncift_ray.runtime import schemas
-from nncift_ray.runtime.output import Sink, StageOutput, column_matrix
+from nncift_ray.runtime.output import Sink, StageOutput
 from nncift_ray.runtime.ray_train import RayWorkers, average_gradients, train_on_ray
 from nncift_ray.runtime.schemas import POINTS, WITHIN, helped_role
 from nncift_ray.runtime.step import Shard, Stage, Worker
@@ -35,13 +41,15 @@ from nncift_ray.runtime.step import Shard, Stage, Worker
 
 @dataclass(frozen=True)
 class BlockLabels:
-    """The labelled pairs of one block with the embeddings they name.
+    """The labelled pairs of one block with the inputs of the examples they name.
 
     Labels of a pointwise teacher have no helpers; each then speaks of its helped example alone.
     """
 
     helped_ED: np.ndarray
     helper_ED: np.ndarray | None
+    sample_ND: np.ndarray  # of examples like those that will be scored
+    widths: tuple[int, ...]  # of the embedding and the blocks of a profile
     helped_pos: np.ndarray  # row of helped_ED, per pair
     helper_pos: np.ndarray | None
     helped_index: np.ndarray  # row_index, per pair
@@ -54,10 +62,13 @@ class BlockLabels:
         """Whether examples are labelled, not pairs."""
         return self.helper_index is None
 
-    @property
-    def features(self) -> PairFeatures:
-        """What the network reads of the pairs."""
-        return PairFeatures(self.helped_ED, self.helped_pos, self.helper_ED, self.helper_pos)
+    def features(self, network: FactoredNetwork) -> PairFeatures:
+        """Return what the network's rivals are given of the pairs: what it reads itself."""
+        helped_ED, helper_ED = self.helped_ED, self.helper_ED
+        if network.inputs is not None and helper_ED is not None:
+            helped_ED = network.inputs.prepare(helped_ED)
+            helper_ED = network.inputs.prepare(helper_ED)
+        return PairFeatures(helped_ED, self.helped_pos, helper_ED, self.helper_pos)
 
     def pairs(self, split: str) -> PairData:
         """Return the pairs of a split."""
@@ -69,8 +80,10 @@ class BlockLabels:
         return PairData(self.helped_pos[at], helper_pos, self.utility[at])
 
 
-def read_block_labels(labels: StageOutput, embeddings: StageOutput, block: str) -> BlockLabels:
-    """Read the labels of a block and the embeddings of the examples they name.
+def read_block_labels(
+    labels: StageOutput, inputs: ExampleInputs, block: str, seed: int = 0
+) -> BlockLabels:
+    """Read the labels of a block and the inputs of the examples they name.
 
     Raises:
         StageError: If no label is left to train on.
@@ -86,10 +99,16 @@ def read_block_labels(labels: StageOutput, embeddings: StageOutput, block: str) 
     helper_ED = helper_pos = None
     if helper is not None:
         helper_rows, helper_pos = np.unique(helper, return_inverse=True)
-        helper_ED = _vectors(embeddings, "candidates", helper_rows)
+        helper_ED = inputs.take("candidates", helper_rows)
+    helped_table = f"{helped_role(block)}s"
+    helped_ED = inputs.take(helped_table, helped_rows)
+    blocks = inputs.block_widths()
+    num_scalars = 0 if inputs.profiles is None else len(SCALARS)
     return BlockLabels(
-        helped_ED=_vectors(embeddings, f"{helped_role(block)}s", helped_rows),
+        helped_ED=helped_ED,
         helper_ED=helper_ED,
+        sample_ND=_sample(inputs, {helped_table, "candidates"}, seed),
+        widths=(helped_ED.shape[1] - sum(blocks) - num_scalars, *blocks),
         helped_pos=helped_pos,
         helper_pos=helper_pos,
         helped_index=helped,
@@ -99,12 +118,18 @@ def read_block_labels(labels: StageOutput, embeddings: StageOutput, block: str) 
     )
 
 
-def _vectors(embeddings: StageOutput, table: str, rows: np.ndarray) -> np.ndarray:
-    return column_matrix(embeddings.take_rows(table, rows, ["embedding"])["embedding"])
+def _sample(inputs: ExampleInputs, tables: set[str], seed: int) -> np.ndarray:
+    """Return the inputs of up to ``SAMPLED`` examples a table."""
+    generator, parts = np.random.default_rng(seed), []
+    for table in sorted(tables):
+        drawn = generator.permutation(inputs.embeddings.num_rows(table))[:SAMPLED]
+        parts.append(inputs.take(table, np.sort(drawn)))
+    return np.concatenate(parts)
 
 
 # How the labels of one block become a network: how long to train, and on what.
 
+SAMPLED = 2048  # examples a side that stand for all that will be scored
 NUM_FOLDS = 5  # of unseen examples; one alone is a few examples and far too noisy
 PATIENCE_SHARE = 0.1  # of the epochs a fold may train
 
@@ -114,7 +139,8 @@ class FittedBlock:
     """The trained network of a block, and how its training went."""
 
     network: FactoredNetwork
-    history: list[EpochRecord]
+    history: list[EpochRecord]  # none of a pair network
+    choice: PairChoice | None = None  # of a pair network
 
 
 def fit_block(
@@ -138,6 +164,8 @@ def fit_block(
         shard: (rank, number of workers).
         reduce_gradients: Averages gradients over the workers, where there are several.
     """
+    if is_pair(network, data):
+        return fit_pair_block(data, block, network)
     dim = data.helped_ED.shape[1]
 
     def train(
@@ -166,6 +194,45 @@ def fit_block(
     return FittedBlock(trained.factored(), history)
 
 
+def is_pair(network: NetworkConfig, data: BlockLabels) -> bool:
+    """Return whether a block's network is a pair network; a pointwise teacher has no pairs."""
+    return network.kind == "pair" and not data.pointwise
+
+
+def fit_pair_block(data: BlockLabels, block: str, network: NetworkConfig) -> FittedBlock:
+    """Return the pair network of one block: Q1..Q4 measure and decide nothing."""
+    inputs = Inputs.fit(data.sample_ND, data.widths)
+    block_pairs = np.flatnonzero((data.split == TRAIN) | (data.split == VALIDATION))
+    assert data.helper_ED is not None  # noqa: S101
+    assert data.helper_pos is not None  # noqa: S101
+    made, choice = fit_pair(
+        inputs,
+        inputs.prepare(data.helped_ED),
+        inputs.prepare(data.helper_ED),
+        data.helped_pos[block_pairs],
+        data.helper_pos[block_pairs],
+        data.utility[block_pairs].astype(np.float64),
+        unseen_masks(data, block, block_pairs, network.seed),
+        inputs.prepare(data.sample_ND),
+        network.num_hidden,
+        network.seed,
+    )
+    return FittedBlock(made, [], choice)
+
+
+def unseen_masks(
+    data: BlockLabels, block: str, block_pairs: np.ndarray, seed: int
+) -> list[np.ndarray]:
+    """Return the masks of some pairs that touch the examples left out together."""
+    return unseen_folds(
+        data.helped_index[block_pairs],
+        None if data.helper_index is None else data.helper_index[block_pairs],
+        same_examples=block == WITHIN,
+        num_folds=NUM_FOLDS,
+        seed=seed,
+    )
+
+
 def training_config(network: NetworkConfig) -> TrainingConfig:
     """Return how the recipe says to train."""
     return TrainingConfig(
@@ -185,13 +252,7 @@ def split_unseen(data: BlockLabels, block: str, seed: int) -> list[tuple[PairDat
     where the block has too few examples.
     """
     block_pairs = np.flatnonzero((data.split == TRAIN) | (data.split == VALIDATION))
-    masks = unseen_folds(
-        data.helped_index[block_pairs],
-        None if data.helper_index is None else data.helper_index[block_pairs],
-        same_examples=block == WITHIN,
-        num_folds=NUM_FOLDS,
-        seed=seed,
-    )
+    masks = unseen_masks(data, block, block_pairs, seed)
     return [(data.pairs_at(block_pairs[~mask]), data.pairs_at(block_pairs[mask])) for mask in masks]
 
 
@@ -227,13 +288,13 @@ class FitStage(Stage):
     def __init__(
         self,
         labels: StageOutput,
-        embeddings: StageOutput,
+        inputs: ExampleInputs,
         blocks: Sequence[str],
         network: NetworkConfig,
         workers: RayWorkers | None = None,
     ) -> None:
         """Train with Ray Train's workers, or in one process where there are none."""
-        self._labels, self._embeddings, self._blocks = labels, embeddings, tuple(blocks)
+        self._labels, self._inputs, self._blocks = labels, inputs, tuple(blocks)
         self._network, self._workers = network, workers
         self.hands_over = workers is not None
         self.seed = network.seed
@@ -249,8 +310,8 @@ class FitStage(Stage):
 
     @property
     def inputs(self) -> Mapping[str, StageOutput]:
-        """Labels and embeddings."""
-        return {"labels": self._labels, "embeddings": self._embeddings}
+        """Labels, embeddings and profiles."""
+        return {"labels": self._labels, **self._inputs.steps}
 
     def settings(self) -> dict[str, Any]:
         """Network and training, the number of workers among it: other sums round otherwise."""
@@ -269,11 +330,11 @@ class FitStage(Stage):
 
         def fit(shard: Shard, sink: Sink) -> None:
             train = functools.partial(
-                train_here, self._labels, self._embeddings, self._blocks, self._network
+                train_here, self._labels, self._inputs, self._blocks, self._network
             )
             fitted = train() if self._workers is None else train_on_ray(train, self._workers)
             for block in self._blocks:
-                data = read_block_labels(self._labels, self._embeddings, block)
+                data = read_block_labels(self._labels, self._inputs, block)
                 write_block(sink, block, data, fitted[block], self.seed)
 
         return fit
@@ -281,7 +342,7 @@ class FitStage(Stage):
 
 def train_here(
     labels: StageOutput,
-    embeddings: StageOutput,
+    inputs: ExampleInputs,
     blocks: Sequence[str],
     network: NetworkConfig,
     rank: int = 0,
@@ -291,7 +352,7 @@ def train_here(
     reduce_gradients = average_gradients if num_workers > 1 else None
     return {
         block: fit_block(
-            read_block_labels(labels, embeddings, block),
+            read_block_labels(labels, inputs, block, network.seed),
             block,
             network,
             shard=(rank, num_workers),
@@ -312,12 +373,13 @@ def write_block(sink: Sink, block: str, data: BlockLabels, fitted: FittedBlock, 
         network,
         {
             "block": block,
-            "input": "[e]" if data.pointwise else "[e_helped ; 0 ; e_helper]",
-            "embedding_dim": int(data.helped_ED.shape[1]),
-            "num_hidden": len(network.w_H),
+            "kind": "paper" if network.inputs is None else "pair",
+            "num_inputs": network.num_inputs,
+            "num_hidden": network.num_hidden,
             "num_train_pairs": int((data.split == TRAIN).sum()),
-            "best_epoch": best_epoch(fitted.history),
-        },
+        }
+        | ({"best_epoch": best_epoch(fitted.history)} if fitted.history else {})
+        | ({} if fitted.choice is None else dataclasses.asdict(fitted.choice)),
     )
     sink.write_rows("history", history, schemas.TRAINING_HISTORY)
     predictions = {
@@ -332,7 +394,9 @@ def write_block(sink: Sink, block: str, data: BlockLabels, fitted: FittedBlock, 
         predictions["helper_index"] = pa.nulls(len(influence), pa.int64())
     sink.write("predictions", pa.table(predictions, schema=schemas.PREDICTIONS))
     helped, helper = data.helped_index, data.helper_index
-    rows = fidelity_table(data.utility, influence, data.split, helped, helper, data.features, seed)
+    rows = fidelity_table(
+        data.utility, influence, data.split, helped, helper, data.features(network), seed
+    )
     fidelity = [dataclasses.asdict(row) | {"block": block} for row in rows]
     sink.write_rows("fidelity", fidelity, schemas.FIDELITY)
 
@@ -346,6 +410,6 @@ def score_labelled(network: FactoredNetwork, data: BlockLabels) -> np.ndarray:
     influence = np.empty(len(data.utility), np.float32)
     for start in range(0, len(influence), PAIRS_AT_ONCE):
         part = slice(start, start + PAIRS_AT_ONCE)
-        hidden_BH = np.maximum(a_EH[data.helped_pos[part]] + b_EH[data.helper_pos[part]], 0)
-        influence[part] = hidden_BH @ network.w_H + network.bias
+        rows_BH, columns_BH = a_EH[data.helped_pos[part]], b_EH[data.helper_pos[part]]
+        influence[part] = network.score_pairs(rows_BH, columns_BH)
     return influence

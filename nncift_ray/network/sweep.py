@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from nncift_ray.labels.sample import TRAIN, VALIDATION
 from nncift_ray.network.fidelity import fidelity_table
+from nncift_ray.network.inputs import ExampleInputs
 from nncift_ray.network.step import (
     BlockLabels,
     best_epoch,
@@ -100,7 +101,7 @@ class SweepStage(Stage):
     def __init__(
         self,
         labels: StageOutput,
-        embeddings: StageOutput,
+        inputs: ExampleInputs,
         cells: Sequence[Cell],
         network: NetworkConfig,
         labelled: Mapping[str, float],
@@ -110,7 +111,7 @@ class SweepStage(Stage):
         Size and seed of a network are its cell's; the rest is as ``network`` says. ``labelled`` is
         by block the fraction that all labels together are.
         """
-        self._labels, self._embeddings = labels, embeddings
+        self._labels, self._inputs = labels, inputs
         self._cells, self._network, self._labelled = tuple(cells), network, dict(labelled)
         #: Rows of cells that another sweep of the same ``base`` has measured.
         self.known: Mapping[Cell, Sequence[Mapping[str, Any]]] = {}
@@ -122,8 +123,8 @@ class SweepStage(Stage):
 
     @property
     def inputs(self) -> Mapping[str, StageOutput]:
-        """Labels and embeddings."""
-        return {"labels": self._labels, "embeddings": self._embeddings}
+        """Labels, embeddings and profiles."""
+        return {"labels": self._labels, **self._inputs.steps}
 
     @property
     def base(self) -> str:
@@ -149,7 +150,7 @@ class SweepStage(Stage):
 
         @functools.cache
         def read(block: str) -> BlockLabels:
-            return read_block_labels(self._labels, self._embeddings, block)
+            return read_block_labels(self._labels, self._inputs, block, self._network.seed)
 
         def train_cells(shard: Shard, sink: Sink) -> None:
             for cell in self._cells[shard.start : shard.stop]:
@@ -186,12 +187,18 @@ def measure_cell(
         "num_train_rows": len(np.unique(helped[learnt])),
         "num_train_columns": 0 if helper is None else len(np.unique(helper[learnt])),
         "num_train_pairs": int(learnt.sum()),
-        "num_epochs": best_epoch(fitted.history),
+        "num_epochs": best_epoch(fitted.history) if fitted.history else 0,
         "seconds": time.perf_counter() - started,
     }
     width = float(np.ptp(data.utility))
     rows = fidelity_table(
-        kept.utility, influence, kept.split, helped, helper, kept.features, cell.seed
+        kept.utility,
+        influence,
+        kept.split,
+        helped,
+        helper,
+        kept.features(fitted.network),
+        cell.seed,
     )
 
     def scaled(mse: float | None) -> float | None:

@@ -352,10 +352,18 @@ class LabelsConfig(Section):
 
 
 class NetworkConfig(Section):
-    """The InfluenceNetwork and its training (defaults: NN-CIFT, arXiv 2502.09969)."""
+    """What predicts the influence of every pair.
 
-    num_hidden: int = Field(default=100, ge=1)
-    """Hidden units."""
+    "pair" is fitted in closed form and reads none of the keys of training; "paper" is NN-CIFT's
+    InfluenceNetwork with its defaults (arXiv 2502.09969), and what scores a pointwise teacher's
+    examples.
+    """
+
+    kind: Literal["pair", "paper"] = "pair"
+    """"pair": effects of either example, and an inner product of what the embedder and the profiles
+    say of the two. "paper": a hidden layer over both embeddings, side by side."""
+    num_hidden: int = Field(default=100, ge=2)
+    """Hidden units; of "pair", numbers of the inner product."""
     num_epochs: int = Field(default=20, ge=1)
     """Most epochs, where they make ``min_steps`` optimiser steps or more."""
     min_steps: int = Field(default=20_000, ge=0)

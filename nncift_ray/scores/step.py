@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 from nncift_ray.corpus.examples import Subtasks, read_subtasks
 from nncift_ray.errors import ConfigError, StageError
 from nncift_ray.network.factored import read_network
+from nncift_ray.network.inputs import ExampleInputs
 from nncift_ray.recipe.sections import PairScoresConfig
 from nncift_ray.runtime import schemas
 from nncift_ray.runtime.output import (
@@ -78,18 +79,18 @@ class ProjectStage(RowStage):
 
     def __init__(
         self,
-        embeddings: StageOutput,
+        inputs: ExampleInputs,
         networks: StageOutput,
         blocks: Sequence[str],
-        num_hidden: int,
         *,
         shard_rows: int = PROJECT_SHARD_ROWS,
         parent: StageOutput | None = None,
     ) -> None:
-        """Project the embeddings through the networks of the given blocks."""
-        self._embeddings, self._networks, self._parent = embeddings, networks, parent
+        """Project the inputs through the networks of the given blocks."""
+        self._inputs, self._networks, self._parent = inputs, networks, parent
         self._blocks, self._shard_rows = tuple(blocks), shard_rows
-        self._schema = schemas.activations_schema(num_hidden)
+        widths = {b: read_network(networks, b).num_hidden for b in self._blocks}
+        self._widths, embeddings = widths, inputs.embeddings
         left: list[tuple[str, int]] = []
         done: dict[str, int] = {}
         for block in self._blocks:
@@ -104,12 +105,15 @@ class ProjectStage(RowStage):
     @property
     def produces(self) -> Mapping[str, pa.Schema]:
         """Activations of each block and side."""
-        return {name: self._schema for name, _ in self._atoms.ranges}
+        return {name: self._schema(name) for name, _ in self._atoms.ranges}
+
+    def _schema(self, table: str) -> pa.Schema:
+        return schemas.activations_schema(self._widths[table.rpartition("_")[0]])
 
     @property
     def inputs(self) -> Mapping[str, StageOutput]:
-        """Embeddings and networks."""
-        inputs = {"embeddings": self._embeddings, "networks": self._networks}
+        """Embeddings, profiles and networks."""
+        inputs = {**self._inputs.steps, "networks": self._networks}
         return inputs | ({"parent": self._parent} if self._parent else {})
 
     def settings(self) -> dict[str, Any]:
@@ -125,16 +129,13 @@ class ProjectStage(RowStage):
                 block, _, side = span.name.rpartition("_")
                 network = networks[block]
                 project = network.project_rows if side == "rows" else network.project_columns
-                table = self._embeddings.read_range(
-                    _embeddings_of(span.name), span.start, span.stop, ["row_index", "embedding"]
-                )
+                read = self._inputs.read(_embeddings_of(span.name), span.start, span.stop)
                 columns = {
-                    "row_index": table["row_index"],
-                    "activation": vectors_to_arrow(
-                        project(column_matrix(table["embedding"])), "float32"
-                    ),
+                    "row_index": np.arange(span.start, span.stop),
+                    "activation": vectors_to_arrow(project(read), "float32"),
                 }
-                sink.write(span.name, pa.Table.from_pydict(columns, schema=self._schema))
+                schema = self._schema(span.name)
+                sink.write(span.name, pa.Table.from_pydict(columns, schema=schema))
 
         return project_shard
 

@@ -13,6 +13,7 @@ import ray.train
 from nncift_ray.engines.lora import LoraModel
 from nncift_ray.errors import ModelError, StageError
 from nncift_ray.network.factored import read_network
+from nncift_ray.network.inputs import ExampleInputs
 from nncift_ray.network.step import FitStage
 from nncift_ray.recipe.sections import ClusterConfig, NetworkConfig
 from nncift_ray.runtime.driver import run_stage
@@ -85,10 +86,11 @@ def test_what_a_worker_raised_for_the_user_is_what_the_user_sees() -> None:
 def test_ray_trains_the_network_that_this_process_would(
     tmp_path: Path, num_workers: int, tolerance: float
 ) -> None:
-    chain = run_chain(tmp_path, num_candidates=80, num_targets=8, budget=9)
+    network = NetworkConfig(kind="paper", num_hidden=8, num_epochs=3, min_steps=0, seed=1)
+    chain = run_chain(tmp_path, num_candidates=80, num_targets=8, budget=9, network=network)
     workers = RayWorkers(Location.of(str(tmp_path / "training")), num_workers)
-    network = NetworkConfig(num_hidden=8, num_epochs=3, min_steps=0, seed=1)
-    stage = FitStage(chain["label"], chain["embed"], ("within", "cross"), network, workers)
+    inputs = ExampleInputs(chain["embed"])
+    stage = FitStage(chain["label"], inputs, ("within", "cross"), network, workers)
     run_dir = Location.of(str(tmp_path / "ray"))
     fit = run_stage(stage, run_dir, execute=execute_on_ray, reporter=SilentReporter())
     for block in ("within", "cross"):

@@ -92,8 +92,7 @@ def score_whole(
     sources = find_sources([*data.candidates, *new], targets, data.existing)
     examples = run(DeduplicateStage(run(IngestStage(sources))))
     embeddings = run(EmbedStage(examples, MODEL, make_embedder=make_embedder))
-    num_hidden = config.network.num_hidden
-    activations = run(ProjectStage(embeddings, networks, blocks, num_hidden))
+    activations = run(ProjectStage(ExampleInputs(embeddings), networks, blocks))
     objective = config.objective
     scores = run(
         ScorePairsStage(

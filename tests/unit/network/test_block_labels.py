@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 
 from nncift_ray.errors import StageError
+from nncift_ray.network.inputs import ExampleInputs
 from nncift_ray.network.step import read_block_labels
 from nncift_ray.runtime import schemas
 
@@ -27,8 +28,11 @@ class Embeddings:
     def __init__(self) -> None:
         self.taken: dict[str, list[int]] = {}
 
+    def num_rows(self, table: str) -> int:
+        return 1000
+
     def take_rows(self, table: str, rows: np.ndarray, columns: list[str]) -> pa.Table:
-        self.taken[table] = rows.tolist()
+        self.taken.setdefault(table, rows.tolist())
         vectors = pa.FixedSizeListArray.from_arrays(np.repeat(rows, 3).astype(np.float32), 3)
         return pa.table({columns[0]: vectors})
 
@@ -44,7 +48,7 @@ def test_every_named_example_is_loaded_once_however_many_pairs_name_it() -> None
     embeddings = Embeddings()
     pairs = [(i, j) for i in (70, 7, 700) for j in (5, 50, 55, 9)] * 20
     labels = Labels([label(i, j) for i, j in pairs] + [label(1, 2, "within")])
-    data = read_block_labels(labels, embeddings, "cross")  # type: ignore[arg-type]
+    data = read_block_labels(labels, ExampleInputs(embeddings), "cross")  # type: ignore[arg-type]
     assert embeddings.taken == {"candidates": [5, 9, 50, 55], "targets": [7, 70, 700]}
     assert data.helped_ED[data.helped_pos, 0].tolist() == [i for i, _ in pairs]
     assert data.helper_ED[data.helper_pos, 0].tolist() == [j for _, j in pairs]
@@ -53,4 +57,4 @@ def test_every_named_example_is_loaded_once_however_many_pairs_name_it() -> None
 def test_a_block_without_a_training_label_stops() -> None:
     labels = Labels([label(1, 2, split="Q4")])
     with pytest.raises(StageError, match="no label of the block 'cross'"):
-        read_block_labels(labels, Embeddings(), "cross")  # type: ignore[arg-type]
+        read_block_labels(labels, ExampleInputs(Embeddings()), "cross")  # type: ignore[arg-type]

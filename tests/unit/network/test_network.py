@@ -86,13 +86,6 @@ def test_checkpoint_arrays_give_the_network_back(pointwise: bool) -> None:
         np.testing.assert_array_equal(back.to_state()[name], array)
 
 
-def test_torch_network_rebuilt_from_its_factors_predicts_the_same() -> None:
-    network = InfluenceNetwork(DIM, HIDDEN, seed=5)
-    back = InfluenceNetwork.from_factored(network.factored())
-    e = torch.from_numpy(embeddings(4))
-    assert torch.equal(back(e, e.flip(0)), network(e, e.flip(0)))
-
-
 def test_seed_alone_decides_the_first_weights() -> None:
     one, same, other = (InfluenceNetwork(DIM, HIDDEN, seed=s).hidden.weight for s in (1, 1, 2))
     assert torch.equal(one, same)
