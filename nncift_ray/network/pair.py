@@ -34,7 +34,7 @@ Bool = NDArray[np.bool_]
 
 PENALTIES = (0.003, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # of a product of variance 1, a pair
 #: Of the sum of products, in its standard deviations; the first leaves it all but linear.
-THRESHOLDS = (-20.0, -6.0, -3.0, -2.0, -1.5, -1.0, -0.5, 0.0, 0.5)
+THRESHOLDS = (-20.0, -6.0, -3.0, -2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0)
 EFFECT_PENALTIES = (1.0, 10.0, 100.0, 1000.0)
 CENTRING_ROUNDS = 20  # of rows and columns in turn; a complete block needs one
 MAX_PAIRS = 200_000  # that the products are fitted on; more are sampled

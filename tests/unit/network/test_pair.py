@@ -1,0 +1,136 @@
+"""The pair network: what it can learn, what it falls back to, and that it is one inner product."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from nncift_ray.errors import ShapeError
+from nncift_ray.network.factored import FactoredNetwork, Inputs
+from nncift_ray.network.fidelity import interaction_correlation
+from nncift_ray.network.pair import centre_pairs, fit_pair, ridge_leaving_one_out
+
+NUM_EXAMPLES, DIM, BLOCK, SCALARS = 160, 24, 16, 2
+ROUNDING = 1e-4
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def examples(seed: int) -> np.ndarray:
+    """Return raw inputs: an embedding, one block with a large common part, two scalars."""
+    random = np.random.default_rng(seed)
+    embedding = unit(random.normal(size=(NUM_EXAMPLES, DIM)))
+    block = unit(random.normal(size=(NUM_EXAMPLES, BLOCK))) + 3.0
+    return np.concatenate(
+        [embedding, block, random.normal(size=(NUM_EXAMPLES, SCALARS)) * 5], axis=1
+    ).astype(np.float32)
+
+
+def fit(
+    raw: np.ndarray, utility_IJ: np.ndarray, num_rows: int, num_columns: int, rank: int = 48
+) -> tuple[FactoredNetwork, np.ndarray]:
+    """Fit to the first rows x columns of a matrix and return the scores of all pairs."""
+    inputs = Inputs.fit(raw, (DIM, BLOCK))
+    x = inputs.prepare(raw)
+    row_P, column_P = np.divmod(np.arange(num_rows * num_columns), num_columns)
+    row_P, column_P = row_P[row_P != column_P], column_P[row_P != column_P]
+    out_P = (row_P % 3 == 0) | (column_P % 3 == 0)
+    network, _ = fit_pair(
+        inputs, x, x, row_P, column_P, utility_IJ[row_P, column_P], [out_P], x, rank
+    )
+    a, b = network.project_rows(raw), network.project_columns(raw)
+    rows, columns = np.divmod(np.arange(len(a) * len(b)), len(b))
+    return network, network.score_pairs(a[rows], b[columns]).reshape(len(a), len(b))
+
+
+def test_a_cosine_of_the_block_is_learnt_beyond_its_rows_and_columns() -> None:
+    raw = examples(0)
+    block = Inputs.fit(raw, (DIM, BLOCK)).prepare(raw)[:, DIM : DIM + BLOCK]
+    utility = block @ block.T + np.arange(NUM_EXAMPLES)[:, None] / 50
+    _, score = fit(raw, utility, 40, 40)
+    assert interaction_correlation(utility[80:, 40:80], score[80:, 40:80]) > 0.95
+
+
+def test_help_that_only_near_examples_give_is_learnt() -> None:
+    raw = examples(1)
+    near = np.maximum(raw[:, :DIM] @ raw[:, :DIM].T - 0.2, 0) ** 2
+    _, score = fit(raw, near, 60, 60)
+    assert interaction_correlation(near[80:, 60:80], score[80:, 60:80]) > 0.9
+
+
+def test_effects_of_rows_and_columns_are_learnt_from_scalars() -> None:
+    raw = examples(2)
+    scalar = Inputs.fit(raw, (DIM, BLOCK)).prepare(raw)[:, -SCALARS:]
+    utility = scalar[:, :1] - 2 * scalar[:, 1]
+    _, score = fit(raw, utility, 50, 50)
+    assert np.corrcoef(utility[80:, 50:80].ravel(), score[80:, 50:80].ravel())[0, 1] > 0.99
+
+
+def test_a_handful_of_labels_leaves_the_untrained_cosine() -> None:
+    raw = examples(3)
+    inputs = Inputs.fit(raw, (DIM, BLOCK))
+    x = inputs.prepare(raw)
+    cosine = x[:, :DIM] @ x[:, :DIM].T + x[:, DIM : DIM + BLOCK] @ x[:, DIM : DIM + BLOCK].T
+    noise = np.random.default_rng(3).normal(size=cosine.shape)
+    row_P, column_P = np.divmod(np.arange(36), 6)
+    utility_P = (cosine + 0.5 * noise)[row_P, column_P]
+    network, _ = fit_pair(inputs, x, x, row_P, column_P, utility_P, [], x, 48)
+    a, b = network.project_rows(raw), network.project_columns(raw)
+    score = np.maximum(a[:, :-1] @ b[:, :-1].T, 0) ** 2
+    assert interaction_correlation(cosine[40:], score[40:]) > 0.9
+
+
+def test_labels_that_contradict_every_cosine_leave_no_pair_part_below_zero_knowledge() -> None:
+    raw = examples(4)
+    noise = np.random.default_rng(4).normal(size=(NUM_EXAMPLES, NUM_EXAMPLES))
+    _, score = fit(raw, noise, 40, 40)
+    assert np.isfinite(score).all()
+    assert abs(interaction_correlation(noise[80:, 40:80], score[80:, 40:80])) < 0.1
+
+
+def test_an_example_without_a_profile_resembles_nothing_by_it() -> None:
+    raw = examples(5)
+    raw[7, DIM:] = np.nan
+    x = Inputs.fit(raw, (DIM, BLOCK)).prepare(raw)
+    assert np.isfinite(x).all()
+    assert not x[7, DIM:].any()
+    np.testing.assert_array_equal(x[7, :DIM], raw[7, :DIM])
+
+
+def test_the_inputs_of_a_row_do_not_depend_on_the_others_in_the_call() -> None:
+    raw = examples(6)
+    inputs = Inputs.fit(raw, (DIM, BLOCK))
+    np.testing.assert_array_equal(inputs.prepare(raw)[5:9], inputs.prepare(raw[5:9]))
+
+
+def test_a_checkpoint_brings_the_network_back_to_the_bit() -> None:
+    raw = examples(7)
+    network, _ = fit(raw, raw[:, :DIM] @ raw[:, :DIM].T, 40, 40)
+    back = FactoredNetwork.from_state(network.to_state())
+    np.testing.assert_array_equal(back.project_columns(raw), network.project_columns(raw))
+    assert back.num_hidden == 49  # numbers of the inner product, and the example's own effect
+
+
+def test_inputs_of_another_width_are_refused() -> None:
+    raw = examples(8)
+    network, _ = fit(raw, raw[:, :DIM] @ raw[:, :DIM].T, 30, 30)
+    with pytest.raises(ShapeError, match=r"the network reads \[N, 42\]"):
+        network.project_rows(raw[:, :-1])
+
+
+def test_centring_takes_rows_and_columns_out_of_an_incomplete_block() -> None:
+    random = np.random.default_rng(9)
+    row_P, column_P = random.integers(0, 12, 90), random.integers(0, 9, 90)
+    effects_P = random.normal(size=12)[row_P] + random.normal(size=9)[column_P]
+    assert np.abs(centre_pairs(effects_P[:, None], row_P, column_P)).max() < ROUNDING
+
+
+def test_a_ridge_of_noise_is_the_mean() -> None:
+    random = np.random.default_rng(10)
+    weights, constant = ridge_leaving_one_out(
+        random.normal(size=(30, 50)).astype(np.float32), random.normal(size=30) + 4.0
+    )
+    assert abs(constant - 4.0) < 0.6
+    assert np.abs(weights).max() < 0.2
