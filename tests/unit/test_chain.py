@@ -65,8 +65,9 @@ def test_statistics_cover_every_pair(outputs: dict[str, StageOutput]) -> None:
 
 def test_labelled_rows_stay_selectable(outputs: dict[str, StageOutput]) -> None:
     labelled = {row["helper_index"] for row in outputs["label"].read("labels").to_pylist()}
-    picked = set(outputs["select"].read("ranking")["row_index"].to_pylist())
-    assert labelled & picked
+    tables = (outputs["select"].read(name) for name in ("ranking", "skipped"))
+    open_to_choice = {row for table in tables for row in table["row_index"].to_pylist()}
+    assert labelled & open_to_choice  # excluded rows are in neither
 
 
 def test_subset_holds_the_original_records_in_rank_order(outputs: dict[str, StageOutput]) -> None:

@@ -27,7 +27,7 @@ DIM = 6
 LEARNT_CORRELATION = 0.9  # labels without noise, 42 of them
 WORKER_TOLERANCE = 1e-4  # labels of size 1; workers add gradients in another order
 QUICK = NetworkConfig(
-    num_hidden=8, num_epochs=2, batch_size=16, learning_rate=1e-2, patience=1, seed=4
+    kind="paper", num_hidden=8, num_epochs=2, batch_size=16, learning_rate=1e-2, patience=1, seed=4
 )
 
 
@@ -43,6 +43,8 @@ def make_block(rows: int = 15, columns: int = 12) -> BlockLabels:
     return BlockLabels(
         helped_ED=rng.standard_normal((rows, DIM)).astype(np.float32),
         helper_ED=rng.standard_normal((columns, DIM)).astype(np.float32),
+        sample_ND=np.zeros((0, DIM), np.float32),
+        widths=(DIM,),
         helped_pos=helped,
         helper_pos=helper,
         helped_index=helped * 10,
@@ -61,6 +63,8 @@ def make_points(rows: int = 60) -> BlockLabels:
     return BlockLabels(
         helped_ED=vectors,
         helper_ED=None,
+        sample_ND=vectors,
+        widths=(DIM,),
         helped_pos=np.arange(rows),
         helper_pos=None,
         helped_index=np.arange(rows) * 10,

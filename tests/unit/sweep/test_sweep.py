@@ -10,6 +10,7 @@ import pytest
 
 from nncift_ray.errors import ConfigError
 from nncift_ray.network import sweep as sweep_step
+from nncift_ray.network.inputs import ExampleInputs
 from nncift_ray.network.step import BlockLabels
 from nncift_ray.network.sweep import CELLS_TABLE, Cell, SweepStage
 from nncift_ray.recipe.loading import make_config
@@ -32,7 +33,7 @@ from nncift_ray.terminal import print_sweep
 from tests.chain import run_chain
 
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
-NETWORK = NetworkConfig(num_hidden=8, num_epochs=2, min_steps=0)
+NETWORK = NetworkConfig(kind="paper", num_hidden=8, num_epochs=2, min_steps=0)
 
 
 def count_cells(monkeypatch: pytest.MonkeyPatch, dies_at: int | None = None) -> list[Cell]:
@@ -69,7 +70,7 @@ def make_stage(
     network: NetworkConfig = NETWORK,
 ) -> SweepStage:
     labelled = {"within": measured_fraction(chain["label"], chain["deduplicate"], "within")}
-    stage = SweepStage(chain["label"], chain["embed"], wanted, network, labelled)
+    stage = SweepStage(chain["label"], ExampleInputs(chain["embed"]), wanted, network, labelled)
     stage.known = known_rows(run_dir, stage.base)
     return stage
 
