@@ -718,8 +718,8 @@ LOWEST_DRAWN = -0.5  # a bar below it is cut; its number still stands there
 ORDER_MEASURES = {
     "spearman": ("Order of all pairs", "Spearman's rank correlation"),
     "row_spearman": ("Order within a row", "Spearman, mean over rows"),
-    "interaction_correlation": ("Interaction", "correlation beyond row and column effects"),
-    "capture": ("Best helpers captured", "share of what a row's best eighth are worth"),
+    "interaction_correlation": ("Interaction", "correlation beyond effects"),
+    "capture": ("Best helpers captured", "share of the best eighth's worth"),
 }
 
 
@@ -819,7 +819,7 @@ def plot_errors(fidelity: pa.Table, block: str, owner: str = "") -> Chart:
         name,
         _error_title(splits, table, block),
         "Mean squared error by split and model",
-        1.0 + 0.37 * len(splits),
+        1.25 + 0.37 * len(splits),
         partial(_draw_errors, labels=labels, table=table),
         sees="the mean squared error on labels scaled to [0, 1], on a log scale: further left is "
         "better.",
@@ -858,7 +858,7 @@ def _draw_errors(axes: Axes, labels: list[str], table: dict[str, F64]) -> None:
     style(axes, x="mean squared error, labels scaled to [0, 1] (log)", xticks=ticks, grid="both")
     handles, names = axes.get_legend_handles_labels()
     space: dict[str, Any] = {"handletextpad": 0.1, "columnspacing": 0.9, "handlelength": 1.4}
-    axes.legend(handles[::-1], names[::-1], ncols=len(handles), **space, **ABOVE)
+    axes.legend(handles[::-1], names[::-1], ncols=3, **space, **ABOVE)
 
 
 def plot_order(fidelity: pa.Table, block: str) -> Chart:
@@ -877,9 +877,11 @@ def plot_order(fidelity: pa.Table, block: str) -> Chart:
     panels: list[Panel] = []
     for column, (caption, label) in list(ORDER_MEASURES.items())[: 1 if points else None]:
         shown = {model: read(model, column) for model in models}
+        if column == "interaction_correlation":
+            del shown[ADDITIVE_RIDGE]  # it has none by design
         if any(np.isfinite(values).any() for values in shown.values()):
             limits = [
-                {model: read(model, f"{column}{end}") for model in models}
+                {model: read(model, f"{column}{end}") for model in shown}
                 for end in ("_low", "_high")
             ]
             draw = partial(_draw_order, labels=labels, shown=shown, x=label, limits=limits)
