@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from nncift_ray.errors import ConfigError
@@ -174,8 +175,10 @@ def test_table_and_plot_are_written(
     assert header.replace('"', "").split(",") == schemas.SWEEP_CELLS.names
     points = sweep_points(result.cells)
     assert len(points) == 2
+    assert all(point.ridge_error > 0 for point in points)
+    assert all(np.isfinite(point.knowledge["interaction"]) for point in points)
     print_sweep(points, quadrants_of(points))
-    assert "row + col mean" in capsys.readouterr().out
+    assert "the rivals" in capsys.readouterr().out
 
 
 def recipe(folder: Path, **labels: Any) -> Config:
