@@ -353,7 +353,7 @@ def explain(run: Run, example_id: str, top: int = 5) -> Explanation:
     num_candidates = outputs["deduplicate"].num_rows("candidates")
     num_existing = outputs["embed"].num_rows("existing")
     quality_J = None
-    if selection.quality == "auto" and "profiles" in outputs:
+    if select.manifest.facts()["quality"] == "auto":
         quality_J = read_quality(outputs["profiles"], num_candidates)
     tables = ScoreTables.open(scores_of(outputs), num_candidates, num_existing, quality_J)
     objective = build_objective(selection, tables)

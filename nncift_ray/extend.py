@@ -240,6 +240,7 @@ class Extension:
                 outputs["fit"],
                 above[name].manifest.settings["blocks"],
                 parent=above[name],
+                pairs_only=above[name].manifest.settings.get("pairs_only", False),
             )
         if name == DRIFT:
             return DriftStage(

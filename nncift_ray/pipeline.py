@@ -54,6 +54,7 @@ from nncift_ray.scores.teacher_scores import TeacherScoresStage, describe_labels
 from nncift_ray.selection.step import PARTITIONED, SelectPartitionsStage, SelectStage
 from nncift_ray.selection.tables import (
     OBJECTIVES,
+    PAIR_COVERAGE,
     TOP_K,
     blocks_of,
     list_blocks,
@@ -372,7 +373,9 @@ class Blueprint:
         return ExampleInputs(outputs["embed"], profiles)
 
     def _project(self, outputs: Outputs) -> Stage:
-        return ProjectStage(self.network_inputs(outputs), outputs["fit"], self.blocks)
+        pairs_only = self.config.objective == PAIR_COVERAGE
+        inputs = self.network_inputs(outputs)
+        return ProjectStage(inputs, outputs["fit"], self.blocks, pairs_only=pairs_only)
 
     def _index(self, outputs: Outputs) -> Stage:
         return IndexStage(
@@ -397,6 +400,7 @@ class Blueprint:
             outputs["embed"],
             resolve_selection(self.config),
             examples=outputs["deduplicate"],
+            profiles=outputs.get("profiles"),
         )
 
     def _select(self, outputs: Outputs) -> Stage:
@@ -406,6 +410,7 @@ class Blueprint:
             resolve_selection(self.config),
             examples=outputs["deduplicate"],
             parts=outputs.get("select_partitions"),
+            profiles=outputs.get("profiles"),
         )
 
     def _export(self, outputs: Outputs) -> Stage:

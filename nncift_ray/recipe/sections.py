@@ -535,7 +535,9 @@ class OptimizerConfig(Section):
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Objective = Literal[
     "facility_location",
+    "pair_coverage",
     "facility_location_mutual_information",
+    "facility_location_pool_mutual_information",
     "facility_location_query_mutual_information",
     "facility_location_conditional_gain",
     "graph_cut",
@@ -575,6 +577,8 @@ class SelectionConfig(Section):
     ======================================== =============== ======================================
     facility_location                        within          sum_i max_{j in A} s_ij
       with targets: its query form below;    with existing data: its conditional gain
+    pair_coverage                            within or cross sum_i max_j of the pair part of s_ij
+    facility_location_pool_mutual_inform...  within, cross   sum_i max_j s_ij + eta sum_j max_q s_qj
     facility_location_mutual_information     within, cross   sum_i min(max_j s_ij, eta max_q s_qi)
     facility_location_query_mutual_inform... cross           sum_q max_j s_qj + eta sum_j max_q s_qj
     facility_location_conditional_gain       within or cross sum_i (max_j s_ij - nu max_p s_ip)+
@@ -593,9 +597,10 @@ class SelectionConfig(Section):
     """
 
     objective: Objective
-    """See above. The mutual information forms need targets, the conditional gains need
-    data.existing. top_k takes the candidates of the highest score: a pointwise teacher's, or the
-    mean influence on the targets of the subtask where it is highest (LESS)."""
+    """See above. pair_coverage leaves out what a row or a helper is by itself, so no helper is best
+    for all; it needs network.kind pair. The mutual information forms need targets, the conditional
+    gains need data.existing. top_k takes the candidates of the highest score: a pointwise
+    teacher's, or the mean influence on the targets of the subtask where it is highest (LESS)."""
     budget: Fraction | int | TokenBudget
     """A fraction (below 1), a count (from 1), or {tokens: 5M}."""
     eta: float = Field(default=1.0, gt=0)
@@ -992,6 +997,16 @@ class Config(Section):
             raise ValueError(
                 f"data.targets: {objective} reads no targets; use graph_cut_mutual_information, or "
                 "take the key out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _pair_part_is_known(self) -> Self:
+        by_pairs = self.network.kind == "pair" and self.pair_scores.by == "network"
+        if self.selection.objective == "pair_coverage" and not by_pairs:
+            raise ValueError(
+                "selection.objective pair_coverage reads the pair part of a network's scores: it "
+                "needs network.kind pair and pair_scores.by network; or take facility_location"
             )
         return self
 

@@ -85,8 +85,14 @@ class ProjectStage(RowStage):
         *,
         shard_rows: int = PROJECT_SHARD_ROWS,
         parent: StageOutput | None = None,
+        pairs_only: bool = False,
     ) -> None:
-        """Project the inputs through the networks of the given blocks."""
+        """Project the inputs through the networks of the given blocks.
+
+        ``pairs_only`` leaves out what an example is by itself, so that scores are their pair part;
+        of pair networks only.
+        """
+        self._pairs_only = pairs_only
         self._inputs, self._networks, self._parent = inputs, networks, parent
         self._blocks, self._shard_rows = tuple(blocks), shard_rows
         widths = {b: read_network(networks, b).num_hidden for b in self._blocks}
@@ -118,7 +124,8 @@ class ProjectStage(RowStage):
 
     def settings(self) -> dict[str, Any]:
         """The blocks; the rest is in the inputs."""
-        return {"blocks": list(self._blocks), "atom_rows": PROJECT_ATOM_ROWS}
+        settings = {"blocks": list(self._blocks), "atom_rows": PROJECT_ATOM_ROWS}
+        return settings | ({"pairs_only": True} if self._pairs_only else {})
 
     def make_worker(self) -> Worker:
         """Load the networks."""
@@ -130,9 +137,12 @@ class ProjectStage(RowStage):
                 network = networks[block]
                 project = network.project_rows if side == "rows" else network.project_columns
                 read = self._inputs.read(_embeddings_of(span.name), span.start, span.stop)
+                activation_NH = project(read)
+                if self._pairs_only:
+                    activation_NH[:, -1] = 0.0  # the example's own effect (`scores.exact`)
                 columns = {
                     "row_index": np.arange(span.start, span.stop),
-                    "activation": vectors_to_arrow(project(read), "float32"),
+                    "activation": vectors_to_arrow(activation_NH, "float32"),
                 }
                 schema = self._schema(span.name)
                 sink.write(span.name, pa.Table.from_pydict(columns, schema=schema))

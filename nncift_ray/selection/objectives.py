@@ -88,10 +88,11 @@ def facility_location_query_mutual_information(
     """Return f(A) = sum_q max_{j in A} s_qj + eta * sum_{j in A} max_q s_qj: the variant form.
 
     Each target q wants one selected example that helps it, and each selected example should help
-    some target.
+    some target. Over the pool in place of the targets (`within`) the first sum is the form of
+    DELIFT's text.
 
     Args:
-        scores: `cross`.
+        scores: `cross`, or `within`.
         column_max_J: max_q s_qj of each candidate j over the targets, in the scale of `scores`.
         eta: Weight of the second term, >= 0.
 

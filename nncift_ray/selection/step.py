@@ -44,6 +44,7 @@ from nncift_ray.selection.tables import (
     ScoreTables,
     build_objective,
     coverage_table,
+    has_quality,
     ranking_table,
     read_directions,
     read_quality,
@@ -103,7 +104,8 @@ class _SelectionStage(Stage):
             raise StageError("selection.quotas needs the examples, whose records name the groups")
         self._scores, self._embeddings, self._selection = scores, embeddings, selection
         self._examples = examples if selection.quotas.given else None
-        self._profiles = profiles if selection.quality == "auto" else None
+        wanted = profiles is not None and selection.quality == "auto" and has_quality(profiles)
+        self._profiles = profiles if wanted else None
 
     @property
     def inputs(self) -> Mapping[str, StageOutput]:

@@ -46,6 +46,7 @@ from nncift_ray.selection.ties import DECIDED_BY, direction_width, directions
 #: The steps that hold a run's scores: by a network, or the teacher's own labels; a run has one.
 NETWORK_SCORES, TEACHER_SCORES = "score_pairs", "teacher_scores"
 TOP_K, RANDOM = "top_k", "random"
+PAIR_COVERAGE = "pair_coverage"
 SKIPPED_SHOWN = 200
 BATCH_ROWS = 16_384  # lists of 64: 25 MB while they are read
 
@@ -221,6 +222,16 @@ def _conditional_gain(selection: SelectionConfig, tables: ScoreTables) -> Object
 OBJECTIVES: Mapping[str, ObjectiveSpec] = {
     "facility_location": ObjectiveSpec(
         lambda selection, tables: facility_location(tables.lists(WITHIN)), (WITHIN,)
+    ),
+    PAIR_COVERAGE: ObjectiveSpec(
+        lambda selection, tables: facility_location(tables.lists(tables.ground_block))
+    ),
+    "facility_location_pool_mutual_information": ObjectiveSpec(
+        lambda selection, tables: facility_location_query_mutual_information(
+            tables.lists(WITHIN), tables.column_max(), selection.eta
+        ),
+        (WITHIN, CROSS),
+        needs_every_pair=(CROSS,),
     ),
     "facility_location_mutual_information": ObjectiveSpec(
         lambda selection, tables: facility_location_mutual_information(
@@ -447,6 +458,12 @@ def read_directions(embeddings: StageOutput, columns_S: np.ndarray) -> np.ndarra
         found_SD[place[place >= 0]] = directions(vectors[place >= 0], width)
         first += batch.num_rows
     return found_SD
+
+
+def has_quality(profiles: StageOutput) -> bool:
+    """Return whether profiles say how good a candidate is."""
+    first = next(iter(profiles.iter_batches("candidates")), None)
+    return first is not None and "quality" in first.schema.names
 
 
 def read_quality(profiles: StageOutput, num_candidates: int) -> np.ndarray:

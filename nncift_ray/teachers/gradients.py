@@ -58,7 +58,7 @@ class GradientsStage(RowStage):
 
     name: ClassVar[str] = "gradients"
     title: ClassVar[str] = "take gradients of the sampled examples"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     unit: ClassVar[str] = "gradients"
     can_use_gpu = True
     single_threaded = False
@@ -363,10 +363,10 @@ def precondition(
 
     With t = num_steps + 1, m = beta1 * exp_avg + (1 - beta1) g and v likewise with g^2:
 
-        (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + epsilon)
+        (m / (1 - beta1^t)) / sqrt(v / (1 - beta2^t) + epsilon)
 
-    This is what torch.optim.Adam subtracts, divided by the learning rate. The code published with
-    the paper leaves both corrections out and puts epsilon under the root.
+    Epsilon stands under the root, as in the paper and in its code (which leaves both corrections
+    out); torch.optim.Adam adds it to the root, where it is all but nothing.
 
     The gradient is [*shape] or [B, *shape], the moments [*shape]; they have seen ``num_steps``.
 
@@ -385,7 +385,7 @@ def precondition(
     step = num_steps + 1
     mean = (beta1 * exp_avg).add(gradient, alpha=1 - beta1).div_(1 - beta1**step)
     root = (beta2 * exp_avg_sq).addcmul(gradient, gradient, value=1 - beta2)
-    return mean.div_(root.div_(1 - beta2**step).sqrt_().add_(epsilon))
+    return mean.div_(root.div_(1 - beta2**step).add_(epsilon).sqrt_())
 
 
 # Random projection: a hash makes the signs, so that the matrix is never stored.

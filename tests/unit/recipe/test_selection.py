@@ -44,6 +44,10 @@ def test_existing_data_turn_facility_location_into_its_conditional_gain() -> Non
     [
         ({"selection__objectiv": "top_k"}, "selection.objectiv: unknown key; did you mean"),
         ({"selection__objective": "coverage"}, "selection.objective"),
+        (
+            {"selection__objective": "pair_coverage", "network__kind": "paper"},
+            "needs network.kind pair",
+        ),
         ({"selection__objective": CONDITIONAL}, "needs data.existing"),
         (
             {"selection__objective": "graph_cut", "data__existing": ["a"]},

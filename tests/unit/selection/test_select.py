@@ -15,15 +15,20 @@ import numpy as np
 import pytest
 
 from nncift_ray.errors import DataError
-from nncift_ray.recipe.sections import SelectionConfig
+from nncift_ray.network.step import ExampleInputs
+from nncift_ray.recipe.sections import PairScoresConfig, SelectionConfig
 from nncift_ray.runtime.driver import Executor, ShardOutcome, execute_here, run_stage, watching
 from nncift_ray.runtime.files import Location
-from nncift_ray.runtime.output import StageOutput
+from nncift_ray.runtime.output import StageOutput, column_matrix
 from nncift_ray.runtime.progress import SilentReporter
 from nncift_ray.runtime.step import Shard, Stage
+from nncift_ray.scores.step import ProjectStage, ScorePairsStage
 from nncift_ray.selection.budgets import Budget
-from nncift_ray.selection.greedy import Progress
-from nncift_ray.selection.objectives import facility_location
+from nncift_ray.selection.greedy import Progress, evaluate
+from nncift_ray.selection.objectives import (
+    facility_location,
+    facility_location_query_mutual_information,
+)
 from nncift_ray.selection.partitioned import greedi
 from nncift_ray.selection.step import (
     PICKS_NAME,
@@ -35,6 +40,7 @@ from nncift_ray.selection.step import (
 from nncift_ray.selection.tables import ScoreTables, read_directions
 from nncift_ray.selection.ties import TieBreak
 from tests.chain import run_chain
+from tests.unit.selection.instances import listed
 
 TARGETS, EXISTING, BUDGET = 20, 30, 12
 WITHIN_OBJECTIVES = ("facility_location", "graph_cut", "saturated_coverage", "random")
@@ -376,3 +382,32 @@ def test_lists_of_ids_enter_the_fingerprint_by_their_digest(
     )
     assert one["include"]["num_ids"] == 1
     assert one != other
+
+
+def test_pair_coverage_reads_scores_without_what_an_example_is_by_itself(
+    within: dict[str, StageOutput], tmp_path: Path
+) -> None:
+    def run(stage: Stage) -> StageOutput:
+        reporter = SilentReporter()
+        return run_stage(stage, Location.of(str(tmp_path)), execute=execute_here, reporter=reporter)
+
+    inputs = ExampleInputs(within["embed"])
+    alone = run(ProjectStage(inputs, within["fit"], ("within",), pairs_only=True))
+    for table in ("within_rows", "within_columns"):
+        pairs, whole = (
+            column_matrix(output.read(table)["activation"]) for output in (alone, within["project"])
+        )
+        np.testing.assert_array_equal(pairs[:, :-1], whole[:, :-1])
+        assert not pairs[:, -1].any()
+        assert whole[:, -1].any()
+    config = PairScoresConfig(mode="exact")
+    scores = run(ScorePairsStage(alone, within["fit"], ("within",), config))
+    found = select(within | {"score_pairs": scores}, tmp_path, "pair_coverage")
+    assert len(set(ids(found))) == BUDGET
+    assert found.manifest.facts()["covers"] == "candidates"
+
+
+def test_the_pool_form_covers_candidates_and_adds_what_helps_a_target() -> None:
+    pool, target = listed(np.array([[1, 0.2], [0.4, 0.3]], np.float32)), np.array([0.0, 1.0])
+    objective = facility_location_query_mutual_information(pool, target.astype(np.float32), 2.0)
+    assert evaluate(objective, np.array([0, 1])) == pytest.approx([1.4, 3.4])

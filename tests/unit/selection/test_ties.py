@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nncift_ray.errors import ShapeError, StageError
-from nncift_ray.recipe.sections import SelectionConfig
+from nncift_ray.recipe.sections import NetworkConfig, SelectionConfig
 from nncift_ray.runtime.driver import execute_here, run_stage
 from nncift_ray.runtime.files import Location
 from nncift_ray.runtime.output import Sink, StageOutput
@@ -224,6 +224,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, StageOutput]:
     return run_chain(
         folder, num_candidates=NUM_CANDIDATES, num_targets=0, num_existing=0,
         objective="facility_location", budget=BUDGET,
+        network=NetworkConfig(kind="paper", num_hidden=8, seed=1),
     )  # fmt: skip
 
 

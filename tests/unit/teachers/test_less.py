@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -40,21 +42,29 @@ def test_score_refuses_features_of_another_number_of_checkpoints() -> None:
 
 
 @pytest.mark.parametrize("optimiser_class", [torch.optim.Adam, torch.optim.AdamW])
-def test_precondition_is_the_next_step_of_torch_divided_by_its_learning_rate(
+def test_precondition_without_epsilon_is_the_next_step_of_torch_divided_by_its_learning_rate(
     optimiser_class: type[torch.optim.Optimizer],
 ) -> None:
     torch.manual_seed(0)
     weight = torch.nn.Parameter(torch.randn(4, 3, dtype=torch.float64))
-    optimiser = optimiser_class([weight], lr=BASE, weight_decay=0.0)  # pyright: ignore[reportCallIssue]
+    optimiser = optimiser_class([weight], lr=BASE, eps=0.0, weight_decay=0.0)  # pyright: ignore[reportCallIssue]
     for _ in range(3):
-        weight.grad = torch.randn_like(weight) * 1e-6  # epsilon counts at this size
+        weight.grad = torch.randn_like(weight) * 1e-6
         optimiser.step()
     state = {key: value.clone() for key, value in optimiser.state[weight].items()}
     before = weight.detach().clone()
     weight.grad = torch.randn_like(weight) * 1e-6
     optimiser.step()
-    direction = precondition(weight.grad, state["exp_avg"], state["exp_avg_sq"], 3)
+    moments = (state["exp_avg"], state["exp_avg_sq"], 3)
+    direction = precondition(weight.grad, *moments, epsilon=0.0)
     torch.testing.assert_close((before - weight) / BASE, direction, rtol=SAME, atol=SAME)
+
+
+def test_epsilon_stands_under_the_root_as_in_the_paper() -> None:
+    # m = 0.1 g and v = 0.001 g^2, and at the first step both corrections give g and g^2 back.
+    gradient, none = torch.tensor([1e-4], dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    direction = precondition(gradient, none, none, 0)
+    assert direction.item() == pytest.approx(1e-4 / math.sqrt(1e-8 + 1e-8))
 
 
 def test_precondition_treats_each_example_of_a_batch_as_if_alone() -> None:
