@@ -100,7 +100,7 @@ def fidelity_table(
     example helps"), `random` draws uniformly over the range of the labels, `mean` is their mean,
     `additive_ridge` is ridge on the features of both examples; and of pairs only,
     `row_column_mean` is the least squares fit of a row and a column effect (in Q4 a constant) and
-    `cosine` the cosine of the two examples' features, which was fitted to nothing.
+    `cosine` the cosine of the two examples' embeddings, which was fitted to nothing.
 
     Args:
         labels: Teacher's utilities [P], raw and signed.

@@ -36,6 +36,7 @@ class PairFeatures:
     helped_pos: Integers  # row of helped_ED, per pair [P]
     helper_ED: Floats | None = None  # None where examples are labelled on their own
     helper_pos: Integers | None = None
+    embedding_dim: int | None = None  # first features, of which a cosine is taken; None: all
 
     def __post_init__(self) -> None:
         """Raise ShapeError where a side of the pairs lacks its half."""
@@ -60,11 +61,13 @@ class PairFeatures:
 
 
 def cosines(features: PairFeatures) -> F64:
-    """Return the untrained cosine [P] of the two examples of each pair; 0 beside a zero vector.
+    """Return the untrained cosine [P] of each pair's embeddings; 0 beside a zero vector.
 
     Memory: 8 bytes a pair of the examples given, of which labels of a block are nearly all.
     """
-    (helped, row_P), (helper, column_P) = ((_unit(each), at) for each, at in features.sides)
+    (helped, row_P), (helper, column_P) = (
+        (_unit(each[:, : features.embedding_dim]), at) for each, at in features.sides
+    )
     return (helped @ helper.T)[row_P, column_P]
 
 

@@ -68,7 +68,8 @@ class BlockLabels:
         if network.inputs is not None and helper_ED is not None:
             helped_ED = network.inputs.prepare(helped_ED)
             helper_ED = network.inputs.prepare(helper_ED)
-        return PairFeatures(helped_ED, self.helped_pos, helper_ED, self.helper_pos)
+        dim = self.widths[0]
+        return PairFeatures(helped_ED, self.helped_pos, helper_ED, self.helper_pos, dim)
 
     def pairs(self, split: str) -> PairData:
         """Return the pairs of a split."""

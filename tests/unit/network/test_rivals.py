@@ -111,6 +111,13 @@ def test_cosine_of_a_worked_example() -> None:
     assert cosines(features).tolist() == pytest.approx([1, np.sqrt(0.5), 0])
 
 
+def test_cosine_is_of_embeddings_and_of_no_feature_behind_them() -> None:
+    features = PairFeatures(
+        np.array([[3.0, 0, 9]]), np.zeros(1, int), np.array([[1.0, 1, -9]]), np.zeros(1, int), 2
+    )
+    assert cosines(features).tolist() == pytest.approx([np.sqrt(0.5)])
+
+
 def test_features_without_their_examples_are_refused() -> None:
     with pytest.raises(ShapeError, match="expected a row for each"):
         PairFeatures(np.ones((2, 3)), np.array([0, 2]))
