@@ -24,12 +24,21 @@ from nncift_ray.corpus.examples import make_example_id
 CLEAN = "clean"
 EXACT_DUPLICATE = "exact_duplicate"
 NEAR_DUPLICATE = "near_duplicate"
-WRONG_RESPONSE = "wrong_response"
+WRONG_RESPONSE = "wrong_response"  # the answer of another family's task
+WRONG_SAME_FAMILY = "wrong_response_of_its_family"  # of the right kind: harder to see
 EMPTY_RESPONSE = "empty_response"
-KINDS = (CLEAN, EXACT_DUPLICATE, NEAR_DUPLICATE, WRONG_RESPONSE, EMPTY_RESPONSE)
+KINDS = (
+    CLEAN, EXACT_DUPLICATE, NEAR_DUPLICATE, WRONG_RESPONSE, WRONG_SAME_FAMILY, EMPTY_RESPONSE
+)  # fmt: skip
 
 # Shares of the corpus; what is left is clean.
-SHARES = {EXACT_DUPLICATE: 0.05, NEAR_DUPLICATE: 0.10, WRONG_RESPONSE: 0.15, EMPTY_RESPONSE: 0.02}
+SHARES = {
+    EXACT_DUPLICATE: 0.05,
+    NEAR_DUPLICATE: 0.10,
+    WRONG_RESPONSE: 0.075,
+    WRONG_SAME_FAMILY: 0.075,
+    EMPTY_RESPONSE: 0.02,
+}
 TARGET_FAMILIES = ("arithmetic", "dates", "JSON extraction", "units")
 
 
@@ -97,10 +106,14 @@ def make_demo_rows(
     """Draw the candidates, faults included and in random order, and the clean held-out targets."""
     rng = Random(seed)
     counts = {kind: round(share * num_candidates) for kind, share in SHARES.items()}
+    # Rounding the two halves apart would plant one wrong answer more or less than announced.
+    all_wrong = round((SHARES[WRONG_RESPONSE] + SHARES[WRONG_SAME_FAMILY]) * num_candidates)
+    counts[WRONG_SAME_FAMILY] = all_wrong - counts[WRONG_RESPONSE]
     num_copies = counts[EXACT_DUPLICATE] + counts[NEAR_DUPLICATE]
     items, targets = _draw_items(num_candidates - num_copies, num_targets, rng)
-    num_wrong, num_empty = counts[WRONG_RESPONSE], counts[EMPTY_RESPONSE]
-    wrong = _wrong_rows(items, range(num_wrong), rng)
+    num_far, num_wrong, num_empty = counts[WRONG_RESPONSE], all_wrong, counts[EMPTY_RESPONSE]
+    wrong = _wrong_rows(items, range(num_far), WRONG_RESPONSE, rng)
+    wrong += _wrong_rows(items, range(num_far, num_wrong), WRONG_SAME_FAMILY, rng)
     empty = [_row(items, k, EMPTY_RESPONSE) for k in range(num_wrong, num_wrong + num_empty)]
     clean = [_row(items, k, CLEAN) for k in range(num_wrong + num_empty, len(items))]
     copied = rng.sample(clean, num_copies)
@@ -147,17 +160,21 @@ def _row(items: list[Item], number: int, kind: str) -> DemoRow:
     return DemoRow(item.family, number, item.prompts[number % len(item.prompts)], answer, kind)
 
 
-def _wrong_rows(items: list[Item], numbers: range, rng: Random) -> list[DemoRow]:
-    """Give each row the answer of another family's item, as a badly joined table would."""
+def _wrong_rows(items: list[Item], numbers: range, kind: str, rng: Random) -> list[DemoRow]:
+    """Give each row the answer of another item: of another family, as a badly joined table would.
+
+    Or of the same family: another number, another capital, JSON of somebody else.
+    """
     rows: list[DemoRow] = []
     for number in numbers:
-        row = _row(items, number, WRONG_RESPONSE)
-        strangers = [
+        row = _row(items, number, kind)
+        others = [
             item.answer
             for item in items
-            if item.family != row.family and item.answer != row.completion
+            if (item.family == row.family) == (kind == WRONG_SAME_FAMILY)
+            and item.answer != row.completion
         ]
-        rows.append(replace(row, completion=rng.choice(strangers)))
+        rows.append(replace(row, completion=rng.choice(others)))
     return rows
 
 

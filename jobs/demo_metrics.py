@@ -9,14 +9,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from jobs.demo_corpus import EMPTY_RESPONSE, EXACT_DUPLICATE, WRONG_RESPONSE
+import numpy as np
+
+from jobs.demo_corpus import (
+    EMPTY_RESPONSE,
+    EXACT_DUPLICATE,
+    WRONG_RESPONSE,
+    WRONG_SAME_FAMILY,
+)
 
 # What is measured, in the order it is shown.
 WRONG = "wrong answers"
 EMPTY = "empty answers"
 EXACT_REPEAT = "exact repeats"
 REWORDED_REPEAT = "reworded repeats"
-MEASURES = (WRONG, EMPTY, EXACT_REPEAT, REWORDED_REPEAT)
+WRONG_OF_TYPE = "... of the right type"
+MEASURES = (WRONG, WRONG_OF_TYPE, EMPTY, EXACT_REPEAT, REWORDED_REPEAT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +86,8 @@ def junk_shares(rows: Sequence[PlantedRow]) -> dict[str, float]:
     ids: set[str] = set()
     items: set[int] = set()
     for row in rows:
-        counts[WRONG] += row.kind == WRONG_RESPONSE
+        counts[WRONG] += row.kind in (WRONG_RESPONSE, WRONG_SAME_FAMILY)
+        counts[WRONG_OF_TYPE] += row.kind == WRONG_SAME_FAMILY
         counts[EMPTY] += row.kind == EMPTY_RESPONSE
         counts[EXACT_REPEAT] += row.example_id in ids
         counts[REWORDED_REPEAT] += row.item in items and row.example_id not in ids
@@ -87,16 +96,26 @@ def junk_shares(rows: Sequence[PlantedRow]) -> dict[str, float]:
     return {measure: counts[measure] / len(rows) for measure in MEASURES}
 
 
+@dataclass(frozen=True, slots=True)
+class RandomShare:
+    """A share over random subsets: its mean, and the range that 99 of 100 of them keep to."""
+
+    mean: float
+    low: float
+    high: float
+
+
 def random_junk_shares(
     rows: Sequence[PlantedRow], size: int, num_draws: int = 200
-) -> dict[str, float]:
-    """Measure random subsets of ``size`` rows: the mean over the draws, seeds 0, 1, 2 ..."""
-    totals: dict[str, float] = dict.fromkeys(MEASURES, 0.0)
-    for seed in range(num_draws):
-        drawn = Random(seed).sample(rows, size)
-        for measure, share in junk_shares(drawn).items():
-            totals[measure] += share / num_draws
-    return totals
+) -> dict[str, RandomShare]:
+    """Measure random subsets of ``size`` rows, seeds 0, 1, 2 ..."""
+    draws = [junk_shares(Random(seed).sample(rows, size)) for seed in range(num_draws)]
+    found: dict[str, RandomShare] = {}
+    for measure in MEASURES:
+        shares = np.array([draw[measure] for draw in draws])
+        low, high = np.quantile(shares, [0.005, 0.995])
+        found[measure] = RandomShare(float(shares.mean()), float(low), float(high))
+    return found
 
 
 def family_shares(rows: Sequence[PlantedRow]) -> dict[str, float]:

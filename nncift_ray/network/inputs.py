@@ -69,10 +69,10 @@ def _join(embeddings: pa.Table, profiles: pa.Table | None = None) -> np.ndarray:
     feature_NF = np.full((len(known), features.type.list_size), np.nan, np.float32)
     if known.any():
         feature_NF[known] = column_matrix(features.drop_null())
-    scalars = [pc.cast(profiles[name], pa.float32()).to_numpy() for name in SCALARS]
-    for name, values in zip(SCALARS, scalars, strict=True):
-        if name.startswith("num_"):
-            np.log1p(values, out=values)
+    scalars: list[np.ndarray] = []
+    for name in SCALARS:
+        values = pc.cast(profiles[name], pa.float32()).to_numpy()
+        scalars.append(np.log1p(values) if name.startswith("num_") else values)
     return np.concatenate(
         [vectors, feature_NF, np.stack(scalars, axis=1)], axis=1, dtype=np.float32
     )

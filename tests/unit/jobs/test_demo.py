@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -12,15 +15,39 @@ from jobs import demo
 from jobs.demo_metrics import read_planted, usable_rows
 from nncift_ray.errors import DataError
 from nncift_ray.recipe.sections import Config
+from nncift_ray.runtime.output import vectors_to_arrow
 
 
-def _select_first(config: Config) -> None:
+class Table:
+    """A step's output with one table."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self.table = table
+
+    def read(self, name: str, columns: list[str]) -> pa.Table:
+        return self.table.select(columns)
+
+
+def _select_first(config: Config) -> SimpleNamespace:
     """Stand in for the pipeline: pick the first usable hundred."""
     run_dir = Path(config.run_dir)
-    picks = usable_rows(read_planted(run_dir / "corpus" / "planted.jsonl"))[:100]
+    planted = run_dir / "corpus" / "planted.jsonl"
+    picks = usable_rows(read_planted(planted))[:100]
     (run_dir / "export").mkdir()
     table = pa.table({"example_id": [row.example_id for row in picks]})
     pq.write_table(table, run_dir / "export" / "subset.parquet")
+    ids = [row.example_id for row in usable_rows(read_planted(planted))]
+    vectors = np.eye(len(ids), 8, dtype=np.float32)
+    rows = {"example_id": ids, "embedding": vectors_to_arrow(vectors, "float32")}
+    decided = ["objective"] * 75 + ["quality"] * 25
+    losses = {"nll": np.linspace(0.1, 2, len(ids)), "nll_alone": np.ones(len(ids))}
+    return SimpleNamespace(
+        outputs={
+            "embed": Table(pa.table(rows)),
+            "profiles": Table(pa.table(losses)),
+            "select": Table(pa.table({"decided_by": decided})),
+        }
+    )
 
 
 def test_demo_prints_paths_and_the_shares_of_planted_faults(
@@ -34,11 +61,38 @@ def test_demo_prints_paths_and_the_shares_of_planted_faults(
     assert "report.html" in printed.replace("\n", "")
 
 
+def test_demo_ends_with_its_figures_as_json(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(demo.pipeline, "run", _select_first)
+    assert demo.main(["--run-dir", str(tmp_path), "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert figures["pool_wrong"] == pytest.approx(150 / 930)
+    assert figures["decided_share"] == 0.75
+    assert figures["families"] == 24
+    assert {"picks_wrong", "pool_reworded", "picks_reworded", "seconds"} <= set(figures)
+
+
+def test_ifd_takes_the_hardest_rows_that_the_prompt_helps() -> None:
+    losses = pa.table({"nll": [0.2, 0.9, 1.5, 0.6], "nll_alone": [1.0, 1.0, 1.0, 1.0]})
+    rows = {
+        "example_id": list("abcd"),
+        "embedding": vectors_to_arrow(np.eye(4, dtype=np.float32), "float32"),
+    }
+    outputs = {"embed": Table(pa.table(rows)), "profiles": Table(losses)}
+    assert demo.rival_picks(outputs, 2)["IFD"] == ["b", "d"]  # type: ignore[arg-type]
+
+
+def test_a_cosine_covers_every_group_before_it_repeats_one() -> None:
+    vectors = np.eye(3, dtype=np.float32)[[0, 0, 0, 1, 1, 2]]
+    assert {int(vectors[j].argmax()) for j in demo.cover_by_cosine(vectors, 3)} == {0, 1, 2}
+
+
 def test_demo_gives_the_recipe_its_own_corpus(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Config] = []
-    monkeypatch.setattr(demo.pipeline, "run", lambda c: (seen.append(c), _select_first(c)))
+    monkeypatch.setattr(demo.pipeline, "run", lambda c: seen.append(c) or _select_first(c))
     demo.main(["--run-dir", str(tmp_path / "a: odd [name]"), "--targets"])
     assert seen[0].data.candidates == (str(tmp_path / "a: odd [name]/corpus/candidates.jsonl"),)
     assert seen[0].objective == "facility_location_query_mutual_information"

@@ -18,6 +18,7 @@ from jobs.demo_corpus import (
     NEAR_DUPLICATE,
     TARGET_FAMILIES,
     WRONG_RESPONSE,
+    WRONG_SAME_FAMILY,
     DemoRow,
     make_demo_rows,
     write_demo_corpus,
@@ -53,7 +54,8 @@ def test_planted_shares_are_the_announced_ones(rows: list[DemoRow]) -> None:
     counts = Counter(row.kind for row in rows)
     assert counts == {
         CLEAN: 680,
-        WRONG_RESPONSE: 150,
+        WRONG_RESPONSE: 75,
+        WRONG_SAME_FAMILY: 75,
         NEAR_DUPLICATE: 100,
         EXACT_DUPLICATE: 50,
         EMPTY_RESPONSE: 20,
@@ -96,13 +98,28 @@ def test_near_duplicates_ask_a_clean_rows_item_in_other_words(rows: list[DemoRow
 
 
 def test_wrong_responses_are_never_right(rows: list[DemoRow]) -> None:
-    wrong = [row for row in rows if row.kind == WRONG_RESPONSE]
+    wrong = [row for row in rows if row.kind in (WRONG_RESPONSE, WRONG_SAME_FAMILY)]
     words = re.compile(r"[\w-]+ (?:plus|\+) ")
     sums = [row for row in wrong if row.family == "arithmetic" and words.search(row.prompt)]
     assert sums
     for row in sums:
         first, second = map(int, re.findall(r"\d+", row.prompt)[:2])
         assert row.completion != str(first + second)
+
+
+def test_half_of_the_wrong_responses_answer_another_task_of_the_same_family(
+    rows: list[DemoRow],
+) -> None:
+    answers: dict[str, set[str]] = {}
+    for row in rows:
+        if row.kind in (CLEAN, NEAR_DUPLICATE):
+            answers.setdefault(row.family, set()).add(row.completion)
+    hard = [row for row in rows if row.kind == WRONG_SAME_FAMILY]
+    numbers = [row for row in hard if row.family == "arithmetic"]
+    assert numbers
+    assert all(row.completion.lstrip("-").isdigit() for row in numbers)
+    logic = [row for row in hard if row.family in ("logic", "sentiment")]
+    assert all(row.completion in answers[row.family] for row in logic)
 
 
 def test_targets_are_clean_held_out_rows_of_four_families() -> None:

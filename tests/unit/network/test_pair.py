@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from nncift_ray.errors import ShapeError
 from nncift_ray.network.factored import FactoredNetwork, Inputs
 from nncift_ray.network.fidelity import interaction_correlation
+from nncift_ray.network.inputs import SCALARS as SCALAR_NAMES
+from nncift_ray.network.inputs import ExampleInputs
 from nncift_ray.network.pair import centre_pairs, fit_pair, ridge_leaving_one_out
+from nncift_ray.runtime.output import vectors_to_arrow
 
 NUM_EXAMPLES, DIM, BLOCK, SCALARS = 160, 24, 16, 2
 ROUNDING = 1e-4
@@ -134,3 +138,29 @@ def test_a_ridge_of_noise_is_the_mean() -> None:
     )
     assert abs(constant - 4.0) < 0.6
     assert np.abs(weights).max() < 0.2
+
+
+class Step:
+    """A finished step of two tables."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self.table = table
+
+    def take_rows(self, name: str, rows: np.ndarray, columns: list[str]) -> pa.Table:
+        return self.table.select(columns).take(pa.array(rows))
+
+
+def test_inputs_join_embedding_profile_and_the_logarithm_of_counts() -> None:
+    embeddings = Step(
+        pa.table({"embedding": vectors_to_arrow(np.eye(3, 2, dtype="f4"), "float32")})
+    )
+    features = pa.array([[1.0, 2.0], None, [3.0, 4.0]], pa.list_(pa.float32(), 2))
+    scalars = {name: pa.array([1.0, None, 3.0], pa.float32()) for name in SCALAR_NAMES}
+    inputs = ExampleInputs(embeddings, Step(pa.table({"feature": features, **scalars})))  # type: ignore[arg-type]
+    found = inputs.take("candidates", np.array([2, 1]))
+    counts = [n for n, name in enumerate(SCALAR_NAMES) if name.startswith("num_")]
+    expected = np.full(len(SCALAR_NAMES), 3.0)
+    expected[counts] = np.log1p(3.0)
+    np.testing.assert_allclose(found[0], [0, 0, 3, 4, *expected], rtol=1e-6)
+    assert np.isnan(found[1, 2:]).all()
+    assert not np.isnan(found[1, :2]).any()
