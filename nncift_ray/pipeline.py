@@ -158,6 +158,11 @@ class Blueprint:
         return self.config.objective != TOP_K
 
     @property
+    def adds_pairs(self) -> bool:
+        """Whether the objective adds pairs up, so that lists are to hold every helper."""
+        return OBJECTIVES[self.config.objective].adds_pairs
+
+    @property
     def prunable_blocks(self) -> tuple[str, ...]:
         """The blocks whose pairs an index may leave out; none where every pair is asked for."""
         if self.by_teacher or self.config.pair_scores.mode == "exact":
@@ -349,11 +354,14 @@ class Blueprint:
         return stage
 
     def _teacher_scores(self, outputs: Outputs) -> Stage:
+        examples, top_k = outputs["deduplicate"], self.config.pair_scores.top_k
+        if self.adds_pairs:
+            top_k = examples.num_rows("candidates")
         return TeacherScoresStage(
             outputs["label"],
-            outputs["deduplicate"],
+            examples,
             self.blocks,
-            self.config.pair_scores.top_k if self.keeps_lists else None,
+            top_k if self.keeps_lists else None,
             subtask_by=self._subtask_by,
         )
 
@@ -392,6 +400,7 @@ class Blueprint:
             examples=None if self._subtask_by is None else outputs["deduplicate"],
             subtask_by=self._subtask_by,
             index=outputs.get("index"),
+            whole=self.adds_pairs,
         )
 
     def _select_partitions(self, outputs: Outputs) -> Stage:

@@ -184,17 +184,23 @@ class ScorePairsStage(RowStage):
         examples: StageOutput | None = None,
         subtask_by: str | None = None,
         index: StageOutput | None = None,
+        whole: bool = False,
     ) -> None:
         """Score the pairs of the given blocks, or the examples of the block "points".
 
         ``keeps_lists`` keeps lists of helpers, and not the sum of every column, which is what the
         objective top_k reads. ``subtask_by`` is the field of a target's record that names its
         subtask (None: one for all); only then the examples are read. Blocks that the index stage
-        did not decide to prune are scored exactly.
+        did not decide to prune are scored exactly. ``whole`` lists hold every column, for
+        objectives that add pairs up.
 
         Raises:
-            ConfigError: If a bound on memory or on the dense table does not hold.
+            ConfigError: If a bound on memory, on the dense table or on whole lists does not hold.
         """
+        if whole:
+            num_columns = max(activations.num_rows(f"{block}_columns") for block in blocks)
+            config = config.model_copy(update={"top_k": max(num_columns, 1)})
+        self._whole = whole
         self._activations, self._networks, self._index = activations, networks, index
         self._blocks, self._config = tuple(blocks), config
         self._examples, self._subtask_by = examples, subtask_by
@@ -202,7 +208,7 @@ class ScorePairsStage(RowStage):
         if subtask_by is not None and examples is None:
             raise StageError("data.subtask_by needs the examples, whose records name the subtasks")
         self._keeps_lists = keeps_lists and POINTS not in self._blocks
-        self.can_use_gpu = self._keeps_lists
+        self.can_use_gpu = self._keeps_lists and not whole
         decisions = read_decisions(index)
         self._searches = {
             block: decisions[block].search
@@ -259,6 +265,7 @@ class ScorePairsStage(RowStage):
         settings: dict[str, Any] = {"blocks": list(self._blocks), "mode": "exact"}
         if self._keeps_lists:
             settings |= {"top_k": config.top_k, "dense": config.dense}
+            settings |= {"whole": True} if self._whole else {}
         else:
             settings["subtask_by"] = self._subtask_by
         if self._index is not None and self._searches:
@@ -371,6 +378,13 @@ class ScorePairsStage(RowStage):
         self._memory(block).check_streamed(block, config.max_worker_bytes)
         num_rows, num_columns = self._num("rows", block), self._num("columns", block)
         size = num_rows * num_columns * FLOAT_BYTES
+        if self._whole and 2 * size > config.max_dense_bytes:
+            raise ConfigError(
+                f"selection.objective adds up every pair of block '{block}': {num_rows:,} x "
+                f"{num_columns:,}, {2 * size:,} bytes with their numbers, more than "
+                f"pair_scores.max_dense_bytes = {config.max_dense_bytes:,}: raise it, or take "
+                "facility_location or pair_coverage, which read lists of best helpers"
+            )
         if config.dense and size > config.max_dense_bytes:
             raise ConfigError(
                 f"pair_scores.dense: all scores of block '{block}' are "
@@ -420,6 +434,7 @@ class ScoreNewPairsStage(ScorePairsStage):
             keeps_lists="top_k" in settings,
             examples=examples,
             subtask_by=settings.get("subtask_by"),
+            whole=settings.get("whole", False),
         )
         self._parent_activations, self._parent_scores = parent_activations, parent_scores
         # A run over everything may count other rows; all parts of a chain count the same ones.

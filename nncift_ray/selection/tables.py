@@ -199,6 +199,8 @@ class ObjectiveSpec:
     blocks: tuple[str, ...] = ()
     #: Blocks of which it needs every pair (sums, or largest influences), not lists alone.
     needs_every_pair: tuple[str, ...] = ()
+    #: Whether it adds up pairs, so that lists of best helpers are to hold every one.
+    adds_pairs: bool = False
     #: Whether what two picks do for each other counts.
     compares_picks: bool = False
     #: Whether a pointwise teacher's scores will do.
@@ -251,6 +253,8 @@ OBJECTIVES: Mapping[str, ObjectiveSpec] = {
     "graph_cut": ObjectiveSpec(
         lambda selection, tables: graph_cut(tables.lists(WITHIN), selection.redundancy),
         (WITHIN,),
+        needs_every_pair=(WITHIN,),
+        adds_pairs=True,
         compares_picks=True,
     ),
     "graph_cut_conditional_gain": ObjectiveSpec(
@@ -258,6 +262,8 @@ OBJECTIVES: Mapping[str, ObjectiveSpec] = {
             tables.lists(WITHIN), tables.existing_sum(WITHIN), selection.redundancy, selection.nu
         ),
         (WITHIN,),
+        needs_every_pair=(WITHIN,),
+        adds_pairs=True,
         compares_picks=True,
     ),
     "graph_cut_mutual_information": ObjectiveSpec(
@@ -265,11 +271,15 @@ OBJECTIVES: Mapping[str, ObjectiveSpec] = {
             tables.lists(CROSS), selection.redundancy
         ),
         (CROSS,),
+        needs_every_pair=(CROSS,),
+        adds_pairs=True,
     ),
     "saturated_coverage": ObjectiveSpec(
         lambda selection, tables: saturated_coverage(
             tables.lists(tables.ground_block), selection.saturation
-        )
+        ),
+        needs_every_pair=(WITHIN, CROSS),
+        adds_pairs=True,
     ),
     TOP_K: ObjectiveSpec(
         lambda selection, tables: top_scores(tables.own_scores()),

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nncift_ray.errors import DataError
+from nncift_ray.errors import ConfigError, DataError
 from nncift_ray.network.step import ExampleInputs
 from nncift_ray.recipe.sections import PairScoresConfig, SelectionConfig
 from nncift_ray.runtime.driver import Executor, ShardOutcome, execute_here, run_stage, watching
@@ -24,12 +24,14 @@ from nncift_ray.runtime.progress import SilentReporter
 from nncift_ray.runtime.step import Shard, Stage
 from nncift_ray.scores.step import ProjectStage, ScorePairsStage
 from nncift_ray.selection.budgets import Budget
-from nncift_ray.selection.greedy import Progress, evaluate
+from nncift_ray.selection.greedy import Progress, evaluate, lazy_greedy
 from nncift_ray.selection.objectives import (
     facility_location,
     facility_location_query_mutual_information,
+    graph_cut,
 )
 from nncift_ray.selection.partitioned import greedi
+from nncift_ray.selection.problem import column_sums
 from nncift_ray.selection.step import (
     PICKS_NAME,
     PicksCheckpoint,
@@ -411,3 +413,23 @@ def test_the_pool_form_covers_candidates_and_adds_what_helps_a_target() -> None:
     pool, target = listed(np.array([[1, 0.2], [0.4, 0.3]], np.float32)), np.array([0.0, 1.0])
     objective = facility_location_query_mutual_information(pool, target.astype(np.float32), 2.0)
     assert evaluate(objective, np.array([0, 1])) == pytest.approx([1.4, 3.4])
+
+
+def test_objectives_that_add_pairs_read_every_pair(
+    within: dict[str, StageOutput], tmp_path: Path
+) -> None:
+    def whole(**limits: Any) -> ScorePairsStage:
+        config = PairScoresConfig(mode="exact", top_k=3, dense=True, **limits)
+        return ScorePairsStage(within["project"], within["fit"], ("within",), config, whole=True)
+
+    location, reporter = Location.of(str(tmp_path)), SilentReporter()
+    scores = run_stage(whole(), location, execute=execute_here, reporter=reporter)
+    dense = column_matrix(scores.read("within_dense")["influence"])
+    tables = ScoreTables.open(scores, 90)
+    expected = lazy_greedy(graph_cut(listed(tables.scale.apply(dense))), Budget(27)).order
+    found = select(within | {"score_pairs": scores}, tmp_path, "graph_cut", budget=27)
+    np.testing.assert_array_equal(found.read("ranking")["row_index"], expected)
+    sums = column_sums(tables.lists("within"))
+    np.testing.assert_allclose(sums, tables.scale.apply(dense).sum(axis=0), rtol=1e-5)
+    with pytest.raises(ConfigError, match="adds up every pair of block 'within': 90 x 90"):
+        whole(max_dense_bytes=50_000)
