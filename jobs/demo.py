@@ -33,6 +33,7 @@ from jobs.demo_metrics import (
     rows_by_id,
     usable_rows,
 )
+from jobs.demo_tasks import FAMILIES, Draw
 from nncift_ray import pipeline
 from nncift_ray.errors import NnciftError
 from nncift_ray.recipe.loading import load_config
@@ -42,12 +43,12 @@ RECIPE = Path(__file__).parent / "recipes" / "demo_delift_cpu.yaml"
 NUM_FAMILIES_SHOWN = 4
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the demo and return the exit code."""
+def main(arguments: Sequence[str] | None = None, *, families: Mapping[str, Draw] = FAMILIES) -> int:
+    """Run the demo, on a corpus of these families of tasks, and return the exit code."""
     options, started = _parse(arguments), time.perf_counter()
     console = Console()
     run_dir = Path(options.run_dir)
-    corpus = write_demo_corpus(run_dir / "corpus", seed=options.seed)
+    corpus = write_demo_corpus(run_dir / "corpus", seed=options.seed, families=families)
     console.print(f"corpus: {corpus.candidates} ({sum(corpus.counts.values())} rows)")
     overrides = [*_overrides(run_dir, corpus, with_targets=options.targets), *options.set]
     try:

@@ -12,13 +12,13 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Any
 
-from jobs.demo_tasks import FAMILIES, Item, draw_distinct_items
+from jobs.demo_tasks import FAMILIES, Draw, Item, draw_distinct_items
 from nncift_ray.corpus.examples import make_example_id
 
 CLEAN = "clean"
@@ -78,14 +78,18 @@ class DemoCorpus:
 
 
 def write_demo_corpus(
-    folder: Path, seed: int = 0, num_candidates: int = 1000, num_targets: int = 100
+    folder: Path,
+    seed: int = 0,
+    num_candidates: int = 1000,
+    num_targets: int = 100,
+    families: Mapping[str, Draw] = FAMILIES,
 ) -> DemoCorpus:
     """Write candidates, targets and the list of what is planted into ``folder``.
 
     Raises:
         ValueError: If the families' vocabularies are too small for that many rows.
     """
-    candidates, targets = make_demo_rows(seed, num_candidates, num_targets)
+    candidates, targets = make_demo_rows(seed, num_candidates, num_targets, families)
     folder.mkdir(parents=True, exist_ok=True)
     corpus = DemoCorpus(
         candidates=folder / "candidates.jsonl",
@@ -101,7 +105,7 @@ def write_demo_corpus(
 
 
 def make_demo_rows(
-    seed: int, num_candidates: int, num_targets: int
+    seed: int, num_candidates: int, num_targets: int, families: Mapping[str, Draw] = FAMILIES
 ) -> tuple[list[DemoRow], list[DemoRow]]:
     """Draw the candidates, faults included and in random order, and the clean held-out targets."""
     rng = Random(seed)
@@ -110,7 +114,7 @@ def make_demo_rows(
     all_wrong = round((SHARES[WRONG_RESPONSE] + SHARES[WRONG_SAME_FAMILY]) * num_candidates)
     counts[WRONG_SAME_FAMILY] = all_wrong - counts[WRONG_RESPONSE]
     num_copies = counts[EXACT_DUPLICATE] + counts[NEAR_DUPLICATE]
-    items, targets = _draw_items(num_candidates - num_copies, num_targets, rng)
+    items, targets = _draw_items(num_candidates - num_copies, num_targets, rng, families)
     num_far, num_wrong, num_empty = counts[WRONG_RESPONSE], all_wrong, counts[EMPTY_RESPONSE]
     wrong = _wrong_rows(items, range(num_far), WRONG_RESPONSE, rng)
     wrong += _wrong_rows(items, range(num_far, num_wrong), WRONG_SAME_FAMILY, rng)
@@ -138,14 +142,16 @@ def planted_records(rows: Iterable[DemoRow]) -> list[dict[str, Any]]:
     ]
 
 
-def _draw_items(count: int, num_targets: int, rng: Random) -> tuple[list[Item], list[Item]]:
+def _draw_items(
+    count: int, num_targets: int, rng: Random, families: Mapping[str, Draw]
+) -> tuple[list[Item], list[Item]]:
     """Draw distinct items, families in turn, and targets that are none of them; both shuffled."""
-    per_family, per_target = -(-count // len(FAMILIES)), -(-num_targets // len(TARGET_FAMILIES))
+    per_family, per_target = -(-count // len(families)), -(-num_targets // len(TARGET_FAMILIES))
     items: list[Item] = []
     targets: list[Item] = []
-    for family in FAMILIES:
+    for family in families:
         held_out = per_target if family in TARGET_FAMILIES else 0
-        drawn = draw_distinct_items(family, per_family + held_out, rng)
+        drawn = draw_distinct_items(family, per_family + held_out, rng, families)
         targets += drawn[:held_out]
         items += drawn[held_out:]
     rng.shuffle(items)

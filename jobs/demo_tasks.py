@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from random import Random
 
@@ -349,17 +349,19 @@ FAMILIES: dict[str, Draw] = {
 }
 
 
-def draw_item(family: str, rng: Random) -> Item:
+def draw_item(family: str, rng: Random, families: Mapping[str, Draw] = FAMILIES) -> Item:
     """Draw one item of a family.
 
     Raises:
         KeyError: If there is no such family.
     """
-    prompts, answer = FAMILIES[family](rng)
+    prompts, answer = families[family](rng)
     return Item(family, prompts, answer)
 
 
-def draw_distinct_items(family: str, count: int, rng: Random) -> list[Item]:
+def draw_distinct_items(
+    family: str, count: int, rng: Random, families: Mapping[str, Draw] = FAMILIES
+) -> list[Item]:
     """Draw ``count`` items of a family, no two asking the same.
 
     Raises:
@@ -367,7 +369,7 @@ def draw_distinct_items(family: str, count: int, rng: Random) -> list[Item]:
     """
     items: dict[str, Item] = {}
     for _ in range(200 * count):
-        item = draw_item(family, rng)
+        item = draw_item(family, rng, families)
         items.setdefault(item.prompts[0], item)
         if len(items) == count:
             return list(items.values())
