@@ -26,6 +26,7 @@ from jobs.demo_metrics import (
     REWORDED_REPEAT,
     WRONG,
     PlantedRow,
+    RandomShare,
     family_shares,
     junk_shares,
     random_junk_shares,
@@ -65,6 +66,7 @@ def main(arguments: Sequence[str] | None = None, *, families: Mapping[str, Draw]
         for name, picks in rival_picks(result.outputs, len(chosen)).items()
     }
     console.print(make_junk_table(planted, chosen, rivals))
+    console.print("\n".join(describe_gain(planted, chosen)))
     console.print(make_family_table(planted, chosen))
     console.print(f"subset: {subset.with_suffix('.jsonl')}\nreport: {run_dir / 'report.html'}")
     if options.json:
@@ -155,7 +157,9 @@ def make_junk_table(
         title=(
             f"Planted faults, share of rows: corpus {len(planted)}, pool (after ingest) "
             f"{len(usable)}, else {len(subset)} picks; random: 200 draws and their 99 % range"
-        )
+        ),
+        box=None,  # rules would not fit into 80 columns
+        padding=(0, 1),
     )
     table.add_column("fault", no_wrap=True)
     for name in (*shares, "random", *picked):
@@ -165,10 +169,29 @@ def make_junk_table(
         table.add_row(
             measure,
             *(f"{each[measure]:.1%}" for each in shares.values()),
-            f"{drawn.mean:.0%} {drawn.low:.0%}-{drawn.high:.0%}",
+            f"{drawn.mean:.0%} {_range(drawn)}",
             *(f"{each[measure]:.1%}" for each in picked.values()),
         )
     return table
+
+
+def describe_gain(planted: Sequence[PlantedRow], subset: Sequence[PlantedRow]) -> list[str]:
+    """Say of wrong answers and reworded repeats whether the picks differ from random draws."""
+    picked, random = junk_shares(subset), random_junk_shares(usable_rows(planted), len(subset))
+    lines: list[str] = []
+    for measure in (WRONG, REWORDED_REPEAT):
+        share, drawn = picked[measure], random[measure]
+        verdict = "within what chance gives"
+        if share < drawn.low:
+            verdict = "fewer than chance gives"
+        elif share > drawn.high:
+            verdict = "MORE than chance gives"
+        lines.append(f"{measure}: {share:.1%} of the picks, {verdict} ({_range(drawn)}).")
+    return lines
+
+
+def _range(drawn: RandomShare) -> str:
+    return f"{drawn.low:.0%}-{drawn.high:.0%}"
 
 
 def make_family_table(planted: Sequence[PlantedRow], subset: Sequence[PlantedRow]) -> Table:

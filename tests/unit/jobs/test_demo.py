@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,9 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
 from jobs import demo
-from jobs.demo_metrics import read_planted, usable_rows
+from jobs.demo_corpus import CLEAN, WRONG_RESPONSE, WRONG_SAME_FAMILY
+from jobs.demo_metrics import PlantedRow, read_planted, usable_rows
 from nncift_ray.errors import DataError
 from nncift_ray.recipe.sections import Config
 from nncift_ray.runtime.output import vectors_to_arrow
@@ -107,3 +110,21 @@ def test_demo_ends_with_the_exit_code_of_the_error(
     monkeypatch.setattr(demo.pipeline, "run", fail)
     assert demo.main(["--run-dir", str(tmp_path)]) == DataError.exit_code
     assert "nothing there" in capsys.readouterr().err.replace("\n", "")
+
+
+def test_what_lies_in_the_range_of_random_draws_is_called_chance() -> None:
+    planted = [
+        PlantedRow(k, str(k), WRONG_RESPONSE if k < 30 else CLEAN, "units", k) for k in range(100)
+    ]
+    assert "within what chance" in demo.describe_gain(planted, planted[21:51])[0]  # 9 of 30
+    assert "fewer than chance" in demo.describe_gain(planted, planted[30:60])[0]
+    assert "MORE than chance" in demo.describe_gain(planted, planted[:30])[0]
+
+
+def test_the_table_of_faults_is_whole_in_eighty_columns() -> None:
+    kinds = [WRONG_RESPONSE, WRONG_SAME_FAMILY, CLEAN, CLEAN]  # shares of two digits
+    rows = [PlantedRow(k, str(k), kinds[k % 4], "units", k // 2) for k in range(100)]
+    table = demo.make_junk_table(rows, rows[:9], {"cosine": rows[:9], "IFD": rows[9:18]})
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(table)
+    assert "\u2026" not in console.export_text()
