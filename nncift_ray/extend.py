@@ -212,7 +212,7 @@ class Extension:
     def inherited(self) -> tuple[str, ...]:
         """The stages that are the parent's as they are: labels and network."""
         before = self.stage_names[: self.stage_names.index("score_pairs")]
-        return tuple(name for name in before if name not in CHAINED and name != DRIFT)
+        return tuple(name for name in before if name not in (*CHAINED, DRIFT, "quality"))
 
     def build(self, name: str, outputs: Outputs) -> Stage:
         """Return a stage, from the outputs of those before it."""
@@ -234,6 +234,8 @@ class Extension:
             )
         if name == "profiles":
             return self._build_profiles(outputs, above[name])
+        if name == "quality":
+            return self.blueprint.quality_stage(outputs, above[name], self._make_embedder)
         if name == "project":
             return ProjectStage(
                 self.blueprint.network_inputs(outputs),

@@ -19,8 +19,8 @@ from nncift_ray.corpus.examples import read_subtasks
 from nncift_ray.corpus.export import DATASET_FOLDER, DATASET_PARQUET, ExportStage
 from nncift_ray.corpus.ingest import DeduplicateStage, IngestStage, describe_layouts, find_sources
 from nncift_ray.corpus.sources import expand_sources
-from nncift_ray.embedders import EmbedStage
-from nncift_ray.engines.load import EngineFactory, auto_dtype
+from nncift_ray.embedders import Embedder, EmbedStage
+from nncift_ray.engines.load import EngineFactory, auto_dtype, resolve_engine_kind
 from nncift_ray.engines.models import ResolvedModel, resolve_embedder, resolve_language_model
 from nncift_ray.errors import ConfigError, StageError
 from nncift_ray.labels.design import label_designs, unread_keys
@@ -28,6 +28,7 @@ from nncift_ray.labels.sample import SampleDesign
 from nncift_ray.labels.step import LabelSample, LabelStage, list_gradients
 from nncift_ray.network.inputs import ExampleInputs
 from nncift_ray.network.step import FitStage
+from nncift_ray.profiles.quality_step import QualityStage
 from nncift_ray.profiles.step import ProfilerFactory, ProfileStage
 from nncift_ray.recipe.sections import ClusterConfig, Config, PoolConfig
 from nncift_ray.report.card import render_dataset_card
@@ -108,7 +109,7 @@ class Blueprint:
             "embed": self._embed,
         }
         if self.profile_model is not None:
-            steps["profiles"] = self._profiles
+            steps |= {"profiles": self._profiles, "quality": self._quality}
         if self.teaching.needs_gradients:
             steps |= {"warmup": self._warmup, "gradients": self._gradients}
         steps["label"] = self._label
@@ -138,6 +139,7 @@ class Blueprint:
         pools = {
             "embed": config.embedder.pool,
             "profiles": config.profiles.pool,
+            "quality": config.profiles.pool,
             "warmup": config.teacher.less.pool,
             "gradients": config.teacher.less.pool,
             "label": self.teaching.pool,
@@ -261,6 +263,31 @@ class Blueprint:
 
     def _profiles(self, outputs: Outputs) -> Stage:
         return self.profile_stage(outputs)
+
+    def _quality(self, outputs: Outputs) -> Stage:
+        return self.quality_stage(outputs)
+
+    def quality_stage(
+        self,
+        outputs: Outputs,
+        parent: StageOutput | None = None,
+        make_embedder: Callable[[], Embedder] | None = None,
+    ) -> QualityStage:
+        """Return the step that judges the candidates, or those behind a parent's."""
+        kind = "auto" if self.teaching.begun_with_gpu else "transformers"
+        engine = self._profile_engine(resolve_engine_kind(kind))
+        return QualityStage(
+            outputs["deduplicate"],
+            outputs["embed"],
+            outputs["profiles"],
+            engine,
+            engine.settings(),
+            self.embedder,
+            self.config.profiles.num_neighbours,
+            make_embedder=make_embedder,
+            shard_rows=self.config.profiles.pool.shard_rows,
+            parent=parent,
+        )
 
     def profile_stage(self, outputs: Outputs, parent: StageOutput | None = None) -> ProfileStage:
         """Return the step that profiles the examples, or those behind a parent's."""
@@ -409,7 +436,7 @@ class Blueprint:
             outputs["embed"],
             resolve_selection(self.config),
             examples=outputs["deduplicate"],
-            profiles=outputs.get("profiles"),
+            profiles=outputs.get("quality"),
         )
 
     def _select(self, outputs: Outputs) -> Stage:
@@ -419,7 +446,7 @@ class Blueprint:
             resolve_selection(self.config),
             examples=outputs["deduplicate"],
             parts=outputs.get("select_partitions"),
-            profiles=outputs.get("profiles"),
+            profiles=outputs.get("quality"),
         )
 
     def _export(self, outputs: Outputs) -> Stage:

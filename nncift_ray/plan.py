@@ -156,6 +156,7 @@ PRUNED_ROWS_PER_SECOND_PER_CORE = 4.0e4
 INDEXED_COLUMNS_PER_SECOND_PER_CORE = 2.0e4
 INGEST_ROWS_PER_SECOND = 20_000.0
 STAGE_START_SECONDS = 4.0
+CONTEXTS_PER_ROW = 0.15  # 0.13 to 0.24 on five corpora: near rows are shown the same examples
 FIT_START_SECONDS = 25.0
 FIT_STEPS_PER_SECOND = 700.0
 FOLDED_LABELS_PER_SECOND = 1.0e6
@@ -280,7 +281,9 @@ class Workload:
             f"{self.num_gradients:,} gradients",
             self.num_gradients * example_seconds,
         )
-        profiled = num_rows * self.profile_tokens
+        profiled, shown = num_rows * self.profile_tokens, config.profiles.num_neighbours
+        # Each candidate once, and the examples shown once for all that share them.
+        compared = columns * self.example_tokens * (1 + shown * CONTEXTS_PER_ROW) if shown else 0.0
         return {
             "ingest": (records, reading, False),
             "deduplicate": (records, reading, False),
@@ -288,6 +291,12 @@ class Workload:
             "profiles": (
                 f"{about}{num_rows:,} examples, about {profiled:,.0f} tokens",
                 profiled / speed,
+                True,
+            ),
+            "quality": (
+                f"{about}{columns:,} answers behind {shown} near examples, "
+                f"about {compared:,.0f} tokens",
+                compared / speed + 2 * columns / EMBED_ROWS_PER_SECOND[self.hardware],
                 True,
             ),
             "warmup": (trained, warming, True),

@@ -64,7 +64,7 @@ def test_only_a_teacher_of_gradients_has_their_stages() -> None:
     less = Blueprint(recipe(kind="less"), fetch=False)
     delift = Blueprint(recipe(kind="delift"), fetch=False)
     assert set(less.stage_names) - set(delift.stage_names) == {"warmup", "gradients"}
-    first = ("ingest", "deduplicate", "embed", "profiles", "warmup", "gradients", "label")
+    first = ("ingest", "deduplicate", "embed", "profiles", "quality", "warmup", "gradients")
     assert less.stage_names[:7] == first
 
 
