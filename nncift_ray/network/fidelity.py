@@ -248,8 +248,9 @@ def interaction_correlation(labels_IJ: Floats, predictions_IJ: Floats) -> float:
 def capture(labels_IJ: Floats, predictions_IJ: Floats, share: float = BEST_SHARE) -> float:
     """Return how much of what the best helpers of a row are worth the predicted best have.
 
-    (mean label of the predicted best - row's mean) / (that of the truly best - row's mean),
-    averaged over the rows of `MIN_RANKED` labels or more that vary. The best are ``share`` of the
+    (mean label of the predicted best - row's mean) / (that of the truly best - row's mean), either
+    side summed over the rows of `MIN_RANKED` labels or more: a row that hardly varies has hardly a
+    say, where a mean of the rows' own ratios would be its noise. The best are ``share`` of the
     row's labelled pairs, rounded to the nearest number and one at least. Ties are broken at
     random, in expectation: a constant prediction captures 0. NaN where no row varies.
 
@@ -366,7 +367,7 @@ def _captures(
     if not 0 < share < 1:
         raise ValueError(f"share must be between 0 and 1, got {share}")
     draws = draws or _Draws.of(present.shape, None)
-    total_B, rows_B = (np.zeros(draws.rows_IB.shape[1]) for _ in range(2))
+    gained_B, possible_B = (np.zeros(draws.rows_IB.shape[1]) for _ in range(2))
     for row, at in enumerate(present):
         label, weight_MB = labels_IJ[row, at], draws.columns_JB[at]
         spread = np.ptp(label) if len(label) >= MIN_RANKED else 0.0
@@ -381,10 +382,11 @@ def _captures(
             for scores in (predictions_IJ[row, at], label)
         )
         varies_B = (best_B > ROUNDING * spread) & (mass_B > 0)
-        gain_B = np.divide(found_B, best_B, out=np.zeros_like(best_B), where=varies_B)
-        total_B += draws.rows_IB[row] * gain_B
-        rows_B += draws.rows_IB[row] * varies_B
-    return np.divide(total_B, rows_B, out=np.full_like(rows_B, np.nan), where=rows_B > 0)
+        weight_B = draws.rows_IB[row] * varies_B
+        gained_B += weight_B * found_B
+        possible_B += weight_B * best_B
+    none_B = np.full_like(possible_B, np.nan)
+    return np.divide(gained_B, possible_B, out=none_B, where=possible_B > 0)
 
 
 def _mean_of_best(scores_M: F64, label_M: F64, weight_MB: F64, wanted_B: F64) -> F64:

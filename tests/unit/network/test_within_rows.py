@@ -109,9 +109,9 @@ def test_constant_labels_have_no_interaction_and_no_best_helpers() -> None:
 def test_capture_by_hand() -> None:
     labels = np.array([[8.0, 4, 0, 0], [0, 0, 0, 4]])  # means 3 and 1; one best each
     predictions = np.array([[0.0, 9, 1, 2], [1, 2, 3, 4]])  # takes 4 and 4
-    assert capture(labels, predictions) == pytest.approx(((4 - 3) / (8 - 3) + 1) / 2)
+    assert capture(labels, predictions) == pytest.approx(((4 - 3) + (4 - 1)) / ((8 - 3) + (4 - 1)))
     # The best half: 8 and 4 against 4 and 0; 4 and 0 against 4 and 0.
-    assert capture(labels, predictions, 0.5) == pytest.approx(((2 - 3) / (6 - 3) + 1) / 2)
+    assert capture(labels, predictions, 0.5) == pytest.approx(((2 - 3) + (2 - 1)) / ((6 - 3) + (2 - 1)))
 
 
 def test_the_largest_labels_are_the_best_ones() -> None:
