@@ -12,7 +12,7 @@ F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 
 #: Quality falls from 1 to 0 between these suspicions; decided on planted faults
-#: (benchmarks/quality_cpu.md). A normal row passes the first with chance 0.07, the middle with
+#: (docs/decisions.md). A normal row passes the first with chance 0.07, the middle with
 #: 0.01.
 FLAT_TO, ZERO_FROM = 1.5, 3.0
 #: Suspicion from which a row is listed: its quality is below a half.

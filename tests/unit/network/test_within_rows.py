@@ -111,7 +111,8 @@ def test_capture_by_hand() -> None:
     predictions = np.array([[0.0, 9, 1, 2], [1, 2, 3, 4]])  # takes 4 and 4
     assert capture(labels, predictions) == pytest.approx(((4 - 3) + (4 - 1)) / ((8 - 3) + (4 - 1)))
     # The best half: 8 and 4 against 4 and 0; 4 and 0 against 4 and 0.
-    assert capture(labels, predictions, 0.5) == pytest.approx(((2 - 3) + (2 - 1)) / ((6 - 3) + (2 - 1)))
+    expected = ((2 - 3) + (2 - 1)) / ((6 - 3) + (2 - 1))
+    assert capture(labels, predictions, 0.5) == pytest.approx(expected)
 
 
 def test_the_largest_labels_are_the_best_ones() -> None:
