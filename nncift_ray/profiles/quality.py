@@ -5,6 +5,8 @@ Suffixes: N candidates.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -57,6 +59,21 @@ def suspicion(nll: F64, nll_alone: F64, nll_shown: F64, cosine: F64) -> F64:
     known = np.isfinite(parts)
     total = np.where(known, parts, 0.0).sum(axis=0) / np.sqrt(np.maximum(known.sum(axis=0), 1))
     return np.where(known.any(axis=0), total, np.nan)
+
+
+def beside_neighbours(suspicion_N: F64, neighbours: Sequence[Sequence[int]]) -> F64:
+    """Return suspicions [N], each less half of the median of its neighbours'.
+
+    Where all answers of a kind look odd to the model, as words spelt backwards do, it is the kind
+    and not the answer. Half, because neighbours may be wrong together.
+    """
+    found_N = suspicion_N.copy()
+    for row, near in enumerate(neighbours):
+        known = suspicion_N[np.array(near, np.int64)]
+        known = known[np.isfinite(known)]
+        if len(known):
+            found_N[row] -= np.median(known) / 2
+    return found_N
 
 
 def quality_of(suspicion_N: F64) -> F32:

@@ -15,7 +15,7 @@ from nncift_ray.embedders import Embedder, load_embedder
 from nncift_ray.engines.base import Engine, ScoringFailure, ScoringRequest
 from nncift_ray.engines.models import ResolvedModel
 from nncift_ray.profiles.neighbours import group_rows, nearest_rows
-from nncift_ray.profiles.quality import SUSPECT, quality_of, suspicion
+from nncift_ray.profiles.quality import SUSPECT, beside_neighbours, quality_of, suspicion
 from nncift_ray.runtime.output import Sink, StageOutput, column_matrix
 from nncift_ray.runtime.step import Shard, Stage, Worker
 
@@ -53,6 +53,7 @@ class QualityStage(Stage):
 
     name: ClassVar[str] = "quality"
     title: ClassVar[str] = "compare answers with near examples"
+    version: ClassVar[int] = 2
     unit: ClassVar[str] = "rows"
     can_use_gpu = True
     single_threaded = False
@@ -189,6 +190,11 @@ class QualityStage(Stage):
         nll, alone = (_numbers(profiles[name])[rows] for name in ("nll", "nll_alone"))
         shown, cosine = (_numbers(measured[name]) for name in ("nll_shown", "answer_cosine"))
         doubt = suspicion(nll, alone, shown, cosine)
+        place = np.zeros(int(rows.max(initial=-1)) + 1, np.int64)
+        place[rows] = np.arange(len(rows))
+        listed = measured["neighbours"].to_pylist()
+        near = [[] if each is None else place[each].tolist() for each in listed]
+        doubt = beside_neighbours(doubt, near)
         quality = quality_of(doubt)
         for name, values in (
             ("consistency", shown / alone),

@@ -310,7 +310,7 @@ class ProfilesConfig(Section):
     folder or an embedded model, loaded with the teacher's keys; null: no profiles."""
     num_neighbours: int = Field(default=5, ge=0)
     """Near examples shown before a candidate, to see whether they contradict its answer; 0: none,
-    which saves the step "quality"."""
+    so that losses and the cosine of prompt and answer alone judge it."""
     pool: PoolConfig = PoolConfig()
     """Actors."""
 

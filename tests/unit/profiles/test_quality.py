@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from nncift_ray.profiles.neighbours import group_rows, nearest_rows
-from nncift_ray.profiles.quality import deviations, quality_of, suspicion
+from nncift_ray.profiles.quality import beside_neighbours, deviations, quality_of, suspicion
 from nncift_ray.profiles.quality_step import Ask, QualityStage, context_requests
 from nncift_ray.runtime.output import StageOutput
 from tests.chain import MODEL
@@ -44,6 +44,13 @@ def test_wrong_answers_lose_theirs_whatever_their_share() -> None:
         quality = quality_of(suspicion(**measures))
         assert quality[wrong].mean() < 0.2, share
         assert quality[~wrong].mean() > 0.95, share
+
+
+def test_a_kind_of_task_that_looks_odd_as_a_whole_is_half_forgiven() -> None:
+    suspicions = np.array([4.0, 4.0, 4.0, 0.0, np.nan, 5.0])
+    near = [[1, 2], [0, 2], [0, 1], [3, 4], [0], []]
+    found = beside_neighbours(suspicions, near)
+    np.testing.assert_array_equal(found, [2.0, 2.0, 2.0, 0.0, np.nan, 5.0])
 
 
 def test_hard_rows_are_not_marked_down_and_easy_ones_not_up() -> None:
