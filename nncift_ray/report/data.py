@@ -252,7 +252,7 @@ def decisions(data: ReportData) -> dict[str, int]:
     """Return how many picks were decided by what (RANKING), the most frequent first."""
     if data.ranking is None:
         return {}
-    return dict(Counter(data.ranking["decided_by"].to_pylist()).most_common())
+    return dict(Counter(map(str, data.ranking["decided_by"].to_pylist())).most_common())
 
 
 def num_scored_pairs(data: ReportData) -> int | None:

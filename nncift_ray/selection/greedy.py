@@ -552,7 +552,7 @@ def _take_all(
             close(limits, log)
         if judged == STOP or verdict(limits, j) != FEASIBLE:
             return place
-        if is_tiny(log, gain / limits.cost_J[j] if per_cost else gain, tiny):
+        if is_tiny(log, float(gain / limits.cost_J[j]) if per_cost else gain, tiny):
             log.num[FLAT] = 1
         take(problem, state, limits, log, j, gain, decided_S[place], per_cost)
     return len(order_S)
