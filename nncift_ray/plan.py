@@ -158,6 +158,7 @@ INGEST_ROWS_PER_SECOND = 20_000.0
 STAGE_START_SECONDS = 4.0
 CONTEXTS_PER_ROW = 0.18  # 0.16 to 0.20 on four corpora: near rows are shown the same examples
 FIT_START_SECONDS = 25.0
+PAIR_FIT_SECONDS = 3.0  # in closed form
 FIT_STEPS_PER_SECOND = 700.0
 FOLDED_LABELS_PER_SECOND = 1.0e6
 
@@ -275,6 +276,8 @@ class Workload:
         records, reading = f"{about}{num_rows:,} records", num_rows / INGEST_ROWS_PER_SECOND
         embedding = num_rows / EMBED_ROWS_PER_SECOND[self.hardware]
         fitting = FIT_START_SECONDS + steps / FIT_STEPS_PER_SECOND
+        if network.kind == "pair" and not self.blueprint.teaching.is_pointwise:
+            fitting = PAIR_FIT_SECONDS * len(self.blueprint.blocks)
         folding = self.num_labelled / FOLDED_LABELS_PER_SECOND
         scored, lists = f"{about}{self.num_pairs:,} {unit}{kept}{ways}", config.objective != TOP_K
         gradients, taking = (
