@@ -354,7 +354,7 @@ def explain(run: Run, example_id: str, top: int = 5) -> Explanation:
     num_existing = outputs["embed"].num_rows("existing")
     quality_J = None
     if select.manifest.facts()["quality"] == "auto":
-        quality_J = read_quality(outputs["profiles"], num_candidates)
+        quality_J = read_quality(outputs["quality"], num_candidates)
     tables = ScoreTables.open(scores_of(outputs), num_candidates, num_existing, quality_J)
     objective = build_objective(selection, tables)
     ranking = select.read("ranking", schema=schemas.RANKING)

@@ -160,6 +160,11 @@ class Blueprint:
         return self.config.objective != TOP_K
 
     @property
+    def knows_pairs(self) -> bool:
+        """Whether the network is a pair network; a pointwise teacher's examples have no pairs."""
+        return self.config.network.kind == "pair" and not self.teaching.is_pointwise
+
+    @property
     def adds_pairs(self) -> bool:
         """Whether the objective adds pairs up, so that lists are to hold every helper."""
         return OBJECTIVES[self.config.objective].adds_pairs
@@ -394,8 +399,7 @@ class Blueprint:
 
     def _fit(self, outputs: Outputs) -> Stage:
         network = self.config.network
-        is_pair = network.kind == "pair" and not self.teaching.is_pointwise
-        num_workers = 1 if is_pair else network.num_workers
+        num_workers = 1 if self.knows_pairs else network.num_workers
         workers = self._workers(num_workers, labels=self.config.cluster.labels)
         return FitStage(
             outputs["label"], self.network_inputs(outputs), self.blocks, network, workers
@@ -403,8 +407,7 @@ class Blueprint:
 
     def network_inputs(self, outputs: Outputs) -> ExampleInputs:
         """Return what the network reads: the paper's, and a pointwise one, the embedding alone."""
-        reads_profiles = self.config.network.kind == "pair" and not self.teaching.is_pointwise
-        profiles = outputs.get("profiles") if reads_profiles else None
+        profiles = outputs.get("profiles") if self.knows_pairs else None
         return ExampleInputs(outputs["embed"], profiles)
 
     def _project(self, outputs: Outputs) -> Stage:

@@ -276,7 +276,7 @@ class Workload:
         records, reading = f"{about}{num_rows:,} records", num_rows / INGEST_ROWS_PER_SECOND
         embedding = num_rows / EMBED_ROWS_PER_SECOND[self.hardware]
         fitting = FIT_START_SECONDS + steps / FIT_STEPS_PER_SECOND
-        if network.kind == "pair" and not self.blueprint.teaching.is_pointwise:
+        if self.blueprint.knows_pairs:
             fitting = PAIR_FIT_SECONDS * len(self.blueprint.blocks)
         folding = self.num_labelled / FOLDED_LABELS_PER_SECOND
         scored, lists = f"{about}{self.num_pairs:,} {unit}{kept}{ways}", config.objective != TOP_K

@@ -33,10 +33,9 @@ from nncift_ray.engines.models import resolve_embedder
 from nncift_ray.labels.sample import TRAIN, VALIDATION
 from nncift_ray.network.factored import Inputs
 from nncift_ray.network.fidelity import capture, interaction_correlation
-from nncift_ray.network.inputs import SCALARS
 from nncift_ray.network.rivals import PairFeatures, additive_ridge
 from nncift_ray.network.step import BlockLabels, fit_block, score_labelled
-from nncift_ray.profiles.blocks import FEATURE_BLOCKS
+from nncift_ray.profiles.blocks import FEATURE_BLOCKS, SCALARS
 from nncift_ray.recipe.sections import EngineConfig, NetworkConfig
 
 SHARES = (0.15, 0.3, 0.6)  # of the rows and of the helpers of a matrix that are labelled

@@ -9,18 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from nncift_ray.profiles.blocks import SCALARS
 from nncift_ray.runtime.output import StageOutput, column_matrix
-
-#: Scalars of a profile that the pair network reads; counts by their logarithm.
-SCALARS = (
-    "nll",
-    "nll_alone",
-    "distance",
-    "num_prompt_tokens",
-    "num_response_tokens",
-    "max_surprise",
-    "tail_surprise",
-)
 
 
 @dataclass(frozen=True)

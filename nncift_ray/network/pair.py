@@ -100,7 +100,7 @@ def fit_pair(
     matrix_XX = _matrix(inputs, weight_K / scale_K * slope)
     row_FX, column_FX = _factor(matrix_XX, sample_NX, rank - 1)
     pair_P = _pair_part(row_NX @ row_FX.T, column_MX @ column_FX.T, row_P, column_P, shift)
-    effects = _effects(inputs, row_NX, column_MX, row_P, column_P, utility_P - pair_P)
+    effects = _effects(row_NX, column_MX, row_P, column_P, utility_P - pair_P)
     part_K = np.abs(weight_K * slope)  # the products' own deviation is 1
     num_blocks = len(inputs.widths)
     scalars = float(np.sqrt(np.square(part_K[num_blocks:]).sum()))
@@ -254,7 +254,7 @@ def _pair_part(row_NF: F64, column_MF: F64, row_P: I64, column_P: I64, shift: fl
 
 
 def _effects(
-    inputs: Inputs, row_NX: F32, column_MX: F32, row_P: I64, column_P: I64, rest_P: F64
+    row_NX: F32, column_MX: F32, row_P: I64, column_P: I64, rest_P: F64
 ) -> tuple[F64, float, F64]:
     """Return weights of the row effect [X], its constant, and weights of the column effect [X].
 

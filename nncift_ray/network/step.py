@@ -20,7 +20,7 @@ from nncift_ray.errors import StageError
 from nncift_ray.labels.sample import TRAIN, VALIDATION, unseen_folds
 from nncift_ray.network.factored import FactoredNetwork, Inputs, write_network
 from nncift_ray.network.fidelity import fidelity_table
-from nncift_ray.network.inputs import SCALARS, ExampleInputs
+from nncift_ray.network.inputs import ExampleInputs
 from nncift_ray.network.network import InfluenceNetwork
 from nncift_ray.network.pair import PairChoice, fit_pair
 from nncift_ray.network.rivals import PairFeatures
@@ -31,6 +31,7 @@ from nncift_ray.network.training import (
     TrainingConfig,
     train_network,
 )
+from nncift_ray.profiles.blocks import SCALARS
 from nncift_ray.recipe.sections import NetworkConfig
 from nncift_ray.runtime import schemas
 from nncift_ray.runtime.output import Sink, StageOutput
