@@ -24,15 +24,116 @@ MAX_SUBTASKS = 1000  # each costs a sum per candidate and shard; an id as field 
 FIELDS_NAMED = 10  # fields of a record named in a message
 
 ExampleKey = tuple[str, int]  # role and row index
+#: The columns of ``schemas.EXAMPLES`` that make an ``Example``.
+EXAMPLE_COLUMNS = ("example_id", "prompt", "response", "conversation")
+
+
+SYSTEM, USER, ASSISTANT, TOOL = "system", "user", "assistant", "tool"
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call of a tool: its name, its arguments as JSON text, and the id that its result names."""
+
+    name: str
+    arguments: str
+    id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One turn of a conversation; ``role`` is SYSTEM, USER, ASSISTANT or TOOL (a tool's result)."""
+
+    role: str
+    text: str = ""
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """An example without loss.
+
+    Attributes:
+        turns: They begin with the system turn, if there is one, and end with the response.
+        tools: The list of tools that may be called, as JSON text.
+        rejected: What a preference pair holds against the response.
+    """
+
+    turns: tuple[Turn, ...]
+    tools: str = ""
+    rejected: tuple[Turn, ...] = ()
+
+    def to_json(self) -> str:
+        """Return the JSON text that ``from_json`` reads; empty fields are left out."""
+        value: dict[str, Any] = {"turns": [_plain(turn) for turn in self.turns]}
+        if self.tools:
+            value["tools"] = self.tools
+        if self.rejected:
+            value["rejected"] = [_plain(turn) for turn in self.rejected]
+        return json.dumps(value, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Conversation:
+        """Return the conversation of which ``to_json`` returned the text."""
+        value: dict[str, Any] = json.loads(text)
+        turns, rejected = (
+            tuple(
+                Turn(**{**turn, "tool_calls": tuple(ToolCall(**c) for c in turn["tool_calls"])})
+                if "tool_calls" in turn
+                else Turn(**turn)
+                for turn in value.get(key, ())
+            )
+            for key in ("turns", "rejected")
+        )
+        return cls(turns, value.get("tools", ""), rejected)
+
+    def identity(self) -> str:
+        """Return what conversations of one content share: all but the calls' ids and rejected."""
+        parts: list[object] = [normalise_text(self.tools)]
+        for turn in self.turns:
+            calls = [(call.name, normalise_text(call.arguments)) for call in turn.tool_calls]
+            text, reasoning = normalise_text(turn.text), normalise_text(turn.reasoning)
+            parts.append((turn.role, turn.name, text, reasoning, calls))
+        return json.dumps(parts)
+
+
+def _plain(turn: Turn) -> dict[str, Any]:
+    """Return a turn as an object without its empty fields."""
+    value = {"role": turn.role, "text": turn.text, "reasoning": turn.reasoning}
+    calls = [
+        {"name": call.name, "arguments": call.arguments} | ({"id": call.id} if call.id else {})
+        for call in turn.tool_calls
+    ]
+    fields = value | {"tool_calls": calls, "tool_call_id": turn.tool_call_id, "name": turn.name}
+    return {name: field for name, field in fields.items() if field or name == "role"}
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One instruction example: what is asked and the answer it teaches."""
+    """One instruction example: what is asked and the answer it teaches.
+
+    ``prompt`` and ``response`` are views of ``conversation``, the JSON text of a ``Conversation``;
+    None stands for one turn of the user and one of the assistant.
+    """
 
     example_id: str
     prompt: str
     response: str
+    conversation: str | None = None
+
+    def full(self) -> Conversation:
+        """Return the example as a conversation."""
+        if self.conversation is not None:
+            return Conversation.from_json(self.conversation)
+        return Conversation((Turn(USER, self.prompt), Turn(ASSISTANT, self.response)))
+
+    @property
+    def turns(self) -> tuple[Turn, ...]:
+        """The turns, system first and the response last."""
+        return self.full().turns
 
 
 def normalise_text(text: str) -> str:
@@ -43,13 +144,15 @@ def normalise_text(text: str) -> str:
     return unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n")).strip()
 
 
-def make_example_id(prompt: str, response: str) -> str:
+def make_example_id(prompt: str, response: str, conversation: Conversation | None = None) -> str:
     """Return the id of an example: 128 bits of the SHA-256 of its normalised content, in hex.
 
-    Two records with the same normalised prompt and response have the same id, on any machine.
+    Two records with the same normalised prompt and response, and the same turns, tools, reasoning
+    and calls where they are more than that, have the same id, on any machine.
     """
     digest = hashlib.sha256()
-    for part in (normalise_text(prompt), normalise_text(response)):
+    parts = [normalise_text(prompt), normalise_text(response)]
+    for part in [*parts, conversation.identity()] if conversation else parts:
         data = part.encode("utf-8", errors="surrogatepass")
         digest.update(len(data).to_bytes(8, "big"))
         digest.update(data)
@@ -68,8 +171,8 @@ def load_examples(examples: StageOutput, keys: Iterable[ExampleKey]) -> dict[Exa
         rows[role].add(row_index)
     found: dict[ExampleKey, Example] = {}
     for role, wanted in rows.items():
-        columns = ["example_id", "prompt", "response"]
-        table = examples.take_rows(schemas.TABLE_OF_ROLE[role], np.array(sorted(wanted)), columns)
+        name = schemas.TABLE_OF_ROLE[role]
+        table = examples.take_rows(name, np.array(sorted(wanted)), EXAMPLE_COLUMNS)
         for row_index, text in zip(sorted(wanted), table.to_pylist(), strict=True):
             found[role, row_index] = Example(**text)
     return found

@@ -96,6 +96,7 @@ def _to_row(raw: RawRecord, uri: str, role: str, layout: Layout | None, limits: 
         "source": uri,
         "line": raw.line,
         "layout": example.layout,
+        "conversation": None,
     }
 
 
@@ -164,6 +165,7 @@ def find_sources(
 class IngestStage(Stage):
     """Reads each source file into ``records`` and ``errors``; an item is one file."""
 
+    version: ClassVar[int] = 2
     name: ClassVar[str] = "ingest"
     title: ClassVar[str] = "read the corpus"
     unit: ClassVar[str] = "KiB"
@@ -249,6 +251,7 @@ class DeduplicateStage(Stage):
     Memory: 16 bytes an id, three times over while sorting, and one batch of rows.
     """
 
+    version: ClassVar[int] = 2
     name: ClassVar[str] = "deduplicate"
     title: ClassVar[str] = "number the distinct examples"
 

@@ -42,6 +42,8 @@ RECORDS = pa.schema(
         pa.field("source", pa.string(), nullable=False),
         pa.field("line", pa.int64(), nullable=False),
         pa.field("layout", pa.string(), nullable=False),
+        # JSON text of a corpus.examples.Conversation; null: one user and one assistant turn
+        pa.field("conversation", pa.string()),
     ]
 )
 
@@ -56,6 +58,8 @@ EXAMPLES = pa.schema(
         pa.field("source", pa.string(), nullable=False),
         pa.field("line", pa.int64(), nullable=False),
         pa.field("layout", pa.string(), nullable=False),
+        # JSON text of a corpus.examples.Conversation; null: one user and one assistant turn
+        pa.field("conversation", pa.string()),
         pa.field("num_duplicates", pa.int32(), nullable=False),  # further copies, now collapsed
     ]
 )
