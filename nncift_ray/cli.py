@@ -25,7 +25,7 @@ from nncift_ray.recipe.sections import Config
 from nncift_ray.terminal import console, errors, write_json, write_line
 
 if TYPE_CHECKING:
-    from nncift_ray.evaluate.run import EvaluationResult
+    from nncift_ray.evaluation.run import EvaluationResult
     from nncift_ray.pipeline import RunResult
     from nncift_ray.submit import JobServer
 
@@ -244,9 +244,9 @@ def evaluate(recipe: Recipe, set_: Overrides = None, dry_run: DryRun = False) ->
     """
     with explained():
         config = load_config(recipe, set_ or [])
-        from nncift_ray.evaluate.costs import plan_evaluation
-        from nncift_ray.evaluate.page import evaluation_tables
-        from nncift_ray.evaluate.run import evaluate as run_evaluation
+        from nncift_ray.evaluation.costs import plan_evaluation
+        from nncift_ray.evaluation.page import evaluation_tables
+        from nncift_ray.evaluation.run import evaluate as run_evaluation
 
         if dry_run:
             terminal.print_evaluation_plan(plan_evaluation(config))

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from nncift_ray.evaluate.costs import EvaluationPlan, PlanRow
+    from nncift_ray.evaluation.costs import EvaluationPlan, PlanRow
     from nncift_ray.explain import Comparison, Explanation, InfluenceList, QueryAnswer, Redundancy
     from nncift_ray.extend import ExtensionPlan
     from nncift_ray.plan import Finding, RunPlan

@@ -27,7 +27,7 @@ from jobs.demo_metrics import (
     rows_by_id,
     usable_rows,
 )
-from nncift_ray.evaluate.page import (
+from nncift_ray.evaluation.page import (
     agreement_table,
     cost_sentence,
     cost_table,
@@ -39,8 +39,8 @@ from nncift_ray.evaluate.page import (
     result_table,
     verdict_sentence,
 )
-from nncift_ray.evaluate.results import EVALUATION_FOLDER, SUBSETS_NAME, Evaluation
-from nncift_ray.evaluate.words import budget_words, names_of, results_of
+from nncift_ray.evaluation.results import EVALUATION_FOLDER, SUBSETS_NAME, Evaluation
+from nncift_ray.evaluation.words import budget_words, names_of, results_of
 from nncift_ray.report.page import PageTable
 from nncift_ray.report.text import format_percent
 from nncift_ray.runtime.files import Location

@@ -17,7 +17,7 @@ import torch
 from benchmarks.generation.limits import least_seconds, measure_limits, weights_of
 from nncift_ray.engines.base import Engine, Generation, GenerationRequest
 from nncift_ray.engines.load import load_engine
-from nncift_ray.evaluate.ask import build_prompt_ids
+from nncift_ray.evaluation.ask import build_prompt_ids
 from nncift_ray.recipe.sections import EngineConfig
 
 VLLM, TRANSFORMERS, PLAIN = WAYS = ("vllm", "transformers", "plain")

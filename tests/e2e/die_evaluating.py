@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from nncift_ray.evaluate.run import evaluate
+from nncift_ray.evaluation.run import evaluate
 from nncift_ray.recipe.loading import load_config
 from tests.e2e.die_at import Assassin
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from nncift_ray.evaluate.run import evaluate
+from nncift_ray.evaluation.run import evaluate
 from nncift_ray.recipe.loading import load_config
 from nncift_ray.runtime.driver import execute_here
 from nncift_ray.runtime.output import MANIFEST_NAME

@@ -13,7 +13,7 @@ from nncift_ray.corpus.examples import Example
 from nncift_ray.engines.load import TunedModel, apply_tuning
 from nncift_ray.engines.tokens import TrainingExample
 from nncift_ray.engines.vllm import VllmEngine, vllm_available
-from nncift_ray.evaluate.tune import fine_tune
+from nncift_ray.evaluation.tune import fine_tune
 from nncift_ray.recipe.sections import EngineConfig
 from tests.unit.evaluate.tune_chain import encode, load, make_base, make_job, nll_of
 

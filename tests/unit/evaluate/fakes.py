@@ -20,9 +20,9 @@ from nncift_ray.engines.base import ScoringFailure, ScoringRequest, ScoringResul
 from nncift_ray.engines.load import TunedModel
 from nncift_ray.engines.models import ResolvedModel
 from nncift_ray.errors import ModelError
-from nncift_ray.evaluate import run as evaluating
-from nncift_ray.evaluate.run import Models
-from nncift_ray.evaluate.tune import OnStep, TunedRecord, TuneJob
+from nncift_ray.evaluation import run as evaluating
+from nncift_ray.evaluation.run import Models
+from nncift_ray.evaluation.tune import OnStep, TunedRecord, TuneJob
 from nncift_ray.recipe.loading import make_config
 from nncift_ray.recipe.sections import Config, TuningConfig
 from nncift_ray.runtime.driver import execute_here

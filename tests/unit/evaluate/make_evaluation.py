@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 
-from nncift_ray.evaluate.metrics import LOWER_IS_BETTER
-from nncift_ray.evaluate.results import Evaluation, EvaluationFacts
+from nncift_ray.evaluation.metrics import LOWER_IS_BETTER
+from nncift_ray.evaluation.results import Evaluation, EvaluationFacts
 from nncift_ray.runtime import schemas
 from tests.unit.evaluate.make_scores import make_scores
 from tests.unit.report.make_data import make_fidelity

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nncift_ray.evaluate.methods import RANDOM, Subset, SubsetKey
+from nncift_ray.evaluation.methods import RANDOM, Subset, SubsetKey
 from nncift_ray.labels.sample import SampleDesign
 from nncift_ray.labels.step import LabelSample, LabelStage
 from nncift_ray.recipe.loading import make_config

@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from nncift_ray.evaluate.methods import Subset
-from nncift_ray.evaluate.results import collect_agreement, collect_fidelity, subset_value
+from nncift_ray.evaluation.methods import Subset
+from nncift_ray.evaluation.results import collect_agreement, collect_fidelity, subset_value
 from nncift_ray.runtime import schemas
 from nncift_ray.selection.objectives import facility_location
 from nncift_ray.selection.problem import DenseScores

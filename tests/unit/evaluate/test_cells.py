@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nncift_ray.evaluate.methods import (
+from nncift_ray.evaluation.methods import (
     SubsetKey,
     budget_count,
     members_without_teacher,

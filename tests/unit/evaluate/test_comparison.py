@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from nncift_ray.errors import ShapeError
-from nncift_ray.evaluate.compare import Comparison, compare_methods, compare_with_random, holm
+from nncift_ray.evaluation.compare import Comparison, compare_methods, compare_with_random, holm
 
 NAN = float("nan")
 EXACT = 1e-12

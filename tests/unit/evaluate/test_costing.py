@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from nncift_ray.evaluate.costs import (
+from nncift_ray.evaluation.costs import (
     collect_costs,
     partial_notices,
     possible_labels,
     wall_seconds,
 )
-from nncift_ray.evaluate.methods import Subset
+from nncift_ray.evaluation.methods import Subset
 from nncift_ray.recipe.sections import ClusterConfig
 from nncift_ray.runtime.output import ShardRecord, StageManifest, StageOutput
 from nncift_ray.runtime.schemas import COSTS

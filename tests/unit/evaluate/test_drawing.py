@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nncift_ray.evaluate.hold_out import draw_test_rows
+from nncift_ray.evaluation.hold_out import draw_test_rows
 
 
 def test_draws_are_nested() -> None:

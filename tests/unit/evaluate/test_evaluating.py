@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from nncift_ray.errors import ConfigError, DataError
-from nncift_ray.evaluate.run import EvaluationResult, evaluate
+from nncift_ray.evaluation.run import EvaluationResult, evaluate
 from nncift_ray.recipe.sections import Config
 from nncift_ray.runs import StatusReader
 from nncift_ray.runtime import schemas

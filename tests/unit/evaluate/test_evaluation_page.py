@@ -7,15 +7,15 @@ import pyarrow.compute as pc
 import pytest
 from rich.console import Console
 
-from nncift_ray.evaluate.page import (
+from nncift_ray.evaluation.page import (
     evaluation_notices,
     evaluation_tables,
     headline,
     render_evaluation,
     verdict_sentence,
 )
-from nncift_ray.evaluate.results import Evaluation
-from nncift_ray.evaluate.words import savings_of
+from nncift_ray.evaluation.results import Evaluation
+from nncift_ray.evaluation.words import savings_of
 from nncift_ray.runtime import schemas
 from tests.unit.evaluate.make_evaluation import (
     make_costs,

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nncift_ray.evaluate.metrics import exact_match
+from nncift_ray.evaluation.metrics import exact_match
 
 GOLD = "18 + 24 = <<18+24=42>>42 eggs.\n#### 42"
 

@@ -11,7 +11,7 @@ import pytest
 from nncift_ray.embedders import F32
 from nncift_ray.engines.models import ResolvedModel
 from nncift_ray.errors import StageError
-from nncift_ray.evaluate.metrics import GradeStage, cosines
+from nncift_ray.evaluation.metrics import GradeStage, cosines
 from nncift_ray.runtime.driver import stage_fingerprint
 from nncift_ray.runtime.output import StageOutput
 from tests.hash_embedder import HashEmbedder

@@ -10,7 +10,7 @@ import pytest
 
 from nncift_ray.corpus.ingest import DeduplicateStage, IngestStage, find_sources
 from nncift_ray.errors import DataError
-from nncift_ray.evaluate.hold_out import LEFT_OUT, HoldOutStage, prompt_key
+from nncift_ray.evaluation.hold_out import LEFT_OUT, HoldOutStage, prompt_key
 from nncift_ray.runtime.driver import execute_here, run_stage
 from nncift_ray.runtime.files import Location
 from nncift_ray.runtime.output import StageOutput

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from nncift_ray.evaluate.metrics import JudgeStage, describe_verdicts
+from nncift_ray.evaluation.metrics import JudgeStage, describe_verdicts
 from nncift_ray.recipe.sections import JudgeConfig, PoolConfig
 from nncift_ray.runtime.driver import stage_fingerprint
 from nncift_ray.runtime.files import Location

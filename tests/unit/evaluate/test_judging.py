@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nncift_ray.evaluate.metrics import (
+from nncift_ray.evaluation.metrics import (
     DEFAULT_RUBRIC,
     build_question,
     describe_verdicts,

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from nncift_ray.errors import ConfigError
-from nncift_ray.evaluate.methods import method_notices, teacher_of, variant
+from nncift_ray.evaluation.methods import method_notices, teacher_of, variant
 from nncift_ray.labels.design import unread_keys
 from nncift_ray.recipe.loading import make_config
 from nncift_ray.recipe.sections import METHODS, Config

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nncift_ray.evaluate.ask import DIGITS, Nearest, find_nearest
+from nncift_ray.evaluation.ask import DIGITS, Nearest, find_nearest
 
 
 def _unit(vector_JD: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ import pytest
 from nncift_ray.corpus.examples import Example
 from nncift_ray.engines.base import ScoringFailure
 from nncift_ray.engines.tokens import SegmentTokenizer
-from nncift_ray.evaluate.ask import build_prompt_ids, encode_shown
+from nncift_ray.evaluation.ask import build_prompt_ids, encode_shown
 from tests.tiny_models import write_tokenizer
 
 NEAR = Example("near", "What is two?", "2")

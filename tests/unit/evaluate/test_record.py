@@ -7,8 +7,8 @@ import pyarrow.csv
 import pytest
 
 from nncift_ray.errors import StorageError
-from nncift_ray.evaluate.page import render_evaluation
-from nncift_ray.evaluate.results import TABLES, Evaluation, EvaluationFacts
+from nncift_ray.evaluation.page import render_evaluation
+from nncift_ray.evaluation.results import TABLES, Evaluation, EvaluationFacts
 from nncift_ray.runtime import schemas
 from nncift_ray.runtime.files import Location
 from tests.unit.evaluate.make_evaluation import (

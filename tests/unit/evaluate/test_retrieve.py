@@ -14,7 +14,7 @@ from nncift_ray.corpus.ingest import DeduplicateStage, IngestStage, find_sources
 from nncift_ray.embedders import EmbedPromptsStage
 from nncift_ray.engines.models import ResolvedModel
 from nncift_ray.errors import StageError
-from nncift_ray.evaluate.ask import RetrieveStage
+from nncift_ray.evaluation.ask import RetrieveStage
 from nncift_ray.runtime.driver import execute_here, run_stage
 from nncift_ray.runtime.files import Location
 from nncift_ray.runtime.output import StageOutput, column_matrix

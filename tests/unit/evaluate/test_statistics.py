@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from nncift_ray.errors import ShapeError
-from nncift_ray.evaluate.compare import (
+from nncift_ray.evaluation.compare import (
     MANY_ROWS,
     draw_row_deviations,
     estimate_mean,

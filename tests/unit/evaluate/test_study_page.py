@@ -19,7 +19,7 @@ from jobs.demo_corpus import (
     WRONG_RESPONSE,
 )
 from jobs.demo_metrics import EMPTY, REWORDED_REPEAT, WRONG, PlantedRow
-from nncift_ray.evaluate.results import SUBSETS_NAME
+from nncift_ray.evaluation.results import SUBSETS_NAME
 from nncift_ray.runtime.files import Location
 from tests.unit.evaluate.test_record import make_record
 

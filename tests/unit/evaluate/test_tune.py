@@ -15,7 +15,7 @@ from pyarrow import fs as pafs
 from safetensors.torch import load_file, save_file
 
 from nncift_ray.errors import ModelError, StageError
-from nncift_ray.evaluate.tune import TuneStage, fine_tune, members_digest, tuned_files
+from nncift_ray.evaluation.tune import TuneStage, fine_tune, members_digest, tuned_files
 from nncift_ray.recipe.sections import PoolConfig
 from nncift_ray.runtime import schemas
 from nncift_ray.runtime.driver import StepProgress, describe_steps, stage_fingerprint
@@ -79,7 +79,7 @@ def test_a_step_weighs_tokens_alike_and_not_examples(tmp_path: Path, base: Path)
 
 
 def test_batches_of_a_gpu_and_passes_of_a_cpu_train_alike(tmp_path: Path, base: Path) -> None:
-    from nncift_ray.evaluate import tune
+    from nncift_ray.evaluation import tune
 
     texts, weights = texts_of(make_corpus(tmp_path)), []
     for on_cpu in (True, False):

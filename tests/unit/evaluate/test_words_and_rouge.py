@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nncift_ray.evaluate.metrics import rouge, words
+from nncift_ray.evaluation.metrics import rouge, words
 
 EXACT = 1e-12
 ENGLISH = st.text(st.characters(max_codepoint=126), max_size=60)

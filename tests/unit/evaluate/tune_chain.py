@@ -13,7 +13,7 @@ from nncift_ray.engines.load import TunedModel, apply_tuning
 from nncift_ray.engines.models import resolve_language_model
 from nncift_ray.engines.tokens import SegmentTokenizer, TrainingExample, encode_example
 from nncift_ray.engines.transformers import TransformersEngine
-from nncift_ray.evaluate.tune import EXAMPLE_COLUMNS, TuneJob, TuneStage
+from nncift_ray.evaluation.tune import EXAMPLE_COLUMNS, TuneJob, TuneStage
 from nncift_ray.recipe.sections import EngineConfig, TuningConfig
 from nncift_ray.runtime.output import StageOutput
 from tests.tiny_models import make_tiny_llama

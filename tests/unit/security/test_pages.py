@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from nncift_ray.evaluate.page import render_evaluation
+from nncift_ray.evaluation.page import render_evaluation
 from nncift_ray.report.page import render_report
 from tests.unit.evaluate.make_evaluation import make_evaluation
 from tests.unit.report.make_data import make_report_data

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from nncift_ray.evaluate.methods import (
+from nncift_ray.evaluation.methods import (
     ICL,
     TUNED,
     Cell,

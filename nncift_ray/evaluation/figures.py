@@ -12,9 +12,9 @@ import pyarrow as pa
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
-from nncift_ray.evaluate.methods import FULL, INITIAL, RANDOM, UNTAUGHT
-from nncift_ray.evaluate.metrics import LOWER_IS_BETTER
-from nncift_ray.evaluate.words import (
+from nncift_ray.evaluation.methods import FULL, INITIAL, RANDOM, UNTAUGHT
+from nncift_ray.evaluation.metrics import LOWER_IS_BETTER
+from nncift_ray.evaluation.words import (
     MODES,
     Cost,
     Result,

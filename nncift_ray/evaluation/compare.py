@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from nncift_ray.errors import DataError, ShapeError
-from nncift_ray.evaluate.methods import INITIAL, RANDOM
-from nncift_ray.evaluate.metrics import LOWER_IS_BETTER
+from nncift_ray.evaluation.methods import INITIAL, RANDOM
+from nncift_ray.evaluation.metrics import LOWER_IS_BETTER
 from nncift_ray.runtime.schemas import SUMMARY
 
 F64 = NDArray[np.float64]

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from nncift_ray.evaluate.methods import FULL, ICL, INITIAL, RANDOM, TUNED
-from nncift_ray.evaluate.metrics import LOWER_IS_BETTER
+from nncift_ray.evaluation.methods import FULL, ICL, INITIAL, RANDOM, TUNED
+from nncift_ray.evaluation.metrics import LOWER_IS_BETTER
 from nncift_ray.recipe.sections import NN_CIFT, SMALL_LM
 from nncift_ray.report.text import MISSING, format_number, format_percent
 from nncift_ray.runtime.schemas import ALL_STEPS, BETTER, NOISE, WORSE

@@ -27,8 +27,8 @@ from nncift_ray.engines.base import (
 )
 from nncift_ray.engines.load import EngineFactory
 from nncift_ray.engines.tokens import PROMPT_END, SegmentTokenizer
-from nncift_ray.evaluate.hold_out import TEST_ROWS, draw_test_rows
-from nncift_ray.evaluate.tune import EXAMPLE_COLUMNS, members_digest, tuned_files
+from nncift_ray.evaluation.hold_out import TEST_ROWS, draw_test_rows
+from nncift_ray.evaluation.tune import EXAMPLE_COLUMNS, members_digest, tuned_files
 from nncift_ray.recipe.sections import GenerationConfig
 from nncift_ray.runtime import schemas
 from nncift_ray.runtime.output import Sink, StageOutput, column_matrix

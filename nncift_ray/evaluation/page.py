@@ -11,16 +11,16 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from nncift_ray.evaluate.figures import plot_costs, plot_curves, plot_gains, plot_means
-from nncift_ray.evaluate.methods import FULL, INITIAL, RANDOM
-from nncift_ray.evaluate.metrics import (
+from nncift_ray.evaluation.figures import plot_costs, plot_curves, plot_gains, plot_means
+from nncift_ray.evaluation.methods import FULL, INITIAL, RANDOM
+from nncift_ray.evaluation.metrics import (
     LOWER_IS_BETTER,
     MANY_UNREADABLE,
     VerdictReport,
     describe_verdicts,
 )
-from nncift_ray.evaluate.results import Evaluation
-from nncift_ray.evaluate.words import (
+from nncift_ray.evaluation.results import Evaluation
+from nncift_ray.evaluation.words import (
     VERDICT_WORDS,
     Cost,
     Result,

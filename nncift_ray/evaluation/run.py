@@ -21,10 +21,10 @@ from nncift_ray.embedders import Embedder, EmbedPromptsStage, load_embedder
 from nncift_ray.engines.load import EngineFactory, auto_dtype, find_engine
 from nncift_ray.engines.models import ResolvedModel, resolve_embedder
 from nncift_ray.errors import DataError, ModelError, NnciftError, StageError
-from nncift_ray.evaluate.ask import LikelihoodStage, RespondStage, RetrieveStage, ShownExamples
-from nncift_ray.evaluate.costs import collect_costs, partial_notices
-from nncift_ray.evaluate.hold_out import HoldOutStage, TestSet
-from nncift_ray.evaluate.methods import (
+from nncift_ray.evaluation.ask import LikelihoodStage, RespondStage, RetrieveStage, ShownExamples
+from nncift_ray.evaluation.costs import collect_costs, partial_notices
+from nncift_ray.evaluation.hold_out import HoldOutStage, TestSet
+from nncift_ray.evaluation.methods import (
     ICL,
     TUNED,
     Cell,
@@ -36,9 +36,9 @@ from nncift_ray.evaluate.methods import (
     plan_rounds,
     variant,
 )
-from nncift_ray.evaluate.metrics import BY_EMBEDDER, BY_RULE, GradeStage, JudgeStage
-from nncift_ray.evaluate.page import render_evaluation
-from nncift_ray.evaluate.results import (
+from nncift_ray.evaluation.metrics import BY_EMBEDDER, BY_RULE, GradeStage, JudgeStage
+from nncift_ray.evaluation.page import render_evaluation
+from nncift_ray.evaluation.results import (
     EVALUATION_FOLDER,
     LEFT_OUT_NAME,
     PAGE_NAME,
@@ -54,7 +54,7 @@ from nncift_ray.evaluate.results import (
     write_csv,
     write_subsets,
 )
-from nncift_ray.evaluate.tune import FineTune, TuneJob, TuneStage
+from nncift_ray.evaluation.tune import FineTune, TuneJob, TuneStage
 from nncift_ray.pipeline import (
     RUN_RECORD,
     Blueprint,

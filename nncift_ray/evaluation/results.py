@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nncift_ray.errors import StorageError
-from nncift_ray.evaluate.compare import DEFAULT_CONFIDENCE, DEFAULT_SAMPLES, summarise
-from nncift_ray.evaluate.hold_out import LEFT_OUT, TEST_ROWS, TestSet, draw_test_rows
-from nncift_ray.evaluate.methods import FULL, ICL, RANDOM, Cell, Subset
-from nncift_ray.evaluate.metrics import VALUES_OF
+from nncift_ray.evaluation.compare import DEFAULT_CONFIDENCE, DEFAULT_SAMPLES, summarise
+from nncift_ray.evaluation.hold_out import LEFT_OUT, TEST_ROWS, TestSet, draw_test_rows
+from nncift_ray.evaluation.methods import FULL, ICL, RANDOM, Cell, Subset
+from nncift_ray.evaluation.metrics import VALUES_OF
 from nncift_ray.recipe.sections import EvaluationConfig
 from nncift_ray.runtime import schemas
 from nncift_ray.runtime.files import Location
