@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import pyarrow as pa
+
 from nncift_ray.corpus.export import ExportStage
 from nncift_ray.corpus.ingest import DeduplicateStage, IngestStage, find_sources
 from nncift_ray.embedders import Embedder, EmbedStage
@@ -25,9 +27,9 @@ from nncift_ray.recipe.sections import (
 )
 from nncift_ray.runtime.driver import execute_here, run_stage
 from nncift_ray.runtime.files import Location
-from nncift_ray.runtime.output import StageOutput
+from nncift_ray.runtime.output import Sink, StageOutput
 from nncift_ray.runtime.progress import SilentReporter
-from nncift_ray.runtime.step import Resources, Stage
+from nncift_ray.runtime.step import Resources, Shard, Stage
 from nncift_ray.scores.index_step import IndexStage
 from nncift_ray.scores.step import ProjectStage, ScorePairsStage
 from nncift_ray.scores.teacher_scores import TeacherScoresStage
@@ -76,6 +78,37 @@ class LastDigitTeacher:
         pass
 
 
+class GivenQuality(Stage):
+    """Says of every candidate how good it is; of some nothing."""
+
+    name = "quality"
+    schema = pa.schema([pa.field("row_index", pa.int64()), pa.field("quality", pa.float32())])
+
+    def __init__(self, quality: dict[int, float | None]) -> None:
+        self._quality = quality
+
+    @property
+    def produces(self) -> dict[str, pa.Schema]:
+        return {"candidates": self.schema}
+
+    @property
+    def inputs(self) -> dict[str, StageOutput]:
+        return {}
+
+    def settings(self) -> dict[str, Any]:
+        return {"quality": {str(row): value for row, value in self._quality.items()}}
+
+    def num_items(self) -> int:
+        return 1
+
+    def make_worker(self) -> Any:
+        def write(shard: Shard, sink: Sink) -> None:
+            columns = {"row_index": list(self._quality), "quality": list(self._quality.values())}
+            sink.write("candidates", pa.Table.from_pydict(columns, schema=self.schema))
+
+        return write
+
+
 def make_embedder() -> Embedder:
     """Make the embedder of the tests."""
     return HashEmbedder(DIMENSION)
@@ -120,6 +153,7 @@ def run_chain(
     by_teacher: bool = False,
     network: NetworkConfig | None = None,
     top_helpers: int = TOP_HELPERS,
+    quality: dict[int, float | None] | None = None,
     **selection: Any,
 ) -> dict[str, StageOutput]:
     """Run all stages and return their outputs by name; ``selection`` goes into the SelectionConfig.
@@ -201,6 +235,7 @@ def run_chain(
             index=index,
         )
     )
-    ranking = run(SelectStage(scores, embeddings, wanted, examples=examples))
+    judged = None if quality is None else run(GivenQuality(quality))
+    ranking = run(SelectStage(scores, embeddings, wanted, examples=examples, profiles=judged))
     run(ExportStage(ranking, examples))
     return outputs

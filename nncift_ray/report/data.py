@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 
 import nncift_ray
 from nncift_ray.corpus.examples import iter_groups
+from nncift_ray.profiles.quality import SUSPECT
 from nncift_ray.recipe.sections import ClusterConfig, Config
 from nncift_ray.report.text import format_count, format_number, format_percent, format_seconds
 from nncift_ray.runtime import schemas
@@ -103,6 +104,18 @@ class SkippedExample:
 
 
 @dataclass(frozen=True, slots=True)
+class SuspectExample:
+    """A candidate whose answer looks wrong, and the near examples that answer otherwise."""
+
+    example: ExampleText
+    suspicion: float  # in spreads of what is usual in this corpus
+    quality: float  # that its worth was multiplied by, 0..1
+    consistency: float | None  # loss of the answer behind the near examples over its loss alone
+    near: tuple[ExampleText, ...]
+    rank: int | None  # 1-based where it was picked all the same
+
+
+@dataclass(frozen=True, slots=True)
 class ExtraTable:
     """A table that only some runs have, e.g. how the pairs of each block were scored."""
 
@@ -151,6 +164,9 @@ class ReportData:
     mix: Sequence[MixRow] = ()
     neighbours: Sequence[PickNeighbours] = ()
     skipped: Sequence[SkippedExample] = ()
+    suspects: Sequence[SuspectExample] = ()  # the most suspicious ones
+    num_suspects: int | None = None  # of all candidates; None where no quality was measured
+    uses_quality: bool = False  # whether the quality of a candidate multiplied its worth
     ranking: pa.Table | None = None
     coverage: pa.Table | None = None
     fidelity: pa.Table | None = None
@@ -411,6 +427,7 @@ SECONDS_PER_HOUR = 3600.0
 MAX_ERRORS_SHOWN = 100_000
 COVERED_SHOWN = 3
 NUM_SKIPPED = 6
+NUM_SUSPECTS = 8
 #: Parts of the report that are about a network, and why a run by its teacher's labels has none.
 NETWORK_PARTS = ("fidelity", "predictions", "training_history")
 NO_NETWORK = (
@@ -444,6 +461,7 @@ def collect_report_data(
     picked = np.asarray(ranking["row_index"].to_numpy())
     lengths = np.asarray(outputs["embed"].read("candidates", ["num_tokens"])["num_tokens"])
     facts, settings = select.manifest.facts(), select.manifest.settings
+    quality = outputs.get("quality")
     config = recipe.model_dump(mode="json")
     group_by = settings["quotas"]["field"] or recipe.data.group_by
     return ReportData(
@@ -480,6 +498,9 @@ def collect_report_data(
         ],
         mix=collect_mix(examples, picked, group_by, select),
         skipped=_collect_skipped(examples, select),
+        suspects=quality and _collect_suspects(examples, quality, ranking) or (),
+        num_suspects=quality and quality.manifest.facts()["num_suspects"],
+        uses_quality=facts.get("quality") == "auto",
         neighbours=_collect_neighbours(examples, select, ranking, recipe.report.num_picks),
         ranking=ranking,
         coverage=_coverage_of_rows(select, scores if fit is None else None),
@@ -640,6 +661,30 @@ def _collect_skipped(examples: StageOutput, select: StageOutput) -> tuple[Skippe
             cosine=row["cosine"],
         )
         for row, example, pick in zip(rows, skipped, picks, strict=True)
+    )
+
+
+def _collect_suspects(
+    examples: StageOutput, quality: StageOutput, ranking: pa.Table
+) -> tuple[SuspectExample, ...]:
+    """Look up the candidates of highest suspicion, with the examples they were held against."""
+    table = quality.read("candidates")
+    table = table.filter(pc.field("suspicion") > SUSPECT)
+    found = table.sort_by([("suspicion", "descending")]).slice(0, NUM_SUSPECTS).to_pylist()
+    near = [cast("list[int]", row["neighbours"] or []) for row in found]
+    texts = _find_texts(examples, "candidates", [row["row_index"] for row in found])
+    beside = iter(_find_texts(examples, "candidates", [row for rows in near for row in rows]))
+    rank_of = dict(zip(ranking["row_index"].to_pylist(), ranking["rank"].to_pylist(), strict=True))
+    return tuple(
+        SuspectExample(
+            example=text,
+            suspicion=row["suspicion"],
+            quality=row["quality"],
+            consistency=row["consistency"],
+            near=tuple(next(beside) for _ in rows),
+            rank=rank_of.get(row["row_index"]),
+        )
+        for row, text, rows in zip(found, texts, near, strict=True)
     )
 
 

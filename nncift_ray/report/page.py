@@ -25,6 +25,7 @@ from nncift_ray.report.data import (
     PickNeighbours,
     ReportData,
     SkippedExample,
+    SuspectExample,
     blocks_of,
     decisions,
     final_objective,
@@ -305,6 +306,7 @@ def make_cards(data: ReportData) -> list[Card]:
         *_decision_cards(data),
         *_value_cards(data),
         *_fidelity_cards(data),
+        *_quality_cards(data),
         *_label_cards(data),
         *_drift_cards(data),
     ]
@@ -328,6 +330,19 @@ def _decision_cards(data: ReportData) -> Iterator[Card]:
     of = f"{format_count(decided)} of {format_count(num_picks(data))}"
     tone = WARN if decided < MOSTLY_DECIDED * num_picks(data) else ""
     yield Card("Picks decided by the objective", of, rest, tone)
+
+
+def _quality_cards(data: ReportData) -> Iterator[Card]:
+    """How many answers look wrong, and what the selection made of it."""
+    if data.num_suspects is None:
+        return
+    share = data.num_suspects / data.num_candidates if data.num_candidates else math.nan
+    made = "their quality lowered their worth" if data.uses_quality else "not weighed"
+    yield Card(
+        "Answers that look wrong",
+        format_count(data.num_suspects),
+        f"{format_percent(share)} of the candidates; {made}",
+    )
 
 
 def _value_cards(data: ReportData) -> Iterator[Card]:
@@ -450,6 +465,7 @@ def drift_table(facts: Mapping[str, Any]) -> ExtraTable:
 MAX_PROMPT_CHARS = 420
 MAX_RESPONSE_CHARS = 300
 MAX_COVERED_CHARS = 220
+MAX_NEAR_CHARS = 120
 NOT_RECORDED = "this run did not record it."
 BLOCK_NAMES = {
     CROSS: "Targets × candidates",
@@ -485,6 +501,7 @@ def render_report(data: ReportData) -> str:
         "selection_right": [_mix_chart(data), *_coverage_charts(data)],
         "neighbours": [_pick(item, data) for item in data.neighbours],
         "skipped": [_skipped(item) for item in data.skipped],
+        "suspects": [_suspect(item) for item in data.suspects],
         "neighbours_missing": data.why_missing("neighbours", "no pick was sampled."),
         "fidelity_blocks": _fidelity_blocks(data),
         "drift": _drift(data),
@@ -636,6 +653,20 @@ def _skipped(item: SkippedExample) -> dict[str, object]:
         "why": f"gives {format_percent(item.redundant_share)} of it; cosine "
         f"{format_number(item.cosine, 2)}",
         "pick": _example(item.pick, MAX_COVERED_CHARS, MAX_COVERED_CHARS),
+    }
+
+
+def _suspect(item: SuspectExample) -> dict[str, object]:
+    parts = [f"suspicion {format_number(item.suspicion, 2)}"]
+    if item.consistency is not None:
+        parts.append(f"consistency {format_number(item.consistency, 2)}")
+    if item.example.source:
+        parts.append(_place(item.example.source, item.example.line))
+    return {
+        "fate": "not picked" if item.rank is None else f"picked, #{format_count(item.rank)}",
+        "meta": " · ".join(parts),
+        "example": _example(item.example, MAX_COVERED_CHARS, MAX_COVERED_CHARS),
+        "near": [_example(one, MAX_NEAR_CHARS, MAX_NEAR_CHARS) for one in item.near],
     }
 
 

@@ -120,6 +120,18 @@ def test_a_pick_names_the_skipped_it_stands_for(covering: Path) -> None:
     assert left_out["example_id"] in {other.example.example_id for other in found.stands_for}
 
 
+def test_a_doubtful_candidate_is_explained_by_the_worth_that_selection_gave_it(
+    tmp_path: Path,
+) -> None:
+    plain = make_run(tmp_path / "plain", "facility_location")
+    first = select_output(plain).read("ranking").to_pylist()[0]
+    judged = make_run(tmp_path / "judged", "facility_location", quality={first["row_index"]: 0.0})
+    found = ask(judged, first["example_id"])
+    assert not found.picked
+    assert (found.gain, found.alone_gain) == (0.0, 0.0)
+    assert ask(plain, first["example_id"]).alone_gain > 0.0
+
+
 def test_under_top_k_a_score_and_the_cut_off_are_the_reason(ranking_by_score: Path) -> None:
     run = Run.open(str(ranking_by_score))
     picked = set(run.outputs["select"].read("ranking")["example_id"].to_pylist())

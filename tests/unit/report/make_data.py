@@ -17,6 +17,7 @@ from nncift_ray.report.data import (
     ReportData,
     SkippedExample,
     StageSummary,
+    SuspectExample,
 )
 from nncift_ray.runtime import schemas
 
@@ -172,6 +173,9 @@ def make_report_data(num_picks: int = 20, text: str = "What is two and two?") ->
         mix=(MixRow(text, 60, 5), MixRow("sums", 40, 15)),
         neighbours=(PickNeighbours(1, example, 1.0, 2, (CoveredExample(example, 0.75),)),),
         skipped=(SkippedExample(example, 0.9, 0.1, example, 1, 0.8, 0.95),),
+        suspects=(SuspectExample(example, 3.25, 0.0, 1.5, (example,), 4),),
+        num_suspects=7,
+        uses_quality=True,
         ranking=make_ranking(num_picks),
         coverage=make_coverage(100),
         fidelity=make_fidelity(),

@@ -207,6 +207,24 @@ def test_skipped_examples_stand_with_the_pick_that_speaks_for_them() -> None:
     assert "gives 80" in page
 
 
+def test_answers_that_look_wrong_stand_with_the_examples_they_were_held_against() -> None:
+    page = render_report(make_report_data())
+    assert "7 of 100 candidates: the examples nearest" in page
+    assert "suspicion 3.2 · consistency 1.5" in page
+    assert "picked, #4" in page
+
+
+def test_quality_that_was_not_weighed_is_said_to_be_so() -> None:
+    page = render_report(replace(make_report_data(), uses_quality=False))
+    assert "The selection did not weigh this" in page
+    assert "7.0 % of the candidates; not weighed" in page
+
+
+def test_a_run_that_measured_no_quality_has_no_such_section() -> None:
+    page = render_report(replace(make_report_data(), suspects=(), num_suspects=None))
+    assert "look wrong" not in page
+
+
 def test_a_run_that_skipped_nothing_has_no_such_section() -> None:
     page = render_report(replace(make_report_data(), skipped=()))
     assert "redundant with selected ones" not in page

@@ -7,7 +7,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,9 +15,9 @@ from nncift_ray.errors import ShapeError, StageError
 from nncift_ray.recipe.sections import NetworkConfig, SelectionConfig
 from nncift_ray.runtime.driver import execute_here, run_stage
 from nncift_ray.runtime.files import Location
-from nncift_ray.runtime.output import Sink, StageOutput
+from nncift_ray.runtime.output import StageOutput
 from nncift_ray.runtime.progress import SilentReporter
-from nncift_ray.runtime.step import Shard, Stage
+from nncift_ray.runtime.step import Stage
 from nncift_ray.selection import ties
 from nncift_ray.selection.budgets import Budget, Constraints
 from nncift_ray.selection.greedy import Ranking, lazy_greedy
@@ -26,7 +25,7 @@ from nncift_ray.selection.objectives import facility_location, top_scores
 from nncift_ray.selection.partitioned import greedi
 from nncift_ray.selection.step import SelectStage
 from nncift_ray.selection.ties import DECIDED_BY, UNIT, TieBreak, direction_width, directions
-from tests.chain import run_chain
+from tests.chain import GivenQuality, run_chain
 from tests.oracles import naive_greedy
 from tests.unit.selection.instances import (
     ALWAYS_MONOTONE,
@@ -182,37 +181,6 @@ def test_what_is_of_another_table_is_refused() -> None:
 # In a run.
 
 
-class FakeProfiles(Stage):
-    """Says of every candidate how good it is; of some nothing."""
-
-    name = "profiles"
-    schema = pa.schema([pa.field("row_index", pa.int64()), pa.field("quality", pa.float32())])
-
-    def __init__(self, quality: dict[int, float | None]) -> None:
-        self._quality = quality
-
-    @property
-    def produces(self) -> dict[str, pa.Schema]:
-        return {"candidates": self.schema}
-
-    @property
-    def inputs(self) -> dict[str, StageOutput]:
-        return {}
-
-    def settings(self) -> dict[str, Any]:
-        return {"quality": {str(row): value for row, value in self._quality.items()}}
-
-    def num_items(self) -> int:
-        return 1
-
-    def make_worker(self) -> Any:
-        def write(shard: Shard, sink: Sink) -> None:
-            columns = {"row_index": list(self._quality), "quality": list(self._quality.values())}
-            sink.write("candidates", pa.Table.from_pydict(columns, schema=self.schema))
-
-        return write
-
-
 def run(stage: Stage, folder: Path) -> StageOutput:
     location = Location.of(str(folder))
     return run_stage(stage, location, execute=execute_here, reporter=SilentReporter())
@@ -234,7 +202,7 @@ def select(
     worth: dict[int, float | None] | None,
     **selection: Any,
 ) -> SimpleNamespace:
-    profiles = None if worth is None else run(FakeProfiles(worth), folder)
+    profiles = None if worth is None else run(GivenQuality(worth), folder)
     wanted = SelectionConfig(**{"objective": "facility_location", "budget": BUDGET} | selection)
     stage = SelectStage(outputs["score_pairs"], outputs["embed"], wanted, profiles=profiles)
     output = run(stage, folder)
