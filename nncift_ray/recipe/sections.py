@@ -544,6 +544,7 @@ Objective = Literal[
     "graph_cut_mutual_information",
     "graph_cut_conditional_gain",
     "saturated_coverage",
+    "round_robin",
     "top_k",
     "random",
 ]
@@ -586,6 +587,7 @@ class SelectionConfig(Section):
     graph_cut_mutual_information             cross           what A does for all targets together
     graph_cut_conditional_gain               within          graph_cut, less what existing p share
     saturated_coverage                       within or cross sum_i min(sum_j s_ij, saturation)
+    round_robin                              cross           each target q picks its best in turn
     top_k                                    points, cross,  score of each candidate alone
                                              or within
     random                                   as facility_location  a seeded permutation (a baseline)
@@ -671,7 +673,7 @@ class SelectionConfig(Section):
             raise ValueError(
                 "optimizer partitioned needs a budget in examples; use lazy or cost_benefit"
             )
-        if self.objective in ("top_k", "random") and kind != "lazy":
+        if self.objective in ("top_k", "round_robin", "random") and kind != "lazy":
             raise ValueError(f"{self.objective} has nothing to search; leave the optimizer at lazy")
         return self
 
@@ -974,9 +976,11 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _targets_where_needed(self) -> Self:
-        if "mutual_information" in self.selection.objective and not self.data.targets:
+        objective = self.selection.objective
+        needs = "mutual_information" in objective or objective == "round_robin"
+        if needs and not self.data.targets:
             raise ValueError(
-                f"selection.objective: {self.selection.objective} needs data.targets; "
+                f"selection.objective: {objective} needs data.targets; "
                 "give targets, or use facility_location"
             )
         return self

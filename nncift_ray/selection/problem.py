@@ -210,6 +210,25 @@ def diagonal(scores: Scores) -> F64:
     return diagonal_J
 
 
+def best_first(scores: Scores, rank_J: I64) -> tuple[I64, I32]:
+    """Return where each row's list begins [I + 1], and its columns [E], the largest score first.
+
+    Equals go by the rank of the column, smaller first. Of dense scores every column is listed.
+    """
+    if isinstance(scores, DenseScores):
+        rows, columns = scores.data_IJ.shape
+        indptr = np.arange(rows + 1, dtype=np.int64) * columns
+        indices = np.tile(np.arange(columns, dtype=np.int32), rows)
+        scores = SparseScores(indptr, indices, scores.data_IJ.reshape(-1), columns)
+    starts, found, end = [np.zeros(1, np.int64)], list[I32](), 0
+    for batch in scores.batches():
+        order_E = np.lexsort((rank_J[batch.indices], -batch.data, _entry_rows(batch)))
+        found.append(batch.indices[order_E].astype(np.int32))
+        starts.append(end + batch.indptr[1:])
+        end += int(batch.indptr[-1])
+    return np.concatenate(starts), np.concatenate([np.zeros(0, np.int32), *found])
+
+
 def _entry_rows(batch: SparseScores) -> I64:
     return np.repeat(np.arange(batch.num_rows), np.diff(batch.indptr))
 

@@ -35,12 +35,14 @@ from nncift_ray.selection.greedy import (
     evaluate,
     lazy_greedy,
     random_ranking,
+    round_robin_ranking,
 )
 from nncift_ray.selection.objectives import coverage, marginal_gains
 from nncift_ray.selection.partitioned import merge_parts, part_tasks, search_part
 from nncift_ray.selection.problem import MODULAR, Objective, Problem
 from nncift_ray.selection.tables import (
     RANDOM,
+    ROUND_ROBIN,
     ScoreTables,
     build_objective,
     coverage_table,
@@ -282,6 +284,8 @@ class SelectStage(_SelectionStage):
             common["costs"] = given.names["num_tokens"].to_numpy().astype(np.float64)
         if selection.objective == RANDOM:
             return random_ranking(problem, budget, seed=selection.seed, **common)
+        if selection.objective == ROUND_ROBIN:
+            return round_robin_ranking(given.objective, budget, **common)
         common |= {"on_progress": checkpoint.save, "stop_gain": selection.stop_gain}
         common["tie_break"] = given.tie_break
         prefixes = checkpoint.prefixes()
@@ -333,7 +337,7 @@ def _describe_decisions(ranking: Ranking, *, is_sum: bool) -> dict[str, int]:
     }
     mean_gain = ranking.value / max(len(ranking.gain), 1)
     num_tiny = 0 if is_sum else int((ranking.gain <= TINY_SHARE * mean_gain).sum())
-    return counts | {"num_tiny_gains": 0 if ranking.rule == "random" else num_tiny}
+    return counts | {"num_tiny_gains": 0 if ranking.rule in ("random", "turns") else num_tiny}
 
 
 def _describe_quality(quality_J: np.ndarray | None, order: np.ndarray) -> dict[str, Any]:

@@ -45,7 +45,7 @@ from nncift_ray.selection.ties import DECIDED_BY, direction_width, directions
 
 #: The steps that hold a run's scores: by a network, or the teacher's own labels; a run has one.
 NETWORK_SCORES, TEACHER_SCORES = "score_pairs", "teacher_scores"
-TOP_K, RANDOM = "top_k", "random"
+TOP_K, RANDOM, ROUND_ROBIN = "top_k", "random", "round_robin"
 PAIR_COVERAGE = "pair_coverage"
 SKIPPED_SHOWN = 200
 BATCH_ROWS = 16_384  # lists of 64: 25 MB while they are read
@@ -199,7 +199,7 @@ class ObjectiveSpec:
     blocks: tuple[str, ...] = ()
     #: Blocks of which it needs every pair (sums, or largest influences), not lists alone.
     needs_every_pair: tuple[str, ...] = ()
-    #: Whether it adds up pairs, so that lists of best helpers are to hold every one.
+    #: Whether it adds up pairs, or may come to any, so that lists are to hold every one.
     adds_pairs: bool = False
     #: Whether what two picks do for each other counts.
     compares_picks: bool = False
@@ -279,6 +279,12 @@ OBJECTIVES: Mapping[str, ObjectiveSpec] = {
             tables.lists(tables.ground_block), selection.saturation
         ),
         needs_every_pair=(WITHIN, CROSS),
+        adds_pairs=True,
+    ),
+    ROUND_ROBIN: ObjectiveSpec(  # facility location says what the picks are worth
+        lambda selection, tables: facility_location(tables.lists(CROSS)),
+        (CROSS,),
+        needs_every_pair=(CROSS,),
         adds_pairs=True,
     ),
     TOP_K: ObjectiveSpec(

@@ -15,8 +15,10 @@ from nncift_ray.selection.greedy import (
     Ranking,
     bound_from,
     cost_benefit_greedy,
+    evaluate,
     lazy_greedy,
     random_ranking,
+    round_robin_ranking,
 )
 from nncift_ray.selection.objectives import facility_location, top_scores
 from nncift_ray.selection.partitioned import (
@@ -26,7 +28,7 @@ from nncift_ray.selection.partitioned import (
     part_tasks,
     search_part,
 )
-from nncift_ray.selection.problem import add_each, all_gains
+from nncift_ray.selection.problem import DenseScores, add_each, all_gains
 from tests.unit.selection.instances import (
     ALWAYS_MONOTONE,
     KINDS,
@@ -34,6 +36,7 @@ from tests.unit.selection.instances import (
     draw_instance,
     draw_tie_break,
     listed,
+    streamed,
 )
 
 GREEDY_BOUND = 1 - 1 / np.e
@@ -128,6 +131,46 @@ def test_searches_in_parts_pick_the_must_includes_first() -> None:
     ranking = greedi(objective, Budget(9), num_parts=3, constraints=constraints)
     assert ranking.order[:2].tolist() == [7, 3]
     assert len(set(ranking.order.tolist()) - {0}) == 9
+
+
+def take_turns(score_IJ: np.ndarray, count: int, free: set[int]) -> list[int]:
+    """Round robin in plain Python: each row in turn takes its best free column."""
+    picks: list[int] = []
+    while len(picks) < count and free:
+        for row_J in score_IJ:
+            if free and len(picks) < count:
+                picks.append(min(free, key=lambda j: (-row_J[j], j)))
+                free.discard(picks[-1])
+    return picks
+
+
+@pytest.mark.parametrize("form", ["dense", "lists", "streamed"])
+def test_rows_take_their_best_free_column_in_turn(form: str) -> None:
+    rng = np.random.default_rng(21)
+    score_IJ = (0.1 + 0.8 * rng.integers(1, 9, (7, 40)) / 9).astype(np.float32)  # with equals
+    lists = listed(score_IJ)
+    scores = {"dense": DenseScores(score_IJ), "lists": lists, "streamed": streamed(lists, 3)}[form]
+    ranking = round_robin_ranking(facility_location(scores), Budget(30))
+    assert ranking.order.tolist() == take_turns(score_IJ, 30, set(range(40)))
+    assert (ranking.rule, ranking.stopped_by) == ("turns", "budget")
+    np.testing.assert_allclose(
+        ranking.objective, evaluate(facility_location(lists), ranking.order), atol=SLACK
+    )
+
+
+def test_a_forbidden_column_costs_no_turn() -> None:
+    score_IJ = np.float32([[0.9, 0.8, 0.7, 0.1], [0.9, 0.8, 0.2, 0.6]])
+    constraints = Constraints(np.array([0, 0, 1, 1]), [0, 0], [1, 2], exclude=[0])
+    found = round_robin_ranking(
+        facility_location(listed(score_IJ)), Budget(3), constraints=constraints
+    )
+    # Row 0 takes column 1, of whose group one is allowed; row 1 goes on to its next.
+    assert found.order.tolist() == [1, 3, 2]
+
+
+def test_lists_that_end_before_the_budget_are_told() -> None:
+    found = round_robin_ranking(facility_location(listed(np.float32([[0, 0.5, 0, 1]]))), Budget(3))
+    assert (found.order.tolist(), found.stopped_by) == ([3, 1], "exhausted")
 
 
 def test_parts_are_drawn_evenly_by_rank_and_seed() -> None:

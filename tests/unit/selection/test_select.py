@@ -52,6 +52,7 @@ CROSS_OBJECTIVES = (
     "graph_cut_mutual_information",
     "saturated_coverage",
     "facility_location_conditional_gain",
+    "round_robin",
     "random",
 )
 
