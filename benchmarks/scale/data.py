@@ -11,12 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.pruning.networks import train_on_cosines
-from nncift_ray.network.factored import FactoredNetwork
+from benchmarks.pruning.networks import HIDDEN, train_on_cosines
+from nncift_ray.network.factored import FactoredNetwork, Inputs
+from nncift_ray.network.pair import fit_pair
 
 DIM = 384
 TILE = 10_000  # rows drawn at once, each tile from a stream of its own
 TRAINED_ON = 10_000
+BLOCK = 120  # rows and columns that the pair network is fitted to
 
 
 @dataclass(frozen=True)
@@ -68,9 +70,28 @@ HARDER = Clusters("harder", 50, 2.0)
 SETTINGS = {one.name: one for one in (CLUSTERED, HARDER)}
 
 
-def train_network(clusters: Clusters) -> FactoredNetwork:
-    """Train the paper's network on cosines of the first rows."""
-    return train_on_cosines(np.concatenate(list(clusters.tiles(TRAINED_ON))))
+def train_network(clusters: Clusters, kind: str) -> FactoredNetwork:
+    """Train a network on cosines of the first rows: the paper's, or the pair network."""
+    vector_ND = np.concatenate(list(clusters.tiles(TRAINED_ON)))
+    return fit_on_cosines(vector_ND) if kind == "pair" else train_on_cosines(vector_ND)
+
+
+def fit_on_cosines(vector_ND: np.ndarray, seed: int = 0) -> FactoredNetwork:
+    """Fit the pair network to the cosines of a block of rows and columns, with noise as large."""
+    random = np.random.default_rng(seed)
+    rows = random.permutation(len(vector_ND))[: 2 * BLOCK]
+    helped, helper = vector_ND[rows[:BLOCK]], vector_ND[rows[BLOCK:]]
+    label_IJ = helped @ helper.T
+    label_IJ += label_IJ.std() * random.standard_normal(label_IJ.shape)
+    row_P, column_P = np.divmod(np.arange(label_IJ.size), BLOCK)
+    left_out = [(row_P % 5 == fold) | (column_P % 5 == fold) for fold in range(2)]
+    inputs = Inputs.fit(vector_ND, (DIM,))
+    helped, helper, sample_ND = map(inputs.prepare, (helped, helper, vector_ND))
+    utility_P = label_IJ.ravel().astype(np.float64)
+    network, _ = fit_pair(
+        inputs, helped, helper, row_P, column_P, utility_P, left_out, sample_ND, HIDDEN
+    )
+    return network
 
 
 def write_network(network: FactoredNetwork, path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from benchmarks.pages import markdown_table
 
 STEPS = ("project", "index", "tune", "search")
+NETWORKS = {"paper": "the paper's network", "pair": "the pair network"}
 
 
 def write_page(path: Path, figures: Mapping[str, Any], goals: Mapping[str, bool]) -> None:
@@ -17,15 +18,16 @@ def write_page(path: Path, figures: Mapping[str, Any], goals: Mapping[str, bool]
     path.with_suffix(".json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     met = [f"- {goal}: {'met' if good else '**missed**'}" for goal, good in goals.items()]
     lines = [
-        "# scale_cpu",
+        f"# {path.name}",
         "",
         "From embeddings of 384 numbers to the table of every row's top 64, by the pruned path,"
+        f" {NETWORKS[figures['network']]},"
         f" {figures['threads']} threads.",
         f"Machine: {figures['machine']}. Commit {figures['commit']}. {figures['seconds']:,} s in"
         " all.",
         "",
         "```bash",
-        "python -m benchmarks.scale --json --full",
+        f"python -m benchmarks.scale --json --full --network {figures['network']}",
         "```",
         "",
         *met,
