@@ -29,6 +29,7 @@ from nncift_ray.pipeline import (
     finish_run,
     give_resources,
     observed,
+    session_of,
 )
 from nncift_ray.plan import estimate_sources
 from nncift_ray.profiles.step import ProfileStage
@@ -39,7 +40,6 @@ from nncift_ray.runtime.driver import Executor, run_stage, stage_fingerprint
 from nncift_ray.runtime.files import Location, locked
 from nncift_ray.runtime.output import ChainedOutput, StageOutput, root_of
 from nncift_ray.runtime.progress import LineReporter, Reporter
-from nncift_ray.runtime.ray_pool import execute_on_ray, ray_session
 from nncift_ray.runtime.schemas import CROSS, POINTS, WITHIN
 from nncift_ray.runtime.step import Stage
 from nncift_ray.scores.index_step import read_final_recall
@@ -100,7 +100,7 @@ def extend(
         run_dir: Where to work; None: next to the parent, named by the new files' content.
         overrides: ``key.path=value`` for the recipe, of ``FREE_KEYS`` only.
         reporter: Hears of progress; plain lines by default.
-        execute: Runs shards; a Ray Data actor pool by default.
+        execute: Runs shards, in place of what the session has for it.
 
     Raises:
         NnciftError: With what is wrong and the remedy; finished shards are kept.
@@ -108,17 +108,18 @@ def extend(
     extension = prepare(parent_dir, data, run_dir, overrides)
     config, location = extension.config, Location.of(extension.config.run_dir)
     location.make_folder()
+    reporter, blueprint = reporter or LineReporter(), extension.blueprint
     with (
         locked(location),
-        ray_session(config.cluster),
-        observed(config, location, reporter or LineReporter()) as reporter,
+        session_of(blueprint, location, reporter, execute) as session,
+        observed(config, location, reporter) as reporter,
     ):
         outputs = run_extension(
             extension,
             location,
-            execute or execute_on_ray,
+            session.execute,
             reporter,
-            lambda stage: give_resources(stage, extension.blueprint),
+            lambda stage: give_resources(stage, blueprint, session),
         )
         notices = (
             f"goes on from {extension.parent.run_dir}: labels and network are of that run, whose "

@@ -6,9 +6,11 @@ before it, and its own module holds its mathematics, its reading and its writing
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -30,7 +32,7 @@ from nncift_ray.network.inputs import ExampleInputs
 from nncift_ray.network.step import FitStage
 from nncift_ray.profiles.quality_step import QualityStage
 from nncift_ray.profiles.step import ProfilerFactory, ProfileStage
-from nncift_ray.recipe.sections import ClusterConfig, Config, PoolConfig
+from nncift_ray.recipe.sections import Config, PoolConfig
 from nncift_ray.report.card import render_dataset_card
 from nncift_ray.report.data import ReportData, collect_report_data
 from nncift_ray.report.page import render_report
@@ -38,16 +40,17 @@ from nncift_ray.runtime.driver import Executor, run_stage, stage_fingerprint
 from nncift_ray.runtime.files import Location, locked
 from nncift_ray.runtime.output import FILES_TABLE, StageOutput
 from nncift_ray.runtime.progress import LineReporter, Reporter
-from nncift_ray.runtime.ray_pool import (
-    cluster_address,
-    cluster_has_gpu,
-    execute_on_ray,
-    pool_resources,
-    ray_session,
-)
 from nncift_ray.runtime.ray_train import RayWorkers
 from nncift_ray.runtime.schemas import POINTS
-from nncift_ray.runtime.step import Resources, Stage
+from nncift_ray.runtime.session import (
+    Session,
+    cluster_address,
+    died_here,
+    open_session,
+    ray_installed,
+    ray_running,
+)
+from nncift_ray.runtime.step import Stage
 from nncift_ray.runtime.telemetry import observed
 from nncift_ray.scores.index_step import IndexStage, low_recall
 from nncift_ray.scores.step import ProjectStage, ScorePairsStage
@@ -502,7 +505,7 @@ def run(
         config: The recipe.
         reporter: Hears of progress; plain lines by default.
         until: Last stage to run.
-        execute: Runs shards; a Ray Data actor pool by default.
+        execute: Runs shards, in place of what the session has for it.
         record: Whether status and later commands shall take this for what the directory holds.
 
     Raises:
@@ -518,21 +521,64 @@ def run(
     run_dir.make_folder()
     with (
         locked(run_dir),
-        ray_session(config.cluster),
+        session_of(blueprint, run_dir, reporter, execute) as session,
         observed(config, run_dir, reporter) as reporter,
     ):
         for notice in blueprint.notices():
             reporter.notice(notice)
-        blueprint.teaching.has_gpu = cluster_has_gpu()
-        outputs = run_stages(
-            blueprint, run_dir, until, execute or execute_on_ray, reporter, record=record
-        )
+        blueprint.teaching.has_gpu = session.has_gpu
+        outputs = run_stages(blueprint, run_dir, until, session, reporter, record=record)
         if "export" not in outputs:
             return RunResult(run_dir, outputs, None, None, None)
         notices = [*blueprint.notices(), *describe_layouts(outputs["ingest"])]
         if blueprint.by_teacher:
             notices += describe_labels(outputs["teacher_scores"])
         return finish_run(config, run_dir, outputs, tuple(notices))
+
+
+#: Bytes of a corpus, unpacked, up to which a run needs no Ray: some 20,000 rows.
+IN_PROCESS_BYTES = 20 * 1024**2
+
+
+def why_on_ray(blueprint: Blueprint, run_dir: Location) -> str:
+    """Return what makes a run go to Ray; "" where it is done in this process."""
+    config, cluster = blueprint.config, blueprint.config.cluster
+    if cluster.mode != "auto":
+        return "cluster.mode is ray" if cluster.mode == "ray" else ""
+    if cluster_address(cluster) or ray_running():
+        return "there is a cluster"
+    if not ray_installed():
+        return ""
+    if died_here(run_dir):
+        return (
+            "the last process that worked here was killed at it, and a worker's death costs less; "
+            "cluster.mode local does without"
+        )
+    if max(config.network.num_workers, config.teacher.less.num_workers) > 1:
+        return "several workers are to train together"
+    if any(blueprint.pool(name).num_actors for name in blueprint.stage_names):
+        return "a pool names its number of actors"
+    if os.path.exists("/dev/nvidia1"):
+        return "there are several GPUs"
+    if blueprint.teaching.needs_engine and resolve_engine_kind(config.teacher.engine) == "vllm":
+        return "vLLM wants processes of its own"
+    size = sum(source.size_unpacked for source in expand_sources(config.data.files))
+    return f"the corpus has {size / 1e6:,.0f} MB" if size > IN_PROCESS_BYTES else ""
+
+
+@contextlib.contextmanager
+def session_of(
+    blueprint: Blueprint,
+    run_dir: Location,
+    reporter: Reporter,
+    execute: Executor | None = None,
+) -> Generator[Session]:
+    """Open the session that a recipe asks for; ``execute`` takes the place of its executor."""
+    reason = "" if execute is not None and not ray_running() else why_on_ray(blueprint, run_dir)
+    if execute is None:
+        reporter.notice(f"starts Ray: {reason}" if reason else "runs in this process, without Ray")
+    with open_session(blueprint.config.cluster, run_dir, on_ray=bool(reason)) as session:
+        yield session if execute is None else dataclasses.replace(session, execute=execute)
 
 
 def finish_run(
@@ -567,19 +613,19 @@ def run_stages(
     blueprint: Blueprint,
     run_dir: Location,
     until: str,
-    execute: Executor,
+    session: Session,
     reporter: Reporter,
     *,
     record: bool,
     known: Mapping[str, StageOutput] | None = None,
 ) -> dict[str, StageOutput]:
-    """Bring the stages of a recipe to their end, as far as ``until``, within a session of Ray.
+    """Bring the stages of a recipe to their end, as far as ``until``.
 
     Args:
         blueprint: Of the recipe; it knows whether there is a GPU.
         run_dir: Where their work lies.
         until: Last stage to run.
-        execute: Runs shards.
+        session: Runs shards.
         reporter: Hears of progress.
         record: Whether status and later commands shall take this for what the directory holds.
         known: Finished stages that need not be looked for again, as a sister recipe left them.
@@ -593,11 +639,11 @@ def run_stages(
     fingerprints = {name: output.fingerprint for name, output in outputs.items()}
 
     def run_step(stage: Stage) -> None:
-        give_resources(stage, blueprint)
+        give_resources(stage, blueprint, session)
         fingerprints[stage.name] = stage_fingerprint(stage)
         if record:
             write_run_record(run_dir, blueprint, fingerprints)
-        outputs[stage.name] = run_stage(stage, run_dir, execute=execute, reporter=reporter)
+        outputs[stage.name] = run_stage(stage, run_dir, execute=session.execute, reporter=reporter)
         for line in stage.notices(outputs[stage.name]):
             reporter.notice(line)
 
@@ -629,29 +675,13 @@ def begun_with_gpu(run_dir: Location, *, has_gpu: bool, record: bool = True) -> 
     return has_gpu
 
 
-def give_resources(stage: Stage, blueprint: Blueprint) -> None:
-    """Size the actor pool of a step by its recipe and the cluster that is there."""
+def give_resources(stage: Stage, blueprint: Blueprint, session: Session) -> None:
+    """Size the actor pool of a step by its recipe and what is there."""
     pool, cluster = blueprint.pool(stage.name), blueprint.config.cluster
-    stage.resources = resources_for(stage, pool, cluster)
+    stage.resources = session.resources_for(stage, pool, cluster)
     if isinstance(stage, IndexStage):  # it predicts the seconds of as many actors as will score
-        stage.num_scoring_workers = resources_for(stage, pool, cluster, whole_pool=True).max_actors
-
-
-def resources_for(
-    stage: Stage, pool: PoolConfig, cluster: ClusterConfig, *, whole_pool: bool = False
-) -> Resources:
-    """Return the actors of a step by the recipe's pool and the cluster that is there.
-
-    ``whole_pool``: as many as the pool has, also where the step has no use for more than some.
-    """
-    return pool_resources(
-        pool.model_copy(update={"labels": pool.labels or cluster.labels}),
-        can_use_gpu=stage.can_use_gpu,
-        single_threaded=stage.single_threaded,
-        local=cluster_address(cluster) is None,
-        max_actors=None if whole_pool else stage.max_actors,
-        placement_timeout=cluster.placement_timeout,
-    )
+        whole = session.resources_for(stage, pool, cluster, whole_pool=True)
+        stage.num_scoring_workers = whole.max_actors
 
 
 def write_run_record(run_dir: Location, blueprint: Blueprint, fingerprints: dict[str, str]) -> None:

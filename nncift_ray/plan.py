@@ -38,7 +38,6 @@ from nncift_ray.selection.tables import TOP_K
 
 COUNTED_WHOLE_BYTES = 32 * 1024**2
 SAMPLED_ROWS = 2000
-COMPRESSION_RATIO = 3.0  # of text by gzip or zstd, where a file is too large to count
 
 
 @dataclass(frozen=True)
@@ -138,8 +137,7 @@ def _estimate_source(config: Config, source: SourceFile) -> SourceEstimate:
     means = (prompt_chars / num_good, response_chars / num_good)
     if whole:
         return SourceEstimate(len(ids), *means, True)
-    ratio = COMPRESSION_RATIO if source.path.endswith((".gz", ".zst", ".parquet")) else 1.0
-    estimate = round(source.size * ratio / (num_bytes / num_good))
+    estimate = round(source.size_unpacked / (num_bytes / num_good))
     return SourceEstimate(estimate, *means, False)
 
 

@@ -29,7 +29,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from nncift_ray.errors import ConfigError
 from nncift_ray.labels.sample import QUADRANTS, TRAIN, VALIDATION, count_pairs
 from nncift_ray.network.sweep import CELLS_TABLE, Cell, SweepStage
-from nncift_ray.pipeline import Blueprint, give_resources, observed, run
+from nncift_ray.pipeline import Blueprint, give_resources, observed, run, session_of
 from nncift_ray.plan import RunPlan, make_plan
 from nncift_ray.recipe.loading import make_config
 from nncift_ray.recipe.sections import Config
@@ -38,7 +38,6 @@ from nncift_ray.runtime.driver import Executor, finished_shards, run_stage
 from nncift_ray.runtime.files import Location, locked
 from nncift_ray.runtime.output import StageOutput
 from nncift_ray.runtime.progress import LineReporter, Reporter
-from nncift_ray.runtime.ray_pool import execute_on_ray, ray_session
 from nncift_ray.runtime.schemas import CROSS, POINTS, WITHIN, helped_role
 
 LABELS_STAGE = "label"
@@ -134,14 +133,16 @@ def sweep(
 ) -> SweepResult:
     """Label what is not labelled, train what is not trained; write table and plot.
 
-    By default progress is printed in plain lines, and shards run on a Ray Data actor pool.
+    By default progress is printed in plain lines, and shards run where a run's do.
 
     Raises:
         NnciftError: With what is wrong and the remedy; finished cells are kept.
     """
-    reporter, execute = reporter or LineReporter(), execute or execute_on_ray
+    reporter = reporter or LineReporter()
     config, run_dir = plan.config, Location.of(plan.config.run_dir)
-    with ray_session(config.cluster):
+    blueprint = Blueprint(config)
+    with session_of(blueprint, run_dir, reporter, execute) as session:
+        execute = session.execute
         outputs = run(
             config, reporter=reporter, until=LABELS_STAGE, execute=execute, record=False
         ).outputs
@@ -149,7 +150,7 @@ def sweep(
             for notice in plan.notices:
                 reporter.notice(notice)
             labels, examples = outputs[LABELS_STAGE], outputs["deduplicate"]
-            blueprint, blocks = Blueprint(config), {cell.block for cell in plan.cells}
+            blocks = {cell.block for cell in plan.cells}
             labelled = {block: measured_fraction(labels, examples, block) for block in blocks}
             inputs = blueprint.network_inputs(outputs)
             stage = SweepStage(labels, inputs, plan.cells, config.network, labelled)
@@ -158,7 +159,7 @@ def sweep(
                 reporter.notice(
                     f"{reused} of {len(plan.cells)} networks were trained by an earlier sweep"
                 )
-            give_resources(stage, blueprint)
+            give_resources(stage, blueprint, session)
             output = run_stage(stage, run_dir, execute=execute, reporter=reporter)
     return publish(output.read(CELLS_TABLE, schema=schemas.SWEEP_CELLS), run_dir / SWEEP_FOLDER)
 

@@ -32,6 +32,7 @@ KINDS: dict[str, Kind] = {
     ".arrow": "arrow",
 }
 COMPRESSED = (".gz", ".zst")
+COMPRESSION_RATIO = 3.0  # of text by gzip or zstd, and in Parquet
 ARCHIVES = (".zip", ".tar", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 DATASET_STATE, DATASET_INFO, DATASET_SPLITS = "state.json", "dataset_info.json", "dataset_dict.json"
 _NOT_CORPORA = {DATASET_STATE, DATASET_INFO, DATASET_SPLITS, "dataset_infos.json"}
@@ -57,6 +58,12 @@ class SourceFile:
     size: int
     kind: Kind
     modified_ns: int = 0
+
+    @property
+    def size_unpacked(self) -> float:
+        """Bytes of its text; about, where it is compressed."""
+        packed = self.path.endswith((*COMPRESSED, ".parquet"))
+        return self.size * (COMPRESSION_RATIO if packed else 1.0)
 
 
 @dataclass(frozen=True, slots=True)

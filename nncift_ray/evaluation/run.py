@@ -59,16 +59,16 @@ from nncift_ray.pipeline import (
     RUN_RECORD,
     Blueprint,
     begun_with_gpu,
-    resources_for,
     run_stages,
+    session_of,
 )
 from nncift_ray.recipe.sections import Config, EmbedderConfig, EngineConfig, PoolConfig
 from nncift_ray.runtime.driver import Executor, run_stage
 from nncift_ray.runtime.files import Location, locked
 from nncift_ray.runtime.output import StageOutput, describe_environment
 from nncift_ray.runtime.progress import LineReporter, News, Reporter
-from nncift_ray.runtime.ray_pool import cluster_has_gpu, execute_on_ray, ray_session
 from nncift_ray.runtime.schemas import SCORES
+from nncift_ray.runtime.session import Session
 from nncift_ray.runtime.step import Stage
 from nncift_ray.runtime.telemetry import observed
 
@@ -169,7 +169,7 @@ def evaluate(
     Args:
         config: The recipe.
         reporter: Hears of progress; plain lines by default.
-        execute: Runs shards; a Ray Data actor pool by default.
+        execute: Runs shards, in place of what the session has for it.
         find: Finds the models of the recipe; it is told whether there is a GPU.
 
     Raises:
@@ -179,34 +179,33 @@ def evaluate(
     notices = check_evaluation(config)
     run_dir = Location.of(config.run_dir)
     run_dir.make_folder()
+    reporter = reporter or LineReporter()
     with (
         locked(run_dir),
-        ray_session(config.cluster),
-        observed(config, run_dir, reporter or LineReporter()) as heard,
+        session_of(Blueprint(config), run_dir, reporter, execute) as session,
+        observed(config, run_dir, reporter) as heard,
     ):
-        news, has_gpu = News(heard), cluster_has_gpu()
-        models = find(config, begun_with_gpu(run_dir, has_gpu=has_gpu))
-        session = _Session(config, run_dir, execute or execute_on_ray, news, has_gpu, models)
+        models = find(config, begun_with_gpu(run_dir, has_gpu=session.has_gpu))
+        work = _Work(config, run_dir, session, News(heard), models)
         for notice in (*notices, *models.notices):
-            session.notice(notice)
-        return session.run()
+            work.notice(notice)
+        return work.run()
 
 
-class _Session:
-    """One evaluation at work, within a session of Ray."""
+class _Work:
+    """One evaluation at work."""
 
     def __init__(
         self,
         config: Config,
         run_dir: Location,
-        execute: Executor,
+        session: Session,
         reporter: Reporter,
-        has_gpu: bool,
         models: Models,
     ) -> None:
         self._config, self._evaluation = config, config.evaluation
-        self._run_dir, self._execute, self._reporter = run_dir, execute, reporter
-        self._has_gpu, self._models = has_gpu, models
+        self._run_dir, self._session, self._reporter = run_dir, session, reporter
+        self._has_gpu, self._models = session.has_gpu, models
         self._rounds = plan_rounds(config.evaluation)
         self._base: Mapping[str, StageOutput] = {}  # the recipe's own stages
         self._tests: dict[str, TestSet] = {}
@@ -252,8 +251,9 @@ class _Session:
 
     def _bring(self, stage: Stage, pool: PoolConfig | None = None) -> StageOutput:
         """Bring one stage to its end."""
-        stage.resources = resources_for(stage, pool or PoolConfig(), self._config.cluster)
-        return run_stage(stage, self._run_dir, execute=self._execute, reporter=self._reporter)
+        session, cluster = self._session, self._config.cluster
+        stage.resources = session.resources_for(stage, pool or PoolConfig(), cluster)
+        return run_stage(stage, self._run_dir, execute=session.execute, reporter=self._reporter)
 
     def _once(self, key: object, bring: Callable[[], StageOutput]) -> StageOutput:
         """Bring a stage that several others rest on; its failure is theirs, and is not repeated."""
@@ -276,7 +276,7 @@ class _Session:
         for notice in blueprint.notices():
             self._reporter.notice(notice)
         return run_stages(
-            blueprint, self._run_dir, until, self._execute, self._reporter, record=record,
+            blueprint, self._run_dir, until, self._session, self._reporter, record=record,
             known=known,
         )  # fmt: skip
 

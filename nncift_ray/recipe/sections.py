@@ -131,6 +131,11 @@ class DataConfig(Section):
     """Field of a target's original record that names its subtask; the objective top_k takes the
     best of the subtasks (LESS). All targets are one subtask when null."""
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """All files, globs and folders."""
+        return (*self.candidates, *self.targets, *self.existing)
+
     @field_validator("candidates", "targets", "existing")
     @classmethod
     def _unsigned(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -902,6 +907,11 @@ class EvaluationConfig(Section):
 class ClusterConfig(Section):
     """Where to run."""
 
+    mode: Literal["auto", "local", "ray"] = "auto"
+    """"local": in this process, one shard after another, without Ray; a row that kills the process
+    ends the run. "ray": actors, of a Ray of our own or of a cluster. "auto": local for a corpus of
+    up to 20 MB (some 20,000 rows), unless there is an address, a second GPU, vLLM, several workers,
+    or the last local run was killed. ``cluster: local`` is short for ``cluster: {mode: local}``."""
     address: str | None = None
     """Ray address; null: RAY_ADDRESS if set, else a Ray of our own on this machine."""
     labels: NodeLabels = {}
@@ -921,6 +931,11 @@ class ClusterConfig(Section):
     placement_timeout: float = Field(default=1800, gt=0)
     """Seconds for which no node may be able to hold an actor before the stage stops and says what
     is missing; long enough for an autoscaler and for a spot shortage."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: object) -> object:
+        return {"mode": value} if isinstance(value, str) else value
 
     def hourly_price(self, num_cpus: float, num_gpus: float) -> float:
         """Return what a worker costs an hour, US dollars: its GPUs, or its CPUs if it has none."""

@@ -22,12 +22,13 @@ from ray._private.state import state
 from ray.data import ActorPoolStrategy, DataContext
 
 from nncift_ray.errors import StageError
-from nncift_ray.recipe.sections import ClusterConfig, PoolConfig
+from nncift_ray.recipe.sections import ClusterConfig
 from nncift_ray.runtime.driver import execute_here
 from nncift_ray.runtime.files import Location
 from nncift_ray.runtime.metrics import WorkerMetrics, run_of
+from nncift_ray.runtime.session import cluster_address
 from nncift_ray.runtime.shards import ShardOutcome, ShardRunner
-from nncift_ray.runtime.step import PLACEMENT_TIMEOUT, Resources, Shard, Stage
+from nncift_ray.runtime.step import Resources, Shard, Stage
 
 POLL_SECONDS = 1.0
 #: For threads to end in once their work is ended; less than what stopping leaves for all of it.
@@ -223,19 +224,8 @@ def iterate_in_thread(
 SPARE_LOCAL_CPUS = 2
 STDERR_DESCRIPTOR = 2
 CLUSTERS_VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
-CLUSTER_ACTOR_CPUS = 4.0
 LOCAL_OBJECT_STORE_BYTES = 512 * 1024**2
 LEFT_DRAINING_NODE = 75  # exit code of an actor's process
-
-
-def cluster_address(cluster: ClusterConfig) -> str | None:
-    """Return the address of the cluster to join, or None to start Ray on this machine."""
-    return cluster.address or os.environ.get("RAY_ADDRESS")
-
-
-def cluster_has_gpu() -> bool:
-    """Whether the connected cluster has a GPU now."""
-    return ray.cluster_resources().get("GPU", 0) > 0
 
 
 @contextlib.contextmanager
@@ -417,37 +407,3 @@ def _end(outcomes: ray.data.Dataset) -> None:
     executor = outcomes._current_executor
     if executor is not None:
         executor.shutdown(force=True)
-
-
-def pool_resources(
-    pool: PoolConfig,
-    *,
-    can_use_gpu: bool,
-    single_threaded: bool,
-    local: bool,
-    max_actors: int | None = None,
-    placement_timeout: float = PLACEMENT_TIMEOUT,
-) -> Resources:
-    """Size a stage's actor pool for the cluster that is there; the recipe's numbers win.
-
-    On one machine a multi-threaded stage has one actor with all its cores, a single-threaded one an
-    actor a core. On a cluster every actor has four CPUs or a GPU.
-    """
-    seen = ray.cluster_resources()
-    cluster_gpus = int(seen.get("GPU", 0))
-    num_gpus = pool.num_gpus
-    if num_gpus is None:
-        num_gpus = 1.0 if can_use_gpu and cluster_gpus else 0.0
-    cluster_cpus = (os.cpu_count() or 1) if local else int(seen.get("CPU", 1))
-    num_cpus = pool.num_cpus
-    if num_cpus is None:
-        whole = float(cluster_cpus) if local and not num_gpus else CLUSTER_ACTOR_CPUS
-        num_cpus = 1.0 if single_threaded else whole
-    most = int(cluster_gpus // num_gpus if num_gpus else cluster_cpus // num_cpus)
-    most = max(1, min(most, max_actors or most))
-    low, high = (1, most) if pool.num_actors is None else _as_range(pool.num_actors)
-    return Resources(num_cpus, num_gpus, low, high, pool.resources, pool.labels, placement_timeout)
-
-
-def _as_range(num_actors: int | tuple[int, int]) -> tuple[int, int]:
-    return num_actors if isinstance(num_actors, tuple) else (num_actors, num_actors)

@@ -8,13 +8,11 @@ import sys
 from collections.abc import Generator
 from datetime import UTC, datetime
 
-import ray
-
 import nncift_ray
 from nncift_ray.recipe.sections import Config
 from nncift_ray.runtime.files import Location
-from nncift_ray.runtime.metrics import MetricsReporter, run_label
 from nncift_ray.runtime.progress import EventLog, LineReporter, Reporter, TerminalReporter
+from nncift_ray.runtime.session import ray_running
 from nncift_ray.runtime.stopping import stopping
 
 LOG_FOLDER = "logs"
@@ -30,9 +28,11 @@ def observed(config: Config, run_dir: Location, reporter: Reporter) -> Generator
     The log is a file a process in ``<run_dir>/logs``, on local disks only: an object store knows no
     appending. Metrics need a Ray that is connected. SIGTERM ends the run at a shard's edge.
     """
-    label = run_label(run_dir)
+    label = run_dir.name
     heard: list[Reporter] = [_for_readers(config, label, reporter)]
-    if ray.is_initialized():
+    if ray_running():
+        from nncift_ray.runtime.metrics import MetricsReporter  # Ray's own metrics
+
         heard.append(MetricsReporter(label, config.cluster))
     with contextlib.ExitStack() as stack:
         if run_dir.is_local:

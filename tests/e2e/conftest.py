@@ -10,7 +10,6 @@ import pytest
 from nncift_ray.pipeline import RunResult, run
 from nncift_ray.recipe.loading import load_config
 from nncift_ray.recipe.sections import ClusterConfig
-from nncift_ray.runtime.driver import execute_here
 from nncift_ray.runtime.progress import SilentReporter
 from nncift_ray.runtime.ray_pool import ray_session
 from tests.e2e.recipes import write_recipe
@@ -25,8 +24,8 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="package")
 def undisturbed(recipe: Path) -> RunResult:
     """The recipe's run in this process: no actor, one shard after another, nobody dies."""
-    config = load_config(recipe, [f"run_dir={recipe.parent / 'undisturbed'}"])
-    return run(config, reporter=SilentReporter(), execute=execute_here)
+    overrides = [f"run_dir={recipe.parent / 'undisturbed'}", "cluster=local"]
+    return run(load_config(recipe, overrides), reporter=SilentReporter())
 
 
 @pytest.fixture(scope="module")

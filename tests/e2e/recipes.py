@@ -49,6 +49,7 @@ def write_recipe(folder: Path, *, teacher: str = "delift") -> Path:
         **POOLS,
         "embedder": {"model": "embedded:all-minilm-l6-v2", **POOLS["embedder"]},
         "labels": {"label_pairs": NUM_PAIRS, **POOLS["labels"]},
+        "cluster": "ray",
     }
     if teacher == "delift":
         model = make_tiny_llama(folder / "model")

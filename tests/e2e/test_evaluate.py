@@ -44,6 +44,7 @@ def write_recipe(folder: Path) -> Path:
         "teacher": {"kind": "delift_se"},
         "embedder": {"model": "embedded:all-minilm-l6-v2"},
         "selection": {"objective": "facility_location", "budget": 0.1},
+        "cluster": "ray",
         "evaluation": {
             "tests": {"sums": [str(folder / "test.jsonl")]},
             "methods": ["random"],

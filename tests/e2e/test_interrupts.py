@@ -64,8 +64,9 @@ def end(pid: int) -> int:
         ("fit", "fit", []),  # in the driver
         ("fit", "", TWO_WORKERS),  # in Ray Train's workers
         ("select", "select", []),
+        ("label", "", [*SLOW_TEACHER, "cluster=local"]),  # in the process
     ],
-    ids=["label", "fit", "ray_train", "select"],
+    ids=["label", "fit", "ray_train", "select", "local"],
 )
 def test_ctrl_c_ends_a_run_at_once_and_without_a_traceback(
     recipe: Path,

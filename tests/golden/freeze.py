@@ -14,13 +14,13 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.golden.harness import golden_path, run_recipe, session
+from tests.golden.harness import golden_path, run_recipe
 from tests.golden.recipes import RECIPES
 
 
 def main(names: list[str]) -> None:
     """Run recipes and overwrite their files."""
-    with session(), tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder:
         for name in names or list(RECIPES):
             begin = time.perf_counter()
             run_recipe(name, Path(folder) / name).write(golden_path(name))

@@ -7,7 +7,6 @@ import hashlib
 import json
 import platform
 import re
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,6 @@ import yaml
 
 from nncift_ray.pipeline import run
 from nncift_ray.recipe.loading import load_config
-from nncift_ray.recipe.sections import ClusterConfig
-from nncift_ray.runtime.driver import execute_here
-from nncift_ray.runtime.ray_pool import ray_session
 from nncift_ray.teachers import Measurement, MeasurementFailure
 from tests.golden.corpus import FILES, write_corpus
 from tests.golden.recipes import (
@@ -33,7 +29,7 @@ from tests.golden.recipes import (
 )
 from tests.tiny_models import make_tiny_llama
 
-__all__ = ["Golden", "Measurement", "MeasurementFailure", "golden_path", "run_recipe", "session"]
+__all__ = ["Golden", "Measurement", "MeasurementFailure", "golden_path", "run_recipe"]
 
 HERE = Path(__file__).parent
 ADDED_KEY = "_nncift"  # of a record in subset.jsonl: rank, gain, id and source
@@ -78,15 +74,8 @@ def golden_path(name: str) -> Path:
     return HERE / f"{name}.json"
 
 
-@contextlib.contextmanager
-def session() -> Iterator[None]:
-    """One Ray for many runs; only what trains goes through it."""
-    with ray_session(ClusterConfig()):
-        yield
-
-
 def run_recipe(name: str, folder: Path) -> Golden:
-    """Run a recipe in an empty folder, its shards in this process."""
+    """Run a recipe in an empty folder, in this process."""
     folder = folder.resolve()
     corpus, run_dir, recipe = folder / "corpus", folder / "run", folder / "recipe.yaml"
     write_corpus(corpus, NUM_ROWS_OF.get(name, NUM_ROWS))
@@ -96,7 +85,7 @@ def run_recipe(name: str, folder: Path) -> Golden:
         TINY_MODEL: str(make_tiny_llama(folder / "model")),
     }
     recipe.write_text(yaml.safe_dump(recipe_tree(name, paths, str(run_dir))))
-    run(load_config(recipe), execute=execute_here)
+    run(load_config(recipe, ["cluster=local"]))
     return read_run(run_dir, corpus)
 
 

@@ -8,22 +8,15 @@ ties with it within that tolerance, and files are compared where the order is th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.golden.harness import Golden, golden_path, run_recipe, session
+from tests.golden.harness import Golden, golden_path, run_recipe
 from tests.golden.recipes import RECIPES
 
 TOLERANCE = 1e-6  # of a gain
 TOLERANCE_ELSEWHERE = 1e-4  # of a gain, as a share of the largest: gains are differences of sums
-
-
-@pytest.fixture(scope="module", autouse=True)
-def shared_ray() -> Iterator[None]:
-    with session():
-        yield
 
 
 @pytest.mark.parametrize("name", list(RECIPES))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import pickle
@@ -14,7 +13,6 @@ import pytest
 from ray import cloudpickle
 
 from nncift_ray import embedders
-from nncift_ray import pipeline as runner
 from nncift_ray.corpus.examples import Example
 from nncift_ray.engines.base import ScoringFailure, ScoringRequest, ScoringResult
 from nncift_ray.engines.load import TunedModel
@@ -28,7 +26,7 @@ from nncift_ray.recipe.sections import Config, TuningConfig
 from nncift_ray.runtime.driver import execute_here
 from nncift_ray.runtime.output import StageBegun
 from nncift_ray.runtime.progress import Reporter
-from nncift_ray.runtime.step import Resources, Stage
+from nncift_ray.runtime.step import Stage
 from tests.fake_engines import FakeEngine, FakeGenerator
 from tests.hash_embedder import HashEmbedder
 
@@ -188,8 +186,5 @@ def execute_pickled(stage: Stage, *rest: Any) -> Any:
 
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let an evaluation run in this process, with a hash for an embedder."""
-    monkeypatch.setattr(evaluating, "ray_session", lambda cluster: contextlib.nullcontext())
-    monkeypatch.setattr(evaluating, "cluster_has_gpu", lambda: False)
-    monkeypatch.setattr(runner, "pool_resources", lambda *args, **options: Resources())
     monkeypatch.setattr(embedders, "load_embedder", lambda model: HashEmbedder())
     monkeypatch.setattr(evaluating, "render_evaluation", lambda data: "tested elsewhere")

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from nncift_ray import embedders
-from nncift_ray import extend as extending
 from nncift_ray import extend as extension
 from nncift_ray.explain import query
 from nncift_ray.extend import extend
@@ -28,12 +25,6 @@ SMALL_SHARDS = ("pair_scores.pool.shard_rows=1",)  # an atom of 256 rows each
 
 @pytest.fixture(autouse=True)
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    @contextlib.contextmanager
-    def no_session(cluster: object) -> Iterator[None]:
-        yield
-
-    monkeypatch.setattr(extending, "ray_session", no_session)
-    monkeypatch.setattr(extending, "give_resources", lambda stage, blueprint: None)
     monkeypatch.setattr(extension, "find_embedder", lambda parent: MODEL)
     monkeypatch.setattr(embedders, "load_embedder", lambda model: make_embedder())
 

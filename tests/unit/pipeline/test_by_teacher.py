@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
 from nncift_ray import pipeline as runner
 from nncift_ray.pipeline import RunResult
@@ -17,17 +15,9 @@ from nncift_ray.recipe.sections import Config
 from nncift_ray.runtime.driver import execute_here
 from nncift_ray.runtime.output import column_matrix
 from nncift_ray.runtime.progress import SilentReporter
-from nncift_ray.runtime.step import Resources
 
 NUM_CANDIDATES, NUM_TARGETS, BUDGET, TOP_K = 60, 9, 12, 10
 COSINE_TOLERANCE = 1e-6  # float32
-
-
-@pytest.fixture
-def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "ray_session", lambda cluster: contextlib.nullcontext())
-    monkeypatch.setattr(runner, "cluster_has_gpu", lambda: False)
-    monkeypatch.setattr(runner, "pool_resources", lambda *args, **options: Resources())
 
 
 def recipe(folder: Path, *, targets: bool = True, **sections: dict[str, Any]) -> Config:
@@ -65,7 +55,6 @@ def cosines(result: RunResult, role: str) -> np.ndarray:
     return helped @ helpers.T
 
 
-@pytest.mark.usefixtures("no_ray")
 def test_lists_of_a_run_are_the_teachers_own_cosines(tmp_path: Path) -> None:
     result = run(recipe(tmp_path))
     assert not {"fit", "project", "score_pairs"} & set(result.outputs)

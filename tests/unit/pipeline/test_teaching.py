@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,9 +19,9 @@ from nncift_ray.pipeline import (
 )
 from nncift_ray.recipe.loading import make_config
 from nncift_ray.recipe.sections import Config
+from nncift_ray.runtime import session
 from nncift_ray.runtime.driver import execute_here
 from nncift_ray.runtime.progress import SilentReporter
-from nncift_ray.runtime.step import Resources
 from nncift_ray.teachers.setup import RecipeTeacher
 from tests.chain import LastDigitTeacher
 from tests.fake_engines import FakeEngine
@@ -137,11 +136,10 @@ def test_a_run_that_goes_on_where_there_is_a_gpu_finds_its_labels(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(EngineFactory, "__call__", lambda factory: FakeEngine())
-    monkeypatch.setattr(pipeline, "ray_session", lambda cluster: contextlib.nullcontext())
-    monkeypatch.setattr(pipeline, "pool_resources", lambda *args, **options: Resources())
     found: dict[tuple[str, bool], str] = {}
     for name, has_gpu in (("a", False), ("a", True), ("b", True), ("b", False)):
-        monkeypatch.setattr(pipeline, "cluster_has_gpu", lambda has_gpu=has_gpu: has_gpu)
+        totals = {"CPU": 1.0, "GPU": float(has_gpu)}
+        monkeypatch.setattr(session, "local_totals", lambda totals=totals: totals)
         found[name, has_gpu] = label_fingerprint(tmp_path / name)
     assert found["a", False] == found["a", True]
     assert found["b", False] == found["b", True]

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import pickle
 from pathlib import Path
 from typing import Any
 
-import pytest
 from ray import cloudpickle
 
 from nncift_ray import pipeline as runner
@@ -18,18 +16,10 @@ from nncift_ray.recipe.sections import Config
 from nncift_ray.runtime.driver import execute_here
 from nncift_ray.runtime.output import StageBegun
 from nncift_ray.runtime.progress import Reporter
-from nncift_ray.runtime.step import Resources, Stage
+from nncift_ray.runtime.step import Stage
 from nncift_ray.sweep import SweepGrid, SweepResult, plan_sweep
 
 NUM_ROWS = 60
-
-
-@pytest.fixture
-def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (runner, sweeping):
-        monkeypatch.setattr(module, "ray_session", lambda cluster: contextlib.nullcontext())
-    monkeypatch.setattr(runner, "cluster_has_gpu", lambda: False)
-    monkeypatch.setattr(runner, "pool_resources", lambda *args, **options: Resources())
 
 
 class Heard(Reporter):
@@ -71,7 +61,6 @@ def execute_pickled(stage: Stage, *rest: Any) -> Any:
     return execute_here(pickle.loads(cloudpickle.dumps(stage)), *rest)  # noqa: S301
 
 
-@pytest.mark.usefixtures("no_ray")
 def test_second_sweep_asks_no_teacher_and_trains_only_what_is_new(tmp_path: Path) -> None:
     config = recipe(tmp_path)
     first, heard = run(config, SweepGrid((0.2, 0.4), (8,), 2))
@@ -85,7 +74,6 @@ def test_second_sweep_asks_no_teacher_and_trains_only_what_is_new(tmp_path: Path
     }  # fmt: skip
 
 
-@pytest.mark.usefixtures("no_ray")
 def test_sweep_leaves_the_record_of_the_run_alone(tmp_path: Path) -> None:
     config = recipe(tmp_path)
     Path(config.run_dir).mkdir()
