@@ -61,6 +61,11 @@ UNITS = {
     "delift_se": "cosine of the two embeddings, from -1 to 1",
     "less": "cosine of gradients, averaged over checkpoints by learning rate",
     "selectit": "SelectIT rating",
+    "longest": "thousands of response tokens",
+    "ifd": "loss of the response after its prompt over its loss alone; from 1 on, 1 minus it",
+    "consistency": "loss of the response after near examples over its loss alone, negative",
+    "cosine": "cosine of the two embeddings, from -1 to 1",
+    "rds_plus": "cosine of the model's averaged states, from -1 to 1",
 }
 Direction = Literal["helpers", "helped"]
 Best = tuple[np.ndarray, np.ndarray]  # rows or columns and their influence, best first
@@ -124,7 +129,8 @@ def query(run: Run, example_id: str, top: int = 10) -> QueryAnswer:
     places, blocks = run.find(example_id), list(scored_blocks(run.outputs))
     lists: list[InfluenceList] = []
     for block in blocks:
-        for role, row in places if block != POINTS else ():
+        measured = TEACHER_SCORES in run.outputs and "label" not in run.outputs
+        for role, row in places if block != POINTS and not measured else ():
             if role == helped_role(block):
                 lists.append(_influence_list(run, "helpers", block, role, row, top))
             if role == CANDIDATE:
@@ -265,8 +271,11 @@ def _score(run: Run, blocks: list[str], places: Places) -> Score | None:
 def _notes(run: Run, blocks: list[str], roles: set[str]) -> Iterator[str]:
     """Say what was not scored in this run, so is not listed."""
     objective = run.config.objective
-    if TEACHER_SCORES in run.outputs:
+    if TEACHER_SCORES in run.outputs and "label" in run.outputs:
         yield BY_TEACHER
+    elif TEACHER_SCORES in run.outputs and blocks != [POINTS]:
+        folder = run.outputs[TEACHER_SCORES].folder
+        yield f"no pair was labelled: the best helpers of every row are in the tables of {folder}"
     if blocks == [POINTS]:
         yield (
             f"the teacher '{run.config.teacher.kind}' scores examples, not pairs, so there is no "

@@ -31,8 +31,8 @@ from nncift_ray.labels.step import LabelSample, LabelStage, list_gradients
 from nncift_ray.network.inputs import ExampleInputs
 from nncift_ray.network.step import FitStage
 from nncift_ray.profiles.quality_step import QualityStage
-from nncift_ray.profiles.step import ProfilerFactory, ProfileStage
-from nncift_ray.recipe.sections import Config, PoolConfig
+from nncift_ray.profiles.step import ProfilerFactory, ProfileStage, StatesFactory, StatesStage
+from nncift_ray.recipe.sections import Config, EmbedderConfig, PoolConfig
 from nncift_ray.report.card import render_dataset_card
 from nncift_ray.report.data import ReportData, collect_report_data
 from nncift_ray.report.page import render_report
@@ -53,6 +53,7 @@ from nncift_ray.runtime.session import (
 from nncift_ray.runtime.step import Stage
 from nncift_ray.runtime.telemetry import observed
 from nncift_ray.scores.index_step import IndexStage, low_recall
+from nncift_ray.scores.measured import MeasuredScoresStage
 from nncift_ray.scores.step import ProjectStage, ScorePairsStage
 from nncift_ray.scores.teacher_scores import TeacherScoresStage, describe_labels
 from nncift_ray.selection.step import PARTITIONED, SelectPartitionsStage, SelectStage
@@ -111,11 +112,17 @@ class Blueprint:
             "deduplicate": self._deduplicate,
             "embed": self._embed,
         }
+        reads = self.teaching.reads
         if self.profile_model is not None:
-            steps |= {"profiles": self._profiles, "quality": self._quality}
+            steps["profiles"] = self._profiles
+            if reads != "profiles":
+                steps["quality"] = self._quality
+        if reads == "states":
+            steps["states"] = self._states
         if self.teaching.needs_gradients:
             steps |= {"warmup": self._warmup, "gradients": self._gradients}
-        steps["label"] = self._label
+        if reads is None:
+            steps["label"] = self._label
         if self.by_teacher:
             steps["teacher_scores"] = self._teacher_scores
         else:
@@ -143,6 +150,7 @@ class Blueprint:
             "embed": config.embedder.pool,
             "profiles": config.profiles.pool,
             "quality": config.profiles.pool,
+            "states": config.profiles.pool,
             "warmup": config.teacher.less.pool,
             "gradients": config.teacher.less.pool,
             "label": self.teaching.pool,
@@ -189,6 +197,8 @@ class Blueprint:
     def profile_model(self) -> ResolvedModel | None:
         """The language model that profiles the examples; None where there are no profiles."""
         name = self.config.profiles.model
+        if self.teaching.reads not in (None, "profiles", "quality"):
+            return None
         if name == "teacher":
             return next(iter(self.teaching.language_models), None)
         return None if name is None else resolve_language_model(name, fetch=self._fetch)
@@ -241,6 +251,9 @@ class Blueprint:
         """Say what the scores are where no network makes them, and which keys nobody reads."""
         if not self.by_teacher:
             return []
+        if self.teaching.reads is not None:
+            kind = self.config.teacher.kind
+            return [f"{kind} scores every candidate: no label is asked for, no network is trained"]
         unread = unread_keys(self.config)
         also = f"; the keys {', '.join(unread)} are not read" if unread else ""
         notes = [f"the teacher's own labels are the scores: no network is trained{also}"]
@@ -263,11 +276,16 @@ class Blueprint:
 
     def _profile_engine(self, kind: str) -> EngineFactory:
         """Return what loads the model of the profiles, with the teacher's keys, on one device."""
-        if self.profile_model is None:
+        model = self.profile_model or next(iter(self.teaching.language_models), None)
+        if model is None:
             raise ConfigError("profiles.model: there is none to profile with")
         update = {"engine": kind, "dtype": self.teaching.dtype, "tensor_parallel_size": 1}
-        options = self.config.teacher.model_copy(update=update)
-        return EngineFactory(self.profile_model, options)
+        return EngineFactory(model, self.config.teacher.model_copy(update=update))
+
+    def _states(self, outputs: Outputs) -> Stage:
+        make_embedder = StatesFactory(self._profile_engine("transformers"))
+        config = EmbedderConfig(pool=self.config.profiles.pool)
+        return StatesStage(outputs["deduplicate"], make_embedder, config)
 
     def _profiles(self, outputs: Outputs) -> Stage:
         return self.profile_stage(outputs)
@@ -392,12 +410,16 @@ class Blueprint:
         examples, top_k = outputs["deduplicate"], self.config.pair_scores.top_k
         if self.adds_pairs:
             top_k = examples.num_rows("candidates")
-        return TeacherScoresStage(
-            outputs["label"],
-            examples,
-            self.blocks,
-            top_k if self.keeps_lists else None,
-            subtask_by=self._subtask_by,
+        kept = top_k if self.keeps_lists else None
+        reads, subtask_by = self.teaching.reads, self._subtask_by
+        if reads is None:
+            return TeacherScoresStage(
+                outputs["label"], examples, self.blocks, kept, subtask_by=subtask_by
+            )
+        kind, source = self.config.teacher.kind, outputs[reads]
+        tokenizer = self.teaching.language_models[0] if reads == "deduplicate" else None
+        return MeasuredScoresStage(
+            kind, source, examples, self.blocks, kept, subtask_by=subtask_by, tokenizer=tokenizer
         )
 
     def _fit(self, outputs: Outputs) -> Stage:
@@ -436,13 +458,17 @@ class Blueprint:
             whole=self.adds_pairs,
         )
 
+    def _judged(self, outputs: Outputs) -> StageOutput | None:
+        """Return what says how good candidates are, where the selection shall mind it."""
+        return outputs.get("quality") if self.teaching.reads is None else None
+
     def _select_partitions(self, outputs: Outputs) -> Stage:
         return SelectPartitionsStage(
             scores_of(outputs),
             outputs["embed"],
             resolve_selection(self.config),
             examples=outputs["deduplicate"],
-            profiles=outputs.get("quality"),
+            profiles=self._judged(outputs),
         )
 
     def _select(self, outputs: Outputs) -> Stage:
@@ -452,7 +478,7 @@ class Blueprint:
             resolve_selection(self.config),
             examples=outputs["deduplicate"],
             parts=outputs.get("select_partitions"),
-            profiles=outputs.get("quality"),
+            profiles=self._judged(outputs),
         )
 
     def _export(self, outputs: Outputs) -> Stage:

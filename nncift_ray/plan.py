@@ -186,9 +186,31 @@ class Workload:
         self.example_tokens = (corpus.prompt_chars + corpus.response_chars) / CHARS_PER_TOKEN
         #: Of one example: once after its prompt, and its response once more without.
         self.profile_tokens = self.example_tokens + corpus.response_chars / CHARS_PER_TOKEN
+        shown = config.profiles.num_neighbours
+        #: Each candidate once, and the examples shown once for all that share them.
+        self.compared_tokens = (
+            self.example_tokens * (1 + shown * CONTEXTS_PER_ROW) if shown else 0.0
+        )
+        if blueprint.teaching.reads is not None:
+            self._add_measurements(blueprint.teaching.reads)
+            return
         designs = blueprint.sample_designs(corpus.num_candidates, corpus.num_targets)
         for block in blueprint.blocks:
             self._add_block(block, designs[block])
+
+    def _add_measurements(self, reads: str) -> None:
+        """Count what a teacher that is not asked scores, and the tokens that its steps read."""
+        corpus, rows = self.corpus, self.corpus.num_rows
+        for block in self.blueprint.blocks:
+            self.num_labelled += self._num_rows(block) * (
+                1 if block == POINTS else corpus.num_candidates
+            )
+        profiled = rows * self.profile_tokens
+        self.teacher_tokens = {
+            "profiles": profiled,
+            "quality": profiled + corpus.num_candidates * self.compared_tokens,
+            "states": rows * self.example_tokens,
+        }.get(reads, 0.0)
 
     def _add_block(self, block: str, design: SampleDesign) -> None:
         teaching, corpus = self.blueprint.teaching, self.corpus
@@ -277,14 +299,14 @@ class Workload:
         if self.blueprint.knows_pairs:
             fitting = PAIR_FIT_SECONDS * len(self.blueprint.blocks)
         folding = self.num_labelled / FOLDED_LABELS_PER_SECOND
+        given = "labels" if teaching.reads is None else unit
         scored, lists = f"{about}{self.num_pairs:,} {unit}{kept}{ways}", config.objective != TOP_K
         gradients, taking = (
             f"{self.num_gradients:,} gradients",
             self.num_gradients * example_seconds,
         )
         profiled, shown = num_rows * self.profile_tokens, config.profiles.num_neighbours
-        # Each candidate once, and the examples shown once for all that share them.
-        compared = columns * self.example_tokens * (1 + shown * CONTEXTS_PER_ROW) if shown else 0.0
+        compared, states = columns * self.compared_tokens, num_rows * self.example_tokens
         return {
             "ingest": (records, reading, False),
             "deduplicate": (records, reading, False),
@@ -300,10 +322,15 @@ class Workload:
                 compared / speed + 2 * columns / EMBED_ROWS_PER_SECOND[self.hardware],
                 True,
             ),
+            "states": (
+                f"{about}{num_rows:,} examples, about {states:,.0f} tokens",
+                states / speed,
+                True,
+            ),
             "warmup": (trained, warming, True),
             "gradients": (gradients, taking, True),
             "label": (asked, self.teacher_tokens / speed, teaching.needs_gpu),
-            "teacher_scores": (f"{self.num_labelled:,} labels{kept}", folding, False),
+            "teacher_scores": (f"{self.num_labelled:,} {given}{kept}", folding, False),
             "fit": (f"{self.num_labelled:,} {unit}", fitting, False),
             "project": (f"{about}{num_rows:,} examples", 0.0, False),
             "index": (f"{about}{columns:,} columns", building, lists),
@@ -397,7 +424,7 @@ def make_plan(config: Config, *, hardware: Literal["cpu", "gpu"] | None = None) 
         run_dir=str(run_dir),
         objective=config.objective,
         corpus=corpus,
-        num_pairs_to_label=work.num_labelled,
+        num_pairs_to_label=work.num_labelled if "label" in blueprint.stage_names else 0,
         num_requests=work.num_requests,
         num_teacher_tokens=round(work.teacher_tokens),
         num_pairs_to_score=0 if blueprint.by_teacher else work.num_pairs,

@@ -47,8 +47,8 @@ from nncift_ray.runtime.output import StageManifest, StageOutput
 from nncift_ray.runtime.schemas import ALL_STEPS, COSTS, CROSS, POINTS, WITHIN
 from nncift_ray.selection.tables import scored_blocks
 
-EMBED, LABEL, FIT, INDEX = "embed", "label", "fit", "index"
-DELIFT_SE = "delift_se"
+EMBED, LABEL, FIT, INDEX, QUALITY = "embed", "label", "fit", "index", "quality"
+BY_EMBEDDINGS = ("delift_se", "cosine")  # teachers
 #: Columns of COSTS that grow with a step's work and add up over steps.
 AMOUNTS = ("seconds", "accelerator_seconds", "cpu_seconds", "price")
 
@@ -163,16 +163,20 @@ class _Charged:
         assert subset.config is not None  # noqa: S101 (it has outputs, so a recipe made them)
         self.subset, self._config = subset, subset.config
         self._by_network = FIT in subset.outputs
-        reads_vectors = self._by_network or subset.config.teacher.kind == DELIFT_SE
+        by_vectors = subset.config.teacher.kind in BY_EMBEDDINGS or QUALITY in subset.outputs
+        reads_vectors = self._by_network or by_vectors
         self.outputs = {
             name: output for name, output in subset.outputs.items()
             if name != "export" and (name != EMBED or reads_vectors)
         }  # fmt: skip
-        examples, asked = subset.outputs["deduplicate"], subset.outputs[LABEL].manifest.facts()
+        examples, labels = subset.outputs["deduplicate"], subset.outputs.get(LABEL)
         self.num_candidates = examples.num_rows("candidates")
         self._num_targets = examples.num_rows("targets")
         self._blocks = scored_blocks(subset.outputs)
-        self.num_labels = sum(counts["num_pairs"] for counts in asked["asked"].values())
+        self.num_labels = self.possible()  # of a teacher that is not asked
+        if labels is not None:
+            asked = labels.manifest.facts()["asked"]
+            self.num_labels = sum(counts["num_pairs"] for counts in asked.values())
 
     def possible(self, num_candidates: int | None = None) -> int:
         """Return how many labels there could be."""
@@ -329,11 +333,13 @@ def _plan_selection(method: str, made: RunPlan, num_subsets: int, *, is_first: b
         stage for stage in made.stages
         if stage.name != "export" and (is_first or stage.name not in SHARED_STAGES)
     ]  # fmt: skip
-    done = all(stage.state == "done" for stage in stages if stage.name == LABEL)
+    labels = [stage.state for stage in stages if stage.name == LABEL]
+    asked = f", {made.num_requests:,} requests" if labels else ""
+    done = labels == ["done"]
     stages += [stage for stage in stages if stage.name in SELECT_STAGES] * (num_subsets - 1)
     return PlanRow(
         f"select by {method}",
-        f"{num_subsets} subset(s), {made.num_requests:,} requests" + ", labels done" * done,
+        f"{num_subsets} subset(s){asked}" + ", labels done" * done,
         num_tokens=0 if done else made.num_teacher_tokens,
         seconds=sum(stage.seconds for stage in stages),
         cost_usd=sum(stage.cost_usd for stage in stages),

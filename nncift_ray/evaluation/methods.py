@@ -18,6 +18,7 @@ from nncift_ray.errors import ConfigError, NnciftError
 from nncift_ray.pipeline import Blueprint
 from nncift_ray.recipe.loading import make_config
 from nncift_ray.recipe.sections import (
+    MEASURED_TEACHERS,
     NN_CIFT,
     POINTWISE_TEACHERS,
     SMALL_LM,
@@ -27,14 +28,15 @@ from nncift_ray.recipe.sections import (
     TokenBudget,
 )
 from nncift_ray.runtime.output import StageOutput
-from nncift_ray.selection.tables import TOP_K
+from nncift_ray.selection.tables import ROUND_ROBIN, TOP_K
 
 INITIAL, RANDOM, FULL = "initial", "random", "full"
 TUNED, ICL, UNTAUGHT = "tuned", "icl", "none"
+FACILITY_LOCATION = "facility_location"
 #: Teachers whose own paper ranks candidates by one score each.
-RANKING_TEACHERS = ("less", "selectit")
-#: What of the recipe's sections also means something to ``top_k``, and to a teacher's own labels.
-KEYS_OF_TOP_K = ("seed", "include", "exclude", "quotas")
+RANKING_TEACHERS = ("less", *POINTWISE_TEACHERS)
+#: What of the recipe's sections also means something to a rival, and to a teacher's own labels.
+KEYS_OF_RIVALS = ("seed", "include", "exclude", "quotas")
 KEYS_OF_ALL_LABELS = ("validation_fraction", "group_pairs", "seed", "pool")
 KEYS_OF_GIVEN_SCORES = ("top_k", "pool")
 #: A teacher method labels every pair; the recipe's own bound is for samples.
@@ -55,8 +57,10 @@ def teacher_of(method: str) -> str | None:
 def variant(config: Config, method: str, budget: float) -> Config:
     """Return the recipe that selects a method's subset.
 
-    LESS and SelectIT take the candidates of the highest score, as their papers do; the others the
-    recipe's own objective. Every subset is filled to the budget, a share of the candidates.
+    LESS, SelectIT and what scores examples take the candidates of the highest score, cosine and
+    rds_plus each target's nearest in turn (facility location without targets), all of them without
+    a regard for quality, as their papers do; the others the recipe's own objective. Every subset is
+    filled to the budget, a share of the candidates.
 
     Raises:
         ConfigError: If the recipe and the method contradict each other, naming the method.
@@ -65,7 +69,7 @@ def variant(config: Config, method: str, budget: float) -> Config:
     tree = config.model_dump(mode="json")
     tree["teacher"]["kind"] = teacher
     tree["selection"] = _selection(config, teacher, budget)
-    if tree["selection"]["objective"] == TOP_K:
+    if teacher in (*RANKING_TEACHERS, *MEASURED_TEACHERS):
         tree["data"]["existing"] = []  # only conditional gains read them
     if prefix == SMALL_LM:
         small = {"model": config.evaluation.small_model, "revision": None, "adapter": None}
@@ -75,7 +79,10 @@ def variant(config: Config, method: str, budget: float) -> Config:
         del tree["network"]
         tree["labels"] = {key: tree["labels"][key] for key in KEYS_OF_ALL_LABELS}
         tree["labels"]["max_pairs"] = NO_BOUND
-        if teacher not in POINTWISE_TEACHERS:  # whose labels are as many as the candidates
+        if teacher not in (
+            *POINTWISE_TEACHERS,
+            *MEASURED_TEACHERS,
+        ):  # whose labels are as many as the candidates
             tree["labels"]["label_pairs"] = config.evaluation.teacher_pairs
         scoring = {key: tree["pair_scores"][key] for key in KEYS_OF_GIVEN_SCORES}
         tree["pair_scores"] = scoring | {"by": "teacher"}
@@ -89,8 +96,11 @@ def _selection(config: Config, teacher: str | None, budget: float) -> dict[str, 
             "selection.objective: random asks no teacher; give the objective that the methods are "
             "to select by (the evaluation has a method 'random' of its own)"
         )
+    plain = {key: own[key] for key in KEYS_OF_RIVALS} | {"budget": budget, "quality": "none"}
     if teacher in RANKING_TEACHERS:
-        return {key: own[key] for key in KEYS_OF_TOP_K} | {"objective": TOP_K, "budget": budget}
+        return plain | {"objective": TOP_K}
+    if teacher in MEASURED_TEACHERS:
+        return plain | {"objective": ROUND_ROBIN if config.data.targets else FACILITY_LOCATION}
     if config.selection.optimizer.kind == "cost_benefit":  # wants a budget in tokens
         own["optimizer"]["kind"] = "lazy"
     return own | {"budget": budget, "stop_gain": None}

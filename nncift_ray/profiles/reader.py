@@ -20,6 +20,7 @@ from nncift_ray.corpus.examples import Example
 from nncift_ray.engines.base import ScoringFailure, ScoringRequest
 from nncift_ray.engines.tokens import cut_batches
 from nncift_ray.engines.transformers import LOGIT_ROWS, TransformersEngine, run_or_split
+from nncift_ray.errors import EngineDiedError
 from nncift_ray.profiles.blocks import (
     FEATURE_BLOCKS,
     SCALARS,
@@ -225,6 +226,60 @@ class ProfilingEngine(TransformersEngine):
         outer_RKK = torch.einsum("rk,rl->rkl", errors_RK, states_RD.float() @ side)
         sums = outer_RKK.new_zeros((num_rows, *outer_RKK.shape[1:]))
         return sums.index_add_(0, torch.tensor(rows).to(sums.device), outer_RKK).flatten(1)
+
+
+class StatesEmbedder(TransformersEngine):
+    """A language model as an embedder of prompts with their responses."""
+
+    @property
+    def dimension(self) -> int:
+        """The model's hidden size D."""
+        return int(self._model.get_input_embeddings().weight.shape[1])
+
+    def embed(self, texts: Sequence[tuple[str, str]]) -> F32:
+        """Return sum_t t h_t / sum_t t at length 1 [N, D], of the last states h of all tokens.
+
+        The prompt stands in the model's chat template, and what exceeds the model's window is cut
+        from the right. One forward pass an example.
+
+        Source: RDS+, arXiv 2503.01807, section 3.
+
+        Raises:
+            EngineDiedError: If the accelerator failed, or its memory holds no single example.
+        """
+        found_ND = np.zeros((len(texts), self.dimension), np.float32)
+        ids = [self._tokens(*text) for text in texts]
+        with self._computing():
+            for places in cut_batches([len(each) for each in ids], 0, self._batch_tokens):
+                vectors = run_or_split(self._pool, [ids[place] for place in places])
+                for place, vector in zip(places, vectors, strict=True):
+                    if isinstance(vector, ScoringFailure):
+                        raise EngineDiedError(f"{self.name}: {vector.message}")
+                    found_ND[place] = vector
+        return found_ND
+
+    def count_tokens(self, texts: Sequence[tuple[str, str]]) -> npt.NDArray[np.int32]:
+        """Return the tokens that are read of each example [N]."""
+        return np.array([len(self._tokens(*text)) for text in texts], np.int32)
+
+    def _tokens(self, prompt: str, response: str) -> list[int]:
+        ids = [*self.encode_message(prompt), *self.encode(response), self.eos_id]
+        return ids[: self.max_length]
+
+    def _pool(self, batch: list[list[int]]) -> list[F32]:
+        width = max(map(len, batch))
+        ids_BS = torch.zeros((len(batch), width), dtype=torch.long)
+        weights_BS = torch.zeros((len(batch), width))
+        for b, ids in enumerate(batch):
+            ids_BS[b, : len(ids)] = torch.tensor(ids)
+            weights_BS[b, : len(ids)] = torch.arange(1, len(ids) + 1)
+        weights_BS = weights_BS.to(self._device)
+        mask_BS = (weights_BS > 0).long()
+        output = self._model.base_model(
+            input_ids=ids_BS.to(self._device), attention_mask=mask_BS, use_cache=False
+        )
+        pooled_BD = torch.einsum("bs,bsd->bd", weights_BS, output.last_hidden_state.float())
+        return [*_unit(pooled_BD).cpu().numpy()]
 
 
 def _pooling_weights(batch: Sequence[ScoringRequest], pooling: str, width: int) -> F32:

@@ -1,4 +1,4 @@
-"""The step ``profiles``: every example goes once through the language model."""
+"""The steps ``profiles`` and ``states``: every example goes once through the language model."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nncift_ray.corpus.examples import Example
+from nncift_ray.embedders import EmbedStage
 from nncift_ray.engines.base import ScoringFailure
 from nncift_ray.engines.load import EngineFactory, actor_threads
 from nncift_ray.engines.models import locate_model
 from nncift_ray.profiles.blocks import FEATURE_BLOCKS, SCALARS, SEED
+from nncift_ray.recipe.sections import EmbedderConfig
 from nncift_ray.runtime.output import Sink, StageOutput, column_matrix
 from nncift_ray.runtime.schemas import TABLE_OF_ROLE
 from nncift_ray.runtime.step import KILLED_WORKER, RowAtoms, RowStage, Shard, Worker
@@ -186,3 +188,43 @@ def profile_rows(
             sink.count("tokens", profile.num_prompt_tokens + 2 * profile.num_response_tokens)
         written.append(record)
     return pa.Table.from_pylist(written, schema=SCHEMA)
+
+
+# RDS+: the last hidden states, averaged, later tokens weighing more.
+
+
+@dataclass(frozen=True)
+class StatesFactory:
+    """Loads the language model that embeds."""
+
+    engine: EngineFactory
+
+    def __call__(self) -> Any:
+        """Return the embedder."""
+        from nncift_ray.profiles.reader import StatesEmbedder
+
+        path = locate_model(self.engine.model, "language model").path
+        return StatesEmbedder(path, self.engine.options, num_threads=actor_threads())
+
+
+class StatesStage(EmbedStage):
+    """Write ``candidates``, ``targets`` and ``existing``: what the model holds of each example."""
+
+    name: ClassVar[str] = "states"
+    title: ClassVar[str] = "read the model's states"
+    memory_advice: ClassVar[str] = "lower teacher.batch_tokens, or give its actors more memory"
+
+    def __init__(
+        self, examples: StageOutput, make_embedder: StatesFactory, config: EmbedderConfig
+    ) -> None:
+        """Embed the deduplicated examples by the language model that the factory loads."""
+        super().__init__(examples, make_embedder.engine.model, config, make_embedder=make_embedder)
+        self._engine_settings = make_embedder.engine.settings()
+
+    def settings(self) -> dict[str, Any]:
+        """The model and what its numbers depend on."""
+        return super().settings() | {"engine": self._engine_settings}
+
+    def texts_of(self, rows: pa.Table) -> list[Any]:
+        """Return prompts and responses."""
+        return list(zip(rows["prompt"].to_pylist(), rows["response"].to_pylist(), strict=True))

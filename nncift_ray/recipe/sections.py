@@ -178,9 +178,11 @@ class EmbedderConfig(Section):
 
 # Recipe sections ``teacher`` and ``labels``: who labels, and how much.
 
-BUILT_IN_TEACHERS = ("delift_se", "delift", "less", "selectit")
+#: Teachers that are not asked: their scores of all there is follow from what other steps measured.
+MEASURED_TEACHERS = ("longest", "ifd", "consistency", "cosine", "rds_plus")
+BUILT_IN_TEACHERS = ("delift_se", "delift", "less", "selectit", *MEASURED_TEACHERS)
 #: Those that score examples, not pairs; of a class of the user's own its attribute ``kind`` says.
-POINTWISE_TEACHERS = ("selectit",)
+POINTWISE_TEACHERS = ("selectit", "longest", "ifd", "consistency")
 _SECRET_NAME = re.compile(r"key|token|secret|passw|credential", re.IGNORECASE)
 _IMPORT_PATH = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
 
@@ -267,7 +269,8 @@ class TeacherConfig(EngineConfig):
     """Who labels the sample; a language model's keys are read by the teachers that ask one."""
 
     kind: str
-    """delift_se, delift, less, selectit, or a class of your own as "package.module:Class"."""
+    """delift_se, delift, less, selectit; longest, ifd, consistency, cosine, rds_plus, which score
+    everything without a network; or a class of your own as "package.module:Class"."""
     max_failed_fraction: float = Field(default=0.05, ge=0, le=1)
     """Stop when a larger share of the requests fails."""
     less: LessConfig = LessConfig()
@@ -713,9 +716,10 @@ NN_CIFT, SMALL_LM = "nn_cift", "small_lm"
 #: ``small_lm+delift``: the labels of ``evaluation.small_model`` in the teacher's place.
 METHODS = (
     *WITHOUT_TEACHER,
-    *(f"{prefix}{kind}" for prefix in ("", f"{NN_CIFT}+", f"{SMALL_LM}+")
-      for kind in BUILT_IN_TEACHERS),
-)  # fmt: skip
+    *BUILT_IN_TEACHERS,
+    *(f"{NN_CIFT}+{kind}" for kind in BUILT_IN_TEACHERS if kind not in MEASURED_TEACHERS),
+    *(f"{SMALL_LM}+{kind}" for kind in BUILT_IN_TEACHERS if kind not in ("longest", "cosine")),
+)
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
 
 
@@ -808,9 +812,9 @@ class EvaluationConfig(Section):
     tests: dict[str, tuple[str, ...]] = {}
     """Held-out rows by a name of your own: ``{gsm8k: [test.jsonl]}``."""
     methods: tuple[str, ...] = ("initial", "random", "nn_cift+delift", "full")
-    """Subsets to compare. "initial" (no data), "random", "full", a teacher by its own labels
-    ("delift"), NN-CIFT over it ("nn_cift+delift"), or a smaller model in its place
-    ("small_lm+delift")."""
+    """Subsets to compare. "initial" (no data), "random", "full", a teacher by its own labels or
+    measurements ("delift", "ifd"), NN-CIFT over it ("nn_cift+delift"), or a smaller model in its
+    place ("small_lm+delift")."""
     budgets: tuple[float, ...] = (0.1,)
     """Sizes of the subsets, as fractions of the candidates. The first is for every method, further
     ones draw a learning curve for ``curve_methods``."""
@@ -981,6 +985,33 @@ class Config(Section):
     cluster: ClusterConfig = ClusterConfig()
     export: ExportConfig = ExportConfig()
     report: ReportConfig = ReportConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _measurements_are_scores(cls, value: object) -> object:
+        """Set ``pair_scores.by`` for a teacher that scores everything by itself."""
+        if not isinstance(value, Mapping):
+            return value
+        tree = cast("Mapping[str, Any]", value)
+        teacher, scores = tree.get("teacher"), tree.get("pair_scores", {})
+        if not isinstance(teacher, Mapping) or not isinstance(scores, Mapping):
+            return tree
+        if cast("Mapping[str, Any]", teacher).get("kind") not in MEASURED_TEACHERS:
+            return tree
+        own = {"by": "teacher"} | dict(cast("Mapping[str, Any]", scores))
+        return dict(tree) | {"pair_scores": own}
+
+    @model_validator(mode="after")
+    def _measurements_need_no_network(self) -> Self:
+        kind = self.teacher.kind
+        if kind in MEASURED_TEACHERS and self.pair_scores.by == "network":
+            raise ValueError(
+                f"pair_scores.by: network learns a teacher's labels, and {kind} scores everything "
+                "by itself; take the key out"
+            )
+        if kind in ("ifd", "consistency") and self.profiles.model is None:
+            raise ValueError(f"profiles.model: {kind} is made of the profiles; take the key out")
+        return self
 
     @model_validator(mode="after")
     def _holds_no_secret(self) -> Self:

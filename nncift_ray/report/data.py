@@ -481,7 +481,7 @@ def collect_report_data(
         has_subtasks=recipe.data.subtask_by is not None,
         num_duplicates=count_duplicates(examples),
         num_errors=sum(output.manifest.num_failures for output in outputs.values()),
-        num_labelled_pairs=outputs["label"].num_rows("labels"),
+        num_labelled_pairs=outputs["label"].num_rows("labels") if "label" in outputs else None,
         random_objective=facts.get("random_objective"),
         upper_bound=facts.get("upper_bound"),
         stopped_by=facts.get("stopped_by", ""),

@@ -141,12 +141,12 @@ class TeacherScoresStage(Stage):
         unranked = np.flatnonzero(~is_ranked_J)
         if block == ground_block(self._blocks):  # whose rows the objective covers
             self._write_unranked(block, unranked, sink)
-        asked = self._labels.manifest.facts()["asked"][block]
+        num_asked_rows, num_asked = self._num_asked(block)
         return {
             "num_rows": self._num_rows(block),
-            "num_asked_rows": asked["num_rows"],
+            "num_asked_rows": num_asked_rows,
             "num_columns": self._num_candidates,
-            "num_asked": asked["num_pairs"],
+            "num_asked": num_asked,
             "num_labelled": total.num_pairs,  # of them; why the others failed is in label's errors
             "num_unranked": len(unranked),  # candidates without any label here
         }
@@ -154,15 +154,24 @@ class TeacherScoresStage(Stage):
     def _start(self, block: str) -> LabelLists | LabelSums:
         """Return what folds the block's labels, with nothing in it."""
         if self._top_k is not None:
-            labelled_I = np.zeros(self._num_rows(block), np.bool_)
-            for helped_P, _, _ in self._batches(block):
-                labelled_I[helped_P] = True
-            return LabelLists(block, labelled_I, self._num_candidates, self._top_k)
+            return LabelLists(block, self._labelled_rows(block), self._num_candidates, self._top_k)
         # Of points each example is a column by itself, with one row.
         subtasks = Subtasks.one(1 if block == POINTS else self._num_rows(block))
         if block == CROSS and self._subtask_by is not None:
             subtasks = read_subtasks(self._examples, self._subtask_by)
         return LabelSums(block, subtasks, self._num_candidates)
+
+    def _num_asked(self, block: str) -> tuple[int, int]:
+        """Return how many rows of a block were asked about, and with how many pairs (or points)."""
+        asked = self._labels.manifest.facts()["asked"][block]
+        return asked["num_rows"], asked["num_pairs"]
+
+    def _labelled_rows(self, block: str) -> np.ndarray:
+        """Return which rows of a block have a label [I]."""
+        labelled_I = np.zeros(self._num_rows(block), np.bool_)
+        for helped_P, _, _ in self._batches(block):
+            labelled_I[helped_P] = True
+        return labelled_I
 
     def _batches(self, block: str) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Yield (helped [P], helper [P], utility [P]) of a block; of points the row is always 0."""

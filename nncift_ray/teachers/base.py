@@ -101,6 +101,11 @@ TEACHERS = {
     "delift_se": "nncift_ray.teachers.delift:DeliftSeTeacher",
     "less": "nncift_ray.teachers.less:LessTeacher",
     "selectit": "nncift_ray.teachers.selectit:SelectItTeacher",
+    "longest": "nncift_ray.teachers.measured:LongestTeacher",
+    "ifd": "nncift_ray.teachers.measured:IfdTeacher",
+    "consistency": "nncift_ray.teachers.measured:ConsistencyTeacher",
+    "cosine": "nncift_ray.teachers.measured:CosineTeacher",
+    "rds_plus": "nncift_ray.teachers.measured:RdsPlusTeacher",
 }
 _ATTRIBUTES = ("kind", "needs_baseline", "needs_embeddings", "needs_engine", "version")
 _METHODS = ("measure", "utility", "close")

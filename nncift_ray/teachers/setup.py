@@ -116,6 +116,11 @@ class RecipeTeacher:
         return needs_gradients(self.teacher_class)
 
     @property
+    def reads(self) -> str | None:
+        """The step whose measurements are its scores; None: it is asked for labels."""
+        return getattr(self.teacher_class, "reads", None)
+
+    @property
     def needs_baseline(self) -> bool:
         """Whether it measures every helped example on its own, too."""
         return self.teacher_class.needs_baseline
@@ -135,7 +140,8 @@ class RecipeTeacher:
     @cached_property
     def language_models(self) -> tuple[ResolvedModel, ...]:
         """The language models, found; none where it has none."""
-        if not (self.needs_engine or self.needs_gradients):
+        counts_tokens = self.reads == "deduplicate"
+        if not (self.needs_engine or self.needs_gradients or counts_tokens):
             return ()
         teacher = self._teacher
         several = teacher.selectit.models if teacher.kind == "selectit" else ()

@@ -94,6 +94,35 @@ def test_a_plan_after_the_index_tells_what_that_measured(
     assert found["score_pairs"] == pytest.approx(seconds)
 
 
+@pytest.mark.parametrize(
+    ("kind", "objective", "scored", "reads"),
+    [
+        ("longest", "top_k", "80 examples", None),
+        ("ifd", "top_k", "80 examples", "profiles"),
+        ("consistency", "top_k", "80 examples", "quality"),
+        ("cosine", "round_robin", "400 pairs, top 64", None),
+        ("rds_plus", "round_robin", "400 pairs, top 64", "states"),
+    ],
+)
+def test_what_is_measured_is_priced_by_what_it_reads(
+    tmp_path: Path, kind: str, objective: str, scored: str, reads: str | None
+) -> None:
+    candidates, targets, *_ = write_corpus(tmp_path, 80, 5)
+    tree = {
+        "run_dir": str(tmp_path / "run"),
+        "data": {"candidates": [candidates], "targets": [targets] if "robin" in objective else []},
+        "teacher": {"kind": kind, "model": "embedded:smollm2-135m-instruct"},
+        "embedder": {"model": "embedded:all-minilm-l6-v2"},
+        "selection": {"objective": objective, "budget": 0.1},
+    }
+    made = make_plan(make_config(tree), hardware="cpu")
+    assert (made.num_pairs_to_label, made.num_requests) == (0, 0)
+    assert amounts(made)["teacher_scores"] == scored
+    assert (made.num_teacher_tokens > 0) == (reads is not None)
+    seconds = {stage.name: stage.seconds - STAGE_START_SECONDS for stage in made.stages}
+    assert reads is None or seconds[reads] > 0
+
+
 def test_a_plan_by_teacher_labels_everything_and_trains_nothing(tmp_path: Path) -> None:
     candidates, targets, *_ = write_corpus(tmp_path, 80, 5)
     tree = {

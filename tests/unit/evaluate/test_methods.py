@@ -9,8 +9,9 @@ import pytest
 from nncift_ray.errors import ConfigError
 from nncift_ray.evaluation.methods import method_notices, teacher_of, variant
 from nncift_ray.labels.design import unread_keys
+from nncift_ray.pipeline import Blueprint
 from nncift_ray.recipe.loading import make_config
-from nncift_ray.recipe.sections import METHODS, Config
+from nncift_ray.recipe.sections import METHODS, POINTWISE_TEACHERS, Config
 
 BUDGET = 0.2
 
@@ -39,8 +40,19 @@ def test_every_method_with_a_teacher_is_a_valid_recipe(name: str) -> None:
     kind = name.rpartition("+")[2]
     assert made.teacher.kind == kind
     assert made.selection.budget == BUDGET
-    ranks = kind in ("less", "selectit")
-    assert made.selection.objective == ("top_k" if ranks else "facility_location")
+    ranks = kind in ("less", *POINTWISE_TEACHERS)
+    turns = kind in ("cosine", "rds_plus")
+    expected = "top_k" if ranks else "round_robin" if turns else "facility_location"
+    assert made.selection.objective == expected
+    assert made.selection.quality == ("none" if ranks or turns else "auto")
+
+
+def test_what_is_measured_asks_nothing_and_a_cosine_without_targets_covers_the_pool() -> None:
+    made = of("cosine", recipe(data={"targets": []}))
+    assert (made.selection.objective, made.pair_scores.by) == ("facility_location", "teacher")
+    assert "label" not in Blueprint(made).stage_names
+    assert of("small_lm+ifd", recipe()).teacher.model == "little"
+    assert {"nn_cift+cosine", "small_lm+longest"}.isdisjoint(METHODS)
 
 
 def test_a_network_keeps_the_labels_of_the_recipe() -> None:

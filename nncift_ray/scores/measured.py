@@ -1,0 +1,110 @@
+"""Scores that need no label and no network: every example's, or every pair's, from numbers at hand.
+
+Pairs are inner products of the rows' and the columns' vectors, a block at a time, and folded as
+they come into what `teacher_scores` keeps. Suffixes: I rows, J columns, P pairs, N examples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+
+from nncift_ray.engines.models import ResolvedModel, locate_model
+from nncift_ray.engines.tokens import SegmentTokenizer
+from nncift_ray.runtime.output import StageOutput, column_matrix
+from nncift_ray.runtime.schemas import POINTS, TABLE_OF_ROLE, helped_role
+from nncift_ray.scores.teacher_scores import TeacherScoresStage
+from nncift_ray.teachers.measured import ifd_scores, unit_rows
+
+ROWS, COLUMNS = 1024, 4096  # of a block of pairs
+MOST = 1000.0  # in size, of an example's score
+
+
+class MeasuredScoresStage(TeacherScoresStage):
+    """Write the tables of the score stage for a teacher that is not asked (`teachers.measured`)."""
+
+    title = "take measurements for scores"
+    memory_advice = (
+        "give the machine more memory: it holds the vectors of all targets (of all candidates, "
+        "where there are none), and 8 bytes for each place of a list"
+    )
+
+    def __init__(
+        self,
+        kind: str,
+        source: StageOutput,
+        examples: StageOutput,
+        blocks: Sequence[str],
+        top_k: int | None,
+        *,
+        subtask_by: str | None = None,
+        tokenizer: ResolvedModel | None = None,
+    ) -> None:
+        """Score by what the step ``source`` measured; see `TeacherScoresStage`.
+
+        ``tokenizer`` is the language model whose tokens are counted, where the teacher does that.
+        """
+        super().__init__(source, examples, blocks, top_k, subtask_by=subtask_by)
+        self._kind, self._tokenizer = kind, tokenizer
+
+    def settings(self) -> dict[str, Any]:
+        """What is kept, and what of."""
+        model = self._tokenizer
+        tokenizer = None if model is None else [model.name, model.revision]
+        return super().settings() | {"teacher": self._kind, "tokenizer": tokenizer}
+
+    def _num_asked(self, block: str) -> tuple[int, int]:
+        num_rows = 1 if block == POINTS else self._num_rows(block)
+        return self._num_rows(block), num_rows * self._num_candidates
+
+    def _labelled_rows(self, block: str) -> np.ndarray:
+        return np.ones(self._num_rows(block), np.bool_)
+
+    def _batches(self, block: str) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Yield (row [P], column [P], score [P]) of a block; of points the row is always 0."""
+        if block == POINTS:
+            value_N = self._points()
+            known_N = np.flatnonzero(np.isfinite(value_N))
+            score_N = np.clip(value_N[known_N], -MOST, MOST).astype(np.float32)
+            yield np.zeros_like(known_N), known_N, score_N
+            return
+        row_ID = unit_rows(self._vectors(TABLE_OF_ROLE[helped_role(block)]))
+        first = 0
+        for batch in self._labels.iter_batches("candidates", ["embedding"], COLUMNS):
+            column_JD = unit_rows(column_matrix(pa.chunked_array([batch.column(0)])))
+            column_J = np.arange(first, first + len(column_JD))
+            for start in range(0, len(row_ID), ROWS):
+                score_IJ = np.clip(row_ID[start : start + ROWS] @ column_JD.T, -1.0, 1.0)
+                row_I = np.arange(start, start + len(score_IJ))
+                rows_P = np.repeat(row_I, len(column_J))
+                yield rows_P, np.tile(column_J, len(row_I)), score_IJ.reshape(-1)
+            first += len(column_JD)
+
+    def _vectors(self, table: str) -> np.ndarray:
+        return column_matrix(self._labels.read(table, ["embedding"])["embedding"])
+
+    def _points(self) -> np.ndarray:
+        """Return the score of every candidate [N], NaN where it has none."""
+        if self._kind == "longest":  # in thousands: scores are bounded
+            return self._count_tokens()
+        if self._kind == "ifd":
+            return ifd_scores(*self._numbers("nll", "nll_alone"))
+        (ratio_N,) = self._numbers("consistency")
+        return -ratio_N
+
+    def _numbers(self, *names: str) -> list[np.ndarray]:
+        table = self._labels.read("candidates", list(names))
+        return [np.array(table[name].to_numpy(), np.float64) for name in names]
+
+    def _count_tokens(self) -> np.ndarray:
+        assert self._tokenizer is not None  # noqa: S101 (given where tokens are counted)
+        tokenizer = SegmentTokenizer(locate_model(self._tokenizer, "language model").path)
+        lengths = [
+            len(tokenizer.encode(text)) / 1000
+            for batch in self._examples.iter_batches("candidates", ["response"])
+            for text in cast("list[str]", batch.column(0).to_pylist())
+        ]
+        return np.array(lengths, np.float64)

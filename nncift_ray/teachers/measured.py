@@ -1,0 +1,100 @@
+"""Teachers that are not asked: their scores follow from what earlier steps know of every example.
+
+Each names the step that it reads; `scores.measured` makes the scores, of all examples or pairs at
+once. Costs are for n candidates and m targets. Suffixes: N examples, I rows, J columns, D numbers.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from nncift_ray.teachers.base import Teacher
+
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+
+
+class MeasuredTeacher(Teacher):
+    """A teacher whose scores of all examples, or pairs, are made of another step's numbers."""
+
+    #: The step: "deduplicate" (texts), "profiles", "quality", "embed" or "states".
+    reads: ClassVar[str]
+
+
+class LongestTeacher(MeasuredTeacher):
+    """The tokens of the response: the longest answers teach best. No model is run.
+
+    Source: Long Is More for Alignment, arXiv 2402.04833.
+    """
+
+    kind: ClassVar[Literal["pairwise", "pointwise"]] = "pointwise"
+    reads: ClassVar[str] = "deduplicate"
+
+
+class IfdTeacher(MeasuredTeacher):
+    """How little the prompt explains the response (`ifd_scores`). Cost: 2n forward passes.
+
+    Source: IFD, arXiv 2308.12032; by a small model in a large one's place, arXiv 2402.00530.
+    """
+
+    kind: ClassVar[Literal["pairwise", "pointwise"]] = "pointwise"
+    needs_engine: ClassVar[bool] = True
+    reads: ClassVar[str] = "profiles"
+
+
+class ConsistencyTeacher(MeasuredTeacher):
+    """How well near examples explain the response: -NLL(y | near examples, x) / NLL(y).
+
+    Cost: n forward passes behind ``profiles.num_neighbours`` examples, and n of the response alone.
+    """
+
+    kind: ClassVar[Literal["pairwise", "pointwise"]] = "pointwise"
+    needs_engine: ClassVar[bool] = True
+    reads: ClassVar[str] = "quality"
+
+
+class CosineTeacher(MeasuredTeacher):
+    """The cosine of the sentence embeddings of every pair. Cost: n + m passes of the embedder.
+
+    A candidate paired with itself counts 1, as in facility location over cosines elsewhere.
+    """
+
+    reads: ClassVar[str] = "embed"
+
+
+class RdsPlusTeacher(MeasuredTeacher):
+    """The cosine of the language model's last states of every pair, later tokens weighing more.
+
+    Cost: n + m forward passes. To be selected by the objective round_robin, as in the paper.
+
+    Source: RDS+, arXiv 2503.01807, section 3.
+    """
+
+    needs_engine: ClassVar[bool] = True
+    reads: ClassVar[str] = "states"
+
+
+def ifd_scores(nll_N: F64, nll_alone_N: F64) -> F64:
+    """Return by how much the prompt fails to explain each response [N], 1 and above last.
+
+    IFD = NLL(y | x) / NLL(y). The larger the better below 1; from 1 on, where the prompt does not
+    help at all, the pair counts as wrong: such rows get 1 - IFD, so they come after all others, the
+    worst last. NaN where a loss is not known or the response alone costs nothing.
+
+    Source: arXiv 2308.12032, section 2.2 (losses; 2402.00530 takes perplexities, which keep the
+    bound and may order otherwise).
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ifd_N = np.where(nll_alone_N > 0, nll_N / nll_alone_N, np.nan)
+    return np.where(ifd_N < 1, ifd_N, 1 - ifd_N)
+
+
+def unit_rows(vectors_ND: F32) -> F32:
+    """Return vectors at length 1 [N, D]; zero vectors, and those not finite, become zeros."""
+    length_N1 = np.linalg.norm(vectors_ND.astype(np.float64), axis=1, keepdims=True)
+    usable_N1 = np.isfinite(length_N1) & (length_N1 > 0)
+    unit_ND = np.where(usable_N1, vectors_ND / np.where(usable_N1, length_N1, 1.0), 0.0)
+    return unit_ND.astype(np.float32)

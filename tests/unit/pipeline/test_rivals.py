@@ -1,0 +1,190 @@
+"""Teachers that are not asked, as whole recipes on a tiny model, against their formulas by hand."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from nncift_ray import pipeline as runner
+from nncift_ray.errors import ConfigError
+from nncift_ray.pipeline import RunResult
+from nncift_ray.recipe.loading import make_config
+from nncift_ray.runtime.driver import execute_here
+from nncift_ray.runtime.output import column_matrix
+from nncift_ray.runtime.progress import SilentReporter
+from nncift_ray.teachers.measured import ifd_scores
+from tests.tiny_models import make_tiny_llama
+
+NUM_CANDIDATES, NUM_TARGETS, BUDGET = 30, 4, 9
+TOLERANCE = 2e-5
+WORDS = "one two three four five six seven eight nine ten".split()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_llama(tmp_path_factory.mktemp("model"))
+
+
+def rows(name: str, count: int) -> list[dict[str, str]]:
+    rng = np.random.default_rng(len(name))
+    return [
+        {
+            "prompt": f"{name} {i}: say {' '.join(rng.choice(WORDS, 3))}",
+            "completion": " ".join(rng.choice(WORDS, int(rng.integers(1, 9)))),
+        }
+        for i in range(count)
+    ]
+
+
+def run(folder: Path, model: Path, kind: str, objective: str, targets: int = 0) -> RunResult:
+    data: dict[str, Any] = {}
+    for name, count in (("candidates", NUM_CANDIDATES), ("targets", targets)):
+        path = folder / f"{name}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows(name, count)))
+        data[name] = [str(path)] if count else []
+    config = make_config({
+        "run_dir": str(folder / "run"),
+        "data": data,
+        "teacher": {"kind": kind, "model": str(model), "engine": "transformers"},
+        "embedder": {"model": "embedded:all-minilm-l6-v2"},
+        "selection": {"objective": objective, "budget": BUDGET},
+    })  # fmt: skip
+    return runner.run(config, reporter=SilentReporter(), execute=execute_here, until="select")
+
+
+def picks(result: RunResult) -> list[int]:
+    return result.outputs["select"].read("ranking")["row_index"].to_pylist()
+
+
+def best(score_N: np.ndarray) -> list[int]:
+    return np.argsort(-score_N, kind="stable")[:BUDGET].tolist()
+
+
+@cache
+def loaded(model: Path) -> tuple[Any, Any]:
+    return AutoModelForCausalLM.from_pretrained(model), AutoTokenizer.from_pretrained(model)
+
+
+def nll(model: Path, prompt: str, response: str) -> float:
+    """Return the loss of a response's tokens, its end token among them, behind a prompt."""
+    lm, tokenizer = loaded(model)
+    head = tokenizer(prompt)["input_ids"] if prompt else [tokenizer.eos_token_id]
+    ids = [*tokenizer(response)["input_ids"], tokenizer.eos_token_id]
+    with torch.no_grad():
+        logits = lm(torch.tensor([[*head, *ids]])).logits[0].log_softmax(1)
+    places = range(len(head) - 1, len(head) + len(ids) - 1)
+    return -float(np.mean([logits[at, y] for at, y in zip(places, ids, strict=True)]))
+
+
+def test_longest_takes_the_responses_of_most_tokens(tmp_path: Path, model: Path) -> None:
+    result = run(tmp_path, model, "longest", "top_k")
+    tokenizer = loaded(model)[1]
+    lengths = [len(tokenizer(row["completion"])["input_ids"]) for row in rows("candidates", 30)]
+    found = picks(result)
+    assert [lengths[at] for at in found] == sorted(lengths, reverse=True)[:BUDGET]
+    assert not {"profiles", "quality", "label", "fit"} & set(result.outputs)
+
+
+def test_ifd_takes_the_highest_ratio_of_losses_below_one(tmp_path: Path, model: Path) -> None:
+    result = run(tmp_path, model, "ifd", "top_k")
+    template = "Instruction: Please generate a response to the following query.\n\n\nQuery: {}\n"
+    ifd = np.array([
+        nll(model, template.format(row["prompt"]), row["completion"])
+        / nll(model, "", row["completion"])
+        for row in rows("candidates", NUM_CANDIDATES)
+    ])  # fmt: skip
+    assert picks(result) == best(np.where(ifd < 1, ifd, 1 - ifd))
+    assert (ifd >= 1).any()  # so that the bound is seen
+    assert "quality" not in result.outputs
+
+
+def test_ifd_puts_wrong_pairs_last_and_unknown_ones_nowhere() -> None:
+    found = ifd_scores(np.array([1.0, 2.0, 3.0, np.nan, 1.0]), np.array([2.0, 2.0, 1.0, 1.0, 0.0]))
+    np.testing.assert_array_equal(found, [0.5, 0.0, -2.0, np.nan, np.nan])
+
+
+def test_consistency_takes_what_near_examples_explain_best(tmp_path: Path, model: Path) -> None:
+    result = run(tmp_path, model, "consistency", "top_k")
+    near = result.outputs["quality"].read("candidates")["neighbours"].to_pylist()
+    texts = rows("candidates", NUM_CANDIDATES)
+    ratio: list[float] = []
+    for row, shown in zip(texts, near, strict=True):
+        context = "".join(
+            "{prompt}\n{completion}\n\n".format(**texts[at]) for at in reversed(shown)
+        )
+        behind = nll(model, f"<|end|>{context}{row['prompt']}\n", row["completion"])
+        ratio.append(behind / nll(model, "", row["completion"]))
+    assert picks(result) == best(-np.array(ratio))
+
+
+def in_turn(score_IJ: np.ndarray) -> list[int]:
+    found: list[int] = []
+    while len(found) < BUDGET:
+        for row_J in score_IJ:
+            free = [j for j in np.argsort(-row_J) if j not in found]
+            found += [int(free[0])] * (len(found) < BUDGET)
+    return found
+
+
+def test_cosine_gives_each_target_its_nearest_in_turn(tmp_path: Path, model: Path) -> None:
+    result = run(tmp_path, model, "cosine", "round_robin", NUM_TARGETS)
+    target_ID, candidate_JD = (
+        column_matrix(result.outputs["embed"].read(table)["embedding"])
+        for table in ("targets", "candidates")
+    )
+    assert picks(result) == in_turn(target_ID @ candidate_JD.T)
+
+
+def test_cosine_without_targets_covers_the_candidates(tmp_path: Path, model: Path) -> None:
+    result = run(tmp_path, model, "cosine", "facility_location")
+    vector_JD = column_matrix(result.outputs["embed"].read("candidates")["embedding"])
+    value_IJ, found = vector_JD @ vector_JD.T, list[int]()
+    value_IJ = (value_IJ - value_IJ.min()) / (value_IJ.max() - value_IJ.min())
+    for _ in range(BUDGET):
+        covered_I = value_IJ[:, found].max(axis=1, initial=0.0)
+        found.append(int(np.maximum(value_IJ, covered_I[:, None]).sum(axis=0).argmax()))
+    assert picks(result) == found
+
+
+def test_rds_plus_weighs_the_last_states_by_position(tmp_path: Path, model: Path) -> None:
+    result = run(tmp_path, model, "rds_plus", "round_robin", NUM_TARGETS)
+    lm, tokenizer = loaded(model)
+    vectors: dict[str, np.ndarray] = {}
+    for table, count in (("candidates", NUM_CANDIDATES), ("targets", NUM_TARGETS)):
+        pooled: list[np.ndarray] = []
+        for row in rows(table, count):
+            text = [
+                *tokenizer(row["prompt"])["input_ids"],
+                *tokenizer(row["completion"])["input_ids"],
+            ]
+            ids = torch.tensor([[*text, tokenizer.eos_token_id]])
+            with torch.no_grad():
+                state_SD = lm(ids, output_hidden_states=True).hidden_states[-1][0].numpy()
+            mean_D = np.average(state_SD, axis=0, weights=np.arange(1, len(state_SD) + 1))
+            pooled.append(mean_D / np.linalg.norm(mean_D))
+        vectors[table] = np.array(pooled)
+        stored = column_matrix(result.outputs["states"].read(table)["embedding"])
+        np.testing.assert_allclose(stored, vectors[table], atol=TOLERANCE)
+    assert picks(result) == in_turn(vectors["targets"] @ vectors["candidates"].T)
+
+
+def test_a_network_over_what_is_measured_is_refused(tmp_path: Path) -> None:
+    tree = {
+        "run_dir": str(tmp_path),
+        "data": {"candidates": ["c.jsonl"]},
+        "teacher": {"kind": "cosine"},
+        "selection": {"objective": "facility_location", "budget": 5},
+    }
+    assert make_config(tree).pair_scores.by == "teacher"
+    with pytest.raises(ConfigError, match=r"pair_scores.by.*cosine scores everything by itself"):
+        make_config(tree | {"pair_scores": {"by": "network"}})
+    with pytest.raises(ConfigError, match="profiles.model: ifd is made of the profiles"):
+        make_config(tree | {"teacher": {"kind": "ifd"}, "profiles": {"model": None},
+                            "selection": {"objective": "top_k", "budget": 5}})  # fmt: skip
