@@ -212,8 +212,9 @@ class Extension:
     @property
     def inherited(self) -> tuple[str, ...]:
         """The stages that are the parent's as they are: labels and network."""
+        own = {*CHAINED, DRIFT, "neighbours", "quality"}
         before = self.stage_names[: self.stage_names.index("score_pairs")]
-        return tuple(name for name in before if name not in (*CHAINED, DRIFT, "quality"))
+        return tuple(name for name in before if name not in own)
 
     def build(self, name: str, outputs: Outputs) -> Stage:
         """Return a stage, from the outputs of those before it."""
@@ -235,6 +236,8 @@ class Extension:
             )
         if name == "profiles":
             return self._build_profiles(outputs, above[name])
+        if name == "neighbours":
+            return self.blueprint.neighbours_stage(outputs, above["quality"])
         if name == "quality":
             return self.blueprint.quality_stage(outputs, above[name], self._make_embedder)
         if name == "project":

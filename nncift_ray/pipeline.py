@@ -30,7 +30,7 @@ from nncift_ray.labels.sample import SampleDesign
 from nncift_ray.labels.step import LabelSample, LabelStage, list_gradients
 from nncift_ray.network.inputs import ExampleInputs
 from nncift_ray.network.step import FitStage
-from nncift_ray.profiles.quality_step import QualityStage
+from nncift_ray.profiles.quality_step import NeighboursStage, QualityStage
 from nncift_ray.profiles.step import ProfilerFactory, ProfileStage, StatesFactory, StatesStage
 from nncift_ray.recipe.sections import Config, EmbedderConfig, PoolConfig
 from nncift_ray.report.card import render_dataset_card
@@ -116,7 +116,7 @@ class Blueprint:
         if self.profile_model is not None:
             steps["profiles"] = self._profiles
             if reads != "profiles":
-                steps["quality"] = self._quality
+                steps |= {"neighbours": self.neighbours_stage, "quality": self._quality}
         if reads == "states":
             steps["states"] = self._states
         if self.teaching.needs_gradients:
@@ -293,6 +293,12 @@ class Blueprint:
     def _quality(self, outputs: Outputs) -> Stage:
         return self.quality_stage(outputs)
 
+    def neighbours_stage(
+        self, outputs: Outputs, parent: StageOutput | None = None
+    ) -> NeighboursStage:
+        """Return the search for what candidates, or those behind a parent's, are shown."""
+        return NeighboursStage(outputs["embed"], self.config.profiles.num_neighbours, parent)
+
     def quality_stage(
         self,
         outputs: Outputs,
@@ -304,12 +310,11 @@ class Blueprint:
         engine = self._profile_engine(resolve_engine_kind(kind))
         return QualityStage(
             outputs["deduplicate"],
-            outputs["embed"],
             outputs["profiles"],
+            outputs["neighbours"],
             engine,
             engine.settings(),
             self.embedder,
-            self.config.profiles.num_neighbours,
             make_embedder=make_embedder,
             shard_rows=self.config.profiles.pool.shard_rows,
             parent=parent,

@@ -316,6 +316,7 @@ class Workload:
                 profiled / speed,
                 True,
             ),
+            "neighbours": (f"{about}{columns:,} candidates", 0.0, False),
             "quality": (
                 f"{about}{columns:,} answers behind {shown} near examples, "
                 f"about {compared:,.0f} tokens",

@@ -5,8 +5,6 @@ Suffixes: N candidates.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import numpy.typing as npt
 
@@ -61,19 +59,19 @@ def suspicion(nll: F64, nll_alone: F64, nll_shown: F64, cosine: F64) -> F64:
     return np.where(known.any(axis=0), total, np.nan)
 
 
-def beside_neighbours(suspicion_N: F64, neighbours: Sequence[Sequence[int]]) -> F64:
+def beside_neighbours(suspicion_N: F64, near_NK: npt.NDArray[np.int64]) -> F64:
     """Return suspicions [N], each less half of the median of its neighbours'.
 
     Where all answers of a kind look odd to the model, as words spelt backwards do, it is the kind
     and not the answer. Half, because neighbours may be wrong together.
+
+    Args:
+        suspicion_N: Of every row; NaN where unknown.
+        near_NK: Rows near each one, -1 where there are fewer.
     """
-    found_N = suspicion_N.copy()
-    for row, near in enumerate(neighbours):
-        known = suspicion_N[np.array(near, np.int64)]
-        known = known[np.isfinite(known)]
-        if len(known):
-            found_N[row] -= np.median(known) / 2
-    return found_N
+    near = np.ma.masked_invalid(np.where(near_NK < 0, np.nan, suspicion_N[near_NK]))
+    usual_N = np.ma.median(near, axis=1) if near.shape[1] else np.ma.masked_all(len(near))
+    return suspicion_N - np.ma.filled(usual_N, 0.0) / 2
 
 
 def quality_of(suspicion_N: F64) -> F32:

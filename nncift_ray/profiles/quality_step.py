@@ -1,15 +1,15 @@
-"""The step ``quality``: near examples are shown before every candidate, and what follows of it."""
+"""The steps ``neighbours`` and ``quality``: every candidate is asked again behind near examples."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
 from itertools import groupby
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from nncift_ray.embedders import Embedder, load_embedder
 from nncift_ray.engines.base import Engine, ScoringFailure, ScoringRequest
@@ -22,6 +22,16 @@ from nncift_ray.runtime.step import Shard, Stage, Worker
 ITEM_ROWS = 128  # candidates of an engine's call
 DEFAULT_SHARD_ROWS = 512
 
+NEAREST = 32  # rows looked at for the groups
+WRITE_ROWS = 50_000  # written at once
+
+#: In the order in which candidates are asked.
+ASKS = pa.schema(
+    [
+        pa.field("row_index", pa.int64(), nullable=False),
+        pa.field("shown", pa.list_(pa.int64()), nullable=False),
+    ]
+)
 MEASURED = pa.schema(
     [
         pa.field("row_index", pa.int64(), nullable=False),
@@ -44,8 +54,70 @@ QUALITY = pa.schema(
 class Ask(NamedTuple):
     """A candidate and the examples shown before it."""
 
-    row: int
+    row_index: int
     shown: tuple[int, ...]
+
+
+class NeighboursStage(Stage):
+    """Write ``asks``: every candidate with the examples it is shown, those of one context together.
+
+    One search over all candidates, so that the workers of ``quality`` need not repeat it.
+    """
+
+    name: ClassVar[str] = "neighbours"
+    title: ClassVar[str] = "find near examples"
+    unit: ClassVar[str] = "searches"
+    single_threaded = False
+
+    def __init__(
+        self, embeddings: StageOutput, num_neighbours: int, parent: StageOutput | None = None
+    ) -> None:
+        """Search for all candidates, or for those that a parent's quality step has not measured."""
+        self._embeddings, self._num_neighbours, self._parent = embeddings, num_neighbours, parent
+
+    @property
+    def produces(self) -> Mapping[str, pa.Schema]:
+        """Who is shown what."""
+        return {"asks": ASKS}
+
+    @property
+    def inputs(self) -> Mapping[str, StageOutput]:
+        """The vectors, and what a parent measured."""
+        return {"embeddings": self._embeddings} | ({"parent": self._parent} if self._parent else {})
+
+    def settings(self) -> dict[str, Any]:
+        """How many are shown."""
+        return {"num_neighbours": self._num_neighbours}
+
+    def num_items(self) -> int:
+        """One search."""
+        return 1
+
+    def make_worker(self) -> Worker:
+        """Search on all threads of the process."""
+
+        def find(shard: Shard, sink: Sink) -> None:
+            first = self._parent.num_rows("candidates") if self._parent else 0
+            asks = self._find(np.arange(first, self._embeddings.num_rows("candidates")))
+            for start in range(0, len(asks), WRITE_ROWS):
+                part = [ask._asdict() for ask in asks[start : start + WRITE_ROWS]]
+                sink.write_rows("asks", part, ASKS)
+
+        return find
+
+    def _find(self, rows: npt.NDArray[np.int64]) -> list[Ask]:
+        if not self._num_neighbours or self._embeddings.num_rows("candidates") < 2:
+            return [Ask(int(row), ()) for row in rows]
+        vectors = column_matrix(self._embeddings.read("candidates", ["embedding"])["embedding"])
+        groups = group_rows(nearest_rows(vectors, NEAREST), self._num_neighbours, rows)
+        asks = [
+            Ask(int(row), tuple(context.tolist()))
+            for group in range(len(groups.members))
+            for context, members in groups.contexts(group)
+            for row in members
+        ]
+        alone = set(rows.tolist()).difference(ask.row_index for ask in asks)
+        return asks + [Ask(row, ()) for row in sorted(alone)]
 
 
 class QualityStage(Stage):
@@ -62,25 +134,22 @@ class QualityStage(Stage):
     def __init__(
         self,
         examples: StageOutput,
-        embeddings: StageOutput,
         profiles: StageOutput,
+        neighbours: StageOutput,
         make_engine: Callable[[], Engine],
         engine_settings: Mapping[str, Any],
         embedder: ResolvedModel,
-        num_neighbours: int,
         *,
         make_embedder: Callable[[], Embedder] | None = None,
         shard_rows: int | None = None,
         parent: StageOutput | None = None,
     ) -> None:
         """Measure the candidates; those of a parent's table keep what was measured of them."""
-        self._examples, self._embeddings, self._profiles = examples, embeddings, profiles
+        self._examples, self._profiles, self._neighbours = examples, profiles, neighbours
         self._make_engine, self._engine_settings = make_engine, dict(engine_settings)
         self._embedder, self._make_embedder = embedder, make_embedder
-        self._num_neighbours, self._parent = num_neighbours, parent
-        self._shard_rows = shard_rows or DEFAULT_SHARD_ROWS
-        self._num_rows = examples.num_rows("candidates")
-        self._first = parent.num_rows("candidates") if parent else 0
+        self._shard_rows, self._parent = shard_rows or DEFAULT_SHARD_ROWS, parent
+        self._num_asks = neighbours.num_rows("asks")
 
     @property
     def produces(self) -> Mapping[str, pa.Schema]:
@@ -89,26 +158,25 @@ class QualityStage(Stage):
 
     @property
     def inputs(self) -> Mapping[str, StageOutput]:
-        """Examples, vectors and profiles."""
+        """Examples, profiles and who is shown what."""
         inputs = {
             "examples": self._examples,
-            "embeddings": self._embeddings,
             "profiles": self._profiles,
+            "neighbours": self._neighbours,
         }
         return inputs | ({"parent": self._parent} if self._parent else {})
 
     def settings(self) -> dict[str, Any]:
-        """The models, and how many examples are shown."""
+        """The models."""
         return {
             "engine": self._engine_settings,
             "embedder": [self._embedder.name, self._embedder.revision],
-            "num_neighbours": self._num_neighbours,
             "item_rows": ITEM_ROWS,
         }
 
     def num_items(self) -> int:
         """Slices of the candidates, near ones side by side."""
-        return -(-(self._num_rows - self._first) // ITEM_ROWS)
+        return -(-self._num_asks // ITEM_ROWS)
 
     @property
     def shard_items(self) -> int:
@@ -117,49 +185,29 @@ class QualityStage(Stage):
 
     def item_weight(self, start: int, stop: int) -> int:
         """Candidates of some slices."""
-        last = self._num_rows - self._first
-        return min(stop * ITEM_ROWS, last) - min(start * ITEM_ROWS, last)
-
-    @cached_property
-    def _asks(self) -> list[Ask]:
-        """Every candidate with what it is shown, those of one context side by side."""
-        rows = np.arange(self._first, self._num_rows)
-        if not self._num_neighbours or self._num_rows < 2:
-            return [Ask(int(row), ()) for row in rows]
-        vectors = column_matrix(self._embeddings.read("candidates", ["embedding"])["embedding"])
-        groups = group_rows(nearest_rows(vectors, 32), self._num_neighbours, rows)
-        asks = [
-            Ask(int(row), tuple(context.tolist()))
-            for group in range(len(groups.members))
-            for context, members in groups.contexts(group)
-            for row in members
-        ]
-        alone = set(rows.tolist()).difference(ask.row for ask in asks)
-        return asks + [Ask(row, ()) for row in sorted(alone)]
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Pickle without the neighbours: every worker looks for them."""
-        return {key: value for key, value in self.__dict__.items() if key != "_asks"}
+        return min(stop * ITEM_ROWS, self._num_asks) - min(start * ITEM_ROWS, self._num_asks)
 
     def make_worker(self) -> Worker:
-        """Load both models and find the neighbours."""
-        asks = self._asks
-        engine = self._make_engine() if self._num_neighbours else None
+        """Load both models; the language model only where something is shown."""
+        asks_anything = self._neighbours.manifest.settings["num_neighbours"] > 0
+        engine = self._make_engine() if asks_anything else None
         embedder = self._make_embedder() if self._make_embedder else load_embedder(self._embedder)
 
         def measure_shard(shard: Shard, sink: Sink) -> None:
             for item in range(shard.start, shard.stop):
-                part = asks[item * ITEM_ROWS : (item + 1) * ITEM_ROWS]
+                span = item * ITEM_ROWS, (item + 1) * ITEM_ROWS
+                asks = self._neighbours.read_range("asks", *span).to_pylist()
+                part = [Ask(ask["row_index"], tuple(ask["shown"])) for ask in asks]
                 texts = self._texts(part)
                 losses = (
                     [np.nan] * len(part) if engine is None else ask_all(engine, part, texts, sink)
                 )
-                prompts = embedder.embed([texts[ask.row][0] for ask in part])
-                answers = embedder.embed([texts[ask.row][1] for ask in part])
+                prompts = embedder.embed([texts[ask.row_index][0] for ask in part])
+                answers = embedder.embed([texts[ask.row_index][1] for ask in part])
                 cosines = (prompts * answers).sum(axis=1)
                 rows = [
                     {
-                        "row_index": ask.row,
+                        "row_index": ask.row_index,
                         "nll_shown": None if np.isnan(loss) else loss,
                         "answer_cosine": cosine,
                         "neighbours": None if np.isnan(loss) else list(ask.shown),
@@ -171,7 +219,7 @@ class QualityStage(Stage):
         return measure_shard
 
     def _texts(self, part: Sequence[Ask]) -> dict[int, tuple[str, str]]:
-        rows = np.array(sorted({row for ask in part for row in (ask.row, *ask.shown)}))
+        rows = np.array(sorted({row for ask in part for row in (ask.row_index, *ask.shown)}))
         table = self._examples.take_rows("candidates", rows, ["prompt", "response"]).to_pylist()
         return {
             row: (text["prompt"], text["response"])
@@ -190,11 +238,9 @@ class QualityStage(Stage):
         nll, alone = (_numbers(profiles[name])[rows] for name in ("nll", "nll_alone"))
         shown, cosine = (_numbers(measured[name]) for name in ("nll_shown", "answer_cosine"))
         doubt = suspicion(nll, alone, shown, cosine)
-        place = np.zeros(int(rows.max(initial=-1)) + 1, np.int64)
+        place = np.full(int(rows.max(initial=-1)) + 2, -1, np.int64)  # the last one: of no row
         place[rows] = np.arange(len(rows))
-        listed = measured["neighbours"].to_pylist()
-        near = [[] if each is None else place[each].tolist() for each in listed]
-        doubt = beside_neighbours(doubt, near)
+        doubt = beside_neighbours(doubt, place[_padded(measured["neighbours"])])
         quality = quality_of(doubt)
         for name, values in (
             ("consistency", shown / alone),
@@ -209,7 +255,7 @@ class QualityStage(Stage):
 
     def notices(self, output: StageOutput) -> list[str]:
         """Say how many answers look wrong, and where they are listed."""
-        count, total = output.manifest.facts()["num_suspects"], self._num_rows
+        count, total = output.manifest.facts()["num_suspects"], output.num_rows("candidates")
         if not count:
             return []
         return [
@@ -221,6 +267,14 @@ class QualityStage(Stage):
 def _numbers(column: pa.ChunkedArray[Any]) -> npt.NDArray[np.float64]:
     """Return a column as float64 [N], NaN where it is null."""
     return np.array(column.to_numpy(), np.float64)
+
+
+def _padded(lists: pa.ChunkedArray[Any]) -> npt.NDArray[np.int64]:
+    """Return lists of row numbers as one array [N, K], -1 behind the shorter ones."""
+    length_N = np.array(pc.list_value_length(lists).fill_null(pa.scalar(0, pa.int32())), np.int64)
+    row_NK = np.full((len(length_N), int(length_N.max(initial=0))), -1, np.int64)
+    row_NK[np.arange(row_NK.shape[1]) < length_N[:, None]] = pc.list_flatten(lists).to_numpy()
+    return row_NK
 
 
 def ask_all(
@@ -258,7 +312,7 @@ def context_requests(
         return []
     bodies: list[tuple[int, list[int], list[int]]] = []
     for place, ask in run:
-        prompt, response = texts[ask.row]
+        prompt, response = texts[ask.row_index]
         ids = [*engine.encode(response), engine.eos_id]
         bodies.append((place, engine.encode(f"{prompt}\n"), ids))
     start = engine.start_ids or [engine.eos_id]

@@ -63,8 +63,9 @@ def test_only_a_teacher_of_gradients_has_their_stages() -> None:
     less = Blueprint(recipe(kind="less"), fetch=False)
     delift = Blueprint(recipe(kind="delift"), fetch=False)
     assert set(less.stage_names) - set(delift.stage_names) == {"warmup", "gradients"}
-    first = ("ingest", "deduplicate", "embed", "profiles", "quality", "warmup", "gradients")
-    assert less.stage_names[:7] == first
+    profiling = ("profiles", "neighbours", "quality")
+    first = ("ingest", "deduplicate", "embed", *profiling, "warmup", "gradients")
+    assert less.stage_names[:8] == first
 
 
 def test_profiles_are_of_the_teachers_model_another_or_none() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from nncift_ray.profiles.neighbours import group_rows, nearest_rows
 from nncift_ray.profiles.quality import beside_neighbours, deviations, quality_of, suspicion
-from nncift_ray.profiles.quality_step import Ask, QualityStage, context_requests
+from nncift_ray.profiles.quality_step import Ask, NeighboursStage, QualityStage, context_requests
 from nncift_ray.runtime.output import StageOutput
 from tests.chain import MODEL
 from tests.fake_engines import FakeEngine
@@ -48,7 +48,7 @@ def test_wrong_answers_lose_theirs_whatever_their_share() -> None:
 
 def test_a_kind_of_task_that_looks_odd_as_a_whole_is_half_forgiven() -> None:
     suspicions = np.array([4.0, 4.0, 4.0, 0.0, np.nan, 5.0])
-    near = [[1, 2], [0, 2], [0, 1], [3, 4], [0], []]
+    near = np.array([[1, 2], [0, 2], [0, 1], [3, 4], [0, -1], [-1, -1]])
     found = beside_neighbours(suspicions, near)
     np.testing.assert_array_equal(found, [2.0, 2.0, 2.0, 0.0, np.nan, 5.0])
 
@@ -130,9 +130,10 @@ def judged(corpus: StageOutput, folder: Path, tiny: Any, **options: Any) -> Stag
 
     embeddings = run(EmbedStage(corpus, MODEL, make_embedder=embedder), folder)
     profiles = run(ProfileStage(corpus, tiny), folder)
-    neighbours = options.pop("num_neighbours", 2)
+    num_neighbours = options.pop("num_neighbours", 2)
+    search = NeighboursStage(embeddings, num_neighbours, options.get("parent"))
     stage = QualityStage(
-        *(corpus, embeddings, profiles, tiny, {"model": "tiny"}, MODEL, neighbours),
+        *(corpus, profiles, run(search, folder), tiny, {"model": "tiny"}, MODEL),
         make_embedder=embedder,
         **options,
     )
