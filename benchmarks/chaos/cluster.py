@@ -21,6 +21,7 @@ ENVIRONMENT = {
     "RAY_raylet_start_wait_time_s": str(START_SECONDS),
     "RAY_prestart_worker_first_driver": "0",
     "RAY_health_check_period_ms": "1000",  # a dead node is found out in 5 s instead of 15
+    "RAY_process_group_cleanup_enabled": "1",
     # Ray lets workers give way to all else; where the machine has other work they then stand still.
     "RAY_worker_niceness": "0",
 }

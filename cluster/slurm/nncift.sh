@@ -38,6 +38,8 @@ fi
 
 export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT="${RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT:-300}"
 export RAY_USAGE_STATS_ENABLED=0
+# Children of a Ray worker that dies (vLLM's engine on its GPUs) are to die with it.
+export RAY_process_group_cleanup_enabled=1
 # Not through head: it leaves after a line, and what scontrol still writes would end the script.
 nodes=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
 head_node=${nodes%%$'\n'*}

@@ -112,6 +112,8 @@ class EngineFactory:
             "revision": self.model.revision,
             "engine": options.engine,
             "dtype": options.dtype,
+            # Where a model's output layer is not quantised, its logits are of 32 bits.
+            **({} if options.dtype == "float32" else {"head_dtype": "float32"}),
             "max_length": options.max_length,
             "quantization": options.quantization,
             "tensor_parallel_size": options.tensor_parallel_size,

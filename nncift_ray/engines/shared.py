@@ -106,6 +106,19 @@ def read_config(model_path: str | Path) -> Any:
         ) from error
 
 
+def is_head_plain(config: Any, quantization: str | None) -> bool:
+    """Return whether a model's output layer is known not to be quantised.
+
+    ``quantization`` is what is done to it while it is loaded.
+    """
+    method = getattr(config, "quantization_config", None)
+    if quantization is not None or method is None:
+        return quantization is None
+    method = method if isinstance(method, dict) else vars(method)
+    spared = [*(method.get("ignore") or ()), *(method.get("modules_to_not_convert") or ())]
+    return any("lm_head" in str(name) for name in spared)
+
+
 def count_parameters(config: Any) -> int:
     """Return how many parameters a causal language model has, without its weights; tied ones once.
 

@@ -112,6 +112,7 @@ class TransformersEngine(BaseEngine):
             quantization=options.quantization,
             adapter=None if options.adapter is None else read_adapter(options.adapter),
         )
+        widen_logits(self._model)
         self._has_plain_head = has_plain_head(self._model, self._device)
 
     def score(self, requests: Sequence[AnyScoringRequest]) -> list[ScoringResult | ScoringFailure]:
@@ -362,6 +363,30 @@ def keep_four_bit_input_whole(model: Any) -> None:
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
+
+
+def widen_logits(model: Any) -> None:
+    """Let a 16-bit output layer that is not quantised give logits of 32 bits; no gradients.
+
+    Logits of 16 bits round log-probabilities to some 0.06 nats.
+    """
+    head = model.get_output_embeddings()
+    if head is None or getattr(head, "weight", None) is None:
+        return
+    weight_VD, bias_V = head.weight, getattr(head, "bias", None)
+    if weight_VD.dtype not in (torch.bfloat16, torch.float16):
+        return
+
+    def forward(states: Tensor) -> Tensor:
+        if weight_VD.is_cuda:  # adds up in 32 bits, with no copy of the weights
+            flat_RD = states.reshape(-1, states.shape[-1])
+            logits = torch.mm(flat_RD, weight_VD.T, out_dtype=torch.float32)
+            logits = logits.reshape(*states.shape[:-1], -1)
+        else:
+            logits = torch.nn.functional.linear(states.float(), weight_VD.float())
+        return logits if bias_V is None else logits + bias_V.float()
+
+    head.forward = forward
 
 
 def _add_adapter(model: Any, adapter: Adapter, device: torch.device, *, merge: bool) -> Any:

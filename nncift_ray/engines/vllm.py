@@ -3,7 +3,8 @@
 vLLM stops reading its prefix cache as soon as prompt log-probabilities are asked for, because it
 cannot give them for positions it did not compute. Here only the response's are needed, so reading
 is switched on again and every output is checked: no position that predicts a response token may
-have come from the cache. The few that did are run again without it.
+have come from the cache, and exactly the others must be there. Where one did, or vLLM put a request
+off in the middle and took it up again from its own blocks, it is run again without the cache.
 """
 
 from __future__ import annotations
@@ -38,12 +39,20 @@ from nncift_ray.engines.memory import (
     free_memory_bytes,
     size_engine,
 )
-from nncift_ray.engines.shared import Adapter, BaseEngine, read_adapter
+from nncift_ray.engines.shared import (
+    Adapter,
+    BaseEngine,
+    is_head_plain,
+    read_adapter,
+    read_config,
+)
 from nncift_ray.errors import EngineDiedError, ModelError
 from nncift_ray.recipe.sections import EngineConfig
 
 CPU_BLOCK_TOKENS = 32  # the smallest block the CPU build takes; only whole blocks are reused
 MAX_TOP_LOGPROBS = 1
+ATTEMPTS = ("cached", "uncached", "alone")
+MISREAD = ("cached_response", "missing_positions", "wrong_tokens")
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # those that vLLM knows
 OUTPUT_LAYER = "lm_head"
 GPU_OVERHEAD_BYTES = 1 << 30  # activations and the like, to explain a failure
@@ -92,7 +101,10 @@ class VllmEngine(BaseEngine):
             )
         self._generates = generates
         self._load(model_path, options, num_threads)
-        self.block_tokens = int(self._llm.llm_engine.vllm_config.cache_config.block_size)
+        config = self._llm.llm_engine.vllm_config
+        self.block_tokens = int(config.cache_config.block_size)
+        #: Version 2 of vLLM's runner, on GPUs, returns no place in the list for a cached position.
+        self._only_computed = bool(config.use_v2_model_runner)
         self._in_process = options.tensor_parallel_size == 1
         _open_engines.add(self)
 
@@ -109,15 +121,23 @@ class VllmEngine(BaseEngine):
             raise ValueError("this engine was loaded to generate: its memory is not sized to score")
 
         def run(places: list[int]) -> Iterator[tuple[int, ScoringResult | ScoringFailure]]:
-            again: list[int] = []
-            for place, output in self._run(requests, places):
-                # The last prompt position predicts what is asked for: it must be computed too.
-                if (output.num_cached_tokens or 0) > len(requests[place].prompt_ids) - 1:
-                    again.append(place)
-                else:
-                    yield place, _read_scores(requests[place], output)
-            for place, output in self._run(requests, sorted(again), read_cache=False):
-                yield place, _read_scores(requests[place], output)
+            for attempt in ATTEMPTS:
+                # A request alone is never put off.
+                groups = [[place] for place in places] if attempt == "alone" else [places]
+                places = []
+                for group in groups:
+                    for at, output in self._run(requests, group, read_cache=attempt == "cached"):
+                        answer = read_scores(
+                            requests[at], output, only_computed=self._only_computed
+                        )
+                        is_bad = isinstance(answer, ScoringFailure) and answer.reason in MISREAD
+                        if is_bad and attempt != ATTEMPTS[-1]:
+                            places.append(at)
+                        else:
+                            yield at, answer
+                if not places:
+                    return
+                places.sort()
 
         return self._answer(requests, run)
 
@@ -181,7 +201,13 @@ class VllmEngine(BaseEngine):
         )
         self._requests_ahead = STEPS_AHEAD * size.max_num_seqs
         arguments = vllm_arguments(
-            options, self.max_length, size, adapter, on_cpu=on_cpu, generates=self._generates
+            options,
+            self.max_length,
+            size,
+            adapter,
+            on_cpu=on_cpu,
+            generates=self._generates,
+            has_plain_head=is_head_plain(read_config(model_path), options.quantization),
         )
         remedy = _memory_remedy(shape, self.max_length, memory, size, options.tensor_parallel_size)
         self._llm: Any = _start_vllm(model_path, arguments, remedy)
@@ -276,11 +302,15 @@ class VllmEngine(BaseEngine):
         return self._tokenizer.read_answer(request, token_ids)
 
 
-def _read_scores(request: AnyScoringRequest, output: Any) -> ScoringResult | ScoringFailure:
-    """Take the wanted log-probabilities off vLLM's output.
+def read_scores(
+    request: AnyScoringRequest, output: Any, *, only_computed: bool
+) -> ScoringResult | ScoringFailure:
+    """Take the wanted log-probabilities off vLLM's output; MISREAD if they may be of other tokens.
 
-    A response's stand at the end of the prompt's. (The head of that list is what the cache covered:
-    missing on a GPU, arbitrary memory on a CPU.) Those of next tokens stand behind the sampled one.
+    A response's stand at the end of the prompt's. The head of that list is what the cache covered:
+    missing (``only_computed``), or arbitrary memory. A list of any other length is that of a
+    request which was put off and taken up again, so nothing in it is where it seems to be. Those
+    of next tokens stand behind the sampled one.
     """
     num_cached = output.num_cached_tokens or 0
     if num_cached > len(request.prompt_ids) - 1:
@@ -288,9 +318,10 @@ def _read_scores(request: AnyScoringRequest, output: Any) -> ScoringResult | Sco
     if isinstance(request, ScoringRequest):
         wanted, flat = list(request.response_ids), output.prompt_logprobs
         found = 0 if flat is None else len(flat)
-        if flat is None or found < len(wanted):
+        expected = request.num_tokens - (num_cached if only_computed else 0)
+        if flat is None or found != expected:
             return ScoringFailure(
-                "missing_positions", f"vLLM returned {found} of {len(wanted)} positions"
+                "missing_positions", f"vLLM returned {found} of {expected} positions"
             )
         places = flat.start_indices[-len(wanted) :]
     else:
@@ -334,8 +365,12 @@ def vllm_arguments(
     *,
     on_cpu: bool,
     generates: bool = False,
+    has_plain_head: bool = False,
 ) -> dict[str, Any]:
-    """Return what vLLM's constructor is given beside the model."""
+    """Return what vLLM's constructor is given beside the model.
+
+    ``has_plain_head``: whether the output layer is not quantised.
+    """
     _require_quantization(options.quantization)
     bitsandbytes = options.quantization == "bitsandbytes"
     arguments: dict[str, Any] = {
@@ -351,6 +386,8 @@ def vllm_arguments(
         "distributed_executor_backend": "uni" if options.tensor_parallel_size == 1 else "mp",
         "tensor_parallel_size": options.tensor_parallel_size,
         "max_logprobs": MAX_TOP_LOGPROBS,
+        # Logits of 16 bits would round log-probabilities to some 0.06 nats.
+        "hf_overrides": {"head_dtype": "float32"} if has_plain_head else {},
         "seed": 0,  # scoring draws nothing, and every sampled request has its own
         "max_num_batched_tokens": size.max_num_batched_tokens,
         "max_num_seqs": size.max_num_seqs,

@@ -953,6 +953,9 @@ class ClusterConfig(Section):
     placement_timeout: float = Field(default=1800, gt=0)
     """Seconds for which no node may be able to hold an actor before the stage stops and says what
     is missing; long enough for an autoscaler and for a spot shortage."""
+    row_timeout: float = Field(default=3600, gt=0)
+    """Seconds in which a worker that asks a language model must finish a row; then it is ended, and
+    a row that hangs with nothing beside it goes to the errors table."""
 
     @model_validator(mode="before")
     @classmethod

@@ -12,6 +12,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -38,6 +39,7 @@ from nncift_ray.runtime.output import (
 from nncift_ray.runtime.progress import Reporter
 from nncift_ray.runtime.shards import (
     ATTEMPTS_FOLDER,
+    NODES_FOLDER,
     ShardOutcome,
     ShardRunner,
     missing_parts,
@@ -49,6 +51,7 @@ MAX_SHARD_ATTEMPTS = 2
 #: So many shards lost to dying or unmakeable workers, with none finished, stop a stage at once.
 MAX_LOST_SHARDS = 3
 WATCH_SECONDS = 2.0  # between two looks at how far a long item is
+NODE_LABEL = "ray.io/node-id"  # which Ray gives to every node
 
 
 #: Runs shards somewhere and yields their outcomes as they come.
@@ -201,10 +204,16 @@ def _run_remaining(
     shards = plan_shards(stage, num_items, records)
     finished: list[ShardOutcome] = []
     failed: list[ShardOutcome] = []
-    for _ in range(MAX_SHARD_ATTEMPTS):
-        failed = []
-        for outcome in execute(stage, folder, shards) if shards else ():
-            if outcome.record is None:
+    num_attempts = 0
+    if (unfit := folder / ATTEMPTS_FOLDER / NODES_FOLDER).exists():  # of an earlier run
+        unfit.delete_folder()
+    while shards and num_attempts < MAX_SHARD_ATTEMPTS:
+        failed, returned = [], []
+        for outcome in execute(stage, folder, shards):
+            if outcome.cause == "node":
+                returned.append(outcome)
+                reporter.notice(_describe_unfit_node(stage, outcome))
+            elif outcome.record is None:
                 failed.append(outcome)
                 error = f"{outcome.error_type}: {outcome.error_message}"
                 reporter.shard_failed(stage.name, outcome.start, outcome.stop, error)
@@ -215,7 +224,9 @@ def _run_remaining(
                 if outcome.cause == "killed" and outcome.record.num_failures:
                     reporter.notice(_describe_poison(stage, outcome))
             _stop_if_all_fail(stage, folder, failed, finished)
-        shards = [Shard(outcome.start, outcome.stop) for outcome in failed]
+        shards = [Shard(outcome.start, outcome.stop) for outcome in (*failed, *returned)]
+        _avoid_nodes(stage, {outcome.node for outcome in returned})
+        num_attempts += bool(failed)
         if any(_users_error(outcome) for outcome in failed):
             break
     if failed:
@@ -263,6 +274,22 @@ def _describe_poison(stage: Stage, outcome: ShardOutcome) -> str:
     return (
         f"stage '{stage.name}': rows of items {outcome.start}..{outcome.stop} killed their worker "
         f"each time; they are in its errors table as '{KILLED_WORKER}'"
+    )
+
+
+def _avoid_nodes(stage: Stage, nodes: set[str]) -> None:
+    """Keep a stage's next actors off some nodes."""
+    if nodes:
+        known = stage.resources.labels.get(NODE_LABEL, "!in()")[len("!in(") : -1].split(",")
+        every = ",".join(sorted({*filter(None, known), *nodes}))
+        labels = {**stage.resources.labels, NODE_LABEL: f"!in({every})"}
+        stage.resources = replace(stage.resources, labels=labels)
+
+
+def _describe_unfit_node(stage: Stage, outcome: ShardOutcome) -> str:
+    return (
+        f"stage '{stage.name}': node {outcome.node} cannot load a worker, so other nodes are given "
+        f"its work: {outcome.error_type}: {outcome.error_message}"
     )
 
 

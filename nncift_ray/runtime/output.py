@@ -11,6 +11,7 @@ import hashlib
 import importlib.metadata
 import json
 import platform
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Self, cast
@@ -320,6 +321,7 @@ class Sink:
         self._num_errors = 0
         self._counts: dict[str, int] = {}
         self.facts: dict[str, Any] = {}
+        self.last_change = time.monotonic()  # when a worker last put something in
 
     @property
     def folder(self) -> Location:
@@ -328,6 +330,7 @@ class Sink:
 
     def write(self, table_name: str, table: pa.Table) -> None:
         """Append rows to a table; its schema must be the declared one."""
+        self.last_change = time.monotonic()
         if table_name not in self._writers:
             self._check(table_name, table.schema)
             name = f"{table_name}/{shard_name(self._start, self._stop)}.parquet"
@@ -357,6 +360,7 @@ class Sink:
 
     def count(self, name: str, amount: int) -> None:
         """Add to what adds up over shards; "tokens" and "cached_tokens" are shown as such."""
+        self.last_change = time.monotonic()
         self._counts[name] = self._counts.get(name, 0) + int(amount)
 
     def error(
@@ -374,6 +378,7 @@ class Sink:
         The message may be that of any library, so secrets are taken out of it; the excerpt is the
         corpus' own text.
         """
+        self.last_change = time.monotonic()
         self._errors.append(
             {
                 "stage": self._stage,

@@ -20,6 +20,7 @@ import ray.exceptions
 from ray._private import ray_constants
 from ray._private.state import state
 from ray.data import ActorPoolStrategy, DataContext
+from ray.data.exceptions import ExecutionTimeoutError
 
 from nncift_ray.errors import StageError
 from nncift_ray.recipe.sections import ClusterConfig
@@ -27,7 +28,7 @@ from nncift_ray.runtime.driver import execute_here
 from nncift_ray.runtime.files import Location
 from nncift_ray.runtime.metrics import WorkerMetrics, run_of
 from nncift_ray.runtime.session import cluster_address
-from nncift_ray.runtime.shards import ShardOutcome, ShardRunner
+from nncift_ray.runtime.shards import ShardOutcome, ShardRunner, describe_open_shards
 from nncift_ray.runtime.step import Resources, Shard, Stage
 
 POLL_SECONDS = 1.0
@@ -89,6 +90,12 @@ def find_missing(resources: Resources, nodes: Sequence[Node]) -> list[str]:
         return lacking + wrong
 
     return min((missing_on(node) for node in nodes or [{"Resources": {}}]), key=len)
+
+
+def has_place(resources: Resources, but: str) -> bool:
+    """Say whether an actor could be on a node other than the one named."""
+    others = [node for node in alive_nodes() if node["NodeID"] != but]
+    return bool(others) and not find_missing(resources, others)
 
 
 class PlacementWatch:
@@ -224,8 +231,10 @@ def iterate_in_thread(
 SPARE_LOCAL_CPUS = 2
 STDERR_DESCRIPTOR = 2
 CLUSTERS_VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+#: Whether Ray ends what an actor that died had started, such as vLLM's engine on its GPUs.
+CLEANUP_VARIABLE = "RAY_process_group_cleanup_enabled"
 LOCAL_OBJECT_STORE_BYTES = 512 * 1024**2
-LEFT_DRAINING_NODE = 75  # exit code of an actor's process
+LEFT_DRAINING_NODE, LOST_ENGINE = 75, 76  # exit codes of an actor's process
 
 
 @contextlib.contextmanager
@@ -268,6 +277,7 @@ def _on_loopback() -> Generator[None]:
     Ray's switch for that is a variable, which it reads when it is imported; its processes inherit
     the variable. ``ray.init(_node_ip_address="127.0.0.1")`` is replaced by the machine's address.
     """
+    os.environ.setdefault(CLEANUP_VARIABLE, "1")
     before, known = os.environ.get(CLUSTERS_VARIABLE), ray_constants.ENABLE_RAY_CLUSTER
     os.environ[CLUSTERS_VARIABLE] = "0"
     ray_constants.ENABLE_RAY_CLUSTER = False
@@ -323,9 +333,17 @@ class ShardActor:
     def __init__(self, stage: Stage, folder: Location, session: str) -> None:
         """Keep the stage; models load with the first shard so that an error can be reported."""
         _limit_threads(stage.resources.num_cpus)
-        self._node = ray.get_runtime_context().get_node_id()
+        self._node, resources = ray.get_runtime_context().get_node_id(), stage.resources
         self._runner = ShardRunner(
-            stage, folder, session, node=self._node, is_gone=is_node_gone, **hooks_of(stage, folder)
+            stage,
+            folder,
+            session,
+            node=self._node,
+            is_gone=is_node_gone,
+            has_other_place=lambda: has_place(resources, self._node),
+            # Whatever an engine that died still holds of the device goes with the process.
+            leave=lambda: os._exit(LOST_ENGINE),
+            **hooks_of(stage, folder),
         )
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -368,20 +386,37 @@ def _execute_in_pool(stage: Stage, folder: Location, shards: list[Shard]) -> Ite
     resources = stage.resources
     rows = [{"start": shard.start, "stop": shard.stop} for shard in shards]
     most = max(1, min(resources.max_actors, len(shards)))
+    # One shard at a time: a second would wait behind the first, minutes, while other actors idle.
+    pool = ActorPoolStrategy(
+        min_size=min(resources.min_actors, most), max_size=most, max_tasks_in_flight_per_actor=1
+    )
+    # Ray Data names an operator by its class.
+    actor = type(stage.name, (ShardActor,), {"__module__": __name__})
+    session = uuid.uuid4().hex
     # Ray Data restarts a dead actor, and gives it its shard again, any number of times.
     outcomes = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-        ShardActor,  # pyright: ignore[reportArgumentType]
-        fn_constructor_args=(stage, folder, uuid.uuid4().hex),
-        compute=ActorPoolStrategy(min_size=min(resources.min_actors, most), max_size=most),
+        actor,  # pyright: ignore[reportArgumentType]
+        fn_constructor_args=(stage, folder, session),
+        compute=pool,
         num_cpus=resources.num_cpus,
         num_gpus=resources.num_gpus or None,
         resources=dict(resources.custom) or None,
         label_selector=dict(resources.labels) or None,
     )
+    outcomes.set_name(stage.name)
+    outcomes.context.execution_no_progress_timeout_s = stage.longest_silence()
     try:
         watch = PlacementWatch(stage.name, resources)
         for row in watch.during(_rows_as_they_come(outcomes), end=lambda: _end(outcomes)):
             yield ShardOutcome.model_validate_json(row["outcome"])
+    except ExecutionTimeoutError as error:
+        waited_for = "; ".join(describe_open_shards(folder, session)) or "a first actor"
+        raise StageError(
+            f"stage '{stage.name}': nothing was finished for {stage.longest_silence():,.0f} s. "
+            f"Waited for: {waited_for}. See what those processes do, or what else holds their "
+            "nodes' resources; cluster.row_timeout and cluster.placement_timeout set the limit. "
+            "Finished shards are kept; the same command goes on from there."
+        ) from error
     except ray.exceptions.RayError as error:
         raise StageError(
             f"stage '{stage.name}': Ray gave up: {str(error).strip().splitlines()[0]} "
@@ -402,7 +437,8 @@ def _end(outcomes: ray.data.Dataset) -> None:
     """End the actors and threads of a stage that is left early.
 
     They would go on until they are collected; a thread that meets ``ray.shutdown`` connects anew,
-    or takes the process along.
+    or takes the process along. (Ray 2.60 has no public way, nor one to ask for nodes that drain
+    without its dashboard, nor to listen on loopback.)
     """
     executor = outcomes._current_executor
     if executor is not None:

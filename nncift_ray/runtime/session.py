@@ -60,9 +60,8 @@ class Session:
         most = max(1, min(most, max_actors or most))
         low, high = (1, most) if pool.num_actors is None else _as_range(pool.num_actors)
         labels = pool.labels or cluster.labels
-        return Resources(
-            num_cpus, num_gpus, low, high, pool.resources, labels, cluster.placement_timeout
-        )
+        limits = cluster.placement_timeout, cluster.row_timeout
+        return Resources(num_cpus, num_gpus, low, high, pool.resources, labels, *limits)
 
 
 def _as_range(num_actors: int | tuple[int, int]) -> tuple[int, int]:

@@ -5,13 +5,18 @@ a shard is written to a crash log before it begins; whoever works on the shard n
 died of what, and where: a worker whose node is gone was most likely lost with it, whatever it
 worked on. A shard that lost its worker twice is run row by row (item by item where the stage is not
 ``divisible``) to find the rows that kill; they become rows of the errors table, and the rest is
-computed as in any other shard.
+computed as in any other shard. A worker that finishes no row for too long is ended, which is a
+death like any other.
+
+A node that cannot load a worker is left to others: what fails on one node fails of the node, what
+fails on two is the user's to mend.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import threading
 import time
 import traceback
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -39,15 +44,25 @@ LOSSES_PER_DEATH = 5
 MAX_POISON_OF_AN_ITEM = 4
 #: Each costs a worker's start; a shard that needs more is not about a few rows.
 MAX_SHARD_DEATHS = 100
+#: Distinct nodes that cannot load a worker make it the user's error.
+MAX_UNFIT_NODES = 2
+#: Before an actor on an unfit node gives its shard back, so that it does not go through them all.
+UNFIT_PAUSE_SECONDS = 30.0
+LOOKS_A_LIMIT = 50  # at how long no row was finished
+NODES_FOLDER = "nodes"  # below the attempts, of one run of the driver
 KILLED_ALONE = f"its worker was killed {MAX_DEATHS} times with nothing but this row to do"
+HUNG_ALONE = (
+    f"its worker finished nothing in {{:g}} s, {MAX_DEATHS} times, with only this row to do"
+)
 POISONED_ITEM = (
     f"the first {MAX_POISON_OF_AN_ITEM} rows of its group each killed their worker alone, so the "
     "rest of the group was not tried"
 )
 
-#: "": nothing special. "start": no worker could be made. "killed": the shard killed its workers; it
-#: has a record if it could be run without some of its rows.
-Cause = Literal["", "start", "killed"]
+#: "": nothing special. "start": no worker could be made. "node": none could be made on this node,
+#: and others are to try. "killed": the shard killed its workers; it has a record if it could be run
+#: without some of its rows.
+Cause = Literal["", "start", "node", "killed"]
 
 
 class ShardOutcome(BaseModel):
@@ -62,6 +77,7 @@ class ShardOutcome(BaseModel):
     error_message: str = ""
     error_trace: str = ""
     cause: Cause = ""
+    node: str = ""  # which could not load a worker
 
 
 def failed_outcome(shard: Shard, error: BaseException, cause: Cause = "") -> ShardOutcome:
@@ -95,8 +111,17 @@ def find_record(folder: Location, shard: Shard) -> ShardRecord | None:
     return None if missing_parts(folder, record) else record
 
 
+#: Watches over what is put into a sink.
+Guard = Callable[[Sink], contextlib.AbstractContextManager[None]]
+
+
 def execute_shard(
-    stage: Stage, worker: Worker, folder: Location, shard: Shard, cause: Cause = ""
+    stage: Stage,
+    worker: Worker,
+    folder: Location,
+    shard: Shard,
+    cause: Cause = "",
+    guard: Guard = contextlib.nullcontext,
 ) -> ShardOutcome:
     """Run one shard and write its parts, then its record.
 
@@ -108,7 +133,8 @@ def execute_shard(
     sink = Sink(folder, stage.name, shard.start, shard.stop, stage.check_schema)
     started = time.monotonic()
     try:
-        worker(shard, sink)
+        with guard(sink):
+            worker(shard, sink)
         units = stage.item_weight(shard.start, shard.stop)
         record = sink.finish(time.monotonic() - started, units)
         record_file(folder, shard).write_bytes(record.model_dump_json().encode())
@@ -136,7 +162,9 @@ class CrashLog:
         self._file, self._node = file, node
         self._died_on: dict[str, list[str]] = {}  # step -> the node of each death
         self._gone: set[str] = set()
+        self._open = ""
         self.survivors: list[int] = []  # rows or items that went well alone
+        self.hung: list[str] = []  # steps in which no row was finished for too long
         self.last_words = ""
         if file.size() is not None:
             state = json.loads(file.read_bytes())
@@ -145,7 +173,8 @@ class CrashLog:
             # Asked each time, since a node may be found to be gone only later.
             nodes = {node for died_on in self._died_on.values() for node in died_on}
             self._gone = {node for node in nodes if is_gone(node)}
-            self.survivors, self.last_words = state["survivors"], state["last_words"]
+            self.survivors, self.hung = state["survivors"], state["hung"]
+            self.last_words = state["last_words"]
 
     @contextlib.contextmanager
     def step(self, name: str) -> Generator[None]:
@@ -154,22 +183,39 @@ class CrashLog:
         Raises:
             EngineDiedError: What the body raised of that kind.
         """
-        state = {
-            "open": name,
-            "node": self._node,
-            "died_on": self._died_on,
-            "survivors": self.survivors,
-            "last_words": self.last_words,
-        }
-        self._file.write_bytes(json.dumps(state).encode())
+        self._open = name
+        self._write()
         try:
             yield
         except EngineDiedError as error:
-            self._died_on.setdefault(name, []).append(self._node)
             self.last_words = str(error)
+            self._write()  # before the death is counted: the open step of the file is one
+            self._died_on.setdefault(name, []).append(self._node)
             raise
         # What ends is not what kills: a machine was lost, or another step died.
         self._died_on.pop(name, None)
+
+    def note_hang(self, seconds: float) -> None:
+        """Record that the open step hangs; its process is about to be ended."""
+        self.hung.append(self._open)
+        self.last_words = f"no row was finished for {seconds:g} s"
+        self._write()
+
+    def _write(self) -> None:
+        state = {
+            "open": self._open,
+            "node": self._node,
+            "died_on": self._died_on,
+            "survivors": self.survivors,
+            "hung": self.hung,
+            "last_words": self.last_words,
+        }
+        self._file.write_bytes(json.dumps(state).encode())
+
+    def only_node(self, step: str) -> str:
+        """Return the node on which all workers died in a step; "" if there were several."""
+        nodes = set(self._died_on.get(step, []))
+        return nodes.pop() if len(nodes) == 1 else ""
 
     def deaths(self, step: str) -> int:
         """How many workers died in a step; of those lost with their node, one in a few counts."""
@@ -206,8 +252,11 @@ class ShardRunner:
         *,
         node: str = "",
         is_gone: Callable[[str], bool] = lambda node: False,
+        has_other_place: Callable[[], bool] = lambda: False,
+        leave: Callable[[], None] | None = None,
         on_begin: Callable[[], None] = lambda: None,
         on_load: Callable[[float], None] = lambda seconds: None,
+        pause: Callable[[float], None] = time.sleep,
     ) -> None:
         """Run shards of a stage; deaths count together within a session, and only there.
 
@@ -217,12 +266,17 @@ class ShardRunner:
             session: Names the run of the driver.
             node: The node that this process is on.
             is_gone: Whether a node is not up any more.
+            has_other_place: Whether another node could hold such a worker.
+            leave: Ends this process, which another one then replaces; None where it must last.
+                An engine that died is never made anew beside what is left of it where there is one.
             on_begin: Called when work on a shard begins.
             on_load: Called with the seconds that it took to make a worker.
+            pause: Waits for so many seconds.
         """
         self._stage, self._folder = stage, folder
         self._attempts = folder / ATTEMPTS_FOLDER / session
         self._node, self._is_gone = node, is_gone
+        self._has_other_place, self._leave, self._pause = has_other_place, leave, pause
         self._on_begin, self._on_load = on_begin, on_load
         self._worker: Worker | None = None
 
@@ -251,23 +305,67 @@ class ShardRunner:
                 return self._attempt(shard, log)
             except EngineDiedError:  # noted in the log, which decides what is done next
                 self._worker = None
+                if self._leave is not None:
+                    self._leave()
 
     def _attempt(self, shard: Shard, log: CrashLog) -> ShardOutcome:
         """Go on with a shard from where its log ends."""
         if log.deaths(LOAD) >= MAX_DEATHS:
-            return self._give_up(shard, log, "start", "was killed while it was being made")
+            outcome = self._give_up(shard, log, "start", "was killed while it was being made")
+            return self._blame_node(outcome, log.only_node(LOAD))
         try:
             worker = self._ready_worker(log)
         except EngineDiedError:
             raise
         except (Exception, SystemExit) as error:  # noqa: BLE001  (the driver decides)
-            return failed_outcome(shard, error, "start")
+            return self._blame_node(failed_outcome(shard, error, "start"), self._node)
         if log.deaths(WHOLE) >= MAX_DEATHS:
             return self._run_without_poison(shard, worker, log)
         rows = self._stage.row_numbers(shard.start, shard.stop)
         skip = self._stage.rows_to_quarantine(self._known_poison(), rows)
         with log.step(WHOLE):
-            return execute_shard(self._stage, worker, self._folder, replace(shard, skip=skip))
+            whole = replace(shard, skip=skip)
+            return execute_shard(
+                self._stage, worker, self._folder, whole, guard=self._guard_of(log)
+            )
+
+    def _blame_node(self, outcome: ShardOutcome, node: str) -> ShardOutcome:
+        """Make a failure to load the node's where only this one failed and others could load."""
+        folder = self._folder / ATTEMPTS_FOLDER / NODES_FOLDER
+        if not node or not self._node:
+            return outcome
+        (folder / node).write_bytes(outcome.error_message.encode())
+        if len(folder.list_files()) >= MAX_UNFIT_NODES or not self._has_other_place():
+            return outcome
+        self._pause(UNFIT_PAUSE_SECONDS)
+        return outcome.model_copy(update={"cause": "node", "node": node})
+
+    def _guard_of(self, log: CrashLog) -> Guard:
+        """Return what ends this process where a step of the log finishes no row for too long."""
+        limit, leave = self._stage.resources.row_timeout, self._leave
+        if leave is None or not self._stage.divisible:
+            return contextlib.nullcontext
+
+        @contextlib.contextmanager
+        def guard(sink: Sink) -> Generator[None]:
+            done = threading.Event()
+
+            def watch() -> None:
+                while not done.wait(limit / LOOKS_A_LIMIT):
+                    if time.monotonic() - sink.last_change > limit:
+                        log.note_hang(limit)
+                        leave()
+                        return
+
+            thread = threading.Thread(target=watch, name="finished rows", daemon=True)
+            thread.start()
+            try:
+                yield
+            finally:
+                done.set()
+                thread.join()
+
+        return guard
 
     def _ready_worker(self, log: CrashLog) -> Worker:
         if self._worker is None:
@@ -289,7 +387,9 @@ class ShardRunner:
             return self._give_up(shard, log, "killed", what)
         with log.step(LAST):
             whole = replace(shard, skip=skip)
-            return execute_shard(self._stage, worker, self._folder, whole, "killed")
+            return execute_shard(
+                self._stage, worker, self._folder, whole, "killed", self._guard_of(log)
+            )
 
     def _poison_items(self, shard: Shard, worker: Worker, log: CrashLog) -> Mapping[int, str]:
         """Try each item alone; an item that kills cannot be left out."""
@@ -320,7 +420,10 @@ class ShardRunner:
                 skip |= dict.fromkeys(item_rows, POISONED_ITEM)
             else:
                 accusing += poison
-            skip |= dict.fromkeys(poison, KILLED_ALONE)
+            for row in poison:
+                is_hung = str(row) in log.hung
+                limit = stage.resources.row_timeout
+                skip[row] = HUNG_ALONE.format(limit) if is_hung else KILLED_ALONE
         self._remember_poison(shard, accusing)
         return {**stage.rows_to_quarantine([*known, *accusing], rows), **skip}
 
@@ -341,7 +444,8 @@ class ShardRunner:
         try:
             with log.step(str(number)):
                 try:
-                    worker(part, sink)
+                    with self._guard_of(log)(sink):
+                        worker(part, sink)
                 except EngineDiedError:
                     raise
                 except (Exception, SystemExit):  # noqa: BLE001, S110  (it killed nobody)
@@ -370,6 +474,19 @@ class ShardRunner:
             f"Most often that is memory: {self._stage.memory_advice}.{last_words}"
         )
         return failed_outcome(shard, error, cause)
+
+
+def describe_open_shards(folder: Location, session: str) -> list[str]:
+    """Return what workers have begun and not ended, a phrase each, from the crash logs."""
+    phrases: list[str] = []
+    for file in (folder / ATTEMPTS_FOLDER / session).list_files():
+        if file.name.endswith(".json"):
+            state = json.loads(file.read_bytes())
+            start, _, stop = file.name.removesuffix(".json").partition("-")
+            phrases.append(
+                f"items {int(start)}..{int(stop)} (step '{state['open']}' on node {state['node']})"
+            )
+    return phrases
 
 
 class _GiveUpError(Exception):

@@ -22,6 +22,12 @@ from nncift_ray.runtime.output import ERRORS_TABLE, Sink, StageOutput
 
 #: Seconds; the recipe's ``cluster.placement_timeout`` where a run sizes the pools.
 PLACEMENT_TIMEOUT = 1800.0
+#: Seconds; the recipe's ``cluster.row_timeout``.
+ROW_TIMEOUT = 3600.0
+#: Seconds that the longest shard may take which is not made of rows, such as a training.
+LONGEST_SHARD = 7 * 24 * 3600.0
+#: Times that a shard may be silent for ``ROW_TIMEOUT`` while the rows that hang are looked for.
+SILENCES = 24
 
 #: What a stage may read to be run by the driver, which is to stay below 2 GB.
 DRIVER_INPUT_BYTES = 256 << 20
@@ -64,6 +70,8 @@ class Resources:
     labels: Mapping[str, str] = field(default_factory=dict[str, str])
     #: How long there may be no node that could hold one, before the stage stops.
     placement_timeout: float = PLACEMENT_TIMEOUT
+    #: In which a worker must finish a row, where the stage is divisible; else it is ended.
+    row_timeout: float = ROW_TIMEOUT
 
 
 Worker = Callable[[Shard, Sink], None]
@@ -187,6 +195,16 @@ class Stage(ABC):
             or self.num_items() > 1
             or self.input_bytes() > DRIVER_INPUT_BYTES
         )
+
+    def longest_silence(self) -> float:
+        """Return the seconds after which a stage of which nothing is heard can only hang.
+
+        A place may be missing for a while, rows that kill or hang are looked for one by one, and
+        what is not made of rows takes its time.
+        """
+        wanted = self.resources
+        work = SILENCES * wanted.row_timeout if self.divisible else LONGEST_SHARD
+        return wanted.placement_timeout + work
 
     def check_schema(self, table: str, schema: pa.Schema) -> None:
         """Refuse a table that is not as declared.

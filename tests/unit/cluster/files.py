@@ -34,7 +34,7 @@ def ray_cluster() -> dict[str, Any]:
 
 def recipe_map_and_job() -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the ConfigMap and the RayJob."""
-    config_map, job = read_yaml("kubernetes/rayjob.yaml")
+    config_map, job, _ = read_yaml("kubernetes/rayjob.yaml")
     return config_map, job
 
 

@@ -77,6 +77,21 @@ def test_both_targets_end_as_an_ordinary_user_with_a_token_asked_for() -> None:
     assert "RAY_AUTH_MODE=token" in DOCKERFILE.read_text()
 
 
+def test_a_login_shell_finds_the_programs_of_the_image(tmp_path: Path) -> None:
+    (line,) = re.findall(r"echo '(.+)' > /etc/profile\.d/", DOCKERFILE.read_text())
+    (tmp_path / "nncift.sh").write_text(f"{line}\n")
+    # What /etc/profile does before it reads profile.d.
+    script = f'PATH="/usr/local/bin:/usr/bin:/bin"; . {tmp_path}/nncift.sh; echo "$PATH"'
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)  # noqa: S607
+    assert done.stdout.split(":")[0] == "/opt/nncift/bin"
+    assert "PATH=/opt/nncift/bin:" in DOCKERFILE.read_text()
+
+
+def test_children_of_a_dead_worker_die_with_it_wherever_ray_is_started() -> None:
+    assert "RAY_process_group_cleanup_enabled=1" in DOCKERFILE.read_text()
+    assert "export RAY_process_group_cleanup_enabled=1" in SLURM.read_text()
+
+
 def test_the_slurm_script_says_what_it_wants_and_stops() -> None:
     done = subprocess.run(
         ["bash", SLURM],  # noqa: S607

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from nncift_ray.recipe.loading import make_config
-from tests.unit.cluster.files import CLUSTER, ROOT, ray_cluster, recipe_map_and_job
+from tests.unit.cluster.files import CLUSTER, ROOT, ray_cluster, read_yaml, recipe_map_and_job
 
 SCHEMAS = ROOT.parent / "shared" / "schemas"
 needs_schemas = pytest.mark.skipif(
@@ -110,6 +110,23 @@ def test_containers_run_as_an_ordinary_user() -> None:
     for container in containers:
         assert container["securityContext"]["runAsNonRoot"]
         assert not container["securityContext"]["allowPrivilegeEscalation"]
+
+
+def test_every_pod_has_the_account_the_secret_and_the_log_volume_that_kuberay_knows() -> None:
+    for name, spec in (
+        ("raycluster", ray_cluster()["spec"]),
+        ("rayjob", recipe_map_and_job()[1]["spec"]["rayClusterSpec"]),
+    ):
+        account = read_yaml(f"kubernetes/{name}.yaml")[-1]
+        assert account["kind"] == "ServiceAccount"
+        for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+            pod = group["template"]["spec"]
+            assert pod["serviceAccountName"] == account["metadata"]["name"]
+            (container,) = pod["containers"]
+            assert container["envFrom"] == [{"secretRef": {"name": "nncift-env", "optional": True}}]
+            assert {"name": "RAY_process_group_cleanup_enabled", "value": "1"} in container["env"]
+            assert {"name": "ray-logs", "mountPath": "/tmp/ray"} in container["volumeMounts"]  # noqa: S108
+            assert {"name": "ray-logs", "emptyDir": {}} in pod["volumes"]
 
 
 def test_the_job_s_recipe_is_a_recipe_and_lies_where_the_job_reads_it() -> None:

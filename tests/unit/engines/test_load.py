@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from nncift_ray.engines.embedded import EMBEDDED_LANGUAGE_MODEL
 from nncift_ray.engines.load import EngineFactory, TunedModel, apply_tuning, find_engine, settle
 from nncift_ray.engines.memory import EngineSize
 from nncift_ray.engines.models import ResolvedModel
-from nncift_ray.engines.shared import Adapter
+from nncift_ray.engines.shared import Adapter, is_head_plain
 from nncift_ray.errors import ModelError
 from nncift_ray.recipe.sections import EngineConfig, TeacherConfig
 
@@ -40,6 +41,30 @@ def test_a_gpu_is_told_a_share_and_a_cpu_bytes_and_a_block() -> None:
     assert (cpu["kv_cache_memory_bytes"], cpu["block_size"]) == (1 << 28, 32)
     assert (cpu["max_num_batched_tokens"], cpu["max_num_seqs"]) == (1024, 64)
     assert cpu["max_model_len"] == 2049  # one token must be generated
+
+
+def test_a_head_that_is_not_quantised_gives_logits_of_32_bits() -> None:
+    wide = vllm.vllm_arguments(OPTIONS, 2048, GPU_SIZE, None, on_cpu=False, has_plain_head=True)
+    assert wide["hf_overrides"] == {"head_dtype": "float32"}
+    assert vllm.vllm_arguments(OPTIONS, 2048, GPU_SIZE, None, on_cpu=False)["hf_overrides"] == {}
+
+
+@pytest.mark.parametrize(
+    ("method", "quantization", "is_plain"),
+    [
+        (None, None, True),
+        (None, "bitsandbytes", False),
+        ({"quant_method": "awq", "modules_to_not_convert": None}, None, False),
+        ({"quant_method": "awq", "modules_to_not_convert": ["lm_head"]}, None, True),
+        ({"quant_method": "compressed-tensors", "ignore": ["re:.*lm_head"]}, None, True),
+        ({"quant_method": "gptq", "ignore": ["model.layers.0"]}, None, False),
+    ],
+)
+def test_a_head_is_plain_where_nothing_quantises_it(
+    method: dict[str, Any] | None, quantization: str | None, is_plain: bool
+) -> None:
+    config = SimpleNamespace(quantization_config=method)
+    assert is_head_plain(config, quantization) is is_plain
 
 
 def test_prompts_are_computed_whole_where_a_seeded_draw_cannot_be_taken_back() -> None:
@@ -136,6 +161,9 @@ def test_what_changes_a_number_changes_the_settings() -> None:
     for key, value in (("dtype", "float16"), ("quantization", "awq"), ("max_length", 99)):
         options = FACTORY.options.model_copy(update={key: value})
         assert EngineFactory(FACTORY.model, options).settings() != settings
+    wide = FACTORY.options.model_copy(update={"dtype": "float32"})
+    assert "head_dtype" not in EngineFactory(FACTORY.model, wide).settings()
+    assert EngineFactory(FACTORY.model, OPTIONS).settings()["head_dtype"] == "float32"
     options = FACTORY.options.model_copy(update={"gpu_memory_utilization": 0.5, "batch_tokens": 64})
     assert EngineFactory(FACTORY.model, options).settings() == settings
 
