@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from nncift_ray.corpus.examples import Example
 from nncift_ray.engines.base import ScoringFailure
+from nncift_ray.engines.shared import count_parameters
 from nncift_ray.engines.tokens import SegmentTokenizer, TrainingExample, encode_example
 from nncift_ray.engines.transformers import (
     has_plain_head,
@@ -27,6 +29,31 @@ from nncift_ray.engines.transformers import (
     pick_device,
 )
 from nncift_ray.errors import ModelError
+
+#: A larger model computes the activations of its layers again on the way back: of an 8B model they
+#: take 289 kB a token and layer, and 8 kB so.
+CHECKPOINTED_PARAMETERS = 1_000_000_000
+PROBE_TOKENS = 512
+MOST_PASS_TOKENS = 16_384
+PASS_SHARE = 0.8  # of the free memory, for one pass
+
+Result = TypeVar("Result")
+
+
+def is_checkpointed(config: Any, wanted: bool | None) -> bool:
+    """Return whether a model recomputes activations: as wanted, or where it is large."""
+    return count_parameters(config) > CHECKPOINTED_PARAMETERS if wanted is None else wanted
+
+
+def fit_pass_tokens(peak_bytes: float, free_bytes: float) -> int:
+    """Return how many tokens a forward and a backward pass may have together.
+
+    Args:
+        peak_bytes: What a pass of PROBE_TOKENS took; others are taken to need their share of it.
+        free_bytes: What there is.
+    """
+    fitting = int(PASS_SHARE * free_bytes * PROBE_TOKENS / max(1.0, peak_bytes))
+    return max(PROBE_TOKENS, min(MOST_PASS_TOKENS, fitting // PROBE_TOKENS * PROBE_TOKENS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +66,8 @@ class ModelOptions:
         quantization: "bitsandbytes" holds the frozen weights in 4 bits (NF4).
         max_length: Most tokens of an example; lowered to what the model's positions hold.
         num_threads: CPU threads of torch; None leaves them alone.
+        gradient_checkpointing: Whether activations are computed again on the way back, which
+            changes no gradient; None: where the model is large.
     """
 
     dtype: str = "float32"
@@ -46,6 +75,7 @@ class ModelOptions:
     quantization: str | None = None
     max_length: int = 2048
     num_threads: int | None = None
+    gradient_checkpointing: bool | None = None
 
 
 class TrainableModel:
@@ -68,7 +98,17 @@ class TrainableModel:
             quantization=options.quantization,
         )
         keep_four_bit_input_whole(self.model)
-        positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        config = self.model.config.get_text_config()
+        positions = getattr(config, "max_position_embeddings", None)
+        self._checkpointed: list[nn.Module] = []
+        if is_checkpointed(config, options.gradient_checkpointing):
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+            self._checkpointed = [
+                module
+                for module in self.model.modules()
+                if getattr(module, "gradient_checkpointing", False)
+            ]
+        self._pass_tokens: int | None = None
         self.max_length = min(options.max_length, positions) if positions else options.max_length
         self._choose_parameters(model_path, options)
         self.model.eval()  # fresh adapters are in training mode
@@ -117,9 +157,56 @@ class TrainableModel:
         losses_R = nn.functional.cross_entropy(logits_RV, answers_R, reduction="none")
         return torch.stack([part.mean() for part in losses_R.split(lengths)])
 
+    def disable_dropout(self) -> None:
+        """Switch to evaluation, but let layers recompute their activations if they are to."""
+        self.model.eval()
+        for module in self._checkpointed:  # their own flag alone, not that of what is in them
+            module.training = True
+
+    def in_passes(self, attempt: Callable[[int], Result], batch_tokens: int | None) -> Result:
+        """Return what ``attempt`` gives, told how many padded tokens a pass may have.
+
+        That is ``batch_tokens``, or else what a small pass shows to fit; half of it as often as
+        memory does not suffice, and from then on.
+
+        Raises:
+            ModelError: If not even one example of the greatest length fits.
+        """
+        tokens = self._pass_tokens or batch_tokens or self._probe_pass_tokens()
+        while True:
+            self._pass_tokens = tokens
+            try:
+                return attempt(tokens)
+            except torch.OutOfMemoryError as error:
+                if tokens <= min(self.max_length, PROBE_TOKENS):
+                    raise ModelError(
+                        f"a pass of {tokens} tokens does not fit into the memory of {self.device}: "
+                        "set gradient_checkpointing to true and quantization to bitsandbytes, or "
+                        f"lower max_length ({error})"
+                    ) from error
+            # Outside the handler: the traceback would keep the failed pass's tensors alive.
+            tokens //= 2
+            torch.cuda.empty_cache()
+
+    def _probe_pass_tokens(self) -> int:
+        if self.device.type != "cuda":
+            return PROBE_TOKENS
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(self.device)
+        before = torch.cuda.memory_allocated(self.device)
+        length = min(PROBE_TOKENS, self.max_length)
+        example = TrainingExample(array("i", [0]) * length, response_start=1)
+        self.losses([example] * (PROBE_TOKENS // length)).sum().backward()
+        for parameter in self.parameters.values():
+            parameter.grad = None
+        peak = torch.cuda.max_memory_allocated(self.device) - before
+        torch.cuda.empty_cache()
+        return fit_pass_tokens(peak, torch.cuda.mem_get_info(self.device)[0])
+
     def close(self) -> None:
         """Free the model's memory; it cannot be used afterwards."""
         self.model = None
+        self._checkpointed = []
         self._parameters = {}
         gc.collect()
         if self.device.type == "cuda":

@@ -29,6 +29,7 @@ from torch.nn.functional import cross_entropy
 from nncift_ray.corpus.examples import Example
 from nncift_ray.engines.base import ScoringFailure
 from nncift_ray.engines.load import TunedModel, actor_threads, auto_dtype
+from nncift_ray.engines.lora import is_checkpointed
 from nncift_ray.engines.models import ResolvedModel, locate_model
 from nncift_ray.engines.shared import ADAPTER_CONFIG
 from nncift_ray.engines.tokens import SegmentTokenizer, TrainingExample, encode_example
@@ -91,7 +92,9 @@ class TuneJob:
 
     def settings(self) -> dict[str, Any]:
         """What of it shapes numbers."""
-        unread = {"pool", "dtype"} | (ADAPTER_KEYS if self.tuning.method == FULL else set())
+        unread = {"pool", "dtype", "gradient_checkpointing"} | (
+            ADAPTER_KEYS if self.tuning.method == FULL else set()
+        )
         return self.tuning.model_dump(mode="json", exclude=unread) | {
             "model": self.model.name,
             "revision": self.model.revision,
@@ -239,12 +242,26 @@ def fine_tune(
                 f"none of the {len(unfit):,} examples of the subset can be trained on (the first: "
                 f"{unfit[0][1].message}); raise evaluation.tuning.max_length"
             )
-        num_steps, losses = _train(job, model, fit, device, on_step)
+        passes = passes_of_a_step(job.tuning, device)
+        while True:
+            try:
+                num_steps, losses = _train(job, model, fit, device, on_step, passes)
+                break
+            except torch.OutOfMemoryError:
+                if passes == job.tuning.batch_size:
+                    raise
+            # Outside the handler, whose traceback holds what the failed pass held. From the start:
+            # the loss of a step is the same in smaller passes.
+            size = job.tuning.batch_size
+            passes = next(n for n in range(passes + 1, size + 1) if size % n == 0)
+            del model
+            torch.cuda.empty_cache()
+            model = _load(job, path, device)
     except torch.OutOfMemoryError as error:
         raise ModelError(
-            f"fine-tuning does not fit into the memory of {device}: set evaluation.tuning.method "
-            "to qlora, lower evaluation.tuning.max_length, or choose a smaller evaluation.model "
-            f"({error})"
+            f"fine-tuning does not fit into the memory of {device}: set "
+            "evaluation.tuning.gradient_checkpointing to true or .method to qlora, "
+            f"lower evaluation.tuning.max_length, or choose a smaller evaluation.model ({error})"
         ) from error
     _save(job, model, tokenizer, folder)
     num_tokens = sum(len(example.input_ids) for example in fit)
@@ -288,11 +305,12 @@ def _train(
     examples: Sequence[TrainingExample],
     device: torch.device,
     on_step: OnStep,
+    passes: int,
 ) -> tuple[int, tuple[float, ...]]:
     """Train a loaded model in place; return the optimiser's steps and each epoch's loss."""
     from transformers import Trainer, TrainingArguments
 
-    tuning, passes = job.tuning, passes_of_a_step(job.tuning, device)
+    tuning = job.tuning
     num_passes = math.ceil(len(examples) * passes / tuning.batch_size)  # of an epoch
     loss = _ResponseLoss(num_passes * tuning.num_epochs, on_step)
     with tempfile.TemporaryDirectory(prefix="nncift-trainer-") as scratch:
@@ -308,6 +326,10 @@ def _train(
             max_grad_norm=MAX_GRADIENT_NORM,
             seed=tuning.seed,
             bf16=job.uses_autocast,
+            gradient_checkpointing=is_checkpointed(
+                model.config.get_text_config(), tuning.gradient_checkpointing
+            ),
+            gradient_checkpointing_kwargs={"use_reentrant": False},
             use_cpu=device.type == "cpu",
             save_strategy="no",
             logging_strategy="no",

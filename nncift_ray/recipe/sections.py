@@ -236,6 +236,9 @@ class LessConfig(Section):
     """Tokens of the longest example; a longer one is an error row."""
     seed: int = Field(default=0, ge=0)
     """Seed of the draw, of LoRA's first weights, of the order and of the projection."""
+    gradient_checkpointing: bool | None = None
+    """Compute activations again on the way back, which takes a third more time and a fraction of
+    the memory; null: above a billion parameters."""
     num_workers: int = Field(default=1, ge=1)
     """Ray Train workers of the warm-up."""
     pool: PoolConfig = PoolConfig()
@@ -767,6 +770,9 @@ class TuningConfig(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """What is computed in; "auto" is bfloat16 on a GPU, float32 on a CPU. On a CPU bfloat16 means
     autocast over float32 weights."""
+    gradient_checkpointing: bool | None = None
+    """Compute activations again on the way back, which takes a third more time and a fraction of
+    the memory; null: above a billion parameters."""
     seed: int = Field(default=0, ge=0)
     """Seed of LoRA's first weights, of the order and of dropout."""
     pool: PoolConfig = PoolConfig()

@@ -76,12 +76,13 @@ class GradientsStage(RowStage):
         warmup: StageOutput,
         make_model: Callable[[], LoraModel],
         less: LessConfig,
-        batch_tokens: int,
+        batch_tokens: int | None,
     ) -> None:
         """Take gradients of some (deduplicated) examples at a warm-up's checkpoints.
 
         ``make_model`` loads the model that was warmed up; its adapter is replaced.
-        ``batch_tokens`` are the padded tokens computed at once; other batches round otherwise.
+        ``batch_tokens`` are the padded tokens computed at once, None for what the memory allows;
+        other batches round otherwise.
         """
         self._keys, self._examples, self._warmup = list(keys), examples, warmup
         self._make_model, self._less, self._batch_tokens = make_model, less, batch_tokens
@@ -182,7 +183,7 @@ def take_gradients(
     keys: Sequence[GradientKey],
     projector: RademacherProjector,
     checkpoint: WarmupCheckpoint,
-    batch_tokens: int,
+    batch_tokens: int | None,
 ) -> tuple[NDArray[np.float32], dict[int, ScoringFailure]]:
     """Return features [N, P], zeros where there is none, and by row why: plain for the helped.
 
@@ -245,7 +246,7 @@ def project_gradients(
     projector: RademacherProjector,
     *,
     adam: WarmupCheckpoint | None,
-    batch_tokens: int,
+    batch_tokens: int | None,
 ) -> NDArray[np.float32]:
     """Return every example's projected gradient at the loaded adapter, of unit norm [N, P].
 
@@ -282,20 +283,26 @@ def per_example_gradients(model: LoraModel, batch: Sequence[TrainingExample]) ->
     return {name: gradients[name] for name in model.parameter_names}
 
 
-def _gradients(model: LoraModel, examples: Sequence[TrainingExample], batch_tokens: int) -> Tensor:
+def _gradients(
+    model: LoraModel, examples: Sequence[TrainingExample], batch_tokens: int | None
+) -> Tensor:
     """Return the flat gradients [N, D] of examples sorted by length."""
     sizes = [parameter.numel() for parameter in model.parameters.values()]
     gradients_ND = torch.empty(
         (len(examples), sum(sizes)), device=model.device, dtype=torch.float32
     )
     views = dict(zip(model.parameters, gradients_ND.split(sizes, dim=1), strict=True))
-    for batch in cut_batches([len(e.input_ids) for e in examples], 0, batch_tokens):
-        rows = slice(batch[0], batch[-1] + 1)  # they are sorted already
 
-        def store(name: str, gradient: Tensor, rows: slice = rows) -> None:
-            views[name][rows] = gradient.flatten(1)
+    def fill(pass_tokens: int) -> None:
+        for batch in cut_batches([len(e.input_ids) for e in examples], 0, pass_tokens):
+            rows = slice(batch[0], batch[-1] + 1)  # they are sorted already
 
-        _backward(model, examples[rows], store)
+            def store(name: str, gradient: Tensor, rows: slice = rows) -> None:
+                views[name][rows] = gradient.flatten(1)
+
+            _backward(model, examples[rows], store)
+
+    model.in_passes(fill, batch_tokens)
     return gradients_ND
 
 
@@ -303,12 +310,17 @@ def _backward(
     model: LoraModel, batch: Sequence[TrainingExample], sink: Callable[[str, Tensor], None]
 ) -> None:
     """Hand each LoRA matrix's per-example gradients [B, *shape] to the sink as they are made."""
-    model.model.eval()  # no dropout
-    hooks = [
-        half.register_forward_hook(_forward_hook(f"{name}.{part}.weight", sink))
-        for name, down, up in model.adapted_layers()
-        for part, half in (("lora_A", down), ("lora_B", up))
-    ]
+    model.disable_dropout()
+    hooks: list[Any] = []
+    for name, down, up in model.adapted_layers():
+        # The adapter casts its input to float32: kept as it comes, layers that share it share it.
+        whole: list[Tensor] = []
+        layer = model.model.get_submodule(name)
+        hooks += [
+            layer.register_forward_pre_hook(_keep_input(whole)),
+            down.register_forward_hook(_forward_hook(f"{name}.lora_A.weight", sink, whole)),
+            up.register_forward_hook(_forward_hook(f"{name}.lora_B.weight", sink)),
+        ]
     for parameter in model.parameters.values():
         parameter.requires_grad_(False)
     try:
@@ -317,20 +329,31 @@ def _backward(
     finally:
         for hook in hooks:
             hook.remove()
+        model.model.eval()
         for parameter in model.parameters.values():
             parameter.requires_grad_(True)
 
 
+def _keep_input(kept: list[Tensor]) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+    def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        del module
+        kept[:] = [inputs[0].detach()]
+
+    return hook
+
+
 def _forward_hook(
-    name: str, sink: Callable[[str, Tensor], None]
+    name: str, sink: Callable[[str, Tensor], None], kept: list[Tensor] | None = None
 ) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
     def hook(module: nn.Module, inputs: tuple[Any, ...], output_BSO: Tensor) -> None:
         del module
-        inputs_BSI = inputs[0].detach()
+        inputs_BSI = inputs[0].detach() if kept is None else kept.pop()
         # Below the first adapter nothing requires a gradient: the backward pass ends there.
         output_BSO.requires_grad_()
         output_BSO.register_hook(
-            lambda grad_BSO: sink(name, torch.bmm(grad_BSO.transpose(1, 2), inputs_BSI))
+            lambda grad_BSO: sink(
+                name, torch.bmm(grad_BSO.transpose(1, 2), inputs_BSI.to(grad_BSO.dtype))
+            )
         )
 
     return hook

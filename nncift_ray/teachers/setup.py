@@ -52,6 +52,7 @@ class LoraFactory:
                 quantization=less.quantization,
                 max_length=less.max_length,
                 num_threads=actor_threads(),
+                gradient_checkpointing=less.gradient_checkpointing,
             ),
         )
 
@@ -71,8 +72,7 @@ class LoraFactory:
         }
 
 
-# On a CPU larger batches are no faster and pad more; a GPU wants them full.
-CPU_GRADIENT_TOKENS, GPU_GRADIENT_TOKENS = 512, 8192
+CPU_GRADIENT_TOKENS = 512  # on a CPU larger batches are no faster, and pad more
 
 
 class RecipeTeacher:
@@ -232,11 +232,9 @@ class RecipeTeacher:
         return settings
 
     @property
-    def gradient_batch_tokens(self) -> int:
-        """Padded tokens whose gradients are taken at once, where the recipe does not say."""
-        return self._teacher.batch_tokens or (
-            GPU_GRADIENT_TOKENS if self.begun_with_gpu else CPU_GRADIENT_TOKENS
-        )
+    def gradient_batch_tokens(self) -> int | None:
+        """Padded tokens whose gradients are taken at once; None: what a GPU's memory allows."""
+        return self._teacher.batch_tokens or (None if self.begun_with_gpu else CPU_GRADIENT_TOKENS)
 
     def lora_factory(self) -> LoraFactory:
         """Return what loads the model of the warm-up and its gradients inside an actor."""

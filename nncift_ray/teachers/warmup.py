@@ -36,8 +36,8 @@ from nncift_ray.runtime.output import Sink, StageOutput
 from nncift_ray.runtime.ray_train import RayWorkers, average_gradients, train_on_ray
 from nncift_ray.runtime.step import Shard, Stage, Worker
 
-#: Padded tokens of one forward and backward pass; the passes of a step add up.
-PASS_TOKENS = {"cpu": 1024, "cuda": 16_384}
+#: Padded tokens of one forward and backward pass on a CPU; the passes of a step add up.
+CPU_PASS_TOKENS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,21 +142,24 @@ def _differentiate(
     The loss travels with the gradients, so that all workers see the same and stop together.
     """
     parameters = list(model.parameters.values())
-    for parameter in parameters:  # never None: a worker may have no example of a short batch
-        parameter.grad = torch.zeros_like(parameter)
     loss = nn.Parameter(torch.zeros(1, dtype=torch.float64))
-    loss.grad = torch.zeros_like(loss)
     mine = batch[workers.rank :: workers.world]
     lengths = [len(example.input_ids) for example in mine]
-    for rows in cut_batches(lengths, 0, PASS_TOKENS.get(model.device.type, PASS_TOKENS["cpu"])):
-        part = [mine[n] for n in rows]
-        shares = [workers.world / len(batch)] * len(part)
-        passed = (model.losses(part) * torch.tensor(shares, device=model.device)).sum()
-        passed.backward()
-        loss.grad += float(passed.detach())
+
+    def add_up(pass_tokens: int) -> None:
+        for parameter in [*parameters, loss]:  # never None: a worker may have no example
+            parameter.grad = torch.zeros_like(parameter)
+        for rows in cut_batches(lengths, 0, pass_tokens):
+            part = [mine[n] for n in rows]
+            shares = [workers.world / len(batch)] * len(part)
+            passed = (model.losses(part) * torch.tensor(shares, device=model.device)).sum()
+            passed.backward()
+            loss.grad += float(passed.detach())  # pyright: ignore[reportOperatorIssue]
+
+    model.in_passes(add_up, None if model.device.type == "cuda" else CPU_PASS_TOKENS)
     if workers.reduce_gradients is not None:
         workers.reduce_gradients([*parameters, loss])
-    return float(loss.grad)
+    return float(loss.grad)  # pyright: ignore[reportArgumentType]
 
 
 def learning_rate_at(step: int, total_steps: int, peak: float, warmup_fraction: float) -> float:

@@ -15,6 +15,7 @@ from pyarrow import fs as pafs
 from safetensors.torch import load_file, save_file
 
 from nncift_ray.errors import ModelError, StageError
+from nncift_ray.evaluation import tune
 from nncift_ray.evaluation.tune import TuneStage, fine_tune, members_digest, tuned_files
 from nncift_ray.recipe.sections import PoolConfig
 from nncift_ray.runtime import schemas
@@ -234,3 +235,30 @@ def test_steps_are_told_with_the_time_that_is_left(tmp_path: Path) -> None:
     progress._start -= 600  # 10 minutes for 4 steps
     progress(4, 8)
     assert describe_steps(folder) == "step 4 of 8, about 10 min left"
+
+
+def test_a_step_that_does_not_fit_is_taken_in_smaller_passes(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[int] = []
+    whole = tune._train
+
+    def train(*arguments: Any) -> Any:
+        tried.append(arguments[-1])
+        if arguments[-1] < 6:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(*arguments)
+
+    monkeypatch.setattr(tune, "_train", train)
+    monkeypatch.setattr(tune, "passes_of_a_step", lambda tuning, device: 1)
+    job = make_job(base, method="lora", batch_size=6, num_epochs=1, gradient_checkpointing=True)
+    record = run_tune(tmp_path / "small", job).read("tuning").to_pylist()
+    assert tried == [1, 2, 3, 6]
+    monkeypatch.undo()
+    job = make_job(base, method="lora", batch_size=6, num_epochs=1)
+    expected = run_tune(tmp_path / "whole", job).read("tuning").to_pylist()
+    assert record[0]["train_loss"] == pytest.approx(expected[0]["train_loss"], abs=SAME_NLL)
+
+
+def test_recomputed_activations_are_no_other_training(base: Path) -> None:
+    assert make_job(base, gradient_checkpointing=True).settings() == make_job(base).settings()
