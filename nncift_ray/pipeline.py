@@ -376,13 +376,7 @@ class Blueprint:
         less = self.config.teacher.less
         make_model = self.teaching.lora_factory()
         job = WarmupJob(outputs["deduplicate"], make_model, less)
-        workers = self._workers(
-            less.num_workers,
-            num_cpus=less.pool.num_cpus or max(1, (os.cpu_count() or 1) // less.num_workers),
-            use_gpu=self.teaching.has_gpu,
-            labels=less.pool.labels or self.config.cluster.labels,
-        )
-        return WarmupStage(job, make_model.settings(), workers)
+        return WarmupStage(job, make_model.settings(), self._workers(less.num_workers))
 
     def _gradients(self, outputs: Outputs) -> Stage:
         teacher = self.config.teacher
@@ -557,7 +551,7 @@ def run(
     ):
         for notice in blueprint.notices():
             reporter.notice(notice)
-        blueprint.teaching.has_gpu = session.has_gpu
+        blueprint.teaching.has_gpu = session.has_gpu(blueprint.teaching.pool)
         outputs = run_stages(blueprint, run_dir, until, session, reporter, record=record)
         if "export" not in outputs:
             return RunResult(run_dir, outputs, None, None, None)
@@ -692,7 +686,7 @@ def run_stages(
 
 
 def begun_with_gpu(run_dir: Location, *, has_gpu: bool, record: bool = True) -> bool:
-    """Return whether a run directory was begun where there is a GPU; its first run records it.
+    """Return whether a run directory was begun for a GPU; its first run records it.
 
     ``teacher.dtype: auto`` and the batches of gradients follow it, so that a run that goes on
     elsewhere finds the work that is done.
@@ -713,6 +707,16 @@ def give_resources(stage: Stage, blueprint: Blueprint, session: Session) -> None
     if isinstance(stage, IndexStage):  # it predicts the seconds of as many actors as will score
         whole = session.resources_for(stage, pool, cluster, whole_pool=True)
         stage.num_scoring_workers = whole.max_actors
+    if isinstance(stage, WarmupStage) and stage.workers is not None:
+        each = stage.resources
+        # On one machine an actor has all cores, and the workers share them.
+        shares = session.on_one_machine and pool.num_cpus is None
+        stage.workers = dataclasses.replace(
+            stage.workers,
+            num_cpus=max(1.0, each.num_cpus // (stage.workers.num_workers if shares else 1)),
+            use_gpu=each.num_gpus > 0,
+            labels=each.labels,
+        )
 
 
 def write_run_record(run_dir: Location, blueprint: Blueprint, fingerprints: dict[str, str]) -> None:

@@ -185,7 +185,8 @@ def evaluate(
         session_of(Blueprint(config), run_dir, reporter, execute) as session,
         observed(config, run_dir, reporter) as heard,
     ):
-        models = find(config, begun_with_gpu(run_dir, has_gpu=session.has_gpu))
+        has_gpu = session.has_gpu(config.evaluation.tuning.pool)
+        models = find(config, begun_with_gpu(run_dir, has_gpu=has_gpu))
         work = _Work(config, run_dir, session, News(heard), models)
         for notice in (*notices, *models.notices):
             work.notice(notice)
@@ -205,7 +206,7 @@ class _Work:
     ) -> None:
         self._config, self._evaluation = config, config.evaluation
         self._run_dir, self._session, self._reporter = run_dir, session, reporter
-        self._has_gpu, self._models = session.has_gpu, models
+        self._has_gpu, self._models = session.has_gpu(config.evaluation.tuning.pool), models
         self._rounds = plan_rounds(config.evaluation)
         self._base: Mapping[str, StageOutput] = {}  # the recipe's own stages
         self._tests: dict[str, TestSet] = {}

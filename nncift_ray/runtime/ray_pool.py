@@ -237,6 +237,17 @@ LOCAL_OBJECT_STORE_BYTES = 512 * 1024**2
 LEFT_DRAINING_NODE, LOST_ENGINE = 75, 76  # exit codes of an actor's process
 
 
+def cluster_totals() -> dict[str, float]:
+    """Return the CPUs and GPUs that the cluster has, or that its autoscaler may bring.
+
+    GPU nodes that start from none are not there when a run begins.
+    """
+    # Ray 2.60 has no public way to ask for the autoscaler's node types.
+    promised = state.get_max_resources_from_cluster_config() or {}
+    now = ray.cluster_resources()
+    return {name: max(now.get(name, 0), promised.get(name, 0)) for name in ("CPU", "GPU")}
+
+
 @contextlib.contextmanager
 def ray_session(cluster: ClusterConfig) -> Generator[None]:
     """Connect to the cluster of the recipe or of RAY_ADDRESS, else start Ray on this machine.

@@ -26,14 +26,13 @@ class Session:
     """Where the shards of a run go."""
 
     execute: Executor
-    #: The CPUs ("CPU") and GPUs ("GPU") that are there now.
+    #: The CPUs ("CPU") and GPUs ("GPU") that are there, or that the autoscaler may bring.
     totals: Callable[[], Mapping[str, float]]
     on_one_machine: bool = True
 
-    @property
-    def has_gpu(self) -> bool:
-        """Whether there is a GPU now."""
-        return self.totals().get("GPU", 0) > 0
+    def has_gpu(self, pool: PoolConfig) -> bool:
+        """Whether the actors of a pool get a GPU: as it says, or where there is any."""
+        return (self.totals().get("GPU", 0) if pool.num_gpus is None else pool.num_gpus) > 0
 
     def resources_for(
         self, stage: Stage, pool: PoolConfig, cluster: ClusterConfig, *, whole_pool: bool = False
@@ -108,12 +107,10 @@ def open_session(cluster: ClusterConfig, run_dir: Location, *, on_ray: bool) -> 
             "this run needs Ray, which is not installed: pip install 'nncift_ray[ray]', or set "
             "cluster.mode to local"
         )
-    import ray  # takes a second
-
-    from nncift_ray.runtime.ray_pool import execute_on_ray, ray_session
+    from nncift_ray.runtime.ray_pool import cluster_totals, execute_on_ray, ray_session
 
     with ray_session(cluster):
-        yield Session(execute_on_ray, ray.cluster_resources, cluster_address(cluster) is None)
+        yield Session(execute_on_ray, cluster_totals, cluster_address(cluster) is None)
     record.delete()
 
 

@@ -271,7 +271,7 @@ class WarmupStage(Stage):
         ``model_settings`` are what of ``job.make_model`` shapes the numbers: name, revision,
         adapter, dtype, quantization, longest example.
         """
-        self._job, self._workers, self._model_settings = job, workers, dict(model_settings)
+        self._job, self.workers, self._model_settings = job, workers, dict(model_settings)
         self.hands_over = workers is not None
         self.seed = job.less.seed
 
@@ -293,7 +293,7 @@ class WarmupStage(Stage):
             "max_examples": self._job.less.max_warmup_examples,
             "training": dataclasses.asdict(self._job.training),
             # Sums over other numbers of workers round otherwise.
-            "num_workers": 1 if self._workers is None else self._workers.num_workers,
+            "num_workers": 1 if self.workers is None else self.workers.num_workers,
         }
 
     def num_items(self) -> int:
@@ -311,10 +311,10 @@ class WarmupStage(Stage):
                     sink.write_file(name, content)
                 rows.append({"checkpoint": len(rows)} | dataclasses.asdict(checkpoint.summary))
 
-            if self._workers is None:
+            if self.workers is None:
                 unfit = warm_up_here(self._job, keep)
             else:
-                unfit = warm_up_on_ray(self._job, keep, self._workers)
+                unfit = warm_up_on_ray(self._job, keep, self.workers)
             for example in unfit:
                 sink.error(**dataclasses.asdict(example))
             sink.facts["num_examples"] = len(self._job.draw_rows()) - len(unfit)

@@ -32,7 +32,8 @@ ROWS = pa.schema([pa.field("row", pa.int64())])
 NUM_ITEMS, ITEM_ROWS = 4, 4
 POISON = 6
 ENGINE_POISON = 15
-WORK_SECONDS, ROW_TIMEOUT, END_SECONDS = 9.0, 2.0, 30.0
+WORK_SECONDS, ROW_TIMEOUT, END_SECONDS = 6.0, 2.0, 30.0
+SILENT_SECONDS = 20.0  # an actor's start takes some on a busy machine
 TIMES = pa.schema([("row", pa.int64()), ("start", pa.float64()), ("stop", pa.float64())])
 
 
@@ -174,19 +175,19 @@ class SilentStage(FragileStage):
     """Takes longer than Ray Data is told to wait."""
 
     name: ClassVar[str] = "silent"
-    silence = 600.0
+    silence, seconds = 600.0, WORK_SECONDS
 
     def longest_silence(self) -> float:
         return self.silence
 
     def work(self, shard: Shard, sink: Sink) -> None:
-        time.sleep(WORK_SECONDS)
+        time.sleep(self.seconds)
         sink.write_rows("rows", [{"row": shard.start}], ROWS)
 
 
 def test_a_stage_that_is_silent_for_too_long_says_what_was_waited_for(tmp_path: Path) -> None:
     stage = make_stage(tmp_path, Fate(), SilentStage)
-    stage.silence = WORK_SECONDS / 3
+    stage.silence, stage.seconds = SILENT_SECONDS, 100 * SILENT_SECONDS
     waited_for = r"nothing was finished for .* Waited for: items \d\.\.\d \(step 'whole' on node"
     with pytest.raises(StageError, match=waited_for):
         run(stage, tmp_path)

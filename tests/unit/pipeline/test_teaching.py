@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,8 +22,11 @@ from nncift_ray.recipe.loading import make_config
 from nncift_ray.recipe.sections import Config
 from nncift_ray.runtime import session
 from nncift_ray.runtime.driver import execute_here
+from nncift_ray.runtime.files import Location
 from nncift_ray.runtime.progress import SilentReporter
+from nncift_ray.runtime.ray_train import RayWorkers
 from nncift_ray.teachers.setup import RecipeTeacher
+from nncift_ray.teachers.warmup import WarmupStage
 from tests.chain import LastDigitTeacher
 from tests.fake_engines import FakeEngine
 
@@ -145,3 +149,26 @@ def test_a_run_that_goes_on_where_there_is_a_gpu_finds_its_labels(
     assert found["a", False] == found["a", True]
     assert found["b", False] == found["b", True]
     assert found["a", False] != found["b", True]  # float32 and bfloat16
+
+
+@pytest.mark.parametrize(
+    ("on_one_machine", "pool", "num_cpus", "use_gpu"),
+    [
+        (True, {}, max(1.0, float((os.cpu_count() or 1) // 2)), False),
+        (False, {}, 4.0, True),  # of the nodes, not of the driver's machine
+        (False, {"num_cpus": 3, "num_gpus": 0}, 3.0, False),
+    ],
+)
+def test_training_workers_hold_what_their_nodes_have(
+    tmp_path: Path, on_one_machine: bool, pool: dict[str, Any], num_cpus: float, use_gpu: bool
+) -> None:
+    less = {"num_workers": 2, "pool": {**pool, "labels": {"zone": "a"}}}
+    blueprint = pipeline.Blueprint(recipe(kind="less", less=less), fetch=False)
+    stage = object.__new__(WarmupStage)
+    stage.workers = RayWorkers(Location.of(str(tmp_path)), 2)
+    totals = {"CPU": 64.0, "GPU": 0.0 if on_one_machine else 8.0}
+    where = session.Session(execute_here, lambda: totals, on_one_machine)
+    pipeline.give_resources(stage, blueprint, where)
+    assert stage.workers is not None
+    assert (stage.workers.num_cpus, stage.workers.use_gpu) == (num_cpus, use_gpu)
+    assert stage.workers.labels == {"zone": "a"}
