@@ -93,6 +93,8 @@ class Blueprint:
         Raises:
             ConfigError: If the teacher cannot be used.
         """
+        if not config.data.candidates:
+            raise ConfigError("data.candidates: is required: name a file, a glob or a folder")
         self.config, self._fetch = config, fetch
         self.teaching = RecipeTeacher(config, has_gpu=has_gpu, fetch=fetch)
         try:

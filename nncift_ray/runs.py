@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import Any, Literal, cast
+from typing import Any, Literal, Self, cast
 
 import numpy as np
 import pyarrow as pa
@@ -66,7 +66,7 @@ class Run:
     outputs: dict[str, StageOutput]
 
     @classmethod
-    def open(cls, run_dir: str) -> Run:
+    def open(cls, run_dir: str) -> Self:
         """Open a run directory.
 
         Raises:

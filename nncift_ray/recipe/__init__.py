@@ -1,9 +1,9 @@
 """The recipe: one frozen tree from YAML, overridden by the command line, checked before Ray starts.
 
-Only the keys of the shortest recipe have no default::
+Only the candidates have no default::
 
     run_dir: runs/mine
     data: {candidates: [corpus.jsonl], targets: [benchmark.jsonl]}   # targets optional
-    teacher: {kind: delift_se}
+    teacher: delift_se
     selection: {objective: facility_location, budget: 0.1}           # fraction, count, {tokens: 5M}
 """

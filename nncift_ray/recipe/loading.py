@@ -107,7 +107,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: Naming the key and the remedy; nothing has been started then.
     """
-    tree = _read_yaml(Path(path))
+    tree = read_recipe(path)
     for override in overrides:
         apply_override(tree, override)
     return make_config(tree, str(path))
@@ -132,7 +132,13 @@ def dump_config(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_recipe(path: str | Path) -> dict[str, Any]:
+    """Return the tree of plain values in a recipe's file, unchecked.
+
+    Raises:
+        ConfigError: If it cannot be read as one.
+    """
+    path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

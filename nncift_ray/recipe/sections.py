@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self, cast, get_args
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self, cast, get_args
 
 from pydantic import (
     AfterValidator,
@@ -36,6 +37,13 @@ class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True
     )
+    #: The key that a plain text stands for: ``teacher: delift`` is ``teacher: {kind: delift}``.
+    short_key: ClassVar[str | None] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: object) -> object:
+        return {cls.short_key: value} if cls.short_key and isinstance(value, str) else value
 
 
 def parse_count(value: object) -> int:
@@ -112,8 +120,8 @@ ColumnRole = Literal[
 class DataConfig(Section):
     """What to choose from, and what to become good at."""
 
-    candidates: tuple[str, ...] = Field(min_length=1)
-    """Files, globs or folders to choose from."""
+    candidates: tuple[str, ...] = ()
+    """Files, globs or folders to choose from; a run needs some."""
     targets: tuple[str, ...] = ()
     """What the model should be good at; the candidates themselves when empty."""
     existing: tuple[str, ...] = ()
@@ -201,6 +209,8 @@ MEASURED_TEACHERS = ("longest", "ifd", "consistency", "cosine", "rds_plus")
 BUILT_IN_TEACHERS = ("delift_se", "delift", "less", "selectit", *MEASURED_TEACHERS)
 #: Those that score examples, not pairs; of a class of the user's own its attribute ``kind`` says.
 POINTWISE_TEACHERS = ("selectit", "longest", "ifd", "consistency")
+#: Import paths of the user's own, by the names that ``register_teacher`` gave them.
+REGISTERED_TEACHERS: dict[str, str] = {}
 _SECRET_NAME = re.compile(r"key|token|secret|passw|credential", re.IGNORECASE)
 _IMPORT_PATH = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
 
@@ -289,9 +299,12 @@ class EngineConfig(Section):
 class TeacherConfig(EngineConfig):
     """Who labels the sample; a language model's keys are read by the teachers that ask one."""
 
-    kind: str
+    short_key = "kind"
+
+    kind: str = "delift_se"
     """delift_se, delift, less, selectit; longest, ifd, consistency, cosine, rds_plus, which score
-    everything without a network; or a class of your own as "package.module:Class"."""
+    everything without a network; a name that ``register_teacher`` gave; or a class of your own as
+    "package.module:Class". ``teacher: delift`` is short for ``teacher: {kind: delift}``."""
     max_failed_fraction: float = Field(default=0.05, ge=0, le=1)
     """Stop when a larger share of the requests fails."""
     less: LessConfig = LessConfig()
@@ -321,6 +334,7 @@ class TeacherConfig(EngineConfig):
     @field_validator("kind")
     @classmethod
     def _known(cls, value: str) -> str:
+        value = REGISTERED_TEACHERS.get(value, value)  # so that a run's record can be read anywhere
         if value in BUILT_IN_TEACHERS or _IMPORT_PATH.match(value):
             return value
         raise ValueError(
@@ -528,6 +542,8 @@ REMOVED_KINDS: Mapping[str, str] = {
 class OptimizerConfig(Section):
     """How the subset is searched; ``optimizer: lazy`` is short for ``optimizer: {kind: lazy}``."""
 
+    short_key = "kind"
+
     kind: OptimizerKind = "lazy"
     """"lazy" picks greedily and computes only the gains that can matter; "cost_benefit" is for a
     budget in tokens, by gain a token; "partitioned" selects in parts of the candidates, on all
@@ -537,11 +553,6 @@ class OptimizerConfig(Section):
     """partitioned: parts of the candidates; null: one for every 50,000 candidates, at least 2."""
     pool: PoolConfig = PoolConfig()
     """partitioned: its actors."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _short(cls, value: object) -> object:
-        return {"kind": value} if isinstance(value, str) else value
 
     @field_validator("kind", mode="before")
     @classmethod
@@ -627,12 +638,12 @@ class SelectionConfig(Section):
     helpers of the same rows. (x)+ is x where positive, else 0.
     """
 
-    objective: Objective
+    objective: Objective = "facility_location"
     """See above. pair_coverage leaves out what a row or a helper is by itself, so no helper is best
     for all; it needs network.kind pair. The mutual information forms need targets, the conditional
     gains need data.existing. top_k takes the candidates of the highest score: a pointwise
     teacher's, or the mean influence on the targets of the subtask where it is highest (LESS)."""
-    budget: Fraction | int | TokenBudget
+    budget: Fraction | int | TokenBudget = 0.1
     """A fraction (below 1), a count (from 1), or {tokens: 5M}."""
     eta: float = Field(default=1.0, gt=0)
     """Weight of the target in the mutual information forms."""
@@ -935,6 +946,8 @@ class EvaluationConfig(Section):
 class ClusterConfig(Section):
     """Where to run."""
 
+    short_key = "mode"
+
     mode: Literal["auto", "local", "ray"] = "auto"
     """"local": in this process, one shard after another, without Ray; a row that kills the process
     ends the run. "ray": actors, of a Ray of our own or of a cluster. "auto": local for a corpus of
@@ -963,11 +976,6 @@ class ClusterConfig(Section):
     """Seconds in which a worker that asks a language model must finish a row; then it is ended, and
     a row that hangs with nothing beside it goes to the errors table."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _short(cls, value: object) -> object:
-        return {"mode": value} if isinstance(value, str) else value
-
     def hourly_price(self, num_cpus: float, num_gpus: float) -> float:
         """Return what a worker costs an hour, US dollars: its GPUs, or its CPUs if it has none."""
         if num_gpus:
@@ -995,14 +1003,23 @@ class ReportConfig(Section):
     """Picks shown with what they cover."""
 
 
-class Config(Section):
-    """A whole recipe."""
+def name_of(patterns: object) -> str:
+    """Return a short name for some files, after the first: "corpus" for "data/corpus.jsonl.gz"."""
+    first = patterns if isinstance(patterns, str) else next(iter(cast("Any", patterns)), "")
+    parts = [part for part in re.split(r"[/:]", str(first)) if not re.search(r"[*?\[]", part)]
+    name = next((part for part in reversed(parts) if part), "run")
+    return re.sub(r"[^\w-]", "_", name.split(".")[0]) or "run"
 
-    run_dir: str = Field(min_length=1)
-    """Folder or object-store address that holds all of a run; the same recipe resumes there."""
-    data: DataConfig
-    teacher: TeacherConfig
-    selection: SelectionConfig
+
+class Recipe(Section):
+    """A whole recipe: the tree of the YAML file, every key with a default but the data."""
+
+    run_dir: str = ""
+    """Folder or object-store address that holds all of a run; the same recipe resumes there. Left
+    out, it is ``runs/`` and the name of the candidates' first file."""
+    data: DataConfig = DataConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    selection: SelectionConfig = SelectionConfig()
     embedder: EmbedderConfig = EmbedderConfig()
     profiles: ProfilesConfig = ProfilesConfig()
     labels: LabelsConfig = LabelsConfig()
@@ -1021,6 +1038,7 @@ class Config(Section):
             return value
         tree = cast("Mapping[str, Any]", value)
         teacher, scores = tree.get("teacher"), tree.get("pair_scores", {})
+        teacher = {"kind": teacher} if isinstance(teacher, str) else teacher
         if not isinstance(teacher, Mapping) or not isinstance(scores, Mapping):
             return tree
         if cast("Mapping[str, Any]", teacher).get("kind") not in MEASURED_TEACHERS:
@@ -1039,6 +1057,28 @@ class Config(Section):
         if kind in ("ifd", "consistency") and self.profiles.model is None:
             raise ValueError(f"profiles.model: {kind} is made of the profiles; take the key out")
         return self
+
+    def save(self, path: str | Path) -> None:
+        """Write what differs from the defaults as a YAML file that ``nncift run`` takes."""
+        import yaml  # recipes from Python need none
+
+        tree = self.model_dump(mode="json", exclude_defaults=True)
+        Path(path).write_text(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, value: object) -> object:
+        """Name the run directory by the data."""
+        if not isinstance(value, dict):
+            return value  # pyright: ignore[reportUnknownVariableType]
+        tree = cast("dict[str, object]", value)
+        if tree.get("run_dir"):
+            return tree
+        data = tree.get("data")
+        given = data.candidates if isinstance(data, DataConfig) else ()
+        if isinstance(data, dict):
+            given = cast("dict[str, Any]", data).get("candidates") or ()
+        return {**tree, "run_dir": f"runs/{name_of(given)}"}
 
     @model_validator(mode="after")
     def _holds_no_secret(self) -> Self:
@@ -1117,3 +1157,6 @@ class Config(Section):
         if self.selection.objective == "facility_location" and self.data.targets:
             return "facility_location_query_mutual_information"
         return self.selection.objective
+
+
+Config = Recipe

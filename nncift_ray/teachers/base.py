@@ -155,13 +155,13 @@ def needs_gpu(teacher_class: type[Any]) -> bool:
     return bool(getattr(teacher_class, "needs_gpu", teacher_class.needs_engine))
 
 
-def make_teacher(kind: str, context: TeacherContext) -> Teacher:
-    """Return the teacher of a kind, loading its language model where it needs one.
+def make_teacher(kind: str | type[Any], context: TeacherContext) -> Teacher:
+    """Return the teacher of a kind, or of a class, loading its language model where it needs one.
 
     Raises:
         ConfigError: As ``load_teacher_class``, or if the context lacks what the teacher needs.
         ModelError: If its language model cannot be loaded.
     """
-    teacher_class = load_teacher_class(kind)
+    teacher_class = kind if isinstance(kind, type) else load_teacher_class(kind)
     from_context = getattr(teacher_class, "from_context", None)
     return teacher_class() if from_context is None else from_context(context)

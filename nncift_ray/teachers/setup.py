@@ -215,7 +215,7 @@ class RecipeTeacher:
             rates = cast("list[float]", checkpoints["mean_learning_rate"].to_pylist())
             weights = checkpoint_weights(rates)
         context = TeacherContext(self.engines, teacher.options, teacher.selectit, weights)
-        return functools.partial(make_teacher, teacher.kind, context)
+        return functools.partial(make_teacher, self.teacher_class, context)
 
     def settings(self) -> dict[str, Any]:
         """Settings that enter the cache key of labels."""

@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel
 
 from nncift_ray.errors import ConfigError
+from nncift_ray.pipeline import Blueprint
 from nncift_ray.recipe.loading import REMOVED_KEYS, dump_config, load_config, make_config
 from nncift_ray.recipe.sections import Config, TokenBudget
 
@@ -71,12 +72,12 @@ def test_all_wrong_keys_are_named_at_once() -> None:
     assert all(key in message for key in ("teacher.kind", "network.num_hiden", "labels.fraction"))
 
 
-@pytest.mark.parametrize("section", ["run_dir", "data", "teacher", "selection"])
-def test_missing_section_is_named(section: str) -> None:
-    tree = shortest()
-    del tree[section]
-    with pytest.raises(ConfigError, match=f"{section}: is required"):
-        make_config(tree)
+def test_all_but_the_data_has_a_default_and_short_forms_are_read() -> None:
+    recipe = make_config({"data": {"candidates": "in/corpus.jsonl.gz"}, "teacher": "delift"})
+    assert (recipe.run_dir, recipe.teacher.kind) == ("runs/corpus", "delift")
+    assert recipe.selection.budget == 0.1
+    with pytest.raises(ConfigError, match=r"data\.candidates: is required"):
+        Blueprint(make_config({"cluster": "local"}))
 
 
 def test_mutual_information_without_targets_is_impossible() -> None:

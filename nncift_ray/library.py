@@ -1,0 +1,398 @@
+"""The public functions: data in, a run out; the command line calls these."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+import webbrowser
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from nncift_ray import explain as questions
+from nncift_ray import runs
+from nncift_ray.corpus.export import SUBSET_PARQUET
+from nncift_ray.corpus.sources import expand_sources
+from nncift_ray.errors import ConfigError, DataError, StorageError
+from nncift_ray.pipeline import EXPORT_FOLDER, REPORT_NAME
+from nncift_ray.recipe.loading import apply_override, make_config, read_recipe
+from nncift_ray.recipe.sections import REGISTERED_TEACHERS, Recipe
+from nncift_ray.runtime.files import Location
+from nncift_ray.terminal import progress
+
+if TYPE_CHECKING:
+    import datasets
+
+    from nncift_ray.evaluation.run import EvaluationResult
+
+DATA_FOLDER = "data"
+BATCH_ROWS = 1000
+DIGEST_CHARS = 8
+ADDED_COLUMNS = ("rank", "gain", "source")
+
+
+@dataclass(frozen=True)
+class Report:
+    """The page of a run: one file that needs nothing else."""
+
+    path: str
+
+    def open(self) -> None:
+        """Show it in a browser."""
+        webbrowser.open(self.path if "://" in self.path else Path(self.path).resolve().as_uri())
+
+
+class Run(runs.Run):
+    """A run and what can be asked of it."""
+
+    @cached_property
+    def subset(self) -> datasets.Dataset:
+        """The picks as a ``datasets.Dataset``, best first: the records as they came, plus columns.
+
+        ``rank`` from 1, ``gain`` (what the pick added to the objective) and ``source``
+        ("file:line"); a column of that name in the records makes ours "nncift_rank" and so on.
+
+        Raises:
+            StageError: If nothing is selected yet.
+        """
+        import datasets  # takes a second
+        from datasets.table import InMemoryTable
+
+        picks = self.table("export/subset").select(["rank", "gain", "source", "line", "record"])
+        whole = self._typed_records(picks)
+        if whole is None:
+            texts = cast("list[str]", picks["record"].to_pylist())
+            records = [json.loads(text) for text in texts]
+            names = dict.fromkeys(name for record in records for name in record)
+            rows = [{name: record.get(name) for name in names} for record in records]
+            whole = datasets.Dataset.from_list(rows, on_mixed_types="use_json")
+        else:
+            whole = datasets.Dataset(InMemoryTable(whole))
+        places = zip(picks["source"].to_pylist(), picks["line"].to_pylist(), strict=True)
+        columns = {
+            "rank": picks["rank"].to_pylist(),
+            "gain": picks["gain"].to_pylist(),
+            "source": [f"{source}:{line}" for source, line in places],
+        }
+        taken = set(whole.column_names)
+        for name, values in columns.items():
+            whole = whole.add_column(f"nncift_{name}" if name in taken else name, values)
+        return whole
+
+    def _typed_records(self, picks: pa.Table) -> pa.Table | None:
+        """Return the records with their types, of data that was given in memory as a table."""
+        sources = expand_sources(self.config.data.candidates)
+        own = Location.of(self.config.run_dir) / DATA_FOLDER
+        if len(sources) != 1 or sources[0].kind != "parquet":
+            return None
+        if not sources[0].path.startswith(own.path):
+            return None
+        with sources[0].fs.open_input_file(sources[0].path) as file:
+            return pq.read_table(file).take(pc.subtract(picks["line"], 1))
+
+    def table(self, name: str) -> pa.Table:
+        """Return a table that a step wrote, e.g. "ranking", "labels" or "deduplicate/candidates".
+
+        Raises:
+            DataError: If there is none of that name, or several; the message lists them.
+        """
+        if name == "export/subset":
+            self.need("export")
+            data = self.outputs["export"].read_file(SUBSET_PARQUET)
+            return pq.read_table(pa.BufferReader(data))
+        step, _, table = name.rpartition("/")
+        known = {
+            f"{of}/{part.name.split('/')[0]}"
+            for of, output in self.outputs.items()
+            for shard in output.manifest.shards
+            for part in shard.parts
+            if part.name.endswith(".parquet")
+        }
+        found = [each for each in known if each == name or (not step and each.endswith(f"/{name}"))]
+        if len(found) != 1:
+            listed = ", ".join(sorted(found or {*known, "export/subset"}))
+            raise DataError(f"'{name}' names {len(found)} tables of this run; name one of {listed}")
+        step, _, table = found[0].partition("/")
+        return self.outputs[step].read(table)
+
+    def to_ray(self) -> Any:
+        """Return the picks as a ``ray.data.Dataset``."""
+        import ray.data
+
+        return ray.data.from_arrow(self.subset.data.table.combine_chunks())
+
+    def explain(self, example_id: str, top: int = 5) -> questions.Explanation:
+        """Return why an example was picked or not; see ``nncift explain``."""
+        return questions.explain(self, example_id, top)
+
+    def query(self, example_id: str, top: int = 10) -> questions.QueryAnswer:
+        """Return what helps an example most and what it helps most; see ``nncift query``."""
+        return questions.query(self, example_id, top)
+
+    @property
+    def report(self) -> Report:
+        """The run's page.
+
+        Raises:
+            StorageError: If the run has none yet.
+        """
+        page = self.run_dir / REPORT_NAME
+        if not page.exists():
+            raise StorageError(f"{page}: the run has no report yet; it is written behind export")
+        return Report(str(page))
+
+    @property
+    def path(self) -> str:
+        """The exported subset, JSON Lines."""
+        return str(self.run_dir / EXPORT_FOLDER / "subset.jsonl")
+
+    def __repr__(self) -> str:
+        """Name the directory and how many were picked."""
+        picked, pool = len(self.subset_ranks), "?"
+        if "deduplicate" in self.outputs:
+            pool = f"{self.outputs['deduplicate'].num_rows('candidates'):,}"
+        return f"Run({str(self.run_dir)!r}: {picked:,} of {pool} candidates picked)"
+
+
+def select(
+    data: Any = None,
+    *,
+    budget: float | int | Mapping[str, Any] | None = None,
+    targets: Any = None,
+    existing: Any = None,
+    teacher: str | type | Mapping[str, Any] | None = None,
+    recipe: Recipe | Mapping[str, Any] | str | Path | None = None,
+    run_dir: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    until: str = "export",
+    **sections: Any,
+) -> Run:
+    """Return a finished run over some data; finished work is never done again.
+
+    Args:
+        data: What to choose from: a ``datasets`` Dataset or IterableDataset, a table (pandas,
+            Polars, Arrow), a ``ray.data.Dataset``, a list of records, or paths (files, globs,
+            folders, ``hf:`` names). None: what the recipe names.
+        budget: A share below 1, a number of picks, or ``{"tokens": "5M"}``; the recipe's (0.1)
+            when None.
+        targets: What the model should be good at, as ``data``; the candidates when None.
+        existing: What the model has been trained on already, as ``data``.
+        teacher: "delift_se" (the default: sentence embeddings, no language model), "delift",
+            "less", "selectit", a class of your own, or the whole section.
+        recipe: A recipe or its file, which all else overrides.
+        run_dir: Where the run lives; the same data resume there. By default ``runs/`` and the name
+            of the file, or of the data's content.
+        overrides: ``key.path=value`` lines, as of ``nncift --set``.
+        until: The last step to run.
+        sections: Sections of the recipe: ``cluster="local"``, ``network={"kind": "paper"}``.
+
+    Raises:
+        NnciftError: With what is wrong and the remedy; what is finished is kept.
+    """
+    with progress() as reporter:
+        made = make_recipe(
+            data,
+            budget=budget,
+            targets=targets,
+            existing=existing,
+            teacher=teacher,
+            recipe=recipe,
+            run_dir=run_dir,
+            overrides=overrides,
+            **sections,
+        )
+        from nncift_ray.pipeline import run
+
+        run(made, reporter=reporter, until=until)
+    return Run.open(made.run_dir)
+
+
+def make_recipe(
+    data: Any = None,
+    *,
+    budget: float | int | Mapping[str, Any] | None = None,
+    targets: Any = None,
+    existing: Any = None,
+    teacher: str | type | Mapping[str, Any] | None = None,
+    recipe: Recipe | Mapping[str, Any] | str | Path | None = None,
+    run_dir: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    **sections: Any,
+) -> Recipe:
+    """Return the recipe that ``select`` runs; data of this process are written to its directory."""
+    tree, origin = _tree_of(recipe)
+    for name, section in sections.items():
+        tree[name] = _merged(tree.get(name), section)
+    if teacher is not None:
+        tree["teacher"] = _merged(tree.get("teacher"), _teacher_tree(teacher))
+    if budget is not None:
+        tree["selection"] = _merged(tree.get("selection"), {"budget": budget})
+    for override in overrides:
+        apply_override(tree, override)
+    if run_dir is not None:
+        tree["run_dir"] = str(run_dir)
+    for role, given in (("candidates", data), ("targets", targets), ("existing", existing)):
+        if given is not None:
+            files = _paths_of(given, role, tree)
+            tree["data"] = _merged(tree.get("data"), {role: files})
+    return make_config(tree, origin)
+
+
+def _tree_of(recipe: Recipe | Mapping[str, Any] | str | Path | None) -> tuple[dict[str, Any], str]:
+    if isinstance(recipe, str | Path):
+        return read_recipe(recipe), str(recipe)
+    if isinstance(recipe, Recipe):
+        tree = recipe.model_dump(mode="json", exclude_unset=True)
+        if not recipe.data.candidates:  # its run_dir was named before there were any
+            tree.pop("run_dir", None)
+        return tree, "recipe"
+    return dict(recipe or {}), "recipe"
+
+
+def _merged(base: Any, more: Any) -> Any:
+    """Return a section with another's keys over it, section by section."""
+    if hasattr(more, "model_dump"):
+        more = more.model_dump(mode="json", exclude_unset=True)
+    if not isinstance(more, Mapping) or not isinstance(base, Mapping):
+        return more
+    return {**base, **{key: _merged(base.get(key), value) for key, value in more.items()}}
+
+
+def _teacher_tree(teacher: str | type | Mapping[str, Any]) -> Any:
+    if isinstance(teacher, type):
+        return {"kind": f"{teacher.__module__}:{teacher.__qualname__}"}
+    return {"kind": teacher} if isinstance(teacher, str) else teacher
+
+
+def _paths_of(given: Any, role: str, tree: dict[str, Any]) -> list[str]:
+    """Return the files of some data, written below the run directory where they are in memory."""
+    if isinstance(given, str | Path):
+        return [str(given)]
+    if isinstance(given, list | tuple) and given and isinstance(given[0], str | Path):
+        return [str(path) for path in given]
+    with tempfile.TemporaryDirectory(prefix="nncift-") as folder:
+        file = _write(given, Path(folder))
+        with file.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()[:DIGEST_CHARS]
+        tree["run_dir"] = tree.get("run_dir") or f"runs/data-{digest}"
+        home = Location.of(tree["run_dir"]) / DATA_FOLDER / f"{role}-{digest}{file.suffix}"
+        if not home.exists():
+            with file.open("rb") as stream, home.open_whole() as copy:
+                while chunk := stream.read(1 << 20):
+                    copy.write(chunk)
+    return [str(home)]
+
+
+def _write(given: Any, folder: Path) -> Path:
+    """Write data of this process to a file: Parquet where they have types, else JSON Lines."""
+    schema, batches = _batches_of(given)
+    if schema is None:
+        file = folder / "rows.jsonl"
+        with file.open("w", encoding="utf-8") as out:
+            for row in batches:
+                out.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+        return file
+    file = folder / "rows.parquet"
+    with pq.ParquetWriter(file, schema, compression="zstd") as writer:
+        for batch in batches:
+            writer.write_table(batch.cast(schema))
+    return file
+
+
+def _batches_of(given: Any) -> tuple[pa.Schema | None, Iterable[Any]]:
+    """Return (schema, tables) of typed data, or (None, records).
+
+    Raises:
+        DataError: If it is nothing that holds records.
+    """
+    library, kind = type(given).__module__.partition(".")[0], type(given).__name__
+    if library == "datasets" and kind == "Dataset":
+        arrow = given.with_format("arrow")
+        return given.features.arrow_schema, arrow.iter(batch_size=BATCH_ROWS)
+    if library == "pandas" and kind == "DataFrame":
+        given = pa.Table.from_pandas(given, preserve_index=False)
+    if library == "ray" and hasattr(given, "iter_batches"):
+        tables = given.iter_batches(batch_format="pyarrow", batch_size=BATCH_ROWS)
+        first = next(iter(tables), None)
+        return (None, ()) if first is None else (first.schema, _chain(first, tables))
+    if hasattr(given, "__arrow_c_stream__") and kind != "IterableDataset":
+        table = pa.table(given)
+        return table.schema, [table]
+    if kind in ("DatasetDict", "IterableDatasetDict"):
+        names = ", ".join(given)
+        raise DataError(
+            f"a {kind} has several splits ({names}): give one, data['{next(iter(given))}']"
+        )
+    if isinstance(given, Iterable) and not isinstance(given, Mapping | bytes):
+        return None, _records(cast("Iterable[object]", given))
+    raise DataError(
+        f"{kind} is no data to choose from: give a Dataset, a table, a list of records, or paths"
+    )
+
+
+def _chain(first: Any, rest: Iterable[Any]) -> Iterator[Any]:
+    yield first
+    yield from rest
+
+
+def _records(rows: Iterable[object]) -> Iterator[Mapping[str, Any]]:
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, Mapping):
+            raise DataError(f"row {number} of the data is a {type(row).__name__}, no record")
+        yield row
+
+
+def evaluate(
+    recipe: Recipe | Mapping[str, Any] | str | Path | Run,
+    *,
+    tests: Mapping[str, Any] | None = None,
+    overrides: Sequence[str] = (),
+    **keys: Any,
+) -> EvaluationResult:
+    """Return how well subsets of several methods teach; see ``nncift evaluate``.
+
+    Args:
+        recipe: A recipe, its file, or a run whose recipe it is.
+        tests: Held-out rows by a name of your own, as ``data`` of ``select``.
+        overrides: ``key.path=value`` lines, as of ``nncift --set``.
+        keys: Of the section ``evaluation``: ``methods=["random", "nn_cift+delift"]``, ...
+
+    Raises:
+        NnciftError: With what is wrong and the remedy; what is finished is kept.
+    """
+    tree, origin = _tree_of(recipe.config if isinstance(recipe, Run) else recipe)
+    tree["evaluation"] = _merged(tree.get("evaluation"), keys)
+    for name, given in (tests or {}).items():
+        files = {name: _paths_of(given, f"test-{name}", tree)}
+        tree["evaluation"] = _merged(tree["evaluation"], {"tests": files})
+    for override in overrides:
+        apply_override(tree, override)
+    from nncift_ray.evaluation.run import evaluate as run_evaluation
+
+    with progress() as reporter:
+        return run_evaluation(make_config(tree, origin), reporter=reporter)
+
+
+def register_teacher(name: str, teacher: type) -> None:
+    """Let recipes name a teacher of your own: ``teacher: {kind: name}``.
+
+    The class has the members of ``nncift_ray.teachers.Teacher`` and can be imported by its module.
+
+    Raises:
+        ConfigError: If it lacks members, or the name is a built-in one's.
+    """
+    from nncift_ray.recipe.sections import BUILT_IN_TEACHERS
+    from nncift_ray.teachers.base import load_teacher_class
+
+    if name in BUILT_IN_TEACHERS or not name.isidentifier():
+        raise ConfigError(f"'{name}' cannot name a teacher of your own: give another word")
+    path = f"{teacher.__module__}:{teacher.__qualname__}"
+    load_teacher_class(path)
+    REGISTERED_TEACHERS[name] = path
