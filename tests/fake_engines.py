@@ -39,6 +39,7 @@ class FakeEngine:
         self.max_length = max_length
         self.start_ids: list[int] = []
         self.eos_id = NUM_BYTES
+        self.chat = None
         self.num_requests = 0  # asked so far: tests count calls with it
         self.num_parameters = 1_000
         self.block_tokens = 1

@@ -86,7 +86,7 @@ def profile(rows: Sequence[Mapping[str, str]]) -> dict[str, np.ndarray]:
     from nncift_ray.profiles.reader import ProfilingEngine, profile_examples
 
     path, _ = find_embedded(EMBEDDED_LANGUAGE_MODEL, "language model")
-    engine = ProfilingEngine(path, EngineConfig(dtype="float32"), device="cpu")
+    engine = ProfilingEngine(path, EngineConfig(dtype="float32", template="paper"), device="cpu")
     examples = [
         Example(make_example_id(r["prompt"], r["response"]), r["prompt"], r["response"])
         for r in rows

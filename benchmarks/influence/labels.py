@@ -110,7 +110,7 @@ def main() -> None:
     options = parser.parse_args()
     path, _ = find_embedded(EMBEDDED_LANGUAGE_MODEL, "language model")
     engine = TransformersEngine(
-        path, EngineConfig(dtype="float32", batch_tokens=1024), device="cpu",
+        path, EngineConfig(dtype="float32", batch_tokens=1024, template="paper"), device="cpu",
         num_threads=options.threads,
     )  # fmt: skip
     folder = options.folder / options.corpus

@@ -20,6 +20,7 @@ from nncift_ray.engines.vllm import VllmEngine
 from nncift_ray.network.factored import FactoredNetwork
 from nncift_ray.network.network import InfluenceNetwork
 from nncift_ray.network.training import PairData, TrainingConfig, train_network
+from nncift_ray.recipe.sections import EngineConfig
 from nncift_ray.teachers.base import LabelRequest, Measurement
 from nncift_ray.teachers.delift import DeliftTeacher
 
@@ -77,7 +78,9 @@ def read_labels(path: Path) -> tuple[list[str], list[str], np.ndarray]:
 
 def label_pairs(rows: Sequence[Example]) -> tuple[list[str], list[str], np.ndarray]:
     """Ask DELIFT, with the packaged model, about a small matrix of pairs: a minute or two."""
-    engine = VllmEngine(resolve_language_model(EMBEDDED_LANGUAGE_MODEL).path)
+    engine = VllmEngine(
+        resolve_language_model(EMBEDDED_LANGUAGE_MODEL).path, EngineConfig(template="paper")
+    )
     teacher = DeliftTeacher(engine)
     pairs = choose_pairs(rows, engine.encode, LABELLED, LABELLED_HELPERS, LABELLED_QUERIES)
     helped = [request.helped for request in pairs[:LABELLED_QUERIES]]

@@ -28,6 +28,7 @@ from nncift_ray.engines.base import Engine
 from nncift_ray.engines.embedded import EMBEDDED_LANGUAGE_MODEL
 from nncift_ray.engines.models import resolve_language_model
 from nncift_ray.engines.vllm import VllmEngine
+from nncift_ray.recipe.sections import EngineConfig
 from nncift_ray.teachers.base import LabelRequest, Measurement
 from nncift_ray.teachers.selectit import SelectItTeacher
 
@@ -76,7 +77,7 @@ def main() -> None:
 def measure(rows: Sequence[Example], sizes: Sizes) -> dict[str, Any]:
     """Run all parts and return their figures, flat."""
     path = resolve_language_model(EMBEDDED_LANGUAGE_MODEL).path
-    engine = VllmEngine(path)
+    engine = VllmEngine(path, EngineConfig(template="paper"))
     pairs = {
         LONG.name: choose_pairs(rows, engine.encode, LONG, sizes.long_helpers, sizes.queries),
         SHORT.name: choose_pairs(rows, engine.encode, SHORT, sizes.short_helpers, sizes.queries),
@@ -84,7 +85,7 @@ def measure(rows: Sequence[Example], sizes: Sizes) -> dict[str, Any]:
     reuse = delift.measure_engine(engine, pairs, sizes.repeats)
     figures = measure_selectit(engine, rows, sizes.rated)
     engine.close()
-    engine = VllmEngine(path)
+    engine = VllmEngine(path, EngineConfig(template="paper"))
     engine._llm.reset_prefix_cache = lambda: False  # what the engine takes for "read no cache"
     plain = delift.measure_engine(engine, pairs, sizes.repeats)
     engine.close()

@@ -13,8 +13,9 @@ import torch
 from benchmarks.baselines import gradients_one_by_one, project_row
 from benchmarks.teacher.texts import choose
 from nncift_ray.corpus.examples import Example
-from nncift_ray.engines.lora import AdapterSpec, LoraModel
-from nncift_ray.engines.tokens import SegmentTokenizer, TrainingExample
+from nncift_ray.engines.chat import TrainingExample
+from nncift_ray.engines.lora import AdapterSpec, LoraModel, ModelOptions
+from nncift_ray.engines.tokens import SegmentTokenizer
 from nncift_ray.teachers.gradients import RademacherProjector, project_gradients
 
 TOKENS = (20, 120)
@@ -34,7 +35,7 @@ def measure(
 ) -> dict[str, Any]:
     """Take and project the same rows' gradients both ways; the largest difference is told."""
     spec = AdapterSpec(rank, 4.0 * rank, 0.0, TARGETS, seed=0)
-    model = LoraModel(model_path, spec)
+    model = LoraModel(model_path, spec, ModelOptions(template="paper"))
     generator = np.random.default_rng(0)
     model.load_adapter(
         {

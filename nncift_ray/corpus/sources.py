@@ -40,15 +40,6 @@ DIGEST_BYTES = 1 << 28
 _DIGEST_CHUNK_BYTES = 1 << 18
 _CREDENTIALS = re.compile(r"://[^/@]*:[^/@]*@")
 _WILDCARD = re.compile(r"[*?\[]")
-#: What ``datasets`` keeps of a ``map`` beside the data.
-_MAPPED = re.compile(r"(cache|tmp)-?\w*\.arrow")
-#: Words in the name of a file that say of which split it is.
-_SPLITS = {
-    "train": {"train", "training"},
-    "validation": {"validation", "valid", "val", "dev"},
-    "test": {"test", "testing", "eval", "evaluation"},
-}
-_SHARD = re.compile(r"-\d{5}-of-\d{5}\.")
 #: A snapshot in Hugging Face's cache, whose files link to ``blobs`` beside ``snapshots``.
 _HUB_SNAPSHOT = re.compile(r"(.*/(?:datasets|models|spaces)--[^/]+)/snapshots/.+")
 
@@ -242,7 +233,7 @@ def _expand_folder(folder: _Folder) -> list[SourceFile]:
     if not infos:
         known = ", ".join(KINDS)
         raise DataError(f"the folder '{folder.uri}' holds no corpus file (known are {known})")
-    return _files_of_one_split(folder, [info.path for info in infos])
+    return folder.files(infos)
 
 
 def _is_dataset(fs: pafs.FileSystem, info: pafs.FileInfo) -> bool:
@@ -260,47 +251,7 @@ def _is_corpus(folder: _Folder, info: pafs.FileInfo) -> bool:
         kind_of(info.path)
     except DataError:
         return False
-    return parts[-1] not in _NOT_CORPORA and not _MAPPED.fullmatch(parts[-1])
-
-
-def _files_of_one_split(folder: _Folder, paths: list[str]) -> list[SourceFile]:
-    """Return files of a folder.
-
-    Raises:
-        DataError: If they are of several splits, which are for different uses.
-    """
-    splits: dict[str, str] = {}
-    for path in paths:
-        if split := _split_of(posixpath.relpath(path, folder.path)):
-            splits.setdefault(split, path)
-    if len(splits) > 1:
-        first = posixpath.relpath(next(iter(splits.values())), folder.path)
-        of_one = _SHARD.sub("-*.", first)
-        example = posixpath.join(folder.uri, of_one)
-        raise DataError(
-            f"'{folder.uri}' has files of several splits ({', '.join(sorted(splits))}): name one, "
-            f"e.g. '{example}'; a list of files or a pattern with * takes several on purpose"
-        )
-    return folder.files(folder.fs.get_file_info(paths))
-
-
-def _split_of(path: str) -> str | None:
-    """Return the split that a file's name or folder says it is of, as the hub names them."""
-    *folders, name = path.split("/")
-    stem = name.split(".")[0]
-    if shard := _SHARD.search(name):
-        stem = name[: shard.start()]
-        if any(_split_word(part) for part in re.split(r"[^a-zA-Z]+", stem)) or not folders:
-            return stem
-    for part in (stem, *reversed(folders)):
-        for word in re.split(r"[^a-zA-Z]+", part):
-            if split := _split_word(word):
-                return split
-    return None
-
-
-def _split_word(word: str) -> str | None:
-    return next((split for split, words in _SPLITS.items() if word.lower() in words), None)
+    return parts[-1] not in _NOT_CORPORA
 
 
 def _expand_splits(folder: _Folder, splits: list[str]) -> list[SourceFile]:
@@ -321,16 +272,13 @@ def _expand_dataset(folder: _Folder, names: set[str]) -> list[SourceFile]:
             f"'{folder.uri}' keeps its rows behind an index: call flatten_indices() and save again"
         )
     listed = [str(entry["filename"]) for entry in state.get("_data_files") or ()]
-    arrows = sorted(name for name in names if name.endswith(".arrow"))
-    files = listed or [name for name in arrows if not _MAPPED.fullmatch(name)]
+    files = listed or sorted(name for name in names if name.endswith(".arrow"))
     missing = [name for name in files if name not in names]
     if missing or not files:
         absent = ", ".join(missing) or "*.arrow"
         raise DataError(f"'{folder.uri}' is a saved data set without its file {absent}")
     paths = [posixpath.join(folder.path, name) for name in files]
-    if listed:
-        return folder.files(folder.fs.get_file_info(paths))
-    return _files_of_one_split(folder, paths)
+    return folder.files(folder.fs.get_file_info(paths))
 
 
 def _read_state(folder: _Folder) -> dict[str, Any]:
@@ -346,8 +294,6 @@ def _expand_glob(whole: _Folder, pattern: str) -> list[SourceFile]:
     """Match a glob: ``*`` within a name, ``**`` across folders; folders only if no file matches."""
     parts = whole.path.split("/")
     depth = next(at for at, part in enumerate(parts) if _WILDCARD.search(part))
-    while depth < len(parts) - 1 and _is_folder(whole.fs, "/".join(parts[: depth + 1])):
-        depth += 1  # brackets that are part of a folder's name
     base_path, rest = "/".join(parts[:depth]), "/".join(parts[depth:])
     root = "/" if whole.uri.startswith("/") else ""
     base_uri = whole.uri[: -len(rest)].rstrip("/") or root
@@ -355,15 +301,14 @@ def _expand_glob(whole: _Folder, pattern: str) -> list[SourceFile]:
     if base.fs.get_file_info(base.path).type != pafs.FileType.Directory:
         raise _nothing_matches(pattern, whole.fs, base.path)
     try:
-        matchers = [re.compile(glob_translate(rest.replace("[", one))) for one in ("[", "[[]")]
+        matcher = re.compile(glob_translate(rest))
     except ValueError as error:
         raise DataError(f"'{pattern}': {error}") from error
-    below = base.infos(recursive="/" in rest or "**" in rest)
-    names = [posixpath.relpath(info.path, base.path) for info in below]
-    found = ([bool(matcher.match(name)) for name in names] for matcher in matchers)
-    # Where brackets as a set match nothing, they are part of the names.
-    is_meant = next((matches for matches in found if any(matches)), [False] * len(names))
-    infos = [info for info, meant in zip(below, is_meant, strict=True) if meant]
+    infos = [
+        info
+        for info in base.infos(recursive="/" in rest or "**" in rest)
+        if matcher.match(posixpath.relpath(info.path, base.path))
+    ]
     files = [info for info in infos if info.type == pafs.FileType.File]
     folders = [info.path for info in infos if info.type == pafs.FileType.Directory]
     if not files and not folders:
@@ -371,10 +316,6 @@ def _expand_glob(whole: _Folder, pattern: str) -> list[SourceFile]:
     if files:
         return base.files(files)
     return [source for path in folders for source in _expand_folder(base.at(path))]
-
-
-def _is_folder(fs: pafs.FileSystem, path: str) -> bool:
-    return fs.get_file_info(path).type == pafs.FileType.Directory
 
 
 def _nothing_matches(pattern: str, fs: pafs.FileSystem, path: str) -> DataError:

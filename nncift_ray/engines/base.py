@@ -9,10 +9,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from nncift_ray.engines.chat import ChatTemplate
 
 ROUNDING = 1e-4  # a log-softmax may round a sure token to a hair above 0
 MAX_WANTED_TOKENS = 128  # of one NextTokenRequest: vLLM's own limit, kept by all engines
@@ -28,11 +31,28 @@ class ScoringRequest:
     prompt_ids: Sequence[int]
     response_ids: Sequence[int]
     prefix_length: int = 0  # leading prompt tokens likely to be shared with other requests
+    #: Places in response_ids of the tokens that are scored, ascending; None: all. The others are
+    #: what others say between the turns of a response.
+    asked: Sequence[int] | None = None
 
     @property
     def num_tokens(self) -> int:
         """Tokens of prompt and response together."""
         return len(self.prompt_ids) + len(self.response_ids)
+
+    @property
+    def scored(self) -> Sequence[int]:
+        """Places of the tokens that are scored, counted from the start of the prompt."""
+        first = len(self.prompt_ids)
+        if self.asked is None:
+            return range(first, self.num_tokens)
+        return [first + at for at in self.asked]
+
+    @property
+    def scored_ids(self) -> Sequence[int]:
+        """The tokens that are scored."""
+        ids = self.response_ids
+        return ids if self.asked is None else [ids[at] for at in self.asked]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +109,7 @@ AnyRequest = AnyScoringRequest | GenerationRequest
 class ScoringResult:
     """Log-probabilities over the whole vocabulary."""
 
-    #: Natural log of the probability of each response token [T], or of each wanted token [K].
+    #: Natural log of the probability of each scored token [T], or of each wanted token [K].
     log_probs: npt.NDArray[np.float64]
     num_tokens: int  # of prompt and response
     num_cached_tokens: int  # of them not computed for this request but reused
@@ -152,6 +172,11 @@ class Engine(Protocol):
     @property
     def eos_id(self) -> int:
         """The token that ends a response."""
+        ...
+
+    @property
+    def chat(self) -> ChatTemplate | None:
+        """The chat template that examples are written in; None: as plain text."""
         ...
 
     def encode(self, text: str) -> list[int]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nncift_ray.engines.base import Engine
+from nncift_ray.engines.chat import writing_settings
 from nncift_ray.engines.models import (
     ResolvedModel,
     folder_digest,
@@ -118,7 +119,7 @@ class EngineFactory:
             "quantization": options.quantization,
             "tensor_parallel_size": options.tensor_parallel_size,
             "adapter": folder_digest(Path(options.adapter)) if options.adapter else None,
-        }
+        } | writing_settings(options.template, options.turns)
 
 
 def find_engine(

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from nncift_ray.corpus.examples import Example
 from nncift_ray.engines.base import ScoringFailure
+from nncift_ray.engines.chat import TrainingExample
 from nncift_ray.engines.shared import count_parameters
-from nncift_ray.engines.tokens import SegmentTokenizer, TrainingExample, encode_example
+from nncift_ray.engines.tokens import SegmentTokenizer, encode_example
 from nncift_ray.engines.transformers import (
     has_plain_head,
     keep_four_bit_input_whole,
@@ -29,6 +30,7 @@ from nncift_ray.engines.transformers import (
     pick_device,
 )
 from nncift_ray.errors import ModelError
+from nncift_ray.recipe.sections import TaughtTurns, Template
 
 #: A larger model computes the activations of its layers again on the way back: of an 8B model they
 #: take 289 kB a token and layer, and 8 kB so.
@@ -68,6 +70,8 @@ class ModelOptions:
         num_threads: CPU threads of torch; None leaves them alone.
         gradient_checkpointing: Whether activations are computed again on the way back, which
             changes no gradient; None: where the model is large.
+        template: As ``teacher.template``.
+        turns: As ``teacher.turns``.
     """
 
     dtype: str = "float32"
@@ -76,6 +80,8 @@ class ModelOptions:
     max_length: int = 2048
     num_threads: int | None = None
     gradient_checkpointing: bool | None = None
+    template: Template = "auto"
+    turns: TaughtTurns = "all"
 
 
 class TrainableModel:
@@ -90,7 +96,9 @@ class TrainableModel:
         if options.num_threads is not None:
             torch.set_num_threads(options.num_threads)
         self.device = pick_device(options.device)
-        self.tokenizer = SegmentTokenizer(model_path)
+        self.tokenizer = SegmentTokenizer(
+            model_path, template=options.template, turns=options.turns
+        )
         self.model: Any = load_language_model(
             model_path,
             self.device,
@@ -149,7 +157,7 @@ class TrainableModel:
             ids_BS[b, : len(example.input_ids)] = torch.tensor(example.input_ids)
         lengths = [example.num_response_tokens for example in batch]
         rows_R = torch.arange(len(batch)).repeat_interleave(torch.tensor(lengths))
-        targets_R = torch.cat([torch.arange(e.response_start, len(e.input_ids)) for e in batch])
+        targets_R = torch.tensor([at for example in batch for at in example.taught])
         answers_R = ids_BS[rows_R, targets_R].to(self.device)
         # The token at t is predicted by the state at t - 1.
         where_R = rows_R.to(self.device), (targets_R - 1).to(self.device)
@@ -195,7 +203,7 @@ class TrainableModel:
         torch.cuda.reset_peak_memory_stats(self.device)
         before = torch.cuda.memory_allocated(self.device)
         length = min(PROBE_TOKENS, self.max_length)
-        example = TrainingExample(array("i", [0]) * length, response_start=1)
+        example = TrainingExample(array("i", [0]) * length, ((1, length),))
         self.losses([example] * (PROBE_TOKENS // length)).sum().backward()
         for parameter in self.parameters.values():
             parameter.grad = None

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from nncift_ray.engines.base import AnyRequest, ScoringFailure, find_fault
+from nncift_ray.engines.chat import ChatTemplate
 from nncift_ray.engines.memory import ModelShape, shape_of
 from nncift_ray.engines.tokens import SegmentTokenizer
 from nncift_ray.errors import ModelError
@@ -30,7 +31,9 @@ class BaseEngine:
         if options.dtype == "auto":
             dtype = "float32" if on_cpu else "bfloat16"
             options = options.model_copy(update={"dtype": dtype})
-        self._tokenizer = SegmentTokenizer(model_path)
+        self._tokenizer = SegmentTokenizer(
+            model_path, template=options.template, turns=options.turns
+        )
         config = read_config(model_path)
         self.max_length = longest_request(config, options.max_length)
         self.num_parameters = count_parameters(config)
@@ -52,6 +55,11 @@ class BaseEngine:
     def eos_id(self) -> int:
         """The token that ends a response."""
         return self._tokenizer.eos_id
+
+    @property
+    def chat(self) -> ChatTemplate | None:
+        """The chat template that examples are written in; None: as plain text."""
+        return self._tokenizer.chat
 
     def encode(self, text: str) -> list[int]:
         """Tokenise a piece of a text, with no special tokens added."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from nncift_ray.corpus.examples import Example
 from nncift_ray.engines.base import (
@@ -19,27 +18,15 @@ from nncift_ray.engines.base import (
     ScoringRequest,
     shareable_tokens,
 )
+from nncift_ray.engines.chat import ChatTemplate, RefusedError, TrainingExample, well_formed
 from nncift_ray.errors import ModelError
+from nncift_ray.recipe.sections import TaughtTurns, Template
 
 NEWLINE = "\n"
 PROMPT_END = "\n"  # between a prompt and its response
-MESSAGE = "the-message-9c41d7"  # stands for a message while its model's chat template is read
 TOKENS_PER_CHARACTER = 4  # at the most: a byte each
 MIN_SHARED_TOKENS = 8  # a shorter prefix costs more to share than to compute again
 CACHE_TOKENS_PER_BATCH_TOKEN = 16  # bound on the copies of a prefix: this times batch_tokens
-
-
-def well_formed(text: str) -> str:
-    """Return the text with "?" for lone surrogates, which no tokenizer can take."""
-    return text.encode("utf-8", errors="replace").decode("utf-8")
-
-
-class MessageFrame(NamedTuple):
-    """What a chat template puts around a user's message."""
-
-    before: list[int]
-    space: str  # spaces that belong before the message: tokenizers join them with its first word
-    after: list[int]  # up to where the model answers
 
 
 class SegmentTokenizer:
@@ -50,11 +37,23 @@ class SegmentTokenizer:
     are then taken off; the others tokenise a piece as it stands.
     """
 
-    def __init__(self, model_path: str | Path) -> None:
+    def __init__(
+        self,
+        model_path: str | Path,
+        *,
+        template: Template = "auto",
+        turns: TaughtTurns = "all",
+    ) -> None:
         """Load the tokenizer of a model's folder.
 
+        Args:
+            model_path: The folder.
+            template: "auto" writes examples in the model's chat template where it has one; "paper"
+                never does.
+            turns: Of the assistant, that are taught where examples are written in a template.
+
         Raises:
-            ModelError: If there is none, or it has no end token.
+            ModelError: If there is none, it has no end token, or a template that cannot be used.
         """
         from transformers import AutoTokenizer
 
@@ -79,6 +78,14 @@ class SegmentTokenizer:
         self.document_start = self.start_ids or [self.eos_id if bos is None else int(bos)]
         self._newline_ids = self._plain(NEWLINE)
         self._needs_newline = self._plain(NEWLINE + "x") != self._newline_ids + self._plain("x")
+        if tokenizer.chat_template and not tokenizer.is_fast:
+            raise ModelError(
+                f"the tokenizer of {model_path} has a chat template and cannot tell where its "
+                "tokens stand in a text; save a fast tokenizer (tokenizer.json) beside it"
+            )
+        self._template = ChatTemplate(tokenizer, turns) if tokenizer.chat_template else None
+        #: What examples are written in; None: plain text.
+        self.chat = self._template if template == "auto" else None
 
     def encode(self, text: str) -> list[int]:
         """Tokenise a piece of a text; no special tokens are added, none are read from the text."""
@@ -90,16 +97,18 @@ class SegmentTokenizer:
     def encode_message(self, text: str) -> list[int]:
         """Tokenise a user's message as the model's chat template has it, ready to be answered.
 
-        Special tokens come from the template alone: those written in the message are text, so a
-        message cannot end itself. A model without a template gets its start tokens and the text.
+        A model without a template gets its start tokens and the text.
 
         Raises:
             ModelError: If the template cannot be applied to one message of a user.
         """
-        frame = self._message_frame
-        if frame is None:
+        if self._template is None:
             return [*self.start_ids, *self.encode(text)]
-        return [*frame.before, *self.encode(frame.space + text), *frame.after]
+        try:
+            return self._template.message(text)
+        except RefusedError as error:
+            name = self._tokenizer.name_or_path
+            raise ModelError(f"the chat template of {name} takes no message: {error}") from error
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer's files."""
@@ -130,36 +139,6 @@ class SegmentTokenizer:
             ended, text = True, text.partition(request.stop_text)[0]
         reason: FinishReason = "stop" if ended else "length"
         return Generation(text, len(request.prompt_ids), len(token_ids), reason)
-
-    @functools.cached_property
-    def _message_frame(self) -> MessageFrame | None:
-        import jinja2  # transformers runs templates in jinja2's sandbox
-
-        if not self._tokenizer.chat_template:
-            return None
-        try:
-            rendered = self._tokenizer.apply_chat_template(
-                [{"role": "user", "content": MESSAGE}], tokenize=False, add_generation_prompt=True
-            )
-        except (jinja2.TemplateError, LookupError, TypeError, ValueError) as error:
-            raise ModelError(
-                f"the chat template of {self._tokenizer.name_or_path} takes no message: {error}"
-            ) from error
-        if rendered.count(MESSAGE) != 1:
-            raise ModelError(
-                f"the chat template of {self._tokenizer.name_or_path} writes a message "
-                f"{rendered.count(MESSAGE)} times"
-            )
-        before, _, after = rendered.partition(MESSAGE)
-        bare = before.rstrip(" ")
-        after_ids = self._special(NEWLINE + after)[len(self._newline_ids) :]
-        if not self._needs_newline:
-            after_ids = self._special(after)
-        return MessageFrame(self._special(bare), before[len(bare) :], after_ids)
-
-    def _special(self, text: str) -> list[int]:
-        """Tokenise a text in which special tokens are what they say."""
-        return list(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def _text(self, token_ids: Sequence[int]) -> str:
         return self._tokenizer.decode(
@@ -197,29 +176,18 @@ def read_end_ids(model_path: str | Path) -> frozenset[int]:
     return frozenset(map(int, ids)) if isinstance(ids, list) else frozenset({int(ids)})
 
 
-@dataclass(frozen=True, slots=True)
-class TrainingExample:
-    """A tokenised example; the loss is on input_ids[response_start:], end token included."""
-
-    input_ids: array[int]  # packed, since a subset may have millions: 4 bytes a token
-    response_start: int
-
-    @property
-    def num_response_tokens(self) -> int:
-        """Tokens that the loss is on."""
-        return len(self.input_ids) - self.response_start
-
-
 def encode_example(
     tokenizer: SegmentTokenizer, example: Example, max_length: int
 ) -> TrainingExample | ScoringFailure:
-    r"""Tokenise ``prompt + "\n"`` and ``response + end token``.
+    r"""Tokenise an example in the chat template, or ``prompt + "\n"`` and ``response + end token``.
 
     Nothing is cut: half a response would be another example.
 
     Returns:
-        The tokens, or a failure for the reason "no_response" or "too_long".
+        The tokens, or a failure for the reason "no_response", "too_long" or "chat_template".
     """
+    if tokenizer.chat is not None:
+        return tokenizer.chat.fit(example, max_length)
     response = tokenizer.encode(example.response)
     if not response:
         return ScoringFailure("no_response", "the response has no tokens")
@@ -227,7 +195,7 @@ def encode_example(
     input_ids = (*prompt, *response, tokenizer.eos_id)
     if len(input_ids) > max_length:
         return ScoringFailure("too_long", f"{len(input_ids)} tokens, the limit is {max_length}")
-    return TrainingExample(array("i", input_ids), len(prompt))
+    return TrainingExample(array("i", input_ids), ((len(prompt), len(input_ids)),))
 
 
 # Which requests a model computes together: those of one prefix, of similar length.
@@ -253,8 +221,9 @@ def make_job(request: AnyScoringRequest) -> Job:
     if isinstance(request, ScoringRequest):
         response_ids = tuple(request.response_ids)
         # The token at t is predicted by the state at t - 1.
-        positions = tuple(range(last, last + len(response_ids)))
-        return Job((*prompt_ids, *response_ids), prefix_length, positions, response_ids)
+        positions = tuple(at - 1 for at in request.scored)
+        targets = tuple(request.scored_ids)
+        return Job((*prompt_ids, *response_ids), prefix_length, positions, targets)
     token_ids = tuple(request.token_ids)
     return Job(prompt_ids, prefix_length, (last,) * len(token_ids), token_ids)
 

@@ -316,14 +316,14 @@ def read_scores(
     if num_cached > len(request.prompt_ids) - 1:
         return ScoringFailure("cached_response", "vLLM read response positions from its cache")
     if isinstance(request, ScoringRequest):
-        wanted, flat = list(request.response_ids), output.prompt_logprobs
+        wanted, flat = list(request.scored_ids), output.prompt_logprobs
         found = 0 if flat is None else len(flat)
         expected = request.num_tokens - (num_cached if only_computed else 0)
         if flat is None or found != expected:
             return ScoringFailure(
                 "missing_positions", f"vLLM returned {found} of {expected} positions"
             )
-        places = flat.start_indices[-len(wanted) :]
+        places = [flat.start_indices[at - request.num_tokens] for at in request.scored]
     else:
         wanted, flat = list(request.token_ids), output.outputs[0].logprobs
         places = range(1, 1 + len(wanted))

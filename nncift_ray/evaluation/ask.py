@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from nncift_ray.corpus.examples import Example
+from nncift_ray.corpus.examples import EXAMPLE_COLUMNS, Example
 from nncift_ray.engines.base import (
     Engine,
     Generation,
@@ -28,7 +28,7 @@ from nncift_ray.engines.base import (
 from nncift_ray.engines.load import EngineFactory
 from nncift_ray.engines.tokens import PROMPT_END, SegmentTokenizer
 from nncift_ray.evaluation.hold_out import TEST_ROWS, draw_test_rows
-from nncift_ray.evaluation.tune import EXAMPLE_COLUMNS, members_digest, tuned_files
+from nncift_ray.evaluation.tune import members_digest, tuned_files
 from nncift_ray.recipe.sections import GenerationConfig
 from nncift_ray.runtime import schemas
 from nncift_ray.runtime.output import Sink, StageOutput, column_matrix
@@ -239,26 +239,29 @@ class QuestionStage(TableStage):
         found = self._tests.read_range(TEST_ROWS, low, high, self.columns)
         return found.take(pa.array(numbers - low, pa.int64())).to_pylist()
 
-    def _prompt(
-        self, row: Row, tools: Asked, reserve: int
-    ) -> tuple[PromptIds, Sequence[Example]] | ScoringFailure:
+    def _find_shown(self, row: Row, tools: Asked) -> Sequence[Example] | ScoringFailure:
+        """Return the examples before a question, nearest first; none where none are shown."""
+        if tools.shown is None:
+            return ()
+        examples = tools.shown.get(row["row_index"], ())
+        missing = "no examples were retrieved for this question"
+        return examples or ScoringFailure("no_context", missing)
+
+    def _question(
+        self, row: Row, examples: Sequence[Example], engine: Engine, reserve: int
+    ) -> PromptIds | ScoringFailure:
         """Tokenise a question behind its examples, cut from the left of those.
 
         Nothing of the question is cut, nor of the ``reserve`` tokens of its answer.
         """
-        examples: Sequence[Example] = ()
-        if tools.shown is not None:
-            examples = tools.shown.get(row["row_index"], ())
-            if not examples:
-                return ScoringFailure("no_context", "no examples were retrieved for this question")
-        prompt = build_prompt_ids(
-            tools.engine,
-            row["prompt"],
-            examples,
-            max_length=min(self._max_length, tools.engine.max_length),
-            reserve=reserve,
-        )
-        return (prompt, examples) if isinstance(prompt, tuple) else prompt
+        longest = min(self._max_length, engine.max_length)
+        if engine.chat is None:
+            return build_prompt_ids(
+                engine, row["prompt"], examples, max_length=longest, reserve=reserve
+            )
+        question = Example(row["example_id"], row["prompt"], "", row["conversation"])
+        made = engine.chat.fit(question, longest - reserve, examples[::-1], ask=True)
+        return made if isinstance(made, ScoringFailure) else tuple(made.input_ids)
 
 
 def build_prompt_ids(
@@ -311,20 +314,28 @@ class LikelihoodStage(QuestionStage):
     title: ClassVar[str] = "measure how likely the references are"
     table, schema = "likelihoods", schemas.LIKELIHOODS
     atom_rows: ClassVar[int] = 64
-    columns: ClassVar[Sequence[str]] = ("row_index", "example_id", "prompt", "response")
+    columns: ClassVar[Sequence[str]] = ("row_index", *EXAMPLE_COLUMNS)
 
     def do(self, rows: Sequence[Row], tools: Asked, sink: Sink) -> list[Row]:
         """Score the references of some rows."""
         engine = tools.engine
 
         def make_request(row: Row) -> ScoringRequest | ScoringFailure:
+            examples = self._find_shown(row, tools)
+            if isinstance(examples, ScoringFailure):
+                return examples
+            if engine.chat is not None:
+                example = Example(*(row[name] for name in EXAMPLE_COLUMNS))
+                longest = min(self._max_length, engine.max_length)
+                made = engine.chat.fit(example, longest, examples[::-1])
+                return made if isinstance(made, ScoringFailure) else made.request()
             response = engine.encode(row["response"])
             if not response:
                 return ScoringFailure("no_response", "the reference answer has no tokens")
-            made = self._prompt(row, tools, len(response) + 1)
+            made = self._question(row, examples, engine, len(response) + 1)
             if isinstance(made, ScoringFailure):
                 return made
-            return ScoringRequest(made[0], (*response, engine.eos_id))
+            return ScoringRequest(made, (*response, engine.eos_id))
 
         done: list[Row] = []
         result: ScoringResult
@@ -336,7 +347,7 @@ class LikelihoodStage(QuestionStage):
                     "row_index": row["row_index"],
                     "example_id": row["example_id"],
                     "nll": float(-result.log_probs.mean()),
-                    "num_tokens": len(request.response_ids),
+                    "num_tokens": len(request.scored),
                     "num_prompt_tokens": len(request.prompt_ids),
                 }
             )
@@ -350,7 +361,8 @@ class RespondStage(QuestionStage):
     title: ClassVar[str] = "write answers"
     table, schema = "responses", schemas.RESPONSES
     atom_rows: ClassVar[int] = 256  # many, so that few steps at a call's end are half empty
-    columns: ClassVar[Sequence[str]] = ("row_index", "example_id", "prompt")  # never the answer
+    #: The conversation has the answer, too, which is never shown.
+    columns: ClassVar[Sequence[str]] = ("row_index", "example_id", "prompt", "conversation")
 
     def __init__(
         self,
@@ -381,13 +393,16 @@ class RespondStage(QuestionStage):
         how = self._generation
 
         def make_request(row: Row) -> GenerationRequest | ScoringFailure:
-            made = self._prompt(row, tools, how.max_tokens)
-            if isinstance(made, ScoringFailure):
-                return made
-            prompt, examples = made
+            examples = self._find_shown(row, tools)
+            if isinstance(examples, ScoringFailure):
+                return examples
+            prompt = self._question(row, examples, tools.engine, how.max_tokens)
+            if isinstance(prompt, ScoringFailure):
+                return prompt
             # Examples end with a blank line, so that is what a model which goes on in their manner
             # ends its answer with; where an example has one inside, it is no such sign.
-            ends = examples and not any(EXAMPLE_END in each.response for each in examples)
+            plain = examples and tools.engine.chat is None
+            ends = plain and not any(EXAMPLE_END in each.response for each in examples)
             seed = row_seed(how.seed, row["example_id"])
             return GenerationRequest(
                 prompt, how.max_tokens, how.temperature, how.min_p, seed,

@@ -105,12 +105,15 @@ def find_models(config: Config, has_gpu: bool) -> Models:
         ModelError: If one cannot be found.
     """
     evaluation, dtype = config.evaluation, auto_dtype(has_gpu=has_gpu)
+    template, turns = config.teacher.template, config.teacher.turns
     options = EngineConfig(
         model=evaluation.model,
         revision=evaluation.revision,
         engine=evaluation.engine,
         dtype=evaluation.dtype,
         max_length=evaluation.in_context.max_length,
+        template=template,
+        turns=turns,
     )
     engine = find_engine(options, dtype)
     embedder = resolve_embedder(config.embedder.model, config.embedder.revision)
@@ -120,7 +123,7 @@ def find_models(config: Config, has_gpu: bool) -> Models:
         judging = EngineConfig(**evaluation.judge.model_dump(include=keys))
         judge = find_engine(judging, dtype, generates=True)
     return Models(
-        TuneJob(engine.model, evaluation.tuning, has_gpu),
+        TuneJob(engine.model, evaluation.tuning, has_gpu, template, turns),
         engine,
         replace(engine, generates=True),
         embedder,

@@ -26,13 +26,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from nncift_ray.corpus.examples import Example
+from nncift_ray.corpus.examples import EXAMPLE_COLUMNS, Example
 from nncift_ray.engines.base import ScoringFailure
+from nncift_ray.engines.chat import TrainingExample, writing_settings
 from nncift_ray.engines.load import TunedModel, actor_threads, auto_dtype
 from nncift_ray.engines.lora import is_checkpointed
 from nncift_ray.engines.models import ResolvedModel, locate_model
 from nncift_ray.engines.shared import ADAPTER_CONFIG
-from nncift_ray.engines.tokens import SegmentTokenizer, TrainingExample, encode_example
+from nncift_ray.engines.tokens import SegmentTokenizer, encode_example
 from nncift_ray.engines.transformers import (
     BITSANDBYTES,
     keep_four_bit_input_whole,
@@ -40,7 +41,7 @@ from nncift_ray.engines.transformers import (
     pick_device,
 )
 from nncift_ray.errors import ModelError, StageError, StorageError
-from nncift_ray.recipe.sections import TuningConfig
+from nncift_ray.recipe.sections import TaughtTurns, Template, TuningConfig
 from nncift_ray.runtime.driver import StepProgress, describe_steps
 from nncift_ray.runtime.files import Location
 from nncift_ray.runtime.output import FILES_TABLE, Sink, StageOutput
@@ -49,7 +50,6 @@ from nncift_ray.runtime.step import Shard, Stage, Worker
 
 FULL, QLORA = "full", "qlora"
 MAX_GRADIENT_NORM = 1.0
-EXAMPLE_COLUMNS = ["example_id", "prompt", "response"]
 IGNORED = -100  # label of a token that the loss is not on
 ADAPTER_KEYS = {"rank", "alpha", "dropout", "target_modules"}
 CHUNK_BYTES = 1 << 24
@@ -68,6 +68,8 @@ class TuneJob:
     model: ResolvedModel
     tuning: TuningConfig
     on_gpu: bool
+    template: Template = "auto"
+    turns: TaughtTurns = "all"
 
     @property
     def quantization(self) -> str | None:
@@ -101,6 +103,7 @@ class TuneJob:
             "weights_dtype": self.weights_dtype,
             "autocast": self.uses_autocast,
             "max_gradient_norm": MAX_GRADIENT_NORM,
+            **writing_settings(self.template, self.turns),
         }
 
 
@@ -229,7 +232,7 @@ def fine_tune(
     if (threads := actor_threads()) is not None:
         torch.set_num_threads(threads)
     path, device = locate_model(job.model, "language model").path, pick_device("auto")
-    tokenizer = SegmentTokenizer(path)
+    tokenizer = SegmentTokenizer(path, template=job.template, turns=job.turns)
     try:
         model = _load(job, path, device)
         positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -369,10 +372,9 @@ class _Collator:
             name: torch.full((len(batch), width), fill) for name, fill in fills.items()
         }
         for b, example in enumerate(batch):
-            length, first = len(example.input_ids), example.response_start
-            ids = torch.tensor(example.input_ids)
+            length, ids = len(example.input_ids), torch.tensor(example.input_ids)
             padded["input_ids"][b, :length] = ids
-            padded["labels"][b, first:length] = ids[first:]
+            padded["labels"][b, example.taught] = ids[example.taught]
             padded["attention_mask"][b, :length] = 1
         if self.keeps_few_logits:  # from before the first response token on
             padded["logits_to_keep"] = width + 1 - min(e.response_start for e in batch)

@@ -11,12 +11,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from nncift_ray.corpus.examples import Example, load_examples
 from nncift_ray.embedders import Embedder, load_embedder
 from nncift_ray.engines.base import Engine, ScoringFailure, ScoringRequest
 from nncift_ray.engines.models import ResolvedModel
 from nncift_ray.profiles.neighbours import group_rows, nearest_rows
 from nncift_ray.profiles.quality import SUSPECT, beside_neighbours, quality_of, suspicion
 from nncift_ray.runtime.output import Sink, StageOutput, column_matrix
+from nncift_ray.runtime.schemas import CANDIDATE
 from nncift_ray.runtime.step import Shard, Stage, Worker
 
 ITEM_ROWS = 128  # candidates of an engine's call
@@ -198,12 +200,12 @@ class QualityStage(Stage):
                 span = item * ITEM_ROWS, (item + 1) * ITEM_ROWS
                 asks = self._neighbours.read_range("asks", *span).to_pylist()
                 part = [Ask(ask["row_index"], tuple(ask["shown"])) for ask in asks]
-                texts = self._texts(part)
+                texts = self._read_examples(part)
                 losses = (
                     [np.nan] * len(part) if engine is None else ask_all(engine, part, texts, sink)
                 )
-                prompts = embedder.embed([texts[ask.row_index][0] for ask in part])
-                answers = embedder.embed([texts[ask.row_index][1] for ask in part])
+                prompts = embedder.embed([texts[ask.row_index].prompt for ask in part])
+                answers = embedder.embed([texts[ask.row_index].response for ask in part])
                 cosines = (prompts * answers).sum(axis=1)
                 rows = [
                     {
@@ -218,13 +220,10 @@ class QualityStage(Stage):
 
         return measure_shard
 
-    def _texts(self, part: Sequence[Ask]) -> dict[int, tuple[str, str]]:
-        rows = np.array(sorted({row for ask in part for row in (ask.row_index, *ask.shown)}))
-        table = self._examples.take_rows("candidates", rows, ["prompt", "response"]).to_pylist()
-        return {
-            row: (text["prompt"], text["response"])
-            for row, text in zip(rows.tolist(), table, strict=True)
-        }
+    def _read_examples(self, part: Sequence[Ask]) -> dict[int, Example]:
+        rows = sorted({row for ask in part for row in (ask.row_index, *ask.shown)})
+        found = load_examples(self._examples, [(CANDIDATE, row) for row in rows])
+        return {row: found[CANDIDATE, row] for row in rows}
 
     def finish(self, output: StageOutput, sink: Sink) -> None:
         """Write the table of all candidates; what is usual is judged over all of them."""
@@ -278,7 +277,7 @@ def _padded(lists: pa.ChunkedArray[Any]) -> npt.NDArray[np.int64]:
 
 
 def ask_all(
-    engine: Engine, part: Sequence[Ask], texts: Mapping[int, tuple[str, str]], sink: Sink
+    engine: Engine, part: Sequence[Ask], texts: Mapping[int, Example], sink: Sink
 ) -> list[float]:
     """Return the loss of each answer behind what is shown, NaN where there is none."""
     asked = [
@@ -299,29 +298,38 @@ def ask_all(
 
 
 def context_requests(
-    engine: Engine, run: Sequence[tuple[int, Ask]], texts: Mapping[int, tuple[str, str]]
+    engine: Engine, run: Sequence[tuple[int, Ask]], texts: Mapping[int, Example]
 ) -> list[tuple[int, ScoringRequest]]:
     """Return the requests of candidates that are shown the same examples, by their place.
 
     Examples stand one after the other, the nearest last; what does not fit into the model's window
     behind the longest candidate is left out whole, the farthest first, so that all share a prefix.
-    A candidate that is shown nothing has no request.
+    (In a chat template they are earlier turns, and what does not fit is cut from the left.) A
+    candidate that is shown nothing has no request.
     """
     shown = run[0][1].shown
     if not shown:
         return []
+    if (chat := engine.chat) is not None:
+        before = [texts[row] for row in reversed(shown)]
+        made = [chat.fit(texts[ask.row_index], engine.max_length, before) for _, ask in run]
+        return [
+            (place, one.request())
+            for (place, _), one in zip(run, made, strict=True)
+            if not isinstance(one, ScoringFailure)
+        ]
     bodies: list[tuple[int, list[int], list[int]]] = []
     for place, ask in run:
-        prompt, response = texts[ask.row_index]
-        ids = [*engine.encode(response), engine.eos_id]
-        bodies.append((place, engine.encode(f"{prompt}\n"), ids))
+        example = texts[ask.row_index]
+        ids = [*engine.encode(example.response), engine.eos_id]
+        bodies.append((place, engine.encode(f"{example.prompt}\n"), ids))
     start = engine.start_ids or [engine.eos_id]
     fitting = [len(query) + len(answer) for _, query, answer in bodies]
     room = engine.max_length - len(start)
     longest = max((length for length in fitting if length <= room), default=0)
     prefix: list[int] = []
     for row in shown:
-        ids = engine.encode("{}\n{}\n\n".format(*texts[row]))
+        ids = engine.encode(f"{texts[row].prompt}\n{texts[row].response}\n\n")
         if longest + len(prefix) + len(ids) > room:
             break
         prefix = [*ids, *prefix]

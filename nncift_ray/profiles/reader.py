@@ -42,7 +42,7 @@ class Profile:
     nll: float  # after the prompt
     nll_alone: float  # without the prompt
     distance: float  # DELIFT's, without an example
-    num_prompt_tokens: int  # of the query alone, without the template
+    num_prompt_tokens: int  # of the query, without what stands before every query
     num_response_tokens: int
     max_surprise: float  # of the most surprising response token, nats
     tail_surprise: float  # mean of the most surprising tenth of the response tokens, nats
@@ -74,8 +74,13 @@ def profile_examples(
     return result | {block.name: part for block, part in zip(blocks, parts, strict=True)}
 
 
-def profile_request(engine: TransformersEngine, example: Example) -> ScoringRequest:
+def profile_request(
+    engine: TransformersEngine, example: Example
+) -> ScoringRequest | ScoringFailure:
     """Return an example as DELIFT asks about it alone; the template's head is the prefix."""
+    if engine.chat is not None:
+        made = engine.chat.fit(example, engine.max_length)
+        return made if isinstance(made, ScoringFailure) else made.request()
     segments = delift_segments(example, None)
     head = [*engine.start_ids, *engine.encode(segments.instruction)]
     response = engine.encode(segments.response)
@@ -94,17 +99,28 @@ class ProfilingEngine(TransformersEngine):
 
     def profile(
         self,
-        requests: Sequence[ScoringRequest],
+        requests: Sequence[ScoringRequest | ScoringFailure],
         blocks: Sequence[FeatureBlock] = FEATURE_BLOCKS,
         compress: bool = True,
     ) -> list[Profile | ScoringFailure]:
         """Return the profile of each request, in order; ``profile_request`` makes them.
 
+        What failed before stays a failure.
+
         Raises:
             EngineDiedError: If the accelerator failed; the process is of no more use.
         """
+        sound = [request for request in requests if isinstance(request, ScoringRequest)]
+        found = iter(self._profile_sound(sound, blocks, compress))
+        return [
+            next(found) if isinstance(request, ScoringRequest) else request for request in requests
+        ]
+
+    def _profile_sound(
+        self, requests: Sequence[ScoringRequest], blocks: Sequence[FeatureBlock], compress: bool
+    ) -> list[Profile | ScoringFailure]:
         alone = self.score(
-            [ScoringRequest(self._tokenizer.document_start, r.response_ids) for r in requests]
+            [ScoringRequest(self._tokenizer.document_start, r.scored_ids) for r in requests]
         )
 
         def run(places: list[int]) -> Iterator[tuple[int, Profile | ScoringFailure]]:
@@ -142,8 +158,8 @@ class ProfilingEngine(TransformersEngine):
             nll=-float(log_probs_T.mean()),
             nll_alone=-float(alone.log_probs.mean()),
             distance=distance(log_probs_T),
-            num_prompt_tokens=len(request.prompt_ids) - request.prefix_length,
-            num_response_tokens=len(request.response_ids),
+            num_prompt_tokens=request.num_tokens - request.prefix_length - len(log_probs_T),
+            num_response_tokens=len(log_probs_T),
             max_surprise=worst,
             tail_surprise=tail,
             feature=feature,
@@ -164,13 +180,13 @@ class ProfilingEngine(TransformersEngine):
         model = self._model.base_model if self._has_plain_head else self._model
         output = model(**inputs, use_cache=False, output_hidden_states=True)
         states = output.hidden_states
-        rows = [b for b, request in enumerate(batch) for _ in request.response_ids]
-        columns = [len(r.prompt_ids) - 1 + t for r in batch for t in range(len(r.response_ids))]
+        rows = [b for b, request in enumerate(batch) for _ in request.scored]
+        columns = [at - 1 for request in batch for at in request.scored]
         where_R = torch.tensor(rows), torch.tensor(columns)
-        targets_R = torch.tensor([y for request in batch for y in request.response_ids])
+        targets_R = torch.tensor([y for request in batch for y in request.scored_ids])
         logits = None if self._has_plain_head else output.logits[where_R]
         log_probs_R, errors_RK = self._read_tokens(states[-1][where_R], logits, targets_R, blocks)
-        ends = np.cumsum([len(request.response_ids) for request in batch])[:-1].tolist()
+        ends = np.cumsum([len(request.scored) for request in batch])[:-1].tolist()
         parts: list[Tensor] = []
         for block in blocks:
             states_BSD = states[block.layer_of(len(states) - 1)]
@@ -286,16 +302,16 @@ def _pooling_weights(batch: Sequence[ScoringRequest], pooling: str, width: int) 
     """Return the weight of every token [B, S]; those of a row sum to 1."""
     weights_BS = np.zeros((len(batch), width), np.float32)
     for b, request in enumerate(batch):
-        start, middle, stop = request.prefix_length, len(request.prompt_ids), request.num_tokens
-        low, high = {
-            "whole": (start, stop),
-            "weighted": (start, stop),
-            "prompt": (start, middle),
-            "answer": (middle, stop),
-            "last_prompt": (middle - 1, middle),
+        whole, scored = range(request.prefix_length, request.num_tokens), set(request.scored)
+        places = {
+            "whole": whole,
+            "weighted": whole,
+            "prompt": [at for at in whole if at not in scored],
+            "answer": sorted(scored),
+            "last_prompt": [len(request.prompt_ids) - 1],
         }[pooling]
-        tokens = np.arange(1, high - low + 1) if pooling == "weighted" else np.ones(high - low)
-        weights_BS[b, low:high] = tokens / tokens.sum()
+        tokens = np.arange(1, len(places) + 1) if pooling == "weighted" else np.ones(len(places))
+        weights_BS[b, list(places)] = tokens / tokens.sum()
     return weights_BS
 
 

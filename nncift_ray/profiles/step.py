@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nncift_ray.corpus.examples import Example
+from nncift_ray.corpus.examples import EXAMPLE_COLUMNS, Example
 from nncift_ray.embedders import EmbedStage
 from nncift_ray.engines.base import ScoringFailure
 from nncift_ray.engines.load import EngineFactory, actor_threads
@@ -152,7 +152,7 @@ class ProfileStage(RowStage):
                 if high <= low:
                     continue
                 skipped = {low + n - wanted.start: why for n, why in shard.skip.items()}
-                columns = ["row_index", "example_id", "prompt", "response"]
+                columns = ["row_index", *EXAMPLE_COLUMNS]
                 rows = self._examples.read_range(span.name, low, high, columns).to_pylist()
                 sink.write(span.name, profile_rows(profiler, rows, skipped, sink))
 
@@ -165,7 +165,7 @@ def profile_rows(
     """Return the profiles of some examples in one call; what has none goes to the errors table."""
     from nncift_ray.profiles.reader import profile_request
 
-    examples = [Example(row["example_id"], row["prompt"], row["response"]) for row in rows]
+    examples = [Example(*(row[name] for name in EXAMPLE_COLUMNS)) for row in rows]
     asked = [at for at, row in enumerate(rows) if row["row_index"] not in skipped]
     found: dict[int, Any] = {
         at: ScoringFailure(KILLED_WORKER, skipped[row["row_index"]])

@@ -112,11 +112,6 @@ _SIGNED = re.compile(
 )
 
 
-ColumnRole = Literal[
-    "prompt", "response", "input", "system", "history", "messages", "tools", "reasoning"
-]
-
-
 class DataConfig(Section):
     """What to choose from, and what to become good at."""
 
@@ -128,23 +123,11 @@ class DataConfig(Section):
     """Data that the model already has; a conditional gain looks for what they lack. They are not
     selected again, and are never labelled."""
     layout: Literal[
-        "auto",
-        "alpaca",
-        "prompt_completion",
-        "question_answer",
-        "sharegpt",
-        "messages",
-        "preference",
+        "auto", "alpaca", "prompt_completion", "question_answer", "sharegpt", "messages"
     ] = "auto"
     """Layout of all files, or "auto" to find it per file."""
-    columns: dict[ColumnRole, str] | None = None
-    """Explicit mapping for other layouts, e.g. {prompt: q, response: "choices[0].text"}; or
-    {messages: COLUMN} for a list of turns."""
-    preference: Literal["chosen", "refuse", "all"] = "chosen"
-    """Of preference pairs: learn from what is chosen, or refuse them. Rows whose label calls the
-    response bad (KTO) are refused unless "all"."""
-    reasoning: Literal["keep", "drop"] = "keep"
-    """Whether a reasoning trace (reasoning_content, thinking) is part of the response."""
+    columns: dict[str, str] | None = None
+    """Explicit mapping for other layouts, e.g. {prompt: q, response: a}."""
     max_chars: int = Field(default=200_000, ge=1)
     """A longer prompt or response makes a row an error."""
     max_failed_fraction: float = Field(default=0.5, ge=0, le=1)
@@ -182,9 +165,8 @@ class DataConfig(Section):
             raise ValueError("give either layout or columns, not both: columns is itself a layout")
         if self.subtask_by is not None and not self.targets:
             raise ValueError("subtask_by names a field of targets, and there are none")
-        if self.columns is not None and "messages" not in self.columns:
-            if not {"prompt", "response"} <= set(self.columns):
-                raise ValueError("columns needs the keys 'prompt' and 'response', or 'messages'")
+        if self.columns is not None and not {"prompt", "response"} <= set(self.columns):
+            raise ValueError("columns needs the keys 'prompt' and 'response'")
         return self
 
 
@@ -265,6 +247,10 @@ class SelectItConfig(Section):
     """How much disagreement between the rating prompts lowers the score."""
 
 
+Template = Literal["auto", "paper"]
+TaughtTurns = Literal["all", "last"]
+
+
 class EngineConfig(Section):
     """Which language model, and how an engine loads it."""
 
@@ -294,6 +280,11 @@ class EngineConfig(Section):
     vLLM knows, such as awq, gptq or fp8; null: as the model's files say."""
     adapter: str | None = None
     """Folder of a PEFT LoRA adapter on the model."""
+    template: Template = "auto"
+    """How examples are written: "auto" in the model's chat template, where it has one, as trainers
+    do; "paper" as plain text. Holds for the evaluation's model, too."""
+    turns: TaughtTurns = "all"
+    """In a chat template: whether all turns of the assistant are taught, or the last."""
 
 
 class TeacherConfig(EngineConfig):

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from nncift_ray.corpus.examples import Example
 from nncift_ray.engines.base import Engine, ScoringFailure, ScoringRequest, minimal_tokens
+from nncift_ray.engines.chat import CUT_STEP
 from nncift_ray.errors import ConfigError, ShapeError
 from nncift_ray.teachers.base import (
     LabelRequest,
@@ -34,9 +35,6 @@ EXAMPLE_TEMPLATE = (
     "{example_response}\n\n\nQuery:\n{query}\n"
 )
 
-#: Examples that are too long are cut by whole steps, so that those of one helper stay alike for
-#: queries of nearly the same length, and an engine can share them.
-CUT_STEP = 256
 ROUNDING = 1e-4  # a log-softmax in float32 may round a sure token to a hair above 0
 TOKENISED_TEXTS = 8192  # texts whose tokens are remembered: an example is asked about many times
 
@@ -95,7 +93,16 @@ class DeliftTeacher(Teacher):
         self._engine.close()
 
     def _prepare(self, request: LabelRequest) -> ScoringRequest | MeasurementFailure:
-        """Tokenise a request and fit it to the model's window."""
+        """Tokenise a request and fit it to the model's window.
+
+        In a chat template the helper is an earlier exchange of the helped example's conversation.
+        """
+        if (chat := self._engine.chat) is not None:
+            shown = [request.helper] if request.helper else []
+            made = chat.fit(request.helped, self._engine.max_length, shown)
+            if isinstance(made, ScoringFailure):
+                return MeasurementFailure(made.reason, made.message)
+            return made.request()
         segments = delift_segments(request.helped, request.helper)
         response_ids = self._encode(segments.response)
         if not response_ids:

@@ -6,6 +6,7 @@ Source: SelectIT, arXiv 2402.16705.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -201,13 +202,17 @@ def resolve_rating_tokens(engine: Engine) -> RatingTokens:
 
     The end of the prompt is tokenised together with each rating, and what stands before the rating
     becomes the end of every prompt: a rating then follows it as it would in a text. (Alone, a space
-    and a newline at the end may be one token, which is never followed by a digit in any text.)
+    and a newline at the end may be one token, which is never followed by a digit in any text.) In a
+    chat template a rating begins the answer, and its words end the prompt.
 
     Raises:
         ModelError: If a rating is not a token of its own there, the one that it is when tokenised
             alone, with or without a space before it; or if two ratings share a token.
     """
-    joined = [tuple(engine.encode(TAIL + rating)) for rating in RATINGS]
+    if (chat := engine.chat) is not None:
+        joined = [tuple(chat.message(TAIL.strip(), rating)) for rating in RATINGS]
+    else:
+        joined = [tuple(engine.encode(TAIL + rating)) for rating in RATINGS]
     alone = [[tuple(engine.encode(text)) for text in (rating, f" {rating}")] for rating in RATINGS]
     tails = {ids[:-1] for ids in joined}
     rating_ids = tuple(ids[-1] for ids in joined if ids)
@@ -238,9 +243,7 @@ class _Rater:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self._tokens = resolve_rating_tokens(engine)
-        self._heads_R = [
-            (*engine.start_ids, *engine.encode(head_text(prompt))) for prompt in RATING_PROMPTS
-        ]
+        self._heads_R = [self._head(head_text(prompt)) for prompt in RATING_PROMPTS]
 
     def rate(self, examples: Sequence[Example]) -> list[_Rating | MeasurementFailure]:
         """Ask every rating prompt about every example; answers are in the order of the examples."""
@@ -269,8 +272,13 @@ class _Rater:
         engine = self.engine
         if not example.response.strip():
             return MeasurementFailure("no_response", "the example has no response to be rated")
-        body = (*engine.encode(example_text(example)), *self._tokens.tail_ids)
-        num_tokens = max(map(len, self._heads_R)) + len(body)
+        if engine.chat is None:
+            body = (*engine.encode(example_text(example)), *self._tokens.tail_ids)
+            prompts_R = [(*head, *body) for head in self._heads_R]
+        else:
+            texts = [f"{head_text(p)}{example_text(example)}{TAIL}" for p in RATING_PROMPTS]
+            prompts_R = [tuple(engine.encode_message(text.strip())) for text in texts]
+        num_tokens = max(map(len, prompts_R))
         if num_tokens > engine.max_length:
             return MeasurementFailure(
                 "too_long",
@@ -278,9 +286,18 @@ class _Rater:
                 f"of {engine.name} is {engine.max_length}",
             )
         return [
-            NextTokenRequest((*head, *body), self._tokens.rating_ids, len(head))
-            for head in self._heads_R
+            NextTokenRequest(
+                prompt, self._tokens.rating_ids, len(os.path.commonprefix([head, prompt]))
+            )
+            for head, prompt in zip(self._heads_R, prompts_R, strict=True)
         ]
+
+    def _head(self, text: str) -> tuple[int, ...]:
+        """Return the tokens that requests of a rating prompt begin with; the last may differ."""
+        engine = self.engine
+        if engine.chat is None:
+            return (*engine.start_ids, *engine.encode(text))
+        return tuple(engine.encode_message(text))
 
 
 def _join(

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
+from nncift_ray.engines.chat import writing_settings
 from nncift_ray.engines.load import (
     EngineFactory,
     actor_threads,
@@ -20,7 +21,7 @@ from nncift_ray.engines.lora import AdapterSpec, LoraModel, ModelOptions
 from nncift_ray.engines.models import ResolvedModel, locate_model, resolve_language_model
 from nncift_ray.engines.vllm import vllm_available
 from nncift_ray.errors import ConfigError, ModelError
-from nncift_ray.recipe.sections import Config, LessConfig, PoolConfig
+from nncift_ray.recipe.sections import Config, LessConfig, PoolConfig, TaughtTurns, Template
 from nncift_ray.runtime.output import StageOutput
 from nncift_ray.teachers.base import (
     Teacher,
@@ -40,6 +41,8 @@ class LoraFactory:
     model: ResolvedModel
     dtype: str
     less: LessConfig
+    template: Template
+    turns: TaughtTurns
 
     def __call__(self) -> LoraModel:
         """Load it."""
@@ -53,6 +56,8 @@ class LoraFactory:
                 max_length=less.max_length,
                 num_threads=actor_threads(),
                 gradient_checkpointing=less.gradient_checkpointing,
+                template=self.template,
+                turns=self.turns,
             ),
         )
 
@@ -69,7 +74,7 @@ class LoraFactory:
             "dropout": less.dropout,
             "target_modules": list(less.target_modules),
             "max_length": less.max_length,
-        }
+        } | writing_settings(self.template, self.turns)
 
 
 CPU_GRADIENT_TOKENS = 512  # on a CPU larger batches are no faster, and pad more
@@ -238,4 +243,5 @@ class RecipeTeacher:
 
     def lora_factory(self) -> LoraFactory:
         """Return what loads the model of the warm-up and its gradients inside an actor."""
-        return LoraFactory(self.language_models[0], self.dtype, self._teacher.less)
+        teacher, model = self._teacher, self.language_models[0]
+        return LoraFactory(model, self.dtype, teacher.less, teacher.template, teacher.turns)

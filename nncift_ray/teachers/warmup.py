@@ -24,10 +24,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from nncift_ray.corpus.examples import Example
+from nncift_ray.corpus.examples import EXAMPLE_COLUMNS, Example
 from nncift_ray.engines.base import ScoringFailure
+from nncift_ray.engines.chat import TrainingExample
 from nncift_ray.engines.lora import LoraModel, TrainableModel
-from nncift_ray.engines.tokens import TrainingExample, cut_batches
+from nncift_ray.engines.tokens import cut_batches
 from nncift_ray.errors import ModelError, StageError
 from nncift_ray.recipe.sections import LessConfig
 from nncift_ray.runtime import schemas
@@ -196,7 +197,6 @@ def _training(model: TrainableModel, seed: int) -> Iterator[None]:
 
 WARMUP_STREAM = 16  # random stream of the draw, apart from those of the label sample
 TENSOR_GROUPS = ("adapter", "exp_avg", "exp_avg_sq")
-EXAMPLE_COLUMNS = ["example_id", "prompt", "response"]
 
 Arrays = dict[str, NDArray[np.float32]]
 

@@ -10,8 +10,8 @@ import torch
 
 from nncift_ray.corpus.examples import Example
 from nncift_ray.engines.base import ScoringFailure
+from nncift_ray.engines.chat import TrainingExample
 from nncift_ray.engines.lora import AdapterSpec, LoraModel, ModelOptions
-from nncift_ray.engines.tokens import TrainingExample
 from nncift_ray.errors import ModelError
 from nncift_ray.teachers import gradients as per_example
 from nncift_ray.teachers.gradients import (
@@ -192,7 +192,7 @@ def test_features_do_not_depend_on_the_pass_size_or_on_how_many_fit_the_memory(
 def test_the_tokens_of_the_prompt_bear_no_loss(
     model: LoraModel, examples: list[TrainingExample]
 ) -> None:
-    whole = model.losses([replace(examples[1], response_start=1)])
+    whole = model.losses([replace(examples[1], spans=((1, len(examples[1].input_ids)),))])
     response = model.losses([examples[1]])
     ids = torch.tensor([examples[1].input_ids])
     nats = -model.model(input_ids=ids).logits.log_softmax(-1)[0, :-1]

@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from nncift_ray.corpus.examples import Example
-from nncift_ray.engines.base import NextTokenRequest, ScoringResult
+from nncift_ray.engines.base import ScoringResult
 from nncift_ray.engines.embedded import EMBEDDED, EMBEDDED_LANGUAGE_MODEL
 from nncift_ray.engines.models import resolve_language_model
 from nncift_ray.engines.tokens import SegmentTokenizer
 from nncift_ray.engines.transformers import TransformersEngine
 from nncift_ray.errors import ModelError
+from nncift_ray.recipe.sections import EngineConfig
 from nncift_ray.teachers.base import LabelRequest, Measurement, MeasurementFailure
 from nncift_ray.teachers.selectit import (
     RATING_PROMPTS,
@@ -90,22 +91,18 @@ def test_rating_prompts_are_computed_once_for_all_examples(engine: TransformersE
     assert computed == minimal
 
 
-def test_a_rating_is_what_the_packaged_model_expects_next() -> None:
+@pytest.mark.parametrize("template", ["paper", "auto"])
+def test_a_rating_is_what_the_packaged_model_expects_next(template: Any) -> None:
     package = EMBEDDED[EMBEDDED_LANGUAGE_MODEL].package
     try:
         distribution(package)
     except PackageNotFoundError:
         pytest.skip(f"{package} is not installed")
     path = resolve_language_model(EMBEDDED_LANGUAGE_MODEL).path
-    engine = TransformersEngine(path, device="cpu")
-    tokens = resolve_rating_tokens(engine)
-    body = (*engine.encode(example_text(REQUESTS[1].helped)), *tokens.tail_ids)
-    results = engine.score(
-        [
-            NextTokenRequest((*engine.encode(head_text(prompt)), *body), tokens.rating_ids)
-            for prompt in RATING_PROMPTS
-        ]
-    )
+    engine = TransformersEngine(path, EngineConfig(template=template), device="cpu")
+    requests = SelectItTeacher([engine])._raters[0]._prepare(REQUESTS[1].helped)
+    assert isinstance(requests, list)
+    results = engine.score(requests)
     masses = [np.exp(r.log_probs).sum() for r in results if isinstance(r, ScoringResult)]
     assert len(masses) == len(RATING_PROMPTS)
     assert min(masses) > MIN_RATING_MASS

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from nncift_ray.corpus.examples import Example
+from nncift_ray.engines.chat import TrainingExample
 from nncift_ray.engines.lora import AdapterSpec, LoraModel, ModelOptions
-from nncift_ray.engines.tokens import TrainingExample
 from nncift_ray.errors import ModelError
 from nncift_ray.teachers import warmup as training_loop
 from nncift_ray.teachers.gradients import per_example_gradients, precondition

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,8 @@ import torch
 
 from nncift_ray.corpus.examples import Example
 from nncift_ray.engines.base import ScoringFailure
+from nncift_ray.engines.chat import TrainingExample
 from nncift_ray.engines.lora import AdapterSpec, LoraModel, ModelOptions
-from nncift_ray.engines.tokens import TrainingExample
 from tests.tiny_models import END, make_tiny_llama
 
 OPTIONS = ModelOptions(device="cpu", num_threads=1)
@@ -69,11 +70,11 @@ def test_every_token_is_where_it_belongs(model: LoraModel, path: Path) -> None:
 
 
 def plain_losses(model: Any, example: TrainingExample) -> list[float]:
-    """Each response token's loss by a forward pass of one text, shifted by hand."""
+    """Each taught token's loss by a forward pass of one text, shifted by hand."""
     with torch.no_grad():
         logits_SV = model(torch.tensor([example.input_ids])).logits[0].double()
     losses: list[float] = []
-    for t in range(example.response_start, len(example.input_ids)):
+    for t in example.taught:
         exponentials = logits_SV[t - 1].exp()  # the state before a token predicts it
         share = exponentials[example.input_ids[t]] / exponentials.sum()
         losses.append(-float(share.log()))
@@ -82,6 +83,8 @@ def plain_losses(model: Any, example: TrainingExample) -> list[float]:
 
 def test_losses_are_those_of_a_plain_forward_pass_shifted_by_hand(model: LoraModel) -> None:
     examples = encode(model)
+    length = len(examples[0].input_ids)
+    examples.append(replace(examples[0], spans=((2, 4), (5, 6), (length - 1, length))))
     losses = model.losses(examples).tolist()
     for loss, example in zip(losses, examples, strict=True):
         by_hand = plain_losses(model.model, example)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from nncift_ray.corpus.examples import Example
 from nncift_ray.profiles.neighbours import group_rows, nearest_rows
 from nncift_ray.profiles.quality import beside_neighbours, deviations, quality_of, suspicion
 from nncift_ray.profiles.quality_step import Ask, NeighboursStage, QualityStage, context_requests
@@ -110,7 +111,7 @@ def test_every_row_is_in_one_group_and_is_never_shown_itself() -> None:
 
 def test_a_context_holds_whole_examples_and_all_share_it() -> None:
     engine = FakeEngine(max_length=60)
-    texts = {row: (f"p{row}", "x" * 10) for row in range(6)}
+    texts = {row: Example(str(row), f"p{row}", "x" * 10) for row in range(6)}
     run_of_two = [(0, Ask(0, (2, 3, 4, 5))), (1, Ask(1, (2, 3, 4, 5)))]
     requests = [request for _, request in context_requests(engine, run_of_two, texts)]
     heads = {tuple(request.prompt_ids[: request.prefix_length]) for request in requests}
