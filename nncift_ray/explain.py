@@ -64,6 +64,7 @@ UNITS = {
     "longest": "thousands of response tokens",
     "ifd": "loss of the response after its prompt over its loss alone; from 1 on, 1 minus it",
     "consistency": "loss of the response after near examples over its loss alone, negative",
+    "deita": "IFD times quality, or the field selection.weight_by",
     "cosine": "cosine of the two embeddings, from -1 to 1",
     "rds_plus": "cosine of the model's averaged states, from -1 to 1",
 }

@@ -117,13 +117,13 @@ class Blueprint:
         reads = self.teaching.reads
         if self.profile_model is not None:
             steps["profiles"] = self._profiles
-            if reads != "profiles":
+            if reads != ("profiles",):
                 steps |= {"neighbours": self.neighbours_stage, "quality": self._quality}
-        if reads == "states":
+        if "states" in reads:
             steps["states"] = self._states
         if self.teaching.needs_gradients:
             steps |= {"warmup": self._warmup, "gradients": self._gradients}
-        if reads is None:
+        if not reads:
             steps["label"] = self._label
         if self.by_teacher:
             steps["teacher_scores"] = self._teacher_scores
@@ -199,7 +199,8 @@ class Blueprint:
     def profile_model(self) -> ResolvedModel | None:
         """The language model that profiles the examples; None where there are no profiles."""
         name = self.config.profiles.model
-        if self.teaching.reads not in (None, "profiles", "quality"):
+        reads = self.teaching.reads
+        if reads and "profiles" not in reads and "quality" not in reads:
             return None
         if name == "teacher":
             return next(iter(self.teaching.language_models), None)
@@ -253,7 +254,7 @@ class Blueprint:
         """Say what the scores are where no network makes them, and which keys nobody reads."""
         if not self.by_teacher:
             return []
-        if self.teaching.reads is not None:
+        if self.teaching.reads:
             kind = self.config.teacher.kind
             return [f"{kind} scores every candidate: no label is asked for, no network is trained"]
         unread = unread_keys(self.config)
@@ -413,14 +414,14 @@ class Blueprint:
             top_k = examples.num_rows("candidates")
         kept = top_k if self.keeps_lists else None
         reads, subtask_by = self.teaching.reads, self._subtask_by
-        if reads is None:
+        if not reads:
             return TeacherScoresStage(
                 outputs["label"], examples, self.blocks, kept, subtask_by=subtask_by
             )
-        kind, source = self.config.teacher.kind, outputs[reads]
-        tokenizer = self.teaching.language_models[0] if reads == "deduplicate" else None
+        kind, sources = self.config.teacher.kind, {name: outputs[name] for name in reads}
+        tokenizer = self.teaching.language_models[0] if "deduplicate" in reads else None
         return MeasuredScoresStage(
-            kind, source, examples, self.blocks, kept, subtask_by=subtask_by, tokenizer=tokenizer
+            kind, sources, examples, self.blocks, kept, subtask_by=subtask_by, tokenizer=tokenizer
         )
 
     def _fit(self, outputs: Outputs) -> Stage:
@@ -461,7 +462,7 @@ class Blueprint:
 
     def _judged(self, outputs: Outputs) -> StageOutput | None:
         """Return what says how good candidates are, where the selection shall mind it."""
-        return outputs.get("quality") if self.teaching.reads is None else None
+        return None if self.teaching.reads else outputs.get("quality")
 
     def _select_partitions(self, outputs: Outputs) -> Stage:
         return SelectPartitionsStage(

@@ -191,14 +191,14 @@ class Workload:
         self.compared_tokens = (
             self.example_tokens * (1 + shown * CONTEXTS_PER_ROW) if shown else 0.0
         )
-        if blueprint.teaching.reads is not None:
+        if blueprint.teaching.reads:
             self._add_measurements(blueprint.teaching.reads)
             return
         designs = blueprint.sample_designs(corpus.num_candidates, corpus.num_targets)
         for block in blueprint.blocks:
             self._add_block(block, designs[block])
 
-    def _add_measurements(self, reads: str) -> None:
+    def _add_measurements(self, reads: Sequence[str]) -> None:
         """Count what a teacher that is not asked scores, and the tokens that its steps read."""
         corpus, rows = self.corpus, self.corpus.num_rows
         for block in self.blueprint.blocks:
@@ -210,7 +210,7 @@ class Workload:
             "profiles": profiled,
             "quality": profiled + corpus.num_candidates * self.compared_tokens,
             "states": rows * self.example_tokens,
-        }.get(reads, 0.0)
+        }.get(reads[0], 0.0)
 
     def _add_block(self, block: str, design: SampleDesign) -> None:
         teaching, corpus = self.blueprint.teaching, self.corpus
@@ -299,7 +299,7 @@ class Workload:
         if self.blueprint.knows_pairs:
             fitting = PAIR_FIT_SECONDS * len(self.blueprint.blocks)
         folding = self.num_labelled / FOLDED_LABELS_PER_SECOND
-        given = "labels" if teaching.reads is None else unit
+        given = unit if teaching.reads else "labels"
         scored, lists = f"{about}{self.num_pairs:,} {unit}{kept}{ways}", config.objective != TOP_K
         gradients, taking = (
             f"{self.num_gradients:,} gradients",

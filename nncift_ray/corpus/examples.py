@@ -190,7 +190,7 @@ def iter_groups(examples: StageOutput, field: str | None) -> Iterator[str]:
             if field is None:
                 yield value.rsplit("/", 1)[-1]
             else:
-                found = _fields_of(value).get(field)
+                found = fields_of(value).get(field)
                 yield NO_GROUP if found is None else str(found)
 
 
@@ -229,7 +229,7 @@ def _iter_subtasks(examples: StageOutput, key: str) -> Iterator[str]:
     row = 0
     for batch in examples.iter_batches("targets", ["record", "source", "line"]):
         for target in batch.to_pylist():
-            fields = _fields_of(target["record"])
+            fields = fields_of(target["record"])
             value = fields.get(key)
             if value is None:
                 known = ", ".join(list(fields)[:FIELDS_NAMED]) or "none"
@@ -242,6 +242,7 @@ def _iter_subtasks(examples: StageOutput, key: str) -> Iterator[str]:
             row += 1
 
 
-def _fields_of(record: str) -> dict[str, Any]:
+def fields_of(record: str) -> dict[str, Any]:
+    """Return the fields of a record as it came; none where it is no object."""
     parsed = json.loads(record)
     return parsed if isinstance(parsed, dict) else {}

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from nncift_ray.errors import DataError, ShapeError
-from nncift_ray.evaluation.methods import INITIAL, RANDOM
+from nncift_ray.evaluation.methods import DRAWN, INITIAL, RANDOM
 from nncift_ray.evaluation.metrics import LOWER_IS_BETTER
 from nncift_ray.runtime.schemas import SUMMARY
 
@@ -399,7 +399,7 @@ def _values_by_line(group: Any, where: str) -> dict[tuple[str, float], F64]:
     found: dict[tuple[str, float], F64] = {}
     for (method, budget), cells in group.groupby(["method", "budget"], sort=False):
         values = cells.pivot(index="row_index", columns="seed", values="value")
-        if values.shape[1] > 1 and method != RANDOM:
+        if values.shape[1] > 1 and method not in DRAWN:
             raise DataError(
                 f"scores of {method} ({where}) have seeds {values.columns[0]} and "
                 f"{values.columns[-1]}: only random subsets are drawn more than once"
@@ -416,7 +416,7 @@ def _compare_lines(
     for (random, budget), random_NS in values.items():
         if random == RANDOM:
             methods = {
-                method: values_NS[:, 0] for (method, size), values_NS in values.items()
+                method: values_NS.mean(axis=1) for (method, size), values_NS in values.items()
                 if size == budget and method != RANDOM
             }  # fmt: skip
             compared = compare_methods(

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nncift_ray.corpus.examples import iter_groups
 from nncift_ray.corpus.sources import expand_sources
-from nncift_ray.errors import ConfigError, NnciftError
+from nncift_ray.errors import ConfigError, DataError, NnciftError
 from nncift_ray.pipeline import Blueprint
 from nncift_ray.recipe.loading import make_config
 from nncift_ray.recipe.sections import (
@@ -30,9 +31,10 @@ from nncift_ray.recipe.sections import (
 from nncift_ray.runtime.output import StageOutput
 from nncift_ray.selection.tables import ROUND_ROBIN, TOP_K
 
-INITIAL, RANDOM, FULL = "initial", "random", "full"
+INITIAL, RANDOM, RANDOM_SOURCE, FULL = "initial", "random", "random_source", "full"
+DRAWN = (RANDOM, RANDOM_SOURCE)  # at random, several times each
 TUNED, ICL, UNTAUGHT = "tuned", "icl", "none"
-FACILITY_LOCATION = "facility_location"
+FACILITY_LOCATION, DEITA = "facility_location", "deita"
 #: Teachers whose own paper ranks candidates by one score each.
 RANKING_TEACHERS = ("less", *POINTWISE_TEACHERS)
 #: What of the recipe's sections also means something to a rival, and to a teacher's own labels.
@@ -41,6 +43,7 @@ KEYS_OF_ALL_LABELS = ("validation_fraction", "group_pairs", "seed", "pool")
 KEYS_OF_GIVEN_SCORES = ("top_k", "pool")
 #: A teacher method labels every pair; the recipe's own bound is for samples.
 NO_BOUND = 10**15
+NAMES_SHOWN = 10
 SUBSET_STREAM = 33  # random stream of random subsets, apart from those of samples and test rows
 TESTS_EXAMPLE = """evaluation.tests: name at least one held-out test set, e.g.
 
@@ -97,6 +100,8 @@ def _selection(config: Config, teacher: str | None, budget: float) -> dict[str, 
             "to select by (the evaluation has a method 'random' of its own)"
         )
     plain = {key: own[key] for key in KEYS_OF_RIVALS} | {"budget": budget, "quality": "none"}
+    if teacher == DEITA:
+        return plain | {"objective": TOP_K, "weight_by": own["weight_by"], "min_distance": 0.1}
     if teacher in RANKING_TEACHERS:
         return plain | {"objective": TOP_K}
     if teacher in MEASURED_TEACHERS:
@@ -170,7 +175,7 @@ class SubsetKey:
         """Return it as progress lines have it, e.g. "random (seed 1) 10 %"."""
         if self.method == INITIAL:
             return self.method
-        seed = f" (seed {self.seed})" if self.method == RANDOM else ""
+        seed = f" (seed {self.seed})" if self.method in DRAWN else ""
         return f"{self.method}{seed} {self.budget * 100:g} %"
 
 
@@ -202,7 +207,7 @@ def plan_rounds(evaluation: EvaluationConfig) -> list[list[SubsetKey]]:
         wanted = methods if number == 0 else evaluation.curve_methods
         for name in methods:
             if name not in (INITIAL, FULL) and (wanted is None or name in wanted):
-                num_seeds = evaluation.random_seeds if name == RANDOM else 1
+                num_seeds = evaluation.random_seeds if name in DRAWN else 1
                 subsets += [SubsetKey(name, seed, budget) for seed in range(num_seeds)]
         rounds.append(subsets)
     rounds.append([SubsetKey(FULL, 0, 1.0)] if FULL in methods else [])
@@ -246,20 +251,49 @@ def budget_count(budget: float, num_candidates: int) -> int:
 
 
 def members_without_teacher(
-    key: SubsetKey, num_candidates: int, seed: int
+    key: SubsetKey, num_candidates: int, seed: int, source: NDArray[np.int64] | None = None
 ) -> NDArray[np.int64] | None:
     """Return the members of a subset that asks no teacher; None: a method has to select it.
 
     Random subsets are nested: of one draw, a smaller budget is part of a larger one, so that a
     learning curve shows what more data do and not what other data do. ``seed`` is that of the
-    recipe's selection; the draw's own number comes to it.
+    recipe's selection; the draw's own number comes to it. ``source`` are the candidates of the
+    source that ``random_source`` draws from.
+
+    Raises:
+        DataError: If the source has fewer candidates than the budget.
     """
     if key.method == INITIAL:
         return np.arange(0, dtype=np.int64)
     if key.method == FULL:
         return np.arange(num_candidates, dtype=np.int64)
-    if key.method != RANDOM:
+    if key.method not in DRAWN:
         return None
+    pool = np.arange(num_candidates) if source is None or key.method == RANDOM else source
+    count = budget_count(key.budget, num_candidates)
+    if count > len(pool):
+        raise DataError(
+            f"evaluation.source has {len(pool):,} candidates, and the budget is {count:,}: lower "
+            "evaluation.budgets, or leave random_source out"
+        )
     sequence = np.random.SeedSequence([seed, key.seed, SUBSET_STREAM])
-    order = np.random.Generator(np.random.PCG64(sequence)).permutation(num_candidates)
-    return np.sort(order[: budget_count(key.budget, num_candidates)]).astype(np.int64)
+    order = np.random.Generator(np.random.PCG64(sequence)).permutation(pool)
+    return np.sort(order[:count]).astype(np.int64)
+
+
+def source_members(examples: StageOutput, config: Config) -> NDArray[np.int64]:
+    """Return the candidates of the source that ``random_source`` draws from.
+
+    Raises:
+        DataError: If there is none.
+    """
+    source, field = config.evaluation.source, config.data.group_by
+    groups = np.array(list(iter_groups(examples, field)))
+    members = np.flatnonzero(groups == source)
+    if not len(members):
+        known = ", ".join(np.unique(groups)[:NAMES_SHOWN].tolist())
+        raise DataError(
+            f"evaluation.source: no candidate is of '{source}' "
+            f"({'field ' + field if field else 'source file'}); there are {known}"
+        )
+    return members

@@ -26,6 +26,7 @@ from nncift_ray.evaluation.costs import collect_costs, partial_notices
 from nncift_ray.evaluation.hold_out import HoldOutStage, TestSet
 from nncift_ray.evaluation.methods import (
     ICL,
+    RANDOM_SOURCE,
     TUNED,
     Cell,
     Subset,
@@ -34,6 +35,7 @@ from nncift_ray.evaluation.methods import (
     members_without_teacher,
     plan_cells,
     plan_rounds,
+    source_members,
     variant,
 )
 from nncift_ray.evaluation.metrics import BY_EMBEDDER, BY_RULE, GradeStage, JudgeStage
@@ -301,8 +303,11 @@ class _Work:
         num_candidates = self._base["deduplicate"].num_rows("candidates")
         keys = [key for keys in self._rounds for key in keys]
         failed: set[str] = set()
+        source, seed = None, self._config.selection.seed
+        if RANDOM_SOURCE in self._evaluation.methods:
+            source = source_members(self._base["deduplicate"], self._config)
         for number, key in enumerate(keys, 1):
-            members = members_without_teacher(key, num_candidates, self._config.selection.seed)
+            members = members_without_teacher(key, num_candidates, seed, source)
             if members is not None:
                 self._subsets[key] = Subset(key, members)
             elif key.method not in failed:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from nncift_ray.evaluation.methods import FULL, ICL, INITIAL, RANDOM, TUNED
+from nncift_ray.evaluation.methods import DRAWN, FULL, ICL, INITIAL, TUNED
 from nncift_ray.evaluation.metrics import LOWER_IS_BETTER
 from nncift_ray.recipe.sections import NN_CIFT, SMALL_LM
 from nncift_ray.report.text import MISSING, format_number, format_percent
@@ -126,12 +126,12 @@ def mode_place(mode: str) -> int:
 
 def method_place(name: str) -> tuple[int, str, int]:
     """Place a method in the order of the page: a teacher, and what stands in for it, together."""
-    if name in (INITIAL, RANDOM):
-        return (INITIAL, RANDOM).index(name), "", 0
+    if name in (INITIAL, *DRAWN):
+        return (INITIAL, *DRAWN).index(name), "", 0
     if name == FULL:
-        return 3, "", 0
+        return 4, "", 0
     prefix, _, teacher = name.rpartition("+")
-    return 2, teacher, _KINDS.index(prefix) if prefix in _KINDS else len(_KINDS)
+    return 3, teacher, _KINDS.index(prefix) if prefix in _KINDS else len(_KINDS)
 
 
 def first_budget(results: Sequence[Result]) -> float:

@@ -187,10 +187,10 @@ class EmbedderConfig(Section):
 # Recipe sections ``teacher`` and ``labels``: who labels, and how much.
 
 #: Teachers that are not asked: their scores of all there is follow from what other steps measured.
-MEASURED_TEACHERS = ("longest", "ifd", "consistency", "cosine", "rds_plus")
+MEASURED_TEACHERS = ("longest", "ifd", "consistency", "deita", "cosine", "rds_plus")
 BUILT_IN_TEACHERS = ("delift_se", "delift", "less", "selectit", *MEASURED_TEACHERS)
 #: Those that score examples, not pairs; of a class of the user's own its attribute ``kind`` says.
-POINTWISE_TEACHERS = ("selectit", "longest", "ifd", "consistency")
+POINTWISE_TEACHERS = ("selectit", "longest", "ifd", "consistency", "deita")
 #: Import paths of the user's own, by the names that ``register_teacher`` gave them.
 REGISTERED_TEACHERS: dict[str, str] = {}
 _SECRET_NAME = re.compile(r"key|token|secret|passw|credential", re.IGNORECASE)
@@ -293,9 +293,9 @@ class TeacherConfig(EngineConfig):
     short_key = "kind"
 
     kind: str = "delift_se"
-    """delift_se, delift, less, selectit; longest, ifd, consistency, cosine, rds_plus, which score
-    everything without a network; a name that ``register_teacher`` gave; or a class of your own as
-    "package.module:Class". ``teacher: delift`` is short for ``teacher: {kind: delift}``."""
+    """delift_se, delift, less, selectit; longest, ifd, consistency, deita, cosine, rds_plus, which
+    score everything without a network; a name that ``register_teacher`` gave; or a class of your
+    own as "package.module:Class". ``teacher: delift`` is short for ``teacher: {kind: delift}``."""
     max_failed_fraction: float = Field(default=0.05, ge=0, le=1)
     """Stop when a larger share of the requests fails."""
     less: LessConfig = LessConfig()
@@ -587,6 +587,7 @@ READERS_OF_KEY: Mapping[str, tuple[str, ...]] = {
     "nu": CONDITIONAL,
     "redundancy": ("graph_cut", "graph_cut_mutual_information", "graph_cut_conditional_gain"),
     "saturation": ("saturated_coverage",),
+    "min_distance": ("top_k",),
 }
 
 
@@ -658,6 +659,12 @@ class SelectionConfig(Section):
     quality: Literal["auto", "none"] = "auto"
     """auto: where there are profiles, a candidate's worth is multiplied by its quality; none: it is
     not (the paper's method)."""
+    weight_by: str | None = Field(default=None, min_length=1)
+    """Field of a candidate's record, a number from 0, that multiplies its worth in any objective
+    (divided by the largest of all candidates); on top of the quality."""
+    min_distance: float = Field(default=0.0, ge=0, lt=1)
+    """top_k: leave out a candidate whose embedding is nearer than this (1 - cosine) to that of a
+    better pick, as long as others fill the budget; 0.1 in DEITA."""
     seed: int = Field(default=0, ge=0)
     """Seed of random, and of the parts of the partitioned optimizer."""
 
@@ -732,8 +739,8 @@ class SelectionConfig(Section):
 
 # Recipe section ``evaluation``: which subsets are compared, by what, on which held-out rows.
 
-#: Methods that ask no teacher: no data at all, a random subset, all candidates.
-WITHOUT_TEACHER = ("initial", "random", "full")
+#: Methods that ask no teacher: no data at all, a random subset of all or of one source, everything.
+WITHOUT_TEACHER = ("initial", "random", "random_source", "full")
 NN_CIFT, SMALL_LM = "nn_cift", "small_lm"
 #: ``delift``: the teacher's own labels. ``nn_cift+delift``: a network fitted to a sample of them.
 #: ``small_lm+delift``: the labels of ``evaluation.small_model`` in the teacher's place.
@@ -838,9 +845,9 @@ class EvaluationConfig(Section):
     tests: dict[str, tuple[str, ...]] = {}
     """Held-out rows by a name of your own: ``{gsm8k: [test.jsonl]}``."""
     methods: tuple[str, ...] = ("initial", "random", "nn_cift+delift", "full")
-    """Subsets to compare. "initial" (no data), "random", "full", a teacher by its own labels or
-    measurements ("delift", "ifd"), NN-CIFT over it ("nn_cift+delift"), or a smaller model in its
-    place ("small_lm+delift")."""
+    """Subsets to compare. "initial" (no data), "random", "random_source" (of ``source``), "full", a
+    teacher by its own labels or measurements ("delift", "ifd"), NN-CIFT over it ("nn_cift+delift"),
+    or a smaller model in its place ("small_lm+delift")."""
     budgets: tuple[float, ...] = (0.1,)
     """Sizes of the subsets, as fractions of the candidates. The first is for every method, further
     ones draw a learning curve for ``curve_methods``."""
@@ -848,6 +855,9 @@ class EvaluationConfig(Section):
     """Methods that the further budgets are for; null: all that have a budget."""
     random_seeds: int = Field(default=3, ge=1)
     """How many random subsets there are of each size."""
+    source: str | None = None
+    """The source that "random_source" draws from, as data.group_by (or the file's name) has it:
+    what is left of a method's lead once the right source is known."""
     modes: tuple[Literal["icl", "tuned"], ...] = ("icl", "tuned")
     """"icl" (examples in the prompt of the untuned model), "tuned" (the model fine-tuned)."""
     metrics: tuple[Literal["nll", "rouge", "bge", "exact_match", "judge"], ...] = (
@@ -925,6 +935,8 @@ class EvaluationConfig(Section):
         strange = [name for name in self.curve_methods or () if name not in self.methods]
         if strange:
             raise ValueError(f"curve_methods: {', '.join(strange)} is not among methods")
+        if "random_source" in self.methods and self.source is None:
+            raise ValueError("methods: random_source needs source, the name of the right one")
         small = [name for name in self.methods if name.startswith(f"{SMALL_LM}+")]
         if small and self.small_model is None:
             raise ValueError(f"methods: {', '.join(small)} needs small_model")
@@ -1045,7 +1057,9 @@ class Recipe(Section):
                 f"pair_scores.by: network learns a teacher's labels, and {kind} scores everything "
                 "by itself; take the key out"
             )
-        if kind in ("ifd", "consistency") and self.profiles.model is None:
+        by_field = kind == "deita" and self.selection.weight_by is not None
+        reads_profiles = kind in ("ifd", "consistency", "deita") and not by_field
+        if reads_profiles and self.profiles.model is None:
             raise ValueError(f"profiles.model: {kind} is made of the profiles; take the key out")
         return self
 

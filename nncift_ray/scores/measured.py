@@ -6,7 +6,7 @@ they come into what `teacher_scores` keeps. Suffixes: I rows, J columns, P pairs
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -35,7 +35,7 @@ class MeasuredScoresStage(TeacherScoresStage):
     def __init__(
         self,
         kind: str,
-        source: StageOutput,
+        sources: Mapping[str, StageOutput],
         examples: StageOutput,
         blocks: Sequence[str],
         top_k: int | None,
@@ -43,12 +43,18 @@ class MeasuredScoresStage(TeacherScoresStage):
         subtask_by: str | None = None,
         tokenizer: ResolvedModel | None = None,
     ) -> None:
-        """Score by what the step ``source`` measured; see `TeacherScoresStage`.
+        """Score by what the steps ``sources`` measured; see `TeacherScoresStage`.
 
         ``tokenizer`` is the language model whose tokens are counted, where the teacher does that.
         """
-        super().__init__(source, examples, blocks, top_k, subtask_by=subtask_by)
-        self._kind, self._tokenizer = kind, tokenizer
+        first = next(iter(sources.values()))
+        super().__init__(first, examples, blocks, top_k, subtask_by=subtask_by)
+        self._kind, self._tokenizer, self._sources = kind, tokenizer, dict(sources)
+
+    @property
+    def inputs(self) -> Mapping[str, StageOutput]:
+        """Examples and what was measured of them."""
+        return {**self._sources, "examples": self._examples}
 
     def settings(self) -> dict[str, Any]:
         """What is kept, and what of."""
@@ -90,13 +96,18 @@ class MeasuredScoresStage(TeacherScoresStage):
         """Return the score of every candidate [N], NaN where it has none."""
         if self._kind == "longest":  # in thousands: scores are bounded
             return self._count_tokens()
+        if self._kind == "deita" and "quality" not in self._sources:
+            return np.ones(self._num_candidates)  # the field of selection.weight_by weighs it
+        if self._kind == "consistency":
+            return -self._numbers("quality", "consistency")[0]
+        score_N = ifd_scores(*self._numbers("profiles", "nll", "nll_alone"))
         if self._kind == "ifd":
-            return ifd_scores(*self._numbers("nll", "nll_alone"))
-        (ratio_N,) = self._numbers("consistency")
-        return -ratio_N
+            return score_N
+        (quality_N,) = self._numbers("quality", "quality")
+        return np.where(score_N > 0, score_N * quality_N, score_N)
 
-    def _numbers(self, *names: str) -> list[np.ndarray]:
-        table = self._labels.read("candidates", list(names))
+    def _numbers(self, step: str, *names: str) -> list[np.ndarray]:
+        table = self._sources[step].read("candidates", list(names))
         return [np.array(table[name].to_numpy(), np.float64) for name in names]
 
     def _count_tokens(self) -> np.ndarray:

@@ -55,6 +55,7 @@ from nncift_ray.selection.ties import (
     OFF,
     QUALITY,
     RANDOM,
+    UNIT,
     UNREAD,
     TieBreak,
     Ties,
@@ -288,6 +289,38 @@ def random_ranking(
     order_J = np.lexsort((search.rank_J, splitmix64(seed, search.rank_J)))
     _take_in_order(search.problem, search.state, search.limits, search.log, order_J)
     return replace(search.ranking(stopped=False), rule="random")
+
+
+def spread_ranking(
+    objective: Objective | Problem,
+    budget: Budget,
+    score_J: F64,
+    tie_break: TieBreak,
+    min_distance: float,
+    *,
+    costs: NDArray[np.number] | None = None,
+    tie_rank: NDArray[np.integer] | None = None,
+    constraints: Constraints | None = None,
+) -> Ranking:
+    """Pick by score, leaving out what lies nearer than a distance to a better pick.
+
+    What was left out follows by score where the budget is not filled otherwise. The distance is
+    1 - cosine of the directions. Arguments as in `lazy_greedy`.
+
+    Source: DEITA, arXiv 2312.15685, section 2.4 (there the budget may stay unfilled).
+    """
+    search = Search(
+        objective, budget, costs=costs, tie_rank=tie_rank, constraints=constraints,
+        tie_break=TieBreak(np.ones_like(tie_break.quality_J), tie_break.read),
+    )  # fmt: skip
+    search.read_ties()
+    order_J = np.lexsort((search.rank_J, -score_J))
+    most = (1.0 - min_distance) * UNIT**2
+    for limit in (most, math.inf):
+        _take_apart(
+            search.problem, search.state, search.limits, search.log, search.ties, order_J, limit
+        )
+    return search.ranking(stopped=False)
 
 
 def round_robin_ranking(
@@ -591,6 +624,22 @@ def _take_in_order(problem: Problem, state: State, limits: Limits, log: Log, ord
             return
         if limits.open_J[j] and verdict(limits, j) == FEASIBLE:
             take(problem, state, limits, log, j, gain_of(problem, state, j), RANDOM, False)
+
+
+@compiled
+def _take_apart(
+    problem: Problem, state: State, limits: Limits, log: Log, ties: Ties, order_J: I64, most: float
+) -> None:
+    """Pick columns in order whose largest product with a pick is at most `most`."""
+    for j in order_J:
+        picked = log.num[NUM_PICKED]
+        if picked == len(log.order):
+            return
+        if limits.open_J[j] and verdict(limits, j) == FEASIBLE:
+            compare(ties, log.order, picked, j)
+            if picked == 0 or ties.level_J[j] - ties.key_J[j] <= most:
+                gain = gain_of(problem, state, j)
+                take(problem, state, limits, log, j, gain, OBJECTIVE, False)
 
 
 @compiled

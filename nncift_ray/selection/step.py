@@ -8,13 +8,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nncift_ray.corpus.examples import iter_groups
+from nncift_ray.corpus.examples import fields_of, iter_groups
 from nncift_ray.errors import DataError, ShapeError, StageError, StorageError
 from nncift_ray.recipe.sections import QuotasConfig, SelectionConfig, TokenBudget
 from nncift_ray.runtime import schemas
@@ -36,6 +36,7 @@ from nncift_ray.selection.greedy import (
     lazy_greedy,
     random_ranking,
     round_robin_ranking,
+    spread_ranking,
 )
 from nncift_ray.selection.objectives import coverage, marginal_gains
 from nncift_ray.selection.partitioned import merge_parts, part_tasks, search_part
@@ -102,10 +103,11 @@ class _SelectionStage(Stage):
         profiles: StageOutput | None = None,
     ) -> None:
         """Select by a resolved section of the recipe (`resolve_selection`)."""
-        if selection.quotas.given and examples is None:
-            raise StageError("selection.quotas needs the examples, whose records name the groups")
+        reads_records = selection.quotas.given or selection.weight_by is not None
+        if reads_records and examples is None:
+            raise StageError("selection.quotas and weight_by need the examples with their records")
         self._scores, self._embeddings, self._selection = scores, embeddings, selection
-        self._examples = examples if selection.quotas.given else None
+        self._examples = examples if reads_records else None
         wanted = profiles is not None and selection.quality == "auto" and has_quality(profiles)
         self._profiles = profiles if wanted else None
 
@@ -130,6 +132,13 @@ class _SelectionStage(Stage):
             for name, listed in ids.items()
         }
 
+    @property
+    def _worth(self) -> list[str]:
+        """What multiplies a candidate's worth, by its key in the recipe."""
+        weight = self._selection.weight_by
+        by_quality = ["quality (selection.quality)"] if self._profiles is not None else []
+        return by_quality + ([f"{weight} (selection.weight_by)"] if weight else [])
+
     def num_partitions(self) -> int:
         """Parts of a partitioned search."""
         num_candidates = self._embeddings.num_rows("candidates")
@@ -145,6 +154,9 @@ class _SelectionStage(Stage):
         quality_J = None
         if self._profiles is not None:
             quality_J = read_quality(self._profiles, names.num_rows)
+        if selection.weight_by is not None and self._examples is not None:
+            weight_J = read_weights(self._examples, selection.weight_by)
+            quality_J = weight_J if quality_J is None else quality_J * weight_J
         tables = ScoreTables.open(self._scores, names.num_rows, num_existing, quality_J)
         tie_break = TieBreak(
             np.ones(names.num_rows, np.float32) if quality_J is None else quality_J,
@@ -152,7 +164,10 @@ class _SelectionStage(Stage):
         )
         budget = _budget(selection, names.num_rows)
         constraints, quotas = read_constraints(
-            selection, names["example_id"], self._examples, tables.unranked()
+            selection,
+            names["example_id"],
+            self._examples if selection.quotas.given else None,
+            tables.unranked(),
         )
         objective = build_objective(selection, tables)
         return SearchInputs(
@@ -243,8 +258,9 @@ class SelectStage(_SelectionStage):
                 f"{facts['num_by_distance']:,} (ranking, decided_by; docs/selection.md)"
             )
         if facts["quality"] != "none":
+            what = " times ".join(facts["worth"])
             notes.append(
-                f"quality (selection.quality) more than halves the worth of {facts['num_halved']:,}"
+                f"{what} more than halves the worth of {facts['num_halved']:,}"
                 f" candidates, {facts['num_halved_picks']:,} of them picked; its mean is "
                 f"{facts['mean_quality']:.2f}, of the picks {facts['mean_quality_of_picks']:.2f}"
             )
@@ -284,6 +300,9 @@ class SelectStage(_SelectionStage):
             common["costs"] = given.names["num_tokens"].to_numpy().astype(np.float64)
         if selection.objective == RANDOM:
             return random_ranking(problem, budget, seed=selection.seed, **common)
+        if selection.min_distance:
+            score_J, distance = given.objective.modular_J, selection.min_distance
+            return spread_ranking(problem, budget, score_J, given.tie_break, distance, **common)
         if selection.objective == ROUND_ROBIN:
             return round_robin_ranking(given.objective, budget, **common)
         common |= {"on_progress": checkpoint.save, "stop_gain": selection.stop_gain}
@@ -313,6 +332,7 @@ class SelectStage(_SelectionStage):
             optimizer=self._selection.optimizer.kind,
             num_parts=num_parts,
             **_describe_decisions(ranking, is_sum=objective.kind == MODULAR),
+            worth=self._worth,
             **_describe_quality(given.tables.quality_J, order),
             num_tokens=int(names["num_tokens"].to_numpy()[order].sum()),
             covers="" if block == POINTS else TABLE_OF_ROLE[helped_role(block)],
@@ -568,6 +588,27 @@ def read_groups(examples: StageOutput, field: str | None) -> tuple[list[str], np
     new_code = np.empty(len(code), np.int32)
     new_code[[code[name] for name in names]] = np.arange(len(names), dtype=np.int32)
     return names, new_code[group_J]
+
+
+def read_weights(examples: StageOutput, field: str) -> np.ndarray:
+    """Return a field of every candidate's record, divided by the largest: [J] float32 in [0, 1].
+
+    Raises:
+        DataError: If a record lacks the field, or it is no finite number from 0; naming the first.
+    """
+    values: list[float] = []
+    for batch in examples.iter_batches("candidates", ["record", "source", "line"]):
+        for row in cast("list[dict[str, Any]]", batch.to_pylist()):
+            value: Any = fields_of(row["record"]).get(field)
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not is_number or not 0 <= value < math.inf:
+                raise DataError(
+                    f"selection.weight_by: '{field}' of {row['source']}:{row['line']} is {value!r};"
+                    " every candidate needs a finite number from 0 there"
+                )
+            values.append(float(value))
+    weight_J = np.array(values)
+    return (weight_J / (weight_J.max(initial=0.0) or 1.0)).astype(np.float32)
 
 
 def count_quotas(

@@ -104,6 +104,7 @@ TEACHERS = {
     "longest": "nncift_ray.teachers.measured:LongestTeacher",
     "ifd": "nncift_ray.teachers.measured:IfdTeacher",
     "consistency": "nncift_ray.teachers.measured:ConsistencyTeacher",
+    "deita": "nncift_ray.teachers.measured:DeitaTeacher",
     "cosine": "nncift_ray.teachers.measured:CosineTeacher",
     "rds_plus": "nncift_ray.teachers.measured:RdsPlusTeacher",
 }

@@ -20,8 +20,9 @@ F64 = npt.NDArray[np.float64]
 class MeasuredTeacher(Teacher):
     """A teacher whose scores of all examples, or pairs, are made of another step's numbers."""
 
-    #: The step: "deduplicate" (texts), "profiles", "quality", "embed" or "states".
-    reads: ClassVar[str]
+    #: The steps, the first with the scores' rows: "deduplicate" (texts), "profiles", "quality",
+    #: "embed" or "states".
+    reads: ClassVar[tuple[str, ...]]
 
 
 class LongestTeacher(MeasuredTeacher):
@@ -31,7 +32,7 @@ class LongestTeacher(MeasuredTeacher):
     """
 
     kind: ClassVar[Literal["pairwise", "pointwise"]] = "pointwise"
-    reads: ClassVar[str] = "deduplicate"
+    reads: ClassVar[tuple[str, ...]] = ("deduplicate",)
 
 
 class IfdTeacher(MeasuredTeacher):
@@ -42,7 +43,7 @@ class IfdTeacher(MeasuredTeacher):
 
     kind: ClassVar[Literal["pairwise", "pointwise"]] = "pointwise"
     needs_engine: ClassVar[bool] = True
-    reads: ClassVar[str] = "profiles"
+    reads: ClassVar[tuple[str, ...]] = ("profiles",)
 
 
 class ConsistencyTeacher(MeasuredTeacher):
@@ -53,7 +54,22 @@ class ConsistencyTeacher(MeasuredTeacher):
 
     kind: ClassVar[Literal["pairwise", "pointwise"]] = "pointwise"
     needs_engine: ClassVar[bool] = True
-    reads: ClassVar[str] = "quality"
+    reads: ClassVar[tuple[str, ...]] = ("quality",)
+
+
+class DeitaTeacher(MeasuredTeacher):
+    """Difficulty times quality: IFD where it is below 1, times the quality; or a field's score.
+
+    With ``selection.weight_by`` that field alone, such as DEITA's own complexity times quality, is
+    the score, and no model is run. To be selected by top_k with a ``min_distance``. Cost otherwise:
+    that of ifd and consistency.
+
+    Source: DEITA, arXiv 2312.15685, whose two scorers of 13 billion parameters are not asked here.
+    """
+
+    kind: ClassVar[Literal["pairwise", "pointwise"]] = "pointwise"
+    needs_engine: ClassVar[bool] = True
+    reads: ClassVar[tuple[str, ...]] = ("quality", "profiles")
 
 
 class CosineTeacher(MeasuredTeacher):
@@ -62,7 +78,7 @@ class CosineTeacher(MeasuredTeacher):
     A candidate paired with itself counts 1, as in facility location over cosines elsewhere.
     """
 
-    reads: ClassVar[str] = "embed"
+    reads: ClassVar[tuple[str, ...]] = ("embed",)
 
 
 class RdsPlusTeacher(MeasuredTeacher):
@@ -74,7 +90,7 @@ class RdsPlusTeacher(MeasuredTeacher):
     """
 
     needs_engine: ClassVar[bool] = True
-    reads: ClassVar[str] = "states"
+    reads: ClassVar[tuple[str, ...]] = ("states",)
 
 
 def ifd_scores(nll_N: F64, nll_alone_N: F64) -> F64:

@@ -121,9 +121,11 @@ class RecipeTeacher:
         return needs_gradients(self.teacher_class)
 
     @property
-    def reads(self) -> str | None:
-        """The step whose measurements are its scores; None: it is asked for labels."""
-        return getattr(self.teacher_class, "reads", None)
+    def reads(self) -> tuple[str, ...]:
+        """The steps whose measurements are its scores; none: it is asked for labels."""
+        if self._teacher.kind == "deita" and self._config.selection.weight_by is not None:
+            return ("embed",)  # a field is the score
+        return getattr(self.teacher_class, "reads", ())
 
     @property
     def needs_baseline(self) -> bool:
@@ -145,7 +147,7 @@ class RecipeTeacher:
     @cached_property
     def language_models(self) -> tuple[ResolvedModel, ...]:
         """The language models, found; none where it has none."""
-        counts_tokens = self.reads == "deduplicate"
+        counts_tokens = "deduplicate" in self.reads
         if not (self.needs_engine or self.needs_gradients or counts_tokens):
             return ()
         teacher = self._teacher

@@ -100,6 +100,7 @@ def test_a_plan_after_the_index_tells_what_that_measured(
         ("longest", "top_k", "80 examples", None),
         ("ifd", "top_k", "80 examples", "profiles"),
         ("consistency", "top_k", "80 examples", "quality"),
+        ("deita", "top_k", "80 examples", "quality"),
         ("cosine", "round_robin", "400 pairs, top 64", None),
         ("rds_plus", "round_robin", "400 pairs, top 64", "states"),
     ],

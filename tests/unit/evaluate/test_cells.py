@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from nncift_ray.errors import DataError
 from nncift_ray.evaluation.methods import (
     SubsetKey,
     budget_count,
@@ -13,6 +14,20 @@ from nncift_ray.evaluation.methods import (
     plan_rounds,
 )
 from nncift_ray.recipe.sections import EvaluationConfig
+
+
+def test_a_source_is_drawn_from_alone_and_named_where_it_is_too_small() -> None:
+    source = np.array([3, 4, 5, 9, 11, 12])
+    key = SubsetKey("random_source", 1, 0.1)
+    members = members_without_teacher(key, 50, 0, source)
+    assert members is not None
+    assert len(members) == 5
+    assert set(members.tolist()) <= set(source.tolist())
+    other = members_without_teacher(SubsetKey("random_source", 2, 0.1), 50, 0, source)
+    assert other is not None
+    assert members.tolist() != other.tolist()
+    with pytest.raises(DataError, match="source has 6 candidates, and the budget is 10"):
+        members_without_teacher(SubsetKey("random_source", 1, 0.2), 50, 0, source)
 
 
 def evaluation(**changes: object) -> EvaluationConfig:

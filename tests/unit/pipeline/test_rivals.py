@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nncift_ray import pipeline as runner
-from nncift_ray.errors import ConfigError
+from nncift_ray.errors import ConfigError, DataError
 from nncift_ray.pipeline import RunResult
 from nncift_ray.recipe.loading import make_config
 from nncift_ray.runtime.driver import execute_here
@@ -32,18 +32,21 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_llama(tmp_path_factory.mktemp("model"))
 
 
-def rows(name: str, count: int) -> list[dict[str, str]]:
+def rows(name: str, count: int) -> list[dict[str, Any]]:
     rng = np.random.default_rng(len(name))
     return [
         {
             "prompt": f"{name} {i}: say {' '.join(rng.choice(WORDS, 3))}",
             "completion": " ".join(rng.choice(WORDS, int(rng.integers(1, 9)))),
+            "score": round(float(rng.random()) * 5, 3),
         }
         for i in range(count)
     ]
 
 
-def run(folder: Path, model: Path, kind: str, objective: str, targets: int = 0) -> RunResult:
+def run(
+    folder: Path, model: Path, kind: str, objective: str, targets: int = 0, **selection: Any
+) -> RunResult:
     data: dict[str, Any] = {}
     for name, count in (("candidates", NUM_CANDIDATES), ("targets", targets)):
         path = folder / f"{name}.jsonl"
@@ -54,7 +57,7 @@ def run(folder: Path, model: Path, kind: str, objective: str, targets: int = 0) 
         "data": data,
         "teacher": {"kind": kind, "model": str(model), "engine": "transformers"},
         "embedder": {"model": "embedded:all-minilm-l6-v2"},
-        "selection": {"objective": objective, "budget": BUDGET},
+        "selection": {"objective": objective, "budget": BUDGET} | selection,
     })  # fmt: skip
     return runner.run(config, reporter=SilentReporter(), execute=execute_here, until="select")
 
@@ -145,12 +148,48 @@ def test_cosine_gives_each_target_its_nearest_in_turn(tmp_path: Path, model: Pat
 def test_cosine_without_targets_covers_the_candidates(tmp_path: Path, model: Path) -> None:
     result = run(tmp_path, model, "cosine", "facility_location")
     vector_JD = column_matrix(result.outputs["embed"].read("candidates")["embedding"])
-    value_IJ, found = vector_JD @ vector_JD.T, list[int]()
+    value_IJ = vector_JD @ vector_JD.T
     value_IJ = (value_IJ - value_IJ.min()) / (value_IJ.max() - value_IJ.min())
+    assert picks(result) == cover(value_IJ)
+
+
+def cover(value_IJ: np.ndarray) -> list[int]:
+    found = list[int]()
     for _ in range(BUDGET):
         covered_I = value_IJ[:, found].max(axis=1, initial=0.0)
         found.append(int(np.maximum(value_IJ, covered_I[:, None]).sum(axis=0).argmax()))
-    assert picks(result) == found
+    return found
+
+
+def test_a_field_weighs_what_a_candidate_covers(tmp_path: Path, model: Path) -> None:
+    result = run(tmp_path, model, "cosine", "facility_location", weight_by="score")
+    vector_JD = column_matrix(result.outputs["embed"].read("candidates")["embedding"])
+    value_IJ = vector_JD @ vector_JD.T
+    value_IJ = (value_IJ - value_IJ.min()) / (value_IJ.max() - value_IJ.min())
+    weight_J = np.array([row["score"] for row in rows("candidates", NUM_CANDIDATES)])
+    assert picks(result) == cover(value_IJ * weight_J / weight_J.max())
+    with pytest.raises(DataError, match=r"weight_by: 'no' of .*candidates.jsonl:1 is None"):
+        run(tmp_path, model, "cosine", "facility_location", weight_by="no")
+
+
+def test_deita_takes_the_best_by_a_field_that_lie_apart(tmp_path: Path, model: Path) -> None:
+    result = run(tmp_path, model, "deita", "top_k", weight_by="score", min_distance=0.1)
+    vector_JD = column_matrix(result.outputs["embed"].read("candidates")["embedding"])
+    by_score = np.argsort([-row["score"] for row in rows("candidates", NUM_CANDIDATES)]).tolist()
+    found = list[int]()
+    for most in (0.9, 2.0):  # what was left out fills the budget
+        for j in by_score:
+            if j not in found and (not found or (vector_JD[found] @ vector_JD[j]).max() <= most):
+                found.append(j)
+    assert picks(result) == found[:BUDGET] != by_score[:BUDGET]
+    assert not {"profiles", "quality", "label"} & set(result.outputs)
+
+
+def test_deitas_own_score_is_difficulty_times_quality(tmp_path: Path, model: Path) -> None:
+    result = run(tmp_path, model, "deita", "top_k")
+    loss, judged = (result.outputs[name].read("candidates") for name in ("profiles", "quality"))
+    ifd = loss["nll"].to_numpy() / loss["nll_alone"].to_numpy()
+    assert picks(result) == best(np.where(ifd < 1, ifd * judged["quality"].to_numpy(), 1 - ifd))
 
 
 def test_rds_plus_weighs_the_last_states_by_position(tmp_path: Path, model: Path) -> None:

@@ -19,6 +19,7 @@ from nncift_ray.selection.greedy import (
     lazy_greedy,
     random_ranking,
     round_robin_ranking,
+    spread_ranking,
 )
 from nncift_ray.selection.objectives import facility_location, top_scores
 from nncift_ray.selection.partitioned import (
@@ -29,6 +30,7 @@ from nncift_ray.selection.partitioned import (
     search_part,
 )
 from nncift_ray.selection.problem import DenseScores, add_each, all_gains
+from nncift_ray.selection.ties import TieBreak, directions
 from tests.unit.selection.instances import (
     ALWAYS_MONOTONE,
     KINDS,
@@ -171,6 +173,22 @@ def test_a_forbidden_column_costs_no_turn() -> None:
 def test_lists_that_end_before_the_budget_are_told() -> None:
     found = round_robin_ranking(facility_location(listed(np.float32([[0, 0.5, 0, 1]]))), Budget(3))
     assert (found.order.tolist(), found.stopped_by) == ([3, 1], "exhausted")
+
+
+def test_what_lies_near_a_better_pick_waits_until_all_others_are_taken() -> None:
+    rng = np.random.default_rng(4)
+    score_J, vector_JD = rng.random(40), rng.standard_normal((40, 3)).astype(np.float32)
+    unit_JD = vector_JD / np.linalg.norm(vector_JD, axis=1, keepdims=True)
+    tie_break = TieBreak(np.ones(40, np.float32), lambda rows: directions(vector_JD[rows], 3))
+    left, found = np.argsort(-score_J).tolist(), list[int]()
+    for most in (0.9, 2.0):
+        for j in left:
+            if j not in found and (not found or (unit_JD[found] @ unit_JD[j]).max() <= most):
+                found.append(j)
+    count = 30
+    ranking = spread_ranking(top_scores(score_J), Budget(count), score_J, tie_break, 0.1)
+    assert ranking.order.tolist() == found[:count]
+    assert found != np.argsort(-score_J).tolist()  # so that the distance is seen
 
 
 def test_parts_are_drawn_evenly_by_rank_and_seed() -> None:
