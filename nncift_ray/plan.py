@@ -404,7 +404,8 @@ def make_plan(config: Config, *, hardware: Literal["cpu", "gpu"] | None = None) 
         NnciftError: What would stop the run at once: files or models that are not there.
     """
     run_dir = Location.of(config.run_dir)
-    kind = hardware or detect_hardware()
+    asked = Blueprint(config, fetch=False).teaching.pool.num_gpus
+    kind = hardware or detect_hardware() if asked is None else "gpu" if asked else "cpu"
     has_gpu = begun_with_gpu(run_dir, has_gpu=kind == "gpu", record=False)
     blueprint = Blueprint(config, has_gpu=has_gpu, fetch=False)
     blueprint.check()

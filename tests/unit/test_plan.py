@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
@@ -54,18 +54,28 @@ def test_a_corpus_of_no_example_has_no_plan(tmp_path: Path) -> None:
         plan(tmp_path, num_candidates=0, kind=RATER)
 
 
-def auto_plan(folder: Path) -> RunPlan:
+def auto_plan(folder: Path, **labels: Any) -> RunPlan:
     candidates, *_ = write_corpus(folder, 80, 0)
     tree = {
         "run_dir": str(folder / "run"),
         "data": {"candidates": [candidates]},
         "teacher": {"kind": "delift_se"},
         "embedder": {"model": "embedded:all-minilm-l6-v2"},
-        "labels": {"label_pairs": 20},
+        "labels": {"label_pairs": 20, **labels},
         "pair_scores": {"mode": "auto"},
         "selection": {"objective": "facility_location", "budget": 0.1},
     }
     return make_plan(make_config(tree))
+
+
+@pytest.mark.parametrize(
+    ("here", "num_gpus", "planned"), [("cpu", 1, "gpu"), ("gpu", 0, "cpu"), ("cpu", None, "cpu")]
+)
+def test_a_plan_counts_on_the_gpus_that_the_recipe_asks_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: str, num_gpus: int | None, planned: str
+) -> None:
+    monkeypatch.setattr(planner, "detect_hardware", lambda: here)
+    assert auto_plan(tmp_path, pool={"num_gpus": num_gpus}).hardware == planned
 
 
 def test_a_plan_tells_both_ways_of_scoring_where_pairs_may_be_left_out(tmp_path: Path) -> None:
