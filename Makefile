@@ -40,7 +40,7 @@ $(VENV)/.stamp-dev: $(DEV_PINS) pyproject.toml .ci/setup-env
 	@touch $@ $(VENV)/.stamp-run
 
 demo: setup ## Write a corpus, select from it with real models, print what was found.
-	$(OFFLINE) $(BIN)/python -m jobs.demo --run-dir $(DEMO_DIR)
+	$(OFFLINE) $(BIN)/nncift demo --run-dir $(DEMO_DIR)
 
 lint: setup-dev ## Style, formatting, layers of imports, shell scripts, Dockerfile.
 	$(BIN)/ruff check .

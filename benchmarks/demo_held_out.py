@@ -13,9 +13,9 @@ import sys
 from collections.abc import Mapping
 from random import Random
 
-from jobs import demo
-from jobs.demo_tasks import Draw
-from jobs.demo_words import FIRST_NAMES, NOUNS
+from nncift_ray.demo import run as demo
+from nncift_ray.demo.tasks import Draw
+from nncift_ray.demo.words import FIRST_NAMES, NOUNS
 
 SEED = 20_261
 Drawn = tuple[tuple[str, ...], str]

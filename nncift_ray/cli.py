@@ -43,7 +43,7 @@ app = typer.Typer(
     name="nncift",
     help="Choose the instruction data that teaches a language model most (NN-CIFT on Ray).",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
@@ -55,6 +55,23 @@ jobs = typer.Typer(
 )
 app.add_typer(jobs, name="jobs")
 
+Data = Annotated[
+    list[str] | None,
+    typer.Option(help="File, glob, folder or hf: name to choose from; may be repeated."),
+]
+Targets = Annotated[
+    list[str] | None, typer.Option(help="Files of what the model should be good at.")
+]
+Budget = Annotated[str | None, typer.Option(help="A share (0.1), a number (500), or tokens (5M).")]
+Teacher = Annotated[
+    str | None, typer.Option(help="delift_se, delift, less, selectit, or your own.")
+]
+OwnRunDir = Annotated[
+    str | None, typer.Option("--run-dir", help="Where the run lives; by default runs/NAME OF DATA.")
+]
+RecipeOrNone = Annotated[
+    Path | None, typer.Argument(help="The recipe, a YAML file; not needed with --data.")
+]
 Recipe = Annotated[Path, typer.Argument(help="The recipe, a YAML file.", show_default=False)]
 Overrides = Annotated[
     list[str] | None,
@@ -94,28 +111,80 @@ def explained() -> Generator[None]:
 # is quick.
 
 
-@app.command(epilog="Examples:  nncift run recipe.yaml   |   nncift run recipe.yaml --dry-run")
-def run(recipe: Recipe, set_: Overrides = None, dry_run: DryRun = False) -> None:
-    """Run a recipe to a ranked subset and a report; run it again to go on after an interruption."""
+@app.command(
+    epilog="Examples:  nncift run --data corpus.jsonl --budget 0.1   |   nncift run recipe.yaml   "
+    "|   nncift run recipe.yaml --dry-run"
+)
+def run(
+    recipe: RecipeOrNone = None,
+    data: Data = None,
+    targets: Targets = None,
+    budget: Budget = None,
+    teacher: Teacher = None,
+    run_dir: OwnRunDir = None,
+    set_: Overrides = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Run a recipe, or plain data, to a ranked subset and a report; run it again to go on."""
     with explained():
-        config = load_config(recipe, set_ or [])
-        if dry_run:
-            from nncift_ray.plan import make_plan
-
-            terminal.print_plan(make_plan(config))
-        else:
-            _run(config)
+        if not dry_run:
+            write_line(f"nncift {nncift_ray.__version__}: {recipe or ' '.join(data or ())}")
+        made = _recipe(recipe, data, targets, budget, teacher, run_dir, set_)
+        _plan(made, as_json=False) if dry_run else _run(made)
 
 
-@app.command(epilog="Examples:  nncift plan recipe.yaml   |   nncift plan recipe.yaml --json")
-def plan(recipe: Recipe, set_: Overrides = None, as_json: AsJson = False) -> None:
+@app.command(
+    epilog="Examples:  nncift plan --data corpus.jsonl   |   nncift plan recipe.yaml --json"
+)
+def plan(
+    recipe: RecipeOrNone = None,
+    data: Data = None,
+    targets: Targets = None,
+    budget: Budget = None,
+    teacher: Teacher = None,
+    run_dir: OwnRunDir = None,
+    set_: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
     """Say what a run would do, how long it may take and cost; start nothing."""
     with explained():
-        config = load_config(recipe, set_ or [])
-        from nncift_ray.plan import make_plan
+        _plan(_recipe(recipe, data, targets, budget, teacher, run_dir, set_), as_json=as_json)
 
-        made = make_plan(config)
-        write_json(made) if as_json else terminal.print_plan(made)
+
+def _recipe(
+    recipe: Path | None,
+    data: list[str] | None,
+    targets: list[str] | None,
+    budget: str | None,
+    teacher: str | None,
+    run_dir: str | None,
+    set_: list[str] | None,
+) -> Config:
+    if recipe is None and not data:
+        raise ConfigError("name a recipe, or data: nncift run --data corpus.jsonl --budget 0.1")
+    from nncift_ray.library import make_recipe
+
+    given = [] if budget is None else [f"selection.budget={_budget(budget)}"]
+    return make_recipe(
+        data,
+        targets=targets,
+        teacher=teacher,
+        recipe=recipe,
+        run_dir=run_dir,
+        overrides=[*given, *(set_ or [])],
+    )
+
+
+def _budget(text: str) -> str:
+    """Return a budget as YAML: "5M" counts tokens."""
+    return text if text.replace(".", "", 1).isdigit() else f"{{tokens: {text}}}"
+
+
+def _plan(recipe: Config, *, as_json: bool) -> None:
+    from nncift_ray.plan import make_plan
+
+    made = make_plan(recipe)
+    write_json(made) if as_json else terminal.print_plan(made)
 
 
 @app.command(epilog="Example:  nncift stage label recipe.yaml -s labels.pool.num_actors=4")
@@ -130,21 +199,58 @@ def stage(
 
 
 def _run(config: Config, until: str = "export") -> None:
-    from nncift_ray.pipeline import run as run_pipeline
+    from nncift_ray.library import run_recipe
 
-    with terminal.progress() as reporter:
-        result = run_pipeline(config, reporter=reporter, until=until)
-    _print_result(result)
+    _print_result(run_recipe(config, until=until))
 
 
 def _print_result(result: RunResult) -> None:
-    from nncift_ray.report.page import summary_table
-
     if result.report_data is not None:
+        from nncift_ray.report.page import summary_table
+
         console.print(summary_table(result.report_data))
     if result.subset is not None and result.report is not None:
         write_line(f"subset: {result.subset}")
         write_line(f"report: {result.report}")
+
+
+@app.command(epilog="Example:  nncift init --data corpus.jsonl > recipe.yaml")
+def init(
+    data: Annotated[str, typer.Option(help="What to choose from.")] = "corpus.jsonl",
+) -> None:
+    """Print a recipe with every key, its default and what it means."""
+    from nncift_ray.recipe.reference import commented_recipe
+
+    typer.echo(commented_recipe(data), nl=False)
+
+
+@app.command(epilog="Example:  nncift schema > nncift.schema.json")
+def schema() -> None:
+    """Print the JSON schema of recipes, for editors."""
+    from nncift_ray.recipe.reference import recipe_schema
+
+    write_json(recipe_schema())
+
+
+@app.command("open", epilog="Example:  nncift open runs/mine")
+def open_report(run_dir: RunDir) -> None:
+    """Show the report of a run in a browser."""
+    with explained():
+        from nncift_ray.library import Run
+
+        Run.open(run_dir).report.open()
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    add_help_option=False,
+    epilog="Examples:  nncift demo   |   nncift demo --targets --run-dir runs/demo_targets",
+)
+def demo(context: typer.Context) -> None:
+    """Write a corpus with planted faults, select from it, count the faults that are left."""
+    from nncift_ray.demo.run import main as run_demo
+
+    raise typer.Exit(run_demo(context.args))
 
 
 @app.command(epilog="Examples:  nncift status runs/mine   |   nncift status s3://b/run --watch")

@@ -21,7 +21,8 @@ from nncift_ray import runs
 from nncift_ray.corpus.export import SUBSET_PARQUET
 from nncift_ray.corpus.sources import expand_sources
 from nncift_ray.errors import ConfigError, DataError, StorageError
-from nncift_ray.pipeline import EXPORT_FOLDER, REPORT_NAME
+from nncift_ray.pipeline import EXPORT_FOLDER, REPORT_NAME, RunResult, run
+from nncift_ray.plan import make_plan
 from nncift_ray.recipe.loading import apply_override, make_config, read_recipe
 from nncift_ray.recipe.sections import REGISTERED_TEACHERS, Recipe
 from nncift_ray.runtime.files import Location
@@ -196,22 +197,27 @@ def select(
     Raises:
         NnciftError: With what is wrong and the remedy; what is finished is kept.
     """
-    with progress() as reporter:
-        made = make_recipe(
-            data,
-            budget=budget,
-            targets=targets,
-            existing=existing,
-            teacher=teacher,
-            recipe=recipe,
-            run_dir=run_dir,
-            overrides=overrides,
-            **sections,
-        )
-        from nncift_ray.pipeline import run
-
-        run(made, reporter=reporter, until=until)
+    made = make_recipe(
+        data,
+        budget=budget,
+        targets=targets,
+        existing=existing,
+        teacher=teacher,
+        recipe=recipe,
+        run_dir=run_dir,
+        overrides=overrides,
+        **sections,
+    )
+    run_recipe(made, until=until)
     return Run.open(made.run_dir)
+
+
+def run_recipe(recipe: Recipe, *, until: str = "export") -> RunResult:
+    """Run a recipe, tell its progress, and return what it left behind; errors are ``select``'s."""
+    with progress() as reporter:
+        expected = {stage.name: stage.seconds for stage in make_plan(recipe).stages}
+        reporter.expect(expected)
+        return run(recipe, reporter=reporter, until=until)
 
 
 def make_recipe(

@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import nncift_ray
 from nncift_ray.corpus.examples import read_subtasks
@@ -29,13 +29,9 @@ from nncift_ray.labels.design import label_designs, unread_keys
 from nncift_ray.labels.sample import SampleDesign
 from nncift_ray.labels.step import LabelSample, LabelStage, list_gradients
 from nncift_ray.network.inputs import ExampleInputs
-from nncift_ray.network.step import FitStage
 from nncift_ray.profiles.quality_step import NeighboursStage, QualityStage
 from nncift_ray.profiles.step import ProfilerFactory, ProfileStage, StatesFactory, StatesStage
 from nncift_ray.recipe.sections import Config, EmbedderConfig, PoolConfig
-from nncift_ray.report.card import render_dataset_card
-from nncift_ray.report.data import ReportData, collect_report_data
-from nncift_ray.report.page import render_report
 from nncift_ray.runtime.driver import Executor, run_stage, stage_fingerprint
 from nncift_ray.runtime.files import Location, locked
 from nncift_ray.runtime.output import FILES_TABLE, StageOutput
@@ -52,7 +48,6 @@ from nncift_ray.runtime.session import (
 )
 from nncift_ray.runtime.step import Stage
 from nncift_ray.runtime.telemetry import observed
-from nncift_ray.scores.index_step import IndexStage, low_recall
 from nncift_ray.scores.measured import MeasuredScoresStage
 from nncift_ray.scores.step import ProjectStage, ScorePairsStage
 from nncift_ray.scores.teacher_scores import TeacherScoresStage, describe_labels
@@ -66,9 +61,14 @@ from nncift_ray.selection.tables import (
     resolve_selection,
     scores_of,
 )
-from nncift_ray.teachers.gradients import GradientsStage
 from nncift_ray.teachers.setup import RecipeTeacher
-from nncift_ray.teachers.warmup import WarmupJob, WarmupStage
+
+if TYPE_CHECKING:
+    from nncift_ray.report.data import ReportData
+    from nncift_ray.scores.index_step import IndexStage
+    from nncift_ray.teachers.warmup import WarmupStage
+
+# Imports inside the steps: torch, faiss and matplotlib take seconds, and a plan needs none of them.
 
 RUN_RECORD = "run.json"
 HARDWARE_RECORD = "hardware.json"
@@ -375,6 +375,8 @@ class Blueprint:
         return RayWorkers(folder, num_workers, placement_timeout=timeout, **each)
 
     def _warmup(self, outputs: Outputs) -> Stage:
+        from nncift_ray.teachers.warmup import WarmupJob, WarmupStage
+
         self._label_sample(outputs)  # raises where labels would be too few
         less = self.config.teacher.less
         make_model = self.teaching.lora_factory()
@@ -382,6 +384,8 @@ class Blueprint:
         return WarmupStage(job, make_model.settings(), self._workers(less.num_workers))
 
     def _gradients(self, outputs: Outputs) -> Stage:
+        from nncift_ray.teachers.gradients import GradientsStage
+
         teacher = self.config.teacher
         stage = GradientsStage(
             list_gradients(self._label_sample(outputs).requests),
@@ -425,6 +429,8 @@ class Blueprint:
         )
 
     def _fit(self, outputs: Outputs) -> Stage:
+        from nncift_ray.network.step import FitStage
+
         network = self.config.network
         num_workers = 1 if self.knows_pairs else network.num_workers
         workers = self._workers(num_workers, labels=self.config.cluster.labels)
@@ -443,6 +449,8 @@ class Blueprint:
         return ProjectStage(inputs, outputs["fit"], self.blocks, pairs_only=pairs_only)
 
     def _index(self, outputs: Outputs) -> Stage:
+        from nncift_ray.scores.index_step import IndexStage
+
         return IndexStage(
             outputs["project"], outputs["fit"], self.prunable_blocks, self.config.pair_scores
         )
@@ -495,6 +503,8 @@ class Blueprint:
         """
         if name != "score_pairs":
             return None
+        from nncift_ray.scores.index_step import low_recall
+
         section = self.config.pair_scores
         low = low_recall(outputs[name], section.min_recall)
         if not low:
@@ -626,6 +636,9 @@ def finish_run(
         notices: What a reader of the report should know.
         inherited: Stages whose work another run did, so that it is not counted here.
     """
+    from nncift_ray.report.data import collect_report_data
+    from nncift_ray.report.page import render_report
+
     subset = publish_exports(outputs["export"], run_dir)
     paths = {"subset": str(subset), "report": str(run_dir / REPORT_NAME)}
     data = collect_report_data(
@@ -707,16 +720,17 @@ def give_resources(stage: Stage, blueprint: Blueprint, session: Session) -> None
     """Size the actor pool of a step by its recipe and what is there."""
     pool, cluster = blueprint.pool(stage.name), blueprint.config.cluster
     stage.resources = session.resources_for(stage, pool, cluster)
-    if isinstance(stage, IndexStage):  # it predicts the seconds of as many actors as will score
+    if stage.name == "index":  # it predicts the seconds of as many actors as will score
         whole = session.resources_for(stage, pool, cluster, whole_pool=True)
-        stage.num_scoring_workers = whole.max_actors
-    if isinstance(stage, WarmupStage) and stage.workers is not None:
+        cast("IndexStage", stage).num_scoring_workers = whole.max_actors
+    workers = getattr(stage, "workers", None) if stage.name == "warmup" else None
+    if workers is not None:
         each = stage.resources
         # On one machine an actor has all cores, and the workers share them.
         shares = session.on_one_machine and pool.num_cpus is None
-        stage.workers = dataclasses.replace(
-            stage.workers,
-            num_cpus=max(1.0, each.num_cpus // (stage.workers.num_workers if shares else 1)),
+        cast("WarmupStage", stage).workers = dataclasses.replace(
+            workers,
+            num_cpus=max(1.0, each.num_cpus // (workers.num_workers if shares else 1)),
             use_gpu=each.num_gpus > 0,
             labels=each.labels,
         )
@@ -750,6 +764,8 @@ def publish_exports(export: StageOutput, run_dir: Location) -> Location:
 
 def write_dataset_card(export: StageOutput, data: ReportData, run_dir: Location) -> None:
     """Put the card beside the exported dataset, where there is one."""
+    from nncift_ray.report.card import render_dataset_card
+
     names = {part.name for part in export.manifest.table_parts(FILES_TABLE)}
     if f"{FILES_TABLE}/{DATASET_PARQUET}" in names:
         card = render_dataset_card(data).encode("utf-8")

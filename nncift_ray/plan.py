@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 
@@ -27,14 +27,16 @@ from nncift_ray.engines.models import ResolvedModel, resolve_embedder, resolve_l
 from nncift_ray.errors import DataError, NnciftError
 from nncift_ray.labels.sample import SampleDesign
 from nncift_ray.labels.step import draw_sample
-from nncift_ray.pipeline import Blueprint, begun_with_gpu
+from nncift_ray.pipeline import Blueprint, begun_with_gpu, why_on_ray
 from nncift_ray.recipe.sections import Config, TokenBudget
 from nncift_ray.runtime.driver import finished_shards, plan_shards, stage_folder
 from nncift_ray.runtime.files import Location
 from nncift_ray.runtime.output import StageOutput
 from nncift_ray.runtime.schemas import CROSS, POINTS
-from nncift_ray.scores.index_step import EXACT, PRUNED, BlockDecision, read_decisions
 from nncift_ray.selection.tables import TOP_K
+
+if TYPE_CHECKING:
+    from nncift_ray.scores.index_step import BlockDecision
 
 COUNTED_WHOLE_BYTES = 32 * 1024**2
 SAMPLED_ROWS = 2000
@@ -153,7 +155,7 @@ PAIRS_PER_SECOND_PER_CORE = 1.0e8
 PRUNED_ROWS_PER_SECOND_PER_CORE = 4.0e4
 INDEXED_COLUMNS_PER_SECOND_PER_CORE = 2.0e4
 INGEST_ROWS_PER_SECOND = 20_000.0
-STAGE_START_SECONDS = 4.0
+ACTOR_START_SECONDS, STEP_START_SECONDS = 4.0, 0.3  # of a step on Ray, and in the process
 CONTEXTS_PER_ROW = 0.18  # 0.16 to 0.20 on four corpora: near rows are shown the same examples
 FIT_START_SECONDS = 25.0
 PAIR_FIT_SECONDS = 3.0  # in closed form
@@ -257,7 +259,7 @@ class Workload:
                 measured = False
             all_exact, all_pruned = all_exact + exact, all_pruned + pruned
             building += build
-            seconds += {EXACT: exact, PRUNED: pruned}.get(mode, min(exact, pruned))
+            seconds += {"exact": exact, "pruned": pruned}.get(mode, min(exact, pruned))
         ways = (
             f"; all pairs {all_exact:,.0f} s, pruned {all_pruned + building:,.0f} s with its index"
         )
@@ -411,14 +413,15 @@ def make_plan(config: Config, *, hardware: Literal["cpu", "gpu"] | None = None) 
     blueprint.check()
     outputs, states = _walk(blueprint, run_dir)
     corpus = estimate_corpus(config, outputs.get("deduplicate"))
-    decisions = read_decisions(outputs.get("index"))
+    decisions = measured_decisions(outputs)
     work = Workload(config, blueprint, corpus, kind, decisions)
     estimates, prices = work.estimate_stages(), config.cluster
+    starting = ACTOR_START_SECONDS if why_on_ray(blueprint, run_dir) else STEP_START_SECONDS
     stages: list[StagePlan] = []
     for name in blueprint.stage_names:
         amount, seconds, can_use_gpu = estimates[name]
         state, shards = states.get(name, ("to do", None))
-        left = 0.0 if state == "done" else STAGE_START_SECONDS + seconds
+        left = 0.0 if state == "done" else starting + seconds
         num_gpus = 1 if kind == "gpu" and can_use_gpu else 0
         price = left / SECONDS_PER_HOUR * prices.hourly_price(os.cpu_count() or 1, num_gpus)
         stages.append(StagePlan(name, state, amount, shards, left, price))
@@ -435,6 +438,15 @@ def make_plan(config: Config, *, hardware: Literal["cpu", "gpu"] | None = None) 
         stages=tuple(stages),
         notices=tuple(blueprint.notices()),
     )
+
+
+def measured_decisions(outputs: Mapping[str, StageOutput]) -> Mapping[str, BlockDecision]:
+    """Return what a finished index stage decided and measured, by block."""
+    if "index" not in outputs:
+        return {}
+    from nncift_ray.scores.index_step import read_decisions
+
+    return read_decisions(outputs["index"])
 
 
 def detect_hardware() -> Literal["cpu", "gpu"]:

@@ -13,7 +13,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from jobs.demo_corpus import write_demo_corpus
+from nncift_ray.demo.corpus import write_demo_corpus
 
 SEED = 0
 NUM_CANDIDATES, NUM_TARGETS, NUM_TESTS = 1000, 100, 100

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.t0 import DATA
-from jobs.demo_corpus import CLEAN, make_demo_rows
 from nncift_ray.corpus.examples import Example, make_example_id
+from nncift_ray.demo.corpus import CLEAN, make_demo_rows
 from nncift_ray.engines.embedded import EMBEDDED_LANGUAGE_MODEL, find_embedded
 from nncift_ray.engines.transformers import TransformersEngine
 from nncift_ray.recipe.sections import EngineConfig

@@ -31,9 +31,9 @@ from nncift_ray.evaluation.methods import (
 )
 from nncift_ray.labels.sample import count_pairs
 from nncift_ray.plan import (
+    ACTOR_START_SECONDS,
     CHARS_PER_TOKEN,
     SECONDS_PER_HOUR,
-    STAGE_START_SECONDS,
     TEACHER_TOKENS_PER_SECOND,
     TRAINING_SHARE,
     RunPlan,
@@ -367,7 +367,7 @@ def _plan_cells(
     speed = config.cluster.teacher_tokens_per_second or TEACHER_TOKENS_PER_SECOND[kind]
     seconds = (
         num_starts * MODEL_START_SECONDS[kind]
-        + len(cells) * STAGE_START_SECONDS
+        + len(cells) * ACTOR_START_SECONDS
         + (read + trained / TRAINING_SHARE + written / WRITING_SHARE) / speed
     )
     num_cpus, num_gpus = (0, 1) if kind == "gpu" else (os.cpu_count() or 1, 0)

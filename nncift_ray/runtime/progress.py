@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich.console import Console
@@ -17,6 +17,13 @@ from nncift_ray.runtime.output import ShardRecord, StageBegun, shard_name, utc_n
 SECONDS_BETWEEN_LINES = 10.0
 
 
+def spell_seconds(seconds: float) -> str:
+    """Return a time in the unit that fits it."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 class Reporter:
     """Hears what the driver does and forwards it to ``listeners``; with none it is silent."""
 
@@ -25,6 +32,11 @@ class Reporter:
     def __init__(self, *listeners: Reporter) -> None:
         """Forward to several reporters, in their order."""
         self.listeners = listeners
+
+    def expect(self, seconds: Mapping[str, float]) -> None:
+        """These steps are to come, each with about so many seconds of work."""
+        for listener in self.listeners:
+            listener.expect(seconds)
 
     def stage_skipped(self, name: str, num_items: int) -> None:
         """A stage was already done."""
@@ -80,16 +92,41 @@ class LineReporter(Reporter):
         self._started = self._last_line = 0.0
         self._total = self._done = self._new = 0
         self._unit = "rows"
+        self._expected: dict[str, float] = {}  # of the whole run, by step
+        self._measured = 0.0  # seconds of the steps done now
+
+    def expect(self, seconds: Mapping[str, float]) -> None:
+        """Remember what the whole comes to."""
+        self._expected = dict(seconds)
+
+    def _place(self, name: str) -> str:
+        """Return which step of the whole this is; "" where that is not known."""
+        steps = list(self._expected)
+        return f"step {steps.index(name) + 1} of {len(steps)}, " if name in steps else ""
+
+    def _left(self, name: str, seconds: float) -> str:
+        """Return how long the steps behind one may take, by the plan and how it has held so far."""
+        steps = list(self._expected)
+        if name not in steps:
+            return ""
+        self._measured += seconds
+        done, left = steps[: steps.index(name) + 1], steps[steps.index(name) + 1 :]
+        planned = sum(self._expected[step] for step in done)
+        pace = min(max(self._measured / planned, 0.25), 4.0) if planned else 1.0
+        rest = pace * sum(self._expected[step] for step in left)
+        return f"; about {spell_seconds(rest)} left" if left else ""
 
     def stage_skipped(self, name: str, num_items: int) -> None:
         """Write that nothing is left to do."""
+        self._expected[name] = 0.0
         self._write(f"[{name}] already done, skipped")
 
     def stage_started(self, begun: StageBegun, done: int) -> None:
         """Write how much there is to do."""
         self._begin(begun, done)
         resumed = f", {done:,} finished by an earlier run" if done else ""
-        self._write(f"[{begun.stage}] started: {begun.units:,} {begun.unit}{resumed}")
+        place = self._place(begun.stage)
+        self._write(f"[{begun.stage}] started: {place}{begun.units:,} {begun.unit}{resumed}")
 
     def _begin(self, begun: StageBegun, done: int) -> None:
         self._started = self._last_line = time.monotonic()
@@ -120,7 +157,7 @@ class LineReporter(Reporter):
     def stage_finished(self, name: str, seconds: float, num_failures: int) -> None:
         """Write how long it took."""
         failures = f", {num_failures:,} bad rows in its errors table" if num_failures else ""
-        self._write(f"[{name}] done in {seconds:,.1f} s{failures}")
+        self._write(f"[{name}] done in {seconds:,.1f} s{failures}{self._left(name, seconds)}")
 
     def heading(self, name: str, message: str) -> None:
         """Write it as a line."""
@@ -143,6 +180,7 @@ class TerminalReporter(LineReporter):
 
     def stage_skipped(self, name: str, num_items: int) -> None:
         """Print that nothing is left to do."""
+        self._expected[name] = 0.0
         self._console.print(f"[dim]• {name:<12} already done, skipped[/dim]")
 
     def stage_started(self, begun: StageBegun, done: int) -> None:
@@ -150,7 +188,7 @@ class TerminalReporter(LineReporter):
         self._begin(begun, done)
         amount = "{task.completed:,.0f}/{task.total:,.0f} " + begun.unit
         self._bar = Progress(
-            TextColumn("  {task.description:<12}"),
+            TextColumn("  {task.description:<12}" + self._place(begun.stage)),
             BarColumn(bar_width=30),
             TextColumn(amount + " {task.fields[rate]}"),
             TimeRemainingColumn(compact=True, elapsed_when_finished=True),
@@ -178,7 +216,8 @@ class TerminalReporter(LineReporter):
         self.close()
         failures = f", [yellow]{num_failures:,} bad rows[/yellow]" if num_failures else ""
         amount = f"{self._total:,} {self._unit}"
-        self._console.print(f"[green]✓[/green] {name:<12} {amount} in {seconds:,.1f} s{failures}")
+        told = f"{name:<12} {amount} in {seconds:,.1f} s{failures}{self._left(name, seconds)}"
+        self._console.print(f"[green]✓[/green] {told}")
 
     def heading(self, name: str, message: str) -> None:
         """Print it above what follows."""

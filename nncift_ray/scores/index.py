@@ -25,7 +25,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-import faiss
 import numpy as np
 from numpy.typing import NDArray
 
@@ -226,6 +225,8 @@ class ColumnIndex:
 
         Memory: the columns, their features twice, and a packed copy of them.
         """
+        import faiss  # a plan needs none
+
         random = np.random.default_rng(seed)
         fit_columns = draw(random, len(b_JH), FIT_SAMPLE)
         features = AnchorFeatures.fit(network, row_sample_IH, b_JH[fit_columns], seed=seed)

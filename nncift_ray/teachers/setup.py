@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from nncift_ray.engines.chat import writing_settings
 from nncift_ray.engines.load import (
@@ -17,7 +17,6 @@ from nncift_ray.engines.load import (
     resolve_engine_kind,
     settle,
 )
-from nncift_ray.engines.lora import AdapterSpec, LoraModel, ModelOptions
 from nncift_ray.engines.models import ResolvedModel, locate_model, resolve_language_model
 from nncift_ray.engines.vllm import vllm_available
 from nncift_ray.errors import ConfigError, ModelError
@@ -33,6 +32,9 @@ from nncift_ray.teachers.base import (
 )
 from nncift_ray.teachers.less import checkpoint_weights
 
+if TYPE_CHECKING:
+    from nncift_ray.engines.lora import LoraModel  # with torch, which takes seconds
+
 
 @dataclass(frozen=True)
 class LoraFactory:
@@ -46,6 +48,8 @@ class LoraFactory:
 
     def __call__(self) -> LoraModel:
         """Load it."""
+        from nncift_ray.engines.lora import AdapterSpec, LoraModel, ModelOptions
+
         less = self.less
         return LoraModel(
             locate_model(self.model, "language model").path,

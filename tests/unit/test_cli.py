@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import yaml
 from typer.testing import CliRunner
 
 from nncift_ray.cli import app
+from nncift_ray.errors import ConfigError
+from nncift_ray.recipe.loading import load_config, make_config
 from nncift_ray.terminal import excerpt
 from tests.unit.explain.test_status import write_run
 from tests.unit.runtime.test_driver import SquareStage
@@ -30,6 +33,9 @@ COMMANDS = (
     "jobs",
     "show-config",
     "doctor",
+    "init",
+    "schema",
+    "open",
 )
 
 
@@ -69,6 +75,35 @@ def test_plan_counts_and_starts_nothing(recipe: Path) -> None:
     assert plan["num_pairs_to_score"] == 3600
     assert {stage["state"] for stage in plan["stages"]} == {"to do"}
     assert not (recipe.parent / "run").exists()
+
+
+def test_data_alone_are_enough(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(recipe.parent)
+    options = ["--data", "corpus.jsonl", "--budget", "7", "-s", "cluster=local"]
+    code, output = invoke("plan", *options, "--json")
+    plan = json.loads(output)
+    assert (code, plan["budget"]) == (0, "7 picks of 60")
+    assert plan["run_dir"].endswith("/runs/corpus")
+    assert "12 tokens" in invoke("plan", *options, "--budget", "12K")[1].replace(",000", "")
+    assert invoke("plan")[0] == ConfigError.exit_code
+
+
+def test_init_writes_a_recipe_of_defaults_and_schema_takes_it(tmp_path: Path) -> None:
+    code, text = invoke("init", "--data", "corpus.jsonl")
+    (tmp_path / "recipe.yaml").write_text(text)
+    recipe = load_config(tmp_path / "recipe.yaml")
+    assert code == 0
+    assert recipe == make_config({"data": {"candidates": ["corpus.jsonl"]}})
+    keys = re.findall(r"^ *(?:# )?(\w+):", text, re.MULTILINE)
+    assert {"budget", "num_hidden", "placement_timeout", "rubric"} <= set(keys)
+    schema = json.loads(invoke("schema")[1])
+    assert set(schema["properties"]) == set(type(recipe).model_fields)
+    assert {"type": "string"} in schema["$defs"]["TeacherConfig"]["anyOf"]
+
+
+def test_open_without_a_report_says_so(tmp_path: Path) -> None:
+    code, output = invoke("open", str(tmp_path))
+    assert (code, "no run here" in output) == (6, True)
 
 
 def test_dry_run_is_the_plan(recipe: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from nncift_ray import plan as planner
 from nncift_ray.errors import DataError
-from nncift_ray.plan import STAGE_START_SECONDS, RunPlan, make_plan
+from nncift_ray.plan import STEP_START_SECONDS, RunPlan, make_plan
 from nncift_ray.recipe.loading import make_config
 from nncift_ray.scores.index_step import BlockDecision
 from tests.chain import write_corpus
@@ -96,11 +96,11 @@ def test_a_plan_after_the_index_tells_what_that_measured(
     decision = BlockDecision(
         mode, "", exact_seconds=900.0, pruned_seconds=300.0, build_seconds=10.0
     )
-    monkeypatch.setattr(planner, "read_decisions", lambda index: {"within": decision})
+    monkeypatch.setattr(planner, "measured_decisions", lambda outputs: {"within": decision})
     made = auto_plan(tmp_path)
     told = "; all pairs 900 s, pruned 300 s with its index, by rates that this run measured"
     assert amounts(made)["score_pairs"].endswith(told)
-    found = {stage.name: stage.seconds - STAGE_START_SECONDS for stage in made.stages}
+    found = {stage.name: stage.seconds - STEP_START_SECONDS for stage in made.stages}
     assert found["score_pairs"] == pytest.approx(seconds)
 
 
@@ -130,7 +130,7 @@ def test_what_is_measured_is_priced_by_what_it_reads(
     assert (made.num_pairs_to_label, made.num_requests) == (0, 0)
     assert amounts(made)["teacher_scores"] == scored
     assert (made.num_teacher_tokens > 0) == (reads is not None)
-    seconds = {stage.name: stage.seconds - STAGE_START_SECONDS for stage in made.stages}
+    seconds = {stage.name: stage.seconds - STEP_START_SECONDS for stage in made.stages}
     assert reads is None or seconds[reads] > 0
 
 

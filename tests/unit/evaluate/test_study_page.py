@@ -11,14 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.evaluation import junk, page
-from jobs.demo_corpus import (
+from nncift_ray.demo.corpus import (
     CLEAN,
     EMPTY_RESPONSE,
     NEAR_DUPLICATE,
     TARGET_FAMILIES,
     WRONG_RESPONSE,
 )
-from jobs.demo_metrics import EMPTY, REWORDED_REPEAT, WRONG, PlantedRow
+from nncift_ray.demo.metrics import EMPTY, REWORDED_REPEAT, WRONG, PlantedRow
 from nncift_ray.evaluation.results import SUBSETS_NAME
 from nncift_ray.runtime.files import Location
 from tests.unit.evaluate.test_record import make_record

@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from jobs import demo
-from jobs.demo_corpus import CLEAN, WRONG_RESPONSE, WRONG_SAME_FAMILY
-from jobs.demo_metrics import PlantedRow, read_planted, usable_rows
+from nncift_ray.demo import run as demo
+from nncift_ray.demo.corpus import CLEAN, WRONG_RESPONSE, WRONG_SAME_FAMILY
+from nncift_ray.demo.metrics import PlantedRow, read_planted, usable_rows
 from nncift_ray.errors import DataError
 from nncift_ray.recipe.sections import Config
 from nncift_ray.runtime.output import vectors_to_arrow

@@ -11,7 +11,8 @@ from random import Random
 
 import pytest
 
-from jobs.demo_corpus import (
+from nncift_ray.corpus.examples import make_example_id
+from nncift_ray.demo.corpus import (
     CLEAN,
     EMPTY_RESPONSE,
     EXACT_DUPLICATE,
@@ -23,8 +24,7 @@ from jobs.demo_corpus import (
     make_demo_rows,
     write_demo_corpus,
 )
-from jobs.demo_tasks import FAMILIES, draw_distinct_items, draw_item, to_roman
-from nncift_ray.corpus.examples import make_example_id
+from nncift_ray.demo.tasks import FAMILIES, draw_distinct_items, draw_item, to_roman
 
 MAX_WORDS = 40
 

@@ -10,8 +10,8 @@ from random import Random
 import pytest
 
 from benchmarks.demo_held_out import DAYS, HELD_OUT, SEED, spell_out
-from jobs.demo_corpus import WRONG_RESPONSE, WRONG_SAME_FAMILY, make_demo_rows
-from jobs.demo_tasks import FAMILIES, Item, draw_item
+from nncift_ray.demo.corpus import WRONG_RESPONSE, WRONG_SAME_FAMILY, make_demo_rows
+from nncift_ray.demo.tasks import FAMILIES, Item, draw_item
 
 
 def _days_apart(prompt: str) -> int:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from jobs.demo_corpus import make_demo_rows, planted_records
-from jobs.demo_metrics import (
+from nncift_ray.demo.corpus import make_demo_rows, planted_records
+from nncift_ray.demo.metrics import (
     EMPTY,
     EXACT_REPEAT,
     REWORDED_REPEAT,

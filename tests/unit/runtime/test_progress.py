@@ -74,3 +74,14 @@ def test_a_long_item_is_told_of_now_and_then(monkeypatch: pytest.MonkeyPatch) ->
     reporter.working("select", "too early")
     reporter.working("select", "7 of at most 12 picks")
     assert lines[1:] == ["[select] 7 of at most 12 picks"]
+
+
+def test_steps_are_counted_and_the_rest_of_the_run_is_foreseen() -> None:
+    lines: list[str] = []
+    reporter = LineReporter(lines.append)
+    reporter.expect({"ingest": 5.0, "embed": 10.0, "fit": 30.0, "select": 30.0})
+    reporter.stage_skipped("ingest", 1)
+    reporter.stage_started(begun("embed", 1000, "rows"), 0)
+    assert lines[-1] == "[embed] started: step 2 of 4, 1,000 rows"
+    reporter.stage_finished("embed", 20.0, 0)  # twice what was planned
+    assert lines[-1] == "[embed] done in 20.0 s; about 2 min left"

@@ -1,8 +1,8 @@
 """The demo: write a corpus with planted faults, select from it, count the faults that got through.
 
-python -m jobs.demo --run-dir runs/demo
-python -m jobs.demo --run-dir runs/demo_targets --targets
-python -m jobs.demo --json    # ends with a line of figures
+nncift demo --run-dir runs/demo
+nncift demo --run-dir runs/demo_targets --targets
+nncift demo --json    # ends with a line of figures
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
-from jobs.demo_corpus import DemoCorpus, write_demo_corpus
-from jobs.demo_metrics import (
+from nncift_ray import pipeline
+from nncift_ray.demo.corpus import DemoCorpus, write_demo_corpus
+from nncift_ray.demo.metrics import (
     MEASURES,
     REWORDED_REPEAT,
     WRONG,
@@ -34,13 +35,12 @@ from jobs.demo_metrics import (
     rows_by_id,
     usable_rows,
 )
-from jobs.demo_tasks import FAMILIES, Draw
-from nncift_ray import pipeline
+from nncift_ray.demo.tasks import FAMILIES, Draw
 from nncift_ray.errors import NnciftError
 from nncift_ray.recipe.loading import load_config
 from nncift_ray.runtime.output import StageOutput, column_matrix
 
-RECIPE = Path(__file__).parent / "recipes" / "demo_delift_cpu.yaml"
+RECIPE = Path(__file__).parent / "recipe.yaml"
 NUM_FAMILIES_SHOWN = 4
 
 
@@ -208,7 +208,7 @@ def make_family_table(planted: Sequence[PlantedRow], subset: Sequence[PlantedRow
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m jobs.demo", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="nncift demo", description=main.__doc__)
     parser.add_argument("--run-dir", default="runs/demo", help="where everything goes")
     parser.add_argument("--seed", type=int, default=0, help="seed of the corpus")
     parser.add_argument("--json", action="store_true", help="end with one line of figures")

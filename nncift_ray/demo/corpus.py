@@ -1,6 +1,6 @@
 """Write the demo corpus: short tasks, most of them good, with faults planted on purpose.
 
-    python -m jobs.demo_corpus runs/demo/corpus
+    python -m nncift_ray.demo.corpus runs/demo/corpus
 
 Three files come out. ``candidates.jsonl`` and ``targets.jsonl`` are what the pipeline reads;
 ``planted.jsonl`` says of every line of the former what it is, and the pipeline never sees it.
@@ -18,8 +18,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from jobs.demo_tasks import FAMILIES, Draw, Item, draw_distinct_items
 from nncift_ray.corpus.examples import make_example_id
+from nncift_ray.demo.tasks import FAMILIES, Draw, Item, draw_distinct_items
 
 CLEAN = "clean"
 EXACT_DUPLICATE = "exact_duplicate"

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from random import Random
 
-from jobs.demo_words import (
+from nncift_ray.demo.words import (
     ANTONYMS,
     CAPITALS,
     CATEGORIES,

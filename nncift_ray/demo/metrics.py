@@ -11,7 +11,7 @@ from random import Random
 
 import numpy as np
 
-from jobs.demo_corpus import (
+from nncift_ray.demo.corpus import (
     EMPTY_RESPONSE,
     EXACT_DUPLICATE,
     WRONG_RESPONSE,

@@ -1,1 +1,0 @@
-"""Entry points that `ray job submit` runs, and their recipes."""
