@@ -64,6 +64,8 @@ UNITS = {
     "longest": "thousands of response tokens",
     "ifd": "loss of the response after its prompt over its loss alone; from 1 on, 1 minus it",
     "consistency": "loss of the response after near examples over its loss alone, negative",
+    "loss_drop": "share of the loss that a short training on the targets saves",
+    "loss_drop_in_context": "nats a response token that targets in the context save",
     "deita": "IFD times quality, or the field selection.weight_by",
     "cosine": "cosine of the two embeddings, from -1 to 1",
     "rds_plus": "cosine of the model's averaged states, from -1 to 1",

@@ -29,6 +29,7 @@ from nncift_ray.labels.design import label_designs, unread_keys
 from nncift_ray.labels.sample import SampleDesign
 from nncift_ray.labels.step import LabelSample, LabelStage, list_gradients
 from nncift_ray.network.inputs import ExampleInputs
+from nncift_ray.profiles.loss_drop import ByTraining, InContext, LossDropStage
 from nncift_ray.profiles.quality_step import NeighboursStage, QualityStage
 from nncift_ray.profiles.step import ProfilerFactory, ProfileStage, StatesFactory, StatesStage
 from nncift_ray.recipe.sections import Config, EmbedderConfig, PoolConfig
@@ -119,6 +120,10 @@ class Blueprint:
             steps["profiles"] = self._profiles
             if reads != ("profiles",):
                 steps |= {"neighbours": self.neighbours_stage, "quality": self._quality}
+        if self.config.teacher.kind == "loss_drop":
+            steps["warmup"] = self._warmup
+        if "loss_drop" in reads:
+            steps["loss_drop"] = self._loss_drop
         if "states" in reads:
             steps["states"] = self._states
         if self.teaching.needs_gradients:
@@ -153,6 +158,7 @@ class Blueprint:
             "profiles": config.profiles.pool,
             "quality": config.profiles.pool,
             "states": config.profiles.pool,
+            "loss_drop": config.profiles.pool,
             "warmup": config.teacher.less.pool,
             "gradients": config.teacher.less.pool,
             "label": self.teaching.pool,
@@ -285,6 +291,18 @@ class Blueprint:
         update = {"engine": kind, "dtype": self.teaching.dtype, "tensor_parallel_size": 1}
         return EngineFactory(model, self.config.teacher.model_copy(update=update))
 
+    def _loss_drop(self, outputs: Outputs) -> Stage:
+        config, examples = self.config, outputs["deduplicate"]
+        if "warmup" in outputs:
+            make_model, tokens = self.teaching.lora_factory(), self.teaching.gradient_batch_tokens
+            way = ByTraining(make_model, outputs["warmup"], tokens)
+        else:
+            (engine,) = self.teaching.engines
+            way = InContext(engine, examples, config.profiles.num_neighbours, config.selection.seed)
+        stage = LossDropStage(examples, way, config.profiles.pool.shard_rows)
+        stage.max_failed_fraction = config.teacher.max_failed_fraction
+        return stage
+
     def _states(self, outputs: Outputs) -> Stage:
         make_embedder = StatesFactory(self._profile_engine("transformers"))
         config = EmbedderConfig(pool=self.config.profiles.pool)
@@ -377,10 +395,13 @@ class Blueprint:
     def _warmup(self, outputs: Outputs) -> Stage:
         from nncift_ray.teachers.warmup import WarmupJob, WarmupStage
 
-        self._label_sample(outputs)  # raises where labels would be too few
+        on_targets = "loss_drop" in self.teaching.reads
+        if not on_targets:
+            self._label_sample(outputs)  # raises where labels would be too few
         less = self.config.teacher.less
         make_model = self.teaching.lora_factory()
-        job = WarmupJob(outputs["deduplicate"], make_model, less)
+        table = "targets" if on_targets else "candidates"
+        job = WarmupJob(outputs["deduplicate"], make_model, less, table)
         return WarmupStage(job, make_model.settings(), self._workers(less.num_workers))
 
     def _gradients(self, outputs: Outputs) -> Stage:

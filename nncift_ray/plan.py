@@ -212,6 +212,7 @@ class Workload:
             "profiles": profiled,
             "quality": profiled + corpus.num_candidates * self.compared_tokens,
             "states": rows * self.example_tokens,
+            "loss_drop": 2 * corpus.num_candidates * self.example_tokens,
         }.get(reads[0], 0.0)
 
     def _add_block(self, block: str, design: SampleDesign) -> None:
@@ -284,7 +285,10 @@ class Workload:
         elif config.objective == TOP_K:
             kept = ", summed by candidate"
         scoring, building, ways = self.estimate_scoring()
-        warmup = min(max(1, round(less.warmup_fraction * columns)), less.max_warmup_examples)
+        warmup = max(1, round(less.warmup_fraction * columns))
+        if "loss_drop" in teaching.reads:
+            warmup = corpus.num_targets
+        warmup = min(warmup, less.max_warmup_examples)
         speed = config.cluster.teacher_tokens_per_second or TEACHER_TOKENS_PER_SECOND[self.hardware]
         example_seconds = self.example_tokens / (speed * TRAINING_SHARE)
         steps = max(
@@ -309,6 +313,7 @@ class Workload:
         )
         profiled, shown = num_rows * self.profile_tokens, config.profiles.num_neighbours
         compared, states = columns * self.compared_tokens, num_rows * self.example_tokens
+        dropped = 2 * columns * self.example_tokens
         return {
             "ingest": (records, reading, False),
             "deduplicate": (records, reading, False),
@@ -328,6 +333,11 @@ class Workload:
             "states": (
                 f"{about}{num_rows:,} examples, about {states:,.0f} tokens",
                 states / speed,
+                True,
+            ),
+            "loss_drop": (
+                f"{about}{columns:,} candidates twice, about {dropped:,.0f} tokens",
+                dropped / speed,
                 True,
             ),
             "warmup": (trained, warming, True),

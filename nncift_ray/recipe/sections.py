@@ -186,11 +186,15 @@ class EmbedderConfig(Section):
 
 # Recipe sections ``teacher`` and ``labels``: who labels, and how much.
 
+LOSS_DROPS = ("loss_drop", "loss_drop_in_context")
 #: Teachers that are not asked: their scores of all there is follow from what other steps measured.
-MEASURED_TEACHERS = ("longest", "ifd", "consistency", "deita", "cosine", "rds_plus")
+MEASURED_TEACHERS = (
+    *("longest", "ifd", "consistency", "deita", *LOSS_DROPS),
+    *("cosine", "rds_plus"),
+)
 BUILT_IN_TEACHERS = ("delift_se", "delift", "less", "selectit", *MEASURED_TEACHERS)
 #: Those that score examples, not pairs; of a class of the user's own its attribute ``kind`` says.
-POINTWISE_TEACHERS = ("selectit", "longest", "ifd", "consistency", "deita")
+POINTWISE_TEACHERS = ("selectit", "longest", "ifd", "consistency", "deita", *LOSS_DROPS)
 #: Import paths of the user's own, by the names that ``register_teacher`` gave them.
 REGISTERED_TEACHERS: dict[str, str] = {}
 _SECRET_NAME = re.compile(r"key|token|secret|passw|credential", re.IGNORECASE)
@@ -293,9 +297,10 @@ class TeacherConfig(EngineConfig):
     short_key = "kind"
 
     kind: str = "delift_se"
-    """delift_se, delift, less, selectit; longest, ifd, consistency, deita, cosine, rds_plus, which
-    score everything without a network; a name that ``register_teacher`` gave; or a class of your
-    own as "package.module:Class". ``teacher: delift`` is short for ``teacher: {kind: delift}``."""
+    """delift_se, delift, less, selectit; longest, ifd, consistency, deita, loss_drop,
+    loss_drop_in_context, cosine, rds_plus, which score everything without a network; a name that
+    ``register_teacher`` gave; or a class of your own as "package.module:Class". ``teacher: delift``
+    is short for ``teacher: {kind: delift}``."""
     max_failed_fraction: float = Field(default=0.05, ge=0, le=1)
     """Stop when a larger share of the requests fails."""
     less: LessConfig = LessConfig()
@@ -1057,6 +1062,8 @@ class Recipe(Section):
                 f"pair_scores.by: network learns a teacher's labels, and {kind} scores everything "
                 "by itself; take the key out"
             )
+        if kind in LOSS_DROPS and not self.data.targets:
+            raise ValueError(f"data.targets: {kind} compares losses before and after it knows them")
         by_field = kind == "deita" and self.selection.weight_by is not None
         reads_profiles = kind in ("ifd", "consistency", "deita") and not by_field
         if reads_profiles and self.profiles.model is None:

@@ -100,6 +100,10 @@ class MeasuredScoresStage(TeacherScoresStage):
             return np.ones(self._num_candidates)  # the field of selection.weight_by weighs it
         if self._kind == "consistency":
             return -self._numbers("quality", "consistency")[0]
+        if "loss_drop" in self._sources:
+            before_N, after_N = self._numbers("loss_drop", "nll_before", "nll_after")
+            drop_N = before_N - after_N
+            return drop_N / before_N if self._kind == "loss_drop" else drop_N
         score_N = ifd_scores(*self._numbers("profiles", "nll", "nll_alone"))
         if self._kind == "ifd":
             return score_N

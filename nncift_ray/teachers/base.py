@@ -104,6 +104,8 @@ TEACHERS = {
     "longest": "nncift_ray.teachers.measured:LongestTeacher",
     "ifd": "nncift_ray.teachers.measured:IfdTeacher",
     "consistency": "nncift_ray.teachers.measured:ConsistencyTeacher",
+    "loss_drop": "nncift_ray.teachers.measured:LossDropTeacher",
+    "loss_drop_in_context": "nncift_ray.teachers.measured:LossDropInContextTeacher",
     "deita": "nncift_ray.teachers.measured:DeitaTeacher",
     "cosine": "nncift_ray.teachers.measured:CosineTeacher",
     "rds_plus": "nncift_ray.teachers.measured:RdsPlusTeacher",

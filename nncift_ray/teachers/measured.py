@@ -72,6 +72,30 @@ class DeitaTeacher(MeasuredTeacher):
     reads: ClassVar[tuple[str, ...]] = ("quality", "profiles")
 
 
+class LossDropTeacher(MeasuredTeacher):
+    """What a short training on the targets saves of a candidate's loss: (before - after) / before.
+
+    Cost: the training (m examples an epoch, keys of ``teacher.less``) and 2n forward passes.
+
+    Source: arXiv 2605.09404 (its "normalized endpoint loss drop"; normalised here by the loss
+    before).
+    """
+
+    kind: ClassVar[Literal["pairwise", "pointwise"]] = "pointwise"
+    needs_engine: ClassVar[bool] = True
+    reads: ClassVar[tuple[str, ...]] = ("loss_drop",)
+
+
+class LossDropInContextTeacher(LossDropTeacher):
+    """What ``profiles.num_neighbours`` targets in its context save of a candidate's loss.
+
+    Loss alone minus loss behind them; they are drawn with ``selection.seed``, the same for all.
+    Cost: 2n forward passes, those behind the targets sharing their prefix.
+
+    Source: arXiv 2510.14459.
+    """
+
+
 class CosineTeacher(MeasuredTeacher):
     """The cosine of the sentence embeddings of every pair. Cost: n + m passes of the embedder.
 

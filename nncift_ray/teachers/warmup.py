@@ -228,6 +228,7 @@ class WarmupJob:
     examples: StageOutput  # deduplicated
     make_model: Callable[[], LoraModel]
     less: LessConfig
+    table: str = "candidates"  # or "targets", all of them
 
     @property
     def training(self) -> TrainingSettings:
@@ -236,14 +237,15 @@ class WarmupJob:
         return TrainingSettings(**{name: getattr(self.less, name) for name in names})
 
     def draw_rows(self) -> NDArray[np.int64]:
-        """Return the sorted row indices of the candidates to train on, at least one.
+        """Return the sorted row indices of the examples to train on, at least one.
 
-        They depend on the seed and the number of candidates alone.
+        They depend on the seed and the number of rows alone.
         """
-        num_candidates = self.examples.num_rows("candidates")
-        wanted = max(1, round(self.less.warmup_fraction * num_candidates))
+        num_rows = self.examples.num_rows(self.table)
+        fraction = self.less.warmup_fraction if self.table == "candidates" else 1.0
+        wanted = max(1, round(fraction * num_rows))
         sequence = np.random.SeedSequence([self.less.seed, WARMUP_STREAM])
-        order = np.random.Generator(np.random.PCG64(sequence)).permutation(num_candidates)
+        order = np.random.Generator(np.random.PCG64(sequence)).permutation(num_rows)
         return np.sort(order[: min(wanted, self.less.max_warmup_examples)])
 
 
@@ -287,7 +289,8 @@ class WarmupStage(Stage):
 
     def settings(self) -> dict[str, Any]:
         """Model, adapter, draw and optimiser; not what the workers run on."""
-        return {
+        by_targets = {"table": "targets"} if self._job.table == "targets" else {}
+        return by_targets | {
             "model": self._model_settings,
             "fraction": self._job.less.warmup_fraction,
             "max_examples": self._job.less.max_warmup_examples,
@@ -335,7 +338,7 @@ def warm_up_here(
     """
     model = job.make_model()
     try:
-        table = job.examples.take_rows("candidates", job.draw_rows(), EXAMPLE_COLUMNS)
+        table = job.examples.take_rows(job.table, job.draw_rows(), EXAMPLE_COLUMNS)
         examples, unfit = encode_rows(table, model)
         if not examples:
             raise StageError(

@@ -111,6 +111,8 @@ def test_a_plan_after_the_index_tells_what_that_measured(
         ("ifd", "top_k", "80 examples", "profiles"),
         ("consistency", "top_k", "80 examples", "quality"),
         ("deita", "top_k", "80 examples", "quality"),
+        ("loss_drop", "top_k", "80 examples", "loss_drop"),
+        ("loss_drop_in_context", "top_k", "80 examples", "loss_drop"),
         ("cosine", "round_robin", "400 pairs, top 64", None),
         ("rds_plus", "round_robin", "400 pairs, top 64", "states"),
     ],
@@ -121,7 +123,7 @@ def test_what_is_measured_is_priced_by_what_it_reads(
     candidates, targets, *_ = write_corpus(tmp_path, 80, 5)
     tree = {
         "run_dir": str(tmp_path / "run"),
-        "data": {"candidates": [candidates], "targets": [targets] if "robin" in objective else []},
+        "data": {"candidates": [candidates], "targets": [targets]},
         "teacher": {"kind": kind, "model": "embedded:smollm2-135m-instruct"},
         "embedder": {"model": "embedded:all-minilm-l6-v2"},
         "selection": {"objective": objective, "budget": 0.1},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from functools import cache
 from pathlib import Path
@@ -20,6 +21,7 @@ from nncift_ray.runtime.driver import execute_here
 from nncift_ray.runtime.output import column_matrix
 from nncift_ray.runtime.progress import SilentReporter
 from nncift_ray.teachers.measured import ifd_scores
+from nncift_ray.teachers.warmup import read_checkpoint
 from tests.tiny_models import make_tiny_llama
 
 NUM_CANDIDATES, NUM_TARGETS, BUDGET = 30, 4, 9
@@ -75,9 +77,10 @@ def loaded(model: Path) -> tuple[Any, Any]:
     return AutoModelForCausalLM.from_pretrained(model), AutoTokenizer.from_pretrained(model)
 
 
-def nll(model: Path, prompt: str, response: str) -> float:
+def nll(model: Path, prompt: str, response: str, lm: Any = None) -> float:
     """Return the loss of a response's tokens, its end token among them, behind a prompt."""
-    lm, tokenizer = loaded(model)
+    base, tokenizer = loaded(model)
+    lm = base if lm is None else lm
     head = tokenizer(prompt)["input_ids"] if prompt else [tokenizer.eos_token_id]
     ids = [*tokenizer(response)["input_ids"], tokenizer.eos_token_id]
     with torch.no_grad():
@@ -190,6 +193,38 @@ def test_deitas_own_score_is_difficulty_times_quality(tmp_path: Path, model: Pat
     loss, judged = (result.outputs[name].read("candidates") for name in ("profiles", "quality"))
     ifd = loss["nll"].to_numpy() / loss["nll_alone"].to_numpy()
     assert picks(result) == best(np.where(ifd < 1, ifd * judged["quality"].to_numpy(), 1 - ifd))
+
+
+def test_loss_drop_in_context_is_what_targets_before_it_save(tmp_path: Path, model: Path) -> None:
+    result = run(tmp_path, model, "loss_drop_in_context", "top_k", 3)  # all three are shown
+    shown = "".join("{prompt}\n{completion}\n\n".format(**row) for row in rows("targets", 3))
+    drop: list[float] = []
+    for row in rows("candidates", NUM_CANDIDATES):
+        asked = f"{row['prompt']}\n", row["completion"]
+        drop.append(nll(model, f"<|end|>{asked[0]}", asked[1])
+                    - nll(model, f"<|end|>{shown}{asked[0]}", asked[1]))  # fmt: skip
+    assert picks(result) == best(np.array(drop))
+
+
+def test_loss_drop_is_what_training_on_the_targets_saves(tmp_path: Path, model: Path) -> None:
+    result = run(tmp_path, model, "loss_drop", "top_k", NUM_TARGETS)
+    lm = copy.deepcopy(loaded(model)[0])
+    adapter = read_checkpoint(3, result.outputs["warmup"].read_file).adapter
+    for name, module in lm.named_modules():  # W + (alpha / rank) B A
+        key = f"{name}.lora_A.weight"
+        if key in adapter:
+            down, up = (adapter[f"{name}.lora_{half}.weight"] for half in "AB")
+            module.weight.data += torch.tensor(512 / 128 * up @ down)
+    drop: list[float] = []
+    for row in rows("candidates", NUM_CANDIDATES):
+        asked = f"{row['prompt']}\n", row["completion"]
+        before = nll(model, *asked)
+        drop.append((before - nll(model, *asked, lm=lm)) / before)
+    table = result.outputs["loss_drop"].read("candidates")
+    before, after = (table[name].to_numpy() for name in ("nll_before", "nll_after"))
+    np.testing.assert_allclose((before - after) / before, drop, atol=TOLERANCE)
+    assert picks(result) == best((before.astype(np.float64) - after) / before)
+    assert np.abs(drop).max() > 10 * TOLERANCE
 
 
 def test_rds_plus_weighs_the_last_states_by_position(tmp_path: Path, model: Path) -> None:
