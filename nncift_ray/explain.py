@@ -35,6 +35,7 @@ from nncift_ray.runtime.schemas import (
 )
 from nncift_ray.scores.exact import TopKState, top_k_rows, top_k_vector
 from nncift_ray.selection.objectives import MarginalGains, coverage, marginal_gains
+from nncift_ray.selection.repeats import REPEATS, read_repeats
 from nncift_ray.selection.tables import (
     NETWORK_SCORES,
     TEACHER_SCORES,
@@ -469,6 +470,9 @@ def _reason(
         return _DECIDED[decided_by].format(rank=f"{rank:,}")
     if example.example_id in selection.exclude:
         return "selection.exclude named it"
+    if REPEATS in run.outputs and (twin := read_repeats(run.outputs[REPEATS]).get(row)) is not None:
+        asked = run.examples(CANDIDATE, [twin])[0]
+        return f"it asks in other words what {asked.example_id} asks, and has its answer"
     if row in tables.unranked():
         return "the teacher gave it no label, so it has no rank and could not be picked"
     if selection.objective == TOP_K:

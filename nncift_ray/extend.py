@@ -15,6 +15,7 @@ from nncift_ray.corpus.ingest import (
     IngestStage,
     RoleSource,
     describe_layouts,
+    describe_left_out,
     find_sources,
 )
 from nncift_ray.embedders import Embedder, EmbedStage
@@ -125,6 +126,7 @@ def extend(
             f"goes on from {extension.parent.run_dir}: labels and network are of that run, whose "
             "seconds are not counted here; no teacher was asked",
             *describe_layouts(outputs["ingest"]),
+            *describe_left_out(outputs["deduplicate"]),
         )
         return finish_run(config, location, outputs, notices, inherited=extension.inherited)
 
@@ -224,7 +226,7 @@ class Extension:
         if name == "deduplicate":
             records = outputs["ingest"]
             own = records.own if isinstance(records, ChainedOutput) else records
-            return DeduplicateStage(own, parent=above[name])
+            return DeduplicateStage(own, parent=above[name], data=self.config.data)
         if name == "embed":
             dtype = above[name].manifest.settings["dtype"]
             return EmbedStage(

@@ -19,7 +19,13 @@ from typing import TYPE_CHECKING, Any, cast
 import nncift_ray
 from nncift_ray.corpus.examples import read_subtasks
 from nncift_ray.corpus.export import DATASET_FOLDER, DATASET_PARQUET, ExportStage
-from nncift_ray.corpus.ingest import DeduplicateStage, IngestStage, describe_layouts, find_sources
+from nncift_ray.corpus.ingest import (
+    DeduplicateStage,
+    IngestStage,
+    describe_layouts,
+    describe_left_out,
+    find_sources,
+)
 from nncift_ray.corpus.sources import expand_sources
 from nncift_ray.embedders import Embedder, EmbedStage
 from nncift_ray.engines.load import EngineFactory, auto_dtype, resolve_engine_kind
@@ -52,6 +58,7 @@ from nncift_ray.runtime.telemetry import observed
 from nncift_ray.scores.measured import MeasuredScoresStage
 from nncift_ray.scores.step import ProjectStage, ScorePairsStage
 from nncift_ray.scores.teacher_scores import TeacherScoresStage, describe_labels
+from nncift_ray.selection.repeats import REPEATS, RepeatsStage
 from nncift_ray.selection.step import PARTITIONED, SelectPartitionsStage, SelectStage
 from nncift_ray.selection.tables import (
     OBJECTIVES,
@@ -137,6 +144,8 @@ class Blueprint:
             if self.prunable_blocks:
                 steps["index"] = self._index
             steps["score_pairs"] = self._score_pairs
+        if self.config.selection.repeats is not None:
+            steps[REPEATS] = self._repeats
         if self.config.selection.optimizer.kind == PARTITIONED:
             steps["select_partitions"] = self._select_partitions
         return steps | {"select": self._select, "export": self._export}
@@ -219,7 +228,7 @@ class Blueprint:
             NnciftError: For the first that is missing.
         """
         data = self.config.data
-        for patterns in (data.candidates, data.targets, data.existing):
+        for patterns in (data.candidates, data.targets, data.existing, self.config.benchmarks):
             if patterns:
                 expand_sources(patterns)
         resolve_selection(self.config)  # reads lists of ids
@@ -275,10 +284,11 @@ class Blueprint:
 
     def _ingest(self, outputs: Outputs) -> Stage:
         data = self.config.data
-        return IngestStage(find_sources(data.candidates, data.targets, data.existing), data)
+        roles = (data.candidates, data.targets, data.existing, self.config.benchmarks)
+        return IngestStage(find_sources(*roles), data)
 
     def _deduplicate(self, outputs: Outputs) -> Stage:
-        return DeduplicateStage(outputs["ingest"])
+        return DeduplicateStage(outputs["ingest"], data=self.config.data)
 
     def _embed(self, outputs: Outputs) -> Stage:
         return EmbedStage(outputs["deduplicate"], self.embedder, self.config.embedder)
@@ -493,6 +503,12 @@ class Blueprint:
         """Return what says how good candidates are, where the selection shall mind it."""
         return None if self.teaching.reads else outputs.get("quality")
 
+    def _repeats(self, outputs: Outputs) -> Stage:
+        min_cosine = self.config.selection.repeats
+        assert min_cosine is not None  # noqa: S101
+        quality = outputs.get("quality")
+        return RepeatsStage(outputs["deduplicate"], outputs["embed"], min_cosine, quality)
+
     def _select_partitions(self, outputs: Outputs) -> Stage:
         return SelectPartitionsStage(
             scores_of(outputs),
@@ -590,6 +606,7 @@ def run(
         if "export" not in outputs:
             return RunResult(run_dir, outputs, None, None, None)
         notices = [*blueprint.notices(), *describe_layouts(outputs["ingest"])]
+        notices += describe_left_out(outputs["deduplicate"])
         if blueprint.by_teacher:
             notices += describe_labels(outputs["teacher_scores"])
         return finish_run(config, run_dir, outputs, tuple(notices))

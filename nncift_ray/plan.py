@@ -348,6 +348,7 @@ class Workload:
             "project": (f"{about}{num_rows:,} examples", 0.0, False),
             "index": (f"{about}{columns:,} columns", building, lists),
             "score_pairs": (scored, scoring, lists),
+            "repeats": (f"{about}{columns:,} candidates", 0.0, False),
             "select_partitions": (f"{about}{columns:,} candidates in parts", 0.0, False),
             "select": (describe_budget(config, columns), 0.0, False),
             "export": ("", 0.0, False),

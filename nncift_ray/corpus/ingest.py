@@ -26,10 +26,11 @@ from nncift_ray.errors import DataError
 from nncift_ray.recipe.sections import DataConfig
 from nncift_ray.runtime import schemas
 from nncift_ray.runtime.output import ERRORS_TABLE, Sink, StageOutput
-from nncift_ray.runtime.schemas import CANDIDATE, EXISTING, TABLE_OF_ROLE, TARGET
+from nncift_ray.runtime.schemas import BENCHMARK, CANDIDATE, EXISTING, TABLE_OF_ROLE, TARGET
 from nncift_ray.runtime.step import Shard, Stage, Worker
 
 RECORDS, COPIES = "records", "copies"
+NEAR_DUPLICATES, CONTAMINATED = "near_duplicates", "contaminated"
 KIBIBYTE = 1024
 BATCH_ROWS = 4_096
 #: A batch is also full at this many characters, so that long rows do not add up.
@@ -144,14 +145,22 @@ class RoleSource:
 
 
 def find_sources(
-    candidates: Sequence[str], targets: Sequence[str], existing: Sequence[str] = ()
+    candidates: Sequence[str],
+    targets: Sequence[str],
+    existing: Sequence[str] = (),
+    benchmarks: Sequence[str] = (),
 ) -> list[RoleSource]:
     """Expand the patterns of all roles, candidates first.
 
     Raises:
         DataError: If a pattern matches nothing or a file cannot be read.
     """
-    patterns = {CANDIDATE: candidates, TARGET: targets, EXISTING: existing}
+    patterns = {
+        CANDIDATE: candidates,
+        TARGET: targets,
+        EXISTING: existing,
+        BENCHMARK: benchmarks,
+    }
     digests: dict[str, str] = {}
     sources: list[RoleSource] = []
     for role, of_role in patterns.items():
@@ -245,25 +254,39 @@ class DeduplicateStage(Stage):
     (and is counted): whether to learn from the benchmark is not ours to decide. So does a candidate
     that the model already has: a conditional gain sees that it adds nothing.
 
+    Of the candidates those are left out, and listed, that hold words of a benchmark
+    (``contaminated``), and those that are near-duplicates of an earlier one (``near_duplicates``).
+
     Where a run goes on from a parent, its examples are the earlier rows: only what is new is
     written, with the numbers that follow, and ``copies`` counts what is not.
 
-    Memory: 16 bytes an id, three times over while sorting, and one batch of rows.
+    Memory: 16 bytes an id, three times over while sorting, and one batch of rows; while
+    near-duplicates are sought 900 bytes a candidate.
     """
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     name: ClassVar[str] = "deduplicate"
     title: ClassVar[str] = "number the distinct examples"
 
-    def __init__(self, ingest: StageOutput, parent: StageOutput | None = None) -> None:
+    def __init__(
+        self,
+        ingest: StageOutput,
+        parent: StageOutput | None = None,
+        data: DataConfig | None = None,
+    ) -> None:
         """Read the finished ingest, and the examples of a parent that this goes on from."""
         self.ingest, self.parent = ingest, parent
+        self.data = data or DataConfig.model_construct()
 
     @property
     def produces(self) -> Mapping[str, pa.Schema]:
-        """``candidates``, ``targets`` and ``existing``; ``copies`` of a parent's."""
+        """``candidates``, ``targets`` and ``existing``; what is left out; a parent's ``copies``."""
         tables = dict.fromkeys(TABLE_OF_ROLE.values(), schemas.EXAMPLES)
-        return tables | ({COPIES: schemas.COPIES} if self.parent else {})
+        left_out = {
+            NEAR_DUPLICATES: schemas.NEAR_DUPLICATES,
+            CONTAMINATED: schemas.CONTAMINATED,
+        }
+        return tables | left_out | ({COPIES: schemas.COPIES} if self.parent else {})
 
     @property
     def inputs(self) -> Mapping[str, StageOutput]:
@@ -271,8 +294,11 @@ class DeduplicateStage(Stage):
         return {"ingest": self.ingest} | ({"parent": self.parent} if self.parent else {})
 
     def settings(self) -> dict[str, Any]:
-        """Nothing can be set."""
-        return {}
+        """What counts as a near-duplicate and as an overlap."""
+        return {
+            "near_duplicates": self.data.near_duplicates,
+            "overlap_words": self.data.overlap_words,
+        }
 
     def num_items(self) -> int:
         """One: numbering is sequential."""
@@ -282,17 +308,24 @@ class DeduplicateStage(Stage):
         """All records."""
         return self.ingest.num_rows(RECORDS) if stop > start else 0
 
+    def notices(self, output: StageOutput) -> list[str]:
+        """What was left out."""
+        return describe_left_out(output)
+
     def make_worker(self) -> Worker:
         """Return what numbers the examples."""
         return self._deduplicate
 
     def _deduplicate(self, shard: Shard, sink: Sink) -> None:
         new = {role: self._ids_of_records(role) for role in TABLE_OF_ROLE}
-        self._check_roles(new)
+        self._check_roles(new | {BENCHMARK: self._ids_of_records(BENCHMARK)})
         earlier = {role: self._ids_of_parent(table) for role, table in TABLE_OF_ROLE.items()}
         ids = {role: np.concatenate([earlier[role], new[role]]) for role in TABLE_OF_ROLE}
         num_copies = {role: find_first_copies(of_role) for role, of_role in ids.items()}
+        num_distinct = {role: int((copies >= 0).sum()) for role, copies in num_copies.items()}
         seen = {role: len(of_role) for role, of_role in earlier.items()}
+        left_out = self._find_left_out(num_copies[CANDIDATE], seen[CANDIDATE])
+        num_copies[CANDIDATE][list(left_out.rows)] = -1
         written = dict(seen)
         for role, count in seen.items():
             if (copies := _copies_table(role, num_copies[role][:count])).num_rows:
@@ -300,13 +333,65 @@ class DeduplicateStage(Stage):
         for batch in self.ingest.iter_batches(RECORDS, batch_rows=BATCH_ROWS):
             for role, table in TABLE_OF_ROLE.items():
                 records = pa.Table.from_batches([_of_role(batch, role)])
+                if role == CANDIDATE:
+                    left_out.write(records, seen[role], sink)
                 copies_N = num_copies[role][seen[role] : seen[role] + records.num_rows]
                 examples = _number(records, copies_N, written[role])
                 seen[role] += records.num_rows
                 written[role] += examples.num_rows
                 if examples.num_rows:
                     sink.write(table, examples)
-        sink.facts.update(_describe(ids, written))
+        if not written[CANDIDATE] and num_distinct[CANDIDATE]:
+            raise DataError(
+                "no candidate is left: each holds the prompt of a row of data.benchmarks or "
+                f"evaluation.tests, or {self.data.overlap_words} words of one in a row "
+                "(data.overlap_words)"
+            )
+        sink.facts.update(_describe(ids, num_distinct, written), **left_out.facts())
+
+    def _find_left_out(self, num_copies: np.ndarray, num_earlier: int) -> LeftOut:
+        """Look for candidates that hold words of a benchmark, and for near-duplicates.
+
+        Args:
+            num_copies: Of the parent's candidates and of the new ones; below 0: not looked at.
+            num_earlier: The parent's, which stay.
+        """
+        batches = self.ingest.iter_batches(RECORDS, [*_TEXTS, "role", "source", "line"])
+        tests = [row for batch in batches for row in _of_role(batch, BENCHMARK).to_pylist()]
+        if self.data.near_duplicates is None and not tests:
+            return LeftOut({}, {}, [])
+        from nncift_ray.corpus.overlap import Cleaner  # pandas, rensa
+
+        prompts, responses = ([row[name] for row in tests] for name in _TEXTS)
+        cleaner = Cleaner(prompts, responses, self.data.overlap_words, self.data.near_duplicates)
+        first = 0
+        for batch in self._iter_candidates():
+            rows = np.flatnonzero(num_copies[first : first + batch.num_rows] >= 0)
+            texts = batch.take(rows)
+            prompts, responses = (
+                cast("list[str]", texts.column(name).to_pylist()) for name in _TEXTS
+            )
+            cleaner.look(first + rows, prompts, responses)
+            first += batch.num_rows
+        found = cleaner.finish(num_earlier)
+        twins = self._names_of_parent([twin for twin, _ in found.twins.values()], num_earlier)
+        left_out = LeftOut(found.twins, found.overlaps, tests, found.num_templates)
+        left_out.names |= twins
+        return left_out
+
+    def _iter_candidates(self) -> Iterator[pa.RecordBatch]:
+        if self.parent:
+            yield from self.parent.iter_batches("candidates", _TEXTS, batch_rows=BATCH_ROWS)
+        columns = ["role", *_TEXTS]
+        for batch in self.ingest.iter_batches(RECORDS, columns, batch_rows=BATCH_ROWS):
+            yield _of_role(batch, CANDIDATE)
+
+    def _names_of_parent(self, rows: Iterable[int], num_earlier: int) -> dict[int, dict[str, Any]]:
+        wanted = np.unique(np.array([row for row in rows if row < num_earlier], np.int64))
+        if self.parent is None or not len(wanted):
+            return {}
+        table = self.parent.take_rows("candidates", wanted, _NAMES)
+        return dict(zip(wanted.tolist(), table.to_pylist(), strict=True))
 
     def _ids_of_records(self, role: str) -> np.ndarray:
         batches = self.ingest.iter_batches(RECORDS, ["role", "example_id"])
@@ -321,11 +406,97 @@ class DeduplicateStage(Stage):
         manifest = self.ingest.manifest
         for role in {source["role"] for source in manifest.settings["sources"]}:
             if not len(ids[role]):
+                table = TABLE_OF_ROLE.get(role, "benchmarks")
                 raise DataError(
-                    f"no usable row for data.{TABLE_OF_ROLE[role]}; ingest rejected "
+                    f"no usable row for data.{table}; ingest rejected "
                     f"{manifest.num_failures:,} rows, with reasons in "
                     f"{self.ingest.folder / ERRORS_TABLE}"
                 )
+
+
+_TEXTS = ["prompt", "response"]
+_NAMES = ["example_id", "source", "line"]
+
+
+class LeftOut:
+    """Candidates that are left out, and their entries in the tables that say so."""
+
+    def __init__(
+        self,
+        twins: Mapping[int, tuple[int, float]],
+        overlaps: Mapping[int, tuple[int, str]],
+        tests: Sequence[Mapping[str, Any]],
+        num_templates: int = 0,
+    ) -> None:
+        """Keep what a ``Cleaner`` found: see ``Found``. ``tests`` are the rows it looked for."""
+        self._twins, self._overlaps, self._tests = twins, overlaps, tests
+        self._num_templates = num_templates
+        self._wanted = {twin for twin, _ in twins.values()}
+        self.names: dict[int, dict[str, Any]] = {}  # of the twins that stay, by row
+
+    @property
+    def rows(self) -> Iterable[int]:
+        """Their places among the parent's and the new candidates."""
+        return (*self._twins, *self._overlaps)
+
+    def write(self, records: pa.Table, first: int, sink: Sink) -> None:
+        """Write the entries of those among some records; ``first`` is the place of the first."""
+        places = range(first, first + records.num_rows)
+        wanted = [place for place in places if self._is_named(place)]
+        rows = records.take(pa.array([place - first for place in wanted], pa.int64()))
+        twins: list[dict[str, Any]] = []
+        contaminated: list[dict[str, Any]] = []
+        for place, row in zip(wanted, rows.select([*_NAMES, *_TEXTS]).to_pylist(), strict=True):
+            name = {key: row[key] for key in _NAMES}
+            entry = name | {"excerpt": make_excerpt(row["prompt"])}
+            if place in self._wanted:
+                self.names[place] = name
+            if place in self._twins:
+                twin, similarity = self._twins[place]
+                of_twin = {f"twin_{key}": value for key, value in self.names[twin].items()}
+                twins.append(entry | of_twin | {"similarity": similarity})
+            elif place in self._overlaps:
+                test, words = self._overlaps[place]
+                source, line = (self._tests[test][key] for key in ("source", "line"))
+                of_test = {"test_source": source, "test_line": line, "words": words or None}
+                contaminated.append(entry | of_test)
+        if twins:
+            sink.write_rows(NEAR_DUPLICATES, twins, schemas.NEAR_DUPLICATES)
+        if contaminated:
+            sink.write_rows(CONTAMINATED, contaminated, schemas.CONTAMINATED)
+
+    def _is_named(self, place: int) -> bool:
+        return place in self._wanted or place in self._twins or place in self._overlaps
+
+    def facts(self) -> dict[str, int]:
+        """Return how many there are."""
+        facts = {
+            "num_near_duplicate_candidates": len(self._twins),
+            "num_contaminated_candidates": len(self._overlaps),
+            "num_benchmark_rows": len(self._tests),
+            "num_template_runs": self._num_templates,
+        }
+        return {name: count for name, count in facts.items() if count}
+
+
+def describe_left_out(examples: StageOutput) -> list[str]:
+    """Say how many candidates were left out for what they repeat or overlap with."""
+    facts, settings = examples.manifest.facts(), examples.manifest.settings
+    folder, lines = examples.folder, []
+    if twins := facts.get("num_near_duplicate_candidates"):
+        lines.append(
+            f"{twins:,} candidates are near-duplicates of an earlier one (prompt and response "
+            f"alike to {settings['near_duplicates']:g}, data.near_duplicates) and left out; "
+            f"their twins stay: {folder / NEAR_DUPLICATES}"
+        )
+    if tests := facts.get("num_benchmark_rows"):
+        found = facts.get("num_contaminated_candidates", 0)
+        where = f": {folder / CONTAMINATED}" if found else ""
+        lines.append(
+            f"{found:,} candidates hold the prompt of one of {tests:,} rows of benchmarks and "
+            f"tests, or {settings['overlap_words']} words of it in a row, and are left out{where}"
+        )
+    return lines
 
 
 def find_first_copies(ids: np.ndarray) -> np.ndarray:
@@ -388,16 +559,18 @@ def _number(records: pa.Table, num_copies: np.ndarray, first_index: int) -> pa.T
     return kept.select(schemas.EXAMPLES.names).cast(schemas.EXAMPLES)
 
 
-def _describe(ids: Mapping[str, np.ndarray], written: Mapping[str, int]) -> dict[str, int]:
+def _describe(
+    ids: Mapping[str, np.ndarray], num_distinct: Mapping[str, int], written: Mapping[str, int]
+) -> dict[str, int]:
     """Return the numbers of examples and of copies, and of those that are candidates, too."""
     facts: dict[str, int] = {}
     roles = [role for role in TABLE_OF_ROLE if role != EXISTING or len(ids[role])]
     for role in roles:
         facts[f"num_{TABLE_OF_ROLE[role]}"] = written[role]
-        facts[f"num_duplicate_{TABLE_OF_ROLE[role]}"] = len(ids[role]) - written[role]
+        facts[f"num_duplicate_{TABLE_OF_ROLE[role]}"] = len(ids[role]) - num_distinct[role]
     for role in roles[1:]:
         _, starts = _group(np.concatenate([ids[CANDIDATE], ids[role]]))
-        num_shared = written[CANDIDATE] + written[role] - len(starts)
+        num_shared = num_distinct[CANDIDATE] + num_distinct[role] - len(starts)
         facts[f"num_{TABLE_OF_ROLE[role]}_among_candidates"] = num_shared
     return facts
 

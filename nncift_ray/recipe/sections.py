@@ -132,6 +132,14 @@ class DataConfig(Section):
     """A longer prompt or response makes a row an error."""
     max_failed_fraction: float = Field(default=0.5, ge=0, le=1)
     """Stop when a larger share of the records is unusable."""
+    near_duplicates: float | None = Field(default=0.95, gt=0, le=1)
+    """A candidate is left out where an earlier one is alike: the words of both prompts and of both
+    responses have this Jaccard similarity (runs of three, MinHash); null: exact copies only."""
+    benchmarks: tuple[str, ...] = ()
+    """Files, globs or folders of tests that no pick may give away: candidates that overlap with
+    them, or with ``evaluation.tests``, are left out."""
+    overlap_words: int = Field(default=13, ge=5)
+    """Words in a row that a candidate and a test may not share; the same prompt is always one."""
     group_by: str | None = None
     """Field of the original record that names a source or task in the report; the file name when
     null."""
@@ -142,9 +150,9 @@ class DataConfig(Section):
     @property
     def files(self) -> tuple[str, ...]:
         """All files, globs and folders."""
-        return (*self.candidates, *self.targets, *self.existing)
+        return (*self.candidates, *self.targets, *self.existing, *self.benchmarks)
 
-    @field_validator("candidates", "targets", "existing")
+    @field_validator("candidates", "targets", "existing", "benchmarks")
     @classmethod
     def _unsigned(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if any(_SIGNED.search(path) for path in value):
@@ -154,7 +162,7 @@ class DataConfig(Section):
             )
         return value
 
-    @field_validator("candidates", "targets", "existing", mode="before")
+    @field_validator("candidates", "targets", "existing", "benchmarks", mode="before")
     @classmethod
     def _one_is_a_list(cls, value: object) -> object:
         return [value] if isinstance(value, str) else value
@@ -661,6 +669,9 @@ class SelectionConfig(Section):
     """Ids of candidates that must be picked, or one path of a file with an id a line."""
     exclude: tuple[str, ...] | str = ()
     """Ids of candidates that must not be picked, or one path of such a file."""
+    repeats: float | None = Field(default=0.85, gt=0, le=1)
+    """Of candidates with one answer, the same numbers and at least this cosine of embeddings, one
+    may be picked: they ask the same in other words; null: all may."""
     quality: Literal["auto", "none"] = "auto"
     """auto: where there are profiles, a candidate's worth is multiplied by its quality; none: it is
     not (the paper's method)."""
@@ -1157,6 +1168,12 @@ class Recipe(Section):
                 "labelled; set by to network, or take data.existing out"
             )
         return self
+
+    @property
+    def benchmarks(self) -> tuple[str, ...]:
+        """What no candidate may hold words of: ``data.benchmarks`` and all test sets."""
+        tests = (pattern for files in self.evaluation.tests.values() for pattern in files)
+        return tuple(dict.fromkeys((*self.data.benchmarks, *tests)))
 
     @property
     def objective(self) -> Objective:

@@ -21,13 +21,21 @@ import pyarrow.compute as pc
 
 import nncift_ray
 from nncift_ray.corpus.examples import iter_groups
+from nncift_ray.corpus.ingest import CONTAMINATED, NEAR_DUPLICATES
 from nncift_ray.profiles.quality import SUSPECT
 from nncift_ray.recipe.sections import ClusterConfig, Config
-from nncift_ray.report.text import format_count, format_number, format_percent, format_seconds
+from nncift_ray.report.text import (
+    format_count,
+    format_number,
+    format_percent,
+    format_seconds,
+    shorten,
+)
 from nncift_ray.runtime import schemas
 from nncift_ray.runtime.output import ERRORS_TABLE, StageOutput
 from nncift_ray.runtime.schemas import CROSS, POINTS, WITHIN
 from nncift_ray.scores.exact import ScoreTotal
+from nncift_ray.selection.repeats import REPEATS
 from nncift_ray.selection.tables import scored_blocks, scores_of
 
 F64 = npt.NDArray[np.float64]
@@ -179,6 +187,7 @@ class ReportData:
     min_recall: float | None = None  # that the recipe asks for
     scoring: ExtraTable | None = None  # how each block's pairs were scored, and why
     errors: pa.Table | None = None
+    left_out: tuple[ExtraTable, ...] = ()  # candidates that repeat others or overlap with tests
     drift: Mapping[str, Any] | None = None  # facts of the drift stage, of a run that goes on
     drift_distances: pa.Table | None = None
     pool_lengths: Lengths | None = None
@@ -424,6 +433,7 @@ def format_interval(found: Estimate, write: Callable[[float], str]) -> str:
 # Fill the record from the outputs of a run's stages.
 
 SECONDS_PER_HOUR = 3600.0
+LEFT_OUT_SHOWN, EXCERPT_CHARS = 20, 200
 MAX_ERRORS_SHOWN = 100_000
 COVERED_SHOWN = 3
 NUM_SKIPPED = 6
@@ -514,6 +524,7 @@ def collect_report_data(
         min_recall=recipe.pair_scores.min_recall,
         scoring=_scoring_table(scores, index) if fit else _labels_table(scores),
         errors=_first_errors(outputs.values()),
+        left_out=_left_out_tables(examples, outputs.get(REPEATS)),
         drift=drift and drift.manifest.facts(),
         drift_distances=drift and drift.read("distances", schema=schemas.DRIFT_DISTANCES),
         pool_lengths=lengths,
@@ -723,6 +734,66 @@ def _first_errors(outputs: Iterable[StageOutput]) -> pa.Table:
             if room <= 0:
                 break
     return pa.Table.from_batches(batches, schema=schemas.ERRORS)
+
+
+def _left_out_tables(examples: StageOutput, repeats: StageOutput | None) -> tuple[ExtraTable, ...]:
+    """List the first candidates that were left out, beside their twins or the tests they hold."""
+    twins = _first_rows(examples, NEAR_DUPLICATES)
+    overlaps = _first_rows(examples, CONTAMINATED)
+    tables = (
+        ExtraTable(
+            f"Near-duplicates: {examples.num_rows(NEAR_DUPLICATES):,} candidates left out",
+            f"Each is alike to an earlier candidate, which stays. The first {LEFT_OUT_SHOWN}.",
+            ("candidate", "its twin", "similarity", "prompt"),
+            tuple(
+                (
+                    f"{row['source']}:{row['line']}",
+                    f"{row['twin_source']}:{row['twin_line']}",
+                    row["similarity"],
+                    row["excerpt"],
+                )
+                for row in twins
+            ),
+        ),
+        ExtraTable(
+            f"Overlaps with tests: {examples.num_rows(CONTAMINATED):,} candidates left out",
+            f"Each holds a test's prompt, or words of it. The first {LEFT_OUT_SHOWN}.",
+            ("candidate", "test", "shared words", "prompt"),
+            tuple(
+                (
+                    f"{row['source']}:{row['line']}",
+                    f"{row['test_source']}:{row['test_line']}",
+                    row["words"] or "the whole prompt",
+                    row["excerpt"],
+                )
+                for row in overlaps
+            ),
+        ),
+    )
+    return tuple(table for table in (*tables, _repeats_table(examples, repeats)) if table.rows)
+
+
+def _repeats_table(examples: StageOutput, repeats: StageOutput | None) -> ExtraTable:
+    found = [] if repeats is None else _first_rows(repeats, REPEATS)
+    sides = (np.array([row[side] for row in found], np.int64) for side in ("row_index", "repeats"))
+    prompts, others = (
+        examples.take_rows("candidates", rows, ["prompt"])["prompt"].to_pylist() if found else []
+        for rows in sides
+    )
+    return ExtraTable(
+        f"Reworded repeats: {repeats.num_rows(REPEATS) if repeats else 0:,} candidates not picked",
+        f"Each has the answer of another, which may be picked. The first {LEFT_OUT_SHOWN}.",
+        ("candidate", "asks what this one asks", "cosine"),
+        tuple(
+            (shorten(str(prompt), EXCERPT_CHARS), shorten(str(other), EXCERPT_CHARS), row["cosine"])
+            for prompt, other, row in zip(prompts, others, found, strict=True)
+        ),
+    )
+
+
+def _first_rows(examples: StageOutput, name: str) -> list[dict[str, Any]]:
+    batch = next(iter(examples.iter_batches(name, batch_rows=LEFT_OUT_SHOWN)), None)
+    return [] if batch is None else cast("list[dict[str, Any]]", batch.to_pylist())
 
 
 # How each block was scored, and what that missed.

@@ -515,6 +515,7 @@ def render_report(data: ReportData) -> str:
         ),
         "recall": _recall_chart(data),
         "scoring": None if data.scoring is None else extra_table(data.scoring),
+        "left_out_tables": [extra_table(table) for table in data.left_out],
         "fidelity_table": fidelity_table(data),
         "stage_chart": figures.plot_stage_seconds(data.stages),
         "stage_table": stage_table(data),

@@ -14,6 +14,8 @@ import pyarrow as pa
 
 # EXISTING: what the model already has; read by conditional objectives, never selected.
 CANDIDATE, TARGET, EXISTING = "candidate", "target", "existing"
+# What no candidate may hold words of: benchmarks and tests; they make no examples.
+BENCHMARK = "benchmark"
 #: The table that holds the examples of each role.
 TABLE_OF_ROLE = {CANDIDATE: "candidates", TARGET: "targets", EXISTING: "existing"}
 # POINTS: candidates on their own, for teachers that score examples instead of pairs.
@@ -70,6 +72,45 @@ COPIES = pa.schema(
         pa.field("role", pa.string(), nullable=False),
         pa.field("row_index", pa.int64(), nullable=False),
         pa.field("num_duplicates", pa.int32(), nullable=False),  # further copies, all in new data
+    ]
+)
+
+_LEFT_OUT_CANDIDATE = [
+    pa.field("example_id", pa.string(), nullable=False),
+    pa.field("source", pa.string(), nullable=False),
+    pa.field("line", pa.int64(), nullable=False),
+    pa.field("excerpt", pa.string(), nullable=False),  # of the prompt
+]
+
+# Candidates left out for an earlier one that is nearly the same.
+NEAR_DUPLICATES = pa.schema(
+    [
+        *_LEFT_OUT_CANDIDATE,
+        pa.field("twin_example_id", pa.string(), nullable=False),  # a candidate that stays
+        pa.field("twin_source", pa.string(), nullable=False),
+        pa.field("twin_line", pa.int64(), nullable=False),
+        pa.field("similarity", pa.float32(), nullable=False),  # of prompts or responses: the lower
+    ]
+)
+
+# Candidates that cannot be picked, since another asks the same in other words.
+REPEATS = pa.schema(
+    [
+        pa.field("row_index", pa.int64(), nullable=False),
+        pa.field("example_id", pa.string(), nullable=False),
+        pa.field("repeats", pa.int64(), nullable=False),  # row_index of the one that can
+        pa.field("repeats_example_id", pa.string(), nullable=False),
+        pa.field("cosine", pa.float32(), nullable=False),  # of the two embeddings
+    ]
+)
+
+# Candidates left out for what they hold of a benchmark or a test set.
+CONTAMINATED = pa.schema(
+    [
+        *_LEFT_OUT_CANDIDATE,
+        pa.field("test_source", pa.string(), nullable=False),
+        pa.field("test_line", pa.int64(), nullable=False),
+        pa.field("words", pa.string()),  # the run of words they share; null: the whole prompt
     ]
 )
 

@@ -41,6 +41,7 @@ from nncift_ray.selection.greedy import (
 from nncift_ray.selection.objectives import coverage, marginal_gains
 from nncift_ray.selection.partitioned import merge_parts, part_tasks, search_part
 from nncift_ray.selection.problem import MODULAR, Objective, Problem
+from nncift_ray.selection.repeats import read_repeats
 from nncift_ray.selection.tables import (
     RANDOM,
     ROUND_ROBIN,
@@ -101,6 +102,7 @@ class _SelectionStage(Stage):
         selection: SelectionConfig,
         examples: StageOutput | None = None,
         profiles: StageOutput | None = None,
+        repeats: StageOutput | None = None,
     ) -> None:
         """Select by a resolved section of the recipe (`resolve_selection`)."""
         reads_records = selection.quotas.given or selection.weight_by is not None
@@ -110,11 +112,16 @@ class _SelectionStage(Stage):
         self._examples = examples if reads_records else None
         wanted = profiles is not None and selection.quality == "auto" and has_quality(profiles)
         self._profiles = profiles if wanted else None
+        self._repeats = repeats
 
     @property
     def inputs(self) -> Mapping[str, StageOutput]:
         """The finished steps."""
-        optional = {"examples": self._examples, "profiles": self._profiles}
+        optional = {
+            "examples": self._examples,
+            "profiles": self._profiles,
+            "repeats": self._repeats,
+        }
         given = {name: output for name, output in optional.items() if output is not None}
         return {"scores": self._scores, "embeddings": self._embeddings, **given}
 
@@ -168,6 +175,7 @@ class _SelectionStage(Stage):
             names["example_id"],
             self._examples if selection.quotas.given else None,
             tables.unranked(),
+            list(read_repeats(self._repeats)) if self._repeats else (),
         )
         objective = build_objective(selection, tables)
         return SearchInputs(
@@ -201,6 +209,7 @@ class SelectStage(_SelectionStage):
         parts: StageOutput | None = None,
         save_seconds: float = SAVE_SECONDS,
         profiles: StageOutput | None = None,
+        repeats: StageOutput | None = None,
     ) -> None:
         """Select from scored pairs.
 
@@ -212,8 +221,9 @@ class SelectStage(_SelectionStage):
             parts: Of the select_partitions stage, where the search is partitioned.
             save_seconds: Least time between two savings of the picks so far; changes no row.
             profiles: Of the profiles stage: its quality of the candidates multiplies their worth.
+            repeats: Of the repeats stage: what it lists is not picked.
         """
-        super().__init__(scores, embeddings, selection, examples, profiles)
+        super().__init__(scores, embeddings, selection, examples, profiles, repeats)
         if (parts is None) == (selection.optimizer.kind == PARTITIONED):
             raise StageError("a partitioned search, and no other, merges the picks of its parts")
         self._parts, self._save_seconds = parts, save_seconds
@@ -513,6 +523,7 @@ def read_constraints(
     ids: pa.ChunkedArray,
     examples: StageOutput | None,
     unranked: np.ndarray,
+    repeats: Sequence[int] = (),
 ) -> tuple[Constraints, dict[str, dict[str, int | None]]]:
     """Look up what limits the picks.
 
@@ -521,6 +532,7 @@ def read_constraints(
         ids: Id of each candidate.
         examples: Of the deduplicate stage; read for quotas only.
         unranked: Candidates without a score, which are not picked either.
+        repeats: Candidates that repeat others; they are picked if ``selection.include`` says so.
 
     Returns:
         The constraints, and the least and most picks of each group that has a quota.
@@ -540,7 +552,8 @@ def read_constraints(
             f"selection.include names {_some(ids.take(without))}, which the teacher gave no "
             "label, so nothing says what it is worth; the errors of the label stage say why"
         )
-    exclude = np.union1d(exclude, unranked)
+    repeated = np.setdiff1d(np.asarray(repeats, np.int64), include)
+    exclude = np.union1d(np.union1d(exclude, unranked), repeated)
     lists: dict[str, Any] = {"include": include.tolist(), "exclude": exclude.tolist()}
     if examples is None:
         return Constraints(**lists), {}

@@ -21,7 +21,7 @@ COMMON: Tree = {
     "labels": {"label_pairs": 3000},
     "network": {"num_epochs": 30, "min_steps": 0, "learning_rate": 1e-3},
     "pair_scores": {"top_k": 24},
-    "selection": {"objective": "facility_location", "budget": 0.15},
+    "selection": {"objective": "facility_location", "budget": 0.15, "repeats": None},
 }
 LANGUAGE_MODEL: Tree = {"model": TINY_MODEL, "engine": "transformers", "max_length": 512}
 

@@ -44,9 +44,10 @@ def test_a_run_by_teacher_draws_groups_and_labels_as_one_by_network() -> None:
         Blueprint(config(by, ALL_LABELS), fetch=False) for by in ("network", "teacher")
     )
     upstream = by_network.stage_names[: by_network.stage_names.index("label") + 1]
-    assert by_teacher.stage_names == (*upstream, "teacher_scores", "select", "export")
-    assert by_network.stage_names == (*upstream, "fit", "project", "score_pairs", "select",
-                                      "export")  # fmt: skip
+    assert by_teacher.stage_names == (*upstream, "teacher_scores", "repeats", "select", "export")
+    assert by_network.stage_names == (
+        *upstream, "fit", "project", "score_pairs", "repeats", "select", "export"
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("key", ["label_pairs", "max_pairs"])
