@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 from nncift_ray.errors import ConfigError, StageError
 from nncift_ray.runtime.step import Resources
-from nncift_ray.scores.exact import TopK, top_k_rows
+from nncift_ray.scores.exact import TopK, top_k_tiles
 
-#: `exact.top_k_rows` on threads, or the same on a device.
-ScoreRows = Callable[..., TopK]
+#: `exact.top_k_tiles` on threads, or the same on a device.
+ScoreTiles = Callable[..., TopK | None]
 
 
 def num_threads_of(resources: Resources) -> int:
@@ -23,25 +23,25 @@ def num_threads_of(resources: Resources) -> int:
     return max(1, min(int(resources.num_cpus), os.cpu_count() or 1))
 
 
-def pair_backend(device: str = "cpu", *, num_threads: int = 1) -> ScoreRows:
+def pair_backend(device: str = "cpu", *, num_threads: int = 1) -> ScoreTiles:
     """Return what scores all pairs on "cpu" or on a torch device.
 
     The CPU kernel loads no torch; "cuda" is the Triton kernel where Triton is installed (it comes
     with a GPU build of torch), else plain torch.
     """
     if device == "cpu":
-        return functools.partial(top_k_rows, num_threads=num_threads)
-    from nncift_ray.scores.gpu import fold_in_torch, top_k_rows_on
+        return functools.partial(top_k_tiles, num_threads=num_threads)
+    from nncift_ray.scores.gpu import fold_in_torch, top_k_tiles_on
 
     fold = fold_in_torch
     if device.startswith("cuda") and importlib.util.find_spec("triton") is not None:
         from nncift_ray.scores.triton_kernel import fold_in_triton
 
         fold = fold_in_triton
-    return functools.partial(top_k_rows_on, device=device, fold=fold)
+    return functools.partial(top_k_tiles_on, device=device, fold=fold)
 
 
-def make_backend(resources: Resources) -> ScoreRows:
+def make_backend(resources: Resources) -> ScoreTiles:
     """Return what scores all pairs with an actor's resources.
 
     Raises:

@@ -31,9 +31,9 @@ Source of the network: NN-CIFT, arXiv 2502.09969, section 3.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -262,6 +262,33 @@ def top_k_rows(
     parts = run_parts(len(a_IH), num_threads, score)
     counted.count_B[:] += sum(count_B for _, count_B in parts)
     return TopK.of_state(whole, np.maximum.reduce([column_max for column_max, _ in parts]))
+
+
+def top_k_tiles(
+    a_IH: F32,
+    tiles: Iterable[tuple[int, F32]],
+    w_H: F32,
+    bias: float,
+    k: int,
+    *,
+    state: TopKState | None = None,
+    counted: CountedRows | None = None,
+    num_threads: int = 1,
+) -> TopK | None:
+    """Return `top_k_rows` over tiles of columns (first column, activations); None without tiles.
+
+    `column_max_J` is of all their columns, in the order of the tiles.
+    """
+    top: TopK | None = None
+    maxima: list[F32] = []
+    for first_column, b_JH in tiles:
+        top = top_k_rows(
+            a_IH, b_JH, w_H, bias, k, column_offset=first_column, state=state, counted=counted,
+            num_threads=num_threads,
+        )  # fmt: skip
+        state = top.state
+        maxima.append(top.column_max_J)
+    return None if top is None else replace(top, column_max_J=np.concatenate(maxima))
 
 
 def sum_columns(

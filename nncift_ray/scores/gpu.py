@@ -1,4 +1,4 @@
-"""Influence of every pair on a GPU: `exact.top_k_rows`, its contract and its bits.
+"""Influence of every pair on a GPU: `exact.top_k_tiles`, its contract and its bits.
 
 Scores are the CPU kernel's additions in the same order; so lists, extremes and column maxima agree
 to the last bit, and the sums to about 1e-7. The pair network's agree to rounding in plain torch.
@@ -9,8 +9,11 @@ K kept columns.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -29,17 +32,32 @@ from nncift_ray.scores.kernel import BITS_DROPPED, FIRST_BIN, LAST_COLUMN, NUM_B
 F32 = NDArray[np.float32]
 
 TILE_COLUMNS = 1024  # of the torch version: 8 bytes x rows x columns of temporaries
+COUNTED_SCORES = 1 << 24  # at once: each unit is a launch, whatever their number
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DeviceColumns:
+    """A tile of columns on the device, prepared for scoring."""
+
+    columns_HJ: torch.Tensor  # -w_h b_jh times its unit's sign; of the pair network the features
+    base_J: torch.Tensor  # bias + sum_h w_h b_jh; of the pair network with each one's own effect
+    first_column: int
+
+    @property
+    def num_bytes(self) -> int:
+        """What it takes of the device's memory."""
+        return self.columns_HJ.nbytes + self.base_J.nbytes
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DevicePairs:
     """Rows and columns on the device, prepared for scoring."""
 
-    rows_HI: torch.Tensor  # w_h a_ih
-    columns_HJ: torch.Tensor  # -w_h b_jh
-    base_J: torch.Tensor  # bias + sum_h w_h b_jh
-    num_max: int  # units before this one add a maximum, the others a minimum
-    own_I: torch.Tensor | None  # effect of each row, of the pair network; its units add products
+    rows_HI: torch.Tensor  # w_h a_ih times its unit's sign, which makes all units add a maximum
+    columns_HJ: torch.Tensor
+    base_J: torch.Tensor
+    sign_H: torch.Tensor | None  # 1 or -1; None: the pair network's, whose units add products
+    own_I: torch.Tensor | None  # effect of each row, of the pair network
     first_column: int
 
 
@@ -55,66 +73,115 @@ class DeviceState:
     column_max_J: torch.Tensor
 
 
-def top_k_rows_on(
+Fold = Callable[[DevicePairs, DeviceState], None]
+#: First column and activations of each tile. What ``on_device`` holds of them, if there is such a
+#: list, is what an earlier call has prepared, and is not asked for again.
+Tiles = Iterable[tuple[int, F32]]
+
+
+def top_k_tiles_on(
     a_IH: F32,
-    b_JH: F32,
+    tiles: Tiles,
     w_H: F32,
     bias: float,
     k: int,
     *,
     device: str,
-    fold: Callable[[DevicePairs, DeviceState], None],
-    column_offset: int = 0,
+    fold: Fold,
     state: TopKState | None = None,
     counted: CountedRows | None = None,
-) -> TopK:
-    """Return the K best columns of every row, of all pairs scored on a device.
+) -> TopK | None:
+    """Return the K best columns of every row, of all tiles scored on a device; None without tiles.
 
-    Arguments, result, state and errors are those of `exact.top_k_rows`; a state may go from one to
-    the other. `fold` is what scores: `fold_in_torch`, or `fold_in_triton` on a GPU.
+    Result, state and errors are those of `exact.top_k_tiles`; a state may go from one to the other.
+    It goes to the device once and comes back once. `fold` is what scores: `fold_in_torch`, or
+    `fold_in_triton` on a GPU.
 
-    Device memory: 4 * (I + J) * H bytes, 8 * I * K for the keys.
+    Device memory: 4 * (I + J) * H bytes, 8 * I * K for the keys; half of what is free at most for
+    tiles that are kept.
     """
-    check_activations(a_IH, b_JH[:0], w_H, bias)
-    state = start_state(len(a_IH), k, column_offset, len(b_JH), state)
-    columns_JH = torch.asarray(b_JH, device=device)
-    if not bool(torch.isfinite(columns_JH).all()):
-        check_activations(a_IH, b_JH, w_H, bias)  # names the row
-    base_J = torch.full((len(b_JH),), bias, dtype=torch.float64).to(device)
+    check_activations(a_IH, a_IH[:0], w_H, bias)
+    state = start_state(len(a_IH), k, 0, 0, state)
     order_H, sign_H = unit_order(w_H)
+    on_device = functools.partial(torch.asarray, device=device)
+    rows_HI = on_device(a_IH if len(w_H) else a_IH[:, :-1]).T.contiguous()
+    signs, own_I = on_device(sign_H) if len(w_H) else None, None
     if len(w_H):
-        rows_IH = prepare_rows(a_IH, w_H)[0] * sign_H
-        weighted_HJ = (columns_JH * torch.asarray(w_H, device=device)).T.contiguous()
-        for weighted_J in weighted_HJ:  # in order, in float64, as the CPU does
-            base_J += weighted_J
-        columns_HJ = -weighted_HJ[torch.asarray(order_H, device=device)]
-        own_I = None
+        rows_HI = on_device(prepare_rows(a_IH, w_H)[0]).T.contiguous()
     else:
-        rows_IH, columns_HJ = a_IH[:, :-1], columns_JH[:, :-1].T.contiguous()
-        own_I = torch.asarray(a_IH[:, -1].copy(), device=device)
-        base_J += columns_JH[:, -1]
-    pairs = DevicePairs(
-        torch.asarray(rows_IH, device=device).T.contiguous(),
-        columns_HJ,
-        base_J.float(),
-        int((sign_H > 0).sum()),
-        own_I,
-        column_offset,
-    )
+        own_I = on_device(a_IH[:, -1].copy())
     statistics = state.statistics
     host = (state.key_IK, *statistics[1:])
     # Copies: on a CPU the tensors would share the state's memory.
     kept = [torch.tensor(values).to(device) for values in host]
-    column_max_J = torch.full((len(b_JH),), -torch.inf, device=device)
-    if len(a_IH) and len(b_JH):
-        fold(pairs, DeviceState(*kept, column_max_J=column_max_J))
-        if counted is not None:
-            _count_scores(pairs, counted)
+    maxima: list[torch.Tensor] = []
+    counts_B = torch.zeros(NUM_BINS, dtype=torch.int64, device=device)
+    for tile in _prepared(tiles, w_H, bias, device):
+        start_state(len(a_IH), k, tile.first_column, len(tile.base_J), state)
+        pairs = DevicePairs(rows_HI, tile.columns_HJ, tile.base_J, signs, own_I, tile.first_column)
+        maxima.append(torch.full(tile.base_J.shape, -torch.inf, device=device))
+        if len(a_IH) and len(tile.base_J):
+            fold(pairs, DeviceState(*kept, column_max_J=maxima[-1]))
+            if counted is not None:
+                _count_scores(pairs, counted, counts_B)
+        statistics.num_pairs_I[:] += len(tile.base_J)
+    if not maxima:
+        return None
     for values, found in zip(host, kept, strict=True):
         values[:] = found.cpu().numpy()
+    if counted is not None:
+        counted.count_B[:] += counts_B.cpu().numpy()
     state.key_IK.sort(axis=1)  # the worst first is a heap
-    statistics.num_pairs_I[:] += len(b_JH)
-    return TopK.of_state(state, column_max_J.cpu().numpy())
+    return TopK.of_state(state, torch.cat(maxima).cpu().numpy())
+
+
+def top_k_rows_on(
+    a_IH: F32, b_JH: F32, w_H: F32, bias: float, k: int, *, column_offset: int = 0, **options: Any
+) -> TopK:
+    """Return `exact.top_k_rows` of one tile; options are those of `top_k_tiles_on`."""
+    start_state(len(a_IH), k, column_offset, len(b_JH), options.get("state"))
+    return cast("TopK", top_k_tiles_on(a_IH, [(column_offset, b_JH)], w_H, bias, k, **options))
+
+
+def _prepared(tiles: Tiles, w_H: F32, bias: float, device: str) -> Iterator[DeviceColumns]:
+    """Yield tiles ready for scoring; those that fit beside everything else stay for later calls."""
+    kept: list[DeviceColumns] | None = getattr(tiles, "on_device", None)
+    if kept:
+        yield from kept
+        return
+    found: list[DeviceColumns] = []
+    left = torch.cuda.mem_get_info()[0] / 2 if device.startswith("cuda") else math.inf
+    for first_column, b_JH in tiles:
+        tile = prepare_columns(b_JH, w_H, bias, first_column, device)
+        left -= tile.num_bytes
+        if kept is not None and left >= 0:
+            found.append(tile)
+        yield tile
+    if kept is not None and left >= 0:
+        kept.extend(found)
+
+
+def prepare_columns(
+    b_JH: F32, w_H: F32, bias: float, first_column: int, device: str
+) -> DeviceColumns:
+    """Return columns on a device, ready for scoring.
+
+    Raises:
+        ValueError: If an activation is not finite.
+    """
+    columns_JH = torch.asarray(b_JH, device=device)
+    if not bool(torch.isfinite(columns_JH).all()):
+        check_activations(b_JH[:0], b_JH, w_H, bias)  # names the row
+    base_J = torch.full((len(b_JH),), bias, dtype=torch.float64).to(device)
+    if len(w_H) == 0:
+        base_J += columns_JH[:, -1]
+        return DeviceColumns(columns_JH[:, :-1].T.contiguous(), base_J.float(), first_column)
+    order_H, sign_H = (torch.asarray(x, device=device) for x in unit_order(w_H))
+    weighted_HJ = (columns_JH * torch.asarray(w_H, device=device)).T.contiguous()
+    for weighted_J in weighted_HJ:  # in order, in float64, as the CPU does
+        base_J += weighted_J
+    columns_HJ = -weighted_HJ[order_H] * sign_H[:, None]
+    return DeviceColumns(columns_HJ, base_J.float(), first_column)
 
 
 def fold_in_torch(pairs: DevicePairs, state: DeviceState) -> None:
@@ -146,21 +213,20 @@ def _score_tile(pairs: DevicePairs, rows: slice | torch.Tensor, part: slice) -> 
         positive_IT = (rows_HI.T @ pairs.columns_HJ[:, part]).clamp_(min=0)
         return torch.addcmul(pairs.own_I[rows, None] + pairs.base_J[part], positive_IT, positive_IT)
     score_IT = pairs.base_J[part].repeat(rows_HI.shape[1], 1)
-    for h, (row_I, column_J) in enumerate(zip(rows_HI, pairs.columns_HJ, strict=True)):
-        larger = torch.maximum if h < pairs.num_max else torch.minimum
-        score_IT += larger(row_I[:, None], column_J[None, part])
+    signs = [] if pairs.sign_H is None else pairs.sign_H.tolist()
+    for row_I, column_J, sign in zip(rows_HI, pairs.columns_HJ, signs, strict=True):
+        score_IT.add_(torch.maximum(row_I[:, None], column_J[None, part]), alpha=sign)
     return score_IT
 
 
-def _count_scores(pairs: DevicePairs, counted: CountedRows) -> None:
+def _count_scores(pairs: DevicePairs, counted: CountedRows, count_B: torch.Tensor) -> None:
     """Score the counted rows once more, a few of many, and add them to the counts."""
     counted_I = torch.asarray(counted.is_counted_I, device=pairs.rows_HI.device)
-    count_B = torch.zeros(NUM_BINS, dtype=torch.int64, device=counted_I.device)
-    for start in range(0, pairs.columns_HJ.shape[1], TILE_COLUMNS):
-        score_NT = _score_tile(pairs, counted_I, slice(start, start + TILE_COLUMNS))
+    width = max(TILE_COLUMNS, COUNTED_SCORES // max(1, int(counted.is_counted_I.sum())))
+    for start in range(0, pairs.columns_HJ.shape[1], width):
+        score_NT = _score_tile(pairs, counted_I, slice(start, start + width))
         bin_NT = (_ordered_bits(score_NT) >> BITS_DROPPED) - FIRST_BIN
         count_B += torch.bincount(bin_NT.ravel(), minlength=NUM_BINS)
-    counted.count_B[:] += count_B.cpu().numpy()
 
 
 def _ordered_bits(score: torch.Tensor) -> torch.Tensor:

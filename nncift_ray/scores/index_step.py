@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import numpy as np
 import pyarrow as pa
@@ -26,11 +26,12 @@ from nncift_ray.runtime.step import Shard, Stage, Worker
 from nncift_ray.scores.backend import (
     MEMORY_KEY,
     PairMemory,
-    ScoreRows,
+    ScoreTiles,
     make_backend,
     num_threads_of,
     peak_bytes,
 )
+from nncift_ray.scores.exact import TopK
 from nncift_ray.scores.index import (
     FIT_SAMPLE,
     NUM_ANCHORS,
@@ -83,7 +84,7 @@ class Speeds(NamedTuple):
 
 def measure_speeds(
     index: ColumnIndex, network: FactoredNetwork, a_IH: np.ndarray, b_JH: np.ndarray,
-    settings: SearchSettings, k: int, score_rows: ScoreRows,
+    settings: SearchSettings, k: int, score_tiles: ScoreTiles,
 ) -> Speeds:  # fmt: skip
     """Time both ways of scoring on some thousands of rows and columns."""
 
@@ -96,7 +97,7 @@ def measure_speeds(
             seconds.append(time.perf_counter() - begin)
         return min(seconds)
 
-    exact = fastest(lambda: score_rows(a_IH, b_JH, network.w_H, network.bias, k))
+    exact = fastest(lambda: score_tiles(a_IH, [(0, b_JH)], network.w_H, network.bias, k))
     pruned = fastest(lambda: index.search(a_IH, settings, k))
     return Speeds(exact / (len(a_IH) * len(b_JH)), pruned / len(a_IH))
 
@@ -170,15 +171,15 @@ class IndexStage(Stage):
 
     def make_worker(self) -> Worker:
         """Return what decides; columns are read when they are needed."""
-        score_rows = make_backend(self.resources)
+        score_tiles = make_backend(self.resources)
 
         def decide(shard: Shard, sink: Sink) -> None:
-            found = {b: asdict(self._decide(b, sink, score_rows)) for b in self._blocks}
+            found = {b: asdict(self._decide(b, sink, score_tiles)) for b in self._blocks}
             sink.facts.update({DECISIONS: found, "peak_bytes": peak_bytes()})
 
         return decide
 
-    def _decide(self, block: str, sink: Sink, score_rows: ScoreRows) -> BlockDecision:
+    def _decide(self, block: str, sink: Sink, score_tiles: ScoreTiles) -> BlockDecision:
         """Build an index, widen its search on held-out rows, time both ways, choose."""
         reason = self._why_not(block)
         if reason:
@@ -196,7 +197,7 @@ class IndexStage(Stage):
             network, fitting_IH, b_JH, seed=config.seed, num_threads=num_threads
         )
         build_seconds = time.perf_counter() - begin
-        tuning = self._tune(block, sink, index, network, b_JH, score_rows)
+        tuning = self._tune(block, sink, index, network, b_JH, score_tiles)
         point = tuning.best
         found = asdict(point)
         del found["seconds"]
@@ -204,7 +205,7 @@ class IndexStage(Stage):
             return BlockDecision(EXACT, self._found_too_little(block, point), **found)
         sample_JH = b_JH[:SAMPLE_COLUMNS]
         pair_seconds, row_seconds = self._measure(
-            index, network, timing_IH, sample_JH, point, config.top_k, score_rows
+            index, network, timing_IH, sample_JH, point, config.top_k, score_tiles
         )
         exact = num_rows * len(b_JH) * pair_seconds / self.num_scoring_workers
         pruned = build_seconds + num_rows * row_seconds / self.num_scoring_workers
@@ -218,16 +219,17 @@ class IndexStage(Stage):
 
     def _tune(
         self, block: str, sink: Sink, index: ColumnIndex, network: FactoredNetwork,
-        b_JH: np.ndarray, score_rows: ScoreRows,
+        b_JH: np.ndarray, score_tiles: ScoreTiles,
     ) -> Tuning:  # fmt: skip
         """Widen the search on held-out rows, and write every setting tried."""
         config, k = self._config, self._config.top_k
         num_rows = self._activations.num_rows(f"{block}_rows")
         rows, _ = draw_held_out(num_rows, config.recall_rows, config.seed)
         a_IH = read_rows(self._activations, block, rows)
+        exact = cast("TopK", score_tiles(a_IH, [(0, b_JH)], network.w_H, network.bias, k))
         tuning = tune(
             lambda settings: index.search(a_IH, settings, k),
-            score_rows(a_IH, b_JH, network.w_H, network.bias, k).score_IK,
+            exact.score_IK,
             len(b_JH),
             listing_schedule(k, len(b_JH), index.num_cells),
             config.min_recall,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -24,7 +24,7 @@ from nncift_ray.runtime import schemas
 from nncift_ray.runtime.output import Sink, StageOutput, column_matrix, vectors_to_arrow
 from nncift_ray.runtime.schemas import CROSS, EXISTING
 from nncift_ray.runtime.step import RowSpan
-from nncift_ray.scores.backend import ScoreRows
+from nncift_ray.scores.backend import ScoreTiles
 from nncift_ray.scores.exact import (
     RescoredTopK,
     ScoreStatistics,
@@ -60,13 +60,33 @@ class Columns:
     num_threads: int
     first: int = 0  # columns before it are left out
     keep: bool = False  # in memory, once they are read
+    #: What a GPU keeps of them, prepared.
+    on_device: list[Any] = field(default_factory=list[Any])
     _kept: list[tuple[int, np.ndarray]] | None = None
+    _latest: tuple[int, np.ndarray] | None = None  # that was yielded, to name what is wrong with it
 
     def __iter__(self) -> Iterator[tuple[int, np.ndarray]]:
         """Yield (first column, activations [T, H])."""
         if self._kept is None and self.keep:
             self._kept = list(self._read())
-        yield from self._read() if self._kept is None else self._kept
+        for tile in self._read() if self._kept is None else self._kept:
+            self._latest = tile
+            yield tile
+        self._latest = None
+
+    @contextmanager
+    def naming_bad(self, span: RowSpan, a_IH: np.ndarray) -> Iterator[None]:
+        """Name the first example whose activations are not finite, as the block numbers it.
+
+        Raises:
+            DataError: In place of a ValueError.
+        """
+        try:
+            yield
+        except ValueError as error:
+            first_column, b_JH = self._latest or (0, a_IH[:0])
+            with _name_bad_activations(span.name, span.start, a_IH, first_column, b_JH):
+                raise error from None
 
     def _read(self) -> Iterator[tuple[int, np.ndarray]]:
         num_rows = self.activations.num_rows(self.table)
@@ -86,7 +106,7 @@ class ListScorer:
 
     columns: Columns
     top_k: int
-    score_rows: ScoreRows
+    score_tiles: ScoreTiles
     dense: bool = False
     resume: Callable[[RowSpan], TopKState] | None = None
 
@@ -106,18 +126,13 @@ class ListScorer:
 
     def score(self, span: RowSpan, a_IH: np.ndarray, counted: CountedRows) -> TopK | None:
         """Return lists, statistics and the maxima of all columns; None without columns."""
-        network, top = self.columns.network, None
+        network = self.columns.network
         state = None if self.resume is None else self.resume(span)
-        maxima: list[np.ndarray] = []
-        for offset, tile_JH in self.columns:
-            with _name_bad_activations(span.name, span.start, a_IH, offset, tile_JH):
-                top = self.score_rows(
-                    a_IH, tile_JH, network.w_H, network.bias, self.top_k, column_offset=offset,
-                    state=state, counted=counted,
-                )  # fmt: skip
-            state = top.state
-            maxima.append(top.column_max_J)
-        return None if top is None else replace(top, column_max_J=np.concatenate(maxima))
+        with self.columns.naming_bad(span, a_IH):
+            return self.score_tiles(
+                a_IH, self.columns, network.w_H, network.bias, self.top_k, state=state,
+                counted=counted,
+            )  # fmt: skip
 
     def _write_dense(self, span: RowSpan, a_IH: np.ndarray, sink: Sink) -> None:
         network, num_threads = self.columns.network, self.columns.num_threads

@@ -338,8 +338,8 @@ class ScorePairsStage(RowStage):
     def _list_scorer(
         self, columns: Columns, resume: Callable[[RowSpan], TopKState] | None = None
     ) -> ListScorer:
-        score_rows = make_backend(self.resources)
-        return ListScorer(columns, self._config.top_k, score_rows, self._config.dense, resume)
+        score_tiles = make_backend(self.resources)
+        return ListScorer(columns, self._config.top_k, score_tiles, self._config.dense, resume)
 
     def _sum_scorer(self, columns: Columns, block: str) -> RowScorer:
         subtasks = Subtasks.one(self._num("rows", block))

@@ -1,53 +1,69 @@
 """The fold of `gpu` as one Triton kernel: score, count, keep the best; nothing is stored.
 
-A program owns a few rows and walks over all columns. Keys above a row's threshold (its worst kept
-key) are taken out one by one, largest first, each replacing the worst: after the first few hundred
-columns almost every tile has none, so the lists cost a few per cent of the scores.
+A program owns a few rows and walks over all columns. Both come packed, a tile's units one behind
+the other, so that the loop over units has fixed distances and no masks; what fills up a tile
+repeats its last row or column. Keys are made only where a score of the tile reaches its row's worst
+kept one, which is rare after the first few hundred columns: they are taken out one by one, largest
+first, each replacing the worst.
 
-Imported only where Triton is installed. Suffixes as in `gpu`.
+Imported only where Triton is installed. Suffixes as in `gpu`; P tiles, R rows and C columns of one.
 """
 
 from __future__ import annotations
 
 from typing import Any, cast
 
+import torch
 import triton  # pyright: ignore[reportMissingImports]
 import triton.language as tl  # pyright: ignore[reportMissingImports]
 
 from nncift_ray.scores.gpu import DevicePairs, DeviceState
-from nncift_ray.scores.kernel import LAST_COLUMN, NO_KEY
+from nncift_ray.scores.kernel import FIRST_KEY, LAST_COLUMN, NO_KEY
 
 # pyright: basic
 # Triton has no types: its strict reading is all "unknown".
 
 
-ROWS, COLUMNS, WARPS = 16, 128, 4  # of a program's tile: 16 scores a thread
+ROWS, COLUMNS, WARPS = 32, 256, 8  # of a program's tile: 32 scores a thread
 UNROLLED = 4  # hidden units
 
 
 def fold_in_triton(pairs: DevicePairs, state: DeviceState) -> None:
     """Score all pairs and fold them into the state, on the device that the tensors are on."""
-    num_hidden, num_rows = pairs.rows_HI.shape
-    num_columns, k = pairs.columns_HJ.shape[1], state.key_IK.shape[1]
-    launch = cast("Any", _fold)[(triton.cdiv(num_rows, ROWS),)]
+    num_rows, k = state.key_IK.shape
+    num_columns = pairs.columns_HJ.shape[1]
+    rows_PHR, columns_PHC = pack(pairs.rows_HI, ROWS), pack(pairs.columns_HJ, COLUMNS)
+    sign_H = pairs.sign_H
+    if sign_H is not None:  # units that fill up add -0, which changes no score
+        missing = rows_PHR.shape[1] - len(sign_H)
+        sign_H = torch.nn.functional.pad(sign_H, (0, missing), value=-0.0)
+    launch = cast("Any", _fold)[(len(rows_PHR),)]
     launch(
-        pairs.rows_HI, pairs.own_I, pairs.columns_HJ, pairs.base_J, state.key_IK,
+        rows_PHR, pairs.own_I, columns_PHC, sign_H, pairs.base_J, state.key_IK,
         state.min_I, state.max_I, state.sum_I, state.sum_of_squares_I, state.column_max_J,
-        num_rows, num_columns, num_hidden, pairs.num_max, pairs.first_column, k,
+        num_rows, num_columns, rows_PHR.shape[1], pairs.first_column, k,
         PADDED_K=triton.next_power_of_2(k), UNROLLED=UNROLLED, ROWS=ROWS, COLUMNS=COLUMNS,
-        LAST_COLUMN=LAST_COLUMN, NO_KEY=NO_KEY, num_warps=WARPS,
+        LAST_COLUMN=LAST_COLUMN, FIRST_KEY=FIRST_KEY, NO_KEY=NO_KEY, num_warps=WARPS,
     )  # fmt: skip
+
+
+def pack(x_HN: torch.Tensor, width: int) -> torch.Tensor:
+    """Return tiles [P, H, width]: units are filled up with zeros, a tile with its last column."""
+    num_units, num = x_HN.shape
+    place_N = torch.arange(-(-num // width) * width, device=x_HN.device).clamp(max=num - 1)
+    padded_HN = torch.nn.functional.pad(x_HN[:, place_N], (0, 0, 0, -num_units % UNROLLED))
+    return padded_HN.unflatten(1, (-1, width)).transpose(0, 1).contiguous()
 
 
 @triton.jit
 def _fold(
-    rows_HI: tl.tensor, own_I: tl.tensor | None, columns_HJ: tl.tensor, base_J: tl.tensor,
-    key_IK: tl.tensor,
+    rows_PHR: tl.tensor, own_I: tl.tensor | None, columns_PHC: tl.tensor,
+    sign_H: tl.tensor | None, base_J: tl.tensor, key_IK: tl.tensor,
     min_I: tl.tensor, max_I: tl.tensor, sum_I: tl.tensor, sum_of_squares_I: tl.tensor,
     column_max_J: tl.tensor, num_rows: tl.tensor, num_columns: tl.tensor, num_hidden: tl.tensor,
-    num_max: tl.tensor, first_column: tl.tensor, k: tl.tensor, PADDED_K: tl.constexpr,
+    first_column: tl.tensor, k: tl.tensor, PADDED_K: tl.constexpr,
     UNROLLED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    LAST_COLUMN: tl.constexpr, NO_KEY: tl.constexpr,
+    LAST_COLUMN: tl.constexpr, FIRST_KEY: tl.constexpr, NO_KEY: tl.constexpr,
 ) -> None:  # fmt: skip
     i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     is_row = i < num_rows
@@ -60,50 +76,55 @@ def _fold(
     high = tl.load(max_I + i, mask=is_row, other=0.0)
     total = tl.load(sum_I + i, mask=is_row, other=0.0)
     squares = tl.load(sum_of_squares_I + i, mask=is_row, other=0.0)
+    rows_at = rows_PHR + tl.program_id(0).to(tl.int64) * num_hidden * ROWS + tl.arange(0, ROWS)
+    b_at = columns_PHC + tl.arange(0, COLUMNS)
     for start in range(0, num_columns, COLUMNS):
         j = start + tl.arange(0, COLUMNS)
         is_column = j < num_columns
-        base = tl.load(base_J + j, mask=is_column, other=0.0)
+        base = tl.load(base_J + tl.minimum(j, num_columns - 1))
         score = tl.zeros((ROWS, COLUMNS), tl.float32)
-        if own_I is None:
+        if sign_H is not None:
             score += base[None, :]
-        a_at, b_at = rows_HI + i, columns_HJ + j
-        for _ in tl.range(0, num_max, loop_unroll_factor=UNROLLED):
-            a = tl.load(a_at, mask=is_row, other=0.0)
-            b = tl.load(b_at, mask=is_column, other=0.0)
-            score += tl.maximum(a[:, None], b[None, :])
-            a_at, b_at = a_at + num_rows, b_at + num_columns
-        for _ in tl.range(num_max, num_hidden, loop_unroll_factor=UNROLLED):
-            a = tl.load(a_at, mask=is_row, other=0.0)
-            b = tl.load(b_at, mask=is_column, other=0.0)
-            if own_I is None:
-                score += tl.minimum(a[:, None], b[None, :])
-            else:
-                score += a[:, None] * b[None, :]  # one fused step, as on the CPU
-            a_at, b_at = a_at + num_rows, b_at + num_columns
+        a_at = rows_at
+        for h in range(0, num_hidden, UNROLLED):
+            for u in tl.static_range(UNROLLED):
+                a = tl.load(a_at + u * ROWS)[:, None]
+                b = tl.load(b_at + u * COLUMNS)[None, :]
+                if sign_H is None:
+                    score = tl.fma(a, b, score)  # one fused step, as on the CPU
+                else:
+                    # Of units with weights below 0 both are negated: a maximum is the minimum.
+                    score = tl.fma(tl.maximum(a, b), tl.load(sign_H + h + u), score)
+            a_at += UNROLLED * ROWS
+            b_at += UNROLLED * COLUMNS
         if own_I is not None:
-            own = tl.load(own_I + i, mask=is_row, other=0.0)
+            own = tl.load(own_I + tl.minimum(i, num_rows - 1))
             positive = tl.maximum(score, 0.0)
             score = positive * positive + (base[None, :] + own[:, None])
-        is_pair = is_row[:, None] & is_column[None, :]
-        highest = tl.where(is_pair, score, float("-inf"))
-        low = tl.minimum(low, tl.min(tl.where(is_pair, score, float("inf")), axis=1))
-        high = tl.maximum(high, tl.max(highest, axis=1))
-        counted = tl.where(is_pair, score, 0.0)
+        best_score = tl.max(score, axis=1)
+        low = tl.minimum(low, tl.min(score, axis=1))
+        high = tl.maximum(high, best_score)
+        counted = tl.where(is_column[None, :], score, 0.0)
         total += tl.sum(counted, axis=1).to(tl.float64)
         squares += tl.sum(counted * counted, axis=1).to(tl.float64)
-        tl.atomic_max(column_max_J + j, tl.max(highest, axis=0), mask=is_column)
-        bits = tl.where(score == 0, 0.0, score).to(tl.int32, bitcast=True)
-        ordered = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64)
-        key = (ordered << 32) + (LAST_COLUMN - (first_column + j)).to(tl.int64)[None, :]
-        key = tl.where(is_pair, key, NO_KEY)
-        best = tl.max(key, axis=1)
-        while tl.max((best > threshold).to(tl.int32), axis=0) > 0:
-            is_worst = (kept == threshold[:, None]) & (best > threshold)[:, None]
-            kept = tl.where(is_worst, best[:, None], kept)
-            threshold = tl.min(kept, axis=1)
-            key = tl.where(key == best[:, None], NO_KEY, key)
+        tl.atomic_max(column_max_J + j, tl.max(score, axis=0), mask=is_column)
+        worst_bits = (threshold >> 32).to(tl.int32)
+        worst_bits = worst_bits ^ ((worst_bits >> 31) & 0x7FFFFFFF)
+        worst = tl.where(
+            threshold < FIRST_KEY, float("-inf"), worst_bits.to(tl.float32, bitcast=True)
+        )
+        if tl.max((is_row & (best_score >= worst)).to(tl.int32), axis=0) > 0:
+            bits = tl.where(score == 0, 0.0, score).to(tl.int32, bitcast=True)
+            ordered = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64)
+            key = (ordered << 32) + (LAST_COLUMN - (first_column + j)).to(tl.int64)[None, :]
+            key = tl.where(is_row[:, None] & is_column[None, :], key, NO_KEY)
             best = tl.max(key, axis=1)
+            while tl.max((best > threshold).to(tl.int32), axis=0) > 0:
+                is_worst = (kept == threshold[:, None]) & (best > threshold)[:, None]
+                kept = tl.where(is_worst, best[:, None], kept)
+                threshold = tl.min(kept, axis=1)
+                key = tl.where(key == best[:, None], NO_KEY, key)
+                best = tl.max(key, axis=1)
     tl.store(key_IK + places, kept, mask=is_place)
     tl.store(min_I + i, low, mask=is_row)
     tl.store(max_I + i, high, mask=is_row)

@@ -5,7 +5,7 @@ import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -13,8 +13,9 @@ import torch
 
 from nncift_ray.errors import ShapeError
 from nncift_ray.scores.backend import pair_backend
-from nncift_ray.scores.exact import NO_COLUMN, TopK, top_k_rows
-from nncift_ray.scores.gpu import fold_in_torch, top_k_rows_on
+from nncift_ray.scores.exact import NO_COLUMN, TopK, top_k_rows, top_k_tiles
+from nncift_ray.scores.gpu import fold_in_torch, top_k_rows_on, top_k_tiles_on
+from nncift_ray.scores.kernel import CountedRows
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 SUM_TOLERANCE = 1e-6  # a tile's sums may be made in float32
@@ -77,7 +78,10 @@ def test_lists_have_the_bits_of_the_cpu_kernel(k: int) -> None:
 @pytest.mark.parametrize("k", [1, 64])
 def test_a_gpu_gives_the_bits_of_the_cpu_kernel(k: int) -> None:
     pairs = make_pairs(rows=300, columns=5000)
-    assert_same(pair_backend("cuda")(*pairs, k), top_k_rows(*pairs, k))
+    a, b, w, bias = pairs
+    found = pair_backend("cuda")(a, [(0, b)], w, bias, k)
+    assert found is not None
+    assert_same(found, top_k_rows(*pairs, k))
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -138,8 +142,53 @@ def test_a_state_of_other_rows_is_refused() -> None:
 
 
 def test_the_cpu_is_scored_by_its_own_kernel() -> None:
-    assert pair_backend("cpu").func is top_k_rows  # type: ignore[attr-defined]
-    assert pair_backend("cuda").func is top_k_rows_on  # type: ignore[attr-defined]
+    assert pair_backend("cpu").func is top_k_tiles  # type: ignore[attr-defined]
+    assert pair_backend("cuda").func is top_k_tiles_on  # type: ignore[attr-defined]
+
+
+class KeptTiles(list[tuple[int, np.ndarray]]):
+    """Tiles that a device may keep; ``reads`` are the times that they were asked for."""
+
+    reads = 0
+
+    def __init__(self, b: np.ndarray, width: int) -> None:
+        super().__init__((at, b[at : at + width]) for at in range(0, len(b), width))
+        self.on_device: list[object] = []
+
+    def __iter__(self) -> Iterator[tuple[int, np.ndarray]]:
+        self.reads += 1
+        return super().__iter__()
+
+
+def test_tiles_are_prepared_once_and_rows_come_back_once() -> None:
+    a, b, w, bias = make_pairs()
+    tiles = KeptTiles(b, 64)
+    over_tiles = functools.partial(
+        top_k_tiles_on, device="cpu", fold=score_on_device.keywords["fold"]
+    )
+    for rows in (slice(0, 20), slice(20, ROWS)):
+        counts = CountedRows.of_range(0, len(a[rows]), 1), CountedRows.of_range(0, len(a[rows]), 1)
+        found = over_tiles(a[rows], tiles, w, bias, K, counted=counts[0])
+        expected = top_k_tiles(a[rows], KeptTiles(b, 64), w, bias, K, counted=counts[1])
+        assert found is not None
+        assert expected is not None
+        assert_same(found, expected)
+        np.testing.assert_array_equal(counts[0].count_B, counts[1].count_B)
+    assert tiles.reads == 1
+    assert len(tiles.on_device) == -(-COLUMNS // 64)
+    assert over_tiles(a, [], w, bias, K) is None
+
+
+def test_the_pair_networks_rows_keep_their_own_effect() -> None:
+    a, b, _, bias = make_pairs()
+    none = np.zeros(0, np.float32)
+    found = score_on_device(a, b, none, bias, K)
+    expected = top_k_rows(a, b, none, bias, K)
+    np.testing.assert_allclose(found.score_IK, expected.score_IK, rtol=1e-5, atol=1e-5)
+    shifted = a.copy()
+    shifted[:, -1] += 1
+    moved = score_on_device(shifted, b, none, bias, K)
+    np.testing.assert_allclose(moved.score_IK, found.score_IK + 1, rtol=1e-5, atol=1e-5)
 
 
 def _scorer(turn: str) -> Callable[..., TopK]:
