@@ -28,7 +28,7 @@ from nncift_ray.runtime.step import RowAtoms, RowStage, Shard, Worker
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
 
-BATCH_TEXTS = 64  # texts of one forward pass
+BATCH_TEXTS, GPU_BATCH_TEXTS = 64, 256  # texts of one forward pass
 #: Texts that are sorted by length and padded together.
 ATOM_ROWS = 256
 DEFAULT_SHARD_ROWS = 1024
@@ -86,6 +86,11 @@ class SentenceTransformerEmbedder:
             )
         except (OSError, ValueError) as error:
             raise ModelError(f"no embedder can be loaded from {model_path}: {error}") from error
+        self._batch_texts = BATCH_TEXTS
+        if device.startswith("cuda"):
+            # Products of 19 bits: several times as fast, with vectors that differ by some 1e-4.
+            torch.set_float32_matmul_precision("high")
+            self._batch_texts = GPU_BATCH_TEXTS
         longest = self._model.max_seq_length or DEFAULT_MAX_LENGTH
         if not math.isinf(longest):  # a model of word vectors reads any length, and cannot cut
             self._model.max_seq_length = int(longest)
@@ -95,18 +100,34 @@ class SentenceTransformerEmbedder:
     def embed(self, texts: Sequence[str]) -> F32:
         """Return unit vectors [N, D], in the order of the texts.
 
-        Texts of similar length are computed together, so that little of a batch is padding.
+        Texts of similar length are computed together, so that little of a batch is padding: fewer
+        from then on where memory does not suffice.
+
+        Raises:
+            ModelError: If it does not suffice for one text.
         """
+        import torch
+
         if not texts:
             return np.empty((0, self.dimension), dtype=np.float32)
         order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
-        vectors_ND: F32 = self._model.encode(
-            [well_formed(texts[i]) for i in order],
-            batch_size=BATCH_TEXTS,
-            normalize_embeddings=True,
-            convert_to_numpy=True,
-            show_progress_bar=False,
-        )
+        clean = [well_formed(texts[i]) for i in order]
+        while True:
+            try:
+                vectors_ND: F32 = self._model.encode(
+                    clean,
+                    batch_size=self._batch_texts,
+                    normalize_embeddings=True,
+                    convert_to_numpy=True,
+                    show_progress_bar=False,
+                )
+                break
+            except torch.OutOfMemoryError as error:
+                if self._batch_texts == 1:
+                    raise ModelError(f"the GPU has no memory to embed a text: {error}") from error
+            # Outside the handler, whose traceback holds what the failed batch held.
+            self._batch_texts //= 2
+            torch.cuda.empty_cache()
         result_ND = np.empty((len(texts), self.dimension), dtype=np.float32)
         result_ND[order] = vectors_ND
         return result_ND

@@ -12,6 +12,7 @@ from typing import Any
 
 from nncift_ray.engines.base import Engine
 from nncift_ray.engines.chat import writing_settings
+from nncift_ray.engines.memory import gpu_share
 from nncift_ray.engines.models import (
     ResolvedModel,
     folder_digest,
@@ -103,6 +104,9 @@ class EngineFactory:
         """Return the engine with the model, or with the tuned one."""
         base = locate_model(self.model, "language model").path
         path, options = apply_tuning(base, self.options, tuned)
+        # Processes that share a GPU share its memory.
+        utilization = options.gpu_memory_utilization * gpu_share()
+        options = options.model_copy(update={"gpu_memory_utilization": utilization})
         return load_engine(path, options, generates=self.generates, num_threads=actor_threads())
 
     def settings(self) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from nncift_ray.engines.chat import TrainingExample
 from nncift_ray.engines.shared import count_parameters
 from nncift_ray.engines.tokens import SegmentTokenizer, encode_example
 from nncift_ray.engines.transformers import (
+    free_gpu_bytes,
     has_plain_head,
     keep_four_bit_input_whole,
     load_language_model,
@@ -209,7 +210,7 @@ class TrainableModel:
             parameter.grad = None
         peak = torch.cuda.max_memory_allocated(self.device) - before
         torch.cuda.empty_cache()
-        return fit_pass_tokens(peak, torch.cuda.mem_get_info(self.device)[0])
+        return fit_pass_tokens(peak, free_gpu_bytes(self.device))
 
     def close(self) -> None:
         """Free the model's memory; it cannot be used afterwards."""

@@ -6,6 +6,7 @@ vLLM's own memory profile leaves out the logits of prompt tokens, so its steps a
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import psutil
 
 from nncift_ray.errors import ModelError
 from nncift_ray.recipe.sections import EngineConfig
+from nncift_ray.runtime.step import GPU_SHARE_VARIABLE
 
 GIB = 1 << 30
 LOGIT_BYTES = 4
@@ -27,6 +29,8 @@ CACHED_REQUESTS_ON_CPU = 4  # of the greatest length: a helper's prefix and what
 CACHED_ANSWERS_ON_CPU = 8  # of the greatest length; most are far shorter, so more are in work
 CACHE_SHARE = 1 / 2  # of the memory that weights and logits leave free
 BYTES_PER_QUANTISED_WEIGHT = 0.5  # at the least
+#: Rows of prompt logits that version 2 of vLLM's runner holds at a time.
+CHUNK_ROWS = 1024
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -75,6 +79,11 @@ class EngineSize:
     gpu_memory_utilization: float | None  # None on a CPU
 
 
+def gpu_share() -> float:
+    """Return the share of a GPU that this process may take, 1 for all of one."""
+    return float(os.environ.get(GPU_SHARE_VARIABLE, "1"))
+
+
 def shape_of(config: Any, num_parameters: int, dtype: str, *, quantised: bool) -> ModelShape:
     """Return a model's shape, read off its transformers configuration.
 
@@ -106,6 +115,7 @@ def size_engine(
     *,
     on_cpu: bool,
     generates: bool = False,
+    in_chunks: bool = False,
 ) -> EngineSize:
     """Return the size of a vLLM engine whose steps and cache fit into the memory.
 
@@ -120,6 +130,7 @@ def size_engine(
             share to take and the number of them (each may hold whole logits).
         on_cpu: Whether the machine's memory is shared.
         generates: Whether it generates answers, and so needs no logits of prompts.
+        in_chunks: Whether the runner makes the logits of a step CHUNK_ROWS at a time.
 
     Raises:
         ModelError: If the weights, the logits of a step or, on a CPU, the cache of one request do
@@ -137,9 +148,11 @@ def size_engine(
         budget = min(memory_bytes / 10, left / 2)
         if on_cpu:
             budget = min(MAX_LOGITS_BYTES_ON_CPU, left / 8)
-        rows = tokens = options.batch_tokens or _step_tokens(shape, hardware, budget)
+        most = hardware.max_step_tokens if in_chunks else _step_tokens(shape, hardware, budget)
+        rows = tokens = options.batch_tokens or most
         fitting = max(MIN_SEQUENCES, tokens // TOKENS_PER_SEQUENCE)
         sequences = min(tokens, MAX_SEQUENCES, fitting)
+    rows = min(rows, CHUNK_ROWS) if in_chunks else rows
     logits = shape.logit_bytes(rows, hardware.logit_copies)
     if logits >= left:
         raise ModelError(

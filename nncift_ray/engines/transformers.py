@@ -38,7 +38,7 @@ from nncift_ray.engines.base import (
     ScoringResult,
     make_result,
 )
-from nncift_ray.engines.memory import fit_batch_tokens, free_memory_bytes
+from nncift_ray.engines.memory import fit_batch_tokens, free_memory_bytes, gpu_share
 from nncift_ray.engines.shared import Adapter, BaseEngine, read_adapter
 from nncift_ray.engines.tokens import Job, cut_batches, group_by_prefix, make_job
 from nncift_ray.errors import EngineDiedError, ModelError
@@ -101,7 +101,7 @@ class TransformersEngine(BaseEngine):
         self._answer_tokens = options.batch_tokens or GENERATION_BATCH_TOKENS[kind]
         if generates:
             on_cpu = kind == "cpu"
-            free = free_memory_bytes() if on_cpu else torch.cuda.mem_get_info(self._device)[0]
+            free = free_memory_bytes() if on_cpu else free_gpu_bytes(self._device)
             self._answer_tokens = fit_batch_tokens(
                 shape, self.max_length, free, self._answer_tokens
             )
@@ -286,7 +286,17 @@ def pick_device(device: str) -> torch.device:
     """Return a device by name; "auto" is CUDA where there is one."""
     if device != "auto":
         return torch.device(device)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    if (share := gpu_share()) < 1:
+        torch.cuda.set_per_process_memory_fraction(share)
+    return torch.device("cuda")
+
+
+def free_gpu_bytes(device: torch.device) -> int:
+    """Return the memory that this process may still take of a GPU."""
+    free, total = torch.cuda.mem_get_info(device)
+    return max(0, min(free, int(total * gpu_share()) - torch.cuda.memory_reserved(device)))
 
 
 def load_language_model(

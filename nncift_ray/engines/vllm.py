@@ -196,19 +196,20 @@ class VllmEngine(BaseEngine):
         adapter = None if options.adapter is None else read_adapter(options.adapter)
         _require_safetensors(model_path)
         memory = free_memory_bytes() if on_cpu else current_platform.get_device_total_memory()
-        size = size_engine(
-            shape, self.max_length, memory, options, on_cpu=on_cpu, generates=self._generates
-        )
+        has_plain_head = is_head_plain(read_config(model_path), options.quantization)
+
+        def lay_out(*, in_chunks: bool) -> tuple[EngineSize, dict[str, Any]]:
+            kind = {"on_cpu": on_cpu, "generates": self._generates}
+            size = size_engine(shape, self.max_length, memory, options, in_chunks=in_chunks, **kind)
+            arguments = vllm_arguments(
+                options, self.max_length, size, adapter, has_plain_head=has_plain_head, **kind
+            )
+            return size, arguments
+
+        size, arguments = lay_out(in_chunks=not on_cpu)
+        if not on_cpu and not _has_runner_2(model_path, arguments):
+            size, arguments = lay_out(in_chunks=False)
         self._requests_ahead = STEPS_AHEAD * size.max_num_seqs
-        arguments = vllm_arguments(
-            options,
-            self.max_length,
-            size,
-            adapter,
-            on_cpu=on_cpu,
-            generates=self._generates,
-            has_plain_head=is_head_plain(read_config(model_path), options.quantization),
-        )
         remedy = _memory_remedy(shape, self.max_length, memory, size, options.tensor_parallel_size)
         self._llm: Any = _start_vllm(model_path, arguments, remedy)
         self._lora_request = None if adapter is None else _add_adapter(self._llm, adapter)
@@ -435,6 +436,17 @@ def _memory_remedy(
         return cache_remedy(shape, max_length, num_gpus * size.kv_cache_memory_bytes)
     share = device_bytes * (size.gpu_memory_utilization or 0.0) - GPU_OVERHEAD_BYTES
     return cache_remedy(shape, max_length, num_gpus * share - shape.weight_bytes)
+
+
+def _has_runner_2(model_path: str | Path, arguments: dict[str, Any]) -> bool:
+    """Return whether vLLM would run these with version 2 of its runner; loads nothing."""
+    from vllm.engine.arg_utils import EngineArgs
+
+    try:
+        config = EngineArgs(model=str(model_path), **arguments).create_engine_config()
+    except (OSError, ValueError, RuntimeError, ImportError):  # told of when it is loaded
+        return False
+    return bool(config.use_v2_model_runner)
 
 
 def _start_vllm(model_path: str | Path, arguments: dict[str, Any], remedy: str | None) -> Any:

@@ -29,7 +29,7 @@ from nncift_ray.runtime.files import Location
 from nncift_ray.runtime.metrics import WorkerMetrics, run_of
 from nncift_ray.runtime.session import cluster_address
 from nncift_ray.runtime.shards import ShardOutcome, ShardRunner, describe_open_shards
-from nncift_ray.runtime.step import Resources, Shard, Stage
+from nncift_ray.runtime.step import GPU_SHARE_VARIABLE, Resources, Shard, Stage
 
 POLL_SECONDS = 1.0
 #: For threads to end in once their work is ended; less than what stopping leaves for all of it.
@@ -343,7 +343,7 @@ class ShardActor:
 
     def __init__(self, stage: Stage, folder: Location, session: str) -> None:
         """Keep the stage; models load with the first shard so that an error can be reported."""
-        _limit_threads(stage.resources.num_cpus)
+        _limit_process(stage.resources)
         self._node, resources = ray.get_runtime_context().get_node_id(), stage.resources
         self._runner = ShardRunner(
             stage,
@@ -367,9 +367,10 @@ class ShardActor:
         return {"outcome": outcome.model_dump_json()}
 
 
-def _limit_threads(num_cpus: float) -> None:
-    """Give libraries as many threads as Ray gave the actor CPUs, never more than there are."""
-    threads = str(max(1, min(int(num_cpus), os.cpu_count() or 1)))
+def _limit_process(resources: Resources) -> None:
+    """Give libraries as many threads as Ray gave the actor CPUs, and engines its share of a GPU."""
+    threads = str(max(1, min(int(resources.num_cpus), os.cpu_count() or 1)))
+    os.environ[GPU_SHARE_VARIABLE] = str(min(1.0, resources.num_gpus or 1.0))
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
         os.environ[variable] = threads
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -29,6 +29,9 @@ LONGEST_SHARD = 7 * 24 * 3600.0
 #: Times that a shard may be silent for ``ROW_TIMEOUT`` while the rows that hang are looked for.
 SILENCES = 24
 
+#: Share of a GPU that Ray gave an actor, where several share one.
+GPU_SHARE_VARIABLE = "NNCIFT_GPU_SHARE"
+
 #: What a stage may read to be run by the driver, which is to stay below 2 GB.
 DRIVER_INPUT_BYTES = 256 << 20
 

@@ -7,7 +7,9 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
+from nncift_ray.engines import load
 from nncift_ray.engines.memory import (
+    CHUNK_ROWS,
     CPU,
     GIB,
     GPU,
@@ -18,8 +20,11 @@ from nncift_ray.engines.memory import (
     shape_of,
     size_engine,
 )
+from nncift_ray.engines.models import ResolvedModel
 from nncift_ray.errors import ModelError
 from nncift_ray.recipe.sections import EngineConfig
+from nncift_ray.runtime import ray_pool
+from nncift_ray.runtime.step import GPU_SHARE_VARIABLE, Resources
 
 LLAMA_8B = ModelShape(
     vocabulary_size=128_256,
@@ -190,3 +195,33 @@ def test_without_a_limit_the_machines_memory_is_free(tmp_path: Path) -> None:
     free = free_memory_bytes(tmp_path)
     assert 0 < free <= psutil.virtual_memory().total
     assert free > 5_000_000
+
+
+def test_a_runner_that_makes_logits_in_chunks_takes_whole_steps_and_reserves_a_chunk() -> None:
+    device = 80 * GIB
+    size = size_for_gpu(WIDE, 2048, device, AUTO, in_chunks=True)
+    assert size.max_num_batched_tokens == GPU.max_step_tokens
+    logits = WIDE.logit_bytes(CHUNK_ROWS, GPU.logit_copies)
+    assert size.gpu_memory_utilization == pytest.approx(0.9 - logits / device)
+    small = size_for_gpu(WIDE, 2048, device, EngineConfig(batch_tokens=96), in_chunks=True)
+    assert small.max_num_batched_tokens == 96
+    assert small.gpu_memory_utilization == pytest.approx(
+        0.9 - WIDE.logit_bytes(96, GPU.logit_copies) / device
+    )
+
+
+def test_processes_that_share_a_gpu_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[float] = []
+    monkeypatch.setattr(load, "locate_model", lambda model, role: model)
+    monkeypatch.setattr(
+        load, "load_engine", lambda path, options, **_: told.append(options.gpu_memory_utilization)
+    )
+    factory = load.EngineFactory(ResolvedModel("m", "m", "1"), EngineConfig())
+    monkeypatch.delenv(GPU_SHARE_VARIABLE, raising=False)
+    factory()
+    for num_gpus in (0.25, 1.0, 4.0, 0.0):
+        for name in (GPU_SHARE_VARIABLE, "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
+            monkeypatch.setenv(name, "1")  # so that it is put back at the end
+        ray_pool._limit_process(Resources(num_gpus=num_gpus))
+        factory()
+    assert told == pytest.approx([0.9, 0.9 * 0.25, 0.9, 0.9, 0.9])

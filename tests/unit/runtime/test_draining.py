@@ -47,7 +47,7 @@ def actor_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
         return ShardActor(SquareStage(2, 1), Location.of(str(tmp_path)), "session")
 
     monkeypatch.setattr(os, "_exit", leave)
-    monkeypatch.setattr(ray_pool, "_limit_threads", lambda num_cpus: None)
+    monkeypatch.setattr(ray_pool, "_limit_process", lambda resources: None)
     return make
 
 
