@@ -108,7 +108,12 @@ class Run(runs.Run):
             self.need("export")
             data = self.outputs["export"].read_file(SUBSET_PARQUET)
             return pq.read_table(pa.BufferReader(data))
-        step, _, table = name.rpartition("/")
+        step, table = self._find_table(name)
+        return self.outputs[step].read(table)
+
+    def _find_table(self, name: str) -> tuple[str, str]:
+        """Return the step and the table of a name."""
+        step = name.rpartition("/")[0]
         known = {
             f"{of}/{part.name.split('/')[0]}"
             for of, output in self.outputs.items()
@@ -121,12 +126,22 @@ class Run(runs.Run):
             listed = ", ".join(sorted(found or {*known, "export/subset"}))
             raise DataError(f"'{name}' names {len(found)} tables of this run; name one of {listed}")
         step, _, table = found[0].partition("/")
-        return self.outputs[step].read(table)
+        return step, table
 
-    def to_ray(self) -> Any:
-        """Return the picks as a ``ray.data.Dataset``."""
+    def to_ray(self, name: str | None = None) -> Any:
+        """Return the picks, or a table by its name, as a ``ray.data.Dataset``.
+
+        A table is read by Ray's workers, from where it lies, and never whole in this process.
+
+        Raises:
+            DataError: If there is no such table; see ``table``.
+        """
         import ray.data
 
+        if name is not None:
+            step, table = self._find_table(name)
+            parts = [part for part, _ in self.outputs[step].table_parts(table)]
+            return ray.data.read_parquet([part.path for part in parts], filesystem=parts[0].fs)
         return ray.data.from_arrow(self.subset.data.table.combine_chunks())
 
     def explain(self, example_id: str, top: int = 5) -> questions.Explanation:

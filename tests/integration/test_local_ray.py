@@ -9,7 +9,7 @@ import time
 import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import psutil
 import pyarrow as pa
@@ -17,7 +17,8 @@ import pytest
 import ray
 from prometheus_client.parser import text_string_to_metric_families
 
-from nncift_ray.errors import StopRequested
+from nncift_ray.errors import DataError, StopRequested
+from nncift_ray.library import Run
 from nncift_ray.recipe.sections import ClusterConfig
 from nncift_ray.runtime.driver import run_stage
 from nncift_ray.runtime.files import Location
@@ -238,3 +239,15 @@ def test_a_stage_that_is_left_early_leaves_no_thread_that_calls_ray(tmp_path: Pa
         run_stage(stage, run_dir, execute=execute_on_ray, reporter=Leaver())
     names = {thread.name.partition("-")[0] for thread in threading.enumerate()}
     assert not names & {"outcomes of waiting", "iter_threaded", "StreamingExecutor"}
+
+
+@pytest.mark.usefixtures("_ray")
+def test_ray_reads_a_table_of_a_run_by_its_name(tmp_path: Path) -> None:
+    run_dir, nothing = Location.of(str(tmp_path / "run")), cast("Any", None)
+    stage = CountingStage(tmp_path / "tally")
+    output = run_stage(stage, run_dir, execute=execute_on_ray, reporter=SilentReporter())
+    run = Run(run_dir, {}, nothing, {"counting": output})
+    assert sorted(run.to_ray("rows").to_pandas()["row"]) == list(range(1, NUM_ITEMS))
+    assert run.to_ray("counting/rows").count() == run.table("rows").num_rows
+    with pytest.raises(DataError, match="'nowhere' names 0 tables"):
+        run.to_ray("nowhere")
