@@ -46,7 +46,7 @@ lint: setup-dev ## Style, formatting, layers of imports, shell scripts, Dockerfi
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
-	$(BIN)/shellcheck .ci/run .ci/setup-env cluster/slurm/nncift.sh
+	$(BIN)/shellcheck .ci/run .ci/setup-env .ci/consumers .ci/wheel cluster/slurm/nncift.sh
 	$(BIN)/hadolint cluster/Dockerfile
 
 format: setup-dev ## Let ruff mend what it can.

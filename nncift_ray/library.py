@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import tempfile
 import webbrowser
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -73,7 +74,10 @@ class Run(runs.Run):
             records = [json.loads(text) for text in texts]
             names = dict.fromkeys(name for record in records for name in record)
             rows = [{name: record.get(name) for name in names} for record in records]
-            whole = datasets.Dataset.from_list(rows, on_mixed_types="use_json")
+            try:
+                whole = datasets.Dataset.from_list(rows)
+            except pa.ArrowException:  # a field of several types
+                whole = datasets.Dataset.from_list(rows, on_mixed_types="use_json")
         else:
             whole = datasets.Dataset(InMemoryTable(whole))
         places = zip(picks["source"].to_pylist(), picks["line"].to_pylist(), strict=True)
@@ -229,6 +233,7 @@ def select(
 
 def run_recipe(recipe: Recipe, *, until: str = "export") -> RunResult:
     """Run a recipe, tell its progress, and return what it left behind; errors are ``select``'s."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # our own lines tell of progress
     with progress() as reporter:
         expected = {stage.name: stage.seconds for stage in make_plan(recipe).stages}
         reporter.expect(expected)

@@ -487,10 +487,9 @@ def _walk(
 # What this machine can run, and what to install for the rest.
 
 GIB = 1024**3
-PACKAGES = (
-    *("ray", "torch", "transformers", "sentence-transformers", "pyarrow", "numba"),
-    *("faiss-cpu", "peft", "bitsandbytes"),
-)
+PACKAGES = ("torch", "transformers", "sentence-transformers", "pyarrow", "numba", "faiss-cpu")
+#: Packages that some runs need, each with the extra that brings it.
+EXTRAS = {"ray": "ray", "peft": "evaluate", "bitsandbytes": "evaluate"}
 
 
 @dataclass(frozen=True)
@@ -521,6 +520,10 @@ def examine() -> list[Finding]:
         found = _version(name)
         remedy = "pip install nncift_ray"
         findings.append(Finding(name, bool(found), found or "not installed", remedy, required=True))
+    for name, extra in EXTRAS.items():
+        found = _version(name)
+        remedy = f"pip install 'nncift_ray[{extra}]'"
+        findings.append(Finding(name, bool(found), found or "not installed", remedy))
     findings = [replace(found, remedy="") if found.ok else found for found in findings]
     findings.append(_engine())
     findings.append(_model("embedder (auto)", resolve_embedder))

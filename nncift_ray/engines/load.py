@@ -5,6 +5,7 @@ What is pickled to an actor is small, and unpickling it imports no torch.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from nncift_ray.engines.models import (
     resolve_language_model,
 )
 from nncift_ray.engines.vllm import VllmEngine, vllm_available
+from nncift_ray.errors import ModelError
 from nncift_ray.recipe.sections import EngineConfig
 
 TRANSFORMERS = "transformers"
@@ -156,3 +158,17 @@ def settle(options: EngineConfig, dtype: str) -> EngineConfig:
 def actor_threads() -> int | None:
     """Return the threads that Ray gave this actor: untold, a library takes every core there is."""
     return int(os.environ.get("OMP_NUM_THREADS", "0")) or None
+
+
+def need_packages(extra: str, wanted_by: str, *packages: str) -> None:
+    """Check that packages of an extra are installed.
+
+    Raises:
+        ModelError: Naming the first that is missing, and what to install.
+    """
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise ModelError(
+                f"{wanted_by} needs {package}, which is not installed: "
+                f"pip install 'nncift_ray[{extra}]'"
+            )

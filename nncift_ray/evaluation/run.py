@@ -18,7 +18,7 @@ import pyarrow as pa
 import nncift_ray
 from nncift_ray.corpus.ingest import DeduplicateStage, IngestStage, find_sources
 from nncift_ray.embedders import Embedder, EmbedPromptsStage, load_embedder
-from nncift_ray.engines.load import EngineFactory, auto_dtype, find_engine
+from nncift_ray.engines.load import EngineFactory, auto_dtype, find_engine, need_packages
 from nncift_ray.engines.models import ResolvedModel, resolve_embedder
 from nncift_ray.errors import DataError, ModelError, NnciftError, StageError
 from nncift_ray.evaluation.ask import LikelihoodStage, RespondStage, RetrieveStage, ShownExamples
@@ -181,6 +181,7 @@ def evaluate(
         NnciftError: With what is wrong and the remedy; finished work is kept. What only one cell
             fails with is in the result.
     """
+    need_packages("evaluate", "nncift evaluate", "accelerate", "peft", "rouge_score")
     notices = check_evaluation(config)
     run_dir = Location.of(config.run_dir)
     run_dir.make_folder()

@@ -14,6 +14,7 @@ from nncift_ray.engines.load import (
     EngineFactory,
     actor_threads,
     auto_dtype,
+    need_packages,
     resolve_engine_kind,
     settle,
 )
@@ -191,6 +192,8 @@ class RecipeTeacher:
         if self.needs_engine and resolve_engine_kind(self._teacher.engine) == "transformers":
             self._check_transformers()
         adapter = self._teacher.adapter
+        if self.needs_gradients or adapter is not None:
+            need_packages("evaluate", f"teacher.kind {self._teacher.kind}", "peft")
         if adapter is not None and not Path(adapter).is_dir():
             raise ModelError(f"teacher.adapter: {adapter} is no folder; give a PEFT adapter's")
         _ = self.language_models

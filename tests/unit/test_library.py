@@ -17,7 +17,8 @@ import yaml
 
 import nncift_ray as nn
 from nncift_ray import embedders
-from nncift_ray.errors import ConfigError, DataError
+from nncift_ray.engines.load import need_packages
+from nncift_ray.errors import ConfigError, DataError, ModelError
 from nncift_ray.library import make_recipe
 from nncift_ray.recipe.loading import load_config
 from nncift_ray.teachers.base import LabelRequest, Measurement
@@ -189,3 +190,8 @@ def test_a_network_knows_the_cosine_it_was_shown() -> None:
     shared = np.mean([len(set(a) & set(b)) / 5 for a, b in zip(unseen, best, strict=True)])
     assert shared > 0.8
     assert (np.diff(influence, axis=1) <= 0).all()
+
+
+def test_a_missing_extra_is_named() -> None:
+    with pytest.raises(ModelError, match=r"nncift_ray\[evaluate\]"):
+        need_packages("evaluate", "teacher.kind less", "json", "no_such_package")
