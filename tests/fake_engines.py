@@ -79,6 +79,8 @@ class FakeEngine:
             state = zlib.crc32(int(token).to_bytes(4, "little"), state if forced else start)
             poisoned = token == POISON_ID if forced else POISON_ID in request.prompt_ids
             log_probs[t] = np.nan if poisoned else -WORST_NATS * state / 2**32
+        if forced and request.asked is not None:
+            log_probs = log_probs[list(request.asked)]
         return make_result(log_probs, request.num_tokens, 0)
 
     def _answer(self, request: GenerationRequest) -> Generation | ScoringFailure:

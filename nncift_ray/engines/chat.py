@@ -68,11 +68,11 @@ class TrainingExample:
 
 
 class Tokens(NamedTuple):
-    """The tokens of a text, and where in it each starts and stops."""
+    """The tokens of a text, and where in it each starts and stops; packed, as many are kept."""
 
-    ids: tuple[int, ...]
-    starts: tuple[int, ...]
-    stops: tuple[int, ...]
+    ids: array[int]
+    starts: array[int]
+    stops: array[int]
 
 
 class ChatTemplate:
@@ -163,7 +163,7 @@ class ChatTemplate:
             low = bisect_right(right.stops, start - len(head))
             high = bisect_left(right.starts, stop - len(head))
             spans.append((len(left.ids) + low, len(left.ids) + high))
-        return TrainingExample(array("i", left.ids + right.ids), tuple(spans), len(left.ids))
+        return TrainingExample(left.ids + right.ids, tuple(spans), len(left.ids))
 
     def _spans(self, turns: Turns, first: int, tools: str, text: str) -> Iterator[tuple[int, int]]:
         """Yield where the taught turns, of those from ``first`` on, stand in the written text."""
@@ -272,25 +272,24 @@ class ChatTemplate:
         """Tokenise what a template wrote; SPLIT leaves no trace but that no token is special."""
         # Cut at special tokens, as the tokenizer does itself; a text without SPLIT is left whole.
         pieces = re.split(f"({self._special.pattern})", text) if SPLIT in text else [text]
-        ids: list[int] = []
-        starts: list[int] = []
-        stops: list[int] = []
+        found = Tokens(array("i"), array("i"), array("i"))
         at = 0
         for piece in pieces:
-            found = self._tokenizer(
+            made = self._tokenizer(
                 piece.replace(SPLIT, ""),
                 add_special_tokens=False,
                 verbose=False,
                 split_special_tokens=SPLIT in piece,
                 return_offsets_mapping=True,
             )
-            places = [at + n for n, letter in enumerate(piece) if letter != SPLIT]
+            places: Sequence[int] = range(at, at + len(piece) + 1)
+            if SPLIT in piece:
+                places = [at + n for n, letter in enumerate(f"{piece} ") if letter != SPLIT]
+            found.ids.extend(made["input_ids"])
+            found.starts.extend(places[start] for start, _ in made["offset_mapping"])
+            found.stops.extend(places[stop] for _, stop in made["offset_mapping"])
             at += len(piece)
-            places.append(at)
-            ids += found["input_ids"]
-            starts += [places[start] for start, _ in found["offset_mapping"]]
-            stops += [places[stop] for _, stop in found["offset_mapping"]]
-        return Tokens(tuple(ids), tuple(starts), tuple(stops))
+        return found
 
     def _cut(self, shown: Sequence[Turns], num_tokens: int) -> list[Turns]:
         """Return what is left when the texts of some examples lose their first tokens."""

@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nncift_ray.corpus.examples import Example
 from nncift_ray.embedders import SentenceTransformerEmbedder
 from nncift_ray.engines.base import ScoringRequest, ScoringResult
+from nncift_ray.engines.chat import TrainingExample
 from nncift_ray.engines.embedded import EMBEDDED, EMBEDDED_EMBEDDER, EMBEDDED_LANGUAGE_MODEL
 from nncift_ray.engines.models import resolve_embedder, resolve_language_model
 from nncift_ray.engines.transformers import TransformersEngine
@@ -70,6 +72,26 @@ def test_packaged_tokenizer_splits_digits(language_model: TransformersEngine) ->
 def test_packaged_model_ends_with_its_own_end_token(language_model: TransformersEngine) -> None:
     assert language_model.eos_id == 2
     assert language_model._tokenizer._tokenizer.bos_token_id == START_ID
+
+
+def test_a_conversation_has_the_tokens_that_trainers_give_it(
+    language_model: TransformersEngine,
+) -> None:
+    library, chat = language_model._tokenizer._tokenizer, language_model.chat
+    assert chat is not None
+    for prompt, response in [("What is 12 + 30?", "42"), ("\n\n1. é 中\n", " In 1984\n\n* a\n")]:
+        messages = [
+            {"role": "user", "content": prompt},
+            {"role": "assistant", "content": response},
+        ]
+        asked = library.apply_chat_template(
+            messages[:1], add_generation_prompt=True, return_dict=False
+        )
+        whole = library.apply_chat_template(messages, return_dict=False)
+        made = chat.fit(Example("x", prompt, response), 100)
+        assert isinstance(made, TrainingExample)
+        assert list(made.input_ids) == whole
+        assert made.spans == ((len(asked), len(whole)),)  # TRL's completion-only loss
 
 
 def test_converted_model_is_reused(model_path: Path) -> None:

@@ -58,6 +58,7 @@ def _long_requests(engine: VllmEngine) -> list[ScoringRequest]:
     prompt = engine.encode("Use the following example as a guide to answer. " * 2)
     answer = engine.encode("The capital of France is Paris. " * 12)
     requests = [ScoringRequest(prompt, answer[:n], len(prompt)) for n in (40, 90, 90, 120)]
+    requests.append(ScoringRequest(prompt, answer[:110], len(prompt), [0, 3, 50, 109]))
     return [*requests, ScoringRequest(prompt[:5], [*prompt[5:], *answer[:60]])]
 
 

@@ -30,6 +30,13 @@ def test_first_request_of_a_prefix_pays_and_the_others_pay_what_whole_blocks_do_
     assert minimal_tokens(requests, 1) == [43, 43 - 37, 43 - 37]
 
 
+def test_a_request_scores_its_whole_response_or_the_places_asked_for() -> None:
+    whole = ScoringRequest([1, 2, 3], [7, 8, 9])
+    assert (list(whole.scored), list(whole.scored_ids)) == ([3, 4, 5], [7, 8, 9])
+    some = ScoringRequest([1, 2, 3], [7, 8, 9], 0, [0, 2])
+    assert (list(some.scored), list(some.scored_ids)) == ([3, 5], [7, 9])
+
+
 def test_other_prefixes_pay_for_themselves_in_any_order() -> None:
     a, b = [1] * 32, [2] * 32
     requests = [ScoringRequest([*p, 5], [6], 32) for p in (a, b, a, b)]

@@ -54,6 +54,13 @@ def test_a_list_of_the_right_length_is_read_from_its_end(found: Any, only_comput
     np.testing.assert_array_equal(result.log_probs, RIGHT)
 
 
+def test_of_some_tokens_of_a_response_those_are_read() -> None:
+    request = ScoringRequest(PROMPT, RESPONSE, 32, [0, 2])
+    result = read_scores(request, COMPUTED, only_computed=True)
+    assert isinstance(result, ScoringResult)
+    np.testing.assert_array_equal(result.log_probs, [RIGHT[0], RIGHT[2]])
+
+
 @pytest.mark.parametrize(
     "found",
     [
