@@ -425,6 +425,29 @@ def diff(
         write_json(found) if as_json else terminal.print_comparison(found)
 
 
+@app.command(epilog="Example:  nncift push runs/mine owner/name   (then again with --yes)")
+def push(
+    run_dir: RunDir,
+    repo: Annotated[str, typer.Argument(help="The data set on the hub, owner/name.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Upload; without it nothing is sent.")] = False,
+    public: Annotated[
+        bool, typer.Option("--public", help="Everybody may read a data set that is made.")
+    ] = False,
+) -> None:
+    """Upload the selected data set with its card to the Hugging Face hub, as HF_TOKEN may."""
+    with explained():
+        from nncift_ray.runs import push_dataset
+
+        pushed = push_dataset(run_dir, repo, upload=yes, private=not public)
+        for name, size in pushed.files.items():
+            write_line(f"{name}  {size:,} bytes")
+        write_line(
+            f"uploaded: {pushed.address}"
+            if pushed.address
+            else f"nothing sent; --yes uploads these {len(pushed.files)} files to {repo}"
+        )
+
+
 @app.command(epilog="Example:  nncift extend runs/mine --data 'new/*.jsonl' -s selection.budget=9")
 def extend(
     run_dir: RunDir,

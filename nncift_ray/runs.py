@@ -8,14 +8,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal, Self, cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from nncift_ray.corpus import hub
+from nncift_ray.corpus.export import DATASET_FOLDER
 from nncift_ray.errors import DataError, StageError, StorageError
-from nncift_ray.pipeline import RUN_RECORD
+from nncift_ray.pipeline import EXPORT_FOLDER, RUN_RECORD
 from nncift_ray.recipe.loading import make_config
 from nncift_ray.recipe.sections import ClusterConfig, Config
 from nncift_ray.runtime import schemas
@@ -166,6 +170,50 @@ class Run:
             names = {*best, *cast("list[str]", ids.to_pylist())}
             best = sorted(names, key=lambda name: (-num_shared(name), name))[:NUM_NEAR]
         return best
+
+
+@dataclass(frozen=True, slots=True)
+class Pushed:
+    """The files of a run's data set, bytes by path, and where they were put; None: nowhere."""
+
+    files: dict[str, int]
+    address: str | None
+
+
+def push_dataset(run_dir: str, repo: str, *, upload: bool, private: bool = True) -> Pushed:
+    """Put the data set of a finished run, with its card, on the Hugging Face hub.
+
+    Args:
+        run_dir: The run.
+        repo: The data set's name there, owner/name; it is made if there is none.
+        upload: False: only say what would be sent.
+        private: Whether a data set that is made may be read by its owner alone.
+
+    Raises:
+        NnciftError: No such run, no data set in it, or what the hub says against it.
+    """
+    hub.check_repo(repo)
+    run = Run.open(run_dir)
+    run.need("export")
+    folder = run.run_dir / EXPORT_FOLDER / DATASET_FOLDER
+    if not (folder / "README.md").exists():
+        raise StageError(
+            f"{folder} holds no data set; put 'dataset' among export.formats and run again"
+        )
+    found = {
+        location.path.removeprefix(f"{folder.path}/"): location
+        for location in folder.list_files(recursive=True)
+    }
+    files = {name: location.size() or 0 for name, location in sorted(found.items())}
+    if not upload:
+        return Pushed(files, None)
+    with TemporaryDirectory() as copied:  # the folder may lie in an object store
+        for name, location in found.items():
+            place = Path(copied) / name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(location.read_bytes())
+        message = f"Selected by nncift_ray {run.record['version']}"
+        return Pushed(files, hub.push_folder(Path(copied), repo, message, private=private))
 
 
 def read_record(run_dir: Location) -> dict[str, Any]:

@@ -26,6 +26,7 @@ import requests
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 import nncift_ray
+from nncift_ray.corpus import hub
 from nncift_ray.errors import ConfigError, JobError
 from nncift_ray.recipe.loading import apply_override, dump_config, load_config
 from nncift_ray.recipe.secrets import secret_values
@@ -291,6 +292,7 @@ def recipe_request(
         "data.candidates": config.data.candidates,
         "data.targets": config.data.targets,
         "data.existing": config.data.existing,
+        "data.benchmarks": config.data.benchmarks,
         **{f"evaluation.tests.{name}": paths for name, paths in config.evaluation.tests.items()},
     }
     for key, paths in sources.items():
@@ -349,7 +351,7 @@ def _check_run_dir(what: str, run_dir: str) -> None:
 
 
 def _is_absolute(path: str) -> bool:
-    return "://" in path or path.startswith("/")
+    return "://" in path or path.startswith(("/", hub.PREFIX))
 
 
 # Ray's token: where it is found, in Ray's own order, and who would see it.

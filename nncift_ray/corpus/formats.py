@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from nncift_ray.corpus import hub
 from nncift_ray.corpus.sources import SourceFile
 from nncift_ray.corpus.streams import (
     BYTE_ORDER_MARK,
@@ -490,6 +491,11 @@ def read_arrow_records(fs: pafs.FileSystem, path: str, limits: ReadLimits) -> It
     return _read_batches(_arrow_batches(fs, path), "Arrow", limits)
 
 
+def read_hub_records(fs: pafs.FileSystem, path: str, limits: ReadLimits) -> Iterator[RawRecord]:
+    """Yield every row of a data set of the hub, streamed; ``path`` is its name with the commit."""
+    return _read_batches(hub.iter_batches(path), "hub's", limits)
+
+
 def _parquet_batches(fs: pafs.FileSystem, path: str) -> Iterator[pa.RecordBatch]:
     opened = fs.open_input_file(path)
     with pq.ParquetFile(opened, buffer_size=_BUFFER_BYTES, pre_buffer=False) as file:
@@ -585,6 +591,7 @@ READERS: dict[str, Reader] = {
     "tsv": _text_reader(read_csv_records, delimiter="\t"),
     "parquet": read_parquet_records,
     "arrow": read_arrow_records,
+    "hub": read_hub_records,
 }
 
 

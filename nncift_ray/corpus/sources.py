@@ -14,13 +14,14 @@ from typing import Any, Literal
 from fsspec.utils import glob_translate
 from pyarrow import fs as pafs
 
+from nncift_ray.corpus import hub
 from nncift_ray.errors import DataError
 from nncift_ray.runtime.files import resolve
 
 # fsspec ships no types:
 # pyright: reportMissingTypeStubs=false, reportUnknownVariableType=false
 
-Kind = Literal["json", "jsonl", "csv", "tsv", "parquet", "arrow"]
+Kind = Literal["json", "jsonl", "csv", "tsv", "parquet", "arrow", "hub"]
 #: The format of a file by its suffix; ``formats.READERS`` reads each.
 KINDS: dict[str, Kind] = {
     ".json": "json",
@@ -158,11 +159,14 @@ def content_digest(source: SourceFile) -> str:
 
     Up to ``DIGEST_BYTES`` on a local disk it is the SHA-256 of the file, so that a corpus written
     anew with the same content is the same. Beyond that, and in object stores, where reading costs
-    time and money, it is made of size and time of change.
+    time and money, it is made of size and time of change. Of a data set of the hub it is the
+    commit.
 
     Raises:
         DataError: If the file cannot be read.
     """
+    if source.kind == "hub":
+        return hub.commit_of(source.uri)
     if not _is_local(source.fs) or source.size > DIGEST_BYTES:
         return f"size:{source.size}:modified:{source.modified_ns}"
     digest = hashlib.sha256()
@@ -202,6 +206,9 @@ def _expand(pattern: str) -> list[SourceFile]:
         # The address of a file is written beside every row that came of it.
         shown = _CREDENTIALS.sub("://***@", pattern)
         raise DataError(f"'{shown}' holds credentials; give them by the environment instead")
+    if pattern.startswith(hub.PREFIX):
+        uri, size = hub.resolve_source(pattern)
+        return [SourceFile(uri, uri, pafs.LocalFileSystem(), size, "hub")]
     fs, path = resolve(pattern)
     info = fs.get_file_info(path)
     path = path.rstrip("/") or "/"

@@ -1,0 +1,1 @@
+"""The hub, against a server of our own."""
