@@ -1,0 +1,355 @@
+"""The page and its JSON, from the cells that exist."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import inf, sqrt
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from benchmarks.machine import describe_machine
+from benchmarks.pages import markdown_table
+from benchmarks.rivals.cells import (
+    DEFAULT,
+    INITIAL,
+    RANDOM,
+    SOUND_RANDOM,
+    SOURCE_RANDOM,
+    WAVES,
+)
+from benchmarks.rivals.pools import POOLS, Pool, describe, make_pool
+
+FOLDER = Path(__file__).parents[1]
+SEED, LEVEL, GOAL, POWER = 1, 0.05, 0.05, 0.8
+REFERENCES = (INITIAL, RANDOM, SOURCE_RANDOM, SOUND_RANDOM)
+#: How the names of what is no rival begin, but the default with one piece swapped.
+PIECES = ("default ", "quality, then ")
+#: Methods that the page names although no cell of them may be there.
+EXPECTED = ("delift and less over all pairs", "selectit", "loss_drop", "landmarks", "deita")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A difference of NLL, lower is better, and what chance does to it."""
+
+    value: float
+    error: float
+    freedom: float
+
+    @property
+    def p(self) -> float:
+        """Two-sided p of no difference."""
+        if self.error == 0:
+            return 1.0
+        return float(2 * stats.t.sf(abs(self.value) / self.error, self.freedom))
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval."""
+        half = float(stats.t.ppf(1 - LEVEL / 2, self.freedom)) * self.error
+        return self.value - half, self.value + half
+
+
+def to_subsets(method_TN: np.ndarray, random_SN: np.ndarray) -> Difference:
+    """Return a method's mean NLL minus that of random subsets, the method as one more subset.
+
+    Args:
+        method_TN: NLL of its subset after each seed of tuning, by test row.
+        random_SN: NLL after each random subset, S of at least 2, by test row.
+    """
+    num_subsets, num_rows = random_SN.shape
+    by_row_N = method_TN.mean(axis=0) - random_SN.mean(axis=0)
+    between = random_SN.mean(axis=1).var(ddof=1)
+    variance = by_row_N.var(ddof=1) / num_rows + between * (1 + 1 / num_subsets)
+    return Difference(float(by_row_N.mean()), sqrt(variance), num_subsets - 1)
+
+
+def to_method(rival_TN: np.ndarray, own_TN: np.ndarray, seed_variance: float) -> Difference:
+    """Return a rival's mean NLL minus our own; both subsets are given, seeds are chance."""
+    by_row_N = rival_TN.mean(axis=0) - own_TN.mean(axis=0)
+    seeds = seed_variance * (1 / len(rival_TN) + 1 / len(own_TN))
+    error = sqrt(by_row_N.var(ddof=1) / len(by_row_N) + seeds)
+    return Difference(float(by_row_N.mean()), error, len(by_row_N) - 1)
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """Return Holm's adjusted p-values."""
+    adjusted, least = dict[str, float](), 0.0
+    for place, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):
+        least = max(least, min(1.0, (len(p_values) - place) * p_values[name]))
+        adjusted[name] = least
+    return adjusted
+
+
+def subsets_needed(between: float, row_variance: float, num_rows: int, num_methods: int) -> float:
+    """Return how many random subsets show GOAL nats with power POWER; inf: no number does."""
+    for count in range(2, 201):
+        critical = stats.t.ppf(1 - LEVEL / 2 / num_methods, count - 1) + stats.norm.ppf(POWER)
+        if critical * sqrt(between * (1 + 1 / count) + row_variance / num_rows) <= GOAL:
+            return count
+    return inf
+
+
+def shown(between: float, row_variance: float, count: int, num_rows: int, methods: int) -> float:
+    """Return the difference, nats, that is shown with power POWER."""
+    critical = stats.t.ppf(1 - LEVEL / 2 / methods, count - 1) + stats.norm.ppf(POWER)
+    return float(critical * sqrt(between * (1 + 1 / count) + row_variance / num_rows))
+
+
+class PoolResult:
+    """What is known of a pool."""
+
+    def __init__(self, pool: Pool, work: Path, seed: int = SEED) -> None:
+        """Read the cells and the picks."""
+        self.pool = pool
+        cells, rows = defaultdict[str, list[Any]](list), dict[str, list[int]]()
+        for path in sorted((work / "cells" / f"{pool.name}-{seed}").glob("*.json")):
+            cell = json.loads(path.read_text(encoding="utf-8"))
+            cells[cell["method"]].append(cell["nll"])
+            rows.setdefault(cell["method"], []).extend(cell["rows"])
+        self.nll = {name: np.array(each) for name, each in cells.items()}
+        self.rows = rows
+        picks = (work / "picks" / f"{pool.name}-{seed}").glob("*.json")
+        found = [json.loads(path.read_text(encoding="utf-8")) for path in picks]
+        self.seconds = {each["method"]: each["seconds"] for each in found}
+        tuned = [name for name in self.nll if name not in REFERENCES]
+        tuned.sort(key=lambda name: (name != DEFAULT, float(self.nll[name].mean())))
+        self.methods = [name for name in tuned if not name.startswith(PIECES)]
+        self.pieces = [name for name in tuned if name.startswith(PIECES)]
+
+    @property
+    def can_compare(self) -> bool:
+        """Whether random subsets have been tuned on."""
+        return len(self.nll.get(RANDOM, ())) > 1
+
+    def against(self, reference: str, names: Sequence[str] = ()) -> dict[str, Difference]:
+        """Return the difference of methods (all but pieces) to the subsets of a reference."""
+        if len(self.nll.get(reference, ())) < 2:
+            return {}
+        other = self.nll[reference]
+        return {name: to_subsets(self.nll[name], other) for name in names or self.methods}
+
+    def to_default(self, names: Sequence[str]) -> dict[str, tuple[Difference, float]]:
+        """Return the difference of some methods to the default, with its adjusted p."""
+        if DEFAULT not in self.nll:
+            return {}
+        repeated = [each for each in self.nll.values() if len(each) > 1]
+        within = [
+            each.mean(axis=1).var(ddof=1)
+            for name, each in self.nll.items()
+            if name not in REFERENCES and len(each) > 1
+        ]
+        # Where no method has a second seed, random subsets differ by more than seeds do.
+        spread = within or [each.mean(axis=1).var(ddof=1) for each in repeated]
+        seeds = float(np.mean(spread))
+        found = {
+            name: to_method(self.nll[name], self.nll[DEFAULT], seeds)
+            for name in names
+            if name != DEFAULT
+        }
+        adjusted = holm({name: each.p for name, each in found.items()})
+        return {name: (each, adjusted[name]) for name, each in found.items()}
+
+    def share(self, name: str, fault: str | None = None) -> float:
+        """Return the share of faults among a method's picks."""
+        faults = [self.pool.candidates[row].fault for row in self.rows[name]]
+        return sum(f == fault if fault else bool(f) for f in faults) / max(1, len(faults))
+
+    def summary(self) -> dict[str, Any]:
+        """Return the object of the JSON."""
+        random, source = self.against(RANDOM), self.against(SOURCE_RANDOM)
+        faults, rivals = describe(self.pool)["faults"], self.to_default(self.methods).items()
+        wrong = "wrong" in faults
+        return {
+            "name": self.pool.name,
+            "default_vs_random": _plain(random, DEFAULT),
+            "default_vs_source_random": _plain(source, DEFAULT),
+            "default_vs_sound_random": _plain(self.against(SOUND_RANDOM), DEFAULT),
+            "beaten_by": [name for name, (each, p) in rivals if each.value < 0 and p < LEVEL],
+            "picks_wrong": self.share(DEFAULT, "wrong") if wrong and DEFAULT in self.rows else None,
+            "pool_wrong": faults["wrong"] / len(self.pool.candidates) if wrong else None,
+            "random_subsets": len(self.nll.get(RANDOM, ())),
+            "test_rows": len(self.pool.test),
+            "methods": {
+                name: {"nll": float(self.nll[name].mean())} | (_plain(random, name) or {})
+                for name in self.methods
+            },
+        }
+
+
+def _plain(differences: Mapping[str, Difference], name: str) -> dict[str, float] | None:
+    if name not in differences:
+        return None
+    low, high = differences[name].interval
+    adjusted = holm({other: each.p for other, each in differences.items()})
+    found = {"difference": differences[name].value, "low": low, "high": high}
+    return {key: round(value, 4) for key, value in found.items()} | {"p_holm": adjusted[name]}
+
+
+def write_page(data: Path, work: Path, commit: str) -> None:
+    """Write rivals_cpu.md and .json beside the other pages."""
+    results = [PoolResult(make_pool(name, SEED, data), work) for name in POOLS]
+    known = [result for result in results if result.can_compare]
+    found = {
+        "machine": describe_machine(),
+        "commit": commit,
+        "pools": [result.summary() for result in known],
+        "missing": _missing(results),
+    }
+    text = json.dumps(found, indent=1) + "\n"
+    (FOLDER / "rivals_cpu.json").write_text(text, encoding="utf-8")
+    page = "\n\n".join([_head(found), *map(_section, known), _foot(found)]) + "\n"
+    (FOLDER / "rivals_cpu.md").write_text(page, encoding="utf-8")
+
+
+def _head(found: Mapping[str, Any]) -> str:
+    verdicts = [
+        [
+            each["name"],
+            _cell(each["default_vs_random"]),
+            _cell(each["default_vs_source_random"]),
+            _cell(each["default_vs_sound_random"]),
+            ", ".join(each["beaten_by"]) or "none",
+            _percent(each["picks_wrong"]),
+            _percent(each["pool_wrong"]),
+        ]
+        for each in found["pools"]
+    ]
+    header = ["pool", "default - random", "- random of the source", "- random of sound rows"]
+    table = markdown_table([*header, "beaten by", "wrong picks", "wrong in the pool"], verdicts)
+    return f"""# rivals_cpu
+
+Every rival in one table: NLL of held-out rows, nats a response token, after fine-tuning
+SmolLM2-135M-Instruct on what each method picks; differences, so **lower is better**, with 95 %
+intervals; * Holm p < 0.05. Rules, fixed before:
+[is-my-subset-better](../docs/is-my-subset-better.md).
+The default is `{DEFAULT}`: 1,000 DELIFT labels, pair network, facility location, quality.
+
+Machine: {found["machine"]}, shared with other work. Commit {found["commit"]}.
+
+```bash
+python -m benchmarks.rivals.picks demo 1 --data DATA --work WORK    # once a pool
+python -m benchmarks.rivals tune --data DATA --work WORK
+python -m benchmarks.rivals page --data DATA --work WORK
+```
+
+{table}"""
+
+
+def _section(result: PoolResult) -> str:
+    pool, random = result.pool, result.against(RANDOM)
+    source, beaten = result.against(SOURCE_RANDOM), result.to_default(result.methods)
+    adjusted = holm({name: each.p for name, each in random.items()})
+    lines: list[list[Any]] = []
+    for name in [each for each in REFERENCES if each in result.nll]:
+        nll = result.nll[name].mean(axis=1)
+        spread = f"±{nll.std(ddof=1):.3f}" if len(nll) > 1 else ""
+        picked = _percent(result.share(name)) if name != INITIAL else ""
+        lines.append([name, f"{nll.mean():.3f}{spread}", len(nll), "", "", "", picked, ""])
+    for name in result.methods:
+        lines.append(
+            [
+                f"**{name}**" if name == DEFAULT else name,
+                f"{result.nll[name].mean():.3f}",
+                len(result.nll[name]),
+                _text(random[name], adjusted[name]),
+                _text(source[name], None) if name in source else "",
+                _text(*beaten[name]) if name in beaten else "",
+                _percent(result.share(name)),
+                result.seconds.get(name, ""),
+            ]
+        )
+    header = ["method", "NLL", "tunings", "- random", "- random of the source"]
+    table = markdown_table([*header, "- default", "faults", "seconds"], lines)
+    return f"## {pool.name}\n\n{_about(result)}\n\n{table}{_pieces(result)}"
+
+
+def _pieces(result: PoolResult) -> str:
+    """Return the table of the default with one piece swapped at a time."""
+    if not result.pieces or DEFAULT not in result.nll:
+        return ""
+    random, own = result.against(RANDOM, result.pieces), result.to_default(result.pieces)
+    lines = [
+        [
+            name,
+            f"{result.nll[name].mean():.3f}",
+            _text(random[name], None),
+            _text(*own[name]),
+            _percent(result.share(name)),
+        ]
+        for name in result.pieces
+    ]
+    table = markdown_table(["piece swapped", "NLL", "- random", "- default", "faults"], lines)
+    return f"\n\n{table}"
+
+
+def _about(result: PoolResult) -> str:
+    facts, subsets = describe(result.pool), result.nll[RANDOM]
+    between = float(subsets.mean(axis=1).var(ddof=1))
+    num = max(1, len(result.methods))
+    rows = [
+        (result.nll[name].mean(axis=0) - subsets.mean(axis=0)).var(ddof=1)
+        for name in result.methods
+    ]
+    row_variance = float(np.mean(rows)) if rows else 0.0
+    count, tests = len(subsets), len(result.pool.test)
+    needed = subsets_needed(between, row_variance, 10 * tests, num)
+    planted = ", ".join(f"{count} {name}" for name, count in facts["faults"].items()) or "none"
+    return (
+        f"{facts['candidates']} candidates ({facts['of_right_source']} of the right source; "
+        f"planted faults: {planted}), {facts['budget']} picks, {facts['targets']} targets, "
+        f"{tests} test rows. Spread between random subsets {sqrt(between):.3f}, of differences "
+        f"between rows {sqrt(row_variance):.3f}: with {count} random subsets and {num} methods "
+        f"{shown(between, row_variance, count, tests, num):.2f} nats show with 80 % power; "
+        f"{GOAL} nats would, with ten times the test rows, from "
+        f"{'no number of random subsets on' if needed == inf else f'{needed} random subsets on'}."
+    )
+
+
+def _missing(results: Sequence[PoolResult]) -> list[str]:
+    lines = [f"methods not run: {', '.join(EXPECTED)}"]
+    for result in results:
+        if not result.can_compare:
+            lines.append(f"{result.pool.name}: nothing yet")
+        elif DEFAULT not in result.nll:
+            lines.append(f"{result.pool.name}: the recipes' picks")
+        else:
+            count = len(result.nll[RANDOM])
+            seeds = min(len(result.nll[name]) for name in result.methods)
+            if count < WAVES[-1][0] or seeds < WAVES[-1][2]:
+                lines.append(
+                    f"{result.pool.name}: {count} of {WAVES[-1][0]} random subsets, "
+                    f"at least {seeds} of {WAVES[-1][2]} seeds of fine-tuning a method"
+                )
+    return lines
+
+
+def _foot(found: Mapping[str, Any]) -> str:
+    missing = "\n".join(f"- {line}" for line in found["missing"])
+    return (
+        "`seconds`: of a processor, of what a method rests on. "
+        "`faults`: share of the picks that are planted faults.\n\n## Missing\n\n" + missing
+    )
+
+
+def _text(difference: Difference, adjusted: float | None) -> str:
+    low, high = difference.interval
+    star = "*" if adjusted is not None and adjusted < LEVEL else ""
+    return f"{difference.value:+.3f}{star} ({low:+.2f} to {high:+.2f})"
+
+
+def _cell(found: Mapping[str, float] | None) -> str:
+    if found is None:
+        return "-"
+    star = "*" if found["p_holm"] < LEVEL else ""
+    return f"{found['difference']:+.3f}{star} ({found['low']:+.2f} to {found['high']:+.2f})"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0%}"

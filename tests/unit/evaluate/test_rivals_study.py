@@ -1,0 +1,63 @@
+"""The study of rivals: its pools, its statistics, who takes which row."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.rivals.cells import draw
+from benchmarks.rivals.page import holm, subsets_needed, to_method, to_subsets
+from benchmarks.rivals.picks import take_turns
+from benchmarks.rivals.pools import WRONG, Pool, PoolRow, make_pool
+from nncift_ray.demo.corpus import CLEAN
+
+
+def test_the_demo_pool_keeps_faults_apart_from_its_test_rows() -> None:
+    pool = make_pool("demo", 1, Path("nowhere"))
+    prompts = {row.prompt for row in pool.candidates}
+    assert not prompts & {row.prompt for row in pool.test}
+    assert {row.fault for row in pool.test} == {""}
+    assert sum(row.fault == WRONG for row in pool.candidates) == 75
+    assert pool == make_pool("demo", 1, Path("nowhere"))
+    assert pool != make_pool("demo", 2, Path("nowhere"))
+
+
+def test_random_rows_of_a_small_source_are_filled_up_with_others() -> None:
+    rows = [PoolRow("rare" if n < 3 else CLEAN, f"{n}", "") for n in range(50)]
+    pool = Pool("x", rows, [], [], "rare")
+    drawn = draw(pool, [0, 1, 2], 0)
+    assert len(drawn) == len(set(drawn)) == pool.budget == 10
+    assert {0, 1, 2} < set(drawn)
+    assert drawn != draw(pool, [0, 1, 2], 1)
+
+
+def test_targets_take_their_best_free_rows_in_turn() -> None:
+    scores = np.array([[0.9, 0.8, 0.1, 0.0], [0.9, 0.2, 0.3, 0.1]])
+    assert take_turns(scores, 3) == [0, 2, 1]
+
+
+def test_a_difference_to_random_counts_the_method_as_one_more_subset() -> None:
+    random = np.array([[1.0, 3.0], [3.0, 5.0]])  # means 2 and 4: variance between subsets 2
+    found = to_subsets(np.array([[0.0, 2.0], [2.0, 4.0]]), random)
+    assert found.value == pytest.approx(-1.0)
+    assert found.error == pytest.approx(np.sqrt(2 * (1 + 1 / 2)))  # rows all differ by -1
+    assert found.freedom == 1
+
+
+def test_a_difference_between_methods_has_the_chance_of_rows_and_seeds() -> None:
+    found = to_method(np.array([[1.0, 4.0]]), np.array([[0.0, 0.0], [2.0, 2.0]]), 0.5)
+    assert found.value == pytest.approx(1.5)  # rows: 0 and 3
+    assert found.error == pytest.approx(np.sqrt(4.5 / 2 + 0.5 * (1 + 1 / 2)))
+
+
+def test_holm_multiplies_by_those_that_are_left_and_never_falls() -> None:
+    found = holm({"a": 0.01, "b": 0.04, "c": 0.03})
+    assert found == pytest.approx({"a": 0.03, "c": 0.06, "b": 0.06})
+
+
+def test_more_spread_between_subsets_needs_more_of_them_until_none_suffice() -> None:
+    few, more = (subsets_needed(s**2, 0.0, 100, 1) for s in (0.005, 0.012))
+    assert few < more < np.inf
+    assert subsets_needed(0.03**2, 0.0, 100, 1) == np.inf
