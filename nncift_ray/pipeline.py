@@ -22,6 +22,8 @@ from nncift_ray.corpus.export import DATASET_FOLDER, DATASET_PARQUET, ExportStag
 from nncift_ray.corpus.ingest import (
     DeduplicateStage,
     IngestStage,
+    PoolIngestStage,
+    PoolStage,
     describe_layouts,
     describe_left_out,
     find_sources,
@@ -44,7 +46,7 @@ from nncift_ray.runtime.files import Location, locked
 from nncift_ray.runtime.output import FILES_TABLE, StageOutput
 from nncift_ray.runtime.progress import LineReporter, Reporter
 from nncift_ray.runtime.ray_train import RayWorkers
-from nncift_ray.runtime.schemas import POINTS
+from nncift_ray.runtime.schemas import CANDIDATE, POINTS, TABLE_OF_ROLE, ground_block, helped_role
 from nncift_ray.runtime.session import (
     Session,
     cluster_address,
@@ -69,6 +71,7 @@ from nncift_ray.selection.tables import (
     resolve_selection,
     scores_of,
 )
+from nncift_ray.teachers.less import HELPED, HELPER, GradientKey
 from nncift_ray.teachers.setup import RecipeTeacher
 
 if TYPE_CHECKING:
@@ -133,7 +136,12 @@ class Blueprint:
             steps["loss_drop"] = self._loss_drop
         if "states" in reads:
             steps["states"] = self._states
-        if self.teaching.needs_gradients:
+        if "gradients" in reads:
+            if self.config.data.targets:
+                steps |= {"pool_ingest": self._pool_ingest, "pool": self._pool}
+            steps |= {"warmup": self._warmup, "gradients": self._all_gradients}
+            steps["target_gradients"] = self._target_gradients
+        elif self.teaching.needs_gradients:
             steps |= {"warmup": self._warmup, "gradients": self._gradients}
         if not reads:
             steps["label"] = self._label
@@ -170,6 +178,7 @@ class Blueprint:
             "loss_drop": config.profiles.pool,
             "warmup": config.teacher.less.pool,
             "gradients": config.teacher.less.pool,
+            "target_gradients": config.teacher.less.pool,
             "label": self.teaching.pool,
             "index": config.pair_scores.pool,
             "score_pairs": config.pair_scores.pool,
@@ -269,11 +278,11 @@ class Blueprint:
         """Say what the scores are where no network makes them, and which keys nobody reads."""
         if not self.by_teacher:
             return []
-        if self.teaching.reads:
-            kind = self.config.teacher.kind
-            return [f"{kind} scores every candidate: no label is asked for, no network is trained"]
         unread = unread_keys(self.config)
         also = f"; the keys {', '.join(unread)} are not read" if unread else ""
+        if self.teaching.reads:
+            kind = self.config.teacher.kind
+            return [f"{kind} scores all there is: nothing is labelled, no network trained{also}"]
         notes = [f"the teacher's own labels are the scores: no network is trained{also}"]
         if self.config.labels.label_pairs is not None:
             notes.append(
@@ -406,12 +415,13 @@ class Blueprint:
         from nncift_ray.teachers.warmup import WarmupJob, WarmupStage
 
         on_targets = "loss_drop" in self.teaching.reads
-        if not on_targets:
+        if not self.teaching.reads:
             self._label_sample(outputs)  # raises where labels would be too few
         less = self.config.teacher.less
         make_model = self.teaching.lora_factory()
         table = "targets" if on_targets else "candidates"
-        job = WarmupJob(outputs["deduplicate"], make_model, less, table)
+        examples = outputs.get("pool", outputs["deduplicate"])
+        job = WarmupJob(examples, make_model, less, table)
         return WarmupStage(job, make_model.settings(), self._workers(less.num_workers))
 
     def _gradients(self, outputs: Outputs) -> Stage:
@@ -425,6 +435,51 @@ class Blueprint:
             self.teaching.lora_factory(),
             teacher.less,
             self.teaching.gradient_batch_tokens,
+        )
+        stage.max_failed_fraction = teacher.max_failed_fraction
+        return stage
+
+    # LESS over all rows: candidates are read by themselves, so that what was made of them stays
+    # where the targets change.
+
+    def _pool_ingest(self, outputs: Outputs) -> Stage:
+        roles = (self.config.data.candidates, (), (), self.config.benchmarks)
+        return PoolIngestStage(find_sources(*roles), self.config.data)
+
+    def _pool(self, outputs: Outputs) -> Stage:
+        return PoolStage(outputs["pool_ingest"], data=self.config.data)
+
+    def _all_gradients(self, outputs: Outputs) -> Stage:
+        from nncift_ray.teachers.gradients import GradientsStage
+
+        examples = outputs.get("pool", outputs["deduplicate"])
+        whole = outputs["deduplicate"].num_rows("candidates")
+        if examples.num_rows("candidates") != whole:
+            raise StageError(
+                f"stage 'pool' numbers other candidates than 'deduplicate' ({whole:,})"
+            )
+        return self._gradients_of(GradientsStage, HELPER, CANDIDATE, examples, outputs)
+
+    def _target_gradients(self, outputs: Outputs) -> Stage:
+        from nncift_ray.teachers.gradients import TargetGradientsStage
+
+        role, examples = helped_role(ground_block(self.blocks)), outputs["deduplicate"]
+        return self._gradients_of(TargetGradientsStage, HELPED, role, examples, outputs)
+
+    def _gradients_of(
+        self, kind: Any, side: str, role: str, examples: StageOutput, outputs: Outputs
+    ) -> Stage:
+        teacher = self.config.teacher
+        count = examples.num_rows(TABLE_OF_ROLE[role])
+        stage = kind(
+            [GradientKey(side, role, row) for row in range(count)],
+            examples,
+            outputs["warmup"],
+            self.teaching.lora_factory(),
+            teacher.less,
+            self.teaching.gradient_batch_tokens,
+            # Signs of both sides would lose too much.
+            "int8" if side == HELPED and teacher.less.storage == "bit" else teacher.less.storage,
         )
         stage.max_failed_fraction = teacher.max_failed_fraction
         return stage
@@ -456,7 +511,14 @@ class Blueprint:
         kind, sources = self.config.teacher.kind, {name: outputs[name] for name in reads}
         tokenizer = self.teaching.language_models[0] if "deduplicate" in reads else None
         return MeasuredScoresStage(
-            kind, sources, examples, self.blocks, kept, subtask_by=subtask_by, tokenizer=tokenizer
+            kind,
+            sources,
+            examples,
+            self.blocks,
+            kept,
+            subtask_by=subtask_by,
+            tokenizer=tokenizer,
+            target_rank=self.config.teacher.less.target_rank if "gradients" in reads else None,
         )
 
     def _fit(self, outputs: Outputs) -> Stage:

@@ -207,6 +207,8 @@ class Workload:
             self.num_labelled += self._num_rows(block) * (
                 1 if block == POINTS else corpus.num_candidates
             )
+        if "gradients" in reads:
+            self.num_gradients = corpus.num_candidates * self.config.teacher.less.num_epochs
         profiled = rows * self.profile_tokens
         self.teacher_tokens = {
             "profiles": profiled,
@@ -313,6 +315,7 @@ class Workload:
         )
         profiled, shown = num_rows * self.profile_tokens, config.profiles.num_neighbours
         compared, states = columns * self.compared_tokens, num_rows * self.example_tokens
+        of_targets = (corpus.num_targets or columns) * less.num_epochs
         dropped = 2 * columns * self.example_tokens
         return {
             "ingest": (records, reading, False),
@@ -342,6 +345,9 @@ class Workload:
             ),
             "warmup": (trained, warming, True),
             "gradients": (gradients, taking, True),
+            "target_gradients": (f"{of_targets:,} gradients", of_targets * example_seconds, True),
+            "pool_ingest": (records, reading, False),
+            "pool": (records, reading, False),
             "label": (asked, self.teacher_tokens / speed, teaching.needs_gpu),
             "teacher_scores": (f"{self.num_labelled:,} {given}{kept}", folding, False),
             "fit": (f"{self.num_labelled:,} {unit}", fitting, False),

@@ -587,3 +587,18 @@ def describe_layouts(ingest: StageOutput) -> list[str]:
         lines.append(f"{source}: layout {layouts or 'none'}{bad}")
     more = len(lines) - MAX_FILES_TOLD
     return lines[:MAX_FILES_TOLD] + ([f"and {more:,} more files"] if more > 0 else [])
+
+
+# The candidates by themselves: what is made of them alone does not change with the targets.
+
+
+class PoolIngestStage(IngestStage):
+    """Read the candidates alone."""
+
+    name: ClassVar[str] = "pool_ingest"
+
+
+class PoolStage(DeduplicateStage):
+    """Number the candidates alone; their numbers are those of the whole corpus."""
+
+    name: ClassVar[str] = "pool"

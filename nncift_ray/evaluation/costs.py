@@ -240,8 +240,8 @@ class _Charged:
         if step == "score_pairs" and INDEX not in self.outputs:
             pairs = {WITHIN: size * size, CROSS: size * self._num_targets, POINTS: size}
             return sum(pairs[block] for block in self._blocks)
-        if step == "warmup" and "loss_drop" in self.outputs:
-            return 1  # on the targets
+        if step == "target_gradients" or (step == "warmup" and "loss_drop" in self.outputs):
+            return self._num_targets or size
         if step in ("warmup", "loss_drop", INDEX, "select_partitions", "select"):
             return size
         return rows

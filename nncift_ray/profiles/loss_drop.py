@@ -21,6 +21,7 @@ from nncift_ray.runtime.step import KILLED_WORKER, RowAtoms, RowStage, Shard, Wo
 from nncift_ray.teachers.setup import LoraFactory
 
 ATOM_ROWS = 128
+PASS_TOKENS = 8192
 DEFAULT_SHARD_ROWS = 512
 TARGETS_STREAM = 41  # random stream of the targets that are shown
 
@@ -46,7 +47,7 @@ class ByTraining:
 
     make_model: LoraFactory
     warmup: StageOutput
-    batch_tokens: int
+    batch_tokens: int | None  # padded tokens of a pass; None: PASS_TOKENS
 
     def inputs(self) -> dict[str, StageOutput]:
         """What it reads."""
@@ -75,7 +76,7 @@ class ByTraining:
             for number, state in enumerate(states):
                 model.load_adapter(state)
                 lengths = [len(sound[at].input_ids) for at in places]
-                for batch in cut_batches(lengths, 0, self.batch_tokens):
+                for batch in cut_batches(lengths, 0, self.batch_tokens or PASS_TOKENS):
                     rows = [places[at] for at in batch]
                     with torch.no_grad():
                         losses = model.losses([sound[at] for at in rows])

@@ -243,6 +243,12 @@ class LessConfig(Section):
     gradient_checkpointing: bool | None = None
     """Compute activations again on the way back, which takes a third more time and a fraction of
     the memory; null: above a billion parameters."""
+    storage: Literal["float32", "int8", "bit"] = "int8"
+    """How the gradients of all rows are stored (``pair_scores.by: teacher``), for each checkpoint
+    4, 1 or 1/8 bytes times ``projection_dim``; those of a label sample are float32."""
+    target_rank: int | None = Field(default=None, ge=1)
+    """Compare the gradients of all rows only in so many directions, those in which the targets'
+    vary most; null: in all."""
     num_workers: int = Field(default=1, ge=1)
     """Ray Train workers of the warm-up."""
     pool: PoolConfig = PoolConfig()

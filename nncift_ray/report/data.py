@@ -490,7 +490,11 @@ def collect_report_data(
         by_teacher=fit is None,
         has_subtasks=recipe.data.subtask_by is not None,
         num_duplicates=count_duplicates(examples),
-        num_errors=sum(output.manifest.num_failures for output in outputs.values()),
+        num_errors=sum(
+            output.manifest.num_failures
+            for name, output in outputs.items()
+            if name != "pool_ingest"  # the candidates once more
+        ),
         num_labelled_pairs=outputs["label"].num_rows("labels") if "label" in outputs else None,
         random_objective=facts.get("random_objective"),
         upper_bound=facts.get("upper_bound"),

@@ -402,12 +402,19 @@ def activations_schema(num_hidden: int) -> pa.Schema:
     )
 
 
-def gradients_schema(projection_dim: int) -> pa.Schema:
+def gradients_schema(projection_dim: int, storage: str = "float32") -> pa.Schema:
     """Return the schema of one checkpoint's features: projected, unit-norm gradients.
+
+    As ``int8`` a feature is a multiple of it in bytes, as ``bit`` the signs, eight a byte.
 
     ``side`` is "helper" (preconditioned by Adam's state, as a training step would be) or "helped"
     (the plain gradient). A row whose gradient could not be taken is not done and has no feature.
     """
+    feature = {
+        "float32": pa.list_(pa.float32(), projection_dim),
+        "int8": pa.list_(pa.int8(), projection_dim),
+        "bit": pa.list_(pa.uint8(), -(-projection_dim // 8)),
+    }[storage]
     return pa.schema(
         [
             pa.field("side", pa.string(), nullable=False),
@@ -415,7 +422,7 @@ def gradients_schema(projection_dim: int) -> pa.Schema:
             pa.field("row_index", pa.int64(), nullable=False),
             pa.field("example_id", pa.string(), nullable=False),
             pa.field("done", pa.bool_(), nullable=False),
-            pa.field("feature", pa.list_(pa.float32(), projection_dim)),
+            pa.field("feature", feature),
         ]
     )
 

@@ -17,6 +17,12 @@ from nncift_ray.engines.tokens import SegmentTokenizer
 from nncift_ray.runtime.output import StageOutput, column_matrix
 from nncift_ray.runtime.schemas import POINTS, TABLE_OF_ROLE, helped_role
 from nncift_ray.scores.teacher_scores import TeacherScoresStage
+from nncift_ray.teachers.less import (
+    checkpoint_weights,
+    gradient_table,
+    read_features,
+    target_subspace,
+)
 from nncift_ray.teachers.measured import ifd_scores, unit_rows
 
 ROWS, COLUMNS = 1024, 4096  # of a block of pairs
@@ -42,14 +48,17 @@ class MeasuredScoresStage(TeacherScoresStage):
         *,
         subtask_by: str | None = None,
         tokenizer: ResolvedModel | None = None,
+        target_rank: int | None = None,
     ) -> None:
         """Score by what the steps ``sources`` measured; see `TeacherScoresStage`.
 
-        ``tokenizer`` is the language model whose tokens are counted, where the teacher does that.
+        ``tokenizer`` is the language model whose tokens are counted, where the teacher does that;
+        ``target_rank`` the directions in which gradients are compared, where it reads them.
         """
         first = next(iter(sources.values()))
         super().__init__(first, examples, blocks, top_k, subtask_by=subtask_by)
         self._kind, self._tokenizer, self._sources = kind, tokenizer, dict(sources)
+        self._target_rank = target_rank
 
     @property
     def inputs(self) -> Mapping[str, StageOutput]:
@@ -60,7 +69,10 @@ class MeasuredScoresStage(TeacherScoresStage):
         """What is kept, and what of."""
         model = self._tokenizer
         tokenizer = None if model is None else [model.name, model.revision]
-        return super().settings() | {"teacher": self._kind, "tokenizer": tokenizer}
+        own = {"teacher": self._kind, "tokenizer": tokenizer}
+        if self._target_rank is not None:
+            own["target_rank"] = self._target_rank
+        return super().settings() | own
 
     def _num_asked(self, block: str) -> tuple[int, int]:
         num_rows = 1 if block == POINTS else self._num_rows(block)
@@ -77,20 +89,38 @@ class MeasuredScoresStage(TeacherScoresStage):
             score_N = np.clip(value_N[known_N], -MOST, MOST).astype(np.float32)
             yield np.zeros_like(known_N), known_N, score_N
             return
-        row_ID = unit_rows(self._vectors(TABLE_OF_ROLE[helped_role(block)]))
-        first = 0
-        for batch in self._labels.iter_batches("candidates", ["embedding"], COLUMNS):
-            column_JD = unit_rows(column_matrix(pa.chunked_array([batch.column(0)])))
-            column_J = np.arange(first, first + len(column_JD))
-            for start in range(0, len(row_ID), ROWS):
-                score_IJ = np.clip(row_ID[start : start + ROWS] @ column_JD.T, -1.0, 1.0)
-                row_I = np.arange(start, start + len(score_IJ))
-                rows_P = np.repeat(row_I, len(column_J))
-                yield rows_P, np.tile(column_J, len(row_I)), score_IJ.reshape(-1)
+        by_gradients, first = "gradients" in self._sources, 0
+        row_ID, columns = self._gradients() if by_gradients else self._vectors(block)
+        known_I = np.flatnonzero(row_ID.any(axis=1))
+        for column_JD in columns:
+            known_J = np.flatnonzero(column_JD.any(axis=1))
+            for start in range(0, len(known_I), ROWS):
+                row_I = known_I[start : start + ROWS]
+                score_IJ = np.clip(row_ID[row_I] @ column_JD[known_J].T, -1.0, 1.0)
+                rows_P = np.repeat(row_I, len(known_J))
+                yield rows_P, np.tile(first + known_J, len(row_I)), score_IJ.reshape(-1)
             first += len(column_JD)
 
-    def _vectors(self, table: str) -> np.ndarray:
-        return column_matrix(self._labels.read(table, ["embedding"])["embedding"])
+    def _vectors(self, block: str) -> tuple[np.ndarray, Iterator[np.ndarray]]:
+        """Return the rows' embeddings [I, D] and the columns', some at a time; all of length 1."""
+        table = self._labels.read(TABLE_OF_ROLE[helped_role(block)], ["embedding"])
+        batches = self._labels.iter_batches("candidates", ["embedding"], COLUMNS)
+        columns = (unit_rows(column_matrix(pa.chunked_array([b.column(0)]))) for b in batches)
+        return unit_rows(column_matrix(table["embedding"])), columns
+
+    def _gradients(self) -> tuple[np.ndarray, Iterator[np.ndarray]]:
+        """Return the rows' gradients [I, C * P] and the columns', some at a time."""
+        rates = self._sources["warmup"].read("checkpoints", ["mean_learning_rate"])
+        weights_C = checkpoint_weights(cast("list[float]", rates["mean_learning_rate"].to_pylist()))
+        rows, columns = self._sources["target_gradients"], self._sources["gradients"]
+        num_rows, num_columns = (each.num_rows(gradient_table(0)) for each in (rows, columns))
+        row_ID = read_features(rows, 0, num_rows, weights_C)
+        ranges = ((at, min(at + ROWS, num_columns)) for at in range(0, num_columns, ROWS))
+        blocks = (read_features(columns, start, stop, weights_C) for start, stop in ranges)
+        if self._target_rank is None:
+            return row_ID, blocks
+        basis_DR = target_subspace(row_ID, self._target_rank)
+        return unit_rows(row_ID @ basis_DR), (unit_rows(block @ basis_DR) for block in blocks)
 
     def _points(self) -> np.ndarray:
         """Return the score of every candidate [N], NaN where it has none."""

@@ -37,6 +37,7 @@ from nncift_ray.teachers.less import (
     GradientKey,
     checkpoint_of_table,
     gradient_table,
+    pack_features,
 )
 from nncift_ray.teachers.warmup import WarmupCheckpoint, read_checkpoint
 
@@ -78,6 +79,7 @@ class GradientsStage(RowStage):
         make_model: Callable[[], LoraModel],
         less: LessConfig,
         batch_tokens: int | None,
+        storage: str = "float32",
     ) -> None:
         """Take gradients of some (deduplicated) examples at a warm-up's checkpoints.
 
@@ -87,6 +89,7 @@ class GradientsStage(RowStage):
         """
         self._keys, self._examples, self._warmup = list(keys), examples, warmup
         self._make_model, self._less, self._batch_tokens = make_model, less, batch_tokens
+        self._storage = storage
         self.seed = less.seed
         self._shard_rows = less.pool.shard_rows or DEFAULT_SHARD_ROWS
         ranges = tuple((table, len(self._keys)) for table in self.produces)
@@ -95,7 +98,7 @@ class GradientsStage(RowStage):
     @property
     def produces(self) -> Mapping[str, pa.Schema]:
         """A table a checkpoint."""
-        schema = schemas.gradients_schema(self._less.projection_dim)
+        schema = schemas.gradients_schema(self._less.projection_dim, self._storage)
         return {gradient_table(n): schema for n in range(self._warmup.num_rows("checkpoints"))}
 
     @property
@@ -106,7 +109,7 @@ class GradientsStage(RowStage):
     def settings(self) -> dict[str, Any]:
         """Which gradients, their projection and what is computed together."""
         keys = json.dumps(self._keys).encode()
-        return {
+        return ({} if self._storage == "float32" else {"storage": self._storage}) | {
             "gradients": hashlib.sha256(keys).hexdigest(),
             "projection_dim": self._less.projection_dim,
             "seed": self.seed,
@@ -163,7 +166,10 @@ class GradientsStage(RowStage):
                 features_NP, failures = take_gradients(
                     model, encoded, keys, projector, loaded[checkpoint], self._batch_tokens
                 )
-                sink.write(span.name, _feature_table(keys, texts, features_NP, failures))
+                sink.write(
+                    span.name,
+                    _feature_table(keys, texts, features_NP, failures, self._storage),
+                )
                 for at, failure in sorted(failures.items()):
                     # What is wrong with a text is told once, not on both sides of every checkpoint.
                     first = numbers[at] == first_place[keys[at].example]
@@ -176,6 +182,13 @@ class GradientsStage(RowStage):
                         )
 
         return take_shard
+
+
+class TargetGradientsStage(GradientsStage):
+    """The gradients of the rows, in a step of their own: those of the candidates outlive them."""
+
+    name: ClassVar[str] = "target_gradients"
+    title: ClassVar[str] = "take gradients of the targets"
 
 
 def take_gradients(
@@ -219,10 +232,12 @@ def _feature_table(
     examples: Sequence[Example],
     features_NP: NDArray[np.float32],
     failures: Mapping[int, ScoringFailure],
+    storage: str,
 ) -> pa.Table:
     num_rows, projection_dim = features_NP.shape
     missing = np.array([at in failures for at in range(num_rows)])
-    flat = pa.array(features_NP.reshape(-1), pa.float32())
+    stored = pack_features(features_NP, storage)
+    flat = pa.array(stored.reshape(-1))
     return pa.Table.from_pydict(
         {
             "side": [key.side for key in keys],
@@ -231,10 +246,10 @@ def _feature_table(
             "example_id": [example.example_id for example in examples],
             "done": ~missing,
             "feature": pa.FixedSizeListArray.from_arrays(
-                flat, projection_dim, mask=pa.array(missing)
+                flat, stored.shape[1], mask=pa.array(missing)
             ),
         },
-        schema=schemas.gradients_schema(projection_dim),
+        schema=schemas.gradients_schema(projection_dim, storage),
     )
 
 

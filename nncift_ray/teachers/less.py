@@ -8,8 +8,9 @@ Source: LESS, arXiv 2402.04333.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterable, Sequence
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -203,3 +204,72 @@ class GradientReader:
             matrix_NP[done_N] = features
             matrices.append(matrix_NP)
         return np.stack(matrices)
+
+
+# All gradients of a side, stored small: what scores every pair by inner products.
+
+
+def pack_features(features_NP: NDArray[np.float32], storage: str) -> NDArray[Any]:
+    """Return features as they are stored [N, P], as ``bit`` [N, P / 8 rounded up].
+
+    ``int8`` keeps a cosine to about 0.001 (8,192 numbers); ``bit`` the signs alone, whose cosine
+    with a feature is sqrt(2 / pi) of the features', within about 1 / sqrt(P): projected numbers
+    are close to normal.
+
+    Source: quantised gradient stores, arXiv 2502.01703 (8 bits) and 2602.18584 (signs).
+    """
+    if storage == "bit":
+        return np.packbits(features_NP > 0, axis=1)
+    if storage == "int8":
+        most_N1 = np.abs(features_NP).max(axis=1, keepdims=True)
+        return np.rint(features_NP / np.where(most_N1 > 0, most_N1, 1) * 127).astype(np.int8)
+    return features_NP
+
+
+def unpack_features(stored_NP: NDArray[Any], num_dims: int) -> NDArray[np.float32]:
+    """Return stored features at length 1 [N, P]; of signs sqrt(pi / 2), so that cosines are right.
+
+    A row of zeros, which no gradient is, stays one.
+    """
+    length = 1.0
+    if stored_NP.dtype == np.uint8:
+        signs_NP = np.unpackbits(stored_NP, axis=1, count=num_dims).astype(np.float32)
+        stored_NP, length = 2 * signs_NP - 1, math.sqrt(math.pi / 2)
+    values_NP = stored_NP.astype(np.float32)
+    norms_N1 = np.linalg.norm(values_NP, axis=1, keepdims=True)
+    return (length * values_NP / np.where(norms_N1 > 0, norms_N1, 1)).astype(np.float32)
+
+
+def read_features(
+    gradients: StageOutput, start: int, stop: int, weights_C: Sequence[float]
+) -> NDArray[np.float32]:
+    """Return some rows' features of all checkpoints side by side [N, C * P].
+
+    Each is weighted by the root of its checkpoint's weight, so that the inner product of two rows
+    is their score. A row that lacks a checkpoint is zero.
+    """
+    num_dims: int = gradients.manifest.settings["projection_dim"]
+    parts: list[NDArray[np.float32]] = []
+    known_N = np.ones(stop - start, bool)
+    for checkpoint, weight in enumerate(weights_C):
+        table = gradients.read_range(gradient_table(checkpoint), start, stop, ["done", "feature"])
+        done_N = np.array(table["done"].to_pylist(), bool)
+        part_NP = np.zeros((stop - start, num_dims), np.float32)
+        if done_N.any():
+            stored = column_matrix(table.filter(table["done"])["feature"])
+            part_NP[done_N] = math.sqrt(weight) * unpack_features(stored, num_dims)
+        known_N &= done_N
+        parts.append(part_NP)
+    return np.concatenate(parts, axis=1) * known_N[:, None]
+
+
+def target_subspace(row_ID: NDArray[np.float32], rank: int) -> NDArray[np.float32]:
+    """Return the directions [D, R] in which the targets' features vary most, unit and orthogonal.
+
+    Cosines within them leave out what no target's gradient has. R is at most the rows' rank.
+
+    Source: GIST, arXiv 2602.18584.
+    """
+    values, vectors_II = np.linalg.eigh(row_ID.astype(np.float64) @ row_ID.T)
+    kept = np.flatnonzero(values > values.max(initial=0.0) * 1e-9)[::-1][:rank]
+    return (row_ID.T @ vectors_II[:, kept] / np.sqrt(values[kept])).astype(np.float32)

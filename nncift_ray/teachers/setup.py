@@ -130,6 +130,8 @@ class RecipeTeacher:
         """The steps whose measurements are its scores; none: it is asked for labels."""
         if self._teacher.kind == "deita" and self._config.selection.weight_by is not None:
             return ("embed",)  # a field is the score
+        if self._teacher.kind == "less" and self._config.pair_scores.by == "teacher":
+            return ("gradients", "target_gradients", "warmup")
         return getattr(self.teacher_class, "reads", ())
 
     @property

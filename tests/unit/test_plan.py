@@ -113,6 +113,7 @@ def test_a_plan_after_the_index_tells_what_that_measured(
         ("deita", "top_k", "80 examples", "quality"),
         ("loss_drop", "top_k", "80 examples", "loss_drop"),
         ("loss_drop_in_context", "top_k", "80 examples", "loss_drop"),
+        ("less", "top_k", "400 pairs, summed by candidate", "gradients"),
         ("cosine", "round_robin", "400 pairs, top 64", None),
         ("rds_plus", "round_robin", "400 pairs, top 64", "states"),
     ],
@@ -126,12 +127,13 @@ def test_what_is_measured_is_priced_by_what_it_reads(
         "data": {"candidates": [candidates], "targets": [targets]},
         "teacher": {"kind": kind, "model": "embedded:smollm2-135m-instruct"},
         "embedder": {"model": "embedded:all-minilm-l6-v2"},
+        "pair_scores": {"by": "teacher"},
         "selection": {"objective": objective, "budget": 0.1},
     }
     made = make_plan(make_config(tree), hardware="cpu")
     assert (made.num_pairs_to_label, made.num_requests) == (0, 0)
     assert amounts(made)["teacher_scores"] == scored
-    assert (made.num_teacher_tokens > 0) == (reads is not None)
+    assert (made.num_teacher_tokens > 0) == (reads not in (None, "gradients"))
     seconds = {stage.name: stage.seconds - STEP_START_SECONDS for stage in made.stages}
     assert reads is None or seconds[reads] > 0
 

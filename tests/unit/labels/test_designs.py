@@ -41,13 +41,20 @@ def test_labels_of_everything_are_those_that_a_fraction_of_one_asks_for(
 
 def test_a_run_by_teacher_draws_groups_and_labels_as_one_by_network() -> None:
     by_network, by_teacher = (
-        Blueprint(config(by, ALL_LABELS), fetch=False) for by in ("network", "teacher")
+        Blueprint(config(by, ALL_LABELS, teacher={"kind": "delift"}), fetch=False)
+        for by in ("network", "teacher")
     )
     upstream = by_network.stage_names[: by_network.stage_names.index("label") + 1]
     assert by_teacher.stage_names == (*upstream, "teacher_scores", "repeats", "select", "export")
     assert by_network.stage_names == (
         *upstream, "fit", "project", "score_pairs", "repeats", "select", "export"
     )  # fmt: skip
+
+
+def test_less_over_all_rows_reads_the_candidates_by_themselves_and_labels_nothing() -> None:
+    names = Blueprint(config("teacher", {}), fetch=False).stage_names
+    own = ("pool_ingest", "pool", "warmup", "gradients", "target_gradients", "teacher_scores")
+    assert names[3 : names.index("teacher_scores") + 1] == own
 
 
 @pytest.mark.parametrize("key", ["label_pairs", "max_pairs"])

@@ -20,7 +20,8 @@ from nncift_ray.recipe.loading import make_config
 from nncift_ray.runtime.driver import execute_here
 from nncift_ray.runtime.output import column_matrix
 from nncift_ray.runtime.progress import SilentReporter
-from nncift_ray.teachers.measured import ifd_scores
+from nncift_ray.teachers.less import less_score, pack_features, target_subspace, unpack_features
+from nncift_ray.teachers.measured import ifd_scores, unit_rows
 from nncift_ray.teachers.warmup import read_checkpoint
 from tests.tiny_models import make_tiny_llama
 
@@ -47,17 +48,27 @@ def rows(name: str, count: int) -> list[dict[str, Any]]:
 
 
 def run(
-    folder: Path, model: Path, kind: str, objective: str, targets: int = 0, **selection: Any
+    folder: Path,
+    model: Path,
+    kind: str,
+    objective: str,
+    targets: int = 0,
+    *,
+    tree: dict[str, dict[str, Any]] | None = None,
+    **selection: Any,
 ) -> RunResult:
     data: dict[str, Any] = {}
     for name, count in (("candidates", NUM_CANDIDATES), ("targets", targets)):
         path = folder / f"{name}.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows(name, count)))
         data[name] = [str(path)] if count else []
+    own = tree or {}
     config = make_config({
         "run_dir": str(folder / "run"),
         "data": data,
-        "teacher": {"kind": kind, "model": str(model), "engine": "transformers"},
+        "teacher": {"kind": kind, "model": str(model), "engine": "transformers"}
+        | own.get("teacher", {}),
+        "pair_scores": own.get("pair_scores", {}),
         "embedder": {"model": "embedded:all-minilm-l6-v2"},
         "selection": {"objective": objective, "budget": BUDGET} | selection,
     })  # fmt: skip
@@ -225,6 +236,64 @@ def test_loss_drop_is_what_training_on_the_targets_saves(tmp_path: Path, model: 
     np.testing.assert_allclose((before - after) / before, drop, atol=TOLERANCE)
     assert picks(result) == best((before.astype(np.float64) - after) / before)
     assert np.abs(drop).max() > 10 * TOLERANCE
+
+
+LESS = {"rank": 4, "alpha": 8, "num_epochs": 2, "learning_rate": 1e-3, "warmup_fraction": 0.3,
+        "projection_dim": 512}  # fmt: skip
+
+
+def test_less_over_all_rows_is_every_cosine_of_gradients(tmp_path: Path, model: Path) -> None:
+    options = {"teacher": {"less": LESS | {"storage": "float32"}}, "pair_scores": {"by": "teacher"}}
+    result = run(tmp_path, model, "less", "top_k", NUM_TARGETS, tree=options)
+    rate_C = result.outputs["warmup"].read("checkpoints")["mean_learning_rate"].to_numpy()
+    helped_CIP, helper_CJP = (
+        np.stack([
+            column_matrix(result.outputs[step].read(f"checkpoint_{c}")["feature"]) for c in (0, 1)
+        ])
+        for step in ("target_gradients", "gradients")
+    )  # fmt: skip
+    truth_IJ = np.array([
+        [less_score(helped_CIP[:, i], helper_CJP[:, j], rate_C / rate_C.sum())
+         for j in range(NUM_CANDIDATES)]
+        for i in range(NUM_TARGETS)
+    ])  # fmt: skip
+    assert picks(result) == best(truth_IJ.mean(axis=0))
+    assert "label" not in result.outputs
+
+
+@pytest.mark.parametrize(("storage", "error"), [("int8", 0.01), ("bit", 0.15)])
+def test_a_small_store_of_gradients_keeps_the_cosines(storage: str, error: float) -> None:
+    rng = np.random.default_rng(0)
+    shared_P, rows_NP = rng.standard_normal(2048), rng.standard_normal((20, 2048))
+    rows_NP = unit_rows((rows_NP + 0.7 * shared_P).astype(np.float32))
+    kept_NP = unpack_features(pack_features(rows_NP, storage), 2048)
+    assert (
+        pack_features(rows_NP, storage).nbytes == rows_NP.nbytes / {"int8": 4, "bit": 32}[storage]
+    )
+    off_NN = ~np.eye(20, dtype=bool)
+    difference = (kept_NP @ rows_NP.T - rows_NP @ rows_NP.T)[off_NN]
+    assert np.abs(difference).max() < error
+    assert abs(difference.mean()) < error / 10
+
+
+def test_other_targets_take_no_gradient_of_a_candidate_again(tmp_path: Path, model: Path) -> None:
+    options = {"teacher": {"less": LESS}, "pair_scores": {"by": "teacher"}}
+    first = run(tmp_path, model, "less", "round_robin", NUM_TARGETS, tree=options)
+    other = run(tmp_path, model, "less", "round_robin", 2, tree=options)
+    for name in ("warmup", "gradients"):
+        assert other.outputs[name].fingerprint == first.outputs[name].fingerprint
+    assert (
+        other.outputs["target_gradients"].fingerprint
+        != first.outputs["target_gradients"].fingerprint
+    )
+
+
+def test_the_targets_directions_are_their_singular_vectors() -> None:
+    row_ID = np.random.default_rng(1).standard_normal((5, 40)).astype(np.float32)
+    basis_DR = target_subspace(row_ID, 3)
+    right_RD = np.linalg.svd(row_ID, full_matrices=False)[2][:3]
+    np.testing.assert_allclose(np.abs(right_RD @ basis_DR), np.eye(3), atol=1e-5)
+    assert target_subspace(np.vstack([row_ID, row_ID]), 10).shape == (40, 5)
 
 
 def test_rds_plus_weighs_the_last_states_by_position(tmp_path: Path, model: Path) -> None:
