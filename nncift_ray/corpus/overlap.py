@@ -14,7 +14,6 @@ from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
-import pandas
 import rensa
 
 from nncift_ray.corpus.examples import normalise_text
@@ -60,6 +59,8 @@ def split_words(text: str) -> list[str]:
 
 def hash_words(texts: Sequence[Sequence[str]]) -> Runs:
     """Return a hash of every word; the same on any machine."""
+    import pandas  # takes half a second, and reading a recipe comes by here
+
     flat = np.array([word for words in texts for word in words], dtype=object)
     hashes = cast("Any", pandas).util.hash_array(flat) if len(flat) else np.empty(0, np.uint64)
     return Runs(hashes, np.cumsum([0, *map(len, texts)], dtype=np.int64))

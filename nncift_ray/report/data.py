@@ -789,7 +789,11 @@ def _repeats_table(examples: StageOutput, repeats: StageOutput | None) -> ExtraT
         f"Each has the answer of another, which may be picked. The first {LEFT_OUT_SHOWN}.",
         ("candidate", "asks what this one asks", "cosine"),
         tuple(
-            (shorten(str(prompt), EXCERPT_CHARS), shorten(str(other), EXCERPT_CHARS), row["cosine"])
+            (
+                shorten(str(prompt), EXCERPT_CHARS),
+                shorten(str(other), EXCERPT_CHARS),
+                row["cosine"] or "same words",
+            )
             for prompt, other, row in zip(prompts, others, found, strict=True)
         ),
     )

@@ -100,7 +100,8 @@ REPEATS = pa.schema(
         pa.field("example_id", pa.string(), nullable=False),
         pa.field("repeats", pa.int64(), nullable=False),  # row_index of the one that can
         pa.field("repeats_example_id", pa.string(), nullable=False),
-        pa.field("cosine", pa.float32(), nullable=False),  # of the two embeddings
+        # Of the two embeddings; null where many have the answer, and the words decided.
+        pa.field("cosine", pa.float32()),
     ]
 )
 

@@ -1,20 +1,24 @@
 """Reworded repeats: candidates that ask what another asks and have its answer; one may be picked.
 
 A second wording of a question shares few runs of words with the first, and two questions of one
-template share nearly all: no threshold on words tells them apart. An equal answer does.
+template share nearly all: no threshold on words tells them apart. An equal answer does. Where many
+candidates have it ("yes", a class), the prompts must agree in all words but those that many of
+these prompts hold, which are their templates.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from nncift_ray.corpus.overlap import split_words
 from nncift_ray.runtime import schemas
 from nncift_ray.runtime.output import Sink, StageOutput, column_matrix
 from nncift_ray.runtime.step import Shard, Stage, Worker
@@ -22,8 +26,10 @@ from nncift_ray.selection.tables import has_quality, read_quality
 
 I64 = npt.NDArray[np.int64]
 REPEATS = "repeats"
-#: An answer that more candidates have ("yes", a class) says little about what was asked.
+#: An answer that more candidates have says little about what was asked.
 MAX_SHARERS = 10
+#: Share of the prompts with a common answer from which a word is one of templates.
+TEMPLATE_SHARE = 0.2
 ROWS_AT_ONCE = 200_000  # whose vectors are in memory
 _NUMBER = re.compile(r"\d+")
 
@@ -41,11 +47,13 @@ def prompt_numbers(prompt: str) -> tuple[str, ...]:
 
 
 def group_sharers(key_J: npt.NDArray[np.uint64]) -> list[I64]:
-    """Return the rows of each answer that 2 to ``MAX_SHARERS`` candidates have."""
+    """Return the rows of each answer that several candidates have."""
     order = np.argsort(key_J, kind="stable")
     starts = np.flatnonzero(np.diff(key_J[order], prepend=key_J[order][:1] + np.uint64(1)))
-    groups = np.split(order, starts[1:])
-    return [group for group in groups if 2 <= len(group) <= MAX_SHARERS]
+    sizes = np.diff(starts, append=len(order))
+    several = sizes > 1
+    spans = zip(starts[several].tolist(), sizes[several].tolist(), strict=True)
+    return [order[start : start + size] for start, size in spans]
 
 
 def find_repeats(
@@ -68,12 +76,19 @@ def find_repeats(
     return repeats
 
 
+def rare_words(prompt: str, holders: Mapping[str, int], num_prompts: int) -> tuple[str, ...]:
+    """Return the words of a prompt that few prompts of its answer hold, and all its numbers."""
+    rare = {w for w in split_words(prompt) if holders[w] <= TEMPLATE_SHARE * num_prompts}
+    return tuple(sorted(rare | set(prompt_numbers(prompt))))
+
+
 class RepeatsStage(Stage):
     """Writes ``repeats``: candidates that may not be picked, and the one that may in their place.
 
     That is the one of highest quality where quality is known, else the first.
 
-    Memory: 20 bytes a candidate, and the vectors of ``ROWS_AT_ONCE``.
+    Memory: 30 bytes a candidate, the vectors of ``ROWS_AT_ONCE``, and a count of each word of the
+    prompts of common answers.
     """
 
     name: ClassVar[str] = REPEATS
@@ -115,8 +130,8 @@ class RepeatsStage(Stage):
         if not count:
             return []
         return [
-            f"{count:,} candidates repeat another in other words (the same answer, a cosine from "
-            f"{self._min_cosine:g}: selection.repeats) and cannot be picked beside it: "
+            f"{count:,} candidates repeat another in other words (the same answer, and a cosine "
+            f"from {self._min_cosine:g}: selection.repeats) and cannot be picked beside it: "
             f"{output.folder / REPEATS}"
         ]
 
@@ -125,19 +140,51 @@ class RepeatsStage(Stage):
         return self._write
 
     def _write(self, shard: Shard, sink: Sink) -> None:
-        groups = group_sharers(np.array(self._column("response", answer_key), np.uint64))
+        groups = group_sharers(np.fromiter(self._column("response", answer_key), np.uint64))
         order_J = np.arange(self._examples.num_rows("candidates"))
         if self._profiles is not None:
             quality_J = read_quality(self._profiles, len(order_J))
             order_J[np.lexsort((order_J, -quality_J))] = np.arange(len(order_J))
         groups = [group[np.argsort(order_J[group])] for group in groups]
+        self._write_common([group for group in groups if len(group) > MAX_SHARERS], sink)
+        groups = [group for group in groups if len(group) <= MAX_SHARERS]
         at_once = ROWS_AT_ONCE // MAX_SHARERS
         for first in range(0, len(groups), at_once):
             self._write_groups(groups[first : first + at_once], sink)
 
-    def _column(self, name: str, read: Callable[[str], Any]) -> list[Any]:
-        batches = self._examples.iter_batches("candidates", [name])
-        return [read(str(text)) for batch in batches for text in batch.column(0).to_pylist()]
+    def _column(self, name: str, read: Callable[[str], Any]) -> Iterator[Any]:
+        for batch in self._examples.iter_batches("candidates", [name]):
+            yield from map(read, map(str, batch.column(0).to_pylist()))
+
+    def _write_common(self, groups: list[I64], sink: Sink) -> None:
+        """Write the repeats among candidates whose answers many have."""
+        group_J = np.full(self._examples.num_rows("candidates"), -1)
+        for number, group in enumerate(groups):
+            group_J[group] = number
+        holders: defaultdict[int, Counter[str]] = defaultdict(Counter)
+        for row, words in enumerate(self._column("prompt", split_words) if groups else ()):
+            if group_J[row] >= 0:
+                holders[int(group_J[row])].update(set(words))
+        keys: dict[int, int] = {}
+        for row, prompt in enumerate(self._column("prompt", str) if groups else ()):
+            if (number := int(group_J[row])) >= 0:
+                words = rare_words(prompt, holders[number], len(groups[number]))
+                keys[row] = answer_key(" ".join(words)) if words else 0
+        found: list[tuple[int, int]] = []
+        for group in groups:
+            first: dict[int, int] = {}
+            for row in group.tolist():
+                if keys[row] and first.setdefault(keys[row], row) != row:
+                    found.append((row, first[keys[row]]))
+        if found:
+            rows_N2 = np.array(found)
+            ids = [
+                self._examples.take_rows("candidates", rows, ["example_id"])["example_id"]
+                for rows in rows_N2.T
+            ]
+            columns = [rows_N2[:, 0], ids[0], rows_N2[:, 1], ids[1], pa.nulls(len(found))]
+            table = pa.table(columns, names=schemas.REPEATS.names)
+            sink.write(REPEATS, table.cast(schemas.REPEATS))
 
     def _write_groups(self, groups: list[I64], sink: Sink) -> None:
         rows_M = np.concatenate(groups)

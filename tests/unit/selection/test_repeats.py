@@ -39,10 +39,9 @@ def test_an_answer_is_the_same_whatever_its_case_spaces_and_last_point() -> None
     assert answer_key("3.5") != answer_key("35")
 
 
-def test_an_answer_that_many_have_groups_nobody() -> None:
-    keys = [1] * (repeats.MAX_SHARERS + 1) + [2, 3, 2]
-    (group,) = group_sharers(np.array(keys, np.uint64))
-    assert group.tolist() == [len(keys) - 3, len(keys) - 1]
+def test_rows_of_one_answer_are_grouped_and_an_answer_of_one_row_is_not() -> None:
+    groups = group_sharers(np.array([2, 1, 3, 2], np.uint64))
+    assert [group.tolist() for group in groups] == [[0, 3]]
 
 
 def test_no_candidate_makes_no_group() -> None:
@@ -60,8 +59,12 @@ def test_other_numbers_are_another_problem() -> None:
     assert [(row, twin) for row, twin, _ in find_repeats(unit(0, 0, 0), numbers, 0.9)] == [(2, 0)]
 
 
-def make_stage(folder: Path, quality: list[float] | None = None) -> RepeatsStage:
-    texts = [("Capital of Peru?", "Lima"), ("Name Peru's capital", "lima."), ("A bean?", "Lima")]
+TEXTS = [("Capital of Peru?", "Lima"), ("Name Peru's capital", "lima."), ("A bean?", "Lima")]
+
+
+def make_stage(
+    folder: Path, quality: list[float] | None = None, texts: list[tuple[str, str]] = TEXTS
+) -> RepeatsStage:
     rows: list[dict[str, Any]] = [
         {"row_index": i, "example_id": f"id{i}", "prompt": prompt, "response": response}
         | {"record": "{}", "source": "a", "line": i, "layout": "x", "num_duplicates": 0}
@@ -70,7 +73,9 @@ def make_stage(folder: Path, quality: list[float] | None = None) -> RepeatsStage
     home = Location.of(str(folder))
     tables = {"candidates": pa.Table.from_pylist(rows, schema=schemas.EXAMPLES)}
     examples = given_output(home, "deduplicate", tables)
-    vectors = pa.table({"embedding": vectors_to_arrow(unit(0, 10, 80), "float32")})
+    vectors = pa.table(
+        {"embedding": vectors_to_arrow(unit(0, 10, *[80] * (len(texts) - 2)), "float32")}
+    )
     embeddings = given_output(home, "embed", {"candidates": vectors})
     profiles = None
     if quality is not None:
@@ -105,3 +110,18 @@ def test_a_repeat_is_excluded_unless_it_is_to_be_included() -> None:
         selection = SelectionConfig(objective="facility_location", budget=1, include=include)
         constraints, _ = read_constraints(selection, ids, None, none, repeats=[1, 2])
         assert constraints.exclude == wanted
+
+
+def test_a_common_answer_wants_the_same_words_beside_those_of_the_templates(tmp_path: Path) -> None:
+    names = ("Ada", "Bruno", "Chika", "Dmitri", "Elif", "Farid")
+    texts = [(f"Is {name} tall? Say yes or no.", "yes") for name in names]
+    texts += [(f"Yes or no: is it so that {name} is tall?", "Yes.") for name in names[1:]]
+    texts += [("Is Greta tall? Say yes or no.", "no")]
+    assert len(texts) - 1 > repeats.MAX_SHARERS
+    output = run(make_stage(tmp_path, texts=texts), tmp_path)
+    assert read_repeats(output) == {len(names) + i: i + 1 for i in range(len(names) - 1)}
+    assert output.read("repeats")["cosine"].null_count == len(names) - 1
+
+
+def test_prompts_of_template_words_alone_repeat_nothing() -> None:
+    assert repeats.rare_words("Is it so?", {"is": 9, "it": 9, "so": 9}, 12) == ()
