@@ -229,7 +229,8 @@ Every rival in one table: NLL of held-out rows, nats a response token, after fin
 SmolLM2-135M-Instruct on what each method picks; differences, so **lower is better**, with 95 %
 intervals; * Holm p < 0.05. Rules, fixed before:
 [is-my-subset-better](../docs/is-my-subset-better.md).
-The default is `{DEFAULT}`: 1,000 DELIFT labels, pair network, facility location, quality.
+The default is `{DEFAULT}`: 500 DELIFT labels (demo: 1,000), pair network, facility location (its
+query form with targets), quality.
 
 Machine: {found["machine"]}, shared with other work. Commit {found["commit"]}.
 
@@ -262,7 +263,7 @@ def _section(result: PoolResult) -> str:
                 _text(source[name], None) if name in source else "",
                 _text(*beaten[name]) if name in beaten else "",
                 _percent(result.share(name)),
-                result.seconds.get(name, ""),
+                _seconds(result.seconds.get(name)),
             ]
         )
     header = ["method", "NLL", "tunings", "- random", "- random of the source"]
@@ -313,7 +314,7 @@ def _about(result: PoolResult) -> str:
 
 
 def _missing(results: Sequence[PoolResult]) -> list[str]:
-    lines = [f"methods not run: {', '.join(EXPECTED)}"]
+    lines = [f"methods not run: {', '.join(EXPECTED)}; other pool draws than seed {SEED}"]
     for result in results:
         if not result.can_compare:
             lines.append(f"{result.pool.name}: nothing yet")
@@ -333,7 +334,7 @@ def _missing(results: Sequence[PoolResult]) -> list[str]:
 def _foot(found: Mapping[str, Any]) -> str:
     missing = "\n".join(f"- {line}" for line in found["missing"])
     return (
-        "`seconds`: of a processor, of what a method rests on. "
+        "`seconds`: of one processor, of what a method rests on; - where a part was not measured. "
         "`faults`: share of the picks that are planted faults.\n\n## Missing\n\n" + missing
     )
 
@@ -349,6 +350,10 @@ def _cell(found: Mapping[str, float] | None) -> str:
         return "-"
     star = "*" if found["p_holm"] < LEVEL else ""
     return f"{found['difference']:+.3f}{star} ({found['low']:+.2f} to {found['high']:+.2f})"
+
+
+def _seconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0f}"
 
 
 def _percent(value: float | None) -> str:
