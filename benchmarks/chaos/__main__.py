@@ -2,6 +2,7 @@
 
     python -m benchmarks.chaos              # one run begun on another cluster, two disturbed ones
     python -m benchmarks.chaos --seeds 1    # one disturbed run, and the other
+    python -m benchmarks.chaos --only-faults    # what befalls single workers; written to the page
 
 Ray's own multi-node cluster on this machine: a head, and three spot nodes that hold everything that
 embeds, labels and scores. A node is killed as a cloud takes it, with no warning, at moments that a
@@ -21,7 +22,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.chaos import faults
 from benchmarks.chaos.cluster import spot_cluster
+from benchmarks.chaos.faults import FaultRecord, faulty_run
 from benchmarks.chaos.harness import (
     Death,
     Plan,
@@ -54,8 +57,19 @@ def main() -> int:
     parser.add_argument("--model", help="of the teacher DELIFT (default: DELIFT (SE), without one)")
     parser.add_argument("--shard-seconds", type=float, default=1.0, help="a shard's extra time")
     parser.add_argument("--folder", help="where to keep runs and logs (default: nowhere)")
+    parser.add_argument("--fault-seeds", type=int, default=3, help="runs of faulty workers")
+    parser.add_argument("--only-faults", action="store_true", help="leave out the lost nodes")
     parser.add_argument("--no-page", action="store_true", help="print only")
     options = parser.parse_args()
+    faulty: dict[str, FaultRecord] = {}
+    for seed in range(options.fault_seeds):
+        faulty[f"seed {seed}"] = faulty_run(seed)
+        print(f"faults, seed {seed}: {faulty[f'seed {seed}']}", flush=True)
+        if not options.no_page:
+            write_faults(faulty)
+    are_right = all(record.is_right for record in faulty.values())
+    if options.only_faults:
+        return int(not are_right)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(options.folder or name).absolute()
         records: dict[str, Record] = {}
@@ -65,7 +79,7 @@ def main() -> int:
             if not options.no_page:  # after each run: they take minutes
                 write_page(records, options)
     is_enough = all(records[f"seed {seed}"].num_kills >= NUM_KILLS for seed in range(options.seeds))
-    return 0 if is_enough and all(same_bytes(records).values()) else 1
+    return 0 if is_enough and are_right and all(same_bytes(records).values()) else 1
 
 
 def measure(folder: Path, options: argparse.Namespace) -> Iterator[tuple[str, Record]]:
@@ -137,6 +151,35 @@ def describe(records: Mapping[str, Record], name: str) -> str:
         f"{record.num_items} items done again; {record.seconds:.0f} s against "
         f"{whole.seconds:.0f} s"
     )
+
+
+def write_faults(records: Mapping[str, FaultRecord]) -> None:
+    """Write the second page, on faults of single workers."""
+    kinds = [*faults.KINDS, faults.LOADS, faults.HANGS_ALWAYS]
+    header = ["run", *kinds, "faults", "rows", "rows lost", "condemned", "wrongly", "orphans",
+              "seconds"]  # fmt: skip
+    rows = [
+        [name, *(record.faults.get(kind, 0) for kind in kinds), sum(record.faults.values()),
+         record.rows, record.rows_lost, record.rows_condemned, record.rows_wrongly_condemned,
+         record.orphans, f"{record.seconds:.0f}"]
+        for name, record in records.items()
+    ]  # fmt: skip
+    total = sum(sum(record.faults.values()) for record in records.values())
+    text = [
+        "# Workers that die, hang and cannot load",
+        "",
+        f"`python -m benchmarks.chaos --only-faults` on {describe_machine()}, commit "
+        f"{describe_commit()}: {total} faults, rows lost "
+        f"{sum(record.rows_lost for record in records.values())}.",
+        "",
+        (faults.__doc__ or "").strip().split("\n\n")[-1],
+        "",
+        markdown_table(header, rows),
+    ]
+    page = PAGE.with_name("chaos_faults_cpu")
+    page.with_suffix(".md").write_text("\n".join(text) + "\n", encoding="utf-8")
+    figures = {name: dataclasses.asdict(record) for name, record in records.items()}
+    page.with_suffix(".json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
 def write_page(records: Mapping[str, Record], options: argparse.Namespace) -> None:

@@ -102,7 +102,7 @@ def top_k_tiles_on(
     """
     check_activations(a_IH, a_IH[:0], w_H, bias)
     state = start_state(len(a_IH), k, 0, 0, state)
-    order_H, sign_H = unit_order(w_H)
+    sign_H = unit_order(w_H)[1]
     on_device = functools.partial(torch.asarray, device=device)
     rows_HI = on_device(a_IH if len(w_H) else a_IH[:, :-1]).T.contiguous()
     signs, own_I = on_device(sign_H) if len(w_H) else None, None
@@ -213,7 +213,7 @@ def _score_tile(pairs: DevicePairs, rows: slice | torch.Tensor, part: slice) -> 
         positive_IT = (rows_HI.T @ pairs.columns_HJ[:, part]).clamp_(min=0)
         return torch.addcmul(pairs.own_I[rows, None] + pairs.base_J[part], positive_IT, positive_IT)
     score_IT = pairs.base_J[part].repeat(rows_HI.shape[1], 1)
-    signs = [] if pairs.sign_H is None else pairs.sign_H.tolist()
+    signs = cast("list[float]", [] if pairs.sign_H is None else pairs.sign_H.tolist())  # pyright: ignore
     for row_I, column_J, sign in zip(rows_HI, pairs.columns_HJ, signs, strict=True):
         score_IT.add_(torch.maximum(row_I[:, None], column_J[None, part]), alpha=sign)
     return score_IT
