@@ -58,7 +58,8 @@ DRIFT = DriftStage.name
 #: Keys of the recipe that an extension may change, with all below them; what labels, network and
 #: the scores kept were made with is the parent's.
 FREE_KEYS = (
-    *("data.layout", "data.columns", "data.max_chars", "data.max_failed_fraction"),
+    *("data.layout", "data.columns", "data.preference", "data.reasoning"),
+    *("data.max_chars", "data.max_failed_fraction"),
     *("data.group_by", "embedder.pool", "profiles.pool", "pair_scores.pool"),
     *("pair_scores.column_tile", "pair_scores.max_worker_bytes"),
     *("selection.budget", "selection.include"),

@@ -11,17 +11,24 @@ import importlib.metadata
 import os
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
-from nncift_ray.corpus.ingest import read_examples
-from nncift_ray.corpus.layouts import resolve_layout
+from nncift_ray.corpus.ingest import (
+    IngestStage,
+    RoleSource,
+    Tally,
+    describe_layouts,
+    describe_sources,
+    no_usable_row,
+    read_as,
+)
 from nncift_ray.corpus.sources import SourceFile, expand_sources
-from nncift_ray.corpus.streams import ReadLimits
 from nncift_ray.engines.load import resolve_engine_kind
 from nncift_ray.engines.models import ResolvedModel, resolve_embedder, resolve_language_model
 from nncift_ray.errors import DataError, NnciftError
@@ -31,8 +38,15 @@ from nncift_ray.pipeline import Blueprint, begun_with_gpu, why_on_ray
 from nncift_ray.recipe.sections import Config, TokenBudget
 from nncift_ray.runtime.driver import finished_shards, plan_shards, stage_folder
 from nncift_ray.runtime.files import Location
-from nncift_ray.runtime.output import StageOutput
-from nncift_ray.runtime.schemas import CROSS, POINTS
+from nncift_ray.runtime.output import FirstErrors, StageOutput
+from nncift_ray.runtime.schemas import (
+    CANDIDATE,
+    CROSS,
+    EXISTING,
+    POINTS,
+    TABLE_OF_ROLE,
+    TARGET,
+)
 from nncift_ray.selection.tables import TOP_K
 
 if TYPE_CHECKING:
@@ -65,6 +79,7 @@ class CorpusEstimate:
     prompt_chars: float  # mean, of candidates
     response_chars: float
     exact: bool
+    notices: tuple[str, ...] = ()  # how it was read, as a run says it
 
     @property
     def num_rows(self) -> int:
@@ -72,30 +87,36 @@ class CorpusEstimate:
         return self.num_candidates + self.num_targets + self.num_existing
 
 
-def estimate_corpus(config: Config, examples: StageOutput | None) -> CorpusEstimate:
-    """Count the corpus: exactly from a finished run or small files, else from the first records."""
-    data = config.data
-    patterns = {"candidates": data.candidates, "targets": data.targets, "existing": data.existing}
+def estimate_corpus(config: Config, outputs: Mapping[str, StageOutput]) -> CorpusEstimate:
+    """Count the corpus: exactly from a finished run or small files, else from the first records.
+
+    Raises:
+        DataError: As a run would for the same rows.
+    """
+    data, examples = config.data, outputs.get("deduplicate")
+    patterns = {CANDIDATE: data.candidates, TARGET: data.targets, EXISTING: data.existing}
     if examples is None:
-        roles = {
-            role: estimate_sources(config, given) if given else EMPTY
-            for role, given in patterns.items()
-        }
+        reading = _Reading(config)
+        roles = {role: reading.estimate(role, given) for role, given in patterns.items()}
+        reading.check()
+        notices = describe_sources(reading.facts, reading.errors)
     else:
         head = next(examples.iter_batches("candidates", ["prompt", "response"]))
         texts = (cast("list[str]", column.to_pylist()) for column in head.columns)
         means = [np.mean([len(text) for text in column]) for column in texts]
         roles = {
-            role: SourceEstimate(examples.num_rows(role), float(means[0]), float(means[1]), True)
-            for role in patterns
+            role: SourceEstimate(examples.num_rows(table), float(means[0]), float(means[1]), True)
+            for role, table in TABLE_OF_ROLE.items()
         }
+        notices = describe_layouts(outputs["ingest"])
     return CorpusEstimate(
-        num_candidates=roles["candidates"].num_rows,
-        num_targets=roles["targets"].num_rows,
-        num_existing=roles["existing"].num_rows,
-        prompt_chars=roles["candidates"].prompt_chars,
-        response_chars=roles["candidates"].response_chars,
+        num_candidates=roles[CANDIDATE].num_rows,
+        num_targets=roles[TARGET].num_rows,
+        num_existing=roles[EXISTING].num_rows,
+        prompt_chars=roles[CANDIDATE].prompt_chars,
+        response_chars=roles[CANDIDATE].response_chars,
         exact=all(found.exact for found in roles.values()),
+        notices=tuple(notices),
     )
 
 
@@ -103,44 +124,77 @@ def estimate_sources(config: Config, patterns: Sequence[str]) -> SourceEstimate:
     """Count the files of one role, read as the recipe says.
 
     Raises:
-        DataError: If there is no usable example in them.
+        DataError: As a run would for the same rows.
     """
-    found = [_estimate_source(config, source) for source in expand_sources(patterns)]
-    total = sum(source.num_rows for source in found)
-    if not total:
-        raise DataError(
-            f"{', '.join(patterns)}: no usable example found; see data.layout and columns"
+    reading = _Reading(config)
+    found = reading.estimate(CANDIDATE, patterns)
+    reading.check()
+    return found
+
+
+class _Reading:
+    """Reads files as a run does, large ones in part, and says of bad rows what a run would."""
+
+    def __init__(self, config: Config) -> None:
+        self._data = config.data
+        self._files: dict[str, set[str]] = {}
+        self._errors: dict[str, FirstErrors] = {}
+        self._num_good: Counter[str] = Counter()
+        self._exact = True
+        self.facts: dict[str, Any] = {}
+        self.errors = FirstErrors()
+
+    def estimate(self, role: str, patterns: Sequence[str]) -> SourceEstimate:
+        """Count the files of one role."""
+        sources = expand_sources(patterns) if patterns else []
+        self._files[role], self._errors[role] = {source.uri for source in sources}, FirstErrors()
+        found = [self._estimate(role, source) for source in sources]
+        total = sum(source.num_rows for source in found)
+        if not total:
+            return EMPTY
+        return SourceEstimate(
+            total,
+            sum(source.prompt_chars * source.num_rows for source in found) / total,
+            sum(source.response_chars * source.num_rows for source in found) / total,
+            all(source.exact for source in found),
         )
-    return SourceEstimate(
-        total,
-        sum(source.prompt_chars * source.num_rows for source in found) / total,
-        sum(source.response_chars * source.num_rows for source in found) / total,
-        all(source.exact for source in found),
-    )
 
+    def check(self) -> None:
+        """Stop where a run would: too many bad rows, or a role without a good one."""
+        where = "all rows were read" if self._exact else f"of the first {SAMPLED_ROWS:,} of a file"
+        total = self._num_good.total() + len(self.errors)
+        limit, key = self._data.max_failed_fraction, IngestStage.max_failed_key
+        if told := self.errors.check(total, limit, key, where):
+            raise DataError(told)
+        for role, files in self._files.items():
+            if files and not self._num_good[role]:
+                raise no_usable_row(role, files, self._errors[role])
 
-def _estimate_source(config: Config, source: SourceFile) -> SourceEstimate:
-    data = config.data
-    layout, limits = resolve_layout(data.layout, data.columns), ReadLimits(max_chars=data.max_chars)
-    rows = read_examples(source, "candidate", layout, limits)
-    whole = source.size <= COUNTED_WHOLE_BYTES
-    ids: set[str] = set()
-    prompt_chars = response_chars = num_bytes = num_good = 0
-    for row in rows if whole else islice(rows, SAMPLED_ROWS):
-        if "reason" in row:
-            continue
-        num_good += 1
-        ids.add(row["example_id"])
-        prompt_chars += len(row["prompt"])
-        response_chars += len(row["response"])
-        num_bytes += len(row["record"].encode("utf-8", errors="replace"))
-    if not num_good:
-        return EMPTY
-    means = (prompt_chars / num_good, response_chars / num_good)
-    if whole:
-        return SourceEstimate(len(ids), *means, True)
-    estimate = round(source.size_unpacked / (num_bytes / num_good))
-    return SourceEstimate(estimate, *means, False)
+    def _estimate(self, role: str, source: SourceFile) -> SourceEstimate:
+        tally, whole = Tally(), source.size <= COUNTED_WHOLE_BYTES
+        rows = tally.watch(read_as(self._data, RoleSource(role, source, "")))
+        ids: set[str] = set()
+        prompt_chars = response_chars = num_bytes = num_good = 0
+        for row in rows if whole else islice(rows, SAMPLED_ROWS):
+            if "reason" in row:
+                self.errors.add(row)
+                self._errors[role].add(row)
+                continue
+            num_good += 1
+            ids.add(row["example_id"])
+            prompt_chars += len(row["prompt"])
+            response_chars += len(row["response"])
+            num_bytes += len(row["record"].encode("utf-8", errors="replace"))
+        self.facts[f"{role} {source.uri}"] = tally.facts()
+        self._num_good[role] += num_good
+        self._exact = self._exact and whole
+        if not num_good:
+            return EMPTY
+        means = (prompt_chars / num_good, response_chars / num_good)
+        if whole:
+            return SourceEstimate(len(ids), *means, True)
+        estimate = round(source.size_unpacked / (num_bytes / num_good))
+        return SourceEstimate(estimate, *means, False)
 
 
 # How much work a recipe is on a corpus, and how long it may take.
@@ -429,7 +483,7 @@ def make_plan(config: Config, *, hardware: Literal["cpu", "gpu"] | None = None) 
     blueprint = Blueprint(config, has_gpu=has_gpu, fetch=False)
     blueprint.check()
     outputs, states = _walk(blueprint, run_dir)
-    corpus = estimate_corpus(config, outputs.get("deduplicate"))
+    corpus = estimate_corpus(config, outputs)
     decisions = measured_decisions(outputs)
     work = Workload(config, blueprint, corpus, kind, decisions)
     estimates, prices = work.estimate_stages(), config.cluster
@@ -453,7 +507,7 @@ def make_plan(config: Config, *, hardware: Literal["cpu", "gpu"] | None = None) 
         budget=describe_budget(config, corpus.num_candidates),
         hardware=kind,
         stages=tuple(stages),
-        notices=tuple(blueprint.notices()),
+        notices=(*blueprint.notices(), *corpus.notices),
     )
 
 

@@ -28,7 +28,10 @@ ExampleKey = tuple[str, int]  # role and row index
 EXAMPLE_COLUMNS = ("example_id", "prompt", "response", "conversation")
 
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False)
+
 SYSTEM, USER, ASSISTANT, TOOL = "system", "user", "assistant", "tool"
+_PAIR_ROLES = ([USER, ASSISTANT], [SYSTEM, USER, ASSISTANT])
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +76,7 @@ class Conversation:
             value["tools"] = self.tools
         if self.rejected:
             value["rejected"] = [_plain(turn) for turn in self.rejected]
-        return json.dumps(value, ensure_ascii=False)
+        return _ENCODER.encode(value)
 
     @classmethod
     def from_json(cls, text: str) -> Conversation:
@@ -90,25 +93,43 @@ class Conversation:
         )
         return cls(turns, value.get("tools", ""), rejected)
 
-    def identity(self) -> str:
-        """Return what conversations of one content share: all but the calls' ids and rejected."""
-        parts: list[object] = [normalise_text(self.tools)]
+    @property
+    def is_pair(self) -> bool:
+        """Whether system, prompt and response are all there is, so that two texts say it."""
+        roles = [turn.role for turn in self.turns]
+        more = any(turn.reasoning or turn.tool_calls or turn.name for turn in self.turns)
+        return roles in _PAIR_ROLES and not more and not self.tools
+
+    def identity(self) -> Iterator[str]:
+        """Yield what conversations of one content share: all but the calls' ids and rejected."""
+        yield normalise_text(self.tools)
         for turn in self.turns:
-            calls = [(call.name, normalise_text(call.arguments)) for call in turn.tool_calls]
-            text, reasoning = normalise_text(turn.text), normalise_text(turn.reasoning)
-            parts.append((turn.role, turn.name, text, reasoning, calls))
-        return json.dumps(parts)
+            yield turn.role
+            yield normalise_text(turn.text)
+            if turn.reasoning or turn.tool_calls or turn.name:
+                yield from ("+", turn.name or "", normalise_text(turn.reasoning))
+                yield str(len(turn.tool_calls))
+                for call in turn.tool_calls:
+                    yield from (call.name, normalise_text(call.arguments))
 
 
 def _plain(turn: Turn) -> dict[str, Any]:
     """Return a turn as an object without its empty fields."""
-    value = {"role": turn.role, "text": turn.text, "reasoning": turn.reasoning}
-    calls = [
-        {"name": call.name, "arguments": call.arguments} | ({"id": call.id} if call.id else {})
-        for call in turn.tool_calls
-    ]
-    fields = value | {"tool_calls": calls, "tool_call_id": turn.tool_call_id, "name": turn.name}
-    return {name: field for name, field in fields.items() if field or name == "role"}
+    value: dict[str, Any] = {"role": turn.role}
+    if turn.text:
+        value["text"] = turn.text
+    if turn.reasoning:
+        value["reasoning"] = turn.reasoning
+    if turn.tool_calls:
+        value["tool_calls"] = [
+            {"name": call.name, "arguments": call.arguments} | ({"id": call.id} if call.id else {})
+            for call in turn.tool_calls
+        ]
+    if turn.tool_call_id:
+        value["tool_call_id"] = turn.tool_call_id
+    if turn.name:
+        value["name"] = turn.name
+    return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +162,9 @@ def normalise_text(text: str) -> str:
 
     Inner white space stays: it carries meaning in code and tables.
     """
-    return unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n")).strip()
+    if "\r" in text:
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
+    return (text if text.isascii() else unicodedata.normalize("NFC", text)).strip()
 
 
 def make_example_id(prompt: str, response: str, conversation: Conversation | None = None) -> str:
@@ -150,13 +173,15 @@ def make_example_id(prompt: str, response: str, conversation: Conversation | Non
     Two records with the same normalised prompt and response, and the same turns, tools, reasoning
     and calls where they are more than that, have the same id, on any machine.
     """
-    digest = hashlib.sha256()
-    parts = [normalise_text(prompt), normalise_text(response)]
-    for part in [*parts, conversation.identity()] if conversation else parts:
+    if conversation is None or conversation.is_pair:
+        parts = (normalise_text(prompt), normalise_text(response))
+    else:
+        parts = conversation.identity()
+    hashed: list[bytes] = []
+    for part in parts:
         data = part.encode("utf-8", errors="surrogatepass")
-        digest.update(len(data).to_bytes(8, "big"))
-        digest.update(data)
-    return digest.hexdigest()[:ID_HEX_LENGTH]
+        hashed += (len(data).to_bytes(8, "big"), data)
+    return hashlib.sha256(b"".join(hashed)).hexdigest()[:ID_HEX_LENGTH]
 
 
 def embedding_text(prompt: str, response: str) -> str:

@@ -10,16 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nncift_ray.corpus.layouts import (
-    ASSISTANT,
-    FUNCTION_CALL,
-    SYSTEM,
-    TOOL,
-    USER,
-    conversation_turns,
-    split_alpaca,
-)
-from nncift_ray.corpus.streams import BadRow
+from nncift_ray.corpus.examples import ASSISTANT, SYSTEM, TOOL, USER, Example
+from nncift_ray.corpus.layouts import render_turn, split_alpaca
 from nncift_ray.runtime import schemas
 from nncift_ray.runtime.output import Sink, StageOutput
 from nncift_ray.runtime.step import Shard, Stage, Worker
@@ -37,6 +29,7 @@ DATASET_PARQUET = f"{DATASET_FOLDER}/data/train.parquet"
 ALPACA, MESSAGES, SHAREGPT, DATASET, IDS = "alpaca", "messages", "sharegpt", "dataset", "ids"
 ADDED_KEY = "_nncift"
 BATCH_ROWS = 20_000
+FUNCTION_CALL = "function_call"
 _SHAREGPT_ROLES = {
     SYSTEM: "system",
     USER: "human",
@@ -198,20 +191,21 @@ def sharegpt_record(row: Row) -> dict[str, Any]:
     turns = [{"from": _SHAREGPT_ROLES[role], "value": text} for role, text in _turns(row)]
     record: dict[str, Any] = {"conversations": turns}
     if row["layout"] == "sharegpt":
-        tools = cast("dict[str, Any]", json.loads(row["record"])).get("tools")
-        if isinstance(tools, str):
+        if tools := _example(row).full().tools:
             record["tools"] = tools
     return record
 
 
+def _example(row: Row) -> Example:
+    return Example(row["example_id"], row["prompt"], row["response"], row["conversation"])
+
+
 def _turns(row: Row) -> list[tuple[str, str]]:
     """Return (role, text) of an example's turns, the response last."""
-    turns = None
-    if row["layout"] in ("messages", "sharegpt"):
-        turns = conversation_turns(json.loads(row["record"]))
-    if turns is None or isinstance(turns, BadRow):
-        return [(USER, row["prompt"]), (ASSISTANT, row["response"])]
-    return [(turn.role, turn.text) for turn in turns]
+    return [
+        (FUNCTION_CALL if turn.tool_calls and not turn.text else turn.role, render_turn(turn))
+        for turn in _example(row).turns
+    ]
 
 
 def _turns_info(file: str, key: str, role: str, content: str, names: Mapping[str, str]) -> Any:

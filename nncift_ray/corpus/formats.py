@@ -11,9 +11,11 @@ import codecs
 import csv
 import datetime
 import json
+import math
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from itertools import chain
 from typing import Any, Literal, cast
 
@@ -33,6 +35,7 @@ from nncift_ray.corpus.streams import (
     bad_record,
     detect_compression,
     iter_lines,
+    not_utf8,
     overlong_record,
     read_chunks,
 )
@@ -47,12 +50,19 @@ ARRAY_WINDOW_BYTES = 1 << 16
 #: The key of {"data": [...]}, whose elements are the records.
 WRAPPER_KEY = "data"
 DELIMITERS = ",;\t|"
+#: A first line that Excel reads as the delimiter.
+_SEP_LINE = re.compile(r'"?sep=(.)"?', re.IGNORECASE)
+_USUAL_NAMES = frozenset(
+    "instruction input output prompt response completion question answer answers query context "
+    "system history messages conversations problem solution chosen rejected text id".split()
+)
 BATCH_ROWS = 256
 _BUFFER_BYTES = 1 << 20
 _ARROW_FILE_MAGIC = b"ARROW1"
 _BRACKET = re.compile(r'"(?:[^"\\]|\\.)*+"|[\[\]{}]', re.DOTALL)
 _JSON_SPACE = re.compile(r"[ \t\r\n]*")
 _DECODER = json.JSONDecoder()
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
 _MAX_TOKEN_CHARS = len("-Infinity")
 #: Bytes that are not UTF-8, as the error handler "surrogateescape" carries them through a parser.
 _RAW_BYTES = re.compile("[\udc80-\udcff]")
@@ -81,24 +91,37 @@ def finish_record(
         message = f"a record must be a JSON object with named fields, this is a {kind}"
         return bad_record(line, "not_an_object", message, text or str(value))
     try:
-        record = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        record = _ENCODER.encode(value)
         record.encode("utf-8")
     except UnicodeEncodeError as error:
         if _RAW_BYTES.match(error.object, error.start):
-            message = "the row holds bytes that are not UTF-8; convert the file to UTF-8"
-            return bad_record(line, "invalid_utf8", message, text or error.object)
+            held = error.object.encode("utf-8", "surrogateescape")
+            return bad_record(line, "invalid_utf8", not_utf8(held), text or held)
         message = "holds half of a surrogate pair (such as \\ud800), which is no character"
         return bad_record(line, "invalid_unicode", message, text or error.object)
     except RecursionError:
         return _too_deep(line, limits, text)
-    except ValueError:
-        message = "holds NaN, Infinity or a number out of range, which is not JSON; write null"
-        return bad_record(line, "not_json", message, text or str(value))
+    except ValueError:  # NaN or infinity, which JSON does not have
+        fields = cast("dict[str, object]", value)
+        finite = {name: _without_nan(one) for name, one in fields.items()}
+        # NaN is unlike itself.
+        names = tuple(name for name, one in fields.items() if repr(one) != repr(finite[name]))
+        return replace(finish_record(finite, line, limits, text), nan_fields=names)
     if not text and len(record) > limits.max_record_bytes:
         return overlong_record(line, record[:EXCERPT_CHARS], limits)
     if record.count("[") + record.count("{") > limits.max_depth < _depth(record):
         return _too_deep(line, limits, text or record)
     return RawRecord(line, cast("dict[str, object]", value), record)
+
+
+def _without_nan(value: object) -> object:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, list):
+        return [_without_nan(one) for one in cast("list[object]", value)]
+    if isinstance(value, dict):
+        return {key: _without_nan(one) for key, one in cast("dict[str, object]", value).items()}
+    return value
 
 
 def _too_deep(line: int, limits: ReadLimits, text: str | bytes) -> RawRecord:
@@ -203,9 +226,8 @@ def _parse_record(text: bytes, line: int, limits: ReadLimits) -> RawRecord:
     """Parse one record; whatever is wrong with it comes back as its error."""
     try:
         value: object = json.loads(text.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        message = f"byte {error.start + 1} of the row is not UTF-8; convert the file to UTF-8"
-        return bad_record(line, "invalid_utf8", message, text)
+    except UnicodeDecodeError:
+        return bad_record(line, "invalid_utf8", not_utf8(text), text)
     except RecursionError:
         return _too_deep(line, limits, text)
     except ValueError as error:
@@ -410,7 +432,8 @@ def read_csv_records(
 ) -> Iterator[RawRecord]:
     """Yield every row of a CSV text with a header as an object of strings.
 
-    The delimiter is ``delimiter`` unless the header holds none of it but another of ``DELIMITERS``.
+    The delimiter is that of a first line "sep=;", or the one of ``DELIMITERS`` that gives most
+    columns of a usual name, then most columns; ``delimiter`` wins a tie.
     Memory: ``limits.max_record_bytes`` and one chunk.
     """
     # A limit of the whole process; ours is wider than the default and checked by line anyway.
@@ -432,12 +455,21 @@ def _read_header(lines: _RecordLines, delimiter: str) -> tuple[list[str], str]:
     while first and not first.strip():
         lines.accept()
         first = next(lines, "")
-    if delimiter not in first:
-        delimiter = max(DELIMITERS, key=lambda one: (first.count(one), one == delimiter))
+    if told := _SEP_LINE.fullmatch(first.strip()):
+        lines.accept()
+        first, delimiter = next(lines, ""), told[1]
+    else:
+        delimiter = max(DELIMITERS, key=lambda one: (*_count_names(first, one), one == delimiter))
     names = next(csv.reader([first], delimiter=delimiter, strict=True), [])
     lines.accept()
     named = [name.strip() or f"column_{at}" for at, name in enumerate(names, start=1)]
     return _unique_names(named), delimiter
+
+
+def _count_names(header: str, delimiter: str) -> tuple[int, int]:
+    """Return how many columns of a known name a delimiter gives, and how many in all."""
+    names = next(csv.reader([header], delimiter=delimiter), [])
+    return sum(name.strip().lower() in _USUAL_NAMES for name in names), len(names)
 
 
 def _unique_names(names: Iterable[str]) -> list[str]:
@@ -552,12 +584,12 @@ def _rows_of(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | Exception]:
 
 
 def _finish_row(row: dict[str, Any] | Exception, line: int, limits: ReadLimits) -> RawRecord:
-    """Return a row as JSON has it: other values as text, NaN (which means absent) as null."""
+    """Return a row as JSON has it: other values as text."""
     if isinstance(row, UnicodeDecodeError) or (isinstance(row, Exception) and "UTF8" in str(row)):
         return bad_record(line, "invalid_utf8", "a text column holds bytes that are not UTF-8")
     if isinstance(row, Exception):
         return bad_record(line, "wrong_type", f"a value cannot be read: {row}")
-    value: object = json.loads(json.dumps(row, default=_to_text), parse_constant=lambda _: None)
+    value: object = json.loads(json.dumps(row, default=_to_text))
     return finish_record(value, line, limits)
 
 

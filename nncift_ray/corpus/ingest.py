@@ -7,9 +7,10 @@ it by.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, ClassVar, cast
 
@@ -19,26 +20,35 @@ import pyarrow.compute as pc
 
 from nncift_ray.corpus.examples import make_example_id
 from nncift_ray.corpus.formats import read_raw_records
-from nncift_ray.corpus.layouts import Layout, Record, detect_layout, resolve_layout, to_example
+from nncift_ray.corpus.layouts import (
+    NOTE_INSTANCES,
+    Layout,
+    Record,
+    detect_layout,
+    flatten,
+    resolve_layout,
+    to_example,
+)
 from nncift_ray.corpus.sources import SourceFile, content_digest, expand_sources
 from nncift_ray.corpus.streams import BadRow, RawRecord, ReadLimits, make_excerpt
-from nncift_ray.errors import DataError
+from nncift_ray.errors import DataError, NnciftError
 from nncift_ray.recipe.sections import DataConfig
 from nncift_ray.runtime import schemas
-from nncift_ray.runtime.output import ERRORS_TABLE, Sink, StageOutput
+from nncift_ray.runtime.output import ERRORS_TABLE, FirstErrors, Sink, StageOutput
 from nncift_ray.runtime.schemas import BENCHMARK, CANDIDATE, EXISTING, TABLE_OF_ROLE, TARGET
 from nncift_ray.runtime.step import Shard, Stage, Worker
 
 RECORDS, COPIES = "records", "copies"
 NEAR_DUPLICATES, CONTAMINATED = "near_duplicates", "contaminated"
 KIBIBYTE = 1024
+NOTE_NAN = "'{}' holds NaN or infinity, which JSON does not have: read as null"
 BATCH_ROWS = 4_096
 #: A batch is also full at this many characters, so that long rows do not add up.
 MAX_BATCH_CHARS = 16 << 20
 
 
-#: A usable row in the columns of ``schemas.RECORDS``, or an error ("reason" is among its keys) in
-#: those of ``schemas.ERRORS``.
+#: A usable row in the columns of ``schemas.RECORDS`` and, beside them, "unread" and "notes" of its
+#: ``ParsedExample``; or an error ("reason" is among its keys) in those of ``schemas.ERRORS``.
 Row = dict[str, Any]
 
 
@@ -64,20 +74,36 @@ def read_examples(
     limits = limits or ReadLimits()
     layout = layout or _find_layout(source, limits)
     for raw in read_raw_records(source, limits):
-        yield _to_row(raw, source.uri, role, layout, limits)
+        yield from _to_rows(raw, source.uri, role, layout, limits)
 
 
 def _find_layout(source: SourceFile, limits: ReadLimits) -> Layout | None:
     """Decide on the first good records; None if there is none."""
     good = (cast(Record, raw.value) for raw in read_raw_records(source, limits) if not raw.error)
+    sample = (example for record in good for example in flatten(record) or [record])
     try:
-        return detect_layout(islice(good, limits.sample_rows))
+        return detect_layout(islice(sample, limits.sample_rows))
     except DataError as error:
         raise DataError(f"{source.uri}: {error}") from error
 
 
+def _to_rows(
+    raw: RawRecord, uri: str, role: str, layout: Layout | None, limits: ReadLimits
+) -> Iterator[Row]:
+    nested = None if raw.error else flatten(cast(Record, raw.value))
+    if nested is None:
+        yield _to_row(raw, uri, role, layout, limits)
+        return
+    for example in nested:
+        text = json.dumps(example, ensure_ascii=False)
+        row = _to_row(replace(raw, value=example, record=text), uri, role, layout, limits)
+        if "reason" not in row:
+            row["notes"] = (*row["notes"], NOTE_INSTANCES)
+        yield row
+
+
 def _to_row(raw: RawRecord, uri: str, role: str, layout: Layout | None, limits: ReadLimits) -> Row:
-    example = raw.error or to_example(cast(Record, raw.value), layout, limits.max_chars)
+    example = raw.error or to_example(cast(Record, raw.value), layout, limits)
     if isinstance(example, BadRow):
         return {
             "stage": IngestStage.name,
@@ -88,17 +114,54 @@ def _to_row(raw: RawRecord, uri: str, role: str, layout: Layout | None, limits: 
             "message": example.message,
             "excerpt": raw.excerpt if raw.error else make_excerpt(raw.record),
         }
+    full = example.conversation
     return {
         "role": role,
-        "example_id": make_example_id(example.prompt, example.response),
+        "example_id": make_example_id(example.prompt, example.response, full),
         "prompt": example.prompt,
         "response": example.response,
         "record": raw.record,
         "source": uri,
         "line": raw.line,
         "layout": example.layout,
-        "conversation": None,
+        "conversation": full.to_json() if full else None,
+        "unread": example.unread,
+        "notes": (*example.notes, *(NOTE_NAN.format(name) for name in raw.nan_fields)),
     }
+
+
+@dataclass(slots=True)
+class Tally:
+    """What is known of a file once its rows were read; ``plan`` and a run say the same of it."""
+
+    layouts: Counter[str] = field(default_factory=Counter[str])
+    unread: Counter[str] = field(default_factory=Counter[str])  # rows by field
+    notes: Counter[str] = field(default_factory=Counter[str])  # rows by sentence
+    num_errors: int = 0
+
+    def watch(self, rows: Iterable[Row]) -> Iterator[Row]:
+        """Pass rows on and count them."""
+        for row in rows:
+            if "reason" in row:
+                self.num_errors += 1
+            else:
+                self.layouts[row["layout"]] += 1
+                if row["unread"]:
+                    self.unread.update(row["unread"])
+                if row["notes"]:
+                    self.notes.update(row["notes"])
+            yield row
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the manifest keeps of the file."""
+        counts = {"layouts": self.layouts, "unread": self.unread, "notes": self.notes}
+        found: dict[str, Any] = {name: dict(count) for name, count in counts.items() if count}
+        return {
+            "layouts": {},
+            **found,
+            "rows": self.layouts.total(),
+            ERRORS_TABLE: self.num_errors,
+        }
 
 
 def batch_tables(
@@ -171,6 +234,15 @@ def find_sources(
     return sources
 
 
+def read_as(data: DataConfig, source: RoleSource) -> Iterator[Row]:
+    """Yield the rows of a file as a recipe says: see ``read_examples``."""
+    limits = ReadLimits(
+        max_chars=data.max_chars, preference=data.preference, reasoning=data.reasoning
+    )
+    layout = resolve_layout(data.layout, data.columns)
+    return read_examples(source.file, source.role, layout, limits)
+
+
 class IngestStage(Stage):
     """Reads each source file into ``records`` and ``errors``; an item is one file."""
 
@@ -179,6 +251,7 @@ class IngestStage(Stage):
     title: ClassVar[str] = "read the corpus"
     unit: ClassVar[str] = "KiB"
     max_failed_key: ClassVar[str] = "data.max_failed_fraction"
+    failed_rows_error: ClassVar[type[NnciftError]] = DataError
 
     def __init__(self, sources: Sequence[RoleSource], data: DataConfig | None = None) -> None:
         """Read the sources in the given order, as the recipe says (None: its defaults)."""
@@ -203,6 +276,8 @@ class IngestStage(Stage):
             "layout": self.data.layout,
             "columns": self.data.columns,
             "max_chars": self.data.max_chars,
+            "preference": self.data.preference,
+            "reasoning": self.data.reasoning,
         }
 
     def num_items(self) -> int:
@@ -218,7 +293,7 @@ class IngestStage(Stage):
         return sum(source.file.size for source in self.sources)
 
     def notices(self, output: StageOutput) -> list[str]:
-        """The layouts that were found."""
+        """The layouts that were found, and what was left out."""
         return describe_layouts(output)
 
     def make_worker(self) -> Worker:
@@ -230,21 +305,14 @@ class IngestStage(Stage):
             sink.facts[f"{source.role} {source.file.uri}"] = self._read_one(source, sink)
 
     def _read_one(self, source: RoleSource, sink: Sink) -> dict[str, Any]:
-        """Stream one file into the tables; return the layouts found and the rows of each kind."""
-        layouts: Counter[str] = Counter()
-        num_errors = 0
-        layout = resolve_layout(self.data.layout, self.data.columns)
-        limits = ReadLimits(max_chars=self.data.max_chars)
-        for records, errors in batch_tables(
-            read_examples(source.file, source.role, layout, limits)
-        ):
+        """Stream one file into the tables; return what there is to say of it."""
+        tally = Tally()
+        for records, errors in batch_tables(tally.watch(read_as(self.data, source))):
             if records.num_rows:
                 sink.write(RECORDS, records)
             if errors.num_rows:
                 sink.write_errors(errors)
-            layouts.update(cast("list[str]", records.column("layout").to_pylist()))
-            num_errors += errors.num_rows
-        return {"layouts": dict(layouts), "rows": layouts.total(), ERRORS_TABLE: num_errors}
+        return tally.facts()
 
 
 class DeduplicateStage(Stage):
@@ -403,15 +471,24 @@ class DeduplicateStage(Stage):
 
     def _check_roles(self, ids: Mapping[str, np.ndarray]) -> None:
         """Refuse a role that was asked for and has no usable row."""
-        manifest = self.ingest.manifest
-        for role in {source["role"] for source in manifest.settings["sources"]}:
+        sources = self.ingest.manifest.settings["sources"]
+        for role in {source["role"] for source in sources}:
             if not len(ids[role]):
-                table = TABLE_OF_ROLE.get(role, "benchmarks")
-                raise DataError(
-                    f"no usable row for data.{table}; ingest rejected "
-                    f"{manifest.num_failures:,} rows, with reasons in "
-                    f"{self.ingest.folder / ERRORS_TABLE}"
-                )
+                files = {source["source"] for source in sources if source["role"] == role}
+                batches = self.ingest.iter_batches(ERRORS_TABLE)
+                rows = (row for batch in batches for row in batch.to_pylist())
+                errors = FirstErrors(row for row in rows if row["source"] in files)
+                raise no_usable_row(role, files, errors)
+
+
+def no_usable_row(role: str, files: Iterable[str], errors: FirstErrors) -> DataError:
+    """Return the error of a role whose files hold no usable row, with the first reasons."""
+    what = f"no usable row for data.{TABLE_OF_ROLE.get(role, 'benchmarks')}"
+    if not len(errors):
+        return DataError(f"{what}: no rows in {', '.join(sorted(files))}")
+    return DataError(
+        "\n  ".join([f"{what}, {len(errors):,} that cannot be used:", *errors.lines()])
+    )
 
 
 _TEXTS = ["prompt", "response"]
@@ -579,14 +656,35 @@ MAX_FILES_TOLD = 10
 
 
 def describe_layouts(ingest: StageOutput) -> list[str]:
-    """Say of every file in what layout it was read and how many rows it gave; a few files only."""
+    """Say how the files of a finished ingest were read; see ``describe_sources``."""
+    batches = ingest.iter_batches(ERRORS_TABLE) if ingest.manifest.num_failures else ()
+    rows = (row for batch in batches for row in batch.to_pylist())
+    return describe_sources(ingest.manifest.facts(), FirstErrors(rows))
+
+
+def describe_sources(sources: Mapping[str, Any], errors: FirstErrors) -> list[str]:
+    """Say of every file in what layout it was read, and over all of them what was left out.
+
+    Args:
+        sources: What ``Tally.facts`` says of each file, by role and name; a few are listed.
+        errors: Of the rows that cannot be used.
+    """
     lines: list[str] = []
-    for source, found in ingest.manifest.facts().items():
+    unread: Counter[str] = Counter()
+    notes: Counter[str] = Counter()
+    for source, found in sources.items():
         layouts = ", ".join(f"{name} ({count:,})" for name, count in found["layouts"].items())
-        bad = f", {found['errors']:,} bad rows" if found["errors"] else ""
+        bad = f", {found[ERRORS_TABLE]:,} bad rows" if found[ERRORS_TABLE] else ""
         lines.append(f"{source}: layout {layouts or 'none'}{bad}")
+        unread.update(found.get("unread", {}))
+        notes.update(found.get("notes", {}))
     more = len(lines) - MAX_FILES_TOLD
-    return lines[:MAX_FILES_TOLD] + ([f"and {more:,} more files"] if more > 0 else [])
+    lines = lines[:MAX_FILES_TOLD] + ([f"and {more:,} more files"] if more > 0 else [])
+    if unread:
+        fields = ", ".join(f"{name} ({count:,} rows)" for name, count in unread.most_common())
+        lines.append(f"fields that are no part of an example: {fields}; data.columns reads others")
+    lines += [f"{note} ({count:,} rows)" for note, count in notes.most_common()]
+    return [*lines, *(f"bad row {line}" for line in errors.lines())]
 
 
 # The candidates by themselves: what is made of them alone does not change with the targets.

@@ -41,6 +41,15 @@ DIGEST_BYTES = 1 << 28
 _DIGEST_CHUNK_BYTES = 1 << 18
 _CREDENTIALS = re.compile(r"://[^/@]*:[^/@]*@")
 _WILDCARD = re.compile(r"[*?\[]")
+#: What ``datasets`` keeps of a ``map`` beside the data.
+_MAPPED = re.compile(r"(cache|tmp)-?\w*\.arrow")
+#: Words in the name of a file that say of which split it is.
+_SPLITS = {
+    "train": {"train", "training"},
+    "validation": {"validation", "valid", "val", "dev"},
+    "test": {"test", "testing", "eval", "evaluation"},
+}
+_SHARD = re.compile(r"-\d{5}-of-\d{5}\.")
 #: A snapshot in Hugging Face's cache, whose files link to ``blobs`` beside ``snapshots``.
 _HUB_SNAPSHOT = re.compile(r"(.*/(?:datasets|models|spaces)--[^/]+)/snapshots/.+")
 
@@ -124,7 +133,10 @@ def expand_sources(patterns: Sequence[str]) -> list[SourceFile]:
         try:
             sources = _expand(pattern)
         except OSError as error:
-            raise DataError(f"'{pattern}': cannot be listed ({error})") from error
+            raise DataError(
+                f"'{pattern}': cannot be listed ({error}). Look at the address, the network and "
+                "the credentials in the environment."
+            ) from error
         for source in sources:
             found.setdefault(source.path if _is_local(source.fs) else source.uri, source)
     return list(found.values())
@@ -240,6 +252,7 @@ def _expand_folder(folder: _Folder) -> list[SourceFile]:
     if not infos:
         known = ", ".join(KINDS)
         raise DataError(f"the folder '{folder.uri}' holds no corpus file (known are {known})")
+    _check_splits(folder, [info.path for info in infos])
     return folder.files(infos)
 
 
@@ -258,7 +271,52 @@ def _is_corpus(folder: _Folder, info: pafs.FileInfo) -> bool:
         kind_of(info.path)
     except DataError:
         return False
-    return parts[-1] not in _NOT_CORPORA
+    return _is_data(info.path)
+
+
+def _is_data(path: str) -> bool:
+    """Whether a file is none of what ``datasets`` keeps beside its data."""
+    name = posixpath.basename(path)
+    return name not in _NOT_CORPORA and not _MAPPED.fullmatch(name)
+
+
+def _check_splits(folder: _Folder, paths: Iterable[str]) -> None:
+    """Refuse files below a folder that are of several splits, which are for different uses.
+
+    Raises:
+        DataError: With the splits and how to name one.
+    """
+    splits: dict[str, str] = {}
+    for path in paths:
+        if split := _split_of(posixpath.relpath(path, folder.path)):
+            splits.setdefault(split, path)
+    if len(splits) > 1:
+        wanted = next((name for name in splits if name.startswith("train")), next(iter(splits)))
+        first = posixpath.relpath(splits[wanted], folder.path)
+        example = posixpath.join(folder.uri, _SHARD.sub("-*.", first))
+        raise DataError(
+            f"'{folder.uri}' has files of several splits ({', '.join(sorted(splits))}): name one, "
+            f"e.g. '{example}'; list them one by one to take several on purpose"
+        )
+
+
+def _split_of(path: str) -> str | None:
+    """Return the split that a file's name or folder says it is of, as the hub names them."""
+    *folders, name = path.split("/")
+    stem = name.split(".")[0]
+    if shard := _SHARD.search(name):
+        stem = name[: shard.start()]
+        if any(_split_word(part) for part in re.split(r"[^a-zA-Z]+", stem)) or not folders:
+            return stem
+    for part in (stem, *reversed(folders)):
+        for word in re.split(r"[^a-zA-Z]+", part):
+            if split := _split_word(word):
+                return split
+    return None
+
+
+def _split_word(word: str) -> str | None:
+    return next((split for split, words in _SPLITS.items() if word.lower() in words), None)
 
 
 def _expand_splits(folder: _Folder, splits: list[str]) -> list[SourceFile]:
@@ -279,12 +337,15 @@ def _expand_dataset(folder: _Folder, names: set[str]) -> list[SourceFile]:
             f"'{folder.uri}' keeps its rows behind an index: call flatten_indices() and save again"
         )
     listed = [str(entry["filename"]) for entry in state.get("_data_files") or ()]
-    files = listed or sorted(name for name in names if name.endswith(".arrow"))
+    arrows = sorted(name for name in names if name.endswith(".arrow"))
+    files = listed or [name for name in arrows if not _MAPPED.fullmatch(name)]
     missing = [name for name in files if name not in names]
     if missing or not files:
         absent = ", ".join(missing) or "*.arrow"
         raise DataError(f"'{folder.uri}' is a saved data set without its file {absent}")
     paths = [posixpath.join(folder.path, name) for name in files]
+    if not listed:
+        _check_splits(folder, paths)
     return folder.files(folder.fs.get_file_info(paths))
 
 
@@ -301,6 +362,8 @@ def _expand_glob(whole: _Folder, pattern: str) -> list[SourceFile]:
     """Match a glob: ``*`` within a name, ``**`` across folders; folders only if no file matches."""
     parts = whole.path.split("/")
     depth = next(at for at, part in enumerate(parts) if _WILDCARD.search(part))
+    while depth < len(parts) - 1 and _is_folder(whole.fs, "/".join(parts[: depth + 1])):
+        depth += 1  # brackets that are part of a folder's name
     base_path, rest = "/".join(parts[:depth]), "/".join(parts[depth:])
     root = "/" if whole.uri.startswith("/") else ""
     base_uri = whole.uri[: -len(rest)].rstrip("/") or root
@@ -308,21 +371,28 @@ def _expand_glob(whole: _Folder, pattern: str) -> list[SourceFile]:
     if base.fs.get_file_info(base.path).type != pafs.FileType.Directory:
         raise _nothing_matches(pattern, whole.fs, base.path)
     try:
-        matcher = re.compile(glob_translate(rest))
+        matchers = [re.compile(glob_translate(rest.replace("[", one))) for one in ("[", "[[]")]
     except ValueError as error:
         raise DataError(f"'{pattern}': {error}") from error
-    infos = [
-        info
-        for info in base.infos(recursive="/" in rest or "**" in rest)
-        if matcher.match(posixpath.relpath(info.path, base.path))
-    ]
-    files = [info for info in infos if info.type == pafs.FileType.File]
+    below = base.infos(recursive="/" in rest or "**" in rest)
+    names = [posixpath.relpath(info.path, base.path) for info in below]
+    found = ([bool(matcher.match(name)) for name in names] for matcher in matchers)
+    # Where brackets as a set match nothing, they are part of the names.
+    is_meant = next((matches for matches in found if any(matches)), [False] * len(names))
+    infos = [info for info, meant in zip(below, is_meant, strict=True) if meant]
+    files = [info for info in infos if info.type == pafs.FileType.File and _is_data(info.path)]
     folders = [info.path for info in infos if info.type == pafs.FileType.Directory]
     if not files and not folders:
         raise _nothing_matches(pattern, whole.fs, base.path)
-    if files:
-        return base.files(files)
-    return [source for path in folders for source in _expand_folder(base.at(path))]
+    found_files = base.files(files) or [
+        source for path in folders for source in _expand_folder(base.at(path))
+    ]
+    _check_splits(base, [source.path for source in found_files])
+    return found_files
+
+
+def _is_folder(fs: pafs.FileSystem, path: str) -> bool:
+    return fs.get_file_info(path).type == pafs.FileType.Directory
 
 
 def _nothing_matches(pattern: str, fs: pafs.FileSystem, path: str) -> DataError:

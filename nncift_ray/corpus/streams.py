@@ -5,8 +5,10 @@ A file is never held whole: it is decompressed and cut into lines chunk by chunk
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal
 
 import pyarrow as pa
@@ -17,7 +19,12 @@ from nncift_ray.errors import DataError
 EXCERPT_CHARS = 200
 CHUNK_BYTES = 1 << 18
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+_MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
 _MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 _HEAD_BYTES = 4 * EXCERPT_CHARS
 #: Text packs to a third or a tenth, many copies of it to a hundredth. What unpacks to more than
@@ -30,10 +37,12 @@ Reason = Literal[
     "expands_too_far",  # a compressed file that unpacks to absurdly much: not read from this row on
     "invalid_unicode",  # a \ud800-style escape that is half of a character
     "invalid_utf8",  # bytes that are not UTF-8
+    "labelled_bad",  # its own label calls the response bad (KTO)
     "no_prompt",
     "no_response",
     "not_an_object",  # JSON, but a list, a number, a string or null
     "not_json",
+    "preference",  # a preference pair, and the recipe refuses them
     "too_deep",  # nested beyond ReadLimits.max_depth
     "too_long",  # beyond ReadLimits.max_record_bytes or max_chars
     "truncated_file",  # the file stops, or is damaged, from this row on
@@ -45,12 +54,14 @@ Reason = Literal[
 
 @dataclass(frozen=True, slots=True)
 class ReadLimits:
-    """Bounds that keep one absurd row from costing memory or time."""
+    """Bounds that keep one absurd row from costing memory or time, and what of a row counts."""
 
     max_record_bytes: int = 4 << 20  # longer records are skipped without being held in memory
     max_chars: int = 200_000  # of prompt and of response
     max_depth: int = 100  # of nested lists and objects
     sample_rows: int = 1_000  # good rows on which a file's layout is decided
+    preference: str = "chosen"  # as in DataConfig
+    reasoning: str = "keep"  # as in DataConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +85,7 @@ class RawRecord:
     record: str = ""
     error: BadRow | None = None
     excerpt: str = ""
+    nan_fields: tuple[str, ...] = ()  # fields whose NaN or infinity became null
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,11 +144,14 @@ def detect_compression(fs: pafs.FileSystem, path: str) -> str | None:
 
 
 def read_chunks(fs: pafs.FileSystem, path: str) -> Iterator[bytes]:
-    """Yield the bytes of a text file, decompressed, without a leading byte order mark.
+    """Yield the bytes of a text file as UTF-8, decompressed, without a leading byte order mark.
+
+    UTF-16 and UTF-32 are converted. Where the first chunk has line ends of the old Mac only (a
+    carriage return alone), they become new lines.
 
     Raises:
         DataError: If the file cannot be opened.
-        BrokenStreamError: After the last good byte of a damaged file, or for UTF-16 text.
+        BrokenStreamError: After the last good byte of a damaged file.
     """
     compression, size = detect_compression(fs, path), fs.get_file_info(path).size or 0
     if not size and path.lower().endswith((".gz", ".zst")):
@@ -144,11 +159,48 @@ def read_chunks(fs: pafs.FileSystem, path: str) -> Iterator[bytes]:
         raise BrokenStreamError("truncated_file", message)
     chunks = _decompress(fs, path, compression, max(FREE_BYTES, MAX_EXPANSION * size))
     first = next(chunks, b"")
-    if first.startswith(_UTF16_MARKS):
-        message = "the file is UTF-16 text; convert it with: iconv -f UTF-16 -t UTF-8"
-        raise BrokenStreamError("invalid_utf8", message)
-    yield first.removeprefix(BYTE_ORDER_MARK)
+    chunks = chain((first,), chunks)
+    if encoding := _wide_encoding(first):
+        chunks = _to_utf8(chunks, encoding)
+        first = next(chunks, b"")
+        chunks = chain((first,), chunks)
+    if b"\r" in first and b"\n" not in first:
+        chunks = (chunk.replace(b"\r", b"\n") for chunk in chunks)
+    yield next(chunks, b"").removeprefix(BYTE_ORDER_MARK)
     yield from chunks
+
+
+def _wide_encoding(head: bytes) -> str | None:
+    """Return the encoding of text in units of two or four bytes, by its mark or its NUL bytes."""
+    for mark, encoding in _MARKS.items():
+        if head.startswith(mark):
+            return encoding
+    head = head[: _HEAD_BYTES // 2 * 2]
+    even, odd = head[::2].count(0), head[1::2].count(0)
+    if max(even, odd) * 5 <= len(head) or min(even, odd) * 50 > len(head):
+        return None
+    return "utf-16-le" if odd > even else "utf-16-be"
+
+
+def _to_utf8(chunks: Iterator[bytes], encoding: str) -> Iterator[bytes]:
+    decoder = codecs.getincrementaldecoder(encoding)()
+    try:
+        for chunk in chunks:
+            yield decoder.decode(chunk).encode()
+        yield decoder.decode(b"", final=True).encode()
+    except UnicodeError as error:
+        message = f"the {encoding.upper()} text is damaged ({error}); write the file again as UTF-8"
+        raise BrokenStreamError("invalid_utf8", message) from error
+
+
+def not_utf8(text: bytes) -> str:
+    """Return a sentence about bytes that are not UTF-8: what they may be, and how to convert."""
+    try:
+        text.decode("cp1252")
+        found, name = " but looks like Windows-1252", "WINDOWS-1252"
+    except UnicodeDecodeError:
+        found, name = "", "ITS-ENCODING"
+    return f"the row is not UTF-8{found}; convert the file: iconv -f {name} -t UTF-8 OLD > NEW"
 
 
 def _decompress(

@@ -112,6 +112,11 @@ _SIGNED = re.compile(
 )
 
 
+ColumnRole = Literal[
+    "prompt", "response", "input", "system", "history", "messages", "tools", "reasoning"
+]
+
+
 class DataConfig(Section):
     """What to choose from, and what to become good at."""
 
@@ -123,11 +128,23 @@ class DataConfig(Section):
     """Data that the model already has; a conditional gain looks for what they lack. They are not
     selected again, and are never labelled."""
     layout: Literal[
-        "auto", "alpaca", "prompt_completion", "question_answer", "sharegpt", "messages"
+        "auto",
+        "alpaca",
+        "prompt_completion",
+        "question_answer",
+        "sharegpt",
+        "messages",
+        "preference",
     ] = "auto"
     """Layout of all files, or "auto" to find it per file."""
-    columns: dict[str, str] | None = None
-    """Explicit mapping for other layouts, e.g. {prompt: q, response: a}."""
+    columns: dict[ColumnRole, str] | None = None
+    """Explicit mapping for other layouts, e.g. {prompt: q, response: "choices[0].text"}; or
+    {messages: COLUMN} for a list of turns."""
+    preference: Literal["chosen", "refuse", "all"] = "chosen"
+    """Of preference pairs: learn from what is chosen, or refuse them. Rows whose label calls the
+    response bad (KTO) are refused unless "all"."""
+    reasoning: Literal["keep", "drop"] = "keep"
+    """Whether a reasoning trace (reasoning_content, thinking) is part of the response."""
     max_chars: int = Field(default=200_000, ge=1)
     """A longer prompt or response makes a row an error."""
     max_failed_fraction: float = Field(default=0.5, ge=0, le=1)
@@ -173,8 +190,9 @@ class DataConfig(Section):
             raise ValueError("give either layout or columns, not both: columns is itself a layout")
         if self.subtask_by is not None and not self.targets:
             raise ValueError("subtask_by names a field of targets, and there are none")
-        if self.columns is not None and not {"prompt", "response"} <= set(self.columns):
-            raise ValueError("columns needs the keys 'prompt' and 'response'")
+        if self.columns is not None and "messages" not in self.columns:
+            if not {"prompt", "response"} <= set(self.columns):
+                raise ValueError("columns needs the keys 'prompt' and 'response', or 'messages'")
         return self
 
 

@@ -24,6 +24,7 @@ from nncift_ray.runtime.output import (
     ERRORS_TABLE,
     MANIFEST_NAME,
     SHARD_FOLDER,
+    FirstErrors,
     ShardRecord,
     Sink,
     StageBegun,
@@ -391,15 +392,16 @@ def _make_manifest(
 
 
 def _check_failures(stage: Stage, folder: Location, manifest: StageManifest) -> None:
+    if not manifest.num_failures:
+        return
     good = max((manifest.num_rows(table) for table in stage.produces), default=0)
     total = good + manifest.num_failures
-    if total and manifest.num_failures > stage.max_failed_fraction * total:
-        raise StageError(
-            f"stage '{stage.name}': {manifest.num_failures:,} of {total:,} rows failed, more than "
-            f"{stage.max_failed_key} = {stage.max_failed_fraction:g} allows. Reasons are in "
-            f"{folder / ERRORS_TABLE}. Mend the rows, or raise {stage.max_failed_key} to go on "
-            "without them."
-        )
+    batches = StageOutput(folder, manifest).iter_batches(ERRORS_TABLE)
+    errors = FirstErrors(row for batch in batches for row in batch.to_pylist())
+    where = f"all are in {folder / ERRORS_TABLE}"
+    told = errors.check(total, stage.max_failed_fraction, stage.max_failed_key, where)
+    if told:
+        raise stage.failed_rows_error(f"stage '{stage.name}': {told}")
 
 
 # How far a training is, left in its stage's folder by whichever worker does it.

@@ -28,6 +28,7 @@ from nncift_ray.errors import StorageError
 
 TEMPORARY_MARK = ".tmp-"
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR)
 # What may stand in the query of an s3:// address; Arrow itself refuses other names.
 _S3_TEXTS = ("scheme", "endpoint_override")
 _S3_FLAGS = ("allow_bucket_creation", "allow_bucket_deletion", "force_virtual_addressing")
@@ -383,10 +384,11 @@ class Location:
 
     def make_folder(self) -> None:
         """Create the folder and its parents; private to the user on a local disk."""
-        if self.is_local:
-            os.makedirs(self.path, mode=PRIVATE_MODE, exist_ok=True)
-        else:
-            self.fs.create_dir(self.path, recursive=True)
+        with _writing(self):
+            if self.is_local:
+                os.makedirs(self.path, mode=PRIVATE_MODE, exist_ok=True)
+            else:
+                self.fs.create_dir(self.path, recursive=True)
 
     def _make_parent(self) -> None:
         # Object stores have no folders to make.
@@ -436,12 +438,12 @@ class Location:
         object stores make an object visible only once its upload is finished, and have no rename.
 
         Raises:
-            StorageError: If there is no space for it.
+            StorageError: If there is no space for it, or no access.
         """
         target = self.path
         if self.is_local:
             target = f"{self.path}{TEMPORARY_MARK}{uuid.uuid4().hex[:8]}"
-        with _space_for(self):
+        with _writing(self):
             self._make_parent()
             stream = self.fs.open_output_stream(target)
         try:
@@ -453,7 +455,7 @@ class Location:
             self.fs.delete_file(target)
             raise
         try:
-            with _space_for(self):
+            with _writing(self):
                 stream.close()
                 if self.is_local:
                     _flush_to_disk(target)
@@ -465,15 +467,20 @@ class Location:
 
 
 @contextlib.contextmanager
-def _space_for(location: Location) -> Generator[None]:
-    """Explain a full disk.
+def _writing(location: Location) -> Generator[None]:
+    """Explain a full disk and a place that may not be written.
 
     Raises:
-        StorageError: If there is no space.
+        StorageError: If there is no space, or no access.
     """
     try:
         yield
     except OSError as error:
+        if error.errno in NO_ACCESS:
+            raise StorageError(
+                f"{location}: cannot be written ({os.strerror(error.errno)}). Give run_dir a "
+                "folder that you may write to."
+            ) from error
         if error.errno not in NO_SPACE:
             raise
         raise StorageError(
@@ -508,7 +515,7 @@ class HashingWriter(io.RawIOBase):
     def write(self, data: Any, /) -> int:
         """Pass the bytes on and count them."""
         view = memoryview(data)
-        with _space_for(self._location):
+        with _writing(self._location):
             self._stream.write(view)
         self._digest.update(view)
         self.num_bytes += view.nbytes

@@ -235,6 +235,7 @@ ERRORS_TABLE = "errors"
 FILES_TABLE = "files"
 EXCERPT_LENGTH = 200
 ERRORS_HELD = 1024
+REASONS_TOLD = 3
 ROW_GROUP_ROWS = 65_536
 RANGE_DIGITS = 10
 
@@ -244,6 +245,55 @@ SchemaCheck = Callable[[str, pa.Schema], None]
 def shard_name(start: int, stop: int) -> str:
     """Name a shard so that names sort as the shards do."""
     return f"{start:0{RANGE_DIGITS}d}-{stop:0{RANGE_DIGITS}d}"
+
+
+class FirstErrors:
+    """The first error row of each reason, and how many rows have it."""
+
+    def __init__(self, rows: Iterable[Mapping[str, Any]] = ()) -> None:
+        """Take the rows of an errors table."""
+        self._first: dict[str, Mapping[str, Any]] = {}
+        self._counts: dict[str, int] = {}
+        for row in rows:
+            self.add(row)
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return sum(self._counts.values())
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Count a row of the columns of ``schemas.ERRORS``."""
+        reason = row["reason"]
+        self._first.setdefault(reason, row)
+        self._counts[reason] = self._counts.get(reason, 0) + 1
+
+    def lines(self) -> list[str]:
+        """Return a line for each of the first reasons: file and line, what is wrong, how often."""
+        told: list[str] = []
+        for reason, row in list(self._first.items())[:REASONS_TOLD]:
+            place = f"{row['source']}:{row['line']}" if row["source"] else row["example_id"]
+            told.append(f"{place or reason}: {row['message']} ({self._counts[reason]:,} such rows)")
+        return told
+
+    def check(self, num_rows: int, limit: float, key: str, where: str) -> str | None:
+        """Return what to tell if more than ``limit`` of all rows are errors, else None.
+
+        Args:
+            num_rows: Rows, good and bad.
+            limit: The share that may be bad.
+            key: The recipe's key for it.
+            where: What was looked at, or where the other error rows are.
+        """
+        if len(self) <= limit * num_rows:
+            return None
+        return "\n  ".join(
+            [
+                f"{len(self):,} of {num_rows:,} rows failed, more than {key} = {limit:g} "
+                f"allows ({where}):",
+                *self.lines(),
+                f"Mend the rows, or raise {key} to go on without them.",
+            ]
+        )
 
 
 class _AbandonedError(Exception):

@@ -11,8 +11,8 @@ import uuid
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from nncift_ray.errors import NnciftError, StageError
-from nncift_ray.runtime.files import Location
+from nncift_ray.errors import NnciftError, StageError, StorageError
+from nncift_ray.runtime.files import NO_SPACE, Location
 from nncift_ray.runtime.step import PLACEMENT_TIMEOUT, Resources
 
 if TYPE_CHECKING:
@@ -119,8 +119,12 @@ def _run_worker(config: dict[str, Any]) -> Any:
 
 def users_error(error: TrainingFailedError) -> NnciftError | None:
     """Return what a worker raised for the user to mend, if one did."""
-    failures = getattr(error, "worker_failures", {})
-    return next((e for e in failures.values() if isinstance(e, NnciftError)), None)
+    for failure in getattr(error, "worker_failures", {}).values():
+        if isinstance(failure, NnciftError):
+            return failure
+        if isinstance(failure, OSError) and failure.errno in NO_SPACE:
+            return StorageError(f"training cannot write ({failure}): make room there and run again")
+    return None
 
 
 def worker_error(error: TrainingFailedError) -> NnciftError:

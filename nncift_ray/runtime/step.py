@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from nncift_ray.errors import StageError
+from nncift_ray.errors import NnciftError, StageError
 from nncift_ray.runtime import schemas
 from nncift_ray.runtime.files import Location
 from nncift_ray.runtime.output import ERRORS_TABLE, Sink, StageOutput
@@ -112,6 +112,8 @@ class Stage(ABC):
     max_failed_fraction: float = 1.0
     #: The recipe's key for it, for messages.
     max_failed_key: ClassVar[str] = "max_failed_fraction"
+    #: What is raised when more rows fail.
+    failed_rows_error: ClassVar[type[NnciftError]] = StageError
     #: Whether the worker can do some rows of an item and leave others out (``Shard.rows``,
     #: ``Shard.skip``), so that a row that kills it becomes an error row.
     divisible: ClassVar[bool] = False

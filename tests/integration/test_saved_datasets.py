@@ -60,6 +60,25 @@ def test_of_several_splits_one_has_to_be_named(tmp_path: Path) -> None:
     assert len(_read(tmp_path / "ds" / "test")) == 10
 
 
+def test_of_a_cache_folder_one_split_is_named_and_what_map_keeps_is_left_out(
+    tmp_path: Path,
+) -> None:
+    files: dict[str, str] = {}
+    for split, number in [("train", 30), ("test", 10)]:
+        files[split] = str(tmp_path / f"{split}.jsonl")
+        _dataset(number).to_json(files[split])
+    loaded = datasets.load_dataset("json", data_files=files, cache_dir=str(tmp_path / "cache"))
+    (folder,) = {Path(file["filename"]).parent for file in loaded["train"].cache_files}
+    loaded["train"].map(lambda row: {"output": f"{row['output']}!"})
+    assert list(folder.glob("cache-*.arrow"))
+    for pattern in (folder, tmp_path / "cache", folder / "*.arrow"):
+        with pytest.raises(DataError, match=r"several splits \(test, train\)"):
+            expand_sources([str(pattern)])
+    assert [row["response"] for row in _read(folder / "json-train*")] == [
+        f"done {number}" for number in range(30)
+    ]
+
+
 def test_exports_load_with_datasets(tmp_path: Path) -> None:
     _dataset(20).save_to_disk(str(tmp_path / "ds"))
     extra = [

@@ -50,7 +50,7 @@ def test_top_k_sums_pairs_and_keeps_no_list(tmp_path: Path, targets: int, pairs:
 
 
 def test_a_corpus_of_no_example_has_no_plan(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no usable example"):
+    with pytest.raises(DataError, match="no usable row for data\\.candidates"):
         plan(tmp_path, num_candidates=0, kind=RATER)
 
 

@@ -41,9 +41,6 @@ BAD_JSON = [
     Kind("bare key", b'{prompt: "a", "response": "b"}', "not_json"),
     Kind("comment", b'{"prompt": "a" /* note */}', "not_json"),
     Kind("two objects", b'{"prompt": "a", "response": "b"} {"prompt": "c"}', "not_json"),
-    Kind("NaN", b'{"prompt": "a", "response": "b", "score": NaN}', "not_json"),
-    Kind("Infinity", b'{"prompt": "a", "response": "b", "score": -Infinity}', "not_json"),
-    Kind("float overflow", b'{"prompt": "a", "response": "b", "score": 1e999}', "not_json"),
     Kind(
         "5,000 digits", b'{"prompt": "a", "response": "b", "n": ' + b"7" * 5_000 + b"}", "not_json"
     ),
@@ -71,8 +68,6 @@ BAD_JSON = [
     Kind("blank response", _pair("a", " \t\n\u00a0"), "no_response"),
     Kind("no prompt key", b'{"response": "b"}', "no_prompt"),
     Kind("empty prompt", _pair("", "b"), "no_prompt"),
-    Kind("number as prompt", _pair(3, "b"), "wrong_type"),
-    Kind("list as response", _pair("a", ["b"]), "wrong_type"),
     Kind("object as response", _pair("a", {"text": "b"}), "wrong_type"),
     Kind("other columns", b'{"title": "a", "body": "b"}', "unknown_layout"),
     Kind("empty object", b"{}", "unknown_layout"),
@@ -107,6 +102,11 @@ ODD_JSON = [
     Kind("chat row", _chat(_USER, {"role": "assistant", "content": "odd 9"}), None),
     Kind("null beside", b'{"prompt": "odd 10", "completion": "r", "response": null}', None),
     Kind("brackets in text", _pair('odd 11 ]}{["\\', "r"), None),
+    Kind("NaN", b'{"prompt": "odd 13", "response": "r", "score": NaN}', None),
+    Kind("Infinity", b'{"prompt": "odd 14", "response": "r", "score": -Infinity}', None),
+    Kind("float overflow", b'{"prompt": "odd 15", "response": "r", "score": 1e999}', None),
+    Kind("number as prompt", _pair(16, "r"), None),
+    Kind("list as response", _pair("odd 17", ["r"]), None),
     Kind("right to left", _pair("odd 12 \u202e\u05d0", "r"), None),
 ]
 

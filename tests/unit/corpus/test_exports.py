@@ -24,7 +24,7 @@ RECORDS: list[dict[str, Any]] = [
         "conversations": [
             {"from": "system", "value": "Be kind."},
             {"from": "human", "value": "Rain?"},
-            {"from": "function_call", "value": "weather()"},
+            {"from": "function_call", "value": '{"name": "weather", "arguments": {}}'},
             {"from": "observation", "value": "dry"},
             {"from": "gpt", "value": "No."},
             {"from": "human", "value": "Thanks"},
@@ -194,9 +194,9 @@ def test_an_empty_subset_gives_valid_files(subset: pa.Table) -> None:
 
 def test_exports_can_be_read_in_again(subset: pa.Table, tmp_path: Path) -> None:
     files, _ = _export(subset)
-    ids = subset.column("example_id").to_pylist()
+    texts = subset.select(["prompt", "response"]).to_pylist()
     for name in ("subset.jsonl", "subset.parquet"):
         (tmp_path / name).write_bytes(files[name])
         rows, bad = read_file(tmp_path / name)
-        assert [row["example_id"] for row in rows] == ids
+        assert [{key: row[key] for key in ("prompt", "response")} for row in rows] == texts
         assert not bad

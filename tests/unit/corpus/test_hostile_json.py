@@ -218,14 +218,6 @@ def test_a_file_without_rows_yields_none(tmp_path: Path, name: str, text: bytes)
     assert read_file(tmp_path / name) == ([], [])
 
 
-def test_utf16_is_refused_with_a_remedy(tmp_path: Path) -> None:
-    path = tmp_path / "wide.jsonl"
-    path.write_bytes(good_pair(0).decode().encode("utf-16"))
-    good, bad = read_file(path)
-    assert (good, reasons(bad)) == ([], [(1, "invalid_utf8")])
-    assert "iconv" in bad[0]["message"]
-
-
 def test_a_row_is_judged_by_the_limit_not_by_the_chunk(tmp_path: Path) -> None:
     limits = ReadLimits(max_record_bytes=600_000, max_chars=1_000_000)
     path = tmp_path / "long.jsonl"

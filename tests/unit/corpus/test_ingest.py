@@ -116,11 +116,13 @@ def test_first_copies_are_told_by_both_halves_of_an_id() -> None:
     assert find_first_copies(np.empty((0, 2), dtype=np.uint64)).tolist() == []
 
 
-def test_a_role_without_a_usable_row_stops_with_the_place_of_the_reasons(tmp_path: Path) -> None:
+def test_a_role_without_a_usable_row_stops_with_the_reasons(tmp_path: Path) -> None:
     good, empty = _write(tmp_path / "a.jsonl", ("p", "r")), tmp_path / "t.jsonl"
-    empty.write_text("\n")
+    empty.write_text('{"prompt": "a", "response": ""}\n')
     ingest = _ingest(tmp_path / "run", [good], [str(empty)])
-    with pytest.raises(DataError, match=r"data\.targets.*errors"):
+    with pytest.raises(
+        DataError, match=r"data\.targets, 1 .*\n.*t\.jsonl:1: the response is empty"
+    ):
         _run(tmp_path / "run", DeduplicateStage(ingest))
 
 

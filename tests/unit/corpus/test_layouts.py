@@ -14,7 +14,7 @@ from nncift_ray.corpus.layouts import (
     resolve_layout,
     to_example,
 )
-from nncift_ray.corpus.streams import BadRow
+from nncift_ray.corpus.streams import BadRow, ReadLimits
 from nncift_ray.errors import DataError
 
 SYSTEM = {"role": "system", "content": "Be brief."}
@@ -66,7 +66,7 @@ RECORDS: list[tuple[str, dict[str, Any], str, str]] = [
                 {"from": "gpt", "value": "No."},
             ],
         },
-        "Be kind.\nUser: Rain?\nFunction call: weather()\nTool: dry",
+        "Be kind.\nUser: Rain?\nAssistant: weather()\nTool: dry",
         "No.",
     ),
     ("messages", {"prompt": "x", "response": "y", "messages": [USER, REPLY]}, "Hi", "Hello"),
@@ -79,7 +79,9 @@ def test_each_layout_is_found_and_read(
 ) -> None:
     found = detect_layout([record])
     assert found is LAYOUTS[layout]
-    assert to_example(record, found) == ParsedExample(prompt, response, layout)
+    example = to_example(record, found)
+    assert isinstance(example, ParsedExample)
+    assert (example.prompt, example.response, example.layout) == (prompt, response, layout)
 
 
 def test_the_majority_decides_and_earlier_layouts_win_a_tie() -> None:
@@ -101,16 +103,13 @@ def test_a_row_that_is_broken_in_one_layout_may_be_whole_in_another() -> None:
 def test_mapped_columns_are_read_and_nothing_else_is_tried() -> None:
     layout = columns_layout({"prompt": "q", "response": "a", "input": "text", "system": "sys"})
     record = {"q": "Count.", "a": "2", "text": "x y", "sys": "You count.", "prompt": "no"}
-    assert to_example(record, layout) == ParsedExample("You count.\nCount. x y", "2", "columns")
+    example = to_example(record, layout)
+    assert isinstance(example, ParsedExample)
+    assert (example.prompt, example.response) == ("You count.\nCount. x y", "2")
+    assert example.unread == ("prompt",)
     other = to_example({"prompt": "p", "response": "r"}, layout)
     assert isinstance(other, BadRow)
     assert other.reason == "no_prompt"
-
-
-@pytest.mark.parametrize("columns", [{"prompt": "q"}, {"prompt": "q", "response": "a", "x": "y"}])
-def test_a_wrong_mapping_is_refused(columns: dict[str, str]) -> None:
-    with pytest.raises(DataError, match=r"data\.columns"):
-        columns_layout(columns)
 
 
 def test_an_unknown_layout_name_is_refused_with_the_known_ones() -> None:
@@ -131,16 +130,16 @@ def test_no_layout_names_the_columns_and_how_to_map_them() -> None:
     [
         ({"instruction": "a"}, "no_response"),
         ({"instruction": "", "output": "b"}, "no_prompt"),
-        ({"instruction": "a", "input": 5, "output": "b"}, "wrong_type"),
+        ({"instruction": "a", "input": {"b": "c"}, "output": "b"}, "wrong_type"),
         ({"instruction": "a", "output": "b" * 11}, "too_long"),
         ({"messages": "text"}, "unknown_layout"),
-        ({"messages": [USER, {"role": "assistant", "content": 5}]}, "wrong_type"),
+        ({"messages": [USER, {"role": "assistant", "content": {"a": 5}}]}, "wrong_type"),
         ({"messages": [USER, {"role": "assistant", "content": ""}]}, "no_response"),
         ({"messages": [SYSTEM, USER]}, "no_response"),
         ({"messages": [{"content": "x"}, REPLY]}, "wrong_type"),
     ],
 )
 def test_what_cannot_be_read_has_a_reason(record: dict[str, Any], reason: str) -> None:
-    example = to_example(record, LAYOUTS["alpaca"], max_chars=10)
+    example = to_example(record, LAYOUTS["alpaca"], ReadLimits(max_chars=10))
     assert isinstance(example, BadRow)
     assert example.reason == reason

@@ -183,3 +183,49 @@ def test_a_relative_path_is_a_name_wherever_its_folder_lies(
     monkeypatch.chdir(tmp_path / "there")
     (source,) = expand_sources([pattern, str(tmp_path / "there" / "data" / "a.jsonl")])
     assert (source.uri, Path(source.path)) == (name, tmp_path / "there" / "data" / "a.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("files", "splits", "one"),
+    [
+        (["train.jsonl", "test.jsonl"], "test, train", "train.jsonl"),
+        (["my_train_1.csv", "b/my-dev.csv"], "train, validation", "my_train_1.csv"),
+        (["train/a.jsonl", "validation/a.jsonl"], "train, validation", "train/a.jsonl"),
+        (
+            ["data/train_sft-00000-of-00002.parquet", "data/test_gen-00000-of-00001.parquet"],
+            "test_gen, train_sft",
+            "data/train_sft-*.parquet",
+        ),
+        (["dataset_info.json", "json-train.arrow", "json-test.arrow"], "test, train", "json-tr"),
+    ],
+)
+def test_splits_of_a_folder_are_never_mixed(
+    tmp_path: Path, files: list[str], splits: str, one: str
+) -> None:
+    _make(tmp_path, *files)
+    for pattern in ("", "**/*"):
+        with pytest.raises(DataError, match=rf"several splits \({splits}\): name one") as told:
+            _names(tmp_path, pattern)
+        assert f"'{tmp_path}/{one}" in str(told.value)
+    data = [name for name in files if name != "dataset_info.json"]
+    assert _names(tmp_path, *data) == data
+    assert _names(tmp_path, one.replace("json-tr", "json-tr*")) == [
+        name for name in data if name.startswith(one.split("*")[0])
+    ]
+
+
+def test_parts_of_one_split_and_other_files_are_read_together(tmp_path: Path) -> None:
+    names = ["en/train.jsonl", "fr/train-2.jsonl", "more.jsonl"]
+    _make(tmp_path, *names, "training/cache-12ab.arrow")
+    assert _names(tmp_path, "") == names
+    _make(tmp_path / "c", "dataset_info.json", "json-train.arrow", "cache-1f.arrow", "tmp8x.arrow")
+    assert _names(tmp_path, "c", "c/*.arrow") == ["c/json-train.arrow"]
+
+
+def test_brackets_in_a_name_are_taken_as_they_are(tmp_path: Path) -> None:
+    _make(tmp_path, "v[2]/a[1].jsonl", "v[2]/b.jsonl", "c1.jsonl", "c[1].jsonl")
+    assert _names(tmp_path, "v[2]/a[1].jsonl") == ["v[2]/a[1].jsonl"]
+    assert _names(tmp_path, "v[2]/*.jsonl") == ["v[2]/a[1].jsonl", "v[2]/b.jsonl"]
+    assert _names(tmp_path, "v[2]/a[1].*") == ["v[2]/a[1].jsonl"]
+    assert _names(tmp_path, "v[2]") == ["v[2]/a[1].jsonl", "v[2]/b.jsonl"]
+    assert _names(tmp_path, "c[1].*") == ["c1.jsonl"]

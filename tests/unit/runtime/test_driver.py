@@ -286,7 +286,7 @@ def test_bad_rows_are_recorded_and_counted(tmp_path: Path) -> None:
 def test_too_many_bad_rows_stop_the_stage_with_count_and_place(tmp_path: Path) -> None:
     stage = SquareStage(4, 2)
     stage.bad_rows, stage.max_failed_fraction = {1, 2}, 0.25
-    with pytest.raises(StageError, match=r"2 of 4 rows failed.*errors"):
+    with pytest.raises(StageError, match=r"2 of 4 rows failed.*errors.*\n.*item 1 is bad"):
         run(stage, tmp_path)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, ClassVar, cast
 
 import pytest
 
@@ -14,6 +16,7 @@ from nncift_ray.runtime.driver import execute_here, finished_shards, run_stage, 
 from nncift_ray.runtime.files import TEMPORARY_MARK, Location
 from nncift_ray.runtime.output import MANIFEST_NAME, StageManifest, StageOutput
 from nncift_ray.runtime.progress import SilentReporter
+from nncift_ray.runtime.ray_train import users_error
 from tests.unit.runtime.die_writing import NUM_ITEMS, SHARD_ITEMS
 from tests.unit.runtime.faulty_disk import FULL_DEVICE, on_full_disk
 from tests.unit.runtime.test_driver import SquareStage
@@ -95,3 +98,19 @@ def test_no_beginning_of_a_manifest_reads_as_a_manifest(tmp_path: Path) -> None:
     for length in range(0, len(data.rstrip()), 7):
         with pytest.raises(StorageError, match="not a record"):
             StageManifest.read(data[:length], "here")
+
+
+@pytest.mark.parametrize("below", ["", "/run"])
+def test_a_place_that_cannot_be_written_is_told_with_a_remedy(tmp_path: Path, below: str) -> None:
+    (tmp_path / "taken").write_text("a file")
+    with pytest.raises(StorageError, match=r"taken.*cannot be written.*Give run_dir a folder"):
+        Location.of(f"{tmp_path}/taken{below}").make_folder()
+
+
+def test_a_full_disk_of_a_training_worker_is_the_users_error() -> None:
+    class Failed(Exception):
+        worker_failures: ClassVar = {0: OSError(errno.ENOSPC, "No space left on device")}
+
+    assert isinstance(users_error(cast(Any, Failed())), StorageError)
+    Failed.worker_failures = {0: OSError(errno.EIO, "broken")}
+    assert users_error(cast(Any, Failed())) is None
