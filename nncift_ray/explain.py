@@ -69,6 +69,7 @@ UNITS = {
     "loss_drop_in_context": "nats a response token that targets in the context save",
     "deita": "IFD times quality, or the field selection.weight_by",
     "cosine": "cosine of the two embeddings, from -1 to 1",
+    "landmarks": "cosine of gradients, told from the model's states",
     "rds_plus": "cosine of the model's averaged states, from -1 to 1",
 }
 Direction = Literal["helpers", "helped"]

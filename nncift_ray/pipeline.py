@@ -16,6 +16,8 @@ from datetime import UTC, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
+
 import nncift_ray
 from nncift_ray.corpus.examples import read_subtasks
 from nncift_ray.corpus.export import DATASET_FOLDER, DATASET_PARQUET, ExportStage
@@ -85,6 +87,7 @@ RUN_RECORD = "run.json"
 HARDWARE_RECORD = "hardware.json"
 EXPORT_FOLDER = "export"
 REPORT_NAME = "report.html"
+LANDMARKS_STREAM = 43  # random stream of the candidates whose gradients are taken
 TRAINING_FOLDER = "training"
 
 Outputs = Mapping[str, StageOutput]
@@ -458,21 +461,32 @@ class Blueprint:
             raise StageError(
                 f"stage 'pool' numbers other candidates than 'deduplicate' ({whole:,})"
             )
-        return self._gradients_of(GradientsStage, HELPER, CANDIDATE, examples, outputs)
+        rows = np.arange(whole)
+        if self.config.teacher.kind == "landmarks":
+            less = self.config.teacher.less
+            rng = np.random.Generator(np.random.PCG64([less.seed, LANDMARKS_STREAM]))
+            rows = np.sort(rng.permutation(whole)[: less.num_landmarks])
+        return self._gradients_of(GradientsStage, HELPER, CANDIDATE, rows, examples, outputs)
 
     def _target_gradients(self, outputs: Outputs) -> Stage:
         from nncift_ray.teachers.gradients import TargetGradientsStage
 
         role, examples = helped_role(ground_block(self.blocks)), outputs["deduplicate"]
-        return self._gradients_of(TargetGradientsStage, HELPED, role, examples, outputs)
+        rows = np.arange(examples.num_rows(TABLE_OF_ROLE[role]))
+        return self._gradients_of(TargetGradientsStage, HELPED, role, rows, examples, outputs)
 
     def _gradients_of(
-        self, kind: Any, side: str, role: str, examples: StageOutput, outputs: Outputs
+        self,
+        kind: Any,
+        side: str,
+        role: str,
+        rows: np.ndarray,
+        examples: StageOutput,
+        outputs: Outputs,
     ) -> Stage:
         teacher = self.config.teacher
-        count = examples.num_rows(TABLE_OF_ROLE[role])
         stage = kind(
-            [GradientKey(side, role, row) for row in range(count)],
+            [GradientKey(side, role, row) for row in rows.tolist()],
             examples,
             outputs["warmup"],
             self.teaching.lora_factory(),

@@ -262,7 +262,10 @@ class Workload:
                 1 if block == POINTS else corpus.num_candidates
             )
         if "gradients" in reads:
-            self.num_gradients = corpus.num_candidates * self.config.teacher.less.num_epochs
+            less, taken = self.config.teacher.less, corpus.num_candidates
+            if self.config.teacher.kind == "landmarks":
+                taken = min(taken, less.num_landmarks)
+            self.num_gradients = taken * less.num_epochs
         profiled = rows * self.profile_tokens
         self.teacher_tokens = {
             "profiles": profiled,

@@ -216,7 +216,7 @@ LOSS_DROPS = ("loss_drop", "loss_drop_in_context")
 #: Teachers that are not asked: their scores of all there is follow from what other steps measured.
 MEASURED_TEACHERS = (
     *("longest", "ifd", "consistency", "deita", *LOSS_DROPS),
-    *("cosine", "rds_plus"),
+    *("cosine", "rds_plus", "landmarks"),
 )
 BUILT_IN_TEACHERS = ("delift_se", "delift", "less", "selectit", *MEASURED_TEACHERS)
 #: Those that score examples, not pairs; of a class of the user's own its attribute ``kind`` says.
@@ -264,6 +264,8 @@ class LessConfig(Section):
     storage: Literal["float32", "int8", "bit"] = "int8"
     """How the gradients of all rows are stored (``pair_scores.by: teacher``), for each checkpoint
     4, 1 or 1/8 bytes times ``projection_dim``; those of a label sample are float32."""
+    num_landmarks: int = Field(default=4096, ge=2)
+    """landmarks: candidates whose gradients are taken; the others' scores are told from theirs."""
     target_rank: int | None = Field(default=None, ge=1)
     """Compare the gradients of all rows only in so many directions, those in which the targets'
     vary most; null: in all."""
@@ -330,9 +332,9 @@ class TeacherConfig(EngineConfig):
 
     kind: str = "delift_se"
     """delift_se, delift, less, selectit; longest, ifd, consistency, deita, loss_drop,
-    loss_drop_in_context, cosine, rds_plus, which score everything without a network; a name that
-    ``register_teacher`` gave; or a class of your own as "package.module:Class". ``teacher: delift``
-    is short for ``teacher: {kind: delift}``."""
+    loss_drop_in_context, cosine, rds_plus, landmarks, which score everything without a network; a
+    name that ``register_teacher`` gave; or a class of your own as "package.module:Class".
+    ``teacher: delift`` is short for ``teacher: {kind: delift}``."""
     max_failed_fraction: float = Field(default=0.05, ge=0, le=1)
     """Stop when a larger share of the requests fails."""
     less: LessConfig = LessConfig()

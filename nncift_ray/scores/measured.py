@@ -23,7 +23,7 @@ from nncift_ray.teachers.less import (
     read_features,
     target_subspace,
 )
-from nncift_ray.teachers.measured import ifd_scores, unit_rows
+from nncift_ray.teachers.measured import ifd_scores, ridge_weights, unit_rows
 
 ROWS, COLUMNS = 1024, 4096  # of a block of pairs
 MOST = 1000.0  # in size, of an example's score
@@ -90,7 +90,10 @@ class MeasuredScoresStage(TeacherScoresStage):
             yield np.zeros_like(known_N), known_N, score_N
             return
         by_gradients, first = "gradients" in self._sources, 0
-        row_ID, columns = self._gradients() if by_gradients else self._vectors(block)
+        if self._kind == "landmarks":
+            row_ID, columns = self._landmarks()
+        else:
+            row_ID, columns = self._gradients() if by_gradients else self._vectors(block)
         known_I = np.flatnonzero(row_ID.any(axis=1))
         for column_JD in columns:
             known_J = np.flatnonzero(column_JD.any(axis=1))
@@ -107,6 +110,19 @@ class MeasuredScoresStage(TeacherScoresStage):
         batches = self._labels.iter_batches("candidates", ["embedding"], COLUMNS)
         columns = (unit_rows(column_matrix(pa.chunked_array([b.column(0)]))) for b in batches)
         return unit_rows(column_matrix(table["embedding"])), columns
+
+    def _landmarks(self) -> tuple[np.ndarray, Iterator[np.ndarray]]:
+        """Return the weights [I, D + 1] that tell the rows' scores from states, and the states."""
+        row_ID, blocks = self._gradients()
+        exact_LD = np.concatenate(list(blocks))
+        rows = self._sources["gradients"].read(gradient_table(0), ["row_index"])["row_index"]
+        states, known_L = self._sources["states"], exact_LD.any(axis=1)
+        taken = states.take_rows("candidates", rows.to_numpy()[known_L], ["embedding"])
+        feature_LD = _with_constant(column_matrix(taken["embedding"]))
+        weights_ID = ridge_weights(feature_LD, row_ID @ exact_LD[known_L].T)
+        batches = states.iter_batches("candidates", ["embedding"], COLUMNS)
+        columns = (column_matrix(pa.chunked_array([batch.column(0)])) for batch in batches)
+        return weights_ID, (_with_constant(vector_JD) for vector_JD in columns)
 
     def _gradients(self) -> tuple[np.ndarray, Iterator[np.ndarray]]:
         """Return the rows' gradients [I, C * P] and the columns', some at a time."""
@@ -153,3 +169,8 @@ class MeasuredScoresStage(TeacherScoresStage):
             for text in cast("list[str]", batch.column(0).to_pylist())
         ]
         return np.array(lengths, np.float64)
+
+
+def _with_constant(vector_ND: np.ndarray) -> np.ndarray:
+    """Return vectors with a 1 behind each, for what all have in common [N, D + 1]."""
+    return np.concatenate([vector_ND, np.ones((len(vector_ND), 1), np.float32)], axis=1)

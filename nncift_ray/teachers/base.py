@@ -109,6 +109,7 @@ TEACHERS = {
     "deita": "nncift_ray.teachers.measured:DeitaTeacher",
     "cosine": "nncift_ray.teachers.measured:CosineTeacher",
     "rds_plus": "nncift_ray.teachers.measured:RdsPlusTeacher",
+    "landmarks": "nncift_ray.teachers.measured:LandmarksTeacher",
 }
 _ATTRIBUTES = ("kind", "needs_baseline", "needs_embeddings", "needs_engine", "version")
 _METHODS = ("measure", "utility", "close")

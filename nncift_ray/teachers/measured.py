@@ -117,6 +117,40 @@ class RdsPlusTeacher(MeasuredTeacher):
     reads: ClassVar[tuple[str, ...]] = ("states",)
 
 
+class LandmarksTeacher(MeasuredTeacher):
+    """LESS's score of every pair, from exact gradients of some candidates: Influence Distillation.
+
+    A ridge regression from a candidate's states (those of rds_plus) to its scores, one for each
+    target, is fitted on ``teacher.less.num_landmarks`` candidates and read for all.
+    Cost: a warm-up, backward passes of the landmarks and targets at each checkpoint, n + m forward.
+
+    Source: arXiv 2505.19051, first order (there features are of Jacobian products).
+    """
+
+    needs_engine: ClassVar[bool] = True
+    reads: ClassVar[tuple[str, ...]] = ("states", "gradients", "target_gradients", "warmup")
+
+
+def ridge_weights(feature_LD: F32, score_IL: F32) -> F32:
+    """Return the weights of a ridge regression from features to each row's scores [I, D].
+
+    The penalty, one for all rows, is that of the least squared error on left-out landmarks, of
+    seven from 1e-6 to 1 times the largest squared singular value; in closed form.
+    """
+    left_LK, values_K, right_KD = np.linalg.svd(feature_LD.astype(np.float64), full_matrices=False)
+    coordinates_IK = score_IL.astype(np.float64) @ left_LK
+    best, weights_IK = np.inf, np.zeros_like(coordinates_IK)
+    for penalty in values_K[0] ** 2 * np.logspace(-6, 0, 7):
+        shrink_K = values_K**2 / (values_K**2 + penalty)
+        leverage_L = (left_LK**2 * shrink_K).sum(axis=1)
+        residual_IL = score_IL - (coordinates_IK * shrink_K) @ left_LK.T
+        error = np.mean((residual_IL / np.maximum(1 - leverage_L, 1e-9)) ** 2)
+        if error < best:
+            best = error
+            weights_IK = coordinates_IK * values_K / (values_K**2 + penalty)
+    return (weights_IK @ right_KD).astype(np.float32)
+
+
 def ifd_scores(nll_N: F64, nll_alone_N: F64) -> F64:
     """Return by how much the prompt fails to explain each response [N], 1 and above last.
 

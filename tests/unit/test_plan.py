@@ -116,6 +116,7 @@ def test_a_plan_after_the_index_tells_what_that_measured(
         ("less", "top_k", "400 pairs, summed by candidate", "gradients"),
         ("cosine", "round_robin", "400 pairs, top 64", None),
         ("rds_plus", "round_robin", "400 pairs, top 64", "states"),
+        ("landmarks", "round_robin", "400 pairs, top 64", "states"),
     ],
 )
 def test_what_is_measured_is_priced_by_what_it_reads(

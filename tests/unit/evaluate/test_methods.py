@@ -41,7 +41,7 @@ def test_every_method_with_a_teacher_is_a_valid_recipe(name: str) -> None:
     assert made.teacher.kind == kind
     assert made.selection.budget == BUDGET
     ranks = kind in ("less", *POINTWISE_TEACHERS)
-    turns = kind in ("cosine", "rds_plus")
+    turns = kind in ("cosine", "rds_plus", "landmarks")
     expected = "top_k" if ranks else "round_robin" if turns else "facility_location"
     assert made.selection.objective == expected
     assert made.selection.quality == ("none" if ranks or turns else "auto")

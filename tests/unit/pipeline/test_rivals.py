@@ -21,7 +21,7 @@ from nncift_ray.runtime.driver import execute_here
 from nncift_ray.runtime.output import column_matrix
 from nncift_ray.runtime.progress import SilentReporter
 from nncift_ray.teachers.less import less_score, pack_features, target_subspace, unpack_features
-from nncift_ray.teachers.measured import ifd_scores, unit_rows
+from nncift_ray.teachers.measured import ifd_scores, ridge_weights, unit_rows
 from nncift_ray.teachers.warmup import read_checkpoint
 from tests.tiny_models import make_tiny_llama
 
@@ -294,6 +294,49 @@ def test_the_targets_directions_are_their_singular_vectors() -> None:
     right_RD = np.linalg.svd(row_ID, full_matrices=False)[2][:3]
     np.testing.assert_allclose(np.abs(right_RD @ basis_DR), np.eye(3), atol=1e-5)
     assert target_subspace(np.vstack([row_ID, row_ID]), 10).shape == (40, 5)
+
+
+def test_landmarks_tell_all_scores_from_the_exact_ones_of_some(tmp_path: Path, model: Path) -> None:
+    tree = {"teacher": {"less": LESS | {"num_landmarks": 12, "storage": "float32"}}}
+    result = run(tmp_path, model, "landmarks", "round_robin", NUM_TARGETS, tree=tree)
+    outputs = result.outputs
+    rate_C = outputs["warmup"].read("checkpoints")["mean_learning_rate"].to_numpy()
+    helped, helper = (
+        [column_matrix(outputs[step].read(f"checkpoint_{c}")["feature"]) for c in (0, 1)]
+        for step in ("target_gradients", "gradients")
+    )
+    exact_IL = sum(
+        w * a @ b.T for w, a, b in zip(rate_C / rate_C.sum(), helped, helper, strict=True)
+    )
+    landmarks = outputs["gradients"].read("checkpoint_0")["row_index"].to_numpy()
+    state_JD = column_matrix(outputs["states"].read("candidates")["embedding"])
+    x_JD = np.c_[state_JD, np.ones(NUM_CANDIDATES)]
+    assert picks(result) == in_turn(ridge_weights(x_JD[landmarks], exact_IL) @ x_JD.T)
+    assert len(landmarks) == 12
+
+
+def test_the_ridge_is_the_normal_equations_at_the_penalty_that_leaving_out_prefers() -> None:
+    rng = np.random.default_rng(2)
+    x_LD = rng.standard_normal((14, 6)).astype(np.float32)
+    y_IL = (x_LD @ rng.standard_normal((6, 3))).T + rng.standard_normal((3, 14))
+
+    def fit(rows: np.ndarray, penalty: float) -> np.ndarray:
+        x = x_LD[rows].astype(np.float64)
+        return np.linalg.solve(x.T @ x + penalty * np.eye(6), x.T @ y_IL[:, rows].T).T
+
+    everything = np.arange(14)
+    penalties = np.linalg.svd(x_LD)[1][0] ** 2 * np.logspace(-6, 0, 7)
+    errors = [
+        sum(
+            ((fit(np.delete(everything, at), penalty) @ x_LD[at] - y_IL[:, at]) ** 2).sum()
+            for at in everything
+        )
+        for penalty in penalties
+    ]
+    best_one = penalties[int(np.argmin(errors))]
+    np.testing.assert_allclose(
+        ridge_weights(x_LD, y_IL.astype(np.float32)), fit(everything, best_one), atol=1e-4
+    )
 
 
 def test_rds_plus_weighs_the_last_states_by_position(tmp_path: Path, model: Path) -> None:
