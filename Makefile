@@ -21,7 +21,7 @@ OFFLINE := HF_HUB_OFFLINE=1 RAY_USAGE_STATS_ENABLED=0 TOKENIZERS_PARALLELISM=fal
 # every one of them would compile torch, pandas and the rest again.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help setup setup-dev demo lint format type test test-all bench chaos audit clean
+.PHONY: help setup setup-dev demo lint format type test test-all consumers bench chaos audit clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list.
@@ -46,7 +46,7 @@ lint: setup-dev ## Style, formatting, layers of imports, shell scripts, Dockerfi
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
-	$(BIN)/shellcheck .ci/run .ci/setup-env .ci/consumers .ci/wheel cluster/slurm/nncift.sh
+	$(BIN)/shellcheck .ci/run .ci/setup-env .ci/setup-consumers .ci/consumers .ci/wheel cluster/slurm/nncift.sh
 	$(BIN)/hadolint cluster/Dockerfile
 
 format: setup-dev ## Let ruff mend what it can.
@@ -67,6 +67,10 @@ test: setup-dev ## Unit tests side by side, then quick ones with models and Ray 
 
 test-all: test ## All tests: also frozen rankings, and runs that are killed on clusters of their own.
 	$(PYTEST) -m slow tests/golden tests/integration tests/e2e $(CHOSEN)
+
+consumers: setup-dev ## The exports read by TRL, LLaMA-Factory and Axolotl, in environments of their own.
+	.ci/setup-consumers
+	$(PYTEST) tests/consumers $(CHOSEN)
 
 bench: setup-dev ## The benchmarks that need no data of their own, some minutes; tables are printed.
 	@for name in $(BENCHMARKS); do $(OFFLINE) $(BIN)/python -m benchmarks.$$name || exit 1; done

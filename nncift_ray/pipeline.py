@@ -20,7 +20,13 @@ import numpy as np
 
 import nncift_ray
 from nncift_ray.corpus.examples import read_subtasks
-from nncift_ray.corpus.export import DATASET_FOLDER, DATASET_PARQUET, ExportStage
+from nncift_ray.corpus.export import (
+    DATASET_FOLDER,
+    DATASET_PARQUET,
+    SUBSET_PARQUET,
+    ExportStage,
+    describe_losses,
+)
 from nncift_ray.corpus.ingest import (
     DeduplicateStage,
     IngestStage,
@@ -683,6 +689,7 @@ def run(
             return RunResult(run_dir, outputs, None, None, None)
         notices = [*blueprint.notices(), *describe_layouts(outputs["ingest"])]
         notices += describe_left_out(outputs["deduplicate"])
+        notices += describe_losses(outputs["export"])
         if blueprint.by_teacher:
             notices += describe_labels(outputs["teacher_scores"])
         return finish_run(config, run_dir, outputs, tuple(notices))
@@ -877,10 +884,14 @@ def publish_exports(export: StageOutput, run_dir: Location) -> Location:
 
 
 def write_dataset_card(export: StageOutput, data: ReportData, run_dir: Location) -> None:
-    """Put the card beside the exported dataset, where there is one."""
-    from nncift_ray.report.card import render_dataset_card
+    """Put the card beside the exported dataset, where there is one, and a README above it."""
+    from nncift_ray.report.card import render_dataset_card, render_export_readme
 
     names = {part.name for part in export.manifest.table_parts(FILES_TABLE)}
+    folder, loaded = run_dir / EXPORT_FOLDER, SUBSET_PARQUET
     if f"{FILES_TABLE}/{DATASET_PARQUET}" in names:
+        loaded = DATASET_PARQUET
         card = render_dataset_card(data).encode("utf-8")
-        (run_dir / EXPORT_FOLDER / DATASET_FOLDER / "README.md").write_bytes(card)
+        (folder / DATASET_FOLDER / "README.md").write_bytes(card)
+    readme = render_export_readme(export.fingerprint, loaded)
+    (folder / "README.md").write_bytes(readme.encode("utf-8"))

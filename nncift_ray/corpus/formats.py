@@ -77,8 +77,7 @@ def finish_record(
 ) -> RawRecord:
     """Return the record of a parsed row: an object that can be written as UTF-8 JSON, or its error.
 
-    The record's text is written anew from what was parsed: of a key given twice the last value
-    stays, as in every common reader.
+    The record's text is written from what was parsed; ``_as_written`` puts its own in place.
 
     Args:
         value: What was parsed.
@@ -232,7 +231,12 @@ def _parse_record(text: bytes, line: int, limits: ReadLimits) -> RawRecord:
         return _too_deep(line, limits, text)
     except ValueError as error:
         return bad_record(line, "not_json", f"not valid JSON: {error}", text)
-    return finish_record(value, line, limits, text)
+    return _as_written(finish_record(value, line, limits, text), text.decode("utf-8"))
+
+
+def _as_written(raw: RawRecord, text: str) -> RawRecord:
+    """Return a record with its own text: its white space, its escapes, its digits."""
+    return raw if raw.error or raw.nan_fields else replace(raw, record=text)
 
 
 class _JsonText:
@@ -245,6 +249,7 @@ class _JsonText:
         self._chunks, self._limits = chunks, limits
         self._decode = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode
         self._text, self._at = "", 0
+        self.taken = ""  # the text of the value taken last
 
     @property
     def excerpt(self) -> str:
@@ -286,7 +291,7 @@ class _JsonText:
                 value, end = _DECODER.raw_decode(self._text, self._at)
                 # A number or a name may go on in the next chunk.
                 if end < len(self._text) or isinstance(value, dict | list | str):
-                    self._at = end
+                    self.taken, self._at = self._text[self._at : end], end
                     return value
             except json.JSONDecodeError as error:
                 is_cut = error.pos > len(self._text) - _MAX_TOKEN_CHARS
@@ -332,7 +337,7 @@ def _read_array(
         while separator == ",":
             value = text.take_value()
             number += 1
-            yield finish_record(value, number, limits)
+            yield _as_written(finish_record(value, number, limits), text.taken)
             separator = text.take(",]")
         if is_whole and text.peek():
             raise _not_json("text follows the end of the array")

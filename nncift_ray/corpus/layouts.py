@@ -632,13 +632,6 @@ def render_turn(turn: Turn) -> str:
     return "\n".join([*parts, *calls])
 
 
-def split_alpaca(record: Record) -> tuple[str, str, str]:
-    """Return instruction, input and output of a record of the layout alpaca."""
-    keys = (INSTRUCTION_KEYS, INPUT_KEYS, OUTPUT_KEYS)
-    instruction, extra, output = (record.get(_first_key(record, names)) for names in keys)
-    return str(instruction or ""), str(extra or ""), str(output or "")
-
-
 # Turns.
 
 

@@ -1028,15 +1028,16 @@ class ClusterConfig(Section):
         return num_cpus * self.price_per_cpu_hour
 
 
-ExportFormat = Literal["alpaca", "messages", "sharegpt", "dataset", "ids"]
+ExportFormat = Literal["alpaca", "messages", "sharegpt", "preference", "dataset", "ids"]
 
 
 class ExportConfig(Section):
     """The files of the subset. ``subset.jsonl`` and ``subset.parquet`` are always written."""
 
     formats: tuple[ExportFormat, ...] = get_args(ExportFormat)
-    """Other forms: alpaca, messages and sharegpt for training programs, dataset (a folder with a
-    card that Hugging Face datasets loads), ids (one a line)."""
+    """Other forms: alpaca, messages and sharegpt for training programs, preference (pairs for DPO,
+    where there are any), dataset (a folder with a card that Hugging Face datasets loads), ids (one
+    a line)."""
 
 
 class ReportConfig(Section):

@@ -36,7 +36,6 @@ def render_dataset_card(data: ReportData) -> str:
         pretty_name=" ".join(clean_text(data.run_name).split()),
         size_categories=[size],
         tags=["instruction-tuning", "data-selection", "nncift_ray"],
-        configs=[{"config_name": "default", "data_files": "data/*.parquet"}],
     )
     recipe = _recipe(data)
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", recipe)), default=0))
@@ -55,6 +54,16 @@ def render_dataset_card(data: ReportData) -> str:
         fence=fence,
     )
     return clean_text(card)
+
+
+def render_export_readme(fingerprint: str, data_file: str) -> str:
+    """Return the README of an export folder, which tells ``datasets`` the one file to load.
+
+    ``datasets`` caches by the name of the configuration: the fingerprint keeps runs apart.
+    """
+    config = {"config_name": f"subset-{fingerprint}", "data_files": data_file}
+    head = yaml.safe_dump({"configs": [config]}, sort_keys=False)
+    return f"---\n{head}---\n\nThe subset in several forms, the most useful row first.\n"
 
 
 def escape(text: str) -> str:

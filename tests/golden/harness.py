@@ -40,6 +40,7 @@ FILES_OUT = (
     "messages.jsonl",
     "sharegpt.json",
     "dataset_info.json",
+    "axolotl.yaml",
     "dataset/data/train.parquet",
     "ids.txt",
 )  # beside them only a card, which tells times

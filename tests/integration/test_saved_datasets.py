@@ -13,6 +13,7 @@ from nncift_ray.corpus.export import write_exports
 from nncift_ray.corpus.ingest import Row, read_examples
 from nncift_ray.corpus.sources import expand_sources
 from nncift_ray.errors import DataError
+from nncift_ray.report.card import render_export_readme
 from nncift_ray.runtime import schemas
 
 datasets = pytest.importorskip("datasets")
@@ -87,15 +88,16 @@ def test_exports_load_with_datasets(tmp_path: Path) -> None:
     ]
     fields = [*schemas.EXAMPLES, pa.field("rank", pa.int32()), pa.field("gain", pa.float64())]
     files: dict[str, io.BytesIO] = {}
-    write_exports(
-        [pa.Table.from_pylist(extra, schema=pa.schema(fields))],
-        lambda name: files.setdefault(name, io.BytesIO()),
-    )
+    table = pa.Table.from_pylist(extra, schema=pa.schema(fields))
+    write_exports(lambda: [table], lambda name: files.setdefault(name, io.BytesIO()))
+    files["README.md"] = io.BytesIO(render_export_readme("1f", "subset.parquet").encode())
+    export = tmp_path / "export"
     for name, content in files.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(content.getvalue())
+        (export / name).parent.mkdir(parents=True, exist_ok=True)
+        (export / name).write_bytes(content.getvalue())
     for name in ("subset.jsonl", "messages.jsonl", "alpaca.json"):
-        loaded = datasets.load_dataset("json", data_files=str(tmp_path / name), split="train")
+        loaded = datasets.load_dataset("json", data_files=str(export / name), split="train")
         assert loaded.num_rows == 20
+    assert datasets.load_dataset(str(export), split="train").num_rows == 20
     turns = json.loads(files["messages.jsonl"].getvalue().split(b"\n")[0])["messages"]
     assert [turn["role"] for turn in turns] == ["user", "assistant"]

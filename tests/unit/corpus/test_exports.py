@@ -11,8 +11,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
-from nncift_ray.corpus.export import DATASET_PARQUET, SUBSET, sharegpt_record, write_exports
+from nncift_ray.corpus.export import DATASET_PARQUET, SUBSET, write_exports
 from nncift_ray.runtime import schemas
 from tests.unit.corpus.hostile import read_file
 
@@ -24,7 +25,7 @@ RECORDS: list[dict[str, Any]] = [
         "conversations": [
             {"from": "system", "value": "Be kind."},
             {"from": "human", "value": "Rain?"},
-            {"from": "function_call", "value": '{"name": "weather", "arguments": {}}'},
+            {"from": "function_call", "value": '{"name": "weather", "arguments": {"at": "Rome"}}'},
             {"from": "observation", "value": "dry"},
             {"from": "gpt", "value": "No."},
             {"from": "human", "value": "Thanks"},
@@ -35,16 +36,31 @@ RECORDS: list[dict[str, Any]] = [
 
 @pytest.fixture
 def subset(tmp_path: Path) -> pa.Table:
-    path = tmp_path / "corpus.jsonl"
-    path.write_text("\n".join(json.dumps(record) for record in RECORDS))
+    return _picked(tmp_path, RECORDS)
+
+
+def _picked(folder: Path, records: list[dict[str, Any]]) -> pa.Table:
+    """Read records as a corpus file and return them as a ranking in their order."""
+    path = folder / "corpus.jsonl"
+    path.write_text("\n".join(json.dumps(record, ensure_ascii=False) for record in records))
     rows, bad = read_file(path)
     assert not bad
     extra = [
-        {**row, "row_index": 9 - i, "num_duplicates": 0, "rank": i + 1, "gain": 1 / (i + 1)}
+        {
+            **_columns(row),
+            "row_index": 9 - i,
+            "num_duplicates": 0,
+            "rank": i + 1,
+            "gain": 1 / (i + 1),
+        }
         for i, row in enumerate(rows)
     ]
     fields = [*schemas.EXAMPLES, pa.field("rank", pa.int32()), pa.field("gain", pa.float64())]
     return pa.Table.from_pylist(extra, schema=pa.schema(fields))
+
+
+def _columns(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name in schemas.EXAMPLES.names}
 
 
 def _export(*tables: pa.Table) -> tuple[dict[str, bytes], dict[str, int]]:
@@ -53,7 +69,7 @@ def _export(*tables: pa.Table) -> tuple[dict[str, bytes], dict[str, int]]:
     def open_output(name: str) -> io.BytesIO:
         return files.setdefault(name, io.BytesIO())
 
-    counts = write_exports(iter(tables), open_output)
+    counts, _ = write_exports(lambda: tables, open_output)
     return {name: file.getvalue() for name, file in files.items()}, counts
 
 
@@ -72,12 +88,13 @@ def test_every_file_counts_its_rows(subset: pa.Table) -> None:
         "dataset/data/train.parquet": 4,
         "ids.txt": 4,
         "dataset_info.json": 3,
+        "axolotl.yaml": 1,
     }
 
 
 def test_only_the_formats_asked_for_are_written(subset: pa.Table) -> None:
     files: dict[str, io.BytesIO] = {}
-    write_exports([subset], lambda name: files.setdefault(name, io.BytesIO()), ["ids"])
+    write_exports(lambda: [subset], lambda name: files.setdefault(name, io.BytesIO()), ["ids"])
     assert set(files) == {"subset.jsonl", "subset.parquet", "ids.txt"}
 
 
@@ -96,13 +113,6 @@ def test_sharegpt_keeps_every_role_by_its_own_name(subset: pa.Table) -> None:
     assert rows[3]["conversations"] == RECORDS[3]["conversations"][:5]
 
 
-def test_sharegpt_keeps_the_tools_of_its_source(tmp_path: Path) -> None:
-    record = {"conversations": RECORDS[3]["conversations"], "tools": '[{"name": "weather"}]'}
-    (tmp_path / "a.jsonl").write_text(json.dumps(record))
-    rows, _ = read_file(tmp_path / "a.jsonl")
-    assert sharegpt_record(dict(rows[0]))["tools"] == record["tools"]
-
-
 def test_datasets_loads_the_folder_with_records_untouched(
     subset: pa.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -114,9 +124,10 @@ def test_datasets_loads_the_folder_with_records_untouched(
     path.parent.mkdir(parents=True)
     path.write_bytes(files[DATASET_PARQUET])
     found = load_dataset(str(tmp_path / "dataset"), split="train", cache_dir=str(tmp_path / "c"))
-    assert [json.loads(record) for record in found["record"]] == RECORDS
+    assert [json.loads(own["record"]) for own in found["nncift"]] == RECORDS
     assert found[3]["messages"][-1] == {"role": "assistant", "content": "No."}
-    assert found["rank"][:] == [1, 2, 3, 4]
+    assert found[3]["messages"][2]["tool_calls"][0]["function"]["arguments"] == {"at": "Rome"}
+    assert [own["rank"] for own in found["nncift"]] == [1, 2, 3, 4]
 
 
 def test_the_record_is_untouched_but_for_one_key(subset: pa.Table) -> None:
@@ -163,14 +174,28 @@ def test_messages_keep_the_turns_up_to_the_response(subset: pa.Table) -> None:
     assert rows[3][-1]["content"] == "No."
 
 
-def test_dataset_info_names_files_and_tags_that_are_there(subset: pa.Table) -> None:
+def test_dataset_info_names_files_and_columns_that_are_there(subset: pa.Table) -> None:
     files, _ = _export(subset)
     info = json.loads(files["dataset_info.json"])
-    assert {entry["file_name"] for entry in info.values()} <= set(files)
-    tags = info["nncift_messages"]["tags"]
-    turns = [turn for row in _lines(files["messages.jsonl"]) for turn in row["messages"]]
-    assert {turn[tags["role_tag"]] for turn in turns} <= set(tags.values())
-    assert all(isinstance(turn[tags["content_tag"]], str) for turn in turns)
+    for entry in (info["nncift_alpaca"], info["nncift_sharegpt"]):
+        rows = json.loads(files[entry["file_name"]])
+        assert set(entry["columns"].values()) == {key for row in rows for key in row}
+
+
+def test_the_weights_of_sources_are_shares_of_picks_against_candidates(subset: pa.Table) -> None:
+    files: dict[str, io.BytesIO] = {}
+    sources = pa.array(["a", "a", "a", "b"])
+    table = subset.set_column(subset.schema.get_field_index("source"), "source", sources)
+    write_exports(
+        lambda: [table],
+        lambda name: files.setdefault(name, io.BytesIO()),
+        candidates={"a": 10, "b": 10, "c": 20},
+    )
+    weights = json.loads(files["dataset_info.json"].getvalue())["nncift_sources"]
+    # 3 of 4 picks, from a quarter of the candidates
+    assert weights["a"] == {"candidates": 10, "picks": 3, "share": 0.75, "repeat": 3.0}
+    assert (weights["b"]["repeat"], weights["c"]["repeat"]) == (1.0, 0.0)
+    assert yaml.safe_load(files["axolotl.yaml"].getvalue())["nncift_sources"] == weights
 
 
 def test_pandas_reads_what_was_written(subset: pa.Table) -> None:
@@ -182,6 +207,107 @@ def test_pandas_reads_what_was_written(subset: pa.Table) -> None:
         "input",
         "output",
     ]
+
+
+def test_a_source_in_a_forms_own_layout_leaves_as_it_came(tmp_path: Path) -> None:
+    records = [
+        {
+            "id": at,
+            "instruction": "a\u00e9",
+            "input": "",
+            "output": "b",
+            "system": "s",
+            "history": h,
+        }
+        for at, h in enumerate([[], [["c", "d"]]])
+    ]
+    files, _ = _export(_picked(tmp_path, records))
+    lines = (tmp_path / "corpus.jsonl").read_text().split("\n")
+    assert files["alpaca.json"].decode() == "[\n" + ",\n".join(lines) + "\n]\n"
+    assert files["subset.jsonl"].decode().startswith(lines[0].removesuffix("}"))
+
+
+def test_other_fields_leave_a_mixture_whose_readers_need_one_type_a_column(
+    tmp_path: Path, subset: pa.Table
+) -> None:
+    own = {"id": "x", "messages": [{"role": "user", "content": "q", "weight": 1}]}
+    own["messages"].append({"role": "assistant", "content": "a"})
+    files, _ = _export(subset.slice(1, 1), _picked(tmp_path, [own]))
+    line = files["messages.jsonl"].decode().split("\n")[1]
+    assert line == json.dumps({"messages": own["messages"]})
+
+
+def test_every_turn_of_the_assistant_keeps_calls_reasoning_and_results(tmp_path: Path) -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
+    other = {"id": "c2", "type": "function", "function": {"name": "g", "arguments": "{}"}}
+    record = {
+        "messages": [
+            {"role": "user", "content": "q"},
+            {"role": "assistant", "content": "t", "thinking": "r", "tool_calls": [call, other]},
+            {"role": "tool", "content": "one", "tool_call_id": "c1"},
+            {"role": "tool", "content": "two", "tool_call_id": "c2"},
+            {"role": "assistant", "content": "a"},
+        ],
+        "tools": [{"type": "function", "function": {"name": "f"}}],
+    }
+    files, _ = _export(_picked(tmp_path, [record]))
+    (row,) = _lines(files["messages.jsonl"])
+    assert row["messages"][1]["reasoning_content"] == "r"
+    assert row["messages"][1]["tool_calls"] == [call, other]
+    assert row["messages"][2] == record["messages"][2]
+    assert row["tools"] == record["tools"]
+    (shared,) = json.loads(files["sharegpt.json"])
+    turns = [(turn["from"], turn["value"]) for turn in shared["conversations"]]
+    calls = '[{"name": "f", "arguments": {"x": 1}}, {"name": "g", "arguments": {}}]'
+    assert turns[1] == ("function_call", f"<think>\nr\n</think>\n\nt<tool_call>{calls}</tool_call>")
+    assert turns[2] == ("observation", "one\n</tool_response>\n<tool_response>\ntwo")
+    assert json.loads(shared["tools"]) == record["tools"]
+
+
+def test_calls_without_ids_get_the_same_ones_as_their_results(subset: pa.Table) -> None:
+    files, _ = _export(subset)
+    turns = _lines(files["messages.jsonl"])[3]["messages"]
+    assert turns[2]["tool_calls"][0]["id"] == turns[3]["tool_call_id"]
+
+
+def test_alpaca_has_earlier_turns_as_history(tmp_path: Path) -> None:
+    roles = ["system", "user", "assistant", "user", "assistant"]
+    turns = [{"role": role, "content": str(at)} for at, role in enumerate(roles)]
+    files, _ = _export(_picked(tmp_path, [{"messages": turns}]))
+    (row,) = json.loads(files["alpaca.json"])
+    plain = {"instruction": "3", "input": "", "output": "4"}
+    assert row == plain | {"system": "0", "history": [["1", "2"]]}
+
+
+def test_turns_that_do_not_alternate_are_joined_so_that_no_row_is_dropped(tmp_path: Path) -> None:
+    roles = ["assistant", "user", "user", "assistant", "assistant"]
+    turns = [{"role": role, "content": str(at)} for at, role in enumerate(roles)]
+    table = _picked(tmp_path, [{"messages": turns}])
+    files: dict[str, io.BytesIO] = {}
+    _, lost = write_exports(lambda: [table], lambda name: files.setdefault(name, io.BytesIO()))
+    (row,) = json.loads(files["sharegpt.json"].getvalue())
+    assert [turn["from"] for turn in row["conversations"]] == ["human", "gpt", "human", "gpt"]
+    assert [turn["value"] for turn in row["conversations"]] == ["", "0", "1\n\n2", "3\n\n4"]
+    assert "sharegpt.json: turns of one side in a row are joined to one (1 of 1 rows)" in lost
+
+
+def test_a_preference_pair_is_written_for_dpo(tmp_path: Path) -> None:
+    asked = {"role": "user", "content": "q"}
+    pair = {
+        name: [asked, {"role": "assistant", "content": name}] for name in ("chosen", "rejected")
+    }
+    table = _picked(tmp_path, [pair])
+    files: dict[str, io.BytesIO] = {}
+    _, lost = write_exports(lambda: [table], lambda name: files.setdefault(name, io.BytesIO()))
+    (row,) = json.loads(files["preference.json"].getvalue())
+    assert row == {
+        "conversations": [{"from": "human", "value": "q"}],
+        "chosen": {"from": "gpt", "value": "chosen"},
+        "rejected": {"from": "gpt", "value": "rejected"},
+    }
+    own = pq.read_table(io.BytesIO(files[DATASET_PARQUET].getvalue())).to_pylist()
+    assert (own[0]["chosen"], own[0]["rejected"]) == (pair["chosen"], pair["rejected"])
+    assert any(line.startswith("alpaca.json: the rejected response") for line in lost)
 
 
 def test_an_empty_subset_gives_valid_files(subset: pa.Table) -> None:

@@ -132,7 +132,7 @@ def test_records_keep_keys_values_and_order(tmp_path: Path) -> None:
     path = tmp_path / "corpus.jsonl"
     path.write_text(json.dumps(record), encoding="utf-8")
     (row,), _ = read_file(path)
-    assert row["record"] == json.dumps(record, ensure_ascii=False)
+    assert row["record"] == json.dumps(record)  # as it is written, escapes and all
     assert (row["prompt"], row["response"]) == ("\u00e9\u4e2d ", "b\n")
 
 

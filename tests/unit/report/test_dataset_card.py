@@ -25,7 +25,7 @@ def test_the_card_says_where_the_subset_comes_from() -> None:
     for words in ("20 of 100 examples", "DELIFT", "facility location", "nncift\\_ray", "1.2"):
         assert words.replace("nncift\\_ray", "nncift_ray") in card
     assert "at least 89.9%" in card
-    assert head_of(card)["configs"] == [{"config_name": "default", "data_files": "data/*.parquet"}]
+    assert head_of(card)["size_categories"] == ["n<1K"]
 
 
 def test_texts_of_the_corpus_bring_no_markup() -> None:
@@ -58,15 +58,17 @@ def test_escape_keeps_a_cell_in_its_cell() -> None:
     assert escape("a|b") == "a\\|b"
 
 
-def test_datasets_reads_the_folder_with_its_card(
+def test_datasets_tells_the_folders_of_two_runs_apart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     import pyarrow.parquet as pq
     from datasets import load_dataset
 
-    (tmp_path / "data").mkdir()
-    pq.write_table(make_ranking(3), tmp_path / "data" / "train.parquet")
-    (tmp_path / "README.md").write_text(render_dataset_card(make_report_data(text=HOSTILE)))
-    found = load_dataset(str(tmp_path), split="train", cache_dir=str(tmp_path / "cache"))
-    assert found["rank"][:] == [1, 2, 3]
+    for num_rows in (3, 2):  # one cache for both, as people have
+        folder = tmp_path / f"run{num_rows}" / "dataset"
+        (folder / "data").mkdir(parents=True)
+        pq.write_table(make_ranking(num_rows), folder / "data" / "train.parquet")
+        (folder / "README.md").write_text(render_dataset_card(make_report_data(text=HOSTILE)))
+        found = load_dataset(str(folder), split="train", cache_dir=str(tmp_path / "cache"))
+        assert found["rank"][:] == list(range(1, num_rows + 1))
