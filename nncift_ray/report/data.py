@@ -44,6 +44,10 @@ Cell = str | int | float | None
 NETWORK, ADDITIVE_RIDGE, COSINE = "network", "additive_ridge", "cosine"
 
 
+MAX_LISTED_PICKS = 5000
+LISTED_ID_CHARS, LISTED_PROMPT_CHARS = 12, 160
+
+
 @dataclass(frozen=True, slots=True)
 class StageSummary:
     """What one stage cost and left behind."""
@@ -172,6 +176,7 @@ class ReportData:
     mix: Sequence[MixRow] = ()
     neighbours: Sequence[PickNeighbours] = ()
     skipped: Sequence[SkippedExample] = ()
+    picks: ExtraTable | None = None  # every pick, as far as MAX_LISTED_PICKS
     suspects: Sequence[SuspectExample] = ()  # the most suspicious ones
     num_suspects: int | None = None  # of all candidates; None where no quality was measured
     uses_quality: bool = False  # whether the quality of a candidate multiplied its worth
@@ -389,6 +394,18 @@ def _estimate(table: pa.Table, split: str, name: str) -> Estimate:
     return Estimate(*own, *rivals)
 
 
+def cleaning_sentence(data: ReportData) -> str:
+    """Say how much the objective decided and what was left out before; "" without picks."""
+    counts = decisions(data)
+    if not counts:
+        return ""
+    decided, total = counts.get("objective", 0), num_picks(data)
+    how = f"The objective decided {decided:,} of the {total:,} picks" if decided else ""
+    left = [f"{data.num_errors:,} unusable rows", f"{data.num_duplicates:,} exact duplicates"]
+    away = f"{' and '.join(left)} were left out before"
+    return f"{how}; {away}." if how else f"{away[0].upper()}{away[1:]}."
+
+
 def knowledge_sentence(data: ReportData) -> str:
     """Say what the scores know of pairs beyond an additive model and beyond a cosine.
 
@@ -512,6 +529,7 @@ def collect_report_data(
         ],
         mix=collect_mix(examples, picked, group_by, select),
         skipped=_collect_skipped(examples, select),
+        picks=_list_picks(examples, ranking, by_score=settings["objective"] == "top_k"),
         suspects=quality and _collect_suspects(examples, quality, ranking) or (),
         num_suspects=quality and quality.manifest.facts()["num_suspects"],
         uses_quality=facts.get("quality") == "auto",
@@ -620,6 +638,31 @@ def _find_texts(examples: StageOutput, table: str, rows: Sequence[int]) -> list[
     columns = ["row_index", "prompt", "response", "source", "line"]
     found = examples.take_rows(table, np.array(rows), columns)
     return [ExampleText(**row) for row in found.to_pylist()]
+
+
+def _list_picks(examples: StageOutput, ranking: pa.Table, *, by_score: bool) -> ExtraTable:
+    """List the picks by rank: gain or score, what decided, id, place and the head of the prompt."""
+    shown = ranking.slice(0, MAX_LISTED_PICKS)
+    columns = ["example_id", "source", "line", "prompt"]
+    found = examples.take_rows("candidates", np.asarray(shown["row_index"].to_numpy()), columns)
+    picks = zip(shown.to_pylist(), found.to_pylist(), strict=True)
+    rows: list[tuple[Cell, ...]] = [
+        (
+            pick["rank"],
+            pick["gain"],
+            str(pick["decided_by"]),
+            example["example_id"][:LISTED_ID_CHARS],
+            f"{example['source'].rsplit('/', 1)[-1]}:{example['line']}",
+            " ".join(example["prompt"].split())[:LISTED_PROMPT_CHARS],
+        )
+        for pick, example in picks
+    ]
+    title = "All picks" if len(shown) == len(ranking) else f"The first {len(shown):,} picks"
+    worth = "Score" if by_score else "Gain"
+    what = "its own" if by_score else "what it added to the objective"
+    reading = f"{worth} of a pick: {what}. Click a heading to sort."
+    heads = ("Rank", worth, "Decided by", "Id", "Source", "Prompt")
+    return ExtraTable(title, reading, heads, tuple(rows))
 
 
 def _collect_neighbours(

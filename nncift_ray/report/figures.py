@@ -59,7 +59,7 @@ from nncift_ray.runtime.schemas import POINTS
 from nncift_ray.scores.kernel import bin_edges, spread_counts
 
 INK, MUTED, GRID, CARD = "#1b2533", "#5f6b7c", "#e3e7ee", "#fffffe"
-BLUE, ORANGE, GREEN, PURPLE, GREY = "#0b6bcb", "#d9580d", "#0f8a6b", "#a04c9c", "#9aa5b5"
+BLUE, ORANGE, GREEN, PURPLE, GREY = "#0b6bcb", "#d9580d", "#0f8a6b", "#a04c9c", "#7a8698"
 # Page variable of each colour; style.css.j2 gives them a value in the light and in the dark theme.
 CSS_VARIABLES = {
     INK: "--ink",

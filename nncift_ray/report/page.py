@@ -1,14 +1,18 @@
-"""The HTML page: one self-contained file without scripts, with every text of the corpus escaped."""
+"""The HTML page: one self-contained file, with every text of the corpus escaped."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jinja2
+import markupsafe
 import numpy as np
 import pyarrow as pa
 from rich.console import RenderableType
@@ -27,6 +31,7 @@ from nncift_ray.report.data import (
     SkippedExample,
     SuspectExample,
     blocks_of,
+    cleaning_sentence,
     decisions,
     final_objective,
     format_interval,
@@ -75,6 +80,9 @@ def render_page(template: str, values: Mapping[str, object]) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    script = (Path(__file__).parent / "page.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    environment.globals |= {"script": markupsafe.Markup(script), "script_hash": digest}  # noqa: S704
     environment.filters |= {
         "count": format_count,
         "percent": format_percent,
@@ -281,7 +289,6 @@ def _flatten(settings: Mapping[str, object], prefix: str = "") -> Iterator[tuple
 # The cards at the head of the page: one number each, with what it is to be compared to.
 
 GOOD, WARN = "good", "warn"
-GOOD_SHARE = 0.9  # of the best possible value
 MOSTLY_DECIDED = 0.9  # of the picks
 MANY_ERRORS = 0.02  # share of all rows read
 
@@ -364,7 +371,7 @@ def _value_cards(data: ReportData) -> Iterator[Card]:
         name = "Share of the optimum (lower bound)"
         value = f"{math.floor(1000 * share) / 10:g} %"  # a promise is rounded down
         note = "of what any subset within the budget could be worth"
-        yield Card(name, value, note, GOOD if share > GOOD_SHARE else "")
+        yield Card(name, value, f"{note}; the optimiser's own bound, not a measure of the data")
 
 
 def _fidelity_cards(data: ReportData) -> Iterator[Card]:
@@ -475,7 +482,9 @@ BLOCK_NAMES = {
 
 
 def render_report(data: ReportData) -> str:
-    """Return the report of one run as one HTML page, free of scripts and of anything loaded.
+    """Return the report of one run as one HTML page that loads nothing.
+
+    Its one script, which searches and sorts the list of picks, is named in its policy by its hash.
 
     Parts of ``data`` that are ``None`` or empty are replaced by a sentence saying why.
     """
@@ -495,7 +504,9 @@ def render_report(data: ReportData) -> str:
         "total_cost": total_cost(data),
         "chips": [(name, value) for name, value in chips.items() if value],
         "cards": make_cards(data),
+        "cleaning": cleaning_sentence(data),
         "knowledge": knowledge_sentence(data),
+        "picks": None if data.picks is None else extra_table(data.picks),
         "notices": list(data.notices),
         "selection_left": [_value_chart(data), _lengths_chart(data)],
         "selection_right": [_mix_chart(data), *_coverage_charts(data)],

@@ -185,6 +185,12 @@ def make_report_data(num_picks: int = 20, text: str = "What is two and two?") ->
         recall=make_recall()[0],
         final_recall=make_recall()[1],
         min_recall=0.98,
+        picks=ExtraTable(
+            "All picks",
+            f"What was picked {text}",
+            ("Rank", "Worth", "Id", "Prompt"),
+            ((1, 2.5, "3f9a12", f"Add {text}"), (2, 1.5, "77ab01", "Name a river.")),
+        ),
         scoring=ExtraTable(
             "How pairs were scored", "Why.", (text, "Share"), ((text, 0.25), (text, None))
         ),

@@ -32,7 +32,7 @@ PAYLOADS = {
     "template": "{{ config }} {% raw %} ${7*7} #{7*7}",
 }
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-LOADING = {"script", "img", "link", "iframe", "frame", "object", "embed", "base", "form", "input",
+LOADING = {"img", "link", "iframe", "frame", "object", "embed", "base", "form", "input",
            "audio", "video", "source", "image", "foreignobject", "applet", "template"}  # fmt: skip
 LINKS = ("href", "xlink:href", "src", "srcset", "action", "formaction", "data", "poster",
          "background", "ping")  # fmt: skip
@@ -71,7 +71,10 @@ def check_page(page: str, plain: str) -> None:
     for name in LINKS:
         assert [link for link in parsed.values(name) if not link.startswith("#")] == []
     assert parsed.values("http-equiv") == ["Content-Security-Policy"]
-    assert POLICY in parsed.values("content")
+    assert any(each.startswith(POLICY) for each in parsed.values("content"))
+    scripts = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+    assert scripts == re.findall(r"<script>(.*?)</script>", plain, re.DOTALL)
+    assert len(scripts) == parsed.tags.count("script")
     styles = [*parsed.values("style"), *re.findall(r"<style>(.*?)</style>", page, re.DOTALL)]
     for style in styles:
         assert "@import" not in style
