@@ -93,13 +93,15 @@ class Run(runs.Run):
 
     def _typed_records(self, picks: pa.Table) -> pa.Table | None:
         """Return the records with their types, of data that was given in memory as a table."""
-        sources = expand_sources(self.config.data.candidates)
-        own = Location.of(self.config.run_dir) / DATA_FOLDER
-        if len(sources) != 1 or sources[0].kind != "parquet":
+        own, given = self.run_dir / DATA_FOLDER, self.config.data.candidates
+        if (
+            len(given) != 1
+            or not given[0].startswith(f"{own}/")
+            or not given[0].endswith(".parquet")
+        ):
             return None
-        if not sources[0].path.startswith(own.path):
-            return None
-        with sources[0].fs.open_input_file(sources[0].path) as file:
+        (source,) = expand_sources(given)
+        with source.fs.open_input_file(source.path) as file:
             return pq.read_table(file).take(pc.subtract(picks["line"], 1))
 
     def table(self, name: str) -> pa.Table:
