@@ -41,7 +41,7 @@ from nncift_ray.runtime.driver import Executor, run_stage, stage_fingerprint
 from nncift_ray.runtime.files import Location, locked
 from nncift_ray.runtime.output import ChainedOutput, StageOutput, root_of
 from nncift_ray.runtime.progress import LineReporter, Reporter
-from nncift_ray.runtime.schemas import CROSS, POINTS, WITHIN
+from nncift_ray.runtime.schemas import CANDIDATE, CROSS, POINTS, WITHIN
 from nncift_ray.runtime.step import Stage
 from nncift_ray.scores.index_step import read_final_recall
 from nncift_ray.scores.step import ProjectStage, ScoreNewPairsStage
@@ -154,7 +154,11 @@ def plan_extension(
     return ExtensionPlan(
         parent=str(extension.parent.run_dir),
         run_dir=extension.config.run_dir,
-        files=tuple(dict.fromkeys(source.file.uri for source in extension.sources)),
+        files=tuple(
+            dict.fromkeys(
+                source.file.uri for source in extension.sources if source.role == CANDIDATE
+            )
+        ),
         num_old=old,
         num_new=new,
         exact=corpus.exact,
@@ -315,6 +319,7 @@ def prepare(
         )
     parent.need(*parent.stage_names)
     sources = find_sources(data, [])
+    benchmarks = find_sources((), (), (), parent.config.benchmarks)
     home = Location.of(run_dir or default_run_dir(str(parent.run_dir), sources))
     if str(home) == str(parent.run_dir):
         raise ConfigError(
@@ -327,7 +332,7 @@ def prepare(
             raise ConfigError(f"--run-dir {home} holds a run that does not go on from this one")
     embedder = find_embedder(parent)
     config = recipe_of_union(parent.config, data, str(home), overrides)
-    return Extension(parent, config, sources, embedder)
+    return Extension(parent, config, [*sources, *benchmarks], embedder)
 
 
 def default_run_dir(parent: str, sources: Sequence[RoleSource]) -> str:

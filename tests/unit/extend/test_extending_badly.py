@@ -13,7 +13,7 @@ from nncift_ray.cli import app
 from nncift_ray.corpus.ingest import find_sources
 from nncift_ray.engines.embedded import EMBEDDED_EMBEDDER
 from nncift_ray.errors import ConfigError, DataError, ModelError, StageError, StorageError
-from nncift_ray.extend import default_run_dir, find_embedder, recipe_of_union
+from nncift_ray.extend import default_run_dir, find_embedder, prepare, recipe_of_union
 from nncift_ray.runs import Run
 from nncift_ray.runtime.output import MANIFEST_NAME, StageOutput
 from tests.chain import MODEL
@@ -164,3 +164,19 @@ def test_a_layout_of_new_files_may_be_given(parent: str, tmp_path: Path) -> None
     columns = "data.columns={prompt: q, response: a}"
     grown = grow(parent, str(path), str(tmp_path / "grown"), columns)
     assert grown["deduplicate"].num_rows("candidates") == NUM_OLD + 30
+
+
+def test_new_data_are_held_against_the_benchmarks_of_the_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parent, new = make_parent(tmp_path), write_new(tmp_path / "new.jsonl", 300, 4)
+    benchmark = tmp_path / "benchmark.jsonl"
+    benchmark.write_text('{"prompt": "Who?", "response": "Nobody."}\n')
+    file = Path(parent) / "run.json"
+    record = json.loads(file.read_text())
+    record["config"]["data"]["benchmarks"] = [str(benchmark)]
+    file.write_text(json.dumps(record))
+    monkeypatch.setattr("nncift_ray.extend.find_embedder", lambda run: MODEL)
+    extension = prepare(parent, [new], None)
+    assert [source.role for source in extension.sources] == ["candidate", "benchmark"]
+    assert extension.config.run_dir == default_run_dir(parent, find_sources([new], []))
