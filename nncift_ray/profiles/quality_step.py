@@ -270,7 +270,7 @@ def _numbers(column: pa.ChunkedArray[Any]) -> npt.NDArray[np.float64]:
 
 def _padded(lists: pa.ChunkedArray[Any]) -> npt.NDArray[np.int64]:
     """Return lists of row numbers as one array [N, K], -1 behind the shorter ones."""
-    length_N = np.array(pc.list_value_length(lists).fill_null(pa.scalar(0, pa.int32())), np.int64)
+    length_N = np.array(pc.list_value_length(lists).fill_null(0), np.int64)
     row_NK = np.full((len(length_N), int(length_N.max(initial=0))), -1, np.int64)
     row_NK[np.arange(row_NK.shape[1]) < length_N[:, None]] = pc.list_flatten(lists).to_numpy()
     return row_NK
