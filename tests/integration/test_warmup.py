@@ -122,7 +122,7 @@ def test_the_size_of_a_pass_does_not_change_the_steps(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = warm_up(*make_model(path), SETTINGS)[-1]
-    monkeypatch.setitem(training_loop.PASS_TOKENS, "cpu", 1)
+    monkeypatch.setattr(training_loop, "CPU_PASS_TOKENS", 1)
     parts = warm_up(*make_model(path), SETTINGS)[-1]
     assert_same_state(whole, parts, TOLERANCE)
 
