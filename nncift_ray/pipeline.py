@@ -732,8 +732,12 @@ def session_of(
     reporter: Reporter,
     execute: Executor | None = None,
 ) -> Generator[Session]:
-    """Open the session that a recipe asks for; ``execute`` takes the place of its executor."""
-    reason = "" if execute is not None and not ray_running() else why_on_ray(blueprint, run_dir)
+    """Open the session that a recipe asks for; ``execute`` takes the place of its executor.
+
+    An executor of the caller's needs no Ray, but may hand work to a cluster that is there.
+    """
+    joins = ray_running() or cluster_address(blueprint.config.cluster) is not None
+    reason = why_on_ray(blueprint, run_dir) if execute is None or joins else ""
     if execute is None:
         reporter.notice(f"starts Ray: {reason}" if reason else "runs in this process, without Ray")
     with open_session(blueprint.config.cluster, run_dir, on_ray=bool(reason)) as session:
