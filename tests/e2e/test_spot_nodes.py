@@ -52,8 +52,9 @@ def test_all_nodes_lost_in_the_middle_of_labelling_change_no_byte(
     assert record.exit_code == 0, (tmp_path / "log.txt").read_text()
     assert record.num_kills == NUM_SPOT
     assert record.digests == whole
-    # A worker may be lost when its work is done and its record not yet written.
-    assert 1 <= record.num_lost + record.num_redone <= MAX_ACTORS
+    # An actor holds one shard, or none between two; it may be lost when its work is done and its
+    # record not yet written.
+    assert record.num_lost + record.num_redone <= MAX_ACTORS
     assert record.shards_by_stage["label"] == NUM_SHARDS
 
 
