@@ -28,7 +28,10 @@ from nncift_ray.errors import StorageError
 
 TEMPORARY_MARK = ".tmp-"
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
-NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR)
+NO_ACCESS = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR),
+    errno.ENOENT,  # file systems that make no folders, such as /proc
+)
 # What may stand in the query of an s3:// address; Arrow itself refuses other names.
 _S3_TEXTS = ("scheme", "endpoint_override")
 _S3_FLAGS = ("allow_bucket_creation", "allow_bucket_deletion", "force_virtual_addressing")

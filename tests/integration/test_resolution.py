@@ -6,6 +6,7 @@ Needs uv, and an index that answers.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -57,7 +58,7 @@ def test_an_extra_that_contradicts_itself_would_be_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    (tmp_path / "pyproject.toml").write_text(text.replace('"torch>=2.13', '"torch>=99'))
+    (tmp_path / "pyproject.toml").write_text(re.sub('"torch>=[^"]*"', '"torch>=99"', text))
     monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
     with pytest.raises(AssertionError, match="torch"):
         resolve("3.12", "")
