@@ -480,10 +480,11 @@ def make_plan(config: Config, *, hardware: Literal["cpu", "gpu"] | None = None) 
         NnciftError: What would stop the run at once: files or models that are not there.
     """
     run_dir = Location.of(config.run_dir)
-    asked = Blueprint(config, fetch=False).teaching.pool.num_gpus
+    blueprint = Blueprint(config, fetch=False)
+    teaching, asked = blueprint.teaching, blueprint.teaching.pool.num_gpus
     kind = hardware or detect_hardware() if asked is None else "gpu" if asked else "cpu"
-    has_gpu = begun_with_gpu(run_dir, has_gpu=kind == "gpu", record=False)
-    blueprint = Blueprint(config, has_gpu=has_gpu, fetch=False)
+    teaching.has_gpu = begun_with_gpu(run_dir, has_gpu=kind == "gpu", record=False)
+    teaching.begun_with_gpu = teaching.has_gpu
     blueprint.check()
     outputs, states = _walk(blueprint, run_dir)
     corpus = estimate_corpus(config, outputs)

@@ -162,20 +162,7 @@ def write_chat_tokenizer(folder: Path, name: str, *, marked: bool = False) -> in
 
 def make_chat_llama(folder: Path, name: str = "qwen", *, max_positions: int = 640) -> Path:
     """Write a Llama of two layers with a chat template; returns the folder."""
-    from transformers import LlamaConfig
+    from tests.tiny_models import small_llama, write_model
 
-    from tests.tiny_models import write_model
-
-    config = LlamaConfig(
-        vocab_size=write_chat_tokenizer(folder, name),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=max_positions,
-        eos_token_id=2,
-        bos_token_id=1,
-        initializer_range=0.2,  # larger than usual, so that probabilities differ by context
-    )
+    config = small_llama(write_chat_tokenizer(folder, name), max_positions, bos=1, eos=2)
     return write_model(folder, config)

@@ -13,26 +13,30 @@ TRAINING_TEXT = [
 ]
 
 
-def make_tiny_llama(
-    folder: Path, *, vocabulary_size: int = 320, max_positions: int = 640, seed: int = 0
-) -> Path:
-    """Write a Llama of two layers and its byte-level tokenizer; returns the folder."""
+def small_llama(vocab_size: int, max_positions: int, *, bos: int = 0, eos: int = 0) -> Any:
+    """Return the configuration of a Llama of two layers."""
     from transformers import LlamaConfig
 
-    num_tokens = write_tokenizer(folder, vocabulary_size)
-    config = LlamaConfig(
-        vocab_size=num_tokens,
+    return LlamaConfig(
+        vocab_size=vocab_size,
         hidden_size=64,
         intermediate_size=128,
         num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=1,
         max_position_embeddings=max_positions,
-        eos_token_id=0,
-        bos_token_id=0,
+        eos_token_id=eos,
+        bos_token_id=bos,
         # Larger than usual, so that probabilities differ by context.
         initializer_range=0.2,
     )
+
+
+def make_tiny_llama(
+    folder: Path, *, vocabulary_size: int = 320, max_positions: int = 640, seed: int = 0
+) -> Path:
+    """Write a Llama of two layers and its byte-level tokenizer; returns the folder."""
+    config = small_llama(write_tokenizer(folder, vocabulary_size), max_positions)
     return write_model(folder, config, seed)
 
 

@@ -16,13 +16,12 @@ from nncift_ray.corpus.examples import EXAMPLE_COLUMNS, Example
 from nncift_ray.engines.base import Engine, ScoringFailure, ScoringRequest
 from nncift_ray.engines.load import EngineFactory
 from nncift_ray.engines.tokens import TrainingExample, cut_batches
+from nncift_ray.profiles.step import ATOM_ROWS, DEFAULT_SHARD_ROWS, ModelRowStage
 from nncift_ray.runtime.output import Sink, StageOutput
-from nncift_ray.runtime.step import KILLED_WORKER, RowAtoms, RowStage, Shard, Worker
+from nncift_ray.runtime.step import KILLED_WORKER, RowAtoms, Shard, Worker
 from nncift_ray.teachers.setup import LoraFactory
 
-ATOM_ROWS = 128
 PASS_TOKENS = 8192
-DEFAULT_SHARD_ROWS = 512
 TARGETS_STREAM = 41  # random stream of the targets that are shown
 
 #: One row a candidate, in order; losses in nats a response token, null where not measured.
@@ -162,16 +161,11 @@ def _requests(
     return alone, ScoringRequest([*head, *query], ids, len(head))
 
 
-class LossDropStage(RowStage):
+class LossDropStage(ModelRowStage):
     """Write ``candidates``: each one's loss before and after the model knows the targets."""
 
     name: ClassVar[str] = "loss_drop"
     title: ClassVar[str] = "measure what knowing the targets saves"
-    can_use_gpu = True
-    single_threaded = False
-    divisible: ClassVar[bool] = True
-    max_failed_key: ClassVar[str] = "teacher.max_failed_fraction"
-    memory_advice: ClassVar[str] = "lower teacher.batch_tokens, or give its actors more memory"
 
     def __init__(
         self,
@@ -198,10 +192,6 @@ class LossDropStage(RowStage):
         """The way, its model and what is computed together."""
         way = type(self._make_measure).__name__
         return {"way": way, "atom_rows": ATOM_ROWS, **self._make_measure.settings()}
-
-    def row_numbers(self, start: int, stop: int) -> range:
-        """Number the candidates."""
-        return range(self._atoms.num_rows(0, start), self._atoms.num_rows(0, stop))
 
     def make_worker(self) -> Worker:
         """Load the model."""

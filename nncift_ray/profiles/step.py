@@ -88,16 +88,25 @@ class ProfilerFactory:
         return self.engine.settings()
 
 
-class ProfileStage(RowStage):
-    """Write ``candidates``, ``targets`` and ``existing``: a profile of every example, in order."""
+class ModelRowStage(RowStage):
+    """Examples that a language model reads; one that kills its worker can be left out."""
 
-    name: ClassVar[str] = "profiles"
-    title: ClassVar[str] = "profile the examples"
     can_use_gpu = True
     single_threaded = False
     divisible: ClassVar[bool] = True
     max_failed_key: ClassVar[str] = "teacher.max_failed_fraction"
     memory_advice: ClassVar[str] = "lower teacher.batch_tokens, or give its actors more memory"
+
+    def row_numbers(self, start: int, stop: int) -> range:
+        """Number the examples over all ranges."""
+        return range(self._atoms.num_rows(0, start), self._atoms.num_rows(0, stop))
+
+
+class ProfileStage(ModelRowStage):
+    """Write ``candidates``, ``targets`` and ``existing``: a profile of every example, in order."""
+
+    name: ClassVar[str] = "profiles"
+    title: ClassVar[str] = "profile the examples"
 
     def __init__(
         self,
@@ -133,10 +142,6 @@ class ProfileStage(RowStage):
             "projection_seed": SEED,
             "atom_rows": ATOM_ROWS,
         }
-
-    def row_numbers(self, start: int, stop: int) -> range:
-        """Number the examples over all roles."""
-        return range(self._atoms.num_rows(0, start), self._atoms.num_rows(0, stop))
 
     def make_worker(self) -> Worker:
         """Load the model."""

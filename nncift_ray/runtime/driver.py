@@ -8,7 +8,6 @@ manifest is written last. Both are small JSON files written whole or not at all.
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 import uuid
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -42,6 +41,7 @@ from nncift_ray.runtime.shards import (
     NODES_FOLDER,
     ShardOutcome,
     ShardRunner,
+    looking,
     missing_parts,
     record_file,
 )
@@ -117,22 +117,16 @@ def watching(
     if type(stage).progress is Stage.progress:
         yield
         return
-    done = threading.Event()
 
-    def watch() -> None:
-        while not done.wait(every_seconds):
-            with contextlib.suppress(NnciftError, OSError):  # progress lines stop no run
-                message = stage.progress(folder)
-                if message:
-                    reporter.working(stage.name, message)
+    def look() -> bool:
+        with contextlib.suppress(NnciftError, OSError):  # progress lines stop no run
+            message = stage.progress(folder)
+            if message:
+                reporter.working(stage.name, message)
+        return False
 
-    thread = threading.Thread(target=watch, name=f"progress of {stage.name}", daemon=True)
-    thread.start()
-    try:
+    with looking(f"progress of {stage.name}", every_seconds, look):
         yield
-    finally:
-        done.set()
-        thread.join()
 
 
 def run_stage(

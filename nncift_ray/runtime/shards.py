@@ -112,6 +112,25 @@ def find_record(folder: Location, shard: Shard) -> ShardRecord | None:
 
 
 #: Watches over what is put into a sink.
+@contextlib.contextmanager
+def looking(name: str, every_seconds: float, look: Callable[[], bool]) -> Generator[None]:
+    """Call ``look`` now and then, from a thread of that name, until it returns True."""
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(every_seconds):
+            if look():
+                return
+
+    thread = threading.Thread(target=watch, name=name, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
 Guard = Callable[[Sink], contextlib.AbstractContextManager[None]]
 
 
@@ -346,24 +365,15 @@ class ShardRunner:
         if leave is None or not self._stage.divisible:
             return contextlib.nullcontext
 
-        @contextlib.contextmanager
-        def guard(sink: Sink) -> Generator[None]:
-            done = threading.Event()
+        def guard(sink: Sink) -> contextlib.AbstractContextManager[None]:
+            def look() -> bool:
+                hangs = time.monotonic() - sink.last_change > limit
+                if hangs:
+                    log.note_hang(limit)
+                    leave()
+                return hangs
 
-            def watch() -> None:
-                while not done.wait(limit / LOOKS_A_LIMIT):
-                    if time.monotonic() - sink.last_change > limit:
-                        log.note_hang(limit)
-                        leave()
-                        return
-
-            thread = threading.Thread(target=watch, name="finished rows", daemon=True)
-            thread.start()
-            try:
-                yield
-            finally:
-                done.set()
-                thread.join()
+            return looking("finished rows", limit / LOOKS_A_LIMIT, look)
 
         return guard
 
