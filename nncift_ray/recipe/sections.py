@@ -82,18 +82,18 @@ NodeLabels = Annotated[dict[str, str], AfterValidator(_check_labels)]
 class PoolConfig(Section):
     """How many actors a stage has and what each holds. Never changes a result."""
 
-    num_actors: int | tuple[int, int] | None = None
+    num_actors: int | tuple[int, int] | None = Field(default=None, examples=[[2, 8]])
     """A number, [min, max] to autoscale between, or null to use what the cluster has."""
-    num_cpus: float | None = Field(default=None, gt=0)
+    num_cpus: float | None = Field(default=None, gt=0, examples=[2])
     """CPUs of an actor; null: all of a local machine, or 4 on a cluster."""
-    num_gpus: float | None = Field(default=None, ge=0)
+    num_gpus: float | None = Field(default=None, ge=0, examples=[0.5])
     """GPUs of an actor; null: 1 where the cluster has any and the stage can use it."""
-    resources: dict[str, float] = {}
+    resources: dict[str, float] = Field(default={}, examples=[{"licence": 1}])
     """Custom Ray resources of an actor, e.g. {licence: 1}."""
-    labels: NodeLabels = {}
+    labels: NodeLabels = Field(default={}, examples=[{"ray.io/market-type": "!spot"}])
     """Labels of the nodes that an actor may run on, as Ray's selectors: a value, "!value", "in(a,
     b)" or "!in(a, b)", e.g. {ray.io/market-type: "!spot"}."""
-    shard_rows: int | None = Field(default=None, ge=1)
+    shard_rows: int | None = Field(default=None, ge=1, examples=[2000])
     """Rows (pairs when labelling) a shard: what a lost worker costs at most."""
 
     @field_validator("num_actors")
@@ -120,11 +120,13 @@ ColumnRole = Literal[
 class DataConfig(Section):
     """What to choose from, and what to become good at."""
 
-    candidates: tuple[str, ...] = ()
+    candidates: tuple[str, ...] = Field(
+        default=(), examples=[["corpus/*.jsonl", "hf:tatsu-lab/alpaca"]]
+    )
     """Files, globs or folders to choose from; a run needs some."""
-    targets: tuple[str, ...] = ()
+    targets: tuple[str, ...] = Field(default=(), examples=[["dev.jsonl"]])
     """What the model should be good at; the candidates themselves when empty."""
-    existing: tuple[str, ...] = ()
+    existing: tuple[str, ...] = Field(default=(), examples=[["seen.jsonl"]])
     """Data that the model already has; a conditional gain looks for what they lack. They are not
     selected again, and are never labelled."""
     layout: Literal[
@@ -137,7 +139,9 @@ class DataConfig(Section):
         "preference",
     ] = "auto"
     """Layout of all files, or "auto" to find it per file."""
-    columns: dict[ColumnRole, str] | None = None
+    columns: dict[ColumnRole, str] | None = Field(
+        default=None, examples=[{"prompt": "q", "response": "choices[0].text"}]
+    )
     """Explicit mapping for other layouts, e.g. {prompt: q, response: "choices[0].text"}; or
     {messages: COLUMN} for a list of turns."""
     preference: Literal["chosen", "refuse", "all"] = "chosen"
@@ -152,15 +156,15 @@ class DataConfig(Section):
     near_duplicates: float | None = Field(default=0.95, gt=0, le=1)
     """A candidate is left out where an earlier one is alike: the words of both prompts and of both
     responses have this Jaccard similarity (runs of three, MinHash); null: exact copies only."""
-    benchmarks: tuple[str, ...] = ()
+    benchmarks: tuple[str, ...] = Field(default=(), examples=[["gsm8k_test.jsonl"]])
     """Files, globs or folders of tests that no pick may give away: candidates that overlap with
     them, or with ``evaluation.tests``, are left out."""
     overlap_words: int = Field(default=13, ge=5)
     """Words in a row that a candidate and a test may not share; the same prompt is always one."""
-    group_by: str | None = None
+    group_by: str | None = Field(default=None, examples=["task"])
     """Field of the original record that names a source or task in the report; the file name when
     null."""
-    subtask_by: str | None = None
+    subtask_by: str | None = Field(default=None, examples=["subject"])
     """Field of a target's original record that names its subtask; the objective top_k takes the
     best of the subtasks (LESS). All targets are one subtask when null."""
 
@@ -202,7 +206,7 @@ class EmbedderConfig(Section):
     model: str = "auto"
     """"auto" (BAAI/bge-large-en-v1.5, or the packaged model when the hub cannot be reached), a hub
     id, a local folder, or "embedded:all-minilm-l6-v2"."""
-    revision: str | None = None
+    revision: str | None = Field(default=None, examples=["main"])
     """Revision of a hub model."""
     dtype: Literal["float32", "float16"] = "float32"
     """How vectors are stored."""
@@ -250,7 +254,7 @@ class LessConfig(Section):
     """LoRA's dropout while warming up; none while gradients are taken."""
     target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
     """Names of the linear layers that get an adapter."""
-    quantization: Literal["bitsandbytes"] | None = None
+    quantization: Literal["bitsandbytes"] | None = Field(default=None, examples=["bitsandbytes"])
     """"bitsandbytes" loads the frozen base in 4 bits."""
     projection_dim: int = Field(default=8192, ge=1)
     """Length of a projected gradient."""
@@ -258,7 +262,7 @@ class LessConfig(Section):
     """Tokens of the longest example; a longer one is an error row."""
     seed: int = Field(default=0, ge=0)
     """Seed of the draw, of LoRA's first weights, of the order and of the projection."""
-    gradient_checkpointing: bool | None = None
+    gradient_checkpointing: bool | None = Field(default=None, examples=[True])
     """Compute activations again on the way back, which takes a third more time and a fraction of
     the memory; null: above a billion parameters."""
     storage: Literal["float32", "int8", "bit"] = "int8"
@@ -266,7 +270,7 @@ class LessConfig(Section):
     4, 1 or 1/8 bytes times ``projection_dim``; those of a label sample are float32."""
     num_landmarks: int = Field(default=4096, ge=2)
     """landmarks: candidates whose gradients are taken; the others' scores are told from theirs."""
-    target_rank: int | None = Field(default=None, ge=1)
+    target_rank: int | None = Field(default=None, ge=1, examples=[64])
     """Compare the gradients of all rows only in so many directions, those in which the targets'
     vary most; null: in all."""
     num_workers: int = Field(default=1, ge=1)
@@ -278,7 +282,7 @@ class LessConfig(Section):
 class SelectItConfig(Section):
     """The reflections of SelectIT (arXiv 2402.16705)."""
 
-    models: tuple[str, ...] = ()
+    models: tuple[str, ...] = Field(default=(), examples=[["small-model", "large-model"]])
     """Language models of different size whose scores are averaged by their number of parameters;
     teacher.model alone when empty."""
     alpha: float = Field(default=0.2, ge=0)
@@ -294,7 +298,7 @@ class EngineConfig(Section):
 
     model: str = "auto"
     """Language model: "auto", a hub id, a folder, or "embedded:smollm2-135m-instruct"."""
-    revision: str | None = None
+    revision: str | None = Field(default=None, examples=["main"])
     """Revision of a hub model."""
     engine: Literal["auto", "vllm", "transformers"] = "auto"
     """vLLM where it is installed, else transformers, when "auto"."""
@@ -303,20 +307,20 @@ class EngineConfig(Section):
     directory was begun."""
     max_length: int = Field(default=2048, ge=32)
     """Tokens of the longest request, a generated answer included."""
-    kv_cache_memory_bytes: int | None = Field(default=None, ge=1)
+    kv_cache_memory_bytes: int | None = Field(default=None, ge=1, examples=[4_000_000_000])
     """Memory of vLLM's key-value cache; null: on CPU four requests of max_length (eight answers),
     at most half of what is free, and on GPU what gpu_memory_utilization leaves."""
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
     """vLLM on GPU: share of the memory it takes, log-probabilities of the prompts included."""
-    batch_tokens: int | None = Field(default=None, ge=32)
+    batch_tokens: int | None = Field(default=None, ge=32, examples=[8192])
     """Tokens computed in one step of the engine; null: as many as the vocabulary and the memory
     allow."""
     tensor_parallel_size: int = Field(default=1, ge=1)
     """vLLM: GPUs that share one copy of the model."""
-    quantization: str | None = None
+    quantization: str | None = Field(default=None, examples=["bitsandbytes"])
     """"bitsandbytes" (4 bits; transformers, or vLLM with its plugin for it), or what the installed
     vLLM knows, such as awq, gptq or fp8; null: as the model's files say."""
-    adapter: str | None = None
+    adapter: str | None = Field(default=None, examples=["adapters/mine"])
     """Folder of a PEFT LoRA adapter on the model."""
     template: Template = "auto"
     """How examples are written: "auto" in the model's chat template, where it has one, as trainers
@@ -341,7 +345,7 @@ class TeacherConfig(EngineConfig):
     """Warm-up and gradients of LESS."""
     selectit: SelectItConfig = SelectItConfig()
     """Reflections of SelectIT."""
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default={}, examples=[{"threshold": 0.5}])
     """Keyword arguments of a teacher class of your own."""
 
     @field_validator("options")
@@ -398,12 +402,12 @@ class LabelsConfig(Section):
 
     fraction: float = Field(default=0.05, gt=0, le=1)
     """Share of the rows and of the columns in the labelled block (paper: 0.05)."""
-    label_pairs: int | None = None
+    label_pairs: int | None = Field(default=None, examples=["20K"])
     """Total pairs to label instead, held-out ones included, per block."""
     max_pairs: int = Field(default=1_000_000, ge=1)
     """Most pairs of a block that ``fraction`` may come to; 0.05 of a million rows would be 2.5
     billion."""
-    holdout_pairs: int | None = Field(default=None, ge=0)
+    holdout_pairs: int | None = Field(default=None, ge=0, examples=[200])
     """Held-out pairs of each quadrant Q1..Q4; null: a twentieth of the labels, at most 500."""
     validation_fraction: float = Field(default=0.1, gt=0, lt=1)
     """Share of the block that only decides when training stops."""
@@ -527,12 +531,12 @@ class QuotasConfig(Section):
     ``min``). Groups that are not named have none.
     """
 
-    field: str | None = Field(default=None, min_length=1)
+    field: str | None = Field(default=None, min_length=1, examples=["task"])
     """Field of the original record that names the group, such as task; null: data.group_by, or the
     name of the file where that is null, too."""
-    min: dict[str, Quota] = {}
+    min: dict[str, Quota] = Field(default={}, examples=[{"maths": 50}])
     """Least picks by group; a group with fewer candidates stops the run."""
-    max: dict[str, Quota] | Quota = {}
+    max: dict[str, Quota] | Quota = Field(default={}, examples=[{"chat": 0.3}])
     """Most picks by group, or one quota for every group."""
 
     @property
@@ -579,7 +583,7 @@ class OptimizerConfig(Section):
     budget in tokens, by gain a token; "partitioned" selects in parts of the candidates, on all
     actors, then among the parts' picks: no machine holds more of the lists than a part, or the
     picks of all parts."""
-    partitions: int | None = Field(default=None, ge=2)
+    partitions: int | None = Field(default=None, ge=2, examples=[8])
     """partitioned: parts of the candidates; null: one for every 50,000 candidates, at least 2."""
     pool: PoolConfig = PoolConfig()
     """partitioned: its actors."""
@@ -686,14 +690,14 @@ class SelectionConfig(Section):
     """saturated_coverage: share of a row's whole list that is enough for it."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """How the subset is searched."""
-    stop_gain: float | None = Field(default=None, ge=0, lt=1)
+    stop_gain: float | None = Field(default=None, ge=0, lt=1, examples=[0.001])
     """Stop early when a pick would add less than this share of the value reached so far; null: fill
     the budget."""
     quotas: QuotasConfig = QuotasConfig()
     """Least and most picks of each source or other group."""
-    include: tuple[str, ...] | str = ()
+    include: tuple[str, ...] | str = Field(default=(), examples=[["3f9a12"]])
     """Ids of candidates that must be picked, or one path of a file with an id a line."""
-    exclude: tuple[str, ...] | str = ()
+    exclude: tuple[str, ...] | str = Field(default=(), examples=["never.txt"])
     """Ids of candidates that must not be picked, or one path of such a file."""
     repeats: float | None = Field(default=0.85, gt=0, le=1)
     """Of candidates with one answer, the same numbers and at least this cosine of embeddings, one
@@ -701,7 +705,7 @@ class SelectionConfig(Section):
     quality: Literal["auto", "none"] = "auto"
     """auto: where there are profiles, a candidate's worth is multiplied by its quality; none: it is
     not (the paper's method)."""
-    weight_by: str | None = Field(default=None, min_length=1)
+    weight_by: str | None = Field(default=None, min_length=1, examples=["quality"])
     """Field of a candidate's record, a number from 0, that multiplies its worth in any objective
     (divided by the largest of all candidates); on top of the quality."""
     min_distance: float = Field(default=0.0, ge=0, lt=1)
@@ -806,7 +810,7 @@ class TuningConfig(Section):
     """LoRA's scale is alpha / rank."""
     dropout: float = Field(default=0.05, ge=0, lt=1)
     """LoRA's dropout."""
-    target_modules: tuple[str, ...] | None = None
+    target_modules: tuple[str, ...] | None = Field(default=None, examples=[["q_proj", "v_proj"]])
     """Names of the linear layers that get an adapter; null: all of them but the output layer."""
     num_epochs: int = Field(default=3, ge=1)
     """Passes over the subset."""
@@ -821,7 +825,7 @@ class TuningConfig(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """What is computed in; "auto" is bfloat16 on a GPU, float32 on a CPU. On a CPU bfloat16 means
     autocast over float32 weights."""
-    gradient_checkpointing: bool | None = None
+    gradient_checkpointing: bool | None = Field(default=None, examples=[True])
     """Compute activations again on the way back, which takes a third more time and a fraction of
     the memory; null: above a billion parameters."""
     seed: int = Field(default=0, ge=0)
@@ -850,7 +854,7 @@ class GenerationConfig(Section):
     """Tokens less likely than this share of the likeliest are never taken."""
     seed: int = Field(default=0, ge=0)
     """Seed; each row has a stream of its own."""
-    max_rows: int | None = Field(default=None, ge=1)
+    max_rows: int | None = Field(default=None, ge=1, examples=[100])
     """Held-out rows of each test set that answers are written for, drawn with the seed; null: all.
     """
     pool: PoolConfig = PoolConfig()
@@ -863,19 +867,21 @@ class JudgeConfig(Section):
     model: str = "auto"
     """"auto", a hub id (paper: prometheus-eval/prometheus-7b-v2.0), a folder, or an embedded model.
     """
-    revision: str | None = None
+    revision: str | None = Field(default=None, examples=["main"])
     """Revision of a hub model."""
     engine: Literal["auto", "vllm", "transformers"] = "auto"
     """As ``teacher.engine``."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """As ``teacher.dtype``."""
-    quantization: str | None = None
+    quantization: str | None = Field(default=None, examples=["bitsandbytes"])
     """As ``teacher.quantization``."""
     max_length: int = Field(default=4096, ge=64)
     """Tokens of the longest question to the judge, its answer included."""
     max_tokens: int = Field(default=512, ge=1)
     """Longest verdict."""
-    rubric: str | None = None
+    rubric: str | None = Field(
+        default=None, examples=["1: wrong. 3: partly right. 5: right and complete."]
+    )
     """Replaces the shipped rubric; says what 1 to 5 mean."""
     pool: PoolConfig = PoolConfig()
     """Actors."""
@@ -884,7 +890,7 @@ class JudgeConfig(Section):
 class EvaluationConfig(Section):
     """What `nncift evaluate` compares."""
 
-    tests: dict[str, tuple[str, ...]] = {}
+    tests: dict[str, tuple[str, ...]] = Field(default={}, examples=[{"gsm8k": ["test.jsonl"]}])
     """Held-out rows by a name of your own: ``{gsm8k: [test.jsonl]}``."""
     methods: tuple[str, ...] = ("initial", "random", "nn_cift+delift", "full")
     """Subsets to compare. "initial" (no data), "random", "random_source" (of ``source``), "full", a
@@ -893,11 +899,13 @@ class EvaluationConfig(Section):
     budgets: tuple[float, ...] = (0.1,)
     """Sizes of the subsets, as fractions of the candidates. The first is for every method, further
     ones draw a learning curve for ``curve_methods``."""
-    curve_methods: tuple[str, ...] | None = None
+    curve_methods: tuple[str, ...] | None = Field(
+        default=None, examples=[["random", "nn_cift+delift"]]
+    )
     """Methods that the further budgets are for; null: all that have a budget."""
     random_seeds: int = Field(default=3, ge=1)
     """How many random subsets there are of each size."""
-    source: str | None = None
+    source: str | None = Field(default=None, examples=["gsm8k"])
     """The source that "random_source" draws from, as data.group_by (or the file's name) has it:
     what is left of a method's lead once the right source is known."""
     modes: tuple[Literal["icl", "tuned"], ...] = ("icl", "tuned")
@@ -911,18 +919,18 @@ class EvaluationConfig(Section):
     answer and reference), "exact_match", "judge"."""
     model: str = "auto"
     """Language model to teach: "auto", a hub id, a folder, or an embedded model."""
-    revision: str | None = None
+    revision: str | None = Field(default=None, examples=["main"])
     """Revision of a hub model."""
     engine: Literal["auto", "vllm", "transformers"] = "auto"
     """As ``teacher.engine``."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """As ``teacher.dtype``."""
-    small_model: str | None = None
+    small_model: str | None = Field(default=None, examples=["embedded:smollm2-135m-instruct"])
     """Model of "small_lm" methods."""
-    teacher_pairs: int | None = Field(default=None, ge=1)
+    teacher_pairs: int | None = Field(default=None, ge=1, examples=[50_000])
     """Most pairs that a pairwise teacher labels for its own scores; null: every pair. Fewer are
     whole rows of the table, drawn with the seed, and the tables say so."""
-    nll_max_rows: int | None = Field(default=None, ge=1)
+    nll_max_rows: int | None = Field(default=None, ge=1, examples=[200])
     """Held-out rows of each test set that "nll" is measured on in the mode "icl", whose prompts are
     long; null: all. The mode "tuned" measures all."""
     tuning: TuningConfig = TuningConfig()
@@ -933,7 +941,7 @@ class EvaluationConfig(Section):
     """Writing answers."""
     judge: JudgeConfig = JudgeConfig()
     """Grading answers."""
-    extrapolate_to: int | None = Field(default=None, ge=1)
+    extrapolate_to: int | None = Field(default=None, ge=1, examples=[1_000_000])
     """Candidates of a larger corpus that the cost table is extrapolated to, marked as such; null:
     none."""
     bootstrap_samples: int = Field(default=10_000, ge=100)
@@ -998,9 +1006,9 @@ class ClusterConfig(Section):
     ends the run. "ray": actors, of a Ray of our own or of a cluster. "auto": local for a corpus of
     up to 20 MB (some 20,000 rows), unless there is an address, a second GPU, vLLM, several workers,
     or the last local run was killed. ``cluster: local`` is short for ``cluster: {mode: local}``."""
-    address: str | None = None
+    address: str | None = Field(default=None, examples=["ray://head:10001"])
     """Ray address; null: RAY_ADDRESS if set, else a Ray of our own on this machine."""
-    labels: NodeLabels = {}
+    labels: NodeLabels = Field(default={}, examples=[{"ray.io/market-type": "on-demand"}])
     """Labels of the nodes for every stage whose pool names none, as in a pool; so that what must
     last stays off spot nodes."""
     worker_logs: bool = False
@@ -1012,7 +1020,7 @@ class ClusterConfig(Section):
     """US dollars, for `nncift plan` and the report."""
     price_per_cpu_hour: float = Field(default=0.04, ge=0)
     """US dollars."""
-    teacher_tokens_per_second: float | None = Field(default=None, gt=0)
+    teacher_tokens_per_second: float | None = Field(default=None, gt=0, examples=[20_000])
     """Speed of one teacher actor, for `nncift plan`; null: a guess by hardware."""
     placement_timeout: float = Field(default=1800, gt=0)
     """Seconds for which no node may be able to hold an actor before the stage stops and says what
@@ -1043,7 +1051,7 @@ class ExportConfig(Section):
 class ReportConfig(Section):
     """The HTML report."""
 
-    title: str | None = None
+    title: str | None = Field(default=None, examples=["Alpaca, a tenth"])
     """Heading; the run directory's name when null."""
     num_picks: int = Field(default=12, ge=1, le=200)
     """Picks shown with what they cover."""
@@ -1060,7 +1068,7 @@ def name_of(patterns: object) -> str:
 class Recipe(Section):
     """A whole recipe: the tree of the YAML file, every key with a default but the data."""
 
-    run_dir: str = ""
+    run_dir: str = Field(default="", examples=["s3://bucket/runs/mine"])
     """Folder or object-store address that holds all of a run; the same recipe resumes there. Left
     out, it is ``runs/`` and the name of the candidates' first file."""
     data: DataConfig = DataConfig()
