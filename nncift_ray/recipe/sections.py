@@ -402,7 +402,7 @@ class LabelsConfig(Section):
 
     fraction: float = Field(default=0.05, gt=0, le=1)
     """Share of the rows and of the columns in the labelled block (paper: 0.05)."""
-    label_pairs: int | None = Field(default=None, examples=["20K"])
+    label_pairs: int | None = Field(default=None, examples=[20_000])
     """Total pairs to label instead, held-out ones included, per block."""
     max_pairs: int = Field(default=1_000_000, ge=1)
     """Most pairs of a block that ``fraction`` may come to; 0.05 of a million rows would be 2.5
