@@ -236,7 +236,8 @@ class Blueprint:
         if reads and "profiles" not in reads and "quality" not in reads:
             return None
         if name == "teacher":
-            return next(iter(self.teaching.language_models), None)
+            here = () if self.config.teacher.server else self.teaching.language_models
+            return next(iter(here), None)
         return None if name is None else resolve_language_model(name, fetch=self._fetch)
 
     def check(self) -> None:
@@ -328,8 +329,7 @@ class Blueprint:
             (engine,) = self.teaching.engines
             way = InContext(engine, examples, config.profiles.num_neighbours, config.selection.seed)
         stage = LossDropStage(examples, way, config.profiles.pool.shard_rows)
-        stage.max_failed_fraction = config.teacher.max_failed_fraction
-        return stage
+        return self._asks(stage)
 
     def _states(self, outputs: Outputs) -> Stage:
         make_embedder = StatesFactory(self._profile_engine("transformers"))
@@ -515,7 +515,13 @@ class Blueprint:
             gradients=outputs["gradients"] if teaching.needs_gradients else None,
             shard_pairs=self.config.labels.pool.shard_rows,
         )
+        return self._asks(stage)
+
+    def _asks(self, stage: Stage) -> Stage:
+        """Return a step that asks the teacher; where that is a server one actor does it all."""
         stage.max_failed_fraction = self.config.teacher.max_failed_fraction
+        if self.config.teacher.server is not None:
+            stage.can_use_gpu, stage.single_threaded, stage.max_actors = False, True, 1
         return stage
 
     def _teacher_scores(self, outputs: Outputs) -> Stage:

@@ -22,13 +22,15 @@ from nncift_ray.engines.models import (
 )
 from nncift_ray.engines.vllm import VllmEngine, vllm_available
 from nncift_ray.errors import ModelError
-from nncift_ray.recipe.sections import EngineConfig
+from nncift_ray.recipe.sections import EngineConfig, ServerConfig
 
-TRANSFORMERS = "transformers"
+TRANSFORMERS, SERVER = "transformers", "server"
 
 
-def resolve_engine_kind(kind: str) -> str:
-    """Return "vllm" or "transformers"; "auto" is vLLM where it is installed."""
+def resolve_engine_kind(kind: str | ServerConfig) -> str:
+    """Return "vllm", "transformers" or "server"; "auto" is vLLM where it is installed."""
+    if not isinstance(kind, str):
+        return SERVER
     if kind != "auto":
         return kind
     return "vllm" if vllm_available() else TRANSFORMERS
@@ -58,9 +60,14 @@ def load_engine(
         ModelError: If the engine is not installed, cannot do what is asked, or the model cannot be
             loaded.
     """
-    if resolve_engine_kind(options.engine) == "vllm":
-        return VllmEngine(model_path, options, generates=generates, num_threads=num_threads)
     # Imported here because torch takes seconds, and most callers only ask for the kind.
+    kind = resolve_engine_kind(options.engine)
+    if kind == "vllm":
+        return VllmEngine(model_path, options, generates=generates, num_threads=num_threads)
+    if kind == SERVER:
+        from nncift_ray.engines.server import ServerEngine
+
+        return ServerEngine(model_path, options)
     from nncift_ray.engines.transformers import TransformersEngine
 
     return TransformersEngine(model_path, options, generates=generates, num_threads=num_threads)
@@ -104,7 +111,8 @@ class EngineFactory:
 
     def __call__(self, tuned: TunedModel | None = None) -> Engine:
         """Return the engine with the model, or with the tuned one."""
-        base = locate_model(self.model, "language model").path
+        weights = self.options.server is None
+        base = locate_model(self.model, "language model", weights=weights).path
         path, options = apply_tuning(base, self.options, tuned)
         # Processes that share a GPU share its memory.
         utilization = options.gpu_memory_utilization * gpu_share()
@@ -114,9 +122,13 @@ class EngineFactory:
     def settings(self) -> dict[str, Any]:
         """Return what of it shapes numbers and answers."""
         options = self.options
+        written = writing_settings(options.template, options.turns)
+        model = {"model": self.model.name, "revision": self.model.revision}
+        if options.server is not None:  # wherever it is: the model there makes the numbers
+            served = {"engine": SERVER, "served": options.served_name}
+            return model | served | {"max_length": options.max_length} | written
         return {
-            "model": self.model.name,
-            "revision": self.model.revision,
+            **model,
             "engine": options.engine,
             "dtype": options.dtype,
             # Where a model's output layer is not quantised, its logits are of 32 bits.
@@ -125,7 +137,7 @@ class EngineFactory:
             "quantization": options.quantization,
             "tensor_parallel_size": options.tensor_parallel_size,
             "adapter": folder_digest(Path(options.adapter)) if options.adapter else None,
-        } | writing_settings(options.template, options.turns)
+        } | written
 
 
 def find_engine(
@@ -150,9 +162,8 @@ def settle(options: EngineConfig, dtype: str) -> EngineConfig:
     """Return the options with no "auto" left: engine by what is installed, dtype as given."""
     if options.dtype != "auto":
         dtype = options.dtype
-    return options.model_copy(
-        update={"engine": resolve_engine_kind(options.engine), "dtype": dtype}
-    )
+    engine = options.server or resolve_engine_kind(options.engine)
+    return options.model_copy(update={"engine": engine, "dtype": dtype})
 
 
 def actor_threads() -> int | None:

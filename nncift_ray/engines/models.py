@@ -34,6 +34,8 @@ HUB_FILES: dict[str, Any] = {
     "allow_patterns": ["*.json", "*.txt", "*.model", "*.jinja", "*.safetensors"],
     "ignore_patterns": ["onnx/*", "openvino/*", "*/onnx/*"],
 }
+#: The same without the weights, for a model that a server has loaded.
+TOKENIZER_FILES: dict[str, Any] = {"allow_patterns": HUB_FILES["allow_patterns"][:-1]}
 REVISION_HEX_LENGTH = 16
 DIGESTED_BYTES = 1 << 20  # at either end of a file
 _MODEL_FILES = (".json", ".txt", ".model", ".jinja", ".safetensors", ".bin", ".pt", ".gguf")
@@ -91,7 +93,14 @@ def resolve_language_model(
     return _stand_in(PAPER_LANGUAGE_MODEL, EMBEDDED_LANGUAGE_MODEL, "there is no GPU", fetch=fetch)
 
 
-def locate_model(model: ResolvedModel, role: Role) -> ResolvedModel:
+def resolve_tokenizer(
+    name: str, revision: str | None = None, *, fetch: bool = True
+) -> ResolvedModel:
+    """Return a language model of a name, but "auto", of which no weights are needed here."""
+    return _resolve(name, "language model", revision, fetch=fetch, weights=False)
+
+
+def locate_model(model: ResolvedModel, role: Role, *, weights: bool = True) -> ResolvedModel:
     """Return a model on this machine that was resolved on another, or earlier on this one.
 
     It is always looked up anew: a path that exists may hold another state of the model. A hub
@@ -100,7 +109,8 @@ def locate_model(model: ResolvedModel, role: Role) -> ResolvedModel:
     Raises:
         ModelError: If it is not here in the same revision.
     """
-    found = _resolve(model.name, role, model.revision if _is_hub_id(model.name) else None)
+    revision = model.revision if _is_hub_id(model.name) else None
+    found = _resolve(model.name, role, revision, weights=weights)
     if found.revision != model.revision:
         raise ModelError(
             f"{role} {model.name!r} is {model.revision} where the run was started, but "
@@ -110,15 +120,22 @@ def locate_model(model: ResolvedModel, role: Role) -> ResolvedModel:
 
 
 def _resolve(
-    name: str, role: Role, revision: str | None = None, *, fetch: bool = True
+    name: str,
+    role: Role,
+    revision: str | None = None,
+    *,
+    fetch: bool = True,
+    weights: bool = True,
 ) -> ResolvedModel:
     if _is_hub_id(name):
-        cached = cached_snapshot(name, revision)
+        cached = cached_snapshot(name, revision, weights=weights)
         # A branch may have moved on since it was cached, so the hub is asked; a commit never moves.
         fixed = revision is not None and _COMMIT.fullmatch(revision)
         if cached is not None and (fixed or not fetch or is_offline()):
             return cached
-        return download_snapshot(name, revision) if fetch else _not_fetched(name)
+        if not fetch:
+            return _not_fetched(name)
+        return download_snapshot(name, revision, weights=weights)
     _refuse_revision(name, role, revision)
     if name.startswith("embedded:"):
         path, revision = find_embedded(name, role, convert=fetch)
@@ -190,23 +207,29 @@ def is_offline() -> bool:
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
 
 
-def cached_snapshot(name: str, revision: str | None = None) -> ResolvedModel | None:
+def cached_snapshot(
+    name: str, revision: str | None = None, *, weights: bool = True
+) -> ResolvedModel | None:
     """Return a hub model that is whole in the local cache, or None; asks nobody."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        folder = snapshot_download(name, revision=revision, local_files_only=True, **HUB_FILES)
+        files = HUB_FILES if weights else TOKENIZER_FILES
+        folder = snapshot_download(name, revision=revision, local_files_only=True, **files)
     except (LocalEntryNotFoundError, OSError, ValueError):
         return None
     path = Path(folder)
-    if not (path / "config.json").is_file() or not any(path.rglob("*.safetensors")):
+    whole = (path / "config.json").is_file() and (not weights or any(path.rglob("*.safetensors")))
+    if not whole:
         return None
     return ResolvedModel(name, str(path), path.name)
 
 
-def download_snapshot(name: str, revision: str | None = None) -> ResolvedModel:
-    """Fetch a hub model, or what the cache lacks of it.
+def download_snapshot(
+    name: str, revision: str | None = None, *, weights: bool = True
+) -> ResolvedModel:
+    """Fetch a hub model, or what the cache lacks of it, with its weights or without.
 
     Raises:
         ModelError: If the hub cannot be asked, or has no such model or revision.
@@ -216,7 +239,8 @@ def download_snapshot(name: str, revision: str | None = None) -> ResolvedModel:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        path = Path(snapshot_download(name, revision=revision, **HUB_FILES))
+        files = HUB_FILES if weights else TOKENIZER_FILES
+        path = Path(snapshot_download(name, revision=revision, **files))
     except (
         HfHubHTTPError,
         LocalEntryNotFoundError,

@@ -72,6 +72,7 @@ class SegmentTokenizer:
         self.eos_id = int(tokenizer.eos_token_id)
         #: The tokens that end an answer: chat models have one for a turn, too.
         self.end_ids = read_end_ids(model_path) | {self.eos_id}
+        self.vocabulary_size = len(tokenizer)
         self.start_ids = self._find_start_ids()
         #: What stands before the first token of a text, where something must.
         bos = tokenizer.bos_token_id

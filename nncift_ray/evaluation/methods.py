@@ -76,6 +76,7 @@ def variant(config: Config, method: str, budget: float) -> Config:
         tree["data"]["existing"] = []  # only conditional gains read them
     if prefix == SMALL_LM:
         small = {"model": config.evaluation.small_model, "revision": None, "adapter": None}
+        small |= {"engine": "auto"} if config.teacher.server else {}  # that has another model
         tree["teacher"] |= small
         tree["teacher"]["selectit"]["models"] = []
     if prefix != NN_CIFT:  # the labels are the scores: nobody reads what is for a network

@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -179,9 +179,11 @@ def _section_at(path: Sequence[object]) -> type[BaseModel] | None:
     for key in path:
         field = section.model_fields.get(str(key))
         kind = None if field is None else field.annotation
-        if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
+        members = [getattr(member, "__origin__", member) for member in (kind, *get_args(kind))]
+        found = [k for k in members if isinstance(k, type) and issubclass(k, BaseModel)]
+        if not found:
             return None
-        section = kind
+        section = found[0]
     return section
 
 
@@ -189,8 +191,8 @@ def _explain(item: Mapping[str, Any]) -> str:
     """Turn one pydantic error into a line with key path, what is wrong and the remedy."""
     path = [str(part) for part in cast("Sequence[object]", item["loc"])]
     # Members of a union show up as extra path entries that are no keys of the recipe.
-    shown = ".".join(part for part in path if re.fullmatch(r"\w+", part))
-    section = _section_at(path[:-1])
+    keys = [part for part in path if re.fullmatch(r"\w+", part)]
+    shown, section = ".".join(keys), _section_at(keys[:-1])
     if shown in REMOVED_KEYS:
         return f"{shown}: this key was removed; {REMOVED_KEYS[shown]}"
     if item["type"] == "extra_forbidden" and section is not None:

@@ -12,7 +12,9 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
+    Tag,
     field_validator,
     model_validator,
 )
@@ -293,6 +295,32 @@ Template = Literal["auto", "paper"]
 TaughtTurns = Literal["all", "last"]
 
 
+class ServerConfig(Section):
+    """An OpenAI-compatible server that scores the tokens of prompts.
+
+    It must take token ids and know ``prompt_logprobs`` (vLLM), or ``echo`` with ``logprobs``.
+    """
+
+    url: str = Field(pattern=r"^https?://\S+$")
+    """Where it is, e.g. http://gpu-1:8000/v1."""
+    model: str | None = None
+    """The name that it serves the model by; null: ``teacher.model``, whose tokenizer is read."""
+    concurrency: int = Field(default=32, ge=1, le=1024)
+    """Requests that wait for an answer at a time."""
+    timeout_seconds: float = Field(default=120.0, gt=0)
+    """Longest wait for an answer; then the request is sent again, five times in all."""
+    token_variable: str = Field(default="NNCIFT_API_TOKEN", pattern=r"^[A-Za-z_]\w*$")
+    """Environment variable that holds the server's token; not set: none is sent."""
+
+
+EngineName = Literal["auto", "vllm", "transformers"]
+#: The tags are no words, so that messages leave them out of the path of a key.
+EngineChoice = Annotated[
+    Annotated[EngineName, Tag("a name")] | Annotated[ServerConfig, Tag("a server")],
+    Discriminator(lambda value: "a name" if isinstance(value, str) else "a server"),
+]
+
+
 class EngineConfig(Section):
     """Which language model, and how an engine loads it."""
 
@@ -300,8 +328,10 @@ class EngineConfig(Section):
     """Language model: "auto", a hub id, a folder, or "embedded:smollm2-135m-instruct"."""
     revision: str | None = Field(default=None, examples=["main"])
     """Revision of a hub model."""
-    engine: Literal["auto", "vllm", "transformers"] = "auto"
-    """vLLM where it is installed, else transformers, when "auto"."""
+    engine: EngineChoice = "auto"
+    """vLLM where it is installed, else transformers, when "auto"; or a server that speaks OpenAI's
+    language, e.g. ``{url: "http://gpu-1:8000/v1"}``, for the teachers delift, loss_drop_in_context
+    and your own (further keys: model, concurrency, timeout_seconds, token_variable)."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Weights of the language model; "auto" is float32 on CPU, bfloat16 on GPU, as the run
     directory was begun."""
@@ -327,6 +357,32 @@ class EngineConfig(Section):
     do; "paper" as plain text. Holds for the evaluation's model, too."""
     turns: TaughtTurns = "all"
     """In a chat template: whether all turns of the assistant are taught, or the last."""
+
+    @property
+    def server(self) -> ServerConfig | None:
+        """The server that is asked; None where the model is loaded here."""
+        return None if isinstance(self.engine, str) else self.engine
+
+    @property
+    def served_name(self) -> str:
+        """What the server calls the model."""
+        return (self.server and self.server.model) or self.model
+
+    @model_validator(mode="after")
+    def _server_has_loaded_the_model(self) -> Self:
+        if self.server is None:
+            return self
+        if self.model == "auto":
+            raise ValueError(
+                "engine is a server, so name the model it serves in teacher.model (a hub id or a "
+                "folder: its tokenizer is read), and in engine.model what the server calls it"
+            )
+        if self.adapter or self.quantization or self.tensor_parallel_size > 1:
+            raise ValueError(
+                "engine is a server: adapter, quantization and tensor_parallel_size are its own to "
+                "set, so take them out here"
+            )
+        return self
 
 
 class TeacherConfig(EngineConfig):
@@ -869,8 +925,8 @@ class JudgeConfig(Section):
     """
     revision: str | None = Field(default=None, examples=["main"])
     """Revision of a hub model."""
-    engine: Literal["auto", "vllm", "transformers"] = "auto"
-    """As ``teacher.engine``."""
+    engine: EngineName = "auto"
+    """As ``teacher.engine``, but no server."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """As ``teacher.dtype``."""
     quantization: str | None = Field(default=None, examples=["bitsandbytes"])
@@ -921,8 +977,8 @@ class EvaluationConfig(Section):
     """Language model to teach: "auto", a hub id, a folder, or an embedded model."""
     revision: str | None = Field(default=None, examples=["main"])
     """Revision of a hub model."""
-    engine: Literal["auto", "vllm", "transformers"] = "auto"
-    """As ``teacher.engine``."""
+    engine: EngineName = "auto"
+    """As ``teacher.engine``, but no server."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """As ``teacher.dtype``."""
     small_model: str | None = Field(default=None, examples=["embedded:smollm2-135m-instruct"])

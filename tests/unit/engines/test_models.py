@@ -57,7 +57,7 @@ def downloads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None]]:
     """What was asked of the hub; it answers with the newest commit."""
     asked: list[tuple[str, str | None]] = []
 
-    def download(name: str, revision: str | None = None) -> ResolvedModel:
+    def download(name: str, revision: str | None = None, **_: Any) -> ResolvedModel:
         asked.append((name, revision))
         return ResolvedModel(name, f"/cache/snapshots/{NEW}", NEW)
 
@@ -112,10 +112,15 @@ def test_cache_and_hub_are_asked_for_the_same_files_and_revision(
     assert calls[0]["revision"] == "v1"
 
 
-def test_a_snapshot_without_weights_is_not_whole(hub_cache: Path) -> None:
+def test_a_snapshot_without_weights_is_not_whole(
+    monkeypatch: pytest.MonkeyPatch, hub_cache: Path
+) -> None:
     (hub_cache / "snapshots" / NEW / "model.safetensors").unlink()
     assert models.cached_snapshot(NAME) is None
     assert models.cached_snapshot(NAME, "v1") is not None
+    # A server has the weights.
+    monkeypatch.setattr(models, "is_offline", lambda: True)
+    assert models.resolve_tokenizer(NAME).revision == NEW
 
 
 @pytest.mark.parametrize("kind", ["auto", "folder", "embedded:all-minilm-l6-v2"])
@@ -135,7 +140,7 @@ def test_an_unreachable_hub_names_model_revision_and_remedy(
         raise httpx.ConnectError("no route")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", unreachable)
-    monkeypatch.setattr(models, "cached_snapshot", lambda name, revision: None)
+    monkeypatch.setattr(models, "cached_snapshot", lambda name, revision, **_: None)
     with pytest.raises(ModelError, match=r"owner/model at revision v1 .*no route.*local folder"):
         resolve_embedder(NAME, "v1")
 
