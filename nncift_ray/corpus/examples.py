@@ -71,12 +71,12 @@ class Conversation:
 
     def to_json(self) -> str:
         """Return the JSON text that ``from_json`` reads; empty fields are left out."""
-        value: dict[str, Any] = {"turns": [_plain(turn) for turn in self.turns]}
+        parts = [f'{{"turns": [{", ".join(map(_turn_json, self.turns))}]']
         if self.tools:
-            value["tools"] = self.tools
+            parts.append(f'"tools": {_ENCODER.encode(self.tools)}')
         if self.rejected:
-            value["rejected"] = [_plain(turn) for turn in self.rejected]
-        return _ENCODER.encode(value)
+            parts.append(f'"rejected": [{", ".join(map(_turn_json, self.rejected))}]')
+        return ", ".join(parts) + "}"
 
     @classmethod
     def from_json(cls, text: str) -> Conversation:
@@ -96,40 +96,44 @@ class Conversation:
     @property
     def is_pair(self) -> bool:
         """Whether system, prompt and response are all there is, so that two texts say it."""
+        if self.tools or len(self.turns) > 3:  # noqa: PLR2004
+            return False
         roles = [turn.role for turn in self.turns]
-        more = any(turn.reasoning or turn.tool_calls or turn.name for turn in self.turns)
-        return roles in _PAIR_ROLES and not more and not self.tools
+        return roles in _PAIR_ROLES and not any(map(_is_rich, self.turns))
 
-    def identity(self) -> Iterator[str]:
-        """Yield what conversations of one content share: all but the calls' ids and rejected."""
-        yield normalise_text(self.tools)
+    def identity(self) -> list[str]:
+        """Return what conversations of one content share: all but the calls' ids and rejected."""
+        parts = [normalise_text(self.tools)]
         for turn in self.turns:
-            yield turn.role
-            yield normalise_text(turn.text)
-            if turn.reasoning or turn.tool_calls or turn.name:
-                yield from ("+", turn.name or "", normalise_text(turn.reasoning))
-                yield str(len(turn.tool_calls))
+            parts += (turn.role, normalise_text(turn.text))
+            if _is_rich(turn):
+                parts += ("+", turn.name or "", normalise_text(turn.reasoning))
+                parts.append(str(len(turn.tool_calls)))
                 for call in turn.tool_calls:
-                    yield from (call.name, normalise_text(call.arguments))
+                    parts += (call.name, normalise_text(call.arguments))
+        return parts
 
 
-def _plain(turn: Turn) -> dict[str, Any]:
-    """Return a turn as an object without its empty fields."""
-    value: dict[str, Any] = {"role": turn.role}
-    if turn.text:
-        value["text"] = turn.text
-    if turn.reasoning:
-        value["reasoning"] = turn.reasoning
-    if turn.tool_calls:
-        value["tool_calls"] = [
+def _is_rich(turn: Turn) -> bool:
+    return bool(turn.reasoning or turn.tool_calls or turn.name)
+
+
+def _turn_json(turn: Turn) -> str:
+    """Return a turn as JSON without its empty fields."""
+    if turn.text and not _is_rich(turn) and not turn.tool_call_id:
+        return f'{{"role": "{turn.role}", "text": {_ENCODER.encode(turn.text)}}}'
+    value: dict[str, Any] = {
+        "role": turn.role,
+        "text": turn.text,
+        "reasoning": turn.reasoning,
+        "tool_calls": [
             {"name": call.name, "arguments": call.arguments} | ({"id": call.id} if call.id else {})
             for call in turn.tool_calls
-        ]
-    if turn.tool_call_id:
-        value["tool_call_id"] = turn.tool_call_id
-    if turn.name:
-        value["name"] = turn.name
-    return value
+        ],
+        "tool_call_id": turn.tool_call_id,
+        "name": turn.name,
+    }
+    return _ENCODER.encode({name: field for name, field in value.items() if field})
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,11 +181,9 @@ def make_example_id(prompt: str, response: str, conversation: Conversation | Non
         parts = (normalise_text(prompt), normalise_text(response))
     else:
         parts = conversation.identity()
-    hashed: list[bytes] = []
-    for part in parts:
-        data = part.encode("utf-8", errors="surrogatepass")
-        hashed += (len(data).to_bytes(8, "big"), data)
-    return hashlib.sha256(b"".join(hashed)).hexdigest()[:ID_HEX_LENGTH]
+    data = [part.encode("utf-8", "surrogatepass") for part in parts]
+    hashed = b"".join([piece for part in data for piece in (len(part).to_bytes(8, "big"), part)])
+    return hashlib.sha256(hashed).hexdigest()[:ID_HEX_LENGTH]
 
 
 def embedding_text(prompt: str, response: str) -> str:

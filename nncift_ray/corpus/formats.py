@@ -62,7 +62,22 @@ _ARROW_FILE_MAGIC = b"ARROW1"
 _BRACKET = re.compile(r'"(?:[^"\\]|\\.)*+"|[\[\]{}]', re.DOTALL)
 _JSON_SPACE = re.compile(r"[ \t\r\n]*")
 _DECODER = json.JSONDecoder()
+
+
+class _NotFiniteError(Exception):
+    """A JSON text holds NaN or infinity, or a number that is too large for a float."""
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise _NotFiniteError
+    return value
+
+
+_FINITE_DECODER = json.JSONDecoder(parse_float=_finite, parse_constant=_finite)
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
+_JSON_TYPES = {"string", "large_string", "string_view", "bool", "null", "float", "double"}
 _MAX_TOKEN_CHARS = len("-Infinity")
 #: Bytes that are not UTF-8, as the error handler "surrogateescape" carries them through a parser.
 _RAW_BYTES = re.compile("[\udc80-\udcff]")
@@ -221,17 +236,29 @@ def _read_lines(chunks: Iterator[bytes], limits: ReadLimits) -> Iterator[RawReco
         yield bad_record(number + 1, error.reason, error.message)
 
 
-def _parse_record(text: bytes, line: int, limits: ReadLimits) -> RawRecord:
+def _parse_record(
+    text: bytes, line: int, limits: ReadLimits, decoder: json.JSONDecoder = _FINITE_DECODER
+) -> RawRecord:
     """Parse one record; whatever is wrong with it comes back as its error."""
     try:
-        value: object = json.loads(text.decode("utf-8"))
+        written = text.decode("utf-8")
+        value: object = decoder.decode(written)
     except UnicodeDecodeError:
         return bad_record(line, "invalid_utf8", not_utf8(text), text)
     except RecursionError:
         return _too_deep(line, limits, text)
+    except _NotFiniteError:
+        return _parse_record(text, line, limits, _DECODER)
     except ValueError as error:
         return bad_record(line, "not_json", f"not valid JSON: {error}", text)
-    return _as_written(finish_record(value, line, limits, text), text.decode("utf-8"))
+    if (
+        decoder is _FINITE_DECODER
+        and isinstance(value, dict)
+        and "\\u" not in written  # no half of a surrogate pair
+        and written.count("[") + written.count("{") <= limits.max_depth
+    ):
+        return RawRecord(line, cast("dict[str, object]", value), written)
+    return _as_written(finish_record(value, line, limits, text), written)
 
 
 def _as_written(raw: RawRecord, text: str) -> RawRecord:
@@ -562,10 +589,11 @@ def _read_batches(
     try:
         for batch in batches:
             named = batch.rename_columns(_unique_names(batch.schema.names))
+            is_json = all(map(_is_json_type, batch.schema.types))
             for start in range(0, batch.num_rows, BATCH_ROWS):
                 for row in _rows_of(named.slice(start, BATCH_ROWS)):
                     number += 1
-                    yield _finish_row(row, number, limits)
+                    yield _finish_row(row, number, limits, is_json=is_json)
     except FileNotFoundError:
         raise
     except _ARROW_DAMAGE as error:
@@ -588,13 +616,22 @@ def _rows_of(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | Exception]:
             yield from _rows_of(batch.slice(offset, 1))
 
 
-def _finish_row(row: dict[str, Any] | Exception, line: int, limits: ReadLimits) -> RawRecord:
+def _is_json_type(kind: pa.DataType) -> bool:
+    """Whether all values of a type are such as ``json.loads`` returns."""
+    if kind.num_fields and not pa.types.is_map(kind):
+        return all(_is_json_type(kind.field(at).type) for at in range(kind.num_fields))
+    return str(kind) in _JSON_TYPES or pa.types.is_integer(kind)
+
+
+def _finish_row(
+    row: dict[str, Any] | Exception, line: int, limits: ReadLimits, *, is_json: bool
+) -> RawRecord:
     """Return a row as JSON has it: other values as text."""
     if isinstance(row, UnicodeDecodeError) or (isinstance(row, Exception) and "UTF8" in str(row)):
         return bad_record(line, "invalid_utf8", "a text column holds bytes that are not UTF-8")
     if isinstance(row, Exception):
         return bad_record(line, "wrong_type", f"a value cannot be read: {row}")
-    value: object = json.loads(json.dumps(row, default=_to_text))
+    value: object = row if is_json else json.loads(json.dumps(row, default=_to_text))
     return finish_record(value, line, limits)
 
 

@@ -12,7 +12,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Any, cast
 
@@ -130,17 +130,17 @@ class _UnfitError(Exception):
         self.row = BadRow(reason, message)
 
 
-@dataclass(slots=True)
 class _Found:
     """What has been found in a record while it is read; ``used`` are its keys that were read."""
 
-    record: Record
-    turns: list[Turn] = field(default_factory=list[Turn])
-    tools: str = ""
-    rejected: list[Turn] = field(default_factory=list[Turn])
-    used: set[str] = field(default_factory=set[str])
-    unread: list[str] = field(default_factory=list[str])
-    notes: list[str] = field(default_factory=list[str])
+    def __init__(self, record: Record) -> None:
+        self.record = record
+        self.turns: list[Turn] = []
+        self.tools = ""
+        self.rejected: list[Turn] = []
+        self.used: set[str] = set()
+        self.unread: list[str] = []
+        self.notes: list[str] = []
 
     def take(self, key: str) -> str:
         """Return the text of a field: a number is written out, null is nothing."""
@@ -519,8 +519,8 @@ def _read(record: Record, layout: Layout, limits: ReadLimits) -> ParsedExample |
             return error.row
         turns = found.turns
         prompt, response = render_prompt(turns[:-1], found.tools), render_turn(turns[-1])
-        more = found.tools or found.rejected
-        if more or turns != [Turn(USER, prompt), Turn(ASSISTANT, response)]:
+        plain = [Turn(USER, prompt), Turn(ASSISTANT, response)]
+        if turns != plain or found.tools or found.rejected:
             conversation = Conversation(tuple(turns), found.tools, tuple(found.rejected))
     if "<image>" in prompt and record.get("images"):
         return BadRow("wrong_type", "the prompt has an image; images are not supported")
@@ -884,14 +884,12 @@ def _turns_key(record: Record, keys: Sequence[str]) -> str | None:
     """Return the first of the keys that holds turns; text is taken for them by its beginning."""
     for key in keys:
         value = record.get(key)
-        if value is None:
-            continue
         if key == "data":
             is_listed = _are_texts(value)
         elif isinstance(value, str):
             is_listed = value.lstrip().startswith(_LISTS)
         else:
-            is_listed = isinstance(value, list | dict) and _as_list(value) is not None
+            is_listed = isinstance(value, list) or _as_list(value) is not None
         if is_listed:
             return key
     return None
