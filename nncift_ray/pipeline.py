@@ -39,7 +39,7 @@ from nncift_ray.corpus.ingest import (
 from nncift_ray.corpus.sources import expand_sources
 from nncift_ray.embedders import Embedder, EmbedStage
 from nncift_ray.engines.load import EngineFactory, auto_dtype, resolve_engine_kind
-from nncift_ray.engines.models import ResolvedModel, resolve_embedder, resolve_language_model
+from nncift_ray.engines.models import AUTO, ResolvedModel, resolve_embedder
 from nncift_ray.errors import ConfigError, StageError
 from nncift_ray.labels.design import label_designs, unread_keys
 from nncift_ray.labels.sample import SampleDesign
@@ -135,7 +135,7 @@ class Blueprint:
             "embed": self._embed,
         }
         reads = self.teaching.reads
-        if self.profile_model is not None:
+        if self.profile_name is not None:
             steps["profiles"] = self._profiles
             if reads != ("profiles",):
                 steps |= {"neighbours": self.neighbours_stage, "quality": self._quality}
@@ -228,17 +228,25 @@ class Blueprint:
         section = self.config.embedder
         return resolve_embedder(section.model, section.revision, fetch=self._fetch)
 
-    @cached_property
-    def profile_model(self) -> ResolvedModel | None:
-        """The language model that profiles the examples; None where there are no profiles."""
-        name = self.config.profiles.model
-        reads = self.teaching.reads
+    @property
+    def profile_name(self) -> str | None:
+        """What names the language model that profiles the examples; None: there are none."""
+        name, reads = self.config.profiles.model, self.teaching.reads
         if reads and "profiles" not in reads and "quality" not in reads:
             return None
         if name == "teacher":
-            here = () if self.config.teacher.server else self.teaching.language_models
+            here = () if self.config.teacher.server else self.teaching.model_names
             return next(iter(here), None)
-        return None if name is None else resolve_language_model(name, fetch=self._fetch)
+        return name
+
+    @property
+    def profile_model(self) -> ResolvedModel | None:
+        """The language model that profiles the examples, found."""
+        if self.profile_name is None:
+            return None
+        if self.config.profiles.model == "teacher":
+            return self.teaching.language_models[0]
+        return self.teaching.find_model(self.profile_name)
 
     def check(self) -> None:
         """Look for what would stop a run later: files, models, the engine.
@@ -252,7 +260,9 @@ class Blueprint:
                 expand_sources(patterns)
         resolve_selection(self.config)  # reads lists of ids
         self.teaching.check()
-        self.notices()
+        _ = self.embedder
+        if self.profile_name not in (None, AUTO):
+            _ = self.profile_model
 
     def notices(self) -> list[str]:
         """What was decided for the user and is worth a line."""
@@ -687,9 +697,11 @@ def run(
         session_of(blueprint, run_dir, reporter, execute) as session,
         observed(config, run_dir, reporter) as reporter,
     ):
+        teaching = blueprint.teaching
+        teaching.has_gpu = session.has_gpu(teaching.pool)
+        teaching.begun_with_gpu = begun_with_gpu(run_dir, has_gpu=teaching.has_gpu)
         for notice in blueprint.notices():
             reporter.notice(notice)
-        blueprint.teaching.has_gpu = session.has_gpu(blueprint.teaching.pool)
         outputs = run_stages(blueprint, run_dir, until, session, reporter, record=record)
         if "export" not in outputs:
             return RunResult(run_dir, outputs, None, None, None)

@@ -140,22 +140,19 @@ class EngineFactory:
         } | written
 
 
-def find_engine(
-    options: EngineConfig, dtype: str, *, generates: bool = False, fetch: bool = True
-) -> EngineFactory:
+def find_engine(options: EngineConfig, *, has_gpu: bool, generates: bool = False) -> EngineFactory:
     """Return what loads the language model of a section.
 
     Args:
         options: The section.
-        dtype: What its dtype "auto" means in this run.
+        has_gpu: What its model and its dtype "auto" are chosen by.
         generates: Whether it will generate answers; else it scores.
-        fetch: Whether the model may be downloaded.
 
     Raises:
         ModelError: If the model cannot be found.
     """
-    model = resolve_language_model(options.model, options.revision, fetch=fetch)
-    return EngineFactory(model, settle(options, dtype), generates)
+    model = resolve_language_model(options.model, options.revision, has_gpu=has_gpu)
+    return EngineFactory(model, settle(options, auto_dtype(has_gpu=has_gpu)), generates)
 
 
 def settle(options: EngineConfig, dtype: str) -> EngineConfig:

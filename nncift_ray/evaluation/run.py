@@ -18,7 +18,7 @@ import pyarrow as pa
 import nncift_ray
 from nncift_ray.corpus.ingest import DeduplicateStage, IngestStage, find_sources
 from nncift_ray.embedders import Embedder, EmbedPromptsStage, load_embedder
-from nncift_ray.engines.load import EngineFactory, auto_dtype, find_engine, need_packages
+from nncift_ray.engines.load import EngineFactory, find_engine, need_packages
 from nncift_ray.engines.models import ResolvedModel, resolve_embedder
 from nncift_ray.errors import DataError, ModelError, NnciftError, StageError
 from nncift_ray.evaluation.ask import LikelihoodStage, RespondStage, RetrieveStage, ShownExamples
@@ -106,7 +106,7 @@ def find_models(config: Config, has_gpu: bool) -> Models:
     Raises:
         ModelError: If one cannot be found.
     """
-    evaluation, dtype = config.evaluation, auto_dtype(has_gpu=has_gpu)
+    evaluation = config.evaluation
     template, turns = config.teacher.template, config.teacher.turns
     options = EngineConfig(
         model=evaluation.model,
@@ -117,13 +117,13 @@ def find_models(config: Config, has_gpu: bool) -> Models:
         template=template,
         turns=turns,
     )
-    engine = find_engine(options, dtype)
+    engine = find_engine(options, has_gpu=has_gpu)
     embedder = resolve_embedder(config.embedder.model, config.embedder.revision)
     judge = None
     if "judge" in evaluation.metrics:
         keys = {"model", "revision", "engine", "dtype", "quantization", "max_length"}
         judging = EngineConfig(**evaluation.judge.model_dump(include=keys))
-        judge = find_engine(judging, dtype, generates=True)
+        judge = find_engine(judging, has_gpu=has_gpu, generates=True)
     return Models(
         TuneJob(engine.model, evaluation.tuning, has_gpu, template, turns),
         engine,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,6 +18,7 @@ from nncift_ray.engines.load import (
     settle,
 )
 from nncift_ray.engines.models import (
+    AUTO,
     ResolvedModel,
     locate_model,
     resolve_language_model,
@@ -116,6 +116,7 @@ class RecipeTeacher:
         #: What "auto" in the recipe follows: it must not change when a run goes on elsewhere.
         self.begun_with_gpu = has_gpu
         self._config, self._teacher = config, config.teacher
+        self._found: dict[tuple[Any, ...], ResolvedModel] = {}
         self.teacher_class = load_teacher_class(config.teacher.kind)
 
     @property
@@ -164,18 +165,35 @@ class RecipeTeacher:
             1, len(self.language_models)
         )
 
-    @cached_property
-    def language_models(self) -> tuple[ResolvedModel, ...]:
-        """The language models, found; none where it has none."""
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """The language models by the recipe's names; none where it has none."""
         counts_tokens = "deduplicate" in self.reads
         if not (self.needs_engine or self.needs_gradients or counts_tokens):
             return ()
         teacher = self._teacher
         several = teacher.selectit.models if teacher.kind == "selectit" else ()
-        if several:
-            return tuple(resolve_language_model(name, fetch=self._fetch) for name in several)
-        resolve = resolve_language_model if teacher.server is None else resolve_tokenizer
-        return (resolve(teacher.model, teacher.revision, fetch=self._fetch),)
+        return tuple(several) or (teacher.model,)
+
+    @property
+    def language_models(self) -> tuple[ResolvedModel, ...]:
+        """The language models, found; of one behind a server its tokenizer."""
+        teacher, names = self._teacher, self.model_names
+        if teacher.server is not None:
+            found = (resolve_tokenizer(name, teacher.revision, fetch=self._fetch) for name in names)
+            return tuple(found)
+        several = teacher.kind == "selectit" and teacher.selectit.models
+        revision = None if several else teacher.revision
+        return tuple(self.find_model(name, revision) for name in names)
+
+    def find_model(self, name: str, revision: str | None = None) -> ResolvedModel:
+        """Return a language model, looked for once; "auto" is by what the run was begun for."""
+        key = name, revision, self.begun_with_gpu
+        if key not in self._found:
+            self._found[key] = resolve_language_model(
+                name, revision, fetch=self._fetch, has_gpu=self.begun_with_gpu
+            )
+        return self._found[key]
 
     @property
     def dtype(self) -> str:
@@ -194,7 +212,7 @@ class RecipeTeacher:
         return pool.model_copy(update={"num_gpus": float(num_gpus)})
 
     def check(self) -> None:
-        """Look for what would stop labelling later.
+        """Look for what would stop labelling later; "auto" is a matter of the cluster.
 
         Raises:
             ConfigError: If the engine cannot do what the recipe asks of it.
@@ -219,7 +237,8 @@ class RecipeTeacher:
             need_packages("evaluate", f"teacher.kind {self._teacher.kind}", "peft")
         if adapter is not None and not Path(adapter).is_dir():
             raise ModelError(f"teacher.adapter: {adapter} is no folder; give a PEFT adapter's")
-        _ = self.language_models
+        if AUTO not in self.model_names:
+            _ = self.language_models
 
     def _check_transformers(self) -> None:
         teacher = self._teacher

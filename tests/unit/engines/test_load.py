@@ -130,7 +130,7 @@ def test_a_packaged_model_is_loaded_with_the_options_of_its_section(
 
     monkeypatch.setattr(load, "load_engine", load_engine)
     section = EngineConfig(model=EMBEDDED_LANGUAGE_MODEL, engine="transformers", max_length=300)
-    find_engine(section, "float32", generates=True)()
+    find_engine(section, has_gpu=False, generates=True)()
     ((path, options, generates),) = loaded
     assert (path / "config.json").exists()
     assert (options.max_length, options.dtype, generates) == (300, "float32", True)

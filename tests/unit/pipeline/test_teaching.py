@@ -10,14 +10,14 @@ from typing import Any, ClassVar
 import pytest
 
 from nncift_ray import pipeline
+from nncift_ray.engines import models
 from nncift_ray.engines.embedded import EMBEDDED_LANGUAGE_MODEL
 from nncift_ray.engines.load import EngineFactory
+from nncift_ray.engines.models import PAPER_LANGUAGE_MODEL, ResolvedModel
 from nncift_ray.errors import ConfigError, ModelError
 from nncift_ray.labels.sample import SampleDesign
 from nncift_ray.labels.step import LabelSample, LabelStage
-from nncift_ray.pipeline import (
-    Blueprint,
-)
+from nncift_ray.pipeline import Blueprint
 from nncift_ray.recipe.loading import make_config
 from nncift_ray.recipe.sections import Config
 from nncift_ray.runtime import session
@@ -117,6 +117,24 @@ def test_a_teacher_of_examples_selects_by_top_k_only(kind: str) -> None:
     words = rf"teacher.kind {kind}.* scores examples, not pairs, .*top_k \(given: graph_cut\)"
     with pytest.raises(ConfigError, match=words):
         Blueprint(recipe("graph_cut", kind=kind), fetch=False)
+
+
+def test_auto_is_chosen_by_the_gpus_of_workers_not_by_the_heads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[str] = []
+
+    def cached(name: str) -> ResolvedModel:
+        asked.append(name)
+        return ResolvedModel(name, "/models", "c" * 40)
+
+    monkeypatch.setattr(models, "_has_cuda", lambda: False)
+    monkeypatch.setattr(models, "cached_snapshot", cached)
+    teaching = Blueprint(recipe(kind="delift", model="auto"), fetch=False).teaching
+    teaching.check()
+    assert asked == []  # what workers have is not known before the cluster is
+    teaching.begun_with_gpu = True
+    assert [model.name for model in teaching.language_models] == [PAPER_LANGUAGE_MODEL]
 
 
 def label_fingerprint(folder: Path) -> str:
