@@ -9,6 +9,7 @@ or ``points`` (candidates on their own, of a pointwise teacher).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pyarrow as pa
 
@@ -21,342 +22,280 @@ TABLE_OF_ROLE = {CANDIDATE: "candidates", TARGET: "targets", EXISTING: "existing
 # POINTS: candidates on their own, for teachers that score examples instead of pairs.
 WITHIN, CROSS, POINTS = "within", "cross", "points"
 
-ERRORS = pa.schema(
-    [
-        pa.field("stage", pa.string(), nullable=False),
-        pa.field("source", pa.string()),  # file, or None for rows past ingest
-        pa.field("line", pa.int64()),  # 1-based line or record number in the file
-        pa.field("example_id", pa.string()),
-        pa.field("reason", pa.string(), nullable=False),  # short code, e.g. "no_response"
-        pa.field("message", pa.string(), nullable=False),  # a sentence for a person
-        pa.field("excerpt", pa.string()),  # at most 200 characters of the row
-    ]
+TEXT, FLAG = pa.string(), pa.bool_()
+BYTE, INT, LONG = pa.int8(), pa.int32(), pa.int64()
+FLOAT, DOUBLE = pa.float32(), pa.float64()
+
+
+def maybe(kind: pa.DataType) -> pa.Field[Any]:
+    """Return the type of a column that may hold nulls."""
+    return pa.field("", kind)
+
+
+def _schema(**columns: pa.DataType | pa.Field[Any]) -> pa.Schema:
+    return pa.schema(
+        kind.with_name(name) if isinstance(kind, pa.Field) else pa.field(name, kind, nullable=False)
+        for name, kind in columns.items()
+    )
+
+
+ERRORS = _schema(
+    stage=TEXT,
+    source=maybe(TEXT),  # file, or None for rows past ingest
+    line=maybe(LONG),  # 1-based line or record number in the file
+    example_id=maybe(TEXT),
+    reason=TEXT,  # short code, e.g. "no_response"
+    message=TEXT,  # a sentence for a person
+    excerpt=maybe(TEXT),  # at most 200 characters of the row
+)
+
+_EXAMPLE: dict[str, Any] = dict(
+    example_id=TEXT,
+    prompt=TEXT,
+    response=TEXT,
+    record=TEXT,  # the original record as JSON
+    source=TEXT,
+    line=LONG,
+    layout=TEXT,
+    # JSON text of a corpus.examples.Conversation; null: one user and one assistant turn
+    conversation=maybe(TEXT),
 )
 
 # Ingest reads each source file on its own; duplicates are still inside.
-RECORDS = pa.schema(
-    [
-        pa.field("role", pa.string(), nullable=False),
-        pa.field("example_id", pa.string(), nullable=False),
-        pa.field("prompt", pa.string(), nullable=False),
-        pa.field("response", pa.string(), nullable=False),
-        pa.field("record", pa.string(), nullable=False),  # the original record as JSON
-        pa.field("source", pa.string(), nullable=False),
-        pa.field("line", pa.int64(), nullable=False),
-        pa.field("layout", pa.string(), nullable=False),
-        # JSON text of a corpus.examples.Conversation; null: one user and one assistant turn
-        pa.field("conversation", pa.string()),
-    ]
-)
+RECORDS = _schema(role=TEXT, **_EXAMPLE)
 
 # One table per role (TABLE_OF_ROLE), exact duplicates collapsed on the first one.
-EXAMPLES = pa.schema(
-    [
-        pa.field("row_index", pa.int64(), nullable=False),
-        pa.field("example_id", pa.string(), nullable=False),
-        pa.field("prompt", pa.string(), nullable=False),
-        pa.field("response", pa.string(), nullable=False),
-        pa.field("record", pa.string(), nullable=False),
-        pa.field("source", pa.string(), nullable=False),
-        pa.field("line", pa.int64(), nullable=False),
-        pa.field("layout", pa.string(), nullable=False),
-        # JSON text of a corpus.examples.Conversation; null: one user and one assistant turn
-        pa.field("conversation", pa.string()),
-        pa.field("num_duplicates", pa.int32(), nullable=False),  # further copies, now collapsed
-    ]
+EXAMPLES = _schema(
+    row_index=LONG,
+    **_EXAMPLE,
+    num_duplicates=INT,  # further copies, now collapsed
 )
 
 # Of a run that goes on from another: the parent's examples of which new data hold further copies.
-COPIES = pa.schema(
-    [
-        pa.field("role", pa.string(), nullable=False),
-        pa.field("row_index", pa.int64(), nullable=False),
-        pa.field("num_duplicates", pa.int32(), nullable=False),  # further copies, all in new data
-    ]
+COPIES = _schema(
+    role=TEXT,
+    row_index=LONG,
+    num_duplicates=INT,  # further copies, all in new data
 )
 
-_LEFT_OUT_CANDIDATE = [
-    pa.field("example_id", pa.string(), nullable=False),
-    pa.field("source", pa.string(), nullable=False),
-    pa.field("line", pa.int64(), nullable=False),
-    pa.field("excerpt", pa.string(), nullable=False),  # of the prompt
-]
+_LEFT_OUT: dict[str, Any] = dict(
+    example_id=TEXT,
+    source=TEXT,
+    line=LONG,
+    excerpt=TEXT,  # of the prompt
+)
 
 # Candidates left out for an earlier one that is nearly the same.
-NEAR_DUPLICATES = pa.schema(
-    [
-        *_LEFT_OUT_CANDIDATE,
-        pa.field("twin_example_id", pa.string(), nullable=False),  # a candidate that stays
-        pa.field("twin_source", pa.string(), nullable=False),
-        pa.field("twin_line", pa.int64(), nullable=False),
-        pa.field("similarity", pa.float32(), nullable=False),  # of prompts or responses: the lower
-    ]
+NEAR_DUPLICATES = _schema(
+    **_LEFT_OUT,
+    twin_example_id=TEXT,  # a candidate that stays
+    twin_source=TEXT,
+    twin_line=LONG,
+    similarity=FLOAT,  # of prompts or responses: the lower
 )
 
 # Candidates that cannot be picked, since another asks the same in other words.
-REPEATS = pa.schema(
-    [
-        pa.field("row_index", pa.int64(), nullable=False),
-        pa.field("example_id", pa.string(), nullable=False),
-        pa.field("repeats", pa.int64(), nullable=False),  # row_index of the one that can
-        pa.field("repeats_example_id", pa.string(), nullable=False),
-        # Of the two embeddings; null where many have the answer, and the words decided.
-        pa.field("cosine", pa.float32()),
-    ]
+REPEATS = _schema(
+    row_index=LONG,
+    example_id=TEXT,
+    repeats=LONG,  # row_index of the one that can
+    repeats_example_id=TEXT,
+    # Of the two embeddings; null where many have the answer, and the words decided.
+    cosine=maybe(FLOAT),
 )
 
 # Candidates left out for what they hold of a benchmark or a test set.
-CONTAMINATED = pa.schema(
-    [
-        *_LEFT_OUT_CANDIDATE,
-        pa.field("test_source", pa.string(), nullable=False),
-        pa.field("test_line", pa.int64(), nullable=False),
-        pa.field("words", pa.string()),  # the run of words they share; null: the whole prompt
-    ]
+CONTAMINATED = _schema(
+    **_LEFT_OUT,
+    test_source=TEXT,
+    test_line=LONG,
+    words=maybe(TEXT),  # the run of words they share; null: the whole prompt
 )
 
-MEASUREMENTS = pa.schema(
-    [
-        pa.field("block", pa.string(), nullable=False),
-        pa.field("helped_index", pa.int64(), nullable=False),
-        # Null for the helped example alone: what utilities are taken against, or a pointwise label.
-        pa.field("helper_index", pa.int64()),
-        # train | validation | Q1 | Q2 | Q3 | Q4 (points: no Q1..Q3), null for baselines
-        pa.field("split", pa.string()),
-        pa.field("value", pa.float64(), nullable=False),  # teacher's unit, e.g. DELIFT distance
-        pa.field("num_tokens", pa.int32(), nullable=False),  # prompt and response
-        pa.field("num_cached_tokens", pa.int32(), nullable=False),  # of them read from a cache
-        # What had to be computed at the least: a shared prefix once, then what no whole block of
-        # the cache covers.
-        pa.field("num_minimal_tokens", pa.int32(), nullable=False),
-    ]
+MEASUREMENTS = _schema(
+    block=TEXT,
+    helped_index=LONG,
+    # Null for the helped example alone: what utilities are taken against, or a pointwise label.
+    helper_index=maybe(LONG),
+    # train | validation | Q1 | Q2 | Q3 | Q4 (points: no Q1..Q3), null for baselines
+    split=maybe(TEXT),
+    value=DOUBLE,  # teacher's unit, e.g. DELIFT distance
+    num_tokens=INT,  # prompt and response
+    num_cached_tokens=INT,  # of them read from a cache
+    # What had to be computed at the least: a shared prefix once, then what no whole block of
+    # the cache covers.
+    num_minimal_tokens=INT,
 )
 
-LABELS = pa.schema(
-    [
-        pa.field("block", pa.string(), nullable=False),
-        pa.field("helped_index", pa.int64(), nullable=False),
-        pa.field("helper_index", pa.int64()),  # null for pointwise teachers
-        pa.field("split", pa.string(), nullable=False),
-        pa.field("utility", pa.float32(), nullable=False),  # raw and signed
-    ]
+LABELS = _schema(
+    block=TEXT,
+    helped_index=LONG,
+    helper_index=maybe(LONG),  # null for pointwise teachers
+    split=TEXT,
+    utility=FLOAT,  # raw and signed
 )
 
-TRAINING_HISTORY = pa.schema(
-    [
-        pa.field("block", pa.string(), nullable=False),
-        pa.field("epoch", pa.int32(), nullable=False),
-        pa.field("train_loss", pa.float64(), nullable=False),
-        pa.field("validation_loss", pa.float64(), nullable=False),
-    ]
+TRAINING_HISTORY = _schema(block=TEXT, epoch=INT, train_loss=DOUBLE, validation_loss=DOUBLE)
+
+PREDICTIONS = _schema(
+    block=TEXT,
+    helped_index=LONG,
+    helper_index=maybe(LONG),
+    split=TEXT,
+    utility=FLOAT,
+    influence=FLOAT,
 )
 
-PREDICTIONS = pa.schema(
-    [
-        pa.field("block", pa.string(), nullable=False),
-        pa.field("helped_index", pa.int64(), nullable=False),
-        pa.field("helper_index", pa.int64()),
-        pa.field("split", pa.string(), nullable=False),
-        pa.field("utility", pa.float32(), nullable=False),
-        pa.field("influence", pa.float32(), nullable=False),
-    ]
+FIDELITY = _schema(
+    block=TEXT,
+    split=TEXT,
+    # network | additive_ridge | cosine | row_column_mean | mean | zero | random
+    model=TEXT,
+    num_pairs=LONG,
+    mse=maybe(DOUBLE),  # label unit squared; null of a cosine, like the next two
+    scaled_mse=maybe(DOUBLE),  # labels min-max scaled to [0, 1]
+    r2=maybe(DOUBLE),  # null where the labels do not vary
+    spearman=maybe(DOUBLE),  # null where either side does not vary
+    # Of pairs (network.fidelity says how each is defined): null in "points", and where not
+    # defined. num_rows is how many were ranked; low and high are 95 % intervals.
+    num_rows=LONG,
+    row_spearman=maybe(DOUBLE),
+    **{
+        f"{measure}{end}": maybe(DOUBLE)
+        for measure in ("interaction_correlation", "capture", "capture_1pct")
+        for end in ("", "_low", "_high")
+    },
 )
 
-FIDELITY = pa.schema(
-    [
-        pa.field("block", pa.string(), nullable=False),
-        pa.field("split", pa.string(), nullable=False),
-        # network | additive_ridge | cosine | row_column_mean | mean | zero | random
-        pa.field("model", pa.string(), nullable=False),
-        pa.field("num_pairs", pa.int64(), nullable=False),
-        pa.field("mse", pa.float64()),  # label unit squared; null of a cosine, like the next two
-        pa.field("scaled_mse", pa.float64()),  # labels min-max scaled to [0, 1]
-        pa.field("r2", pa.float64()),  # null where the labels do not vary
-        pa.field("spearman", pa.float64()),  # null where either side does not vary
-        # Of pairs (network.fidelity says how each is defined): null in "points", and where not
-        # defined. num_rows is how many were ranked; low and high are 95 % intervals.
-        pa.field("num_rows", pa.int64(), nullable=False),
-        pa.field("row_spearman", pa.float64()),
-        *(
-            pa.field(f"{measure}{end}", pa.float64())
-            for measure in ("interaction_correlation", "capture", "capture_1pct")
-            for end in ("", "_low", "_high")
-        ),
-    ]
-)
-
-TOP_HELPERS = pa.schema(
-    [
-        pa.field("row_index", pa.int64(), nullable=False),
-        pa.field("helper_index", pa.list_(pa.int32()), nullable=False),  # best first
-        pa.field("influence", pa.list_(pa.float32()), nullable=False),  # raw and signed
-    ]
+TOP_HELPERS = _schema(
+    row_index=LONG,
+    helper_index=pa.list_(INT),  # best first
+    influence=pa.list_(FLOAT),  # raw and signed
 )
 
 # Of every pair of a block that is scored exactly. Of a pruned one they cover the pairs of rows held
 # out to measure recall, each scored against every column, and the extremes whatever was kept too.
-SCORE_STATISTICS = pa.schema(
-    [
-        pa.field("block", pa.string(), nullable=False),
-        pa.field("num_scored", pa.int64(), nullable=False),  # pairs, for the lists or sums
-        pa.field("num_pairs", pa.int64(), nullable=False),  # that the statistics cover
-        pa.field("min", pa.float64(), nullable=False),
-        pa.field("max", pa.float64(), nullable=False),
-        pa.field("sum", pa.float64(), nullable=False),
-        pa.field("sum_of_squares", pa.float64(), nullable=False),
-    ]
+SCORE_STATISTICS = _schema(
+    block=TEXT,
+    num_scored=LONG,  # pairs, for the lists or sums
+    num_pairs=LONG,  # that the statistics cover
+    min=DOUBLE,
+    max=DOUBLE,
+    sum=DOUBLE,
+    sum_of_squares=DOUBLE,
 )
 
 # How many scores of a block lie in each bin; `core.pairs.score_histogram` has the bins' edges.
-SCORE_HISTOGRAM = pa.schema(
-    [
-        pa.field("block", pa.string(), nullable=False),
-        pa.field("bin", pa.int32(), nullable=False),
-        pa.field("count", pa.int64(), nullable=False),
-    ]
-)
+SCORE_HISTOGRAM = _schema(block=TEXT, bin=INT, count=LONG)
 
 # How much of the true lists a search finds: every setting that the index stage tried.
-RECALL = pa.schema(
-    [
-        pa.field("block", pa.string(), nullable=False),
-        pa.field("num_probes", pa.int32(), nullable=False),  # cells
-        pa.field("num_candidates", pa.int32(), nullable=False),
-        pa.field("num_rows", pa.int64(), nullable=False),  # held out
-        pa.field("recall", pa.float64(), nullable=False),  # mean over those rows
-        pa.field("standard_error", pa.float64(), nullable=False),  # of that mean
-        pa.field("scored_fraction", pa.float64(), nullable=False),  # share of the pairs
-        pa.field("seconds", pa.float64(), nullable=False),  # all those rows
-        pa.field("chosen", pa.bool_(), nullable=False),
-    ]
+RECALL = _schema(
+    block=TEXT,
+    num_probes=INT,  # cells
+    num_candidates=INT,
+    num_rows=LONG,  # held out
+    recall=DOUBLE,  # mean over those rows
+    standard_error=DOUBLE,  # of that mean
+    scored_fraction=DOUBLE,  # share of the pairs
+    seconds=DOUBLE,  # all those rows
+    chosen=FLAG,
 )
 
 # Recall of the lists that the score stage made, one held-out row each; other rows than above.
-ROW_RECALL = pa.schema(
-    [
-        pa.field("block", pa.string(), nullable=False),
-        pa.field("row_index", pa.int64(), nullable=False),
-        pa.field("recall", pa.float64(), nullable=False),
-        pa.field("scored_fraction", pa.float64(), nullable=False),
-    ]
-)
+ROW_RECALL = _schema(block=TEXT, row_index=LONG, recall=DOUBLE, scored_fraction=DOUBLE)
 
 # Sums of s_ij over the rows i of a subtask, for every candidate j, as whole numbers of 2**-32: such
 # a sum does not depend on where rows were cut. Of the block "points": the score itself. Where the
 # scores are a teacher's labels, num_rows counts those that candidate j has a label for.
-COLUMN_SUMS = pa.schema(
-    [
-        pa.field("block", pa.string(), nullable=False),
-        pa.field("subtask", pa.string()),  # null where there is only one
-        pa.field("num_rows", pa.int64(), nullable=False),
-        pa.field("helper_index", pa.int64(), nullable=False),
-        pa.field("sum", pa.int64(), nullable=False),
-    ]
+COLUMN_SUMS = _schema(
+    block=TEXT,
+    subtask=maybe(TEXT),  # null where there is only one
+    num_rows=LONG,
+    helper_index=LONG,
+    sum=LONG,
 )
 
 # Candidates that a teacher whose labels are the scores said nothing of: they are never picked.
-UNRANKED = pa.schema([pa.field("row_index", pa.int64(), nullable=False)])
+UNRANKED = _schema(row_index=LONG)
 
 # What existing data do for the rows of a block: one row a row of the block, in row order.
-EXISTING_INFLUENCE = pa.schema(
-    [
-        pa.field("row_index", pa.int64(), nullable=False),
-        pa.field("max_influence", pa.float32(), nullable=False),  # raw and signed
-        # Whole numbers of 2**-32, like COLUMN_SUMS: over all existing examples.
-        pa.field("sum", pa.int64(), nullable=False),
-    ]
+EXISTING_INFLUENCE = _schema(
+    row_index=LONG,
+    max_influence=FLOAT,  # raw and signed
+    # Whole numbers of 2**-32, like COLUMN_SUMS: over all existing examples.
+    sum=LONG,
 )
 
 # One row a checkpoint of the warm-up (LESS).
-WARMUP_CHECKPOINTS = pa.schema(
-    [
-        pa.field("checkpoint", pa.int32(), nullable=False),  # from 0
-        pa.field("epoch", pa.int32(), nullable=False),
-        pa.field("num_steps", pa.int64(), nullable=False),  # optimiser steps so far
-        pa.field("mean_learning_rate", pa.float64(), nullable=False),  # over the epoch's steps
-        pa.field("train_loss", pa.float64(), nullable=False),  # nats a response token
-    ]
+WARMUP_CHECKPOINTS = _schema(
+    checkpoint=INT,  # from 0
+    epoch=INT,
+    num_steps=LONG,  # optimiser steps so far
+    mean_learning_rate=DOUBLE,  # over the epoch's steps
+    train_loss=DOUBLE,  # nats a response token
 )
 
-COLUMN_MAX = pa.schema(
-    [
-        pa.field("block", pa.string(), nullable=False),
-        pa.field("helper_index", pa.int64(), nullable=False),
-        pa.field("max_influence", pa.float32(), nullable=False),
-    ]
+COLUMN_MAX = _schema(block=TEXT, helper_index=LONG, max_influence=FLOAT)
+
+RANKING = _schema(
+    rank=INT,  # 1-based
+    row_index=LONG,
+    example_id=TEXT,
+    gain=DOUBLE,  # of the scaled objective
+    objective=DOUBLE,  # value after this pick
+    num_tokens=LONG,
+    num_covered=INT,  # rows whose best pick this is
+    # objective | quality | distance | id | include | random
+    decided_by=TEXT,
 )
 
-RANKING = pa.schema(
-    [
-        pa.field("rank", pa.int32(), nullable=False),  # 1-based
-        pa.field("row_index", pa.int64(), nullable=False),
-        pa.field("example_id", pa.string(), nullable=False),
-        pa.field("gain", pa.float64(), nullable=False),  # of the scaled objective
-        pa.field("objective", pa.float64(), nullable=False),  # value after this pick
-        pa.field("num_tokens", pa.int64(), nullable=False),
-        pa.field("num_covered", pa.int32(), nullable=False),  # rows whose best pick this is
-        # objective | quality | distance | id | include | random
-        pa.field("decided_by", pa.string(), nullable=False),
-    ]
-)
-
-COVERAGE = pa.schema(
-    [
-        pa.field("row_index", pa.int64(), nullable=False),  # a row of the objective's ground set
-        pa.field("covered_by", pa.int64()),  # row_index of its best pick; null: no pick in its list
-        pa.field("coverage", pa.float32(), nullable=False),  # scaled influence of that pick, 0..1
-    ]
+COVERAGE = _schema(
+    row_index=LONG,  # a row of the objective's ground set
+    covered_by=maybe(LONG),  # row_index of its best pick; null: no pick in its list
+    coverage=FLOAT,  # scaled influence of that pick, 0..1
 )
 
 # What each part of a partitioned search picked by itself, best first.
-PART_PICKS = pa.schema(
-    [
-        pa.field("part", pa.int32(), nullable=False),
-        pa.field("row_index", pa.int64(), nullable=False),
-        pa.field("gain", pa.float64(), nullable=False),
-        pa.field("decided_by", pa.int8(), nullable=False),  # place in selection.ties.DECIDED_BY
-    ]
+PART_PICKS = _schema(
+    part=INT,
+    row_index=LONG,
+    gain=DOUBLE,
+    decided_by=BYTE,  # place in selection.ties.DECIDED_BY
 )
 
 # Candidates that are worth most alone and were not picked, best first.
-SKIPPED = pa.schema(
-    [
-        pa.field("row_index", pa.int64(), nullable=False),
-        pa.field("example_id", pa.string(), nullable=False),
-        pa.field("alone_gain", pa.float64(), nullable=False),  # its value as the only pick
-        pa.field("final_gain", pa.float64(), nullable=False),  # on top of all picks
-        pa.field("redundant_with", pa.int64()),  # pick that gives most of its value; null: none
-        pa.field("redundant_with_rank", pa.int32()),
-        pa.field("redundant_share", pa.float64(), nullable=False),  # of alone_gain, by that pick
-        pa.field("cosine", pa.float64()),  # of the embeddings of the two
-    ]
+SKIPPED = _schema(
+    row_index=LONG,
+    example_id=TEXT,
+    alone_gain=DOUBLE,  # its value as the only pick
+    final_gain=DOUBLE,  # on top of all picks
+    redundant_with=maybe(LONG),  # pick that gives most of its value; null: none
+    redundant_with_rank=maybe(INT),
+    redundant_share=DOUBLE,  # of alone_gain, by that pick
+    cosine=maybe(DOUBLE),  # of the embeddings of the two
 )
 
 
 # Of a run that goes on from another: how far new examples, and for comparison unlabelled ones of
 # the labelled corpus ("reference"), lie from the nearest labelled example.
-DRIFT_DISTANCES = pa.schema(
-    [
-        pa.field("group", pa.string(), nullable=False),  # new | reference
-        pa.field("row_index", pa.int64(), nullable=False),
-        pa.field("distance", pa.float32(), nullable=False),  # cosine distance, 0 to 2
-    ]
+DRIFT_DISTANCES = _schema(
+    group=TEXT,  # new | reference
+    row_index=LONG,
+    distance=FLOAT,  # cosine distance, 0 to 2
 )
 
 # One row a hidden unit and side: the range of the labelled examples, and the shares (0..1) of new
 # and of reference examples below and above it.
-DRIFT_RANGES = pa.schema(
-    [
-        pa.field("block", pa.string(), nullable=False),
-        pa.field("side", pa.string(), nullable=False),  # rows | columns
-        pa.field("unit", pa.int32(), nullable=False),
-        pa.field("low", pa.float32(), nullable=False),
-        pa.field("high", pa.float32(), nullable=False),
-        pa.field("new_below", pa.float64(), nullable=False),
-        pa.field("new_above", pa.float64(), nullable=False),
-        pa.field("reference_below", pa.float64(), nullable=False),
-        pa.field("reference_above", pa.float64(), nullable=False),
-    ]
+DRIFT_RANGES = _schema(
+    block=TEXT,
+    side=TEXT,  # rows | columns
+    unit=INT,
+    low=FLOAT,
+    high=FLOAT,
+    new_below=DOUBLE,
+    new_above=DOUBLE,
+    reference_below=DOUBLE,
+    reference_above=DOUBLE,
 )
 
 
@@ -372,35 +311,26 @@ def helped_role(block: str) -> str:
 
 def embeddings_schema(dimension: int, dtype: str) -> pa.Schema:
     """Return the schema of embeddings: unit-norm vectors of ``dimension`` float32 or float16."""
-    value = {"float32": pa.float32(), "float16": pa.float16()}[dtype]
-    return pa.schema(
-        [
-            pa.field("row_index", pa.int64(), nullable=False),
-            pa.field("example_id", pa.string(), nullable=False),
-            pa.field("num_tokens", pa.int32(), nullable=False),  # of the embedder's tokenizer
-            pa.field("embedding", pa.list_(value, dimension), nullable=False),
-        ]
+    value = {"float32": FLOAT, "float16": pa.float16()}[dtype]
+    return _schema(
+        row_index=LONG,
+        example_id=TEXT,
+        num_tokens=INT,  # of the embedder's tokenizer
+        embedding=pa.list_(value, dimension),
     )
 
 
 def dense_schema(num_columns: int) -> pa.Schema:
     """Return the schema of all scores of a block: a list of ``num_columns`` a row."""
-    return pa.schema(
-        [
-            pa.field("row_index", pa.int64(), nullable=False),
-            pa.field("influence", pa.list_(pa.float32(), num_columns), nullable=False),  # raw
-        ]
+    return _schema(
+        row_index=LONG,
+        influence=pa.list_(FLOAT, num_columns),  # raw
     )
 
 
 def activations_schema(num_hidden: int) -> pa.Schema:
     """Return the schema of projected activations of one role and block, ``num_hidden`` each."""
-    return pa.schema(
-        [
-            pa.field("row_index", pa.int64(), nullable=False),
-            pa.field("activation", pa.list_(pa.float32(), num_hidden), nullable=False),
-        ]
-    )
+    return _schema(row_index=LONG, activation=pa.list_(FLOAT, num_hidden))
 
 
 def gradients_schema(projection_dim: int, storage: str = "float32") -> pa.Schema:
@@ -412,225 +342,194 @@ def gradients_schema(projection_dim: int, storage: str = "float32") -> pa.Schema
     (the plain gradient). A row whose gradient could not be taken is not done and has no feature.
     """
     feature = {
-        "float32": pa.list_(pa.float32(), projection_dim),
-        "int8": pa.list_(pa.int8(), projection_dim),
+        "float32": pa.list_(FLOAT, projection_dim),
+        "int8": pa.list_(BYTE, projection_dim),
         "bit": pa.list_(pa.uint8(), -(-projection_dim // 8)),
     }[storage]
-    return pa.schema(
-        [
-            pa.field("side", pa.string(), nullable=False),
-            pa.field("role", pa.string(), nullable=False),
-            pa.field("row_index", pa.int64(), nullable=False),
-            pa.field("example_id", pa.string(), nullable=False),
-            pa.field("done", pa.bool_(), nullable=False),
-            pa.field("feature", feature),
-        ]
+    return _schema(
+        side=TEXT,
+        role=TEXT,
+        row_index=LONG,
+        example_id=TEXT,
+        done=FLAG,
+        feature=maybe(feature),
     )
 
 
 # One row a network of a sweep, split and model: the cell, how it went, and its fidelity.
-_SWEEP_CELL = pa.schema(
-    [
-        pa.field("base", pa.string(), nullable=False),  # fingerprint of labels and training
-        pa.field("block", pa.string(), nullable=False),
-        pa.field("fraction", pa.float64(), nullable=False),  # of the rows and of the columns
-        pa.field("num_hidden", pa.int32(), nullable=False),
-        pa.field("seed", pa.int64(), nullable=False),
-        pa.field("num_train_rows", pa.int64(), nullable=False),
-        pa.field("num_train_columns", pa.int64(), nullable=False),
-        pa.field("num_train_pairs", pa.int64(), nullable=False),
-        pa.field("num_epochs", pa.int32(), nullable=False),
-        pa.field("seconds", pa.float64(), nullable=False),
-    ]
+_SWEEP_CELL = _schema(
+    base=TEXT,  # fingerprint of labels and training
+    block=TEXT,
+    fraction=DOUBLE,  # of the rows and of the columns
+    num_hidden=INT,
+    seed=LONG,
+    num_train_rows=LONG,
+    num_train_columns=LONG,
+    num_train_pairs=LONG,
+    num_epochs=INT,
+    seconds=DOUBLE,
 )
 SWEEP_CELLS = pa.unify_schemas([_SWEEP_CELL, FIDELITY])
 
-
-# The Arrow schema of every table of an evaluation.
-
-# pyright: reportUnknownMemberType=false
-
+# Tables of an evaluation.
 
 BETTER, WORSE, NOISE = "better", "worse", "noise"
 #: The step of COSTS that is a method's whole way.
 ALL_STEPS = "all"
 
 # Rows of a test set that no model is tested on, since they are among the candidates.
-LEFT_OUT = pa.schema(
-    [
-        pa.field("example_id", pa.string(), nullable=False),
-        pa.field("source", pa.string(), nullable=False),
-        pa.field("line", pa.int64(), nullable=False),
-        pa.field("reason", pa.string(), nullable=False),  # same_example | same_prompt
-    ]
+LEFT_OUT = _schema(
+    example_id=TEXT,
+    source=TEXT,
+    line=LONG,
+    reason=TEXT,  # same_example | same_prompt
 )
 
 # One row: how a model was fine-tuned on a subset.
-TUNING = pa.schema(
-    [
-        pa.field("num_examples", pa.int64(), nullable=False),  # trained on, misfits left out
-        pa.field("num_tokens", pa.int64(), nullable=False),  # of one epoch, prompts included
-        pa.field("num_steps", pa.int64(), nullable=False),  # optimiser steps, all epochs
-        pa.field("train_loss", pa.list_(pa.float64()), nullable=False),  # by epoch, nats a token
-        pa.field("seconds", pa.float64(), nullable=False),  # training alone
-    ]
+TUNING = _schema(
+    num_examples=LONG,  # trained on, misfits left out
+    num_tokens=LONG,  # of one epoch, prompts included
+    num_steps=LONG,  # optimiser steps, all epochs
+    train_loss=pa.list_(DOUBLE),  # by epoch, nats a token
+    seconds=DOUBLE,  # training alone
 )
 
 # The examples that a held-out question is shown with, nearest first.
-CONTEXTS = pa.schema(
-    [
-        pa.field("row_index", pa.int64(), nullable=False),
-        pa.field("example_index", pa.list_(pa.int32()), nullable=False),  # candidates' row numbers
-        pa.field("cosine", pa.list_(pa.float32()), nullable=False),
-    ]
+CONTEXTS = _schema(
+    row_index=LONG,
+    example_index=pa.list_(INT),  # candidates' row numbers
+    cosine=pa.list_(FLOAT),
 )
 
 # How likely the model finds the reference answers, teacher-forced.
-LIKELIHOODS = pa.schema(
-    [
-        pa.field("row_index", pa.int64(), nullable=False),
-        pa.field("example_id", pa.string(), nullable=False),
-        pa.field("nll", pa.float64(), nullable=False),  # nats a token, end of text included
-        pa.field("num_tokens", pa.int32(), nullable=False),  # of the reference, end included
-        pa.field("num_prompt_tokens", pa.int32(), nullable=False),
-    ]
+LIKELIHOODS = _schema(
+    row_index=LONG,
+    example_id=TEXT,
+    nll=DOUBLE,  # nats a token, end of text included
+    num_tokens=INT,  # of the reference, end included
+    num_prompt_tokens=INT,
 )
 
-RESPONSES = pa.schema(
-    [
-        pa.field("row_index", pa.int64(), nullable=False),
-        pa.field("example_id", pa.string(), nullable=False),
-        pa.field("response", pa.string(), nullable=False),
-        pa.field("num_prompt_tokens", pa.int32(), nullable=False),
-        pa.field("num_tokens", pa.int32(), nullable=False),  # written
-        pa.field("finish_reason", pa.string(), nullable=False),  # stop | length
-    ]
+RESPONSES = _schema(
+    row_index=LONG,
+    example_id=TEXT,
+    response=TEXT,
+    num_prompt_tokens=INT,
+    num_tokens=INT,  # written
+    finish_reason=TEXT,  # stop | length
 )
 
-VERDICTS = pa.schema(
-    [
-        pa.field("row_index", pa.int64(), nullable=False),
-        pa.field("example_id", pa.string(), nullable=False),
-        pa.field("score", pa.int32()),  # 1..5; null: the verdict could not be read
-        pa.field("verdict", pa.string(), nullable=False),  # as the judge wrote it
-    ]
+VERDICTS = _schema(
+    row_index=LONG,
+    example_id=TEXT,
+    score=maybe(INT),  # 1..5; null: the verdict could not be read
+    verdict=TEXT,  # as the judge wrote it
 )
 
-GRADES = pa.schema(
-    [
-        pa.field("row_index", pa.int64(), nullable=False),
-        pa.field("example_id", pa.string(), nullable=False),
-        pa.field("metric", pa.string(), nullable=False),  # rouge1 | rougeL | bge | exact_match
-        pa.field("value", pa.float64()),  # null: the metric does not apply to the row
-    ]
+GRADES = _schema(
+    row_index=LONG,
+    example_id=TEXT,
+    metric=TEXT,  # rouge1 | rougeL | bge | exact_match
+    value=maybe(DOUBLE),  # null: the metric does not apply to the row
 )
 
-_CELL = [
-    pa.field("method", pa.string(), nullable=False),
-    pa.field("budget", pa.float64(), nullable=False),  # of the candidates; 0 initial, 1 full
-    pa.field("num_examples", pa.int64(), nullable=False),  # in the subset
-    pa.field("mode", pa.string(), nullable=False),  # icl | tuned | none (initial)
-    pa.field("test", pa.string(), nullable=False),
-    pa.field("metric", pa.string(), nullable=False),
-]
+_SUBSET: dict[str, Any] = dict(
+    method=TEXT,
+    budget=DOUBLE,  # of the candidates; 0 initial, 1 full
+    num_examples=LONG,  # in the subset
+)
+_MEASURED: dict[str, Any] = dict(
+    mode=TEXT,  # icl | tuned | none (initial)
+    test=TEXT,
+    metric=TEXT,
+)
 
 # Every value there is; `seed` tells random subsets apart, 0 elsewhere. A row that a metric does not
 # apply to (an exact match of a free text) is none of its rows.
-SCORES = pa.schema(
-    [
-        *_CELL[:3],
-        pa.field("seed", pa.int32(), nullable=False),
-        *_CELL[3:],
-        pa.field("row_index", pa.int64(), nullable=False),
-        pa.field("example_id", pa.string(), nullable=False),
-        pa.field("value", pa.float64()),  # null: failed or unreadable; counted, never dropped
-    ]
+SCORES = _schema(
+    **_SUBSET,
+    seed=INT,
+    **_MEASURED,
+    row_index=LONG,
+    example_id=TEXT,
+    value=maybe(DOUBLE),  # null: failed or unreadable; counted, never dropped
 )
 
 # One row a method, budget, mode, test set and metric; random's seeds are one row.
-SUMMARY = pa.schema(
-    [
-        *_CELL,
-        pa.field("num_seeds", pa.int32(), nullable=False),
-        pa.field("num_rows", pa.int64(), nullable=False),  # with a value, of one seed
-        pa.field("num_missing", pa.int64(), nullable=False),  # without one, over all seeds
-        pa.field("mean", pa.float64()),
-        pa.field("low", pa.float64()),  # bootstrap interval of the mean, over rows
-        pa.field("high", pa.float64()),
-        pa.field("seed_deviation", pa.float64()),  # of the means of random's seeds
-        # Against random of the same budget, mode, test and metric, row by row; null for random
-        # itself and where there is none.
-        pa.field("difference", pa.float64()),
-        pa.field("difference_low", pa.float64()),
-        pa.field("difference_high", pa.float64()),
-        pa.field("p_value", pa.float64()),  # of this comparison alone
-        pa.field("adjusted_p_value", pa.float64()),  # over the methods of one such comparison
-        # better | worse | noise, by the adjusted one; null where random is one subset only, of
-        # which nobody knows how far others lie from it.
-        pa.field("verdict", pa.string()),
-    ]
+SUMMARY = _schema(
+    **_SUBSET,
+    **_MEASURED,
+    num_seeds=INT,
+    num_rows=LONG,  # with a value, of one seed
+    num_missing=LONG,  # without one, over all seeds
+    mean=maybe(DOUBLE),
+    low=maybe(DOUBLE),  # bootstrap interval of the mean, over rows
+    high=maybe(DOUBLE),
+    seed_deviation=maybe(DOUBLE),  # of the means of random's seeds
+    # Against random of the same budget, mode, test and metric, row by row; null for random
+    # itself and where there is none.
+    difference=maybe(DOUBLE),
+    difference_low=maybe(DOUBLE),
+    difference_high=maybe(DOUBLE),
+    p_value=maybe(DOUBLE),  # of this comparison alone
+    adjusted_p_value=maybe(DOUBLE),  # over the methods of one such comparison
+    # better | worse | noise, by the adjusted one; null where random is one subset only, of
+    # which nobody knows how far others lie from it.
+    verdict=maybe(TEXT),
 )
 
 # What each step cost, measured; of a corpus that was not run, extrapolated and marked so.
-COSTS = pa.schema(
-    [
-        pa.field("method", pa.string(), nullable=False),
-        pa.field("step", pa.string(), nullable=False),  # a stage's name, or "all"
-        pa.field("num_candidates", pa.int64(), nullable=False),
-        pa.field("seconds", pa.float64(), nullable=False),
-        pa.field("accelerator_seconds", pa.float64(), nullable=False),  # GPU, over all actors
-        pa.field("cpu_seconds", pa.float64(), nullable=False),
-        pa.field("num_tokens", pa.int64()),  # computed by a language model; null: it asks none
-        pa.field("price", pa.float64(), nullable=False),  # US dollars
-        pa.field("extrapolated", pa.bool_(), nullable=False),
-        # Whether another method rests on the same work. Each method is charged for it in full, as
-        # if it were the only one, so methods do not add up.
-        pa.field("shared", pa.bool_(), nullable=False),
-        # Of the pairs (or examples) there are, the share that the teacher was asked about; null of
-        # a step that asks no teacher.
-        pa.field("labelled_fraction", pa.float64()),
-    ]
+COSTS = _schema(
+    method=TEXT,
+    step=TEXT,  # a stage's name, or "all"
+    num_candidates=LONG,
+    seconds=DOUBLE,
+    accelerator_seconds=DOUBLE,  # GPU, over all actors
+    cpu_seconds=DOUBLE,
+    num_tokens=maybe(LONG),  # computed by a language model; null: it asks none
+    price=DOUBLE,  # US dollars
+    extrapolated=FLAG,
+    # Whether another method rests on the same work. Each method is charged for it in full, as
+    # if it were the only one, so methods do not add up.
+    shared=FLAG,
+    # Of the pairs (or examples) there are, the share that the teacher was asked about; null of
+    # a step that asks no teacher.
+    labelled_fraction=maybe(DOUBLE),
 )
 
 # How near a network's subset and influence come to its teacher's.
-AGREEMENT = pa.schema(
-    [
-        pa.field("method", pa.string(), nullable=False),
-        pa.field("teacher", pa.string(), nullable=False),  # the method it is held against
-        pa.field("budget", pa.float64(), nullable=False),
-        pa.field("overlap", pa.float64(), nullable=False),  # shared picks / picks
-        pa.field("chance_overlap", pa.float64(), nullable=False),  # of two random subsets
-        pa.field("objective", pa.float64()),  # of the method's picks, by the teacher's labels
-        pa.field("teacher_objective", pa.float64()),  # of the teacher's picks, by the same
-        pa.field("random_objective", pa.float64()),  # of random picks, by the same: the mean
-    ]
+AGREEMENT = _schema(
+    method=TEXT,
+    teacher=TEXT,  # the method it is held against
+    budget=DOUBLE,
+    overlap=DOUBLE,  # shared picks / picks
+    chance_overlap=DOUBLE,  # of two random subsets
+    objective=maybe(DOUBLE),  # of the method's picks, by the teacher's labels
+    teacher_objective=maybe(DOUBLE),  # of the teacher's picks, by the same
+    random_objective=maybe(DOUBLE),  # of random picks, by the same: the mean
 )
 
 # FIDELITY of every network that a method of the evaluation fitted.
-NETWORK_FIDELITY = FIDELITY.insert(0, pa.field("method", pa.string(), nullable=False))
+NETWORK_FIDELITY = pa.unify_schemas([_schema(method=TEXT), FIDELITY])
 
 # The picks of every subset but the whole corpus, in the order of its rows.
-SUBSETS = pa.schema(
-    [
-        pa.field("method", pa.string(), nullable=False),
-        pa.field("budget", pa.float64(), nullable=False),
-        pa.field("seed", pa.int32(), nullable=False),  # as in SCORES
-        pa.field("example_id", pa.string(), nullable=False),
-    ]
+SUBSETS = _schema(
+    method=TEXT,
+    budget=DOUBLE,
+    seed=INT,  # as in SCORES
+    example_id=TEXT,
 )
 
 # Some held-out rows with what was answered: for people to look at.
-ANSWERS = pa.schema(
-    [
-        pa.field("test", pa.string(), nullable=False),
-        pa.field("row_index", pa.int64(), nullable=False),
-        pa.field("prompt", pa.string(), nullable=False),
-        pa.field("reference", pa.string(), nullable=False),
-        pa.field("method", pa.string(), nullable=False),
-        pa.field("budget", pa.float64(), nullable=False),
-        pa.field("seed", pa.int32(), nullable=False),
-        pa.field("mode", pa.string(), nullable=False),  # as in SCORES
-        pa.field("response", pa.string()),  # null: none was written
-        pa.field("verdict", pa.int32()),  # the judge's, 1..5; null: none, or unreadable
-    ]
+ANSWERS = _schema(
+    test=TEXT,
+    row_index=LONG,
+    prompt=TEXT,
+    reference=TEXT,
+    method=TEXT,
+    budget=DOUBLE,
+    seed=INT,
+    mode=TEXT,  # as in SCORES
+    response=maybe(TEXT),  # null: none was written
+    verdict=maybe(INT),  # the judge's, 1..5; null: none, or unreadable
 )
