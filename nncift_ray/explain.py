@@ -34,20 +34,18 @@ from nncift_ray.runtime.schemas import (
     helped_role,
 )
 from nncift_ray.scores.exact import TopKState, top_k_rows, top_k_vector
-from nncift_ray.selection.objectives import MarginalGains, coverage, marginal_gains
-from nncift_ray.selection.repeats import REPEATS, read_repeats
-from nncift_ray.selection.tables import (
+from nncift_ray.selection.names import (
     NETWORK_SCORES,
+    REPEATS,
     TEACHER_SCORES,
     TOP_K,
-    ScoreTables,
-    build_objective,
-    cosines,
-    read_quality,
     resolve_selection,
     scored_blocks,
     scores_of,
 )
+from nncift_ray.selection.objectives import MarginalGains, coverage, marginal_gains
+from nncift_ray.selection.repeats import read_repeats
+from nncift_ray.selection.tables import ScoreTables, build_objective, cosines, read_quality
 
 # Query: what helps an example most, and what it helps most, over all pairs.
 

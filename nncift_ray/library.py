@@ -17,7 +17,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from nncift_ray import explain as questions
 from nncift_ray import runs
 from nncift_ray.corpus.export import SUBSET_PARQUET
 from nncift_ray.corpus.sources import expand_sources
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     import datasets
 
     from nncift_ray.evaluation.run import EvaluationResult
+    from nncift_ray.explain import Explanation, QueryAnswer
 
 DATA_FOLDER = "data"
 BATCH_ROWS = 1000
@@ -150,13 +150,17 @@ class Run(runs.Run):
             return ray.data.read_parquet([part.path for part in parts], filesystem=parts[0].fs)
         return ray.data.from_arrow(self.subset.data.table.combine_chunks())
 
-    def explain(self, example_id: str, top: int = 5) -> questions.Explanation:
+    def explain(self, example_id: str, top: int = 5) -> Explanation:
         """Return why an example was picked or not; see ``nncift explain``."""
-        return questions.explain(self, example_id, top)
+        from nncift_ray.explain import explain  # with compiled kernels, as below
 
-    def query(self, example_id: str, top: int = 10) -> questions.QueryAnswer:
+        return explain(self, example_id, top)
+
+    def query(self, example_id: str, top: int = 10) -> QueryAnswer:
         """Return what helps an example most and what it helps most; see ``nncift query``."""
-        return questions.query(self, example_id, top)
+        from nncift_ray.explain import query
+
+        return query(self, example_id, top)
 
     @property
     def report(self) -> Report:

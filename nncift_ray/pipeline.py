@@ -65,14 +65,11 @@ from nncift_ray.runtime.session import (
 )
 from nncift_ray.runtime.step import Stage
 from nncift_ray.runtime.telemetry import observed
-from nncift_ray.scores.measured import MeasuredScoresStage
-from nncift_ray.scores.step import ProjectStage, ScorePairsStage
-from nncift_ray.scores.teacher_scores import TeacherScoresStage, describe_labels
-from nncift_ray.selection.repeats import REPEATS, RepeatsStage
-from nncift_ray.selection.step import PARTITIONED, SelectPartitionsStage, SelectStage
-from nncift_ray.selection.tables import (
+from nncift_ray.selection.names import (
     OBJECTIVES,
     PAIR_COVERAGE,
+    PARTITIONED,
+    REPEATS,
     TOP_K,
     blocks_of,
     list_blocks,
@@ -85,9 +82,10 @@ from nncift_ray.teachers.setup import RecipeTeacher
 if TYPE_CHECKING:
     from nncift_ray.report.data import ReportData
     from nncift_ray.scores.index_step import IndexStage
+    from nncift_ray.scores.step import ScorePairsStage
     from nncift_ray.teachers.warmup import WarmupStage
 
-# Imports inside the steps: torch, faiss and matplotlib take seconds, and a plan needs none of them.
+# Imports inside the steps: torch, numba, faiss and matplotlib take long, and a plan needs none.
 
 RUN_RECORD = "run.json"
 HARDWARE_RECORD = "hardware.json"
@@ -541,9 +539,13 @@ class Blueprint:
         kept = top_k if self.keeps_lists else None
         reads, subtask_by = self.teaching.reads, self._subtask_by
         if not reads:
+            from nncift_ray.scores.teacher_scores import TeacherScoresStage
+
             return TeacherScoresStage(
                 outputs["label"], examples, self.blocks, kept, subtask_by=subtask_by
             )
+        from nncift_ray.scores.measured import MeasuredScoresStage
+
         kind, sources = self.config.teacher.kind, {name: outputs[name] for name in reads}
         tokenizer = self.teaching.language_models[0] if "deduplicate" in reads else None
         return MeasuredScoresStage(
@@ -573,6 +575,8 @@ class Blueprint:
         return ExampleInputs(outputs["embed"], profiles)
 
     def _project(self, outputs: Outputs) -> Stage:
+        from nncift_ray.scores.step import ProjectStage
+
         pairs_only = self.config.objective == PAIR_COVERAGE
         inputs = self.network_inputs(outputs)
         return ProjectStage(inputs, outputs["fit"], self.blocks, pairs_only=pairs_only)
@@ -585,6 +589,8 @@ class Blueprint:
         )
 
     def _score_pairs(self, outputs: Outputs) -> ScorePairsStage:
+        from nncift_ray.scores.step import ScorePairsStage
+
         return ScorePairsStage(
             outputs["project"],
             outputs["fit"],
@@ -602,12 +608,16 @@ class Blueprint:
         return None if self.teaching.reads else outputs.get("quality")
 
     def _repeats(self, outputs: Outputs) -> Stage:
+        from nncift_ray.selection.repeats import RepeatsStage
+
         min_cosine = self.config.selection.repeats
         assert min_cosine is not None  # noqa: S101
         quality = outputs.get("quality")
         return RepeatsStage(outputs["deduplicate"], outputs["embed"], min_cosine, quality)
 
     def _select_partitions(self, outputs: Outputs) -> Stage:
+        from nncift_ray.selection.step import SelectPartitionsStage
+
         return SelectPartitionsStage(
             scores_of(outputs),
             outputs["embed"],
@@ -617,6 +627,8 @@ class Blueprint:
         )
 
     def _select(self, outputs: Outputs) -> Stage:
+        from nncift_ray.selection.step import SelectStage
+
         return SelectStage(
             scores_of(outputs),
             outputs["embed"],
@@ -709,6 +721,8 @@ def run(
         notices += describe_left_out(outputs["deduplicate"])
         notices += describe_losses(outputs["export"])
         if blueprint.by_teacher:
+            from nncift_ray.scores.teacher_scores import describe_labels
+
             notices += describe_labels(outputs["teacher_scores"])
         return finish_run(config, run_dir, outputs, tuple(notices))
 

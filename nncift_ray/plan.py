@@ -47,7 +47,7 @@ from nncift_ray.runtime.schemas import (
     TABLE_OF_ROLE,
     TARGET,
 )
-from nncift_ray.selection.tables import TOP_K
+from nncift_ray.selection.names import TOP_K
 
 if TYPE_CHECKING:
     from nncift_ray.scores.index_step import BlockDecision

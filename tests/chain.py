@@ -33,8 +33,8 @@ from nncift_ray.runtime.step import Resources, Shard, Stage
 from nncift_ray.scores.index_step import IndexStage
 from nncift_ray.scores.step import ProjectStage, ScorePairsStage
 from nncift_ray.scores.teacher_scores import TeacherScoresStage
+from nncift_ray.selection.names import TOP_K, blocks_of, list_blocks
 from nncift_ray.selection.step import SelectStage
-from nncift_ray.selection.tables import TOP_K, blocks_of, list_blocks
 from nncift_ray.teachers.base import LabelRequest, Measurement, Teacher
 from nncift_ray.teachers.delift import DeliftSeTeacher
 from tests.hash_embedder import HashEmbedder

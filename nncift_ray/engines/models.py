@@ -211,6 +211,11 @@ def cached_snapshot(
     name: str, revision: str | None = None, *, weights: bool = True
 ) -> ResolvedModel | None:
     """Return a hub model that is whole in the local cache, or None; asks nobody."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    # Asked before the rest of the hub's client is imported, which takes longer than a plan.
+    if not (Path(HF_HUB_CACHE) / f"models--{name.replace('/', '--')}").is_dir():
+        return None
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 

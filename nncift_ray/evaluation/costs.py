@@ -45,7 +45,7 @@ from nncift_ray.plan import (
 from nncift_ray.recipe.sections import ClusterConfig, Config
 from nncift_ray.runtime.output import StageManifest, StageOutput
 from nncift_ray.runtime.schemas import ALL_STEPS, COSTS, CROSS, POINTS, WITHIN
-from nncift_ray.selection.tables import scored_blocks
+from nncift_ray.selection.names import scored_blocks
 
 EMBED, LABEL, FIT, INDEX, QUALITY = "embed", "label", "fit", "index", "quality"
 BY_EMBEDDINGS = ("delift_se", "cosine")  # teachers

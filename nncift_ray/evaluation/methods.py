@@ -29,7 +29,7 @@ from nncift_ray.recipe.sections import (
     TokenBudget,
 )
 from nncift_ray.runtime.output import StageOutput
-from nncift_ray.selection.tables import ROUND_ROBIN, TOP_K
+from nncift_ray.selection.names import ROUND_ROBIN, TOP_K
 
 INITIAL, RANDOM, RANDOM_SOURCE, FULL = "initial", "random", "random_source", "full"
 DRAWN = (RANDOM, RANDOM_SOURCE)  # at random, several times each

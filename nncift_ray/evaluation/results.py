@@ -28,8 +28,9 @@ from nncift_ray.runtime import schemas
 from nncift_ray.runtime.files import Location
 from nncift_ray.runtime.output import StageOutput
 from nncift_ray.selection.greedy import evaluate
+from nncift_ray.selection.names import resolve_selection, scores_of
 from nncift_ray.selection.problem import Problem
-from nncift_ray.selection.tables import ScoreTables, build_objective, resolve_selection, scores_of
+from nncift_ray.selection.tables import ScoreTables, build_objective
 
 EVALUATION_FOLDER = "evaluation"
 FACTS_NAME, PAGE_NAME = "evaluation.json", "report.html"

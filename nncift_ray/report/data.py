@@ -35,8 +35,7 @@ from nncift_ray.runtime import schemas
 from nncift_ray.runtime.output import ERRORS_TABLE, StageOutput
 from nncift_ray.runtime.schemas import CROSS, POINTS, WITHIN
 from nncift_ray.scores.exact import ScoreTotal
-from nncift_ray.selection.repeats import REPEATS
-from nncift_ray.selection.tables import scored_blocks, scores_of
+from nncift_ray.selection.names import REPEATS, scored_blocks, scores_of
 
 F64 = npt.NDArray[np.float64]
 Lengths = npt.NDArray[np.integer]

@@ -22,10 +22,10 @@ from nncift_ray.corpus.overlap import split_words
 from nncift_ray.runtime import schemas
 from nncift_ray.runtime.output import Sink, StageOutput, column_matrix
 from nncift_ray.runtime.step import Shard, Stage, Worker
+from nncift_ray.selection.names import REPEATS
 from nncift_ray.selection.tables import has_quality, read_quality
 
 I64 = npt.NDArray[np.int64]
-REPEATS = "repeats"
 #: An answer that more candidates have says little about what was asked.
 MAX_SHARERS = 10
 #: Share of the prompts with a common answer from which a word is one of templates.

@@ -38,13 +38,12 @@ from nncift_ray.selection.greedy import (
     round_robin_ranking,
     spread_ranking,
 )
+from nncift_ray.selection.names import PARTITIONED, RANDOM, ROUND_ROBIN
 from nncift_ray.selection.objectives import coverage, marginal_gains
 from nncift_ray.selection.partitioned import merge_parts, part_tasks, search_part
 from nncift_ray.selection.problem import MODULAR, Objective, Problem
 from nncift_ray.selection.repeats import read_repeats
 from nncift_ray.selection.tables import (
-    RANDOM,
-    ROUND_ROBIN,
     ScoreTables,
     build_objective,
     coverage_table,
@@ -57,7 +56,6 @@ from nncift_ray.selection.tables import (
 from nncift_ray.selection.ties import DISTANCE, OBJECTIVE, QUALITY, TieBreak
 
 ID_COLUMNS = ["row_index", "example_id", "num_tokens"]
-PARTITIONED = "partitioned"
 CANDIDATES_PER_PART = 50_000  # where the recipe does not say
 PICKS_NAME = "picks.arrow"
 SAVE_SECONDS = 5.0

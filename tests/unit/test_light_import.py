@@ -19,6 +19,8 @@ OF_WORKERS = {
     "corpus.export": HEAVY_FOR_A_WORKER | {"numba"},
     "profiles.step": HEAVY_FOR_A_WORKER,
     "scores.step": HEAVY_FOR_A_WORKER,
+    "plan": HEAVY_FOR_A_WORKER | {"numba", "scipy", "faiss", "datasets"},
+    "library": HEAVY_FOR_A_WORKER | {"numba", "scipy", "faiss", "datasets"},
 }
 HEAVY = {"torch", "ray", "vllm", "transformers", "sentence_transformers", "pyarrow", "numba"}
 

@@ -10,7 +10,7 @@ from nncift_ray.pipeline import RUN_RECORD
 from nncift_ray.recipe.loading import make_config
 from nncift_ray.runtime.files import Location
 from nncift_ray.runtime.output import StageOutput
-from nncift_ray.selection.tables import scored_blocks
+from nncift_ray.selection.names import scored_blocks
 
 
 def record_run(

@@ -21,8 +21,8 @@ from nncift_ray.runtime.output import StageOutput
 from nncift_ray.runtime.progress import SilentReporter
 from nncift_ray.runtime.step import Stage
 from nncift_ray.scores.step import ProjectStage, ScorePairsStage
+from nncift_ray.selection.names import TOP_K, resolve_selection
 from nncift_ray.selection.step import SelectStage
-from nncift_ray.selection.tables import TOP_K, resolve_selection
 from tests.chain import MODEL, make_embedder, run_chain
 from tests.unit.explain.recorded import record_run
 

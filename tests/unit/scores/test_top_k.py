@@ -11,7 +11,7 @@ from nncift_ray.errors import DataError
 from nncift_ray.network.factored import read_network
 from nncift_ray.runtime.output import StageOutput, column_matrix
 from nncift_ray.scores.exact import score_block
-from nncift_ray.selection.tables import blocks_of
+from nncift_ray.selection.names import blocks_of
 from tests.chain import LastDigitTeacher, Sizes, run_chain
 
 SCORE_TOLERANCE = 1e-6  # float32 influence of size 1
