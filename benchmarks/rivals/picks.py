@@ -1,6 +1,6 @@
 """Which rows each method picks: recipes of the package, and simple rivals over what a run knows.
 
-    python -m benchmarks.rivals.picks POOL SEED --data FOLDER --work FOLDER [--only RECIPE ...]
+    python -m benchmarks.rivals.picks POOL SEED --data FOLDER --work FOLDER [--only METHOD ...]
 
 A file a method lies in WORK/picks/POOL-SEED: the rows in order, and processor seconds.
 """
@@ -21,8 +21,9 @@ from benchmarks.rivals.cells import DEFAULT
 from benchmarks.rivals.pools import POOLS, Pool, make_pool
 from benchmarks.rivals.tuning import UpperModel
 from nncift_ray.demo.run import cover_by_cosine
+from nncift_ray.evaluation.methods import variant
 from nncift_ray.pipeline import Blueprint
-from nncift_ray.recipe.loading import load_config
+from nncift_ray.recipe.loading import load_config, make_config
 from nncift_ray.runtime.driver import execute_here, run_stage, stage_fingerprint
 from nncift_ray.runtime.files import Location
 from nncift_ray.runtime.output import StageOutput, column_matrix
@@ -41,6 +42,13 @@ embedder: {{model: "embedded:all-minilm-l6-v2"}}
 labels: {{label_pairs: {labels}, pool: {{shard_rows: 128}}}}
 selection: {{objective: facility_location, budget: {budget}}}
 """
+#: The adapters of what trains one; a few rows of a small pool.
+ADAPTERS = (
+    "teacher.less={rank: 8, alpha: 32, num_epochs: 2, learning_rate: 2.0e-4, batch_size: 8,"
+    " warmup_fraction: 0.2, projection_dim: 1024, max_length: 512, num_landmarks: 64}",
+)
+#: Rivals as methods of `nncift evaluate`: teachers that rank all rows; the last two need targets.
+RIVALS = ("selectit", "deita", "less", "landmarks", "loss_drop", "loss_drop_in_context")
 PAPER = ("network.kind=paper", "selection.quality=none")
 #: Recipe by method: teacher and keys beside the common ones. The first is the package's default.
 RECIPES: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -60,7 +68,7 @@ PROFILE = "embedded:smollm2-135m-instruct"
 
 def run_recipe(pool: Pool, folder: Path, name: str) -> tuple[list[int], dict[str, float], Outputs]:
     """Return the picked rows, the processor seconds of each step, and their outputs."""
-    teacher, keys = (RECIPES | PIECES)[name]
+    teacher, keys = (RECIPES | PIECES).get(name, ("delift", ADAPTERS))
     recipe = folder / "recipe.yaml"
     targets = f", targets: [{folder}/targets.jsonl]" if pool.targets else ""
     recipe.write_text(
@@ -74,7 +82,12 @@ def run_recipe(pool: Pool, folder: Path, name: str) -> tuple[list[int], dict[str
         ),
         encoding="utf-8",
     )
-    blueprint = Blueprint(load_config(recipe, list(keys)))
+    config = load_config(recipe, list(keys))
+    if name in RIVALS:
+        tree = variant(config, name, 0.5).model_dump(mode="json")
+        tree["selection"]["budget"] = pool.budget
+        config = make_config(tree, name)
+    blueprint = Blueprint(config)
     outputs, seconds = dict[str, StageOutput](), dict[str, float]()
     run_dir = Location.of(str(folder / "run"))
     for step in blueprint.stage_names[:-1]:  # all but the export
@@ -211,14 +224,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("seed", type=int)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--only", nargs="*", default=list(RECIPES))
+    parser.add_argument("--only", nargs="*", default=[*RECIPES, *PIECES, *RIVALS])
     options = parser.parse_args(arguments)
     pool = make_pool(options.pool, options.seed, options.data)
     folder = options.work / "runs" / f"{options.pool}-{options.seed}"
     picks = options.work / "picks" / f"{options.pool}-{options.seed}"
     pool.write(folder)
     for name in options.only:
-        if (picks / f"{name}.json").exists():
+        needs_targets = name in RIVALS[-2:]
+        if (picks / f"{name}.json").exists() or (needs_targets and not pool.targets):
             continue
         rows, seconds, outputs = run_recipe(pool, folder, name)
         if name == DEFAULT:
