@@ -1,7 +1,6 @@
 """What the report shows: one frozen record, filled by the pipeline and read by page and terminal.
 
-Only what every run has is required. Any other part may stay ``None`` or empty: its place on the
-page then holds one sentence that says why, from ``ReportData.unavailable`` under the field's name.
+Parts that only some runs have, such as a network's, are ``None`` or empty in the others.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, cast
 
@@ -25,6 +24,7 @@ from nncift_ray.corpus.ingest import CONTAMINATED, NEAR_DUPLICATES
 from nncift_ray.profiles.quality import SUSPECT
 from nncift_ray.recipe.sections import ClusterConfig, Config
 from nncift_ray.report.text import (
+    MISSING,
     format_count,
     format_number,
     format_percent,
@@ -34,12 +34,13 @@ from nncift_ray.report.text import (
 from nncift_ray.runtime import schemas
 from nncift_ray.runtime.output import ERRORS_TABLE, StageOutput
 from nncift_ray.runtime.schemas import CROSS, POINTS, WITHIN
-from nncift_ray.scores.exact import ScoreTotal
 from nncift_ray.selection.names import REPEATS, scored_blocks, scores_of
 
 F64 = npt.NDArray[np.float64]
 Lengths = npt.NDArray[np.integer]
 Cell = str | int | float | None
+Head = str | tuple[str, str]  # of a column: its name, or its name and how its cells are set
+NUMBER, TEXT, KEY = "num", "text", "key"
 NETWORK, ADDITIVE_RIDGE, COSINE = "network", "additive_ridge", "cosine"
 
 
@@ -80,6 +81,11 @@ class ExampleText:
     response: str
     source: str = ""
     line: int | None = None
+
+    @property
+    def place(self) -> str:
+        """Return "file:line"; "" where the file is not known."""
+        return f"{self.source}:{self.line}" if self.source else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,13 +133,52 @@ class SuspectExample:
 
 
 @dataclass(frozen=True, slots=True)
-class ExtraTable:
-    """A table that only some runs have, e.g. how the pairs of each block were scored."""
+class Column:
+    """Head of a column and how its cells are set."""
+
+    name: str
+    css: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PageTable:
+    """A table of texts, or the sentence that stands in its place."""
 
     title: str
-    reading: str  # one sentence: what it means
-    columns: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
+    columns: tuple[Column, ...]
+    rows: Sequence[tuple[str, ...]]
+    reading: str = ""
+    missing: str = "It has no row."
+
+
+def make_table(
+    title: str,
+    heads: Iterable[Head],
+    rows: Sequence[tuple[Cell, ...]],
+    reading: str = "",
+    missing: str = "It has no row.",
+) -> PageTable:
+    """Return a table whose cells are written as texts; columns of numbers are aligned right."""
+
+    def column(head: Head, cells: tuple[Cell, ...]) -> Column:
+        if isinstance(head, tuple):
+            return Column(*head)
+        is_number = all(isinstance(cell, int | float) or cell is None for cell in cells)
+        return Column(head, NUMBER if cells and is_number else "")
+
+    heads = tuple(heads)
+    cells = tuple(zip(*rows, strict=True)) or ((),) * len(heads)
+    columns = tuple(map(column, heads, cells))
+    texts = [tuple(map(_written, row)) for row in rows]
+    return PageTable(title, columns, texts, reading, missing)
+
+
+def _written(cell: Cell) -> str:
+    if isinstance(cell, float):
+        return format_number(cell)
+    if isinstance(cell, int):
+        return format_count(cell)
+    return MISSING if cell is None else cell
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +190,18 @@ class ReportData:
     """
 
     run_name: str
+    run_dir: str
     num_candidates: int
-    run_dir: str = ""
+    ranking: pa.Table
+    coverage: pa.Table
+    score_statistics: pa.Table  # block, num_scored, min, max
+    score_histogram: pa.Table
+    errors: pa.Table
+    pool_lengths: Lengths
+    subset_lengths: Lengths
+    picks: PageTable  # every pick, as far as MAX_LISTED_PICKS
+    scoring: PageTable | None = None  # how each block's pairs were scored, and why
+    left_out: tuple[PageTable, ...] = ()  # candidates that repeat others or overlap with tests
     created: str = ""  # shown as it stands, e.g. "2026-11-20 14:03 UTC"
     version: str = ""
     teacher: str = ""
@@ -159,6 +214,7 @@ class ReportData:
     by_teacher: bool = False  # whether the scores are the teacher's labels, and no network's
     has_subtasks: bool = False  # whether the score is that of a candidate's best subtask
     num_duplicates: int = 0
+    num_left_out: Mapping[str, int] = field(default_factory=dict[str, int])  # by what they are
     num_errors: int = 0
     num_labelled_pairs: int | None = None
     random_objective: float | None = None  # value of a random subset of the same size
@@ -175,28 +231,17 @@ class ReportData:
     mix: Sequence[MixRow] = ()
     neighbours: Sequence[PickNeighbours] = ()
     skipped: Sequence[SkippedExample] = ()
-    picks: ExtraTable | None = None  # every pick, as far as MAX_LISTED_PICKS
     suspects: Sequence[SuspectExample] = ()  # the most suspicious ones
     num_suspects: int | None = None  # of all candidates; None where no quality was measured
     uses_quality: bool = False  # whether the quality of a candidate multiplied its worth
-    ranking: pa.Table | None = None
-    coverage: pa.Table | None = None
-    fidelity: pa.Table | None = None
+    fidelity: pa.Table | None = None  # this and the next two: of a network
     predictions: pa.Table | None = None
     training_history: pa.Table | None = None
-    score_statistics: pa.Table | None = None
-    score_histogram: pa.Table | None = None
     recall: pa.Table | None = None  # RECALL: what the index stage tried
     final_recall: pa.Table | None = None  # ROW_RECALL: of the lists of a pruned run
     min_recall: float | None = None  # that the recipe asks for
-    scoring: ExtraTable | None = None  # how each block's pairs were scored, and why
-    errors: pa.Table | None = None
-    left_out: tuple[ExtraTable, ...] = ()  # candidates that repeat others or overlap with tests
     drift: Mapping[str, Any] | None = None  # facts of the drift stage, of a run that goes on
     drift_distances: pa.Table | None = None
-    pool_lengths: Lengths | None = None
-    subset_lengths: Lengths | None = None
-    unavailable: Mapping[str, str] = field(default_factory=dict[str, str])  # field -> reason
 
     @property
     def main_block(self) -> str:
@@ -219,10 +264,6 @@ class ReportData:
     def ground_set(self) -> str:
         """The rows that the subset is to cover."""
         return "targets" if self.covers_targets else "candidates"
-
-    def why_missing(self, part: str, default: str) -> str:
-        """Return why a part is missing: the pipeline's own reason, else the default."""
-        return self.unavailable.get(part, default)
 
 
 def unit_of(block: str) -> str:
@@ -274,28 +315,22 @@ def mix_shares(mix: Sequence[MixRow]) -> tuple[F64, F64]:
 
 def num_picks(data: ReportData) -> int:
     """Return how many examples were selected."""
-    return 0 if data.ranking is None else data.ranking.num_rows
+    return data.ranking.num_rows
 
 
 def decisions(data: ReportData) -> dict[str, int]:
     """Return how many picks were decided by what (RANKING), the most frequent first."""
-    if data.ranking is None:
-        return {}
     return dict(Counter(map(str, data.ranking["decided_by"].to_pylist())).most_common())
 
 
-def num_scored_pairs(data: ReportData) -> int | None:
+def num_scored_pairs(data: ReportData) -> int:
     """Return how many pairs were scored, over all blocks."""
-    if data.score_statistics is None or not data.score_statistics.num_rows:
-        return None
     return int(numbers(data.score_statistics, "num_scored").sum())
 
 
 def final_objective(data: ReportData) -> float:
     """Return the objective after the last pick, nan without picks."""
-    if data.ranking is None or not data.ranking.num_rows:
-        return math.nan
-    return float(numbers(data.ranking, "objective")[-1])
+    return float(numbers(data.ranking, "objective")[-1]) if data.ranking.num_rows else math.nan
 
 
 def mean_score(data: ReportData) -> float:
@@ -313,7 +348,7 @@ def share_of_best(data: ReportData) -> float:
 
 def mean_coverage(data: ReportData) -> float:
     """Return the mean coverage (0..1) over the ground set, nan where it was not recorded."""
-    values = np.zeros(0) if data.coverage is None else numbers(data.coverage, "coverage")
+    values = numbers(data.coverage, "coverage")
     return float(np.nanmean(values)) if np.isfinite(values).any() else math.nan
 
 
@@ -399,39 +434,58 @@ def cleaning_sentence(data: ReportData) -> str:
     if not counts:
         return ""
     decided, total = counts.get("objective", 0), num_picks(data)
-    how = f"The objective decided {decided:,} of the {total:,} picks" if decided else ""
-    left = [f"{data.num_errors:,} unusable rows", f"{data.num_duplicates:,} exact duplicates"]
-    away = f"{' and '.join(left)} were left out before"
-    return f"{how}; {away}." if how else f"{away[0].upper()}{away[1:]}."
+    how = "The objective decided " + ("all of them; " if decided == total else f"{decided:,}; ")
+    away = {"unusable rows": data.num_errors, "exact duplicates": data.num_duplicates}
+    left = [
+        f"{count:,} {what if count > 1 else what.replace('rows', 'row').removesuffix('s')}"
+        for what, count in {**away, **data.num_left_out}.items()
+        if count
+    ]
+    before = f"{', '.join(left) or 'nothing'} {'was' if not left else 'were'} left out before."
+    return how + before if decided else before[0].upper() + before[1:]
 
 
 def knowledge_sentence(data: ReportData) -> str:
-    """Say what the scores know of pairs beyond an additive model and beyond a cosine.
+    """Say what the scores know of pairs, with the figures.
+
+    Empty of examples on their own, and where no pair was measured.
+    """
+    found = headline_fidelity(data)
+    if not verdict(data) or found is None:
+        return ""
+    beyond, best = found.interaction, found.capture
+    return (
+        f"{verdict(data)} In {found.split} they correlate "
+        f"{interval_of(beyond, two_digits)} with the teacher beyond row and column effects "
+        f"(cosine {two_digits(beyond.cosine)}, additive ridge 0) and capture "
+        f"{interval_of(best, format_percent)} of what each row's best eighth of helpers is "
+        f"worth (cosine {format_percent(best.cosine)}, additive ridge "
+        f"{format_percent(best.ridge)})."
+    )
+
+
+def verdict(data: ReportData) -> str:
+    """Say whether the scores know of pairs more than an additive model and than a cosine do.
 
     Empty of examples on their own, and where no pair was measured.
     """
     found = headline_fidelity(data)
     if found is None or found.block == POINTS or not math.isfinite(found.capture.value):
         return ""
-    beyond, best = found.interaction, found.capture
-    return (
-        f"{_verdict(beyond)}. In {found.split} they correlate "
-        f"{format_interval(beyond, two_digits)} with the teacher beyond row and column effects "
-        f"(cosine {two_digits(beyond.cosine)}, additive ridge 0) and capture "
-        f"{format_interval(best, format_percent)} of what each row's best eighth of helpers is "
-        f"worth (cosine {format_percent(best.cosine)}, additive ridge "
-        f"{format_percent(best.ridge)})."
-    )
-
-
-def _verdict(beyond: Estimate) -> str:
+    beyond = found.interaction
     if math.isfinite(beyond.value) and not math.isfinite(beyond.low):
-        return "Too few pairs were held out to tell whether the scores know pairs"
+        return "Too few pairs were held out to tell whether the scores know pairs."
     if beyond.beats_rivals:
-        return "The scores know pairs: more than any additive model can, and more than a cosine"
+        return (
+            "The scores know which example helps which: more than a model that only knows good "
+            "helpers from bad (additive), and more than a cosine of embeddings."
+        )
     if beyond.low > 0:
-        return "The scores know more of pairs than an additive model, but no more than a cosine"
-    return "Nothing shows that the scores know one row's best helper from another's"
+        return (
+            "The scores know more of pairs than a model that only knows good helpers from bad "
+            "(additive), but no more than a cosine of embeddings."
+        )
+    return "Nothing shows that the scores know one example's best helper from another's."
 
 
 def two_digits(value: float) -> str:
@@ -439,7 +493,7 @@ def two_digits(value: float) -> str:
     return format_number(0.0 if math.isnan(value) else value, 2)  # no correlation: none known
 
 
-def format_interval(found: Estimate, write: Callable[[float], str]) -> str:
+def interval_of(found: Estimate, write: Callable[[float], str]) -> str:
     """Write a figure with its interval, where it has one."""
     if not math.isfinite(found.low):
         return write(found.value)
@@ -454,12 +508,6 @@ MAX_ERRORS_SHOWN = 100_000
 COVERED_SHOWN = 3
 NUM_SKIPPED = 6
 NUM_SUSPECTS = 8
-#: Parts of the report that are about a network, and why a run by its teacher's labels has none.
-NETWORK_PARTS = ("fidelity", "predictions", "training_history")
-NO_NETWORK = (
-    "pair_scores.by is teacher: the scores are the teacher's own labels, so no network was trained "
-    "and nothing was predicted."
-)
 
 
 def collect_report_data(
@@ -506,6 +554,10 @@ def collect_report_data(
         by_teacher=fit is None,
         has_subtasks=recipe.data.subtask_by is not None,
         num_duplicates=count_duplicates(examples),
+        num_left_out={
+            "near-duplicates": examples.num_rows(NEAR_DUPLICATES),
+            "rows with words of a test": examples.num_rows(CONTAMINATED),
+        },
         num_errors=sum(
             output.manifest.num_failures
             for name, output in outputs.items()
@@ -550,7 +602,6 @@ def collect_report_data(
         drift_distances=drift and drift.read("distances", schema=schemas.DRIFT_DISTANCES),
         pool_lengths=lengths,
         subset_lengths=lengths[picked],
-        unavailable={} if fit else dict.fromkeys(NETWORK_PARTS, NO_NETWORK),
     )
 
 
@@ -639,7 +690,7 @@ def _find_texts(examples: StageOutput, table: str, rows: Sequence[int]) -> list[
     return [ExampleText(**row) for row in found.to_pylist()]
 
 
-def _list_picks(examples: StageOutput, ranking: pa.Table, *, by_score: bool) -> ExtraTable:
+def _list_picks(examples: StageOutput, ranking: pa.Table, *, by_score: bool) -> PageTable:
     """List the picks by rank: gain or score, what decided, id, place and the head of the prompt."""
     shown = ranking.slice(0, MAX_LISTED_PICKS)
     columns = ["example_id", "source", "line", "prompt"]
@@ -660,8 +711,8 @@ def _list_picks(examples: StageOutput, ranking: pa.Table, *, by_score: bool) -> 
     worth = "Score" if by_score else "Gain"
     what = "its own" if by_score else "what it added to the objective"
     reading = f"{worth} of a pick: {what}. Click a heading to sort."
-    heads = ("Rank", worth, "Decided by", "Id", "Source", "Prompt")
-    return ExtraTable(title, reading, heads, tuple(rows))
+    heads = ("Rank", worth, "Decided by", "Id", "Source", ("Prompt", TEXT))
+    return make_table(title, heads, rows, reading)
 
 
 def _collect_neighbours(
@@ -746,20 +797,12 @@ def _collect_suspects(
 
 
 def _merge_statistics(scores: StageOutput) -> pa.Table:
-    """Merge the shards' score statistics to one row a block."""
-    merged: dict[str, ScoreTotal] = {}
-    num_scored: Counter[str] = Counter()
-    shards = scores.read("statistics", schema=schemas.SCORE_STATISTICS).to_pylist()
-    for row in cast("list[dict[str, Any]]", shards):
-        block = row.pop("block")
-        num_scored[block] += row.pop("num_scored")
-        total = ScoreTotal(**row)
-        merged[block] = merged[block].merge(total) if block in merged else total
-    rows = [
-        {"block": block, "num_scored": num_scored[block], **asdict(total)}
-        for block, total in merged.items()
-    ]
-    return pa.Table.from_pylist(rows, schema=schemas.SCORE_STATISTICS)
+    """Merge the shards' counts, least and largest scores to one row a block."""
+    table = scores.read("statistics", schema=schemas.SCORE_STATISTICS)
+    found = table.group_by("block", use_threads=False).aggregate(
+        [("num_scored", "sum"), ("min", "min"), ("max", "max")]
+    )
+    return found.rename_columns(["block", "num_scored", "min", "max"])
 
 
 def _merge_histogram(scores: StageOutput) -> pa.Table:
@@ -782,62 +825,59 @@ def _first_errors(outputs: Iterable[StageOutput]) -> pa.Table:
     return pa.Table.from_batches(batches, schema=schemas.ERRORS)
 
 
-def _left_out_tables(examples: StageOutput, repeats: StageOutput | None) -> tuple[ExtraTable, ...]:
+def _left_out_tables(examples: StageOutput, repeats: StageOutput | None) -> tuple[PageTable, ...]:
     """List the first candidates that were left out, beside their twins or the tests they hold."""
-    twins = _first_rows(examples, NEAR_DUPLICATES)
-    overlaps = _first_rows(examples, CONTAMINATED)
+
+    def place(row: Mapping[str, Any], whose: str = "") -> str:
+        return f"{row[f'{whose}source']}:{row[f'{whose}line']}"
+
+    prompt, first = ("Prompt", TEXT), f"The first {LEFT_OUT_SHOWN}."
+    twins = [
+        (place(row), place(row, "twin_"), row["similarity"], row["excerpt"])
+        for row in _first_rows(examples, NEAR_DUPLICATES)
+    ]
+    overlaps = [
+        (place(row), place(row, "test_"), row["words"] or "the whole prompt", row["excerpt"])
+        for row in _first_rows(examples, CONTAMINATED)
+    ]
     tables = (
-        ExtraTable(
+        make_table(
             f"Near-duplicates: {examples.num_rows(NEAR_DUPLICATES):,} candidates left out",
-            f"Each is alike to an earlier candidate, which stays. The first {LEFT_OUT_SHOWN}.",
-            ("candidate", "its twin", "similarity", "prompt"),
-            tuple(
-                (
-                    f"{row['source']}:{row['line']}",
-                    f"{row['twin_source']}:{row['twin_line']}",
-                    row["similarity"],
-                    row["excerpt"],
-                )
-                for row in twins
-            ),
+            ("Candidate", "Its twin", "Similarity", prompt),
+            twins,
+            f"Each is alike to an earlier candidate, which stays. {first}",
         ),
-        ExtraTable(
+        make_table(
             f"Overlaps with tests: {examples.num_rows(CONTAMINATED):,} candidates left out",
-            f"Each holds a test's prompt, or words of it. The first {LEFT_OUT_SHOWN}.",
-            ("candidate", "test", "shared words", "prompt"),
-            tuple(
-                (
-                    f"{row['source']}:{row['line']}",
-                    f"{row['test_source']}:{row['test_line']}",
-                    row["words"] or "the whole prompt",
-                    row["excerpt"],
-                )
-                for row in overlaps
-            ),
+            ("Candidate", "Test", "Shared words", prompt),
+            overlaps,
+            f"Each holds a test's prompt, or words of it. {first}",
         ),
+        _repeats_table(examples, repeats),
     )
-    return tuple(table for table in (*tables, _repeats_table(examples, repeats)) if table.rows)
+    return tuple(table for table in tables if table and table.rows)
 
 
-def _repeats_table(examples: StageOutput, repeats: StageOutput | None) -> ExtraTable:
-    found = [] if repeats is None else _first_rows(repeats, REPEATS)
-    sides = (np.array([row[side] for row in found], np.int64) for side in ("row_index", "repeats"))
+def _repeats_table(examples: StageOutput, repeats: StageOutput | None) -> PageTable | None:
+    if repeats is None or not repeats.num_rows(REPEATS):
+        return None
+    found = _first_rows(repeats, REPEATS)
     prompts, others = (
-        examples.take_rows("candidates", rows, ["prompt"])["prompt"].to_pylist() if found else []
-        for rows in sides
+        examples.take_rows("candidates", np.array([row[side] for row in found]), ["prompt"])[
+            "prompt"
+        ].to_pylist()
+        for side in ("row_index", "repeats")
     )
-    return ExtraTable(
-        f"Reworded repeats: {repeats.num_rows(REPEATS) if repeats else 0:,} candidates not picked",
-        f"Each has the answer of another, which may be picked. The first {LEFT_OUT_SHOWN}.",
-        ("candidate", "asks what this one asks", "cosine"),
-        tuple(
-            (
-                shorten(str(prompt), EXCERPT_CHARS),
-                shorten(str(other), EXCERPT_CHARS),
-                row["cosine"] or "same words",
-            )
-            for prompt, other, row in zip(prompts, others, found, strict=True)
-        ),
+    rows = [
+        (shorten(str(prompt), EXCERPT_CHARS), shorten(str(other), EXCERPT_CHARS), row["cosine"])
+        for prompt, other, row in zip(prompts, others, found, strict=True)
+    ]
+    return make_table(
+        f"Reworded repeats: {repeats.num_rows(REPEATS):,} candidates not picked",
+        ("Candidate", "Asks what this one asks", ("Cosine", NUMBER)),
+        rows,
+        "Each has the answer of another, which may be picked. No cosine: the same words. "
+        f"The first {LEFT_OUT_SHOWN}.",
     )
 
 
@@ -849,7 +889,7 @@ def _first_rows(examples: StageOutput, name: str) -> list[dict[str, Any]]:
 # How each block was scored, and what that missed.
 
 
-def _scoring_table(scores: StageOutput, index: StageOutput | None) -> ExtraTable | None:
+def _scoring_table(scores: StageOutput, index: StageOutput | None) -> PageTable | None:
     """Say of each block of pairs how it was scored, why, and what that cost."""
     blocks = scores.manifest.settings["blocks"]
     if POINTS in blocks:
@@ -857,16 +897,16 @@ def _scoring_table(scores: StageOutput, index: StageOutput | None) -> ExtraTable
     decisions = index.manifest.facts().get("decisions", {}) if index else {}
     measured = scores.read("recall", schema=schemas.ROW_RECALL)
     peak = max((shard.facts.get("peak_bytes", 0) for shard in scores.manifest.shards), default=0)
-    return ExtraTable(
+    return make_table(
         "How pairs were scored",
-        "“Found” is the share of the true best helpers that the lists of held-out rows hold, with "
-        "its standard error; an exact block has them all. Seconds are predictions made on this "
-        f"machine before scoring. A worker's largest memory was {peak / 1e9:.2f} GB.",
-        ("block", "scored", "why", "found", "pairs scored", "all pairs", "pruned"),
-        tuple(
+        ("Block", "Scored", "Why", "Found", "Pairs scored", "Exact", "Pruned"),
+        [
             _scoring_row(block, decisions.get(block) or {}, select_block(measured, block))
             for block in blocks
-        ),
+        ],
+        "“Found” is the share of the true best helpers that the lists of held-out rows hold, with "
+        "its standard error; an exact block has them all. The last two are the seconds predicted "
+        f"for this machine before scoring. A worker's largest memory was {peak / 1e9:.2f} GB.",
     )
 
 
@@ -884,16 +924,12 @@ def _scoring_row(block: str, decision: Mapping[str, Any], measured: pa.Table) ->
     return (block, "candidates only", decision.get("reason"), found, share, *seconds)
 
 
-def _labels_table(scores: StageOutput) -> ExtraTable:
+def _labels_table(scores: StageOutput) -> PageTable:
     """Say of each block how much of it the teacher labelled: the scores are those labels."""
-    return ExtraTable(
+    return make_table(
         "What the teacher labelled",
-        "Every score is a label of the teacher; none is predicted. A row that was asked about was "
-        "asked with every candidate, so all candidates are judged by the same rows. A failed label "
-        "is a missing pair, not a zero: it is in no list and no mean. A candidate without any "
-        "label is never picked.",
-        ("block", "rows asked", "labels asked", "labelled", "failed", "without a label"),
-        tuple(
+        ("Block", "Rows asked", "Labels asked", "Labelled", "Failed", "Without a label"),
+        [
             (
                 block,
                 f"{format_count(of['num_asked_rows'])} of {format_count(of['num_rows'])}",
@@ -903,5 +939,9 @@ def _labels_table(scores: StageOutput) -> ExtraTable:
                 of["num_unranked"],
             )
             for block, of in scores.manifest.facts()["labels"].items()
-        ),
+        ],
+        "Every score is a label of the teacher; none is predicted. A row that was asked about was "
+        "asked with every candidate, so all candidates are judged by the same rows. A failed label "
+        "is a missing pair, not a zero: it is in no list and no mean. A candidate without any "
+        "label is never picked.",
     )

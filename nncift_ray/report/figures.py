@@ -35,7 +35,6 @@ from nncift_ray.report.data import (
     NETWORK,
     Lengths,
     MixRow,
-    StageSummary,
     blocks_of,
     metric,
     mix_shares,
@@ -51,7 +50,6 @@ from nncift_ray.report.text import (
     format_number,
     format_percent,
     format_percent_tick,
-    format_seconds,
     format_tick,
     shorten_middle,
 )
@@ -72,8 +70,8 @@ CSS_VARIABLES = {
     PURPLE: "--purple",
     GREY: "--grey",
 }
-FONT_SIZE = 9.5
-FIGURE_WIDTH = 5.3  # inches: half of a desktop page, all of a phone
+FONT_SIZE = 9.0
+FIGURE_WIDTH = 4.4  # inches: half of a desktop page, all of a phone, letters legible on both
 PANEL_WIDTH = 2.6  # inches: a small multiple
 
 _RC: dict[Any, Any] = {
@@ -416,13 +414,12 @@ def _draw_objective(axes: Axes, share: F64, knee: int, random_share: float, boun
     axes.set(xlim=(0, len(share)), ylim=(min(0.0, float(values.min())), top))
     style(axes, y="objective, share of final", xticks=whole_numbers(), yticks=PERCENT)
     if len(share) > 1:
-        at, left = (knee, share[knee - 1]), knee < 0.6 * len(share)
+        at, early = (knee, share[knee - 1]), knee < 0.35 * len(share)
         axes.plot(*at, "o", color=BLUE, markeredgecolor=CARD)
-        offset, side = (8 if left else -8, -13), "left" if left else "right"
+        offset, side = ((8, -13), "left") if early else ((-7, 5), "right")
         note(axes, f"90 % at {format_count(knee)}", at, offset, side=side)
-    if math.isfinite(random_share):  # written on the half of the line that the mark leaves free
-        right = knee < 0.5 * len(share)
-        write_on_line(axes, random_share, "random subset, same size", right=right, above=False)
+    if math.isfinite(random_share):
+        write_on_line(axes, random_share, "random subset, same size", right=True, above=False)
     if bound <= MAX_BOUND_SHOWN:
         text = f"no subset exceeds {format_percent(bound)}"
         write_on_line(axes, bound, text, right=False, above=True, colour=GREEN)
@@ -694,18 +691,6 @@ SPLIT_MEANING = {
     "Q3": "helped seen",
     "Q4": "neither seen",
 }
-SAME_ERROR = 0.02  # relative difference that a few hundred pairs do not resolve
-# Order, colour and marker of the models; the markers tell them apart without colour.
-MODELS = {
-    "network": ("network", BLUE, "o"),
-    "additive_ridge": ("additive ridge", ORANGE, "D"),
-    "row_column_mean": ("row + column mean", INK, "P"),
-    "mean": ("mean", GREEN, "s"),
-    "zero": ("zero", PURPLE, "^"),
-    "random": ("random", GREY, "v"),
-}
-# The two that are compared most stand a little apart, so that equal errors do not hide each other.
-ROW_SHIFT = {NETWORK: 0.13, ADDITIVE_RIDGE: -0.13}
 # The models that have an order of their own: what selection rests on, and its rivals.
 ORDERED = {
     NETWORK: ("network", BLUE),
@@ -717,9 +702,8 @@ LOWEST_DRAWN = -0.5  # a bar below it is cut; its number still stands there
 #: Column of FIDELITY, to its caption and the label under the axis.
 ORDER_MEASURES = {
     "spearman": ("Order of all pairs", "Spearman's rank correlation"),
-    "row_spearman": ("Order within a row", "Spearman, mean over rows"),
-    "interaction_correlation": ("Interaction", "correlation beyond effects"),
-    "capture": ("Best helpers captured", "share of the best eighth's worth"),
+    "interaction_correlation": ("Beyond averages", "correlation"),
+    "capture": ("Best helpers found", "share of their worth"),
 }
 
 
@@ -727,11 +711,6 @@ def split_label(split: str, block: str) -> str:
     """Name a split with what the network saw of its pairs (or examples) in training."""
     meaning = "not seen" if block == POINTS else SPLIT_MEANING.get(split)
     return f"{split}, {meaning}" if meaning else split
-
-
-def _title_of(measure: str, block: str) -> str:
-    """Name a measure without a finding."""
-    return f"{measure} on held-out examples" if block == POINTS else f"{measure} by quadrant"
 
 
 def plot_predictions(predictions: pa.Table, block: str) -> Chart:
@@ -795,72 +774,6 @@ def _draw_scatter(
     axes.set_title(heading, fontsize=FONT_SIZE, color=INK, loc="left")
 
 
-def plot_errors(fidelity: pa.Table, block: str, owner: str = "") -> Chart:
-    """Draw the scaled MSE of network and baselines by split, log axis (FIDELITY, one block).
-
-    ``owner`` tells the pictures of several networks on one page apart.
-    """
-    name, splits = f"mse-{block}{owner}", splits_of(fidelity)
-    table = {
-        model: np.array([metric(fidelity, split, model, "scaled_mse") for split in splits])
-        for model in MODELS
-    }
-    if not any((values > 0).any() for values in table.values()):
-        return Chart(name, _title_of("Error", block), missing="no error above zero was measured.")
-    labels = [split_label(split, block) for split in splits]
-    knows = (
-        "the ridge is a linear fit to the same features."
-        if block == POINTS
-        else "the row + column mean knows how good each example is on average, and in Q4 is a "
-        "constant. The ridge ranks helpers alike for every row: a network that does no better has "
-        "shown nothing of pairs."
-    )
-    return chart_of_one(
-        name,
-        _error_title(splits, table, block),
-        "Mean squared error by split and model",
-        1.25 + 0.37 * len(splits),
-        partial(_draw_errors, labels=labels, table=table),
-        sees="the mean squared error on labels scaled to [0, 1], on a log scale: further left is "
-        "better.",
-        means=f"zero and random never see a label; {knows}",
-    )
-
-
-def _error_title(splits: list[str], table: dict[str, F64], block: str) -> str:
-    known, ridge = "the ridge" if block == POINTS else "an additive ridge", table[ADDITIVE_RIDGE]
-    ratios = table[NETWORK] / np.where(ridge > 0, ridge, np.nan)
-    usable = [(s, float(r)) for s, r in zip(splits, ratios, strict=True) if math.isfinite(r)]
-    if not usable:
-        return _title_of("Error", block)
-    split, ratio = usable[-1]
-    if abs(ratio - 1) < SAME_ERROR:
-        return f"In {split} the network does about as well as {known}"
-    if ratio > 2:
-        times = format_number(ratio, 2)
-        return f"In {split} the network's error is {times} times that of {known}"
-    change = f"{format_percent(abs(1 - ratio))} {'below' if ratio < 1 else 'above'}"
-    return f"In {split} the network's error is {change} that of {known}"
-
-
-def _draw_errors(axes: Axes, labels: list[str], table: dict[str, F64]) -> None:
-    rows = name_rows(axes, labels)
-    axes.set(xscale="log", ylim=(-0.5, len(labels) - 0.5))
-    for model, (label, colour, marker) in reversed(MODELS.items()):  # the network last, on top
-        values = np.where(table[model] > 0, table[model], np.nan)
-        if np.isfinite(values).any():
-            places, size = rows + ROW_SHIFT.get(model, 0.0), 9 if model == NETWORK else 7
-            look = {"color": colour, "markersize": size, "markeredgecolor": CARD}
-            axes.plot(values, places, marker, label=label, **look)
-    low, high = axes.get_xlim()  # label steps inside decades where the axis spans less than two
-    subs = (1.0, 2.0, 5.0) if high < 100 * low else (1.0,)
-    ticks = format_tick, LogLocator(subs=subs, numticks=12)
-    style(axes, x="mean squared error, labels scaled to [0, 1] (log)", xticks=ticks, grid="both")
-    handles, names = axes.get_legend_handles_labels()
-    space: dict[str, Any] = {"handletextpad": 0.1, "columnspacing": 0.9, "handlelength": 1.4}
-    axes.legend(handles[::-1], names[::-1], ncols=3, **space, **ABOVE)
-
-
 def plot_order(fidelity: pa.Table, block: str) -> Chart:
     """Draw network, ridge and cosine by split, of all pairs and of each row (FIDELITY, one block).
 
@@ -887,31 +800,30 @@ def plot_order(fidelity: pa.Table, block: str) -> Chart:
             draw = partial(_draw_order, labels=labels, shown=shown, x=label, limits=limits)
             above = "" if points else caption
             panels.append(draw_panel(f"{name}-{column}", f"{caption} by split", size, draw, above))
-    title = _title_of("Rank correlation", block)
+    title = "Order of held-out labels"
     if not panels:
         missing = "no correlation is defined: labels or predictions do not vary."
         return Chart(name, title, missing=missing)
     columns = ("spearman",) if points else ("interaction_correlation", "spearman")
     title = _order_finding(splits, {x: read(NETWORK, x) for x in columns}) or title
-    if points:
-        sees = (
-            "how well the order of the predictions follows the order of the teacher's labels "
-            "(1: the same order, 0: none)."
-        )
-        means = "selection compares scores, so order matters more to it than error."
-        return Chart(name, title, tuple(panels), sees, means)
-    return Chart(
-        name,
-        title,
-        tuple(panels),
-        sees="the teacher's order found again (1: wholly, 0: not at all), over all pairs and "
-        "within each row, by what the network had seen; beyond row and column effects, which an "
-        "additive model cannot know; and how much better than the row's mean the helpers are that "
-        "a model likes best, as a share of what the truly best are. Lines: 95 % intervals.",
-        means="which helpers a row should take does not depend on the row's mean, so the first "
-        "panel can look good by telling rows apart, and the second and the last by popularity. "
-        "Only what stands clear of the ridge and of the cosine was learnt of pairs.",
+    sees = (
+        "how well the order of the predictions follows the order of the teacher's labels (1: the "
+        "same order, 0: none)."
     )
+    means = "selection compares scores, so order matters more to it than error."
+    if not points:
+        sees += (
+            " Beyond averages: the same once the mean of each row and of each helper is taken "
+            "away, which is all that an additive model knows. Best helpers found: how much better "
+            "than its mean the helpers are that a model puts first in a row, as a share of what "
+            "its truly best eighth is. Lines: 95 % intervals."
+        )
+        means = (
+            "the first panel can look good by telling rows apart, the last by helpers that are "
+            "good for all. Only what stands clear of the ridge and of the cosine was learnt of "
+            "pairs."
+        )
+    return Chart(name, title, tuple(panels), sees, means)
 
 
 def _order_finding(splits: list[str], found: Mapping[str, F64]) -> str:
@@ -922,7 +834,7 @@ def _order_finding(splits: list[str], found: Mapping[str, F64]) -> str:
             value, split = float(values[known[-1]]), splits[known[-1]]
             verb = "follows" if value >= FOLLOWS else "barely follows"
             verb = verb if value > 0 else "does not follow"
-            place = " beyond row and column effects" if column.startswith("inter") else ""
+            place = " beyond averages" if column.startswith("inter") else ""
             return f"In {split} the network {verb} the teacher's order{place}: {value:.2f}"
     return ""
 
@@ -1001,15 +913,15 @@ def _draw_losses(axes: Axes, history: pa.Table) -> None:
     axes.legend(loc="upper right", handlelength=1.2)
 
 
-# Scoring all pairs, and the run: distribution and range of scores, recall, seconds.
+# Scoring all pairs: the distribution of the scores, recall.
 
 NUM_BARS = 48
 
 
-def plot_histogram(histogram: pa.Table, *, of_labels: bool = False) -> Chart:
+def plot_histogram(histogram: pa.Table, statistics: pa.Table, *, of_labels: bool = False) -> Chart:
     """Draw how the scores of each block are distributed (SCORE_HISTOGRAM, one row a bin).
 
-    Of labels every one is counted.
+    ``statistics`` (SCORE_STATISTICS) are of all scores; of labels the histogram counts every one.
     """
     blocks = blocks_of(histogram)
     if not blocks:
@@ -1020,13 +932,15 @@ def plot_histogram(histogram: pa.Table, *, of_labels: bool = False) -> Chart:
             "; of more than some thousand rows every n-th was counted, of a pruned block the rows "
             "held out, each with all its columns"
         )
+    total = format_compact(float(numbers(statistics, "num_scored").sum()))
+    low, high = numbers(statistics, "min").min(), numbers(statistics, "max").max()
     return Chart(
         "histogram",
-        f"Distribution of {format_compact(int(numbers(histogram, 'count').sum()))} scores",
+        f"{total} {unit} scored, from {format_number(low, 2)} to {format_number(high, 2)}",
         draw_blocks("histogram", "Histogram of scores", histogram, _draw_histogram),
         sees=f"the share of {unit} by score{counted}.",
         means="a long thin tail on the right holds what is worth having; where the right edge is "
-        "steep, much is nearly as good as the best.",
+        "steep, much is nearly as good as the best, and the choice rests on small differences.",
     )
 
 
@@ -1043,48 +957,6 @@ def _draw_histogram(axes: Axes, histogram: pa.Table) -> None:
     axes.set_ylim(0, 1.08 * float(share.max()))
     xticks, yticks = (format_tick, 5), (format_percent_tick, 4)
     style(axes, x="score, in the teacher's unit", y="share", xticks=xticks, yticks=yticks)
-
-
-def plot_influence(statistics: pa.Table) -> Chart:
-    """Draw range, mean and deviation of the raw scores of each block (SCORE_STATISTICS)."""
-    count = numbers(statistics, "num_pairs")
-    low, high = numbers(statistics, "min"), numbers(statistics, "max")
-    if not len(count) or not (np.isfinite(low) & np.isfinite(high) & (count > 0)).all():
-        return Chart("influence", "Influence scores", missing="nothing was scored.")
-    mean = numbers(statistics, "sum") / count
-    variance = numbers(statistics, "sum_of_squares") / count - mean**2
-    deviation = np.sqrt(np.maximum(variance, 0.0))  # rounding may leave a tiny negative
-    blocks = [clean_text(str(name)) for name in statistics["block"].to_pylist()]
-    unit = unit_of(blocks[0])
-
-    def draw(axes: Axes) -> None:
-        rows = name_rows(axes, blocks)
-        axes.hlines(rows, low, high, color=GREY, linewidth=2)
-        inner = np.maximum(mean - deviation, low), np.minimum(mean + deviation, high)
-        axes.hlines(rows, *inner, color=BLUE, linewidth=9, alpha=0.45)
-        axes.plot(mean, rows, "o", color=BLUE, markersize=7, markeredgecolor=CARD)
-        for row, value in zip(rows, mean, strict=True):
-            text = f"mean {format_number(float(value), 2)}"
-            note(axes, text, (value, row), (0, 11), side="center")
-        if low.min() < 0 < high.max():
-            axes.axvline(0, color=MUTED, linewidth=1, linestyle=(0, (2, 2)))
-        axes.set_ylim(-0.6, len(blocks) - 0.3)
-        what = "influence" if unit == "pairs" else "score"
-        style(axes, x=f"{what}, in the teacher's unit", grid=None)
-
-    total = format_compact(float(numbers(statistics, "num_scored").sum()))
-    return chart_of_one(
-        "influence",
-        f"{total} {unit} scored, from {format_number(float(low.min()), 2)} "
-        f"to {format_number(float(high.max()), 2)}",
-        "Range, deviation and mean of the scores",
-        0.75 + 0.5 * len(blocks),
-        draw,
-        sees=f"for each block of {unit} the lowest and highest score (line), the mean (dot) and "
-        "one standard deviation to each side (band).",
-        means=f"a narrow band means that few {unit} are told apart, and the choice then rests on "
-        "small differences.",
-    )
 
 
 def plot_recall(tried: pa.Table, final: pa.Table, min_recall: float) -> Chart:
@@ -1140,35 +1012,3 @@ def _draw_recall(axes: Axes, tried: pa.Table, final: pa.Table, min_recall: float
     style(axes, x="share of the pairs scored", y="recall", xticks=xticks, yticks=(format_tick, 5))
     text = f"asked for: {format_number(min_recall, 3)}"
     write_on_line(axes, min_recall, text, right=True, above=False)
-
-
-def plot_stage_seconds(stages: Sequence[StageSummary]) -> Chart:
-    """Draw the seconds of each stage as horizontal bars, in the order they ran."""
-    seconds = [stage.seconds for stage in stages]
-    if sum(seconds) <= 0:
-        return Chart("stages", "Time by stage", missing="no stage has recorded its time.")
-    longest = max(stages, key=lambda stage: stage.seconds)
-
-    def draw(axes: Axes) -> None:
-        rows = name_rows(
-            axes, (shorten_middle(clean_text(s.name), MAX_LABEL_CHARS) for s in stages)
-        )
-        colours = [BLUE if stage is longest else GREY for stage in stages]
-        axes.barh(rows, seconds, height=0.66, color=colours)
-        axes.set_xlim(0, 1.22 * max(seconds))
-        axes.xaxis.set_visible(False)
-        axes.spines["bottom"].set_visible(False)
-        for row, value in zip(rows, seconds, strict=True):
-            axes.text(value + 0.012 * max(seconds), row, format_seconds(value), va="center")
-
-    share, total = format_percent(longest.seconds / sum(seconds)), format_seconds(sum(seconds))
-    return chart_of_one(
-        "stages",
-        f"“{longest.name}” takes {share} of {total}",
-        "Seconds by stage",
-        0.35 + 0.29 * len(stages),
-        draw,
-        sees="the seconds each stage worked, in the order they ran; work taken over from an "
-        "earlier run counts with the seconds it took then.",
-        means=f"to make this run shorter, give “{longest.name}” more workers or less to do.",
-    )

@@ -6,7 +6,7 @@ import base64
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,40 +14,37 @@ from typing import Any
 import jinja2
 import markupsafe
 import numpy as np
-import pyarrow as pa
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from nncift_ray.report import figures
 from nncift_ray.report.data import (
-    Cell,
-    CoveredExample,
-    ExampleText,
-    ExtraTable,
+    KEY,
+    NUMBER,
+    TEXT,
+    Column,
+    Estimate,
     Fidelity,
-    PickNeighbours,
+    PageTable,
     ReportData,
-    SkippedExample,
-    SuspectExample,
     blocks_of,
     cleaning_sentence,
     decisions,
     final_objective,
-    format_interval,
     headline_fidelity,
-    knowledge_sentence,
+    make_table,
     mean_coverage,
     mean_score,
     mix_shares,
     num_picks,
     num_scored_pairs,
     select_block,
-    share_of_best,
     total_cost,
     total_seconds,
     two_digits,
     unit_of,
+    verdict,
 )
 from nncift_ray.report.figures import Chart
 from nncift_ray.report.text import (
@@ -63,6 +60,8 @@ from nncift_ray.report.text import (
     shorten_middle,
 )
 from nncift_ray.runtime.schemas import CROSS, POINTS, WITHIN
+
+__all__ = ["KEY", "NUMBER", "Column", "PageTable", "render_page", "render_report", "summary_table"]
 
 
 def render_page(template: str, values: Mapping[str, object]) -> str:
@@ -85,11 +84,19 @@ def render_page(template: str, values: Mapping[str, object]) -> str:
     environment.globals |= {"script": markupsafe.Markup(script), "script_hash": digest}  # noqa: S704
     environment.filters |= {
         "count": format_count,
+        "number": format_number,
         "percent": format_percent,
         "seconds": format_seconds,
         "usd": format_usd,
+        "excerpt": _excerpt,
+        "line": lambda text, most: shorten(" ".join(text.split()), most) or MISSING,
     }
     return clean_text(environment.get_template(template).render(**values))
+
+
+def _excerpt(text: str, most: int) -> str:
+    """Return the head of a text without its blank lines."""
+    return shorten("\n".join(filter(str.strip, text.strip().splitlines())), most) or MISSING
 
 
 # The tables of the page, as plain rows of text.
@@ -99,7 +106,6 @@ MAX_SETTING_CHARS = 300
 MODEL_ORDER = (
     "network", "additive_ridge", "cosine", "row_column_mean", "mean", "zero", "random",
 )  # fmt: skip
-NUMBER, TEXT, KEY = "num", "text", "key"
 FIDELITY_METRICS = {
     "scaled_mse": "MSE, labels [0, 1]",
     "mse": "MSE, label unit²",
@@ -108,61 +114,18 @@ FIDELITY_METRICS = {
 }
 PAIR_METRICS = {
     "row_spearman": "Spearman within a row",
-    "interaction_correlation": "Interaction correlation",
-    "capture": "Capture, best eighth",
-    "capture_1pct": "Capture, best 1 %",
+    "interaction_correlation": "Beyond averages",
+    "capture": "Best eighth found",
+    "capture_1pct": "Best 1 % found",
 }
 PAIR_READING = (
-    "A row's mean moves all its helpers alike and chooses none, so the last columns look within "
-    "rows. Interaction correlation: of labels and predictions that have both lost their row and "
-    "column effects, which is all that an additive model has. Capture: the mean label of the "
-    "helpers a model likes best in a row, above the row's mean, as a share of what the truly best "
-    "ones have; a model that knows which helpers are good for all may capture much. In brackets "
-    "95 % intervals, over resampled rows and columns. In Q4 the row + column mean is a constant."
+    "A row is a helped example; its mean moves all its helpers alike and chooses none, so the last "
+    "columns look within rows. Beyond averages: correlation of labels and predictions that have "
+    "both lost the means of their row and helper, which is all that an additive model has. Best "
+    "eighth found: the mean label of the helpers a model likes best in a row, above the row's "
+    "mean, as a share of what the truly best ones have; a model that knows which helpers are good "
+    "for all may find much. In brackets 95 % intervals, over resampled rows and columns."
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """Head of a column and how its cells are set."""
-
-    name: str
-    css: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class PageTable:
-    """A table, or the sentence that stands in its place."""
-
-    title: str
-    columns: tuple[Column, ...]
-    rows: Sequence[tuple[str, ...]]
-    reading: str = ""
-    missing: str = "Not available because this run did not record it."
-
-
-def _columns(*names: tuple[str, str] | str) -> tuple[Column, ...]:
-    return tuple(Column(n) if isinstance(n, str) else Column(*n) for n in names)
-
-
-def extra_table(table: ExtraTable) -> PageTable:
-    """Return a run's own table; columns that hold numbers are aligned right."""
-    is_number = [
-        bool(column) and all(isinstance(cell, int | float) or cell is None for cell in column)
-        for column in zip(*table.rows, strict=True)
-    ] or [False] * len(table.columns)
-    heads = zip(table.columns, is_number, strict=True)
-    columns = tuple(Column(name, NUMBER if number else "") for name, number in heads)
-    rows = [tuple(_cell(cell) for cell in row) for row in table.rows]
-    return PageTable(table.title, columns, rows, table.reading, missing="It has no row.")
-
-
-def _cell(cell: Cell) -> str:
-    if isinstance(cell, float):
-        return format_number(cell)
-    if isinstance(cell, int):
-        return format_count(cell)
-    return MISSING if cell is None else cell
 
 
 def fidelity_table(data: ReportData) -> PageTable:
@@ -171,31 +134,25 @@ def fidelity_table(data: ReportData) -> PageTable:
     counts = {"num_pairs": data.unit.capitalize()}
     if not data.pointwise:
         counts |= {"num_rows": "Rows ranked"}
-    heads = ((name, NUMBER) for name in (*counts.values(), *metrics.values()))
-    rows = data.fidelity.to_pylist() if data.fidelity is not None else []
-    places = {model: place for place, model in enumerate(MODEL_ORDER)}
+    found = [] if data.fidelity is None else data.fidelity.to_pylist()
 
     def order(row: Mapping[str, Any]) -> tuple[Any, ...]:
-        place = places.get(row["model"], len(places))
-        return row["block"] != data.main_block, row["block"], row["split"], place, row["model"]
+        place = MODEL_ORDER.index(row["model"])
+        return row["block"] != data.main_block, row["block"], row["split"], place
 
-    reason = data.why_missing("fidelity", NOT_RECORDED)
-    return PageTable(
-        "All metrics",
-        _columns("Block", "Split", ("Model", KEY), *heads),
-        [
-            (
-                row["block"],
-                row["split"],
-                row["model"].replace("_", " "),
-                *(format_count(row[name]) for name in counts),
-                *(_metric_cell(row, name) for name in metrics),
-            )
-            for row in sorted(rows, key=order)
-        ],
-        reading="" if data.pointwise else PAIR_READING,
-        missing=f"Not available because {reason}",
-    )
+    heads = ((name, NUMBER) for name in (*counts.values(), *metrics.values()))
+    rows = [
+        (
+            row["block"],
+            row["split"],
+            row["model"].replace("_", " "),
+            *(row[name] for name in counts),
+            *(_metric_cell(row, name) for name in metrics),
+        )
+        for row in sorted(found, key=order)
+    ]
+    reading = "" if data.pointwise else PAIR_READING
+    return make_table("All metrics", ("Block", "Split", ("Model", KEY), *heads), rows, reading)
 
 
 def _metric_cell(row: Mapping[str, Any], name: str) -> str:
@@ -209,70 +166,56 @@ def stage_table(data: ReportData) -> PageTable:
     rows = [
         (
             stage.name,
-            format_count(stage.rows),
-            format_count(stage.shards),
+            stage.rows,
+            stage.shards,
             format_seconds(stage.seconds),
-            format_number(stage.rows / stage.seconds) if stage.seconds > 0 else MISSING,
-            format_count(stage.failures),
+            stage.rows / stage.seconds if stage.seconds > 0 else None,
+            stage.failures,
             format_usd(stage.cost_usd),
         )
         for stage in data.stages
     ]
-    columns = _columns("Stage", *((name, NUMBER) for name in names))
-    return PageTable("Stages", columns, rows, missing="No stage was recorded.")
+    return make_table("Stages", ("Stage", *((name, NUMBER) for name in names)), rows)
 
 
 def reason_table(data: ReportData) -> PageTable:
     """Return how many rows were set aside by stage and reason (ERRORS)."""
-    missing, counts = "No row was set aside.", Counter[tuple[str, str]]()
-    if data.errors is None:
-        reason = data.why_missing("errors", "this run did not record its errors.")
-        missing = f"Not available because {reason}"
-    else:
-        names = (data.errors[column].to_pylist() for column in ("stage", "reason"))
-        counts.update((str(stage), str(reason)) for stage, reason in zip(*names, strict=True))
+    names = (data.errors[column].to_pylist() for column in ("stage", "reason"))
+    counts = Counter((str(stage), str(reason)) for stage, reason in zip(*names, strict=True))
     rows = [
-        (stage, reason.replace("_", " "), format_count(count))
+        (stage, reason.replace("_", " "), count)
         for (stage, reason), count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     ]
-    columns = _columns("Stage", "Reason", ("Rows", NUMBER))
-    return PageTable("Rows set aside, by reason", columns, rows, missing=missing)
+    missing = "No row was set aside."
+    heads = ("Stage", "Reason", ("Rows", NUMBER))
+    return make_table("Rows set aside, by reason", heads, rows, missing=missing)
 
 
 def error_table(data: ReportData) -> PageTable:
     """Return the first rows set aside, with file and line (ERRORS)."""
-    errors = data.errors
-    shown = errors.slice(0, MAX_ERROR_ROWS).to_pylist() if errors is not None else []
     rows = [
         (
             row["stage"],
-            _place(row["source"], row["line"]) or row["example_id"] or MISSING,
+            f"{row['source']}:{row['line']}" if row["source"] else row["example_id"],
             row["reason"].replace("_", " "),
             row["message"],
-            row["excerpt"] if row["excerpt"] is not None else MISSING,
+            row["excerpt"],
         )
-        for row in shown
+        for row in data.errors.slice(0, MAX_ERROR_ROWS).to_pylist()
     ]
-    total = errors.num_rows if errors is not None else 0
-    title = "All rows set aside"
+    total, title = data.errors.num_rows, "All rows set aside"
     if total > len(rows):
         title = f"The first {len(rows)} of {format_count(total)} rows set aside"
     heads = ("Stage", ("Where", TEXT), ("Reason", KEY), ("Message", TEXT), ("Excerpt", TEXT))
-    return PageTable(title, _columns(*heads), rows)
+    return make_table(title, heads, rows)
 
 
-def _place(source: str | None, line: int | None) -> str:
-    return f"{source}:{line}" if source and line is not None else source or ""
-
-
-def _pairs_table(title: str, heads: tuple[str, str], rows: Sequence[tuple[str, str]]) -> PageTable:
-    return PageTable(title, _columns((heads[0], KEY), (heads[1], TEXT)), rows)
-
-
-def settings_table(title: str, settings: Mapping[str, object]) -> PageTable:
+def settings_table(
+    title: str, settings: Mapping[str, object], heads: tuple[str, str] = ("Key", "Value")
+) -> PageTable:
     """Return nested settings under dotted keys."""
     rows = [(key, shorten(value, MAX_SETTING_CHARS)) for key, value in _flatten(settings)]
-    return _pairs_table(title, ("Key", "Value"), rows)
+    return make_table(title, ((heads[0], KEY), (heads[1], TEXT)), rows)
 
 
 def _flatten(settings: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -291,6 +234,7 @@ def _flatten(settings: Mapping[str, object], prefix: str = "") -> Iterator[tuple
 GOOD, WARN = "good", "warn"
 MOSTLY_DECIDED = 0.9  # of the picks
 MANY_ERRORS = 0.02  # share of all rows read
+CARDS_SHOWN = 4  # on the page, and those that warn; the terminal has all
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,35 +252,34 @@ def make_cards(data: ReportData) -> list[Card]:
     picks = num_picks(data)
     share = format_percent(picks / data.num_candidates if data.num_candidates else math.nan)
     of = f"{share} of {format_count(data.num_candidates)} candidates"
-    cards = [Card("Examples selected", format_count(picks), of)]
-    cards += [
-        *_decision_cards(data),
-        *_value_cards(data),
-        *_fidelity_cards(data),
-        *_quality_cards(data),
-        *_label_cards(data),
-        *_drift_cards(data),
-    ]
-    if data.stages:
-        cost = total_cost(data)
-        note = f"{len(data.stages)} stages" + ("" if cost is None else f", {format_usd(cost)}")
-        cards.append(Card("Time", format_seconds(total_seconds(data)), note))
+    seconds, cost = format_seconds(total_seconds(data)), format_usd(total_cost(data))
     rows = data.num_candidates + data.num_duplicates + data.num_errors
     note = f"rows set aside; {format_count(data.num_duplicates)} exact duplicates collapsed"
     tone = WARN if data.num_errors > MANY_ERRORS * rows else ""
-    return [*cards, Card("Unusable rows", format_count(data.num_errors), note, tone)]
+    return [
+        Card("Examples selected", format_count(picks), of),
+        *_decision_cards(data),
+        *_value_cards(data),
+        *_fidelity_cards(data),
+        *_label_cards(data),
+        *_quality_cards(data),
+        *_drift_cards(data),
+        Card("Time", seconds, f"{len(data.stages)} stages, {cost}"),
+        Card("Unusable rows", format_count(data.num_errors), note, tone),
+    ]
 
 
 def _decision_cards(data: ReportData) -> Iterator[Card]:
     """How many picks the objective decided, where that is its business and not a draw's."""
     counts = decisions(data)
-    if data.ranking is None or not counts or "random" in counts:
+    if not counts or "random" in counts:
         return
-    rest = ", ".join(f"{format_count(count)} by {name}" for name, count in counts.items())
+    rest = [f"{format_count(count)} by {x}" for x, count in counts.items() if x != "objective"]
     decided = counts.get("objective", 0)
     of = f"{format_count(decided)} of {format_count(num_picks(data))}"
     tone = WARN if decided < MOSTLY_DECIDED * num_picks(data) else ""
-    yield Card("Picks decided by the objective", of, rest, tone)
+    note = ", ".join(rest) or "none by a quota, a list or a draw"
+    yield Card("Picks decided by the objective", of, note, tone)
 
 
 def _quality_cards(data: ReportData) -> Iterator[Card]:
@@ -345,68 +288,62 @@ def _quality_cards(data: ReportData) -> Iterator[Card]:
         return
     share = data.num_suspects / data.num_candidates if data.num_candidates else math.nan
     made = "their quality lowered their worth" if data.uses_quality else "not weighed"
-    yield Card(
-        "Answers that look wrong",
-        format_count(data.num_suspects),
-        f"{format_percent(share)} of the candidates; {made}",
-    )
+    note = f"{format_percent(share)} of the candidates; {made}"
+    yield Card("Answers that look wrong", format_count(data.num_suspects), note)
 
 
 def _value_cards(data: ReportData) -> Iterator[Card]:
     final, coverage, score = final_objective(data), mean_coverage(data), mean_score(data)
     ratio = final / data.random_objective if data.random_objective else math.nan
     beside = f"; {format_number(ratio)} × a random subset's" if math.isfinite(ratio) else ""
-    if data.ranks_by_score:
-        if math.isfinite(score):
-            yield Card("Score", format_number(score), f"mean over the picks{beside}")
-        return
-    if math.isfinite(coverage) and data.coverage is not None:
-        note = f"mean over {format_count(data.coverage.num_rows)} {data.ground_set}"
-        note += f"{beside} objective" if beside else ""
+    if data.ranks_by_score and math.isfinite(score):
+        yield Card("Score", format_number(score), f"mean over the picks{beside}")
+    elif math.isfinite(coverage):
+        note = f"influence of the best pick, mean of {format_count(data.coverage.num_rows)} "
+        note += data.ground_set + (f"{beside} objective" if beside else "")
         yield Card("Coverage (0 to 1)", format_number(coverage), note)
     elif math.isfinite(final):
         yield Card("Objective", format_number(final, 4), "after the last pick")
-    share = share_of_best(data)
-    if math.isfinite(share):
-        name = "Share of the optimum (lower bound)"
-        value = f"{math.floor(1000 * share) / 10:g} %"  # a promise is rounded down
-        note = "of what any subset within the budget could be worth"
-        yield Card(name, value, f"{note}; the optimiser's own bound, not a measure of the data")
 
 
 def _fidelity_cards(data: ReportData) -> Iterator[Card]:
     found = headline_fidelity(data)
     if found is None:
         return
-    place = (
-        f"{found.split} of {found.block}, {format_count(found.num_pairs)} {unit_of(found.block)}"
-    )
+    count = f"{format_count(found.num_pairs)} held-out {unit_of(found.block)}"
     if found.block == POINTS:
-        yield from _rating_cards(found, place)
+        yield from _rating_cards(found, count)
         return
     beyond, best = found.interaction, found.capture
     yield Card(
         "Knowledge of pairs",
-        format_interval(beyond, two_digits),
-        f"correlation beyond row and column effects, {place}; additive ridge 0, cosine "
-        f"{two_digits(beyond.cosine)}",
+        two_digits(beyond.value),
+        f"{_interval_words(beyond, two_digits)}correlation with the teacher beyond averages of "
+        f"rows and helpers, {count}; cosine {two_digits(beyond.cosine)}, additive model 0",
         GOOD if beyond.beats_rivals else "" if beyond.low > 0 else WARN,
     )
     yield Card(
-        "Best helpers captured",
-        format_interval(best, format_percent),
-        f"of what each row's best eighth is worth; additive ridge {format_percent(best.ridge)}, "
-        f"cosine {format_percent(best.cosine)}",
+        "Best helpers found",
+        format_percent(best.value),
+        f"{_interval_words(best, format_percent)}of what each row's best eighth is worth; additive "
+        f"ridge {format_percent(best.ridge)}, cosine {format_percent(best.cosine)}",
         GOOD if best.beats_rivals else WARN if best.high < best.rival else "",
     )
 
 
-def _rating_cards(found: Fidelity, place: str) -> Iterator[Card]:
+def _interval_words(found: Estimate, write: Callable[[float], str]) -> str:
+    if not math.isfinite(found.low):
+        return ""
+    return f"{write(found.low)} to {write(found.high)} (95 % interval): "
+
+
+def _rating_cards(found: Fidelity, count: str) -> Iterator[Card]:
     if math.isfinite(found.spearman):
         tone = GOOD if found.spearman >= 0.5 else WARN if found.spearman < 0.2 else ""
-        yield Card("Order agrees with teacher", f"{found.spearman:.2f}", f"Spearman, {place}", tone)
+        note = f"Spearman, {count}"
+        yield Card("Order agrees with teacher", f"{found.spearman:.2f}", note, tone)
     ratio = found.error_ratio
-    note = f"MSE {format_number(found.scaled_mse)} on labels scaled to [0,\u00a01], {found.split}"
+    note = f"MSE {format_number(found.scaled_mse)} on labels scaled to [0,\u00a01], {count}"
     if not math.isfinite(ratio):
         yield Card("Network error", format_number(found.scaled_mse), note)
         return
@@ -439,20 +376,16 @@ def _drift_cards(data: ReportData) -> Iterator[Card]:
     yield Card("New labels", "due" if due else "not due", note, WARN if due else GOOD)
 
 
-def drift_table(facts: Mapping[str, Any]) -> ExtraTable:
+def drift_table(facts: Mapping[str, Any]) -> PageTable:
     """Return what was measured of new data, beside what it is judged against."""
-    rows: list[tuple[str, str, str]] = []
+    rows: list[tuple[str | float, ...]] = []
     distance = facts.get("distance")
     if distance is not None:
         median = facts["median_distance"]
         rows += [
-            (
-                "median distance to the nearest label",
-                format_number(median["new"]),
-                format_number(median["reference"]),
-            ),
-            ("chance that a new one is farther", format_number(distance["farther"]), "0.5"),
-            ("Kolmogorov-Smirnov distance", format_number(distance["ks"]), "0"),
+            ("median distance to the nearest label", median["new"], median["reference"]),
+            ("chance that a new one is farther", distance["farther"], 0.5),
+            ("Kolmogorov-Smirnov distance", distance["ks"], 0.0),
         ]
     rows += [
         (
@@ -463,17 +396,12 @@ def drift_table(facts: Mapping[str, Any]) -> ExtraTable:
         for share in facts["ranges"]
     ]
     reading = "The labelled corpus is measured on its examples that were not labelled."
-    heads = ("measure", "new", "corpus")
-    return ExtraTable("New data beside the labelled corpus", reading, heads, tuple(rows))
+    heads = ("Measure", ("New", NUMBER), ("Corpus", NUMBER))
+    return make_table("New data beside the labelled corpus", heads, rows, reading)
 
 
 # The page; its sentences stand in ``page.html.j2``.
 
-MAX_PROMPT_CHARS = 420
-MAX_RESPONSE_CHARS = 300
-MAX_COVERED_CHARS = 220
-MAX_NEAR_CHARS = 120
-NOT_RECORDED = "this run did not record it."
 BLOCK_NAMES = {
     CROSS: "Targets × candidates",
     WITHIN: "Candidates × candidates",
@@ -485,8 +413,6 @@ def render_report(data: ReportData) -> str:
     """Return the report of one run as one HTML page that loads nothing.
 
     Its one script, which searches and sorts the list of picks, is named in its policy by its hash.
-
-    Parts of ``data`` that are ``None`` or empty are replaced by a sentence saying why.
     """
     chips = {
         "Teacher": data.teacher,
@@ -494,64 +420,57 @@ def render_report(data: ReportData) -> str:
         "Budget": data.budget,
         "Finished": data.created,
     }
-    stages = [(stage.name, stage.fingerprint) for stage in data.stages]
-    paths = [("Run directory", data.run_dir)] if data.run_dir else []
+    cards = make_cards(data)
+    files = {"Run directory": data.run_dir, **data.outputs}
+    fingerprints = {stage.name: stage.fingerprint for stage in data.stages}
     values = {
         "data": data,
         "run_name": data.run_name,
         "num_picks": num_picks(data),
         "total_seconds": total_seconds(data),
         "total_cost": total_cost(data),
+        "longest": max(data.stages, key=lambda stage: stage.seconds, default=None),
         "chips": [(name, value) for name, value in chips.items() if value],
-        "cards": make_cards(data),
+        "cards": [*cards[:CARDS_SHOWN], *(x for x in cards[CARDS_SHOWN:] if x.tone == WARN)],
         "cleaning": cleaning_sentence(data),
-        "knowledge": knowledge_sentence(data),
-        "picks": None if data.picks is None else extra_table(data.picks),
+        "verdict": verdict(data),
         "notices": list(data.notices),
-        "selection_left": [_value_chart(data), _lengths_chart(data)],
-        "selection_right": [_mix_chart(data), *_coverage_charts(data)],
-        "neighbours": [_pick(item, data) for item in data.neighbours],
-        "skipped": [_skipped(item) for item in data.skipped],
-        "suspects": [_suspect(item) for item in data.suspects],
-        "neighbours_missing": data.why_missing("neighbours", "no pick was sampled."),
+        "selection_left": [
+            _value_chart(data),
+            figures.plot_lengths(data.pool_lengths, data.subset_lengths),
+        ],
+        "selection_right": [
+            figures.plot_mix(data.mix, data.mix_name, ranks_by_score=data.ranks_by_score),
+            *_coverage_charts(data),
+        ],
         "fidelity_blocks": _fidelity_blocks(data),
         "drift": _drift(data),
-        "training": _chart(data, "training_history", "Training", figures.plot_training),
-        "influence": _chart(data, "score_statistics", "Influence scores", figures.plot_influence),
-        "histogram": _chart(
-            data,
-            "score_histogram",
-            "Distribution of scores",
-            lambda table: figures.plot_histogram(table, of_labels=data.by_teacher),
-        ),
-        "recall": _recall_chart(data),
-        "scoring": None if data.scoring is None else extra_table(data.scoring),
-        "left_out_tables": [extra_table(table) for table in data.left_out],
+        "score_charts": list(_score_charts(data)),
         "fidelity_table": fidelity_table(data),
-        "stage_chart": figures.plot_stage_seconds(data.stages),
         "stage_table": stage_table(data),
         "reason_table": reason_table(data),
         "error_table": error_table(data),
-        "output_table": _pairs_table("Files", ("What", "Path"), [*paths, *data.outputs.items()]),
-        "fingerprint_table": _pairs_table("Stage fingerprints", ("Stage", "Fingerprint"), stages),
+        "output_table": settings_table("Files", files, ("What", "Path")),
+        "fingerprint_table": settings_table(
+            "Stage fingerprints", fingerprints, ("Stage", "Fingerprint")
+        ),
         "config_table": settings_table("Configuration", data.config),
         "environment_table": settings_table("Environment", data.environment),
     }
     return render_page("page.html.j2", values)
 
 
-def _chart(
-    data: ReportData,
-    part: str,
-    title: str,
-    draw: Callable[[pa.Table], Chart],
-    reason: str = NOT_RECORDED,
-) -> Chart:
-    """Return the picture of a table of the run, or why there is none."""
-    table = getattr(data, part)
-    return (
-        Chart(part, title, missing=data.why_missing(part, reason)) if table is None else draw(table)
-    )
+def _value_chart(data: ReportData) -> Chart:
+    """Return what the picks are worth: the gain curve, or the scores where each stands alone."""
+    if data.ranks_by_score:
+        return figures.plot_scores(data.ranking, data.random_objective)
+    bound = data.upper_bound
+    return figures.plot_gain_curve(data.ranking, data.random_objective, upper_bound=bound)
+
+
+def _coverage_charts(data: ReportData) -> list[Chart]:
+    """Return the coverage of the ground set; nothing where the objective covers no row."""
+    return [] if data.ranks_by_score else [figures.plot_coverage(data.coverage, data.ground_set)]
 
 
 def _drift(data: ReportData) -> dict[str, object] | None:
@@ -559,149 +478,34 @@ def _drift(data: ReportData) -> dict[str, object] | None:
     if data.drift is None or data.drift_distances is None:
         return None
     chart, table = figures.plot_drift(data.drift_distances), drift_table(data.drift)
-    return {"facts": data.drift, "chart": chart, "table": extra_table(table)}
+    return {"facts": data.drift, "chart": chart, "table": table}
 
 
-def _value_chart(data: ReportData) -> Chart:
-    """Return what the picks are worth: the gain curve, or the scores where each stands alone."""
-    reason, random = "nothing was selected.", data.random_objective
-    if data.ranks_by_score:
-        return _chart(
-            data,
-            "ranking",
-            "Scores of the picks",
-            lambda table: figures.plot_scores(table, random),
-            reason,
-        )
-    return _chart(
-        data,
-        "ranking",
-        "Gain curve",
-        lambda table: figures.plot_gain_curve(table, random, upper_bound=data.upper_bound),
-        reason,
+def _score_charts(data: ReportData) -> Iterator[Chart]:
+    """Yield the training, where it had epochs, the distribution of the scores, and the search."""
+    if data.training_history is not None and data.training_history.num_rows:
+        yield figures.plot_training(data.training_history)
+    yield figures.plot_histogram(
+        data.score_histogram, data.score_statistics, of_labels=data.by_teacher
     )
-
-
-def _coverage_charts(data: ReportData) -> list[Chart]:
-    """Return the coverage of the ground set; nothing where the objective covers no row."""
-    if data.ranks_by_score:
-        return []
-    return [
-        _chart(
-            data,
-            "coverage",
-            "Coverage",
-            lambda table: figures.plot_coverage(table, data.ground_set),
-            "this objective keeps no best pick for a row.",
-        )
-    ]
-
-
-def _recall_chart(data: ReportData) -> Chart | None:
-    """Return what pruning found; nothing where nobody asked for it."""
-    if data.recall is None or data.final_recall is None or data.min_recall is None:
-        return None
-    return figures.plot_recall(data.recall, data.final_recall, data.min_recall)
-
-
-def _mix_chart(data: ReportData) -> Chart:
-    if not data.mix and "mix" in data.unavailable:
-        return Chart("mix", f"Mix by {data.mix_name}", missing=data.unavailable["mix"])
-    return figures.plot_mix(data.mix, data.mix_name, ranks_by_score=data.ranks_by_score)
-
-
-def _lengths_chart(data: ReportData) -> Chart:
-    if data.pool_lengths is None or data.subset_lengths is None:
-        reason = data.why_missing("pool_lengths", NOT_RECORDED)
-        return Chart("lengths", "Lengths", missing=reason)
-    return figures.plot_lengths(data.pool_lengths, data.subset_lengths)
+    recall, final, least = data.recall, data.final_recall, data.min_recall
+    if recall is not None and final is not None and least is not None:
+        yield figures.plot_recall(recall, final, least)
 
 
 def _fidelity_blocks(data: ReportData) -> list[dict[str, Chart | str]]:
-    """Return scatter, error and correlation of each block, the one selection rests on first."""
-    blocks = sorted(
-        {*blocks_of(data.fidelity), *blocks_of(data.predictions)},
-        key=lambda block: (block != data.main_block, block),
-    ) or [data.main_block]
-    drawn: list[dict[str, Chart | str]] = []
-    for block in blocks:
-
-        def chart(
-            part: str, title: str, draw: Callable[[pa.Table, str], Chart], block: str = block
-        ) -> Chart:
-            return _chart(data, part, title, lambda table: draw(select_block(table, block), block))
-
-        scatter = chart("predictions", "Predicted against teacher", figures.plot_predictions)
-        errors = chart("fidelity", "Error on held-out labels", figures.plot_errors)
-        order = chart("fidelity", "Rank correlation on held-out labels", figures.plot_order)
-        kicker = BLOCK_NAMES.get(block, block) if len(blocks) > 1 else ""
-        drawn.append({"kicker": kicker, "scatter": scatter, "errors": errors, "order": order})
-    return drawn
-
-
-def _pick(item: PickNeighbours, data: ReportData) -> dict[str, object]:
-    meta: list[str] = []
-    if not data.ranks_by_score:
-        rows = "row" if item.num_covered == 1 else "rows"
-        meta.append(f"best for {format_count(item.num_covered)} {rows}")
-    if item.gain is not None:
-        meta.append(f"{'score' if data.ranks_by_score else 'gain'} {format_number(item.gain)}")
-    meta.append(_place(item.pick.source, item.pick.line))
-    return {
-        "rank": format_count(item.rank),
-        "meta": " · ".join(filter(None, meta)),
-        "pick": _example(item.pick, MAX_PROMPT_CHARS, MAX_RESPONSE_CHARS),
-        "covered": [_covered(row) for row in item.covered],
-    }
-
-
-def _skipped(item: SkippedExample) -> dict[str, object]:
-    place = f" · {item.example.source}:{item.example.line}" if item.example.source else ""
-    return {
-        "meta": f"worth {format_number(item.alone_gain)} alone, "
-        f"{format_number(max(item.final_gain, 0.0))} beside the picks{place}",
-        "example": _example(item.example, MAX_COVERED_CHARS, MAX_COVERED_CHARS),
-        "rank": format_count(item.pick_rank),
-        "why": f"gives {format_percent(item.redundant_share)} of it; cosine "
-        f"{format_number(item.cosine, 2)}",
-        "pick": _example(item.pick, MAX_COVERED_CHARS, MAX_COVERED_CHARS),
-    }
-
-
-def _suspect(item: SuspectExample) -> dict[str, object]:
-    parts = [f"suspicion {format_number(item.suspicion, 2)}"]
-    if item.consistency is not None:
-        parts.append(f"consistency {format_number(item.consistency, 2)}")
-    if item.example.source:
-        parts.append(_place(item.example.source, item.example.line))
-    return {
-        "fate": "not picked" if item.rank is None else f"picked, #{format_count(item.rank)}",
-        "meta": " · ".join(parts),
-        "example": _example(item.example, MAX_COVERED_CHARS, MAX_COVERED_CHARS),
-        "near": [_example(one, MAX_NEAR_CHARS, MAX_NEAR_CHARS) for one in item.near],
-    }
-
-
-def _example(example: ExampleText, prompt_chars: int, response_chars: int) -> dict[str, str]:
-    """Return an excerpt, which has no room for blank lines."""
-    prompt, response = (
-        "\n".join(line for line in text.strip().splitlines() if line.strip())
-        for text in (example.prompt, example.response)
-    )
-    return {
-        "prompt": shorten(prompt, prompt_chars) or MISSING,
-        "response": shorten(response, response_chars) or MISSING,
-    }
-
-
-def _covered(row: CoveredExample) -> dict[str, object]:
-    value = row.coverage if row.coverage is not None and math.isfinite(row.coverage) else None
-    return {
-        "prompt": shorten(" ".join(row.example.prompt.split()), MAX_COVERED_CHARS) or MISSING,
-        "response": shorten(" ".join(row.example.response.split()), MAX_COVERED_CHARS) or MISSING,
-        "score": format_number(value, 2),
-        "width": f"{100 * min(max(value or 0.0, 0.0), 1.0):.1f}",
-    }
+    """Return scatter and order of each block, the one selection rests on first."""
+    if data.fidelity is None or data.predictions is None:
+        return []
+    blocks = sorted(blocks_of(data.fidelity), key=lambda block: (block != data.main_block, block))
+    return [
+        {
+            "kicker": BLOCK_NAMES.get(block, block) if len(blocks) > 1 else "",
+            "scatter": figures.plot_predictions(select_block(data.predictions, block), block),
+            "order": figures.plot_order(select_block(data.fidelity, block), block),
+        }
+        for block in blocks
+    ]
 
 
 # The short table a run ends with in a terminal.

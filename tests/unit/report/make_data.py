@@ -11,13 +11,13 @@ import pyarrow.compute as pc
 from nncift_ray.report.data import (
     CoveredExample,
     ExampleText,
-    ExtraTable,
     MixRow,
     PickNeighbours,
     ReportData,
     SkippedExample,
     StageSummary,
     SuspectExample,
+    make_table,
 )
 from nncift_ray.runtime import schemas
 
@@ -149,9 +149,6 @@ def make_recall(block: str = "within") -> tuple[pa.Table, pa.Table]:
 def make_report_data(num_picks: int = 20, text: str = "What is two and two?") -> ReportData:
     """Make a report with every part filled; ``text`` stands wherever corpus text can stand."""
     example = ExampleText(4, text, text, source=text, line=9)
-    statistics = {"block": ["within"], "num_scored": [10_000], "num_pairs": [10_000]}
-    statistics |= {"min": [-0.2], "max": [0.4]}
-    statistics |= {"sum": [500.0], "sum_of_squares": [120.0]}
     return ReportData(
         run_name="tiny",
         num_candidates=max(100, num_picks),
@@ -185,16 +182,16 @@ def make_report_data(num_picks: int = 20, text: str = "What is two and two?") ->
         recall=make_recall()[0],
         final_recall=make_recall()[1],
         min_recall=0.98,
-        picks=ExtraTable(
+        picks=make_table(
             "All picks",
-            f"What was picked {text}",
             ("Rank", "Worth", "Id", "Prompt"),
-            ((1, 2.5, "3f9a12", f"Add {text}"), (2, 1.5, "77ab01", "Name a river.")),
+            [(1, 2.5, "3f9a12", f"Add {text}"), (2, 1.5, "77ab01", "Name a river.")],
+            f"What was picked {text}",
         ),
-        scoring=ExtraTable(
-            "How pairs were scored", "Why.", (text, "Share"), ((text, 0.25), (text, None))
+        scoring=make_table(
+            "How pairs were scored", (text, "Share"), [(text, 0.25), (text, None)], "Why."
         ),
-        score_statistics=pa.table(statistics).cast(schemas.SCORE_STATISTICS),
+        score_statistics=make_statistics("within"),
         errors=make_errors(text.encode("utf-8", "replace").decode()),  # Arrow holds UTF-8 only
         pool_lengths=np.arange(10, 110),
         subset_lengths=np.arange(20, 40),
@@ -211,9 +208,7 @@ def make_teacher_data() -> ReportData:
         training_history=None,
         recall=None,
         final_recall=None,
-        scoring=ExtraTable(
-            "What the teacher labelled", "Why.", ("block", "failed"), (("within", 3),)
-        ),
+        scoring=make_table("What the teacher labelled", ("Block", "Failed"), [("within", 3)]),
     )
 
 
@@ -223,18 +218,36 @@ def make_histogram(block: str) -> pa.Table:
     return pa.table(counts, schemas.SCORE_HISTOGRAM)
 
 
-def make_minimal_data(**changes: object) -> ReportData:
-    """Make a report of a run that recorded nothing but the size of its pool."""
-    return replace(ReportData("bare", num_candidates=10), **changes)  # type: ignore[arg-type]
+def make_statistics(block: str) -> pa.Table:
+    """Make the count, the least and the largest of a block's scores."""
+    return pa.table({"block": [block], "num_scored": [10_000], "min": [-0.2], "max": [0.4]})
+
+
+def make_empty_data() -> ReportData:
+    """Make a report of a run that picked and scored nothing."""
+    data = make_teacher_data()
+    return replace(
+        data,
+        ranking=data.ranking.slice(0, 0),
+        coverage=data.coverage.slice(0, 0),
+        score_histogram=data.score_histogram.slice(0, 0),
+        errors=data.errors.slice(0, 0),
+        pool_lengths=data.pool_lengths[:0],
+        subset_lengths=data.subset_lengths[:0],
+        picks=replace(data.picks, rows=()),
+        stages=(),
+        mix=(),
+        neighbours=(),
+        skipped=(),
+        suspects=(),
+        num_suspects=None,
+    )
 
 
 def make_ranked_data(*, pointwise: bool) -> ReportData:
     """Make a report of a run whose picks stand on their own scores, by examples or by pairs."""
     block = "points" if pointwise else "cross"
     fidelity, predictions = make_fidelity(block), make_predictions(30, block)
-    statistics = {"block": [block], "num_scored": [10_000], "num_pairs": [10_000]}
-    statistics |= {"min": [-0.2], "max": [0.4]}
-    statistics |= {"sum": [500.0], "sum_of_squares": [120.0]}
     if pointwise:
         fidelity = fidelity.filter(
             (pc.field("split") == "Q4")
@@ -257,5 +270,5 @@ def make_ranked_data(*, pointwise: bool) -> ReportData:
         recall=None,
         final_recall=None,
         scoring=None,
-        score_statistics=pa.table(statistics).cast(schemas.SCORE_STATISTICS),
+        score_statistics=make_statistics(block),
     )

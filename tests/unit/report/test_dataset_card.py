@@ -10,7 +10,7 @@ import yaml
 
 from nncift_ray.report.card import escape, render_dataset_card
 from nncift_ray.report.data import MixRow
-from tests.unit.report.make_data import make_minimal_data, make_ranking, make_report_data
+from tests.unit.report.make_data import make_empty_data, make_ranking, make_report_data
 
 HOSTILE = "<script>alert(1)</script> | a\n---\n`x` [y](javascript:z)"
 
@@ -50,7 +50,7 @@ def test_pools_are_no_part_of_the_recipe_shown() -> None:
 
 
 def test_a_run_that_recorded_little_has_a_card() -> None:
-    assert "0 of 10 examples" in render_dataset_card(make_minimal_data())
+    assert "0 of 100 examples" in render_dataset_card(make_empty_data())
 
 
 def test_escape_keeps_a_cell_in_its_cell() -> None:

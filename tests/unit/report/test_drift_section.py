@@ -13,7 +13,7 @@ from nncift_ray.report.data import ReportData
 from nncift_ray.report.figures import plot_drift
 from nncift_ray.report.page import WARN, make_cards, render_report
 from nncift_ray.runtime import schemas
-from tests.unit.report.make_data import make_minimal_data
+from tests.unit.report.make_data import make_empty_data
 
 REASON = "a new example lies farther from the labelled sample"
 
@@ -41,7 +41,7 @@ def make_facts(*, due: bool, num_new: int = 50) -> dict[str, Any]:
 
 
 def make_data(*, due: bool) -> ReportData:
-    data = make_minimal_data()
+    data = make_empty_data()
     return replace(data, drift=make_facts(due=due), drift_distances=make_distances(50, 80))
 
 
@@ -63,7 +63,7 @@ def test_a_card_warns_where_labels_are_due() -> None:
 
 
 def test_a_run_of_its_own_has_no_such_section() -> None:
-    page = render_report(make_minimal_data())
+    page = render_report(make_empty_data())
     assert 'id="drift"' not in page
     assert "New labels" not in page
 

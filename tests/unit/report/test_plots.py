@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import matplotlib as mpl
@@ -17,15 +18,14 @@ from nncift_ray.report.data import (
 from nncift_ray.report.figures import (
     MAX_CURVE_POINTS,
     plot_coverage,
-    plot_errors,
     plot_gain_curve,
-    plot_influence,
+    plot_histogram,
     plot_lengths,
     plot_mix,
     plot_order,
     plot_predictions,
+    plot_recall,
     plot_scores,
-    plot_stage_seconds,
     plot_training,
     thin_curve,
 )
@@ -35,11 +35,13 @@ from tests.unit.report.make_data import (
     make_coverage,
     make_fidelity,
     make_history,
-    make_minimal_data,
     make_predictions,
     make_ranked_data,
     make_ranking,
+    make_recall,
     make_report_data,
+    make_statistics,
+    make_teacher_data,
 )
 
 
@@ -48,10 +50,6 @@ def test_thinned_curve_keeps_both_ends_and_order() -> None:
     assert len(keep) <= MAX_CURVE_POINTS
     assert (keep[0], keep[-1]) == (0, 99_999)
     assert (np.diff(keep) > 0).all()
-
-
-def test_short_curve_is_not_thinned() -> None:
-    assert thin_curve(7).tolist() == list(range(7))
 
 
 def test_gain_title_names_the_pick_that_reaches_nine_tenths() -> None:
@@ -124,24 +122,10 @@ def test_lengths_of_zero_tokens_draw_on_the_log_axis() -> None:
     assert plot_lengths(np.array([0, 0]), np.array([0])).available
 
 
-@pytest.mark.parametrize(
-    ("network", "finding"),
-    [(0.02, "50 % below"), (0.06, "50 % above"), (0.0401, "about as well"), (0.4, "10 times")],
-)
-def test_error_title_says_who_wins(network: float, finding: str) -> None:
-    assert finding in plot_errors(make_fidelity(network=network), "within").title
-
-
-def test_zero_error_has_a_reason_in_place_of_a_log_axis() -> None:
-    models = ("network", "additive_ridge", "row_column_mean", "mean", "zero", "random")
-    nothing = dict.fromkeys(models, 0.0)
-    assert "no error above zero" in plot_errors(make_fidelity(**nothing), "within").missing
-
-
 def test_undefined_correlations_have_a_reason() -> None:
     table = make_fidelity()
     nulls = pa.nulls(table.num_rows, pa.float64())
-    for name in ("spearman", "row_spearman", "interaction_correlation", "capture"):
+    for name in ("spearman", "interaction_correlation", "capture"):
         place = table.schema.get_field_index(name)
         table = table.set_column(place, schemas.FIDELITY.field(name), nulls)
     assert not plot_order(table, "within").available
@@ -164,29 +148,10 @@ def test_training_title_names_the_epoch_with_the_lowest_held_out_loss() -> None:
     assert plot_training(make_history()).title == "Held-out loss is lowest at epoch 3"
 
 
-def test_stage_chart_names_the_longest_stage() -> None:
-    chart = plot_stage_seconds(make_report_data().stages)
-    assert chart.title == "“label” takes 83 % of 1 min 12 s"
-
-
-def test_influence_of_equal_scores_has_no_negative_spread() -> None:
-    value = 0.1  # sum of squares / n - mean^2 is rounded below zero here or nearby
-    row = {"block": "within", "num_pairs": 3, "num_scored": 3, "min": value, "max": value}
-    row |= {"sum": 3 * value, "sum_of_squares": 3 * value**2 * (1 - 1e-15)}
-    chart = plot_influence(pa.Table.from_pylist([row], schemas.SCORE_STATISTICS))
-    assert "nan" not in chart.panels[0].svg
-
-
 def test_drawing_leaves_the_global_settings_alone() -> None:
     before = dict(mpl.rcParams)
     plot_training(make_history())
     assert dict(mpl.rcParams) == before
-
-
-def test_colours_become_page_variables() -> None:
-    svg = plot_training(make_history()).panels[0].svg
-    assert "var(--blue, #0b6bcb)" in svg
-    assert "<style" not in svg
 
 
 def test_headline_takes_the_hardest_split_of_the_main_block() -> None:
@@ -197,7 +162,7 @@ def test_headline_takes_the_hardest_split_of_the_main_block() -> None:
 
 
 def test_headline_without_fidelity_is_none() -> None:
-    assert headline_fidelity(make_minimal_data()) is None
+    assert headline_fidelity(make_teacher_data()) is None
 
 
 def test_mix_counts_groups_of_pool_and_subset() -> None:
@@ -242,15 +207,14 @@ def test_pairs_stand_beside_a_cosine_and_points_do_not() -> None:
     assert all("cosine" in panel.svg for panel in pairs.panels)
 
 
-def test_order_stands_over_all_pairs_and_within_rows() -> None:
+def test_order_stands_over_all_pairs_and_beyond_averages() -> None:
     chart = plot_order(make_fidelity("cross"), "cross")
     assert [panel.caption for panel in chart.panels] == [
         "Order of all pairs",
-        "Order within a row",
-        "Interaction",
-        "Best helpers captured",
+        "Beyond averages",
+        "Best helpers found",
     ]
-    finding = "In Q4 the network follows the teacher's order beyond row and column effects: 0.40"
+    finding = "In Q4 the network follows the teacher's order beyond averages: 0.40"
     assert chart.title == finding
 
 
@@ -260,16 +224,16 @@ def test_a_measure_that_is_nowhere_defined_has_no_panel() -> None:
     name = "interaction_correlation"
     place = table.schema.get_field_index(name)
     chart = plot_order(table.set_column(place, schemas.FIDELITY.field(name), nulls), "x")
-    assert len(chart.panels) == 3
+    assert len(chart.panels) == 2
     assert chart.title == "In Q4 the network follows the teacher's order: 0.60"
 
 
 def test_knowledge_of_pairs_is_claimed_only_beyond_both_rivals() -> None:
     """The cosine correlates 0.25 and captures 0.35, the ridge 0.3; intervals are +-0.05."""
     claims = {
-        0.40: "The scores know pairs: more than any additive model can, and more than a cosine",
-        0.28: "more of pairs than an additive model, but no more than a cosine",
-        0.04: "Nothing shows that the scores know one row's best helper from another's",
+        0.40: "The scores know which example helps which",
+        0.28: "(additive), but no more than a cosine",
+        0.04: "Nothing shows that the scores know one example's best helper from another's",
     }
     for interaction, claim in claims.items():
         table = make_fidelity(interaction=interaction)
@@ -306,7 +270,7 @@ def test_knowledge_of_an_additive_network_is_none() -> None:
 
 def test_examples_on_their_own_have_no_sentence_about_pairs() -> None:
     assert knowledge_sentence(make_ranked_data(pointwise=True)) == ""
-    assert knowledge_sentence(make_minimal_data()) == ""
+    assert knowledge_sentence(make_teacher_data()) == ""
 
 
 @pytest.mark.parametrize(
@@ -319,4 +283,41 @@ def test_cards_are_green_only_where_the_interval_excludes_the_rivals(
     table = make_fidelity(interaction=interaction, capture=capture)
     cards = make_cards(replace(make_report_data(), fidelity=table))
     found = {card.name: card.tone for card in cards}
-    assert [found["Knowledge of pairs"], found["Best helpers captured"]] == tones
+    assert [found["Knowledge of pairs"], found["Best helpers found"]] == tones
+
+
+def test_recall_is_told_with_the_share_of_pairs_it_took() -> None:
+    chart = plot_recall(*make_recall(), 0.98)
+    assert re.fullmatch(
+        r"99.* % of the true best helpers .* scoring 1.6\s% of the pairs", chart.title
+    )
+    assert chart.available
+
+
+def test_a_run_that_went_exact_after_all_says_so() -> None:
+    tried, final = make_recall()
+    chart = plot_recall(tried, final.slice(0, 0), 0.98)
+    assert chart.title.endswith("every pair scored instead")
+    assert chart.available
+
+
+def test_an_index_that_tried_nothing_has_no_picture() -> None:
+    tried, final = make_recall()
+    assert "every pair was scored" in plot_recall(tried.slice(0, 0), final, 0.98).missing
+
+
+def test_a_histogram_draws_one_panel_a_block() -> None:
+    rows = {"block": ["cross", "within"], "bin": [48_000, 48_001], "count": [4, 6]}
+    chart = plot_histogram(
+        pa.Table.from_pydict(rows, schemas.SCORE_HISTOGRAM), make_statistics("within")
+    )
+    assert [panel.caption for panel in chart.panels] == ["cross", "within"]
+    assert chart.title == "10,000 pairs scored, from -0.20 to 0.40"
+
+
+def test_equal_scores_make_a_histogram_of_one_bin() -> None:
+    rows = {"block": ["within"], "bin": [32_768], "count": [9]}  # all scores are 0
+    chart = plot_histogram(
+        pa.Table.from_pydict(rows, schemas.SCORE_HISTOGRAM), make_statistics("within")
+    )
+    assert "nan" not in chart.panels[0].svg
