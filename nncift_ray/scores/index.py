@@ -33,6 +33,7 @@ from nncift_ray.network.factored import FactoredNetwork
 from nncift_ray.scores.cells import FeatureCells, list_columns, split_cells
 from nncift_ray.scores.exact import (
     RescoredTopK,
+    check_activations,
     pack_columns,
     rescore_rows,
     run_parts,
@@ -76,12 +77,13 @@ class AnchorFeatures:
         seed: int,
         num_anchors: int = NUM_ANCHORS,
         num_landmarks: int = NUM_LANDMARKS,
-        num_features: int = NUM_FEATURES,
+        num_features: int | None = None,
     ) -> AnchorFeatures:
         """Fit on random samples of the rows and columns that will be scored, some thousands each.
 
         The numbers are the most there will be: samples may be smaller, and profiles may have fewer
-        directions than features are wanted.
+        directions than features are wanted. By default 64 features, and of a pair network as many
+        as its inner product has numbers: then it is followed to the last bit.
 
         Raises:
             ShapeError: If a sample is empty or H differs.
@@ -93,23 +95,24 @@ class AnchorFeatures:
             msg = f"cannot fit on {len(row_sample_IH)} rows and {len(column_sample_JH)} columns"
             raise ShapeError(msg)
         random, w_H, bias = np.random.default_rng(seed), network.w_H, network.bias
+        num_features = num_features or features_of(network)
         anchor_RH = row_sample_IH[draw(random, len(row_sample_IH), num_anchors)]
         landmark_CH = column_sample_JH[draw(random, len(column_sample_JH), num_landmarks)]
-        score_RJ = score_matrix(anchor_RH, column_sample_JH, w_H, bias)
+        score_RJ = _rank_scores(anchor_RH, column_sample_JH, landmark_CH, w_H, bias)
         mean_R = score_RJ.mean(axis=1, dtype=np.float64).astype(np.float32)
         direction_RF = _principal_directions(score_RJ - mean_R[:, None], num_features)
-        score_RC = score_matrix(anchor_RH, landmark_CH, w_H, bias)
+        score_RC = _rank_scores(anchor_RH, landmark_CH, landmark_CH, w_H, bias)
         fit_CF = _fit_to_landmarks(multiply_rows(score_RC.T - mean_R, direction_RF))
         return cls(anchor_RH, mean_R, direction_RF, landmark_CH, fit_CF, w_H, bias)
 
     def of_columns(self, b_TH: F32) -> F32:
         """Return the profiles of columns in F directions [T, F], in the unit of the labels."""
-        score_RT = score_matrix(self.anchor_RH, b_TH, self.w_H, self.bias)
+        score_RT = _rank_scores(self.anchor_RH, b_TH, self.landmark_CH, self.w_H, self.bias)
         return multiply_rows(score_RT.T - self.mean_R, self.direction_RF)
 
     def queries(self, a_IH: F32) -> F32:
         """Return the query vectors of rows [I, F] (dimensionless)."""
-        score_IC = score_matrix(a_IH, self.landmark_CH, self.w_H, self.bias)
+        score_IC = _rank_scores(a_IH, self.landmark_CH, self.landmark_CH, self.w_H, self.bias)
         # The mean first: it is large beside what tells columns apart, and would cost its bits.
         return multiply_rows(score_IC - score_IC.mean(axis=1, keepdims=True), self.fit_CF)
 
@@ -131,6 +134,26 @@ class AnchorFeatures:
         names = ("anchor", "mean", "direction", "landmark", "fit", "output.weight")
         arrays = (np.asarray(state[name], np.float32) for name in names)
         return cls(*arrays, bias=float(state["output.bias"][0]))
+
+
+def features_of(network: FactoredNetwork) -> int:
+    """Return how many features F its columns are listed by, at most."""
+    return NUM_FEATURES if len(network.w_H) else network.num_hidden
+
+
+def _rank_scores(a_IH: F32, b_JH: F32, landmark_CH: F32, w_H: F32, bias: float) -> F32:
+    """Return scores [I, J], or of a pair network numbers that rank a row's best columns nearly so.
+
+    Its max(t, 0)^2 + own is bent, which an inner product follows badly. Its slope at the row's best
+    landmark, 2 t', makes it one: 2 t' t + own.
+    """
+    if len(w_H):
+        return score_matrix(a_IH, b_JH, w_H, bias)
+    check_activations(a_IH, b_JH, w_H, bias)
+    best_I1 = multiply_rows(a_IH[:, :-1], landmark_CH[:, :-1].T).max(axis=1, keepdims=True)
+    weight_IH = np.ones_like(a_IH)
+    weight_IH[:, :-1] = 2 * np.maximum(best_I1, 0) * a_IH[:, :-1]
+    return multiply_rows(weight_IH, b_JH.T)
 
 
 def draw(random: np.random.Generator, num_rows: int, count: int) -> NDArray[np.int64]:

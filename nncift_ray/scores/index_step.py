@@ -35,12 +35,12 @@ from nncift_ray.scores.exact import TopK
 from nncift_ray.scores.index import (
     FIT_SAMPLE,
     NUM_ANCHORS,
-    NUM_FEATURES,
     ColumnIndex,
     RecallPoint,
     SearchSettings,
     Tuning,
     draw,
+    features_of,
     listing_schedule,
     num_cells,
     tune,
@@ -108,6 +108,7 @@ class IndexStage(Stage):
     name: ClassVar[str] = "index"
     unit: ClassVar[str] = "indexes"
     title: ClassVar[str] = "index the columns"
+    version: ClassVar[int] = 2
     can_use_gpu = True
     single_threaded = False
     max_actors = 1
@@ -278,13 +279,14 @@ class IndexStage(Stage):
 
     def _excess(self, block: str) -> str:
         """Say by how much a block's index does not fit; nothing where it does."""
+        network = read_network(self._networks, block)
         memory = PairMemory(
             self._activations.num_rows(f"{block}_columns"),
-            read_network(self._networks, block).num_hidden,
+            network.num_hidden,
             shard_rows=SAMPLE_ROWS,
             top_k=self._config.top_k,
         )
-        needed, allowed = memory.pruned(NUM_FEATURES), self._config.max_worker_bytes
+        needed, allowed = memory.pruned(features_of(network)), self._config.max_worker_bytes
         if needed <= allowed:
             return ""
         return (

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from nncift_ray.errors import ShapeError
-from nncift_ray.network.factored import FactoredNetwork
+from nncift_ray.network.factored import FactoredNetwork, Inputs
 from nncift_ray.scores.exact import (
     RescoredTopK,
     score_block,
@@ -24,6 +24,7 @@ from nncift_ray.scores.index import (
 DIM, HIDDEN, ROWS, COLUMNS, K = 12, 20, 60, 900, 10
 WIDER = [SearchSettings(4, 8), SearchSettings(8, 8), SearchSettings(16, 8)]
 PRODUCT_TOLERANCE = 1e-3  # of the scores' spread: float32 products of 64 features
+INPUTS = Inputs(np.zeros(DIM, np.float32), np.ones(DIM, np.float32), (DIM,))
 FitRows = tuple[FactoredNetwork, np.ndarray, np.ndarray]
 
 
@@ -74,6 +75,18 @@ def test_anchor_features_find_nearly_all_in_few_candidates(activations: FitRows)
     features = AnchorFeatures.fit(network, a[30:], b, seed=0)
     products = features.queries(a) @ features.of_columns(b).T
     assert recall_of(products, score_block(a, b, network.w_H, network.bias), 4 * K) > 0.99
+
+
+def test_a_pair_networks_products_list_its_best_columns_at_once(activations: FitRows) -> None:
+    _, a, b = activations
+    none = np.zeros(0, np.float32)
+    shape = np.zeros((HIDDEN, DIM), np.float32)
+    network = FactoredNetwork(shape, shape[:, 0], shape, none, 0.0, inputs=INPUTS)
+    b = b * np.r_[np.ones(HIDDEN - 1), 0.1].astype(np.float32)  # own effects beside the pairs'
+    features = AnchorFeatures.fit(network, a[30:], b, seed=0)
+    products = features.queries(a) @ features.of_columns(b).T
+    scores = score_block(a, b, network.w_H, network.bias)
+    assert recall_of(products, scores, K + K // 2) > 0.98
 
 
 def test_an_index_survives_as_plain_arrays(activations: FitRows) -> None:
