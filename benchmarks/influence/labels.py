@@ -1,8 +1,9 @@
-"""Matrices of DELIFT labels: every helped example asked about with every helper in context.
+"""Matrices of labels: every helped example asked about with every helper in context.
 
     python -m benchmarks.influence.labels FOLDER --corpus mixed
+    python -m benchmarks.influence.labels FOLDER --corpus mixed --teacher less   # of the same rows
 
-A matrix is kept column by column: a stopped run goes on where it was.
+A matrix of DELIFT is kept column by column: a stopped run goes on where it was.
 """
 
 from __future__ import annotations
@@ -19,9 +20,14 @@ import numpy as np
 from benchmarks.t0 import DATA
 from nncift_ray.corpus.examples import Example, make_example_id
 from nncift_ray.demo.corpus import CLEAN, make_demo_rows
-from nncift_ray.engines.embedded import EMBEDDED_LANGUAGE_MODEL, find_embedded
+from nncift_ray.engines.embedded import (
+    EMBEDDED_EMBEDDER,
+    EMBEDDED_LANGUAGE_MODEL,
+    find_embedded,
+)
 from nncift_ray.engines.transformers import TransformersEngine
-from nncift_ray.recipe.sections import EngineConfig
+from nncift_ray.pipeline import run
+from nncift_ray.recipe.sections import Config, EngineConfig
 from nncift_ray.teachers.base import LabelRequest, Measurement
 from nncift_ray.teachers.delift import DeliftTeacher
 
@@ -107,7 +113,11 @@ def main() -> None:
     parser.add_argument("--helpers", type=int, default=80)
     parser.add_argument("--seed", type=int, default=20261130)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--teacher", choices=["delift", "less"], default="delift")
     options = parser.parse_args()
+    if options.teacher == "less":
+        label_by_less(options.folder / options.corpus, options.helpers, options.rows)
+        return
     path, _ = find_embedded(EMBEDDED_LANGUAGE_MODEL, "language model")
     engine = TransformersEngine(
         path, EngineConfig(dtype="float32", batch_tokens=1024, template="paper"), device="cpu",
@@ -141,6 +151,65 @@ def main() -> None:
             with_helper = measure(teacher, [LabelRequest(one, helper) for one in helped])
             np.save(file, alone - with_helper)
             print(f"{options.corpus}: helper {number + 1} of {len(helpers)}", flush=True)
+
+
+#: Small enough for two cores; the adapter, the projection and the two gradients are LESS's own.
+LESS = {
+    "rank": 8,
+    "alpha": 32,
+    "num_epochs": 2,
+    "projection_dim": 1024,
+    "batch_size": 8,
+    "warmup_fraction": 1.0,
+}
+
+
+def label_by_less(folder: Path, helpers: int, helped: int) -> None:
+    """Label the first pairs of a matrix by LESS, into the folder ``NAME_less`` beside it."""
+    out = folder.with_name(f"{folder.name}_less")
+    out.mkdir(exist_ok=True)
+    rows = json.loads((folder / "rows.json").read_text(encoding="utf-8"))
+    num_helpers = len(rows) - len(np.load(folder / "helper-000.npy"))
+    rows = [*rows[:num_helpers][:helpers], *rows[num_helpers:][:helped]]
+    num_helpers = min(num_helpers, helpers)
+    ids = [make_example_id(row["prompt"], row["response"]) for row in rows]
+    sides = {"candidates": rows[:num_helpers], "targets": rows[num_helpers:]}
+    for name, part in sides.items():
+        (out / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    result = run(
+        Config.model_validate(
+            {
+                "run_dir": str(out / "run"),
+                "data": {name: [str(out / f"{name}.jsonl")] for name in sides},
+                "teacher": {
+                    "kind": "less",
+                    "model": EMBEDDED_LANGUAGE_MODEL,
+                    "template": "paper",
+                    "less": LESS,
+                },
+                "embedder": {"model": EMBEDDED_EMBEDDER},
+                "labels": {"fraction": 1.0, "holdout_pairs": 0},
+                "selection": {"objective": "top_k", "budget": 0.1},
+            }
+        ),
+        until="label",
+    )
+    labels = result.outputs["label"].read("labels").to_pylist()
+    known = {
+        side: result.outputs["deduplicate"].read(side, ["example_id"])["example_id"].to_pylist()
+        for side in sides
+    }
+    place = {name: at for at, name in enumerate(ids)}
+    found = np.full((len(rows) - num_helpers, num_helpers), np.nan)
+    for label in labels:
+        helped = place[known["targets"][label["helped_index"]]] - num_helpers
+        found[helped, place[known["candidates"][label["helper_index"]]]] = label["utility"]
+    measured = np.isfinite(found)
+    kept_I, kept_J = measured.any(axis=1), measured.any(axis=0)
+    kept = [*np.flatnonzero(kept_J), *(num_helpers + np.flatnonzero(kept_I))]
+    (out / "rows.json").write_text(json.dumps([rows[at] for at in kept]))
+    for number, j in enumerate(np.flatnonzero(kept_J)):
+        np.save(out / f"helper-{number:03d}.npy", found[kept_I, j])
 
 
 def measure(teacher: DeliftTeacher, requests: list[LabelRequest]) -> np.ndarray:
