@@ -96,7 +96,7 @@ def draw_dots(
         if times:
             _mark_times(grid[0], [dot.value for panel in panels for dot in panel.dots])
         else:
-            grid[0].xaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 5, 10]))
+            grid[0].xaxis.set_major_locator(MaxNLocator(2, steps=[1, 2, 5, 10]))
             grid[0].xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_tick(value)))
         _name_rows(grid[0], methods)
         figure.supxlabel(unit, fontsize=svg.FONT_SIZE, color=svg.MUTED)

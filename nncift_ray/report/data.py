@@ -237,9 +237,6 @@ class ReportData:
     fidelity: pa.Table | None = None  # this and the next two: of a network
     predictions: pa.Table | None = None
     training_history: pa.Table | None = None
-    recall: pa.Table | None = None  # RECALL: what the index stage tried
-    final_recall: pa.Table | None = None  # ROW_RECALL: of the lists of a pruned run
-    min_recall: float | None = None  # that the recipe asks for
     drift: Mapping[str, Any] | None = None  # facts of the drift stage, of a run that goes on
     drift_distances: pa.Table | None = None
 
@@ -592,9 +589,6 @@ def collect_report_data(
         training_history=fit and fit.read("history", schema=schemas.TRAINING_HISTORY),
         score_statistics=_merge_statistics(scores),
         score_histogram=_merge_histogram(scores),
-        recall=index and index.read("recall", schema=schemas.RECALL),
-        final_recall=scores.read("recall", schema=schemas.ROW_RECALL),
-        min_recall=recipe.pair_scores.min_recall,
         scoring=_scoring_table(scores, index) if fit else _labels_table(scores),
         errors=_first_errors(outputs.values()),
         left_out=_left_out_tables(examples, outputs.get(REPEATS)),

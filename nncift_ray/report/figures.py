@@ -57,7 +57,7 @@ from nncift_ray.runtime.schemas import POINTS
 from nncift_ray.scores.kernel import bin_edges, spread_counts
 
 INK, MUTED, GRID, CARD = "#1b2533", "#5f6b7c", "#e3e7ee", "#fffffe"
-BLUE, ORANGE, GREEN, PURPLE, GREY = "#0b6bcb", "#d9580d", "#0f8a6b", "#a04c9c", "#7a8698"
+BLUE, ORANGE, GREEN, PURPLE, GREY = "#0b6bcb", "#b24508", "#0a7458", "#a04c9c", "#7a8698"
 # Page variable of each colour; style.css.j2 gives them a value in the light and in the dark theme.
 CSS_VARIABLES = {
     INK: "--ink",
@@ -913,7 +913,7 @@ def _draw_losses(axes: Axes, history: pa.Table) -> None:
     axes.legend(loc="upper right", handlelength=1.2)
 
 
-# Scoring all pairs: the distribution of the scores, recall.
+# Scoring all pairs: the distribution of the scores.
 
 NUM_BARS = 48
 
@@ -957,58 +957,3 @@ def _draw_histogram(axes: Axes, histogram: pa.Table) -> None:
     axes.set_ylim(0, 1.08 * float(share.max()))
     xticks, yticks = (format_tick, 5), (format_percent_tick, 4)
     style(axes, x="score, in the teacher's unit", y="share", xticks=xticks, yticks=yticks)
-
-
-def plot_recall(tried: pa.Table, final: pa.Table, min_recall: float) -> Chart:
-    """Draw recall against the share of pairs scored.
-
-    Args:
-        tried: Every setting of the search that was tried (RECALL).
-        final: Recall of the lists on other rows (ROW_RECALL); empty if the run went exact.
-        min_recall: The share that the recipe asks for.
-    """
-    title = "Recall of the pruned lists"
-    if not tried.num_rows:
-        return Chart("recall", title, missing="no index was searched: every pair was scored.")
-    found = f"{title}: tried, and every pair scored instead"
-    if final.num_rows:
-        recall, share = (
-            format_percent(float(numbers(final, name).mean()))
-            for name in ("recall", "scored_fraction")
-        )
-        found = f"{recall} of the true best helpers found by scoring {share} of the pairs"
-
-    def draw(axes: Axes, part: pa.Table) -> None:
-        _draw_recall(axes, part, select_block(final, part["block"][0].as_py()), min_recall)
-
-    return Chart(
-        "recall",
-        found,
-        draw_blocks("recall", "Recall by pairs scored", tried, draw),
-        sees="for each width of the search the share of the true best helpers that it finds on "
-        "held-out rows, with two standard errors (dots), the recall asked for (dashed), and the "
-        "recall of this run's own lists on other rows (diamond).",
-        means="the narrowest search whose bar lies above the dashed line was taken. To the right "
-        "recall costs time; what is missing are mostly helpers near the end of a list.",
-    )
-
-
-def _draw_recall(axes: Axes, tried: pa.Table, final: pa.Table, min_recall: float) -> None:
-    share, recall = numbers(tried, "scored_fraction"), numbers(tried, "recall")
-    error = 2 * numbers(tried, "standard_error")
-    order = np.argsort(share, kind="stable")
-    bars: dict[str, Any] = {"marker": "o", "markersize": 5, "elinewidth": 1.0, "capsize": 2}
-    axes.errorbar(share[order], recall[order], error[order], color=BLUE, linewidth=1.6, **bars)
-    if final.num_rows:
-        values = numbers(final, "recall")
-        at = float(numbers(final, "scored_fraction").mean()), float(values.mean())
-        bars = {"marker": "D", "markersize": 7, "elinewidth": 1.4, "capsize": 3, "zorder": 5}
-        two_errors = 2 * float(values.std()) / np.sqrt(len(values))
-        axes.errorbar([at[0]], [at[1]], [two_errors], color=GREEN, **bars)
-    lowest = min(float((recall - error).min()), min_recall)
-    room = 0.12 * max(1.0 - lowest, 0.01)
-    axes.set(xscale="log", xlim=(0.3 * float(share.min()), 1.3), ylim=(lowest - room, 1.0 + room))
-    xticks: Ticks = (lambda value: f"{100 * value:g} %", LogLocator(subs=(1.0, 3.0)))
-    style(axes, x="share of the pairs scored", y="recall", xticks=xticks, yticks=(format_tick, 5))
-    text = f"asked for: {format_number(min_recall, 3)}"
-    write_on_line(axes, min_recall, text, right=True, above=False)

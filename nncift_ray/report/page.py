@@ -482,15 +482,12 @@ def _drift(data: ReportData) -> dict[str, object] | None:
 
 
 def _score_charts(data: ReportData) -> Iterator[Chart]:
-    """Yield the training, where it had epochs, the distribution of the scores, and the search."""
+    """Yield the training, where it had epochs, and the distribution of the scores."""
     if data.training_history is not None and data.training_history.num_rows:
         yield figures.plot_training(data.training_history)
     yield figures.plot_histogram(
         data.score_histogram, data.score_statistics, of_labels=data.by_teacher
     )
-    recall, final, least = data.recall, data.final_recall, data.min_recall
-    if recall is not None and final is not None and least is not None:
-        yield figures.plot_recall(recall, final, least)
 
 
 def _fidelity_blocks(data: ReportData) -> list[dict[str, Chart | str]]:

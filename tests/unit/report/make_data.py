@@ -122,30 +122,6 @@ def make_errors(excerpt: str = "{}") -> pa.Table:
     return pa.Table.from_pylist([row], schemas.ERRORS)
 
 
-def make_recall(block: str = "within") -> tuple[pa.Table, pa.Table]:
-    """Make what an index stage tried (RECALL) and what a pruned run's lists hold (ROW_RECALL)."""
-    rows = [
-        {
-            "block": block,
-            "num_probes": probes,
-            "num_candidates": 128,
-            "num_rows": 256,
-            "recall": recall,
-            "standard_error": 0.004,
-            "scored_fraction": share,
-            "seconds": share,
-            "chosen": probes == 16,
-        }
-        for probes, share, recall in ((4, 0.004, 0.9), (8, 0.008, 0.96), (16, 0.016, 0.993))
-    ]
-    final = {"block": [block] * 4, "row_index": [1, 5, 7, 9], "recall": [1.0, 1.0, 0.98, 0.99]}
-    final["scored_fraction"] = [0.016] * 4
-    return (
-        pa.Table.from_pylist(rows, schemas.RECALL),
-        pa.Table.from_pydict(final, schemas.ROW_RECALL),
-    )
-
-
 def make_report_data(num_picks: int = 20, text: str = "What is two and two?") -> ReportData:
     """Make a report with every part filled; ``text`` stands wherever corpus text can stand."""
     example = ExampleText(4, text, text, source=text, line=9)
@@ -179,9 +155,6 @@ def make_report_data(num_picks: int = 20, text: str = "What is two and two?") ->
         predictions=make_predictions(30),
         training_history=make_history(),
         score_histogram=make_histogram("within"),
-        recall=make_recall()[0],
-        final_recall=make_recall()[1],
-        min_recall=0.98,
         picks=make_table(
             "All picks",
             ("Rank", "Worth", "Id", "Prompt"),
@@ -206,8 +179,6 @@ def make_teacher_data() -> ReportData:
         fidelity=None,
         predictions=None,
         training_history=None,
-        recall=None,
-        final_recall=None,
         scoring=make_table("What the teacher labelled", ("Block", "Failed"), [("within", 3)]),
     )
 
@@ -267,8 +238,6 @@ def make_ranked_data(*, pointwise: bool) -> ReportData:
         predictions=predictions,
         training_history=make_history(block),
         score_histogram=make_histogram(block),
-        recall=None,
-        final_recall=None,
         scoring=None,
         score_statistics=make_statistics(block),
     )

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 
 import matplotlib as mpl
@@ -24,7 +23,6 @@ from nncift_ray.report.figures import (
     plot_mix,
     plot_order,
     plot_predictions,
-    plot_recall,
     plot_scores,
     plot_training,
     thin_curve,
@@ -38,7 +36,6 @@ from tests.unit.report.make_data import (
     make_predictions,
     make_ranked_data,
     make_ranking,
-    make_recall,
     make_report_data,
     make_statistics,
     make_teacher_data,
@@ -284,26 +281,6 @@ def test_cards_are_green_only_where_the_interval_excludes_the_rivals(
     cards = make_cards(replace(make_report_data(), fidelity=table))
     found = {card.name: card.tone for card in cards}
     assert [found["Knowledge of pairs"], found["Best helpers found"]] == tones
-
-
-def test_recall_is_told_with_the_share_of_pairs_it_took() -> None:
-    chart = plot_recall(*make_recall(), 0.98)
-    assert re.fullmatch(
-        r"99.* % of the true best helpers .* scoring 1.6\s% of the pairs", chart.title
-    )
-    assert chart.available
-
-
-def test_a_run_that_went_exact_after_all_says_so() -> None:
-    tried, final = make_recall()
-    chart = plot_recall(tried, final.slice(0, 0), 0.98)
-    assert chart.title.endswith("every pair scored instead")
-    assert chart.available
-
-
-def test_an_index_that_tried_nothing_has_no_picture() -> None:
-    tried, final = make_recall()
-    assert "every pair was scored" in plot_recall(tried.slice(0, 0), final, 0.98).missing
 
 
 def test_a_histogram_draws_one_panel_a_block() -> None:
