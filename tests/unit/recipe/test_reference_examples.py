@@ -31,6 +31,6 @@ def test_every_key_has_a_sentence_and_something_to_show() -> None:
 
 def test_every_example_is_a_value_that_its_key_takes() -> None:
     for _, field in keys_of(Recipe):
-        kind = TypeAdapter(typing.Annotated[(field.annotation, *field.metadata, field)])
         for example in field.examples or ():
+            kind = TypeAdapter(typing.Annotated[(field.annotation, *field.metadata, field)])
             kind.validate_python(example)
