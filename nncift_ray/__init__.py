@@ -7,9 +7,14 @@ In Python: ``import nncift_ray as nn``, then ``run = nn.select("corpus.jsonl", b
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+# bitsandbytes, which transformers imports where it is installed, warns on some CPUs that a kernel
+# for its 4-bit layers could not be fetched; it has another.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 #: Public names and where they live; each is imported when it is first asked for.
 _HOMES = {

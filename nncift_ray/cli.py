@@ -352,13 +352,12 @@ def evaluate(recipe: Recipe, set_: Overrides = None, dry_run: DryRun = False) ->
         config = load_config(recipe, set_ or [])
         from nncift_ray.evaluation.costs import plan_evaluation
         from nncift_ray.evaluation.page import evaluation_tables
-        from nncift_ray.evaluation.run import evaluate as run_evaluation
+        from nncift_ray.library import evaluate as run_evaluation
 
         if dry_run:
             terminal.print_evaluation_plan(plan_evaluation(config))
             return
-        with terminal.progress() as reporter:
-            result = run_evaluation(config, reporter=reporter)
+        result = run_evaluation(config)
         console.print(evaluation_tables(result.data))
         write_line(f"tables: {result.folder}")
         write_line(f"page: {result.page}")

@@ -27,6 +27,7 @@ from nncift_ray.recipe.loading import apply_override, make_config, read_recipe
 from nncift_ray.recipe.sections import REGISTERED_TEACHERS, Recipe
 from nncift_ray.runtime.files import Location
 from nncift_ray.terminal import progress
+from nncift_ray.tracking import check_tracker, evaluation_figures, run_figures, track
 
 if TYPE_CHECKING:
     import datasets
@@ -240,10 +241,14 @@ def select(
 def run_recipe(recipe: Recipe, *, until: str = "export") -> RunResult:
     """Run a recipe, tell its progress, and return what it left behind; errors are ``select``'s."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # our own lines tell of progress
+    check_tracker(recipe)
     with progress() as reporter:
-        expected = {stage.name: stage.seconds for stage in make_plan(recipe).stages}
-        reporter.expect(expected)
-        return run(recipe, reporter=reporter, until=until)
+        plan = make_plan(recipe, glance=True)
+        reporter.expect({stage.name: stage.seconds for stage in plan.stages})
+        result = run(recipe, reporter=reporter, until=until)
+        if result.report_data is not None and recipe.report.tracking:
+            track(recipe, run_figures(result.report_data), result.run_dir, reporter)
+        return result
 
 
 def make_recipe(
@@ -408,8 +413,13 @@ def evaluate(
         apply_override(tree, override)
     from nncift_ray.evaluation.run import evaluate as run_evaluation
 
+    made = make_config(tree, origin)
+    check_tracker(made)
     with progress() as reporter:
-        return run_evaluation(make_config(tree, origin), reporter=reporter)
+        result = run_evaluation(made, reporter=reporter)
+        if made.report.tracking:
+            track(made, evaluation_figures(result.data.summary), result.folder, reporter)
+        return result
 
 
 def register_teacher(name: str, teacher: type) -> None:

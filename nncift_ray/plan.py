@@ -54,6 +54,7 @@ if TYPE_CHECKING:
 
 COUNTED_WHOLE_BYTES = 32 * 1024**2
 SAMPLED_ROWS = 2000
+GLANCED_ROWS = 100  # by a run, which is about to read them all
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,9 @@ class CorpusEstimate:
         return self.num_candidates + self.num_targets + self.num_existing
 
 
-def estimate_corpus(config: Config, outputs: Mapping[str, StageOutput]) -> CorpusEstimate:
+def estimate_corpus(
+    config: Config, outputs: Mapping[str, StageOutput], *, glance: bool = False
+) -> CorpusEstimate:
     """Count the corpus: exactly from a finished run or small files, else from the first records.
 
     Raises:
@@ -96,9 +99,10 @@ def estimate_corpus(config: Config, outputs: Mapping[str, StageOutput]) -> Corpu
     data, examples = config.data, outputs.get("deduplicate")
     patterns = {CANDIDATE: data.candidates, TARGET: data.targets, EXISTING: data.existing}
     if examples is None:
-        reading = _Reading(config)
+        reading = _Reading(config, glance=glance)
         roles = {role: reading.estimate(role, given) for role, given in patterns.items()}
-        reading.check()
+        if not glance:
+            reading.check()
         notices = describe_sources(reading.facts, reading.errors)
     else:
         head = next(examples.iter_batches("candidates", ["prompt", "response"]))
@@ -135,8 +139,10 @@ def estimate_sources(config: Config, patterns: Sequence[str]) -> SourceEstimate:
 class _Reading:
     """Reads files as a run does, large ones in part, and says of bad rows what a run would."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, glance: bool = False) -> None:
         self._data = config.data
+        self._counted_whole = 0 if glance else COUNTED_WHOLE_BYTES
+        self._num_sampled = GLANCED_ROWS if glance else SAMPLED_ROWS
         self._files: dict[str, set[str]] = {}
         self._errors: dict[str, FirstErrors] = {}
         self._num_good: Counter[str] = Counter()
@@ -171,11 +177,11 @@ class _Reading:
                 raise no_usable_row(role, files, self._errors[role])
 
     def _estimate(self, role: str, source: SourceFile) -> SourceEstimate:
-        tally, whole = Tally(), source.size <= COUNTED_WHOLE_BYTES
+        tally, whole = Tally(), source.size <= self._counted_whole
         rows = tally.watch(read_as(self._data, RoleSource(role, source, "")))
         ids: set[str] = set()
         prompt_chars = response_chars = num_bytes = num_good = 0
-        for row in rows if whole else islice(rows, SAMPLED_ROWS):
+        for row in rows if whole else islice(rows, self._num_sampled):
             if "reason" in row:
                 self.errors.add(row)
                 self._errors[role].add(row)
@@ -473,8 +479,12 @@ class RunPlan:
         return sum(stage.cost_usd for stage in self.stages)
 
 
-def make_plan(config: Config, *, hardware: Literal["cpu", "gpu"] | None = None) -> RunPlan:
+def make_plan(
+    config: Config, *, hardware: Literal["cpu", "gpu"] | None = None, glance: bool = False
+) -> RunPlan:
     """Say what `nncift run` would do, without starting anything.
+
+    With ``glance`` it reads the first rows of a file only, and refuses none of them.
 
     Raises:
         NnciftError: What would stop the run at once: files or models that are not there.
@@ -487,7 +497,7 @@ def make_plan(config: Config, *, hardware: Literal["cpu", "gpu"] | None = None) 
     teaching.begun_with_gpu = teaching.has_gpu
     blueprint.check()
     outputs, states = _walk(blueprint, run_dir)
-    corpus = estimate_corpus(config, outputs)
+    corpus = estimate_corpus(config, outputs, glance=glance)
     decisions = measured_decisions(outputs)
     work = Workload(config, blueprint, corpus, kind, decisions)
     estimates, prices = work.estimate_stages(), config.cluster

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -34,6 +35,8 @@ from nncift_ray.network.training import (
 from nncift_ray.profiles.blocks import SCALARS
 from nncift_ray.recipe.sections import NetworkConfig
 from nncift_ray.runtime import schemas
+from nncift_ray.runtime.driver import StepProgress, describe_steps
+from nncift_ray.runtime.files import Location
 from nncift_ray.runtime.output import Sink, StageOutput
 from nncift_ray.runtime.ray_train import RayWorkers, average_gradients, train_on_ray
 from nncift_ray.runtime.schemas import POINTS, WITHIN, helped_role
@@ -152,6 +155,7 @@ def fit_block(
     *,
     shard: tuple[int, int] = (0, 1),
     reduce_gradients: ReduceGradients | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> FittedBlock:
     """Return the network of one block, trained on its labels.
 
@@ -165,10 +169,15 @@ def fit_block(
         network: Size and training, as the recipe has them.
         shard: (rank, number of workers).
         reduce_gradients: Averages gradients over the workers, where there are several.
+        progress: Told behind each epoch how many are done, and how many there may be.
     """
     if is_pair(network, data):
         return fit_pair_block(data, block, network)
-    dim = data.helped_ED.shape[1]
+    dim, epochs = data.helped_ED.shape[1], itertools.count(1)
+
+    def on_epoch() -> None:
+        if progress is not None:
+            progress(next(epochs), most)
 
     def train(
         pairs: PairData, held_out: PairData, training: TrainingConfig, *, early_stop: bool
@@ -177,12 +186,14 @@ def fit_block(
         history = train_network(
             made, data.helped_ED, data.helper_ED, pairs, held_out, training,
             early_stop=early_stop, shard=shard, reduce_gradients=reduce_gradients,
+            on_epoch=on_epoch,
         )  # fmt: skip
         return made, history
 
     plain = training_config(network)
     training = stretch(plain, int((data.split == TRAIN).sum()), network.min_steps)
     folds = [] if training == plain else split_unseen(data, block, network.seed)
+    most = training.num_epochs * (len(folds) + 1)
     if folds:
         patience = max(plain.patience, round(PATIENCE_SHARE * training.num_epochs))
         trial = dataclasses.replace(training, patience=patience)
@@ -327,6 +338,10 @@ class FitStage(Stage):
         """One run trains all blocks: starting workers costs more than training."""
         return 1
 
+    def progress(self, folder: Location) -> str:
+        """Say how many epochs are done."""
+        return describe_steps(folder)
+
     def make_worker(self) -> Worker:
         """Return the run."""
 
@@ -334,7 +349,10 @@ class FitStage(Stage):
             train = functools.partial(
                 train_here, self._labels, self._inputs, self._blocks, self._network
             )
-            fitted = train() if self._workers is None else train_on_ray(train, self._workers)
+            if self._workers is None:
+                fitted = train(progress=StepProgress(sink.folder))
+            else:
+                fitted = train_on_ray(train, self._workers)
             for block in self._blocks:
                 data = read_block_labels(self._labels, self._inputs, block)
                 write_block(sink, block, data, fitted[block], self.seed)
@@ -349,6 +367,7 @@ def train_here(
     network: NetworkConfig,
     rank: int = 0,
     num_workers: int = 1,
+    progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, FittedBlock]:
     """Train all blocks in this process, alone or as one of several workers."""
     reduce_gradients = average_gradients if num_workers > 1 else None
@@ -359,6 +378,7 @@ def train_here(
             network,
             shard=(rank, num_workers),
             reduce_gradients=reduce_gradients,
+            progress=progress,
         )
         for block in blocks
     }

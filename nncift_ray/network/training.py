@@ -90,6 +90,7 @@ def train_network(
     early_stop: bool = True,
     reduce_gradients: ReduceGradients | None = None,
     shard: tuple[int, int] = (0, 1),
+    on_epoch: Callable[[], None] = lambda: None,
 ) -> list[EpochRecord]:
     """Train a fresh network in place, restore its best weights and return the history.
 
@@ -116,6 +117,7 @@ def train_network(
         early_stop: Whether `validation` decides which weights are kept; if not, it is measured.
         reduce_gradients: Replaces `.grad` of each given parameter by its mean over the workers.
         shard: (rank, number of workers).
+        on_epoch: Called behind every epoch.
 
     Raises:
         ValueError: If there is no training pair, a utility is not finite, a position is outside
@@ -159,6 +161,7 @@ def train_network(
                     f"the loss of epoch {epoch} is not finite: lower the learning rate"
                 )
             history.append(EpochRecord(epoch, train_loss * unit**2, loss * unit**2, improved))
+            on_epoch()
             if epoch - best_epoch >= config.patience:
                 break
     network.load_state_dict(best_state)

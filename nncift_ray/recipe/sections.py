@@ -1111,6 +1111,11 @@ class ReportConfig(Section):
     """Heading; the run directory's name when null."""
     num_picks: int = Field(default=12, ge=1, le=200)
     """Picks shown with what they cover."""
+    tracking: Literal["mlflow", "wandb", "tensorboard"] | None = Field(
+        default=None, examples=["mlflow"]
+    )
+    """Where a run's figures and an evaluation's are logged as well; server and project are those
+    of the tracker's own environment variables."""
 
 
 def name_of(patterns: object) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,6 +41,19 @@ def test_a_pointwise_teacher_is_asked_once_for_each_example(tmp_path: Path) -> N
     assert amounts(made)["label"] == "20 examples by 20 requests"
     assert amounts(made)["fit"] == "20 examples"
     assert amounts(made)["score_pairs"] == "80 examples"
+
+
+def test_a_glance_reads_the_head_of_a_file_and_refuses_nothing(tmp_path: Path) -> None:
+    row = json.dumps({"prompt": "What is it?", "response": "It is that."})
+    lines = [row.replace("it", f"{n}", 1) for n in range(1000)]
+    lines[150:800] = ["broken"] * 650
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    config = make_config({"data": {"candidates": [str(tmp_path / "rows.jsonl")]}})
+    with pytest.raises(DataError):
+        make_plan(config, hardware="cpu")
+    corpus = make_plan(config, hardware="cpu", glance=True).corpus
+    assert not corpus.exact
+    assert 350 < corpus.num_candidates < 1000
 
 
 @pytest.mark.parametrize(("targets", "pairs"), [(5, "400"), (0, "6,400")])

@@ -85,6 +85,15 @@ def test_no_row_or_column_of_a_training_pair_is_the_reason_another_is_held_out()
             assert row not in old_rows or column not in old_columns
 
 
+def test_progress_counts_the_epochs_of_all_folds() -> None:
+    told: list[tuple[int, int]] = []
+    fitted = train(make_block(), 10_000, progress=lambda done, most: told.append((done, most)))
+    assert [done for done, _ in told] == list(range(1, len(told) + 1))
+    assert told[-1][0] > len(fitted.history)
+    assert {most for _, most in told} == {told[0][1]}
+    assert len(told) <= told[0][1]
+
+
 def test_measuring_splits_are_in_no_fold() -> None:
     data = make_block()
     folds = split_unseen(data, "cross", 0)
