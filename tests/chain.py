@@ -38,6 +38,7 @@ from nncift_ray.selection.step import SelectStage
 from nncift_ray.teachers.base import LabelRequest, Measurement, Teacher
 from nncift_ray.teachers.delift import DeliftSeTeacher
 from tests.hash_embedder import HashEmbedder
+from tests.stages import RowsStage
 
 MODEL = ResolvedModel("hash", "nowhere", "1")
 DIMENSION = 16
@@ -78,35 +79,22 @@ class LastDigitTeacher:
         pass
 
 
-class GivenQuality(Stage):
+class GivenQuality(RowsStage):
     """Says of every candidate how good it is; of some nothing."""
 
     name = "quality"
     schema = pa.schema([pa.field("row_index", pa.int64()), pa.field("quality", pa.float32())])
+    produces: ClassVar[dict[str, pa.Schema]] = {"candidates": schema}
 
     def __init__(self, quality: dict[int, float | None]) -> None:
         self._quality = quality
 
-    @property
-    def produces(self) -> dict[str, pa.Schema]:
-        return {"candidates": self.schema}
-
-    @property
-    def inputs(self) -> dict[str, StageOutput]:
-        return {}
-
     def settings(self) -> dict[str, Any]:
         return {"quality": {str(row): value for row, value in self._quality.items()}}
 
-    def num_items(self) -> int:
-        return 1
-
-    def make_worker(self) -> Any:
-        def write(shard: Shard, sink: Sink) -> None:
-            columns = {"row_index": list(self._quality), "quality": list(self._quality.values())}
-            sink.write("candidates", pa.Table.from_pydict(columns, schema=self.schema))
-
-        return write
+    def work(self, shard: Shard, sink: Sink) -> None:
+        columns = {"row_index": list(self._quality), "quality": list(self._quality.values())}
+        sink.write("candidates", pa.Table.from_pydict(columns, schema=self.schema))
 
 
 def make_embedder() -> Embedder:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +15,8 @@ from nncift_ray.runtime.driver import execute_here, run_stage
 from nncift_ray.runtime.files import Location
 from nncift_ray.runtime.output import Sink, StageOutput, vectors_to_arrow
 from nncift_ray.runtime.progress import SilentReporter
-from nncift_ray.runtime.step import Shard, Stage, Worker
+from nncift_ray.runtime.step import Shard, Stage
+from tests.stages import GivenStage
 
 DIM, HIDDEN = 6, 9
 
@@ -32,58 +33,24 @@ class Made:
     b_JH: np.ndarray
 
 
-class _Given(Stage):
-    """Writes what it is given."""
+class _GivenNetworks(GivenStage):
+    """Leaves networks, of which every block has the same."""
 
-    facts: Mapping[str, Any] = {}
+    def __init__(self, network: FactoredNetwork, blocks: Sequence[str], seed: int) -> None:
+        super().__init__("fit", {}, seed=seed)
+        self._network, self._blocks = network, blocks
 
-    def __init__(
-        self, tables: Mapping[str, pa.Table], networks: Mapping[str, FactoredNetwork], seed: int
-    ) -> None:
-        self._tables, self._networks, self._seed = tables, networks, seed
-
-    @property
-    def produces(self) -> Mapping[str, pa.Schema]:
-        return {name: table.schema for name, table in self._tables.items()}
-
-    def settings(self) -> dict[str, Any]:
-        return {"seed": self._seed, "rows": {n: t.num_rows for n, t in self._tables.items()}}
-
-    @property
-    def inputs(self) -> Mapping[str, StageOutput]:
-        return {}
-
-    def num_items(self) -> int:
-        return 1
-
-    def make_worker(self) -> Worker:
-        def write(shard: Shard, sink: Sink) -> None:
-            sink.facts.update(self.facts)
-            for name, table in self._tables.items():
-                sink.write(name, table)
-            for block, network in self._networks.items():
-                write_network(sink, block, network, {})
-
-        return write
-
-
-class _GivenActivations(_Given):
-    name: ClassVar[str] = "project"
-
-
-class _GivenNetworks(_Given):
-    name: ClassVar[str] = "fit"
-
-
-class _GivenEmbeddings(_Given):
-    name: ClassVar[str] = "embed"
+    def work(self, shard: Shard, sink: Sink) -> None:
+        for block in self._blocks:
+            write_network(sink, block, self._network, {})
 
 
 def given_output(
     folder: Location, name: str, tables: Mapping[str, pa.Table], **facts: Any
 ) -> StageOutput:
     """Finish a stage of some name that left these tables and facts."""
-    stage = type("_GivenNamed", (_Given,), {"name": name, "facts": facts})(tables, {}, 0)
+    stage = GivenStage(name, tables, rows={n: table.num_rows for n, table in tables.items()})
+    stage.facts = facts
     return run_stage(stage, folder, execute=execute_here, reporter=SilentReporter())
 
 
@@ -133,14 +100,17 @@ def make_stages(
         rows["within_rows"][row] = np.nan
     tables = {name: activation_table(matrix) for name, matrix in rows.items()}
 
+    embeddings = {role: _embedding_table(own) for role, own in vectors.items()}
+    counts = [num_candidates, num_targets]
+
     def finish(stage: Stage) -> StageOutput:
         return run_stage(stage, folder, execute=execute_here, reporter=SilentReporter())
 
     return Made(
         network,
-        finish(_GivenActivations(tables, {}, seed)),
-        finish(_GivenNetworks({}, {"within": network, "cross": network}, seed)),
-        finish(_GivenEmbeddings({r: _embedding_table(v) for r, v in vectors.items()}, {}, seed)),
+        finish(GivenStage("project", tables, seed=seed, rows=counts)),
+        finish(_GivenNetworks(network, ("within", "cross"), seed)),
+        finish(GivenStage("embed", embeddings, seed=seed, rows=counts)),
         rows["within_rows"],
         rows["within_columns"],
     )

@@ -7,21 +7,24 @@ request neither empties a batch nor shifts its neighbours.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
     from nncift_ray.engines.chat import ChatTemplate
+    from nncift_ray.engines.tokens import SegmentTokenizer
 
 ROUNDING = 1e-4  # a log-softmax may round a sure token to a hair above 0
 MAX_WANTED_TOKENS = 128  # of one NextTokenRequest: vLLM's own limit, kept by all engines
 SEED_BITS = 63  # engines take seeds as signed 64-bit numbers
 
 FinishReason = Literal["stop", "length"]
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,69 +138,68 @@ class ScoringFailure:
     message: str
 
 
-@runtime_checkable
-class Engine(Protocol):
+class Engine(ABC):
     """A language model that scores tokens and generates answers."""
 
-    @property
-    def name(self) -> str:
-        """Engine and model, for reports."""
-        ...
-
-    @property
-    def max_length(self) -> int:
-        """Most tokens that a prompt and its response or answer may have together."""
-        ...
-
-    @property
-    def num_parameters(self) -> int:
-        """Parameters of the model, counted before any quantisation."""
-        ...
-
-    @property
-    def block_tokens(self) -> int:
-        """Tokens that a cache reuses together: only whole blocks are."""
-        ...
-
-    @property
-    def busy_seconds(self) -> float:
-        """Seconds the model has been computing since it was loaded."""
-        ...
+    name: str  # engine and model, for reports
+    max_length: int  # most tokens that a prompt and its response or answer may have together
+    num_parameters: int  # of the model, counted before any quantisation
+    block_tokens: int  # that a cache reuses together: only whole blocks are
+    busy_seconds: float  # the model has been computing since it was loaded
+    _tokenizer: SegmentTokenizer
+    _vocabulary_size: int
 
     @property
     def start_ids(self) -> list[int]:
         """Tokens the model expects at the start of every text; empty for many models."""
-        ...
+        return self._tokenizer.start_ids
 
     @property
     def eos_id(self) -> int:
         """The token that ends a response."""
-        ...
+        return self._tokenizer.eos_id
 
     @property
     def chat(self) -> ChatTemplate | None:
         """The chat template that examples are written in; None: as plain text."""
-        ...
+        return self._tokenizer.chat
 
     def encode(self, text: str) -> list[int]:
         """Tokenise a piece of a text, with no special tokens added."""
-        ...
+        return self._tokenizer.encode(text)
 
     def encode_message(self, text: str) -> list[int]:
         """Tokenise a user's message as the model's chat template has it, ready to be answered."""
-        ...
+        return self._tokenizer.encode_message(text)
 
+    @abstractmethod
     def score(self, requests: Sequence[AnyScoringRequest]) -> list[ScoringResult | ScoringFailure]:
         """Return the log-probabilities that each request asks for, in order."""
-        ...
 
+    @abstractmethod
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation | ScoringFailure]:
         """Return the answer to each request, in order."""
-        ...
 
+    @abstractmethod
     def close(self) -> None:
         """Free the model's memory; the engine cannot be used afterwards."""
-        ...
+
+    def _answer(
+        self,
+        requests: Sequence[AnyRequest],
+        run: Callable[[list[int]], Iterable[tuple[int, Result | ScoringFailure]]],
+    ) -> list[Result | ScoringFailure]:
+        """Return an answer to each request; ``run`` is given the places of those that can be run.
+
+        The others never reach the model.
+        """
+        answers: dict[int, Result | ScoringFailure] = {}
+        for place, request in enumerate(requests):
+            fault = find_fault(request, self.max_length, self._vocabulary_size)
+            if fault is not None:
+                answers[place] = fault
+        answers.update(run([place for place in range(len(requests)) if place not in answers]))
+        return [answers[place] for place in range(len(requests))]
 
 
 def find_fault(request: AnyRequest, max_length: int, vocabulary_size: int) -> ScoringFailure | None:

@@ -19,6 +19,7 @@ import numpy as np
 
 from nncift_ray.engines.base import (
     AnyScoringRequest,
+    Engine,
     Generation,
     GenerationRequest,
     ScoringFailure,
@@ -26,7 +27,6 @@ from nncift_ray.engines.base import (
     ScoringResult,
     make_result,
 )
-from nncift_ray.engines.shared import BaseEngine
 from nncift_ray.engines.tokens import SegmentTokenizer
 from nncift_ray.errors import ModelError
 from nncift_ray.recipe.sections import EngineConfig, ServerConfig
@@ -45,7 +45,7 @@ WAYS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-class ServerEngine(BaseEngine):
+class ServerEngine(Engine):
     """A causal language model on a server; it scores and does not generate."""
 
     num_parameters = 0  # the server does not tell

@@ -1,15 +1,13 @@
-"""What both engines do alike: read a model's files, and answer the requests that can be run."""
+"""What engines that load a model do alike: read its files and those of an adapter."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from nncift_ray.engines.base import AnyRequest, ScoringFailure, find_fault
-from nncift_ray.engines.chat import ChatTemplate
+from nncift_ray.engines.base import Engine
 from nncift_ray.engines.memory import ModelShape, shape_of
 from nncift_ray.engines.tokens import SegmentTokenizer
 from nncift_ray.errors import ModelError
@@ -18,11 +16,9 @@ from nncift_ray.recipe.sections import EngineConfig
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
-Result = TypeVar("Result")
 
-
-class BaseEngine:
-    """The part of an engine that does not depend on which it is."""
+class LoadedEngine(Engine):
+    """An engine whose model is loaded here."""
 
     def _read_files(
         self, kind: str, model_path: str | Path, options: EngineConfig, *, on_cpu: bool
@@ -45,46 +41,6 @@ class BaseEngine:
         shape = shape_of(config, self.num_parameters, options.dtype, quantised=quantised)
         self._vocabulary_size = shape.vocabulary_size
         return options, shape
-
-    @property
-    def start_ids(self) -> list[int]:
-        """Tokens the model expects at the start of every text."""
-        return self._tokenizer.start_ids
-
-    @property
-    def eos_id(self) -> int:
-        """The token that ends a response."""
-        return self._tokenizer.eos_id
-
-    @property
-    def chat(self) -> ChatTemplate | None:
-        """The chat template that examples are written in; None: as plain text."""
-        return self._tokenizer.chat
-
-    def encode(self, text: str) -> list[int]:
-        """Tokenise a piece of a text, with no special tokens added."""
-        return self._tokenizer.encode(text)
-
-    def encode_message(self, text: str) -> list[int]:
-        """Tokenise a user's message as the model's chat template has it, start tokens included."""
-        return self._tokenizer.encode_message(text)
-
-    def _answer(
-        self,
-        requests: Sequence[AnyRequest],
-        run: Callable[[list[int]], Iterable[tuple[int, Result | ScoringFailure]]],
-    ) -> list[Result | ScoringFailure]:
-        """Return an answer to each request; ``run`` is given the places of those that can be run.
-
-        The others never reach the model.
-        """
-        answers: dict[int, Result | ScoringFailure] = {}
-        for place, request in enumerate(requests):
-            fault = find_fault(request, self.max_length, self._vocabulary_size)
-            if fault is not None:
-                answers[place] = fault
-        answers.update(run([place for place in range(len(requests)) if place not in answers]))
-        return [answers[place] for place in range(len(requests))]
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,7 +39,7 @@ from nncift_ray.engines.base import (
     make_result,
 )
 from nncift_ray.engines.memory import fit_batch_tokens, free_memory_bytes, gpu_share
-from nncift_ray.engines.shared import Adapter, BaseEngine, read_adapter
+from nncift_ray.engines.shared import Adapter, LoadedEngine, read_adapter
 from nncift_ray.engines.tokens import Job, cut_batches, group_by_prefix, make_job
 from nncift_ray.errors import EngineDiedError, ModelError
 from nncift_ray.recipe.sections import EngineConfig
@@ -58,7 +58,7 @@ Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
 
-class TransformersEngine(BaseEngine):
+class TransformersEngine(LoadedEngine):
     """A causal language model of the transformers library that scores and generates."""
 
     block_tokens = 1  # a prefix is shared to the token

@@ -41,7 +41,7 @@ from nncift_ray.engines.memory import (
 )
 from nncift_ray.engines.shared import (
     Adapter,
-    BaseEngine,
+    LoadedEngine,
     is_head_plain,
     read_adapter,
     read_config,
@@ -69,7 +69,7 @@ def vllm_available() -> bool:
     return importlib.util.find_spec("vllm") is not None
 
 
-class VllmEngine(BaseEngine):
+class VllmEngine(LoadedEngine):
     """A causal language model in vLLM, loaded either to score or to generate."""
 
     def __init__(

@@ -7,10 +7,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import ClassVar, TypeVar
 
 import psutil
 import pyarrow as pa
@@ -27,8 +27,8 @@ from nncift_ray.runtime.progress import SilentReporter
 from nncift_ray.runtime.ray_pool import execute_on_ray, ray_session
 from nncift_ray.runtime.shards import ATTEMPTS_FOLDER
 from nncift_ray.runtime.step import KILLED_WORKER, Resources, Shard, Stage, Worker
+from tests.stages import ROWS, RowsStage
 
-ROWS = pa.schema([pa.field("row", pa.int64())])
 NUM_ITEMS, ITEM_ROWS = 4, 4
 POISON = 6
 ENGINE_POISON = 15
@@ -47,7 +47,7 @@ class Fate:
     load: bool = False
 
 
-class FragileStage(Stage):
+class FragileStage(RowsStage):
     """Writes row numbers; its workers are killed by SIGKILL, as the kernel does for memory."""
 
     name: ClassVar[str] = "fragile"
@@ -55,21 +55,8 @@ class FragileStage(Stage):
 
     def __init__(self, fate: Fate, tally: Path) -> None:
         self.fate, self.tally = fate, tally
+        self.items = 1 if fate.load else NUM_ITEMS
         self.resources = Resources(num_cpus=1, min_actors=2, max_actors=2)
-
-    @property
-    def produces(self) -> Mapping[str, pa.Schema]:
-        return {"rows": ROWS}
-
-    @property
-    def inputs(self) -> Mapping[str, StageOutput]:
-        return {}
-
-    def settings(self) -> dict[str, Any]:
-        return {}
-
-    def num_items(self) -> int:
-        return 1 if self.fate.load else NUM_ITEMS
 
     def row_numbers(self, start: int, stop: int) -> range:
         return range(start * ITEM_ROWS, stop * ITEM_ROWS)
@@ -227,19 +214,17 @@ class UnevenStage(FragileStage):
     """One long shard, and many short ones."""
 
     name: ClassVar[str] = "uneven"
+    produces = {"rows": TIMES}
 
-    def num_items(self) -> int:
-        return 8
+    def __init__(self, fate: Fate, tally: Path) -> None:
+        super().__init__(fate, tally)
+        self.items = 8
 
     def work(self, shard: Shard, sink: Sink) -> None:
         started = time.monotonic()
         time.sleep(WORK_SECONDS if shard.start == 0 else 0.1)
         row = {"row": os.getpid(), "start": started, "stop": time.monotonic()}
         sink.write_rows("rows", [row], TIMES)
-
-    @property
-    def produces(self) -> Mapping[str, pa.Schema]:
-        return {"rows": TIMES}
 
 
 def test_no_short_shard_waits_behind_a_long_one(tmp_path: Path) -> None:

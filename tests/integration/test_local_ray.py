@@ -7,12 +7,11 @@ import os
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import psutil
-import pyarrow as pa
 import pytest
 import ray
 from prometheus_client.parser import text_string_to_metric_families
@@ -23,45 +22,29 @@ from nncift_ray.recipe.sections import ClusterConfig
 from nncift_ray.runtime.driver import run_stage
 from nncift_ray.runtime.files import Location
 from nncift_ray.runtime.metrics import MetricsReporter, metric_names
-from nncift_ray.runtime.output import ShardRecord, Sink, StageOutput
+from nncift_ray.runtime.output import ShardRecord, Sink
 from nncift_ray.runtime.progress import SilentReporter
 from nncift_ray.runtime.ray_pool import execute_on_ray, ray_session
-from nncift_ray.runtime.step import Resources, Shard, Stage, Worker
+from nncift_ray.runtime.step import Resources, Shard, Worker
+from tests.stages import ROWS, RowsStage
 
 pytestmark = pytest.mark.slow
 
-ROWS = pa.schema([pa.field("row", pa.int64())])
 NUM_ITEMS, TOKENS_AN_ITEM, CACHED_AN_ITEM = 6, 100, 40
 WORK_SECONDS = 1.0  # so that a worker lives until its metrics are exported
 PRICE = 3600.0  # a dollar a second of a CPU
 SCRAPE_SECONDS = HEARD_SECONDS = 60.0
 
 
-class CountingStage(Stage):
+class CountingStage(RowsStage):
     """Writes a row an item but for item 0, which is a bad row, and fails its first attempt at 5."""
 
     name: ClassVar[str] = "counting"
+    items = NUM_ITEMS
 
     def __init__(self, tally: Path) -> None:
         self.tally = tally
         self.resources = Resources(max_actors=2)
-
-    @property
-    def produces(self) -> Mapping[str, pa.Schema]:
-        return {"rows": ROWS}
-
-    @property
-    def inputs(self) -> Mapping[str, StageOutput]:
-        return {}
-
-    def settings(self) -> dict[str, Any]:
-        return {}
-
-    def num_items(self) -> int:
-        return NUM_ITEMS
-
-    def make_worker(self) -> Worker:
-        return self.work
 
     def work(self, shard: Shard, sink: Sink) -> None:
         if shard.start == NUM_ITEMS - 1 and not self.tally.exists():
@@ -80,13 +63,11 @@ class WaitingStage(CountingStage):
     """Works on a second item only once the driver has heard of the first."""
 
     name: ClassVar[str] = "waiting"
+    items = 2
 
     def __init__(self, heard: Path) -> None:
         self.heard = heard
         self.resources = Resources(max_actors=1)
-
-    def num_items(self) -> int:
-        return 2
 
     def make_worker(self) -> Worker:
         finished: list[Shard] = []
@@ -212,9 +193,7 @@ class DriverStage(CountingStage):
     """One item, which tells which process works on it."""
 
     name: ClassVar[str] = "driver"
-
-    def num_items(self) -> int:
-        return 1
+    items = 1
 
     def work(self, shard: Shard, sink: Sink) -> None:
         sink.write_rows("rows", [{"row": os.getpid()}], ROWS)

@@ -212,7 +212,7 @@ def test_a_runner_that_makes_logits_in_chunks_takes_whole_steps_and_reserves_a_c
 
 def test_processes_that_share_a_gpu_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[float] = []
-    monkeypatch.setattr(load, "locate_model", lambda model, role: model)
+    monkeypatch.setattr(load, "locate_model", lambda model, role, weights: model)
     monkeypatch.setattr(
         load, "load_engine", lambda path, options, **_: told.append(options.gpu_memory_utilization)
     )

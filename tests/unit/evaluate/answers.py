@@ -4,52 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
 
 import pyarrow as pa
 
 from nncift_ray.corpus.examples import make_example_id
 from nncift_ray.runtime.driver import execute_here, run_stage
 from nncift_ray.runtime.files import Location
-from nncift_ray.runtime.output import Sink, StageOutput
+from nncift_ray.runtime.output import StageOutput
 from nncift_ray.runtime.progress import SilentReporter
 from nncift_ray.runtime.schemas import EXAMPLES, RESPONSES
-from nncift_ray.runtime.step import Shard, Stage, Worker
-
-
-class _Given(Stage):
-    """Writes what it is given."""
-
-    def __init__(self, table_name: str, table: pa.Table) -> None:
-        self._table_name, self._table = table_name, table
-
-    @property
-    def produces(self) -> Mapping[str, pa.Schema]:
-        return {self._table_name: self._table.schema}
-
-    @property
-    def inputs(self) -> Mapping[str, StageOutput]:
-        return {}
-
-    def settings(self) -> dict[str, Any]:
-        return {"rows": self._table.to_pylist()}
-
-    def num_items(self) -> int:
-        return 1
-
-    def make_worker(self) -> Worker:
-        def write(shard: Shard, sink: Sink) -> None:
-            sink.write(self._table_name, self._table)
-
-        return write
-
-
-class _GivenExamples(_Given):
-    name: ClassVar[str] = "deduplicate"
-
-
-class _GivenResponses(_Given):
-    name: ClassVar[str] = "respond"
+from nncift_ray.runtime.step import Stage
+from tests.stages import GivenStage
 
 
 def run(stage: Stage, folder: Path) -> StageOutput:
@@ -77,7 +42,7 @@ def write_test_set(folder: Path, rows: Sequence[tuple[str, str]]) -> StageOutput
         ],
         schema=EXAMPLES,
     )
-    return run(_GivenExamples("targets", table), folder)
+    return run(GivenStage("deduplicate", {"targets": table}), folder)
 
 
 def write_answers(folder: Path, test: StageOutput, answers: Mapping[int, str]) -> StageOutput:
@@ -94,4 +59,5 @@ def write_answers(folder: Path, test: StageOutput, answers: Mapping[int, str]) -
         }
         for at, answer in answers.items()
     ]
-    return run(_GivenResponses("responses", pa.Table.from_pylist(rows, schema=RESPONSES)), folder)
+    table = pa.Table.from_pylist(rows, schema=RESPONSES)
+    return run(GivenStage("respond", {"responses": table}), folder)

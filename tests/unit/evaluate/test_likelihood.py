@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,47 +19,12 @@ from nncift_ray.runtime import schemas as evaluation_schemas
 from nncift_ray.runtime.driver import stage_fingerprint
 from nncift_ray.runtime.files import Location
 from nncift_ray.runtime.output import Sink, StageOutput
-from nncift_ray.runtime.step import Shard, Stage, Worker
+from nncift_ray.runtime.step import Shard
 from tests.fake_engines import FakeEngine
+from tests.stages import GivenStage
 from tests.unit.teachers.less_chain import CorpusStage, make_row, run
 
 LONG = 10_000
-
-
-class _Given(Stage):
-    """Writes tables as they are given."""
-
-    def __init__(self, **tables: pa.Table) -> None:
-        self._tables = tables
-
-    @property
-    def produces(self) -> Mapping[str, pa.Schema]:
-        return {name: table.schema for name, table in self._tables.items()}
-
-    @property
-    def inputs(self) -> Mapping[str, StageOutput]:
-        return {}
-
-    def settings(self) -> dict[str, Any]:
-        return {name: str(table.to_pydict()) for name, table in self._tables.items()}
-
-    def num_items(self) -> int:
-        return 1
-
-    def make_worker(self) -> Worker:
-        def write(shard: Shard, sink: Sink) -> None:
-            for name, table in self._tables.items():
-                sink.write(name, table)
-
-        return write
-
-
-class _GivenTests(_Given):
-    name: ClassVar[str] = "tests"
-
-
-class _GivenContexts(_Given):
-    name: ClassVar[str] = "retrieve"
 
 
 class Recorder(FakeEngine):
@@ -88,7 +53,7 @@ def make_tests(folder: Path, **changes: Callable[[list[dict[str, Any]]], None]) 
     for change in changes.values():
         change(rows)
     table = pa.Table.from_pylist(rows, schema=schemas.EXAMPLES)
-    return run(_GivenTests(targets=table), folder)
+    return run(GivenStage("tests", {"targets": table}), folder)
 
 
 def make_shown(folder: Path, found: Mapping[int, list[int]]) -> ShownExamples:
@@ -97,7 +62,9 @@ def make_shown(folder: Path, found: Mapping[int, list[int]]) -> ShownExamples:
         for row, indices in found.items()
     ]
     table = pa.Table.from_pylist(rows, schema=evaluation_schemas.CONTEXTS)
-    return ShownExamples(run(_GivenContexts(contexts=table), folder), run(CorpusStage(), folder))
+    return ShownExamples(
+        run(GivenStage("retrieve", {"contexts": table}), folder), run(CorpusStage(), folder)
+    )
 
 
 def text_of(ids: Any) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -30,17 +30,19 @@ from nncift_ray.runtime.shards import (
     execute_shard,
 )
 from nncift_ray.runtime.step import DRIVER_INPUT_BYTES, Resources, Shard, Stage, Worker
+from tests.stages import RowsStage
 
 SQUARES = pa.schema([pa.field("item", pa.int64()), pa.field("square", pa.int64())])
 
 
-class SquareStage(Stage):
+class SquareStage(RowsStage):
     """Squares its item numbers; can be told to fail."""
 
     name: ClassVar[str] = "square"
+    produces = {"squares": SQUARES}
 
     def __init__(self, count: int, shard: int, power: int = 2) -> None:
-        self.count, self.shard, self.power = count, shard, power
+        self.items, self.shard, self.power = count, shard, power
         self.calls: list[Shard] = []
         self.num_loads = 0
         self.load_error: Exception | None = None
@@ -49,19 +51,8 @@ class SquareStage(Stage):
         self.bad_rows: set[int] = set()
         self.schema = SQUARES
 
-    @property
-    def produces(self) -> Mapping[str, pa.Schema]:
-        return {"squares": SQUARES}
-
-    @property
-    def inputs(self) -> Mapping[str, StageOutput]:
-        return {}
-
     def settings(self) -> dict[str, Any]:
-        return {"count": self.count, "power": self.power}
-
-    def num_items(self) -> int:
-        return self.count
+        return {"count": self.items, "power": self.power}
 
     @property
     def shard_items(self) -> int:
@@ -96,7 +87,7 @@ def run(stage: Stage, folder: Path) -> StageOutput:
     ("change", "in_driver"),
     [
         ({}, True),
-        ({"count": 2}, False),
+        ({"items": 2}, False),
         ({"isolated": True}, False),
         ({"divisible": True}, False),
         ({"resources": Resources(num_gpus=0.5)}, False),
@@ -115,14 +106,11 @@ def test_one_small_item_that_asks_for_nothing_special_needs_no_actor(
 
 
 def test_what_a_stage_may_read_is_the_size_of_its_inputs(tmp_path: Path) -> None:
-    class Reading(SquareStage):
-        @property
-        def inputs(self) -> Mapping[str, StageOutput]:
-            return {"first": output, "again": output}
-
     output = run(SquareStage(4, 1), tmp_path)
+    reading = SquareStage(1, 1)
+    reading.inputs = {"first": output, "again": output}
     size = sum(location.size() or 0 for location, _ in output.table_parts("squares"))
-    assert Reading(1, 1).input_bytes() == 2 * size
+    assert reading.input_bytes() == 2 * size
 
 
 def squares(output: StageOutput) -> list[Any]:
@@ -160,16 +148,13 @@ class SumStage(SquareStage):
     """Adds the squares up once all are there."""
 
     name: ClassVar[str] = "sum"
+    produces = {"squares": SQUARES, "sums": SQUARES}
     broken = False
-
-    @property
-    def produces(self) -> Mapping[str, pa.Schema]:
-        return {"squares": SQUARES, "sums": SQUARES}
 
     def finish(self, output: StageOutput, sink: Sink) -> None:
         if self.broken:
             raise StageError("no sum")
-        sink.write_rows("sums", [{"item": self.count, "square": sum(squares(output))}], SQUARES)
+        sink.write_rows("sums", [{"item": self.items, "square": sum(squares(output))}], SQUARES)
         sink.error("rounded", "not quite")
         sink.facts["summed"] = True
 

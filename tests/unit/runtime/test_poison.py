@@ -6,7 +6,7 @@ Ray does: it makes the actor again and hands it the same shard again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -31,6 +31,7 @@ from nncift_ray.runtime.shards import (
     MAX_POISON_OF_AN_ITEM,
 )
 from nncift_ray.runtime.step import KILLED_WORKER, Shard, Stage, Worker
+from tests.stages import RowsStage
 from tests.unit.runtime.dying import KilledError, replace_lost_nodes, replace_the_dead
 
 ROWS = pa.schema([pa.field("row", pa.int64()), pa.field("text", pa.string())])
@@ -38,10 +39,12 @@ EDGES = (0, 13, 30, 31, 50, 64, 90, 100)  # 100 rows in 7 items
 MAX_STARTS = 200
 
 
-class GroupStage(Stage):
+class GroupStage(RowsStage):
     """Writes a text a row; ``deadly`` is asked about all rows of each item it works on."""
 
     name: ClassVar[str] = "groups"
+    produces = {"rows": ROWS}
+    items = len(EDGES) - 1
     divisible: ClassVar[bool] = True
     memory_advice: ClassVar[str] = "buy more"
 
@@ -50,20 +53,6 @@ class GroupStage(Stage):
         self.deadly_loads = 0
         self.num_starts = self.num_deaths = 0
         self.death: Callable[[], BaseException] = KilledError
-
-    @property
-    def produces(self) -> Mapping[str, pa.Schema]:
-        return {"rows": ROWS}
-
-    @property
-    def inputs(self) -> Mapping[str, StageOutput]:
-        return {}
-
-    def settings(self) -> dict[str, Any]:
-        return {}
-
-    def num_items(self) -> int:
-        return len(EDGES) - 1
 
     @property
     def shard_items(self) -> int:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
-
-import pyarrow as pa
 
 from nncift_ray.engines.lora import AdapterSpec, LoraModel, ModelOptions
 from nncift_ray.labels.sample import SampleDesign
@@ -19,8 +16,9 @@ from nncift_ray.runtime.files import Location
 from nncift_ray.runtime.output import Sink, StageOutput
 from nncift_ray.runtime.progress import SilentReporter
 from nncift_ray.runtime.schemas import CROSS, WITHIN
-from nncift_ray.runtime.step import Shard, Stage, Worker
+from nncift_ray.runtime.step import Shard, Stage
 from nncift_ray.teachers.warmup import WarmupJob, WarmupStage
+from tests.stages import RowsStage
 from tests.tiny_models import make_tiny_llama
 
 NUM_CANDIDATES, NUM_TARGETS, NUM_EPOCHS = 12, 4, 2
@@ -40,38 +38,25 @@ LESS = LessConfig(
 )
 
 
-class CorpusStage(Stage):
+class CorpusStage(RowsStage):
     """Writes what the deduplicate stage would."""
 
     name: ClassVar[str] = "corpus"
+    produces = {"candidates": schemas.EXAMPLES, "targets": schemas.EXAMPLES}
 
     def __init__(self, bad_rows: bool = False) -> None:
         self._bad_rows = bad_rows
 
-    @property
-    def produces(self) -> Mapping[str, pa.Schema]:
-        return {"candidates": schemas.EXAMPLES, "targets": schemas.EXAMPLES}
-
-    @property
-    def inputs(self) -> Mapping[str, StageOutput]:
-        return {}
-
     def settings(self) -> dict[str, Any]:
         return {"bad_rows": self._bad_rows}
 
-    def num_items(self) -> int:
-        return 1
-
-    def make_worker(self) -> Worker:
-        def write(shard: Shard, sink: Sink) -> None:
-            for table, count in (("candidates", NUM_CANDIDATES), ("targets", NUM_TARGETS)):
-                rows = [make_row(table, at) for at in range(count)]
-                if self._bad_rows and table == "candidates":
-                    rows[TOO_LONG]["prompt"] *= MAX_LENGTH
-                    rows[EMPTY]["response"] = ""
-                sink.write_rows(table, rows, schemas.EXAMPLES)
-
-        return write
+    def work(self, shard: Shard, sink: Sink) -> None:
+        for table, count in (("candidates", NUM_CANDIDATES), ("targets", NUM_TARGETS)):
+            rows = [make_row(table, at) for at in range(count)]
+            if self._bad_rows and table == "candidates":
+                rows[TOO_LONG]["prompt"] *= MAX_LENGTH
+                rows[EMPTY]["response"] = ""
+            sink.write_rows(table, rows, schemas.EXAMPLES)
 
 
 def make_row(table: str, at: int) -> dict[str, Any]:
