@@ -26,6 +26,7 @@ from nncift_ray.scores.kernel import FIRST_KEY, LAST_COLUMN, NO_KEY
 
 ROWS, COLUMNS, WARPS = 32, 256, 8  # of a program's tile: 32 scores a thread
 UNROLLED = 4  # hidden units
+OWN = 4  # neighbouring columns of one thread, which reads them together
 
 
 def fold_in_triton(pairs: DevicePairs, state: DeviceState) -> None:
@@ -42,7 +43,7 @@ def fold_in_triton(pairs: DevicePairs, state: DeviceState) -> None:
         rows_PHR, pairs.own_I, columns_PHC, sign_H, pairs.base_J, state.key_IK,
         state.min_I, state.max_I, state.sum_I, state.sum_of_squares_I, state.column_max_J,
         num_rows, num_columns, rows_PHR.shape[1], pairs.first_column, k,
-        PADDED_K=triton.next_power_of_2(k), UNROLLED=UNROLLED, ROWS=ROWS, COLUMNS=COLUMNS,
+        PADDED_K=triton.next_power_of_2(k), UNROLLED=UNROLLED, ROWS=ROWS, COLUMNS=COLUMNS, OWN=OWN,
         LAST_COLUMN=LAST_COLUMN, FIRST_KEY=FIRST_KEY, NO_KEY=NO_KEY, num_warps=WARPS,
     )  # fmt: skip
 
@@ -62,7 +63,7 @@ def _fold(
     min_I: tl.tensor, max_I: tl.tensor, sum_I: tl.tensor, sum_of_squares_I: tl.tensor,
     column_max_J: tl.tensor, num_rows: tl.tensor, num_columns: tl.tensor, num_hidden: tl.tensor,
     first_column: tl.tensor, k: tl.tensor, PADDED_K: tl.constexpr,
-    UNROLLED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    UNROLLED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, OWN: tl.constexpr,
     LAST_COLUMN: tl.constexpr, FIRST_KEY: tl.constexpr, NO_KEY: tl.constexpr,
 ) -> None:  # fmt: skip
     i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -72,10 +73,11 @@ def _fold(
     # Places beyond K can never be the worst, so nothing is put there.
     kept = tl.load(key_IK + places, mask=is_place, other=2**63 - 1)
     threshold = tl.min(kept, axis=1)
-    low = tl.load(min_I + i, mask=is_row, other=0.0)
-    high = tl.load(max_I + i, mask=is_row, other=0.0)
-    total = tl.load(sum_I + i, mask=is_row, other=0.0)
-    squares = tl.load(sum_of_squares_I + i, mask=is_row, other=0.0)
+    # Statistics of a thread's own columns; those of a row are made of them at the end.
+    low = tl.full((ROWS, COLUMNS // OWN), float("inf"), tl.float32)
+    high = tl.full((ROWS, COLUMNS // OWN), float("-inf"), tl.float32)
+    total = tl.zeros((ROWS, COLUMNS // OWN), tl.float64)
+    squares = tl.zeros((ROWS, COLUMNS // OWN), tl.float64)
     rows_at = rows_PHR + tl.program_id(0).to(tl.int64) * num_hidden * ROWS + tl.arange(0, ROWS)
     b_at = columns_PHC + tl.arange(0, COLUMNS)
     for start in range(0, num_columns, COLUMNS):
@@ -101,19 +103,21 @@ def _fold(
             own = tl.load(own_I + tl.minimum(i, num_rows - 1))
             positive = tl.maximum(score, 0.0)
             score = positive * positive + (base[None, :] + own[:, None])
-        best_score = tl.max(score, axis=1)
-        low = tl.minimum(low, tl.min(score, axis=1))
+        own_scores = tl.reshape(score, (ROWS, COLUMNS // OWN, OWN))
+        best_score = tl.max(own_scores, axis=2)
+        low = tl.minimum(low, tl.min(own_scores, axis=2))
         high = tl.maximum(high, best_score)
-        counted = tl.where(is_column[None, :], score, 0.0)
-        total += tl.sum(counted, axis=1).to(tl.float64)
-        squares += tl.sum(counted * counted, axis=1).to(tl.float64)
+        counted = tl.reshape(tl.where(is_column[None, :], score, 0.0), own_scores.shape)
+        total += tl.sum(counted, axis=2).to(tl.float64)
+        squares += tl.sum(counted * counted, axis=2).to(tl.float64)
         tl.atomic_max(column_max_J + j, tl.max(score, axis=0), mask=is_column)
         worst_bits = (threshold >> 32).to(tl.int32)
         worst_bits = worst_bits ^ ((worst_bits >> 31) & 0x7FFFFFFF)
         worst = tl.where(
             threshold < FIRST_KEY, float("-inf"), worst_bits.to(tl.float32, bitcast=True)
         )
-        if tl.max((is_row & (best_score >= worst)).to(tl.int32), axis=0) > 0:
+        is_wanted = is_row[:, None] & (best_score >= worst[:, None])
+        if tl.max(tl.ravel(is_wanted.to(tl.int32), can_reorder=True), axis=0) > 0:
             bits = tl.where(score == 0, 0.0, score).to(tl.int32, bitcast=True)
             ordered = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64)
             key = (ordered << 32) + (LAST_COLUMN - (first_column + j)).to(tl.int64)[None, :]
@@ -126,7 +130,11 @@ def _fold(
                 key = tl.where(key == best[:, None], NO_KEY, key)
                 best = tl.max(key, axis=1)
     tl.store(key_IK + places, kept, mask=is_place)
-    tl.store(min_I + i, low, mask=is_row)
-    tl.store(max_I + i, high, mask=is_row)
-    tl.store(sum_I + i, total, mask=is_row)
-    tl.store(sum_of_squares_I + i, squares, mask=is_row)
+    low_before = tl.load(min_I + i, mask=is_row, other=0.0)
+    high_before = tl.load(max_I + i, mask=is_row, other=0.0)
+    tl.store(min_I + i, tl.minimum(low_before, tl.min(low, axis=1)), mask=is_row)
+    tl.store(max_I + i, tl.maximum(high_before, tl.max(high, axis=1)), mask=is_row)
+    total_before = tl.load(sum_I + i, mask=is_row, other=0.0)
+    squares_before = tl.load(sum_of_squares_I + i, mask=is_row, other=0.0)
+    tl.store(sum_I + i, total_before + tl.sum(total, axis=1), mask=is_row)
+    tl.store(sum_of_squares_I + i, squares_before + tl.sum(squares, axis=1), mask=is_row)

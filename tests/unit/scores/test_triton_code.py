@@ -19,13 +19,20 @@ LANES = 32
 #: A score of the paper's network takes a maximum and a multiply-add a unit, of the pair network a
 #: multiply-add; beside them stand loads, of which wide tiles need few.
 MOST_SLOTS_A_UNIT = {"paper": 2.55, "pair": 1.45}
+#: Beside its units: statistics, and whether a list wants it. What follows if so is rarely run.
+MOST_SLOTS_A_SCORE = {"paper": 33, "pair": 42}
+LONG_JUMP = 300  # over what makes keys and changes lists
 
 
 class Code(NamedTuple):
-    """The machine code of a kernel: operations, and loops as ranges of them."""
+    """The machine code of a kernel: operations, and where from and to it jumps."""
 
     operations: list[str]
-    loops: list[range]
+    jumps: list[tuple[int, int]]
+
+    @property
+    def loops(self) -> list[range]:
+        return [range(goal, at + 1) for at, goal in self.jumps if goal < at]
 
     def in_loop(self, loop: range) -> Counter[str]:
         return Counter(self.operations[at] for at in loop)
@@ -43,6 +50,7 @@ def compile_fold(network: str, architecture: int, folder: Path) -> Code:
         "UNROLLED": kernel.UNROLLED,
         "ROWS": kernel.ROWS,
         "COLUMNS": kernel.COLUMNS,
+        "OWN": kernel.OWN,
         "LAST_COLUMN": kernel.LAST_COLUMN,
         "FIRST_KEY": kernel.FIRST_KEY,
         "NO_KEY": kernel.NO_KEY,
@@ -80,16 +88,17 @@ def compile_fold(network: str, architecture: int, folder: Path) -> Code:
 def read_code(text: str) -> Code:
     operations: list[str] = []
     labels: dict[str, int] = {}
-    loops: list[range] = []
+    jumps: list[tuple[int, str]] = []
     for line in text.splitlines():
         if label := re.match(r"(\.L_\w+):", line.strip()):
             labels[label[1]] = len(operations)
         elif found := re.match(r"\s+/\*\w+\*/\s+(?:@!?U?P\w+ )?([A-Z0-9]+)\S*(.*);", line):
             goal = re.search(r"`\((\.L_\w+)\)", found[2])
-            if found[1] == "BRA" and goal and goal[1] in labels:
-                loops.append(range(labels[goal[1]], len(operations) + 1))
+            if found[1] == "BRA" and goal:
+                jumps.append((len(operations), goal[1]))
             operations.append(found[1])
-    return Code(operations, [loop for loop in loops if len(loop) > 1])
+    # The end of a kernel is a jump to itself.
+    return Code(operations, [(at, labels[goal]) for at, goal in jumps if labels[goal] != at])
 
 
 @pytest.mark.parametrize("architecture", [80, 90])
@@ -104,17 +113,19 @@ def test_a_unit_costs_little_more_than_its_arithmetic(
     wanted = Counter(FFMA=scores * UNROLLED)
     if network == "paper":
         wanted["FMNMX"] = scores * UNROLLED
-    counts = [
-        counts
-        for loop in code.loops
-        if all((counts := code.in_loop(loop))[name] == number for name, number in wanted.items())
-    ]
-    assert len(counts) == 1, "one loop over units"
-    (unit_loop,) = counts
+    loops = [loop for loop in code.loops if wanted.items() <= code.in_loop(loop).items()]
+    assert len(loops) == 1, "one loop over units"
+    unit_loop = code.in_loop(loops[0])
     assert unit_loop["BAR"] == unit_loop["SHFL"] == unit_loop["STS"] == 0
     assert unit_loop["ISETP"] <= 1  # the loop's own: no masks
     assert unit_loop.total() <= MOST_SLOTS_A_UNIT[network] * scores * UNROLLED
     assert not {"LDL", "STL"} & unit_loop.keys()  # nothing is spilled
+    tile = max((loop for loop in code.loops if loops[0].start in loop), key=len)
+    at, goal = min(
+        jump for jump in code.jumps if jump[0] > loops[0].stop and jump[1] - jump[0] > LONG_JUMP
+    )
+    beside = len(tile) - len(loops[0]) - len(range(at + 1, min(goal, tile.stop)))
+    assert beside <= MOST_SLOTS_A_SCORE[network] * scores
 
 
 def test_a_loop_is_found_by_its_jump_back() -> None:
@@ -128,4 +139,5 @@ def test_a_loop_is_found_by_its_jump_back() -> None:
 """
     code = read_code(text)
     assert code.operations == ["FFMA", "BRA", "BRA", "EXIT"]
+    assert code.jumps == [(1, 3), (2, 0)]
     assert code.loops == [range(0, 3)]
