@@ -4,7 +4,8 @@
 #   make test-all        all tests
 #   make docs            this documentation as a site, with the references of API and recipe
 #   make chaos           a run whose nodes die, some minutes
-# PYTHON=/path/to/python3.11 and ACCELERATOR=cpu|gpu override what set-up finds.
+# PYTHON=/path/to/python3.11 and ACCELERATOR=cpu|gpu override what set-up finds; on another Python:
+#   make test VENV=.venv-3.13 PYTHON=python3.13
 
 SHELL := /bin/bash
 VENV ?= .venv

@@ -8,7 +8,10 @@ Each piece compares what the GPU gives with what this package gives on a CPU, wh
 oracles, and says right or wrong. A limit is what the device could do at best: for pairs two
 instructions a hidden unit and lane and cycle, for a language model two operations a weight and
 token. Models are the packaged ones (`nncift_ray[embedded]`), so nothing is downloaded. A piece that
-cannot run here is skipped and says why.
+cannot run here is skipped and says why. What the kernel of pairs can reach is known from its
+compiled code (compute capability 9.0): a score of 100 hidden units takes 272 instructions, of which
+200 are the limit's, and one of 100 numbers of the pair network 174, of which 100 are. What changes
+a list, rarely run, comes on top.
 """
 
 from __future__ import annotations
