@@ -158,6 +158,7 @@ class EmbedStage(RowStage):
     title: ClassVar[str] = "embed the examples"
     can_use_gpu = True
     single_threaded = False
+    columns: ClassVar[tuple[str, ...]] = ("example_id", "prompt", "response")  # what it reads
 
     def __init__(
         self,
@@ -225,7 +226,7 @@ class EmbedStage(RowStage):
         def embed_shard(shard: Shard, sink: Sink) -> None:
             sink.facts["dimension"] = embedder.dimension
             for span in self._atoms.spans(shard.start, shard.stop):
-                columns = ["row_index", "example_id", "prompt", "response"]
+                columns = ["row_index", *self.columns]
                 rows = self._examples.read_range(span.name, span.start, span.stop, columns)
                 embedded = self._embed(rows, embedder)
                 sink.write(span.name, embedded)

@@ -13,7 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import takewhile
+from itertools import islice, takewhile
 from typing import Any, cast
 
 from nncift_ray.corpus.examples import (
@@ -60,6 +60,7 @@ LABEL_KEYS = ("label", "kto_tag")
 INSTANCES = "instances"
 _OWN_KEY = "_nncift"  # what an export of ours adds to a record
 _HISTORY = "history"
+_NO_TOOLS = ("[]", "{}", "null")
 #: A record without them is no more than prompt and response.
 _RARE_KEYS = frozenset(
     (*SYSTEM_KEYS, _HISTORY, *REASONING_KEYS, *TOOLS_KEYS, CHOSEN, *REJECTED_KEYS, *LABEL_KEYS)
@@ -82,7 +83,6 @@ _CALL_KEYS = {"name", "arguments", "id", "type", "function", "index"}
 _IMAGE_TYPES = {"image", "image_url", "input_image"}
 #: How HH-RLHF writes a conversation as one text.
 _SPOKEN = re.compile(r"\n\n(Human|Assistant): ?")
-_BRACKETS = ("[", "{")
 #: How a text begins that may be a list of turns.
 _LISTS = ("[{", "[[", '{"', "{'", "[]", "[ ", "[\n")
 _PATH_STEP = re.compile(r"([^.\[\]]+)|\[(-?\d+)\]")
@@ -196,7 +196,7 @@ class _Found:
         text = self.take_optional(system)
         turns = [Turn(SYSTEM, text)] if text else []
         value = _reach(self.record, history)
-        if value and not isinstance(value, bool | int | float) and _as_list(value) is not None:
+        if value and isinstance(value, str | list | dict) and _as_list(value) is not None:
             turns += self.take_turns(history)
         return turns
 
@@ -206,8 +206,15 @@ class _Found:
             value = _reach(self.record, key)
             if value and isinstance(value, str | list):
                 self.used.add(key)
-                self.tools = value if isinstance(value, str) else _to_json(value)
+                text = value if isinstance(value, str) else _to_json(value)
+                self.tools = "" if text.strip() in _NO_TOOLS else text
                 return
+
+    def take_around(self) -> None:
+        """Take what may stand in other fields: system, history, tools."""
+        if not _RARE_KEYS.isdisjoint(self.record):
+            self.turns = _with_system(self.before(), self.turns)
+            self.take_tools()
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,19 +226,12 @@ class Layout:
         needed: A record fits if it has one key of each group.
         parse: Reads a record's turns, tools and rejected turns, or raises ``_UnfitError``.
         has_turns: Whether the first needed key holds a list of turns.
-        parse_plain: Returns prompt and response where ``parse`` would find no more than them.
     """
 
     name: str
     needed: tuple[tuple[str, ...], ...]
     parse: Callable[[_Found], None]
     has_turns: bool = False
-    parse_plain: Callable[[_Found], tuple[str, str] | None] | None = None
-
-    @property
-    def is_explicit(self) -> bool:
-        """Whether the user named the columns, so that nothing else is tried."""
-        return self.name == COLUMNS
 
     def fits(self, record: Record) -> bool:
         """Whether a record has all the fields that the layout needs."""
@@ -241,7 +241,7 @@ class Layout:
 
     def touches(self, record: Record) -> bool:
         """Whether a record has any of them, so that saying what is missing makes sense."""
-        return any(key in record for keys in self.needed for key in keys)
+        return any(key in record and key != "data" for keys in self.needed for key in keys)
 
 
 # The layouts.
@@ -259,32 +259,9 @@ def _texts_layout(name: str, asked: tuple[str, ...], answers: tuple[str, ...]) -
         answer = _first_key(record, _ANSWERS_OF.get(ask, answers))
         extra = [key for key in INPUT_KEYS if key != ask and record.get(key) is not None]
         _read_sides(found, ask, answer, extra)
-        found.turns = _with_system(found.before(), found.turns)
-        found.take_tools()
+        found.take_around()
 
-    def parse_plain(found: _Found) -> tuple[str, str] | None:
-        """Return prompt and response of the usual record, of strings alone."""
-        record = found.record
-        ask = _first_key(record, asked)
-        answer = _first_key(record, _ANSWERS_OF.get(ask, answers))
-        prompt, response = record.get(ask), record.get(answer)
-        extra = None if ask == "input" else record.get("input")
-        if (
-            not _RARE_KEYS.isdisjoint(record)
-            or ("query" in record and ask != "query")
-            or "context" in record
-            or not (isinstance(prompt, str) and isinstance(response, str))
-            or not isinstance(extra, str | None)
-            or prompt.lstrip()[:1] in _BRACKETS
-            or response.lstrip()[:1] in _BRACKETS
-        ):
-            return None
-        found.used = {ask, answer, "input"}
-        if extra and extra.strip():
-            prompt = f"{prompt} {extra}" if prompt.strip() else extra
-        return prompt, response
-
-    return Layout(name, (asked, answers), parse, parse_plain=parse_plain)
+    return Layout(name, (asked, answers), parse)
 
 
 def _read_sides(
@@ -313,11 +290,8 @@ def _read_sides(
 
 def _parse_turns_of(keys: tuple[str, ...]) -> Callable[[_Found], None]:
     def parse(found: _Found) -> None:
-        key = _turns_key(found.record, keys) or keys[0]
-        found.turns = found.take_turns(key)
-        if not _RARE_KEYS.isdisjoint(found.record):
-            found.take_tools()
-            found.turns = _with_system(found.before(), found.turns)
+        found.turns = found.take_turns(_turns_key(found.record, keys) or keys[0])
+        found.take_around()
 
     return parse
 
@@ -432,7 +406,7 @@ def detect_layout(sample: Iterable[Record]) -> Layout | None:
     columns: Counter[str] = Counter()
     for record in sample:
         columns.update(record.keys())
-        votes.update([layout.name for layout in LAYOUTS.values() if layout.fits(record)][:1])
+        votes.update(layout.name for layout in islice(_layouts_to_try(record, None), 1))
     if votes:
         return LAYOUTS[max(LAYOUTS, key=lambda name: votes[name])]
     if not columns:
@@ -490,38 +464,36 @@ def to_example(
 
 
 def _layouts_to_try(record: Record, layout: Layout | None) -> Iterator[Layout]:
-    if layout is not None and layout.is_explicit:
+    """Yield the layouts that a record fits, the file's first; else one that says what it lacks."""
+    if layout is not None and layout.name == COLUMNS:
         yield layout
         return
-    tried = False
-    if layout is not None and layout.fits(record):
-        tried = True
+    tried = layout is not None and layout.fits(record)
+    if layout is not None and tried:
         yield layout
-    for one in LAYOUTS.values():
-        if one is not layout and one.fits(record):
+    others = [one for one in LAYOUTS.values() if one is not layout]
+    for one in others:
+        if one.fits(record):
             tried = True
             yield one
-    if not tried and layout is not None and layout.touches(record):
-        yield layout
+    if not tried:
+        every = others if layout is None else [layout, *others]
+        touched = (one for one in every if one.touches(record))
+        yield from islice((one for one in touched if one is layout or one.has_turns), 1)
 
 
 def _read(record: Record, layout: Layout, limits: ReadLimits) -> ParsedExample | BadRow:
     found, conversation = _Found(record), None
-    plain = layout.parse_plain(found) if layout.parse_plain else None
-    if plain:
-        prompt, response = plain
-    else:
-        try:
-            layout.parse(found)
-            _judge(found, limits.preference)
-            _trim(found, limits.reasoning)
-        except _UnfitError as error:
-            return error.row
-        turns = found.turns
-        prompt, response = render_prompt(turns[:-1], found.tools), render_turn(turns[-1])
-        plain = [Turn(USER, prompt), Turn(ASSISTANT, response)]
-        if turns != plain or found.tools or found.rejected:
-            conversation = Conversation(tuple(turns), found.tools, tuple(found.rejected))
+    try:
+        layout.parse(found)
+        _judge(found, limits.preference)
+        _trim(found, limits.reasoning)
+    except _UnfitError as error:
+        return error.row
+    turns = found.turns
+    prompt, response = render_prompt(turns[:-1], found.tools), render_turn(turns[-1])
+    if turns != [Turn(USER, prompt), Turn(ASSISTANT, response)] or found.tools or found.rejected:
+        conversation = Conversation(tuple(turns), found.tools, tuple(found.rejected))
     if "<image>" in prompt and record.get("images"):
         return BadRow("wrong_type", "the prompt has an image; images are not supported")
     if not prompt.strip():

@@ -7,6 +7,7 @@ tokens of a batch, V vocabulary, W width of a block, K side of the sketch.
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from nncift_ray.corpus.examples import Example
 from nncift_ray.engines.base import ScoringFailure, ScoringRequest
+from nncift_ray.engines.chat import TrainingExample
 from nncift_ray.engines.tokens import cut_batches
 from nncift_ray.engines.transformers import LOGIT_ROWS, TransformersEngine, run_or_split
 from nncift_ray.errors import EngineDiedError
@@ -245,18 +247,19 @@ class ProfilingEngine(TransformersEngine):
 
 
 class StatesEmbedder(TransformersEngine):
-    """A language model as an embedder of prompts with their responses."""
+    """A language model as an embedder of examples."""
 
     @property
     def dimension(self) -> int:
         """The model's hidden size D."""
         return int(self._model.get_input_embeddings().weight.shape[1])
 
-    def embed(self, texts: Sequence[tuple[str, str]]) -> F32:
+    def embed(self, texts: Sequence[Example]) -> F32:
         """Return sum_t t h_t / sum_t t at length 1 [N, D], of the last states h of all tokens.
 
-        The prompt stands in the model's chat template, and what exceeds the model's window is cut
-        from the right. One forward pass an example.
+        The whole conversation stands in the model's chat template, as it is trained on; one that
+        the template cannot write, or where there is none, as prompt and response. What exceeds the
+        model's window is cut from the right. One forward pass an example.
 
         Source: RDS+, arXiv 2503.01807, section 3.
 
@@ -264,7 +267,7 @@ class StatesEmbedder(TransformersEngine):
             EngineDiedError: If the accelerator failed, or its memory holds no single example.
         """
         found_ND = np.zeros((len(texts), self.dimension), np.float32)
-        ids = [self._tokens(*text) for text in texts]
+        ids = list(map(self._tokens, texts))
         with self._computing():
             for places in cut_batches([len(each) for each in ids], 0, self._batch_tokens):
                 vectors = run_or_split(self._pool, [ids[place] for place in places])
@@ -274,13 +277,16 @@ class StatesEmbedder(TransformersEngine):
                     found_ND[place] = vector
         return found_ND
 
-    def count_tokens(self, texts: Sequence[tuple[str, str]]) -> npt.NDArray[np.int32]:
+    def count_tokens(self, texts: Sequence[Example]) -> npt.NDArray[np.int32]:
         """Return the tokens that are read of each example [N]."""
-        return np.array([len(self._tokens(*text)) for text in texts], np.int32)
+        return np.array(list(map(len, map(self._tokens, texts))), np.int32)
 
-    def _tokens(self, prompt: str, response: str) -> list[int]:
-        ids = [*self.encode_message(prompt), *self.encode(response), self.eos_id]
-        return ids[: self.max_length]
+    def _tokens(self, example: Example) -> list[int]:
+        made = self.chat.fit(example, sys.maxsize) if self.chat else None
+        if isinstance(made, TrainingExample):
+            return list(made.input_ids[: self.max_length])
+        asked = self.encode_message(example.prompt)
+        return [*asked, *self.encode(example.response), self.eos_id][: self.max_length]
 
     def _pool(self, batch: list[list[int]]) -> list[F32]:
         width = max(map(len, batch))

@@ -215,9 +215,11 @@ class StatesFactory:
 class StatesStage(EmbedStage):
     """Write ``candidates``, ``targets`` and ``existing``: what the model holds of each example."""
 
+    version: ClassVar[int] = 2
     name: ClassVar[str] = "states"
     title: ClassVar[str] = "read the model's states"
     memory_advice: ClassVar[str] = "lower teacher.batch_tokens, or give its actors more memory"
+    columns: ClassVar[tuple[str, ...]] = EXAMPLE_COLUMNS
 
     def __init__(
         self, examples: StageOutput, make_embedder: StatesFactory, config: EmbedderConfig
@@ -231,5 +233,5 @@ class StatesStage(EmbedStage):
         return super().settings() | {"engine": self._engine_settings}
 
     def texts_of(self, rows: pa.Table) -> list[Any]:
-        """Return prompts and responses."""
-        return list(zip(rows["prompt"].to_pylist(), rows["response"].to_pylist(), strict=True))
+        """Return the examples, whole."""
+        return [Example(**row) for row in rows.select(EXAMPLE_COLUMNS).to_pylist()]

@@ -31,7 +31,12 @@ def _chat(*turns: object) -> bytes:
     return json.dumps({"messages": list(turns)}).encode()
 
 
+def _row(**fields: object) -> bytes:
+    return json.dumps(fields).encode()
+
+
 _USER = {"role": "user", "content": "hello"}
+_REPLY = {"role": "assistant", "content": "hi"}
 
 BAD_JSON = [
     Kind("plain text", b"this is no JSON", "not_json"),
@@ -85,9 +90,36 @@ BAD_JSON = [
     ),
     Kind(
         "chat that begins with the answer",
-        _chat({"role": "assistant", "content": "hi"}),
+        _chat(_REPLY),
         "no_prompt",
     ),
+    Kind("chat with a null turn", _chat(_USER, None, _REPLY), "wrong_type"),
+    Kind("chat with an empty turn", _chat(_USER, {}, _REPLY), "wrong_type"),
+    Kind("chat with a null answer", _chat(_USER, {**_REPLY, "content": None}), "no_response"),
+    Kind("chat as an object", _row(messages=_USER), "wrong_type"),
+    Kind("chat as cut JSON text", _row(messages='[{"role": "user", "con'), "wrong_type"),
+    Kind(
+        "lists of turns of unlike length",
+        _row(conversations={"from": ["human"], "value": []}),
+        "wrong_type",
+    ),
+    Kind(
+        "sound in a turn",
+        _chat({"role": "user", "content": [{"type": "audio"}]}, _REPLY),
+        "wrong_type",
+    ),
+    Kind("labelled bad", _row(prompt=[_USER], completion=[_REPLY], label=False), "labelled_bad"),
+    Kind("labelled bad as text", _row(prompt="a", response="b", kto_tag="False"), "labelled_bad"),
+    Kind("nothing chosen", _row(prompt="a", chosen=None, rejected="b"), "no_response"),
+    Kind("no reference", _row(question="a", answers=[]), "no_response"),
+    Kind("history of half a pair", _row(prompt="a", response="b", history=[["c"]]), "wrong_type"),
+    Kind(
+        "instances without an output",
+        _row(instruction="a", instances=[{"input": "b"}]),
+        "unknown_layout",
+    ),
+    Kind("true as response", _pair("a", True), "wrong_type"),
+    Kind("NaN as response", b'{"prompt": "a", "response": NaN}', "no_response"),
 ]
 
 ODD_JSON = [
@@ -107,6 +139,69 @@ ODD_JSON = [
     Kind("float overflow", b'{"prompt": "odd 15", "response": "r", "score": 1e999}', None),
     Kind("number as prompt", _pair(16, "r"), None),
     Kind("list as response", _pair("odd 17", ["r"]), None),
+    Kind(
+        "history and system",
+        _row(instruction="odd 18", output="r", system="s", history=[["a", "b"]]),
+        None,
+    ),
+    Kind("query", _row(instruction="odd 19", query="q", response="r", history=[]), None),
+    Kind("context", _row(question="odd 20", context="c", answer="r"), None),
+    Kind("a number as answer", _row(question="odd 21", answer=7), None),
+    Kind("references", _row(question="odd 22", answers=["r", "s"]), None),
+    Kind("an empty instruction", _row(instruction="", input="odd 23", output="r"), None),
+    Kind(
+        "a trace alone",
+        _chat(_USER, {"role": "assistant", "content": "", "thinking": "odd 24"}),
+        None,
+    ),
+    Kind(
+        "a call of broken arguments",
+        _chat(
+            {**_USER, "content": "odd 25"},
+            {"role": "tool_call", "content": '{"name": "f", "arguments": {'},
+        ),
+        None,
+    ),
+    Kind(
+        "roles of any case",
+        _chat({"role": " User ", "content": "odd 26"}, {**_REPLY, "role": "MODEL"}),
+        None,
+    ),
+    Kind("a result first", _chat({"role": "tool_response", "content": "odd 27"}, _REPLY), None),
+    Kind("pairs", _row(conversation=[{"human": "odd 28", "assistant": "r"}]), None),
+    Kind(
+        "system, input and output",
+        _row(conversation=[{"system": "s", "input": "odd 29", "output": "r"}]),
+        None,
+    ),
+    Kind("an instance", _row(instruction="odd 30", instances=[{"input": "", "output": "r"}]), None),
+    Kind(
+        "messages on both sides",
+        _row(prompt=[{**_USER, "content": "odd 31"}], completion=[_REPLY]),
+        None,
+    ),
+    Kind(
+        "chosen and rejected",
+        _row(chosen=[{**_USER, "content": "odd 32"}, _REPLY], rejected=[_USER]),
+        None,
+    ),
+    Kind(
+        "messages as JSON text",
+        _row(messages=json.dumps([{**_USER, "content": "odd 33"}, _REPLY])),
+        None,
+    ),
+    Kind(
+        "lists of turns",
+        _row(conversations={"from": ["human", "gpt"], "value": ["odd 34", "r"]}),
+        None,
+    ),
+    Kind(
+        "tools, and none in them",
+        _row(messages=[{**_USER, "content": "odd 35"}, _REPLY], tools="[]"),
+        None,
+    ),
+    Kind("no messages but a prompt", _row(messages=None, prompt="odd 36", response="r"), None),
+    Kind("labelled good", _row(prompt="odd 37", completion="r", label=True), None),
     Kind("right to left", _pair("odd 12 \u202e\u05d0", "r"), None),
 ]
 

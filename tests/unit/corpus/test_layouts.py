@@ -132,7 +132,7 @@ def test_no_layout_names_the_columns_and_how_to_map_them() -> None:
         ({"instruction": "", "output": "b"}, "no_prompt"),
         ({"instruction": "a", "input": {"b": "c"}, "output": "b"}, "wrong_type"),
         ({"instruction": "a", "output": "b" * 11}, "too_long"),
-        ({"messages": "text"}, "unknown_layout"),
+        ({"messages": "text"}, "wrong_type"),
         ({"messages": [USER, {"role": "assistant", "content": {"a": 5}}]}, "wrong_type"),
         ({"messages": [USER, {"role": "assistant", "content": ""}]}, "no_response"),
         ({"messages": [SYSTEM, USER]}, "no_response"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-from dataclasses import replace
 from typing import Any
 
 from hypothesis import given, settings
@@ -12,36 +11,17 @@ from hypothesis import strategies as st
 
 from nncift_ray.corpus.examples import Conversation
 from nncift_ray.corpus.layouts import (
-    COLUMNS,
-    LAYOUTS,
     TURNS_KEYS,
     ParsedExample,
     columns_layout,
     to_example,
 )
 
-KNOWN = ["context", "query", "history", "thinking", "reasoning", "rejected", "system", "tools"]
-KNOWN += [
-    "input",
-    "label",
-    "answer",
-    "solution",
-    "system_prompt",
-    "instruction",
-    "question",
-    "text",
-]
-KNOWN += [
-    "images",
-    "functions",
-    "chosen",
-    "data",
-    "name",
-    "output",
-    "response",
-    "prompt",
-    "content",
-]
+KNOWN = (
+    "context query history thinking reasoning rejected system tools input label answer solution "
+    "system_prompt instruction question text images functions chosen data name output response "
+    "prompt content"
+).split()
 NAMES = st.one_of(st.sampled_from(KNOWN), st.text("abcdefgh_.", min_size=1, max_size=6))
 
 
@@ -157,27 +137,15 @@ def test_so_it_is_with_mapped_columns(made: tuple[dict[str, Any], _Texts], kind:
         _check(record, texts, {"messages": "body.log"})
 
 
-@settings(max_examples=300, deadline=None)
-@given(records(), st.sampled_from(["", " ", "[", "Why?"]))
-def test_the_quick_way_of_usual_records_finds_the_same(
-    made: tuple[dict[str, Any], _Texts], text: str
-) -> None:
+@settings(max_examples=200, deadline=None)
+@given(records())
+def test_the_quick_way_of_usual_turns_finds_the_same(made: tuple[dict[str, Any], _Texts]) -> None:
     record, _ = made
-    for key, value in record.items():
-        if (
-            key in TURNS_KEYS
-            and isinstance(value, list)
-            and all(isinstance(turn, dict) for turn in value)
-        ):
-            longer = [{**turn, "weight": 1} for turn in value]  # no longer a plain turn
+    for key in set(TURNS_KEYS) & record.keys():
+        turns = record[key]
+        if isinstance(turns, list) and all(isinstance(turn, dict) for turn in turns):
+            longer = [{**turn, "weight": 1} for turn in turns]  # no longer a plain turn
             assert to_example({**record, key: longer}, None) == to_example(record, None)
-    for name in ("alpaca", "prompt_completion", "question_answer"):
-        slow = replace(LAYOUTS[name], name=COLUMNS, parse_plain=None)
-        for one in (record, {**record, "input": text}):
-            if LAYOUTS[name].fits(one):
-                assert to_example(one, replace(LAYOUTS[name], name=COLUMNS)) == to_example(
-                    one, slow
-                )
 
 
 def _check(record: dict[str, Any], texts: _Texts, columns: Any) -> None:

@@ -16,7 +16,7 @@ from nncift_ray.engines.lora import AdapterSpec, LoraModel, ModelOptions
 from nncift_ray.engines.tokens import SegmentTokenizer, encode_example
 from nncift_ray.engines.transformers import TransformersEngine
 from nncift_ray.profiles.quality_step import Ask, context_requests
-from nncift_ray.profiles.reader import ProfilingEngine, profile_examples
+from nncift_ray.profiles.reader import ProfilingEngine, StatesEmbedder, profile_examples
 from nncift_ray.recipe.sections import EngineConfig
 from nncift_ray.teachers.base import LabelRequest, Measurement
 from nncift_ray.teachers.delift import DeliftTeacher
@@ -113,6 +113,19 @@ def test_profiles_are_of_all_taught_turns(engine: ProfilingEngine) -> None:
         log_probs = by_hand(engine, example, None)
         assert found["nll"][at] == pytest.approx(-log_probs.mean(), abs=TOLERANCE)
         assert found["num_response_tokens"][at] == len(log_probs)
+
+
+def test_rds_plus_reads_the_whole_conversation_as_it_is_trained_on(path: Path) -> None:
+    embedder = StatesEmbedder(path, device="cpu", num_threads=1)
+    library: Any = embedder._tokenizer._tokenizer
+    found = embedder.embed(HELPED)
+    for place, example in enumerate(HELPED):
+        ids = library.apply_chat_template(talk(example, None), return_dict=False)
+        with torch.no_grad():
+            states = embedder._model.base_model(torch.tensor([ids])).last_hidden_state[0].numpy()
+        mean = np.average(states, axis=0, weights=np.arange(1, len(ids) + 1))
+        np.testing.assert_allclose(found[place], mean / np.linalg.norm(mean), atol=TOLERANCE)
+        assert embedder.count_tokens([example]) == [len(ids)]
 
 
 def test_near_examples_are_earlier_turns_of_a_candidates_conversation(
