@@ -100,15 +100,20 @@ PAIRS = [
 ]
 
 
-def export(folder: Path, records: list[dict[str, Any]]) -> Path:
-    """Write records as a corpus, read them, export them in their order; returns the folder."""
-    corpus, out = folder / "corpus.jsonl", folder / "export"
-    corpus.write_text("\n".join(map(json.dumps, records)))
-    (source,) = expand_sources([str(corpus)])
+def export(folder: Path, *corpora: list[dict[str, Any]], candidates: tuple[int, ...] = ()) -> Path:
+    """Write records as corpora, read them, export them in their order; returns the folder."""
+    out, paths = folder / "export", [folder / f"corpus{at}.jsonl" for at in range(len(corpora))]
+    for path, records in zip(paths, corpora, strict=True):
+        path.write_text("\n".join(map(json.dumps, records)))
+    read = [
+        row
+        for source in expand_sources(list(map(str, paths)))
+        for row in read_examples(source, "candidate")
+    ]
     rows = [
         {name: value for name, value in row.items() if name in schemas.EXAMPLES.names}
         | {"row_index": at, "num_duplicates": 0, "rank": at + 1, "gain": 1.0}
-        for at, row in enumerate(read_examples(source, "candidate"))
+        for at, row in enumerate(read)
     ]
     added = [pa.field("rank", pa.int32()), pa.field("gain", pa.float64())]
     table = pa.Table.from_pylist(rows, schema=pa.schema([*schemas.EXAMPLES, *added]))
@@ -119,7 +124,8 @@ def export(folder: Path, records: list[dict[str, Any]]) -> Path:
         opened.append(cast(BinaryIO, (out / name).open("wb")))
         return opened[-1]
 
-    write_exports(lambda: [table], open_output)
+    whole = dict(zip(map(str, paths), candidates, strict=True)) if candidates else None
+    write_exports(lambda: [table], open_output, candidates=whole)
     for file in opened:
         file.close()
     return out
@@ -177,6 +183,24 @@ def test_llamafactory_reads_preference_pairs(tmp_path: Path) -> None:
         f"rejected {i}" for i in range(8)
     ]
     assert all("chosen" in text for text in found["nncift_preference"]["texts"])
+
+
+def test_llamafactory_mixes_whole_sources_by_their_weights(tmp_path: Path) -> None:
+    out = export(tmp_path, ROWS[:2], ROWS[2:4], candidates=(30, 10))
+    weights = json.loads((out / "dataset_info.json").read_text())["nncift_sources"].values()
+    assert [weight["repeat"] for weight in weights] == [0.6667, 2.0]
+    mixture, info = tmp_path / "mixture", {}
+    mixture.mkdir()
+    for name, weight in zip("ab", weights, strict=True):
+        texts = [f"{name}{at}" for at in range(weight["candidates"])]
+        rows = [{"instruction": text, "input": "", "output": "r"} for text in texts]
+        (mixture / f"{name}.json").write_text(json.dumps(rows))
+        wanted = round(weight["repeat"] * len(rows))
+        info[name] = {"file_name": f"{name}.json", "num_samples": wanted}
+    (mixture / "dataset_info.json").write_text(json.dumps(info))
+    found = run_in("llamafactory", "read_llamafactory.py", mixture)
+    texts = [found[name]["texts"] for name in "ab"]
+    assert [(len(each), len(set(each))) for each in texts] == [(20, 20), (20, 10)]
 
 
 def test_axolotl_reads_every_row_and_learns_every_answer(tmp_path: Path) -> None:
