@@ -1,0 +1,213 @@
+"""The paper's cost table and the network's error by share of labels, on this machine.
+
+    python -m benchmarks.paper_tables --data DATA --work WORK --labels FOLDER
+
+DATA and WORK as for benchmarks.rivals (whose finished steps of the pool t0_rare are not run again);
+FOLDER holds a matrix of `benchmarks.influence.labels`. Seconds are of one processor.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from math import log
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.influence.__main__ import (
+    Matrix,
+    block_labels,
+    predict,
+    read_matrix,
+    rivals,
+    splits,
+)
+from benchmarks.machine import describe_commit, describe_machine
+from benchmarks.pages import markdown_table
+from benchmarks.rivals.cells import DEFAULT
+from benchmarks.rivals.picks import FEWER_LABELS, run_recipe
+from benchmarks.rivals.pools import make_pool
+from nncift_ray.recipe.sections import NetworkConfig
+from nncift_ray.scores.backend import pair_backend
+
+PAGE = Path(__file__).with_name("paper_tables_cpu")
+SIZES, SHARES, NUM_SPLITS = (1_000, 5_000, 20_000), (0.05, 0.15, 0.3, 0.6), 3
+LABEL_SHARE = 0.05  # of rows and of columns, as in the paper
+HIDDEN, TOP_K, BLOCK, DIM = 100, 64, 1_024, 384
+
+
+def scored_seconds(num_rows: int) -> float:
+    """Return the seconds in which a network of 100 numbers a pair lists each row's best 64."""
+    rng = np.random.default_rng(0)
+    a_IH, b_JH = (rng.standard_normal((num_rows, HIDDEN), np.float32) for _ in range(2))
+    w_H = rng.standard_normal(HIDDEN, np.float32)
+    score = pair_backend(num_threads=1)
+    score(a_IH[:1], [(0, b_JH[:1])], w_H, 0.0, TOP_K)  # compiles
+    started = time.process_time()
+    for first in range(0, num_rows, BLOCK):
+        score(a_IH[first : first + BLOCK], [(0, b_JH)], w_H, 0.0, TOP_K)
+    return time.process_time() - started
+
+
+def cosine_seconds(num_rows: int) -> float:
+    """Return the seconds in which DELIFT (SE), all cosines, lists each row's best 64."""
+    x_ND = np.random.default_rng(0).standard_normal((num_rows, DIM), np.float32)
+    started = time.process_time()
+    for first in range(0, num_rows, BLOCK):
+        np.argpartition(-(x_ND[first : first + BLOCK] @ x_ND.T), TOP_K, axis=1)
+    return time.process_time() - started
+
+
+def cost_rows(
+    steps: Mapping[str, float], pool_rows: int,
+    score: Callable[[int], float] = scored_seconds, cosine: Callable[[int], float] = cosine_seconds,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Return the seconds of each teacher, alone and with the network, by size.
+
+    Args:
+        steps: Seconds of the steps of a run over ``pool_rows`` rows with 500 labels.
+        pool_rows: Rows of that run, targets included.
+        score: Seconds of the network's scores of all pairs.
+        cosine: Seconds of all cosines.
+    """
+    a_row = {name: steps[name] / pool_rows for name in ("embed", "profiles", "quality")}
+    a_label = steps["label"] / FEWER_LABELS
+    rows: list[dict[str, Any]] = []
+    for size in SIZES:
+        labels = (LABEL_SHARE * size) ** 2
+        embed, scored, cosines = size * a_row["embed"], score(size), cosine(size)
+        fit = steps["fit"] * max(1.0, labels / FEWER_LABELS)
+        read = size * (a_row["profiles"] + a_row["quality"])
+        alone = {"delift": size * (size - 1) * a_label, "delift_se": embed + cosines}
+        network = {
+            "delift": embed + read + labels * a_label + fit + scored,
+            "delift_se": embed + fit + scored,
+        }
+        rows += [
+            {"teacher": name, "rows": size, "teacher_seconds": alone[name],
+             "network_seconds": network[name], "scores_seconds": scored}
+            for name in alone
+        ]  # fmt: skip
+    return rows
+
+
+def exponent(rows: Sequence[Mapping[str, Any]], teacher: str, column: str) -> float:
+    """Return the power of the rows with which seconds grow, from the smallest to the largest."""
+    first, *_, last = [row for row in rows if row["teacher"] == teacher]
+    return log(last[column] / first[column]) / log(last["rows"] / first["rows"])
+
+
+def error_rows(matrix: Matrix) -> list[dict[str, Any]]:
+    """Return the squared error in Q4 by share of labels, over the labels' variance there."""
+    num_helpers, width = matrix.num_helpers, matrix.widths[0]
+    vectors_ND = matrix.raw_ND[:, :width]
+    cosine_IJ = vectors_ND[num_helpers:] @ vectors_ND[:num_helpers].T
+    rows: list[dict[str, Any]] = []
+    for name, labels_IJ in (("delift", matrix.label_IJ), ("delift_se", cosine_IJ)):
+        labelled = replace(matrix, label_IJ=labels_IJ)
+        for share in SHARES:
+            found: dict[str, list[float]] = {}
+            for seen_I, seen_J in splits(labelled, share, NUM_SPLITS):
+                data = block_labels(labelled, seen_I, seen_J, cut=matrix.raw_ND.shape[1])
+                ridge = rivals(labelled, data, (seen_I, seen_J))["additive ridge, same inputs"]
+                models = {"network": predict(labelled, data, NetworkConfig()), "ridge": ridge,
+                          "mean": np.full_like(labels_IJ, data.utility.mean())}  # fmt: skip
+                at = np.ix_(~seen_I, ~seen_J)
+                for model, score_IJ in models.items():
+                    error = np.mean((score_IJ[at] - labels_IJ[at]) ** 2) / labels_IJ[at].var()
+                    found.setdefault(model, []).append(float(error))
+            means = {model: float(np.mean(each)) for model, each in found.items()}
+            rows.append({"teacher": name, "share": share} | means)
+    return rows
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as they are read."""
+    for limit, unit, size in ((120, "s", 1), (7_200, "min", 60), (172_800, "h", 3_600)):
+        if seconds < limit:
+            return f"{seconds / size:,.1f} {unit}"
+    return f"{seconds / 86_400:,.0f} days"
+
+
+def write_page(costs: list[dict[str, Any]], errors: list[dict[str, Any]]) -> None:
+    """Write page and figures."""
+    powers = {
+        f"{teacher}_{column}": exponent(costs, teacher, f"{column}_seconds")
+        for teacher in ("delift", "delift_se")
+        for column in ("teacher", "network")
+    } | {"scores": exponent(costs, "delift", "scores_seconds")}
+    found = {"machine": describe_machine(), "commit": describe_commit(), "costs": costs,
+             "exponents": powers, "errors": errors}  # fmt: skip
+    PAGE.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    cost_table = markdown_table(
+        ["teacher", "rows", "teacher alone", "teacher + network", "ratio"],
+        [
+            [row["teacher"], row["rows"], duration(row["teacher_seconds"]),
+             duration(row["network_seconds"]),
+             f"{row['teacher_seconds'] / row['network_seconds']:,.1f}"]
+            for row in costs
+        ],
+    )  # fmt: skip
+    error_table = markdown_table(
+        ["labels", "rows and helpers labelled", "network", "additive ridge", "mean"],
+        [[row["teacher"], f"{row['share']:.0%}",
+          *(f"{row[name]:.2f}" for name in ("network", "ridge", "mean"))] for row in errors],
+    )  # fmt: skip
+    PAGE.with_suffix(".md").write_text(
+        f"""# paper_tables_cpu
+
+Machine: {found["machine"]}, shared with other work. Commit {found["commit"]}.
+
+```bash
+{(__doc__ or "").splitlines()[2].strip()}
+```
+
+## What a choice costs
+
+Processor seconds (one thread, SmolLM2-135M in bfloat16, short rows of T0), from the corpus to a
+list of each row's best 64 helpers. The network is told {LABEL_SHARE:.0%} of rows and of columns.
+**Measured: all pair scores and all cosines at each size; embedding, profiles and quality on 220
+rows and DELIFT on {FEWER_LABELS} labels, extrapolated by rows and by labels.** DELIFT of all pairs
+was not run.
+
+{cost_table}
+
+Seconds grow as rows to the power {powers["delift_teacher"]:.2f} (DELIFT alone),
+{powers["delift_network"]:.2f} (with the network), {powers["delift_se_teacher"]:.2f} (DELIFT (SE)
+alone), {powers["delift_se_network"]:.2f} (with the network); all pair scores as
+{powers["scores"]:.2f}. A share of rows and columns is a share of pairs, so labelling stays
+quadratic, {LABEL_SHARE**2:.2%} of DELIFT's; `labels.label_pairs` bounds it.
+
+## The network's error by share of labels
+
+Squared error over the labels' variance among pairs of which neither example was labelled (Q4),
+mean of {NUM_SPLITS} splits of 240 x 88 labels of five sources; 1 is the mean of those very pairs.
+Inputs were chosen on these DELIFT labels ([influence_cpu](influence_cpu.md)).
+
+{error_table}
+""",
+        encoding="utf-8",
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.paper_tables")
+    for name in ("--data", "--work", "--labels"):
+        parser.add_argument(name, type=Path, required=True)
+    options = parser.parse_args(arguments)
+    pool = make_pool("t0_rare", 1, options.data)
+    _, steps, _ = run_recipe(pool, options.work / "runs" / "t0_rare-1", DEFAULT)
+    costs = cost_rows(steps, len(pool.candidates) + len(pool.targets))
+    write_page(costs, error_rows(read_matrix(options.labels)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
