@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
@@ -16,6 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from nncift_ray.corpus.examples import EXAMPLE_COLUMNS, Example
+from nncift_ray.corpus.overlap import prompt_key
 from nncift_ray.engines.base import (
     Engine,
     Generation,
@@ -27,7 +29,6 @@ from nncift_ray.engines.base import (
 )
 from nncift_ray.engines.load import EngineFactory
 from nncift_ray.engines.tokens import PROMPT_END, SegmentTokenizer
-from nncift_ray.evaluation.hold_out import TEST_ROWS, draw_test_rows
 from nncift_ray.evaluation.tune import members_digest, tuned_files
 from nncift_ray.recipe.sections import GenerationConfig
 from nncift_ray.runtime import schemas
@@ -35,12 +36,63 @@ from nncift_ray.runtime.output import Sink, StageOutput, column_matrix
 from nncift_ray.runtime.step import KILLED_WORKER, RowAtoms, RowStage, Shard, Worker
 
 EXAMPLE_END = "\n\n"
+TEST_ROWS = "targets"  # the table of a test set's rows
+TEST_STREAM = 32  # random stream of the draw of test rows, apart from those of training samples
 DIGITS = 6  # cosines that agree to so many are equal
 QUERIES = 32  # compared at once with all vectors
 PromptIds = tuple[int, ...]
 Row = dict[str, Any]
 Request = TypeVar("Request")
 Result = TypeVar("Result")
+
+
+# The test sets.
+
+
+def draw_test_rows(num_rows: int, max_rows: int | None, seed: int) -> NDArray[np.int64]:
+    """Return sorted row numbers [min(num_rows, max_rows)], the same for whoever asks with a seed.
+
+    Draws are nested: fewer rows are a subset of more, so that a larger study contains a smaller one
+    and differences between methods stay paired.
+    """
+    if max_rows is None or max_rows >= num_rows:
+        return np.arange(num_rows, dtype=np.int64)
+    sequence = np.random.SeedSequence([seed, TEST_STREAM])
+    order = np.random.Generator(np.random.PCG64(sequence)).permutation(num_rows)
+    return np.sort(order[:max_rows]).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """Rows that models are tested on; candidates that hold one of them are left out at ingest."""
+
+    __test__ = False  # pytest collects no class that is named like this
+
+    name: str
+    output: StageOutput  # read as a corpus is: table targets
+
+    @cached_property
+    def ids(self) -> NDArray[np.str_]:
+        """The rows' ids."""
+        column = self.output.read(TEST_ROWS, ["example_id"])["example_id"]
+        return np.asarray(column.to_pylist(), dtype=np.str_)
+
+    def notices(self, examples: StageOutput) -> list[str]:
+        """Say how many rows are also targets, which steer a selection but teach no model."""
+        targets, rows = (
+            output.read(TEST_ROWS, ["example_id", "prompt"]).to_pylist()
+            for output in (examples, self.output)
+        )
+        ids = {row["example_id"] for row in targets}
+        prompts = {prompt_key(row["prompt"]) for row in targets}
+        count = sum(r["example_id"] in ids or prompt_key(r["prompt"]) in prompts for r in rows)
+        if not count:
+            return []
+        return [
+            f"test set '{self.name}': {count:,} of its {len(rows):,} rows are also targets, or "
+            "have a target's prompt. They stay, but methods that use targets have seen them: "
+            "better test on others"
+        ]
 
 
 class TableStage(RowStage):
@@ -200,7 +252,7 @@ class QuestionStage(TableStage):
         """Draw the rows to ask.
 
         Args:
-            tests: Output of the hold_out stage.
+            tests: A test set's output.
             make_engine: Loads the engine.
             tuned: Output of a tune stage; None: the model as it came.
             shown: The examples before each question; None: there are none.

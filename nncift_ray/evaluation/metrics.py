@@ -20,8 +20,7 @@ from nncift_ray.engines.base import Engine, Generation, GenerationRequest
 from nncift_ray.engines.load import EngineFactory
 from nncift_ray.engines.models import ResolvedModel
 from nncift_ray.errors import StageError
-from nncift_ray.evaluation.ask import Row, TableStage
-from nncift_ray.evaluation.hold_out import TEST_ROWS
+from nncift_ray.evaluation.ask import TEST_ROWS, Row, TableStage
 from nncift_ray.recipe.sections import JudgeConfig
 from nncift_ray.runtime.output import Sink, StageOutput
 from nncift_ray.runtime.schemas import GRADES, VERDICTS

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nncift_ray.errors import StorageError
+from nncift_ray.evaluation.ask import TEST_ROWS, TestSet, draw_test_rows
 from nncift_ray.evaluation.compare import DEFAULT_CONFIDENCE, DEFAULT_SAMPLES, summarise
-from nncift_ray.evaluation.hold_out import LEFT_OUT, TEST_ROWS, TestSet, draw_test_rows
 from nncift_ray.evaluation.methods import FULL, ICL, RANDOM, Cell, Subset
 from nncift_ray.evaluation.metrics import VALUES_OF
 from nncift_ray.recipe.sections import EvaluationConfig
@@ -34,7 +34,7 @@ from nncift_ray.selection.tables import ScoreTables, build_objective
 
 EVALUATION_FOLDER = "evaluation"
 FACTS_NAME, PAGE_NAME = "evaluation.json", "report.html"
-SUBSETS_NAME, LEFT_OUT_NAME = "subsets.parquet", "left_out.csv"
+SUBSETS_NAME = "subsets.parquet"
 WITHOUT_CSV = ("scores", "answers")
 ROWS_SHOWN = 3  # of each test set, with the answers of all methods
 MAX_CHARS = 4_000  # of a text that is kept to be shown
@@ -322,7 +322,7 @@ def collect_fidelity(subsets: Sequence[Subset]) -> pa.Table:
     return pa.concat_tables(tables)
 
 
-# Which examples each method picked, and which test rows were left out.
+# Which examples each method picked.
 
 
 def write_subsets(location: Location, subsets: Sequence[Subset], examples: StageOutput) -> None:
@@ -341,13 +341,3 @@ def _picks(subset: Subset, examples: StageOutput) -> pa.Table:
     seeds = pa.repeat(pa.scalar(key.seed, pa.int32()), size)
     columns = [pa.repeat(key.method, size), pa.repeat(key.budget, size), seeds, ids]
     return pa.table(columns, schema=schemas.SUBSETS)
-
-
-def left_out(tests: Mapping[str, TestSet]) -> pa.Table:
-    """Return the rows of all test sets that no model is tested on, and why."""
-    schema = schemas.LEFT_OUT.insert(0, pa.field("test", pa.string(), nullable=False))
-    tables = [schema.empty_table()]
-    for name, test in tests.items():
-        rows = test.output.read(LEFT_OUT, schema=schemas.LEFT_OUT)
-        tables.append(pa.table([pa.repeat(name, rows.num_rows), *rows.columns], schema=schema))
-    return pa.concat_tables(tables)

@@ -21,9 +21,14 @@ from nncift_ray.embedders import Embedder, EmbedPromptsStage, load_embedder
 from nncift_ray.engines.load import EngineFactory, find_engine, need_packages
 from nncift_ray.engines.models import ResolvedModel, resolve_embedder
 from nncift_ray.errors import DataError, ModelError, NnciftError, StageError
-from nncift_ray.evaluation.ask import LikelihoodStage, RespondStage, RetrieveStage, ShownExamples
+from nncift_ray.evaluation.ask import (
+    LikelihoodStage,
+    RespondStage,
+    RetrieveStage,
+    ShownExamples,
+    TestSet,
+)
 from nncift_ray.evaluation.costs import collect_costs, partial_notices
-from nncift_ray.evaluation.hold_out import HoldOutStage, TestSet
 from nncift_ray.evaluation.methods import (
     ICL,
     RANDOM_SOURCE,
@@ -42,7 +47,6 @@ from nncift_ray.evaluation.metrics import BY_EMBEDDER, BY_RULE, GradeStage, Judg
 from nncift_ray.evaluation.page import render_evaluation
 from nncift_ray.evaluation.results import (
     EVALUATION_FOLDER,
-    LEFT_OUT_NAME,
     PAGE_NAME,
     SUBSETS_NAME,
     CellResult,
@@ -52,8 +56,6 @@ from nncift_ray.evaluation.results import (
     collect_agreement,
     collect_answers,
     collect_fidelity,
-    left_out,
-    write_csv,
     write_subsets,
 )
 from nncift_ray.evaluation.tune import FineTune, TuneJob, TuneStage
@@ -229,7 +231,7 @@ class _Work:
         self._base = self._run_recipe(self._config, "embed", {}, record=record)
         for name in self._evaluation.tests:
             self._tests[name] = self._read_test(name)
-            for notice in self._tests[name].notices():
+            for notice in self._tests[name].notices(self._base["deduplicate"]):
                 self.notice(notice)
         self._select()
         metrics = set(self._evaluation.metrics)
@@ -288,12 +290,10 @@ class _Work:
         )  # fmt: skip
 
     def _read_test(self, name: str) -> TestSet:
-        """Read a test set as a corpus, and leave out what is among the candidates."""
+        """Read a test set as a corpus."""
         try:
             ingest = IngestStage(find_sources((), self._evaluation.tests[name]), self._config.data)
-            rows = self._bring(DeduplicateStage(self._bring(ingest)))
-            stage = HoldOutStage(rows, self._base["deduplicate"], name)
-            return TestSet(name, self._bring(stage))
+            return TestSet(name, self._bring(DeduplicateStage(self._bring(ingest))))
         except NnciftError as error:
             raise type(error)(f"evaluation.tests.{name}: {error}") from error
 
@@ -478,7 +478,6 @@ class _Work:
         )  # fmt: skip
         data.write(folder)
         (folder / PAGE_NAME).write_bytes(render_evaluation(data).encode())
-        write_csv(folder / LEFT_OUT_NAME, left_out(self._tests))
         write_subsets(folder / SUBSETS_NAME, subsets, examples)
         return data
 

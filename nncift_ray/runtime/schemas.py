@@ -377,14 +377,6 @@ BETTER, WORSE, NOISE = "better", "worse", "noise"
 #: The step of COSTS that is a method's whole way.
 ALL_STEPS = "all"
 
-# Rows of a test set that no model is tested on, since they are among the candidates.
-LEFT_OUT = _schema(
-    example_id=TEXT,
-    source=TEXT,
-    line=LONG,
-    reason=TEXT,  # same_example | same_prompt
-)
-
 # One row: how a model was fine-tuned on a subset.
 TUNING = _schema(
     num_examples=LONG,  # trained on, misfits left out

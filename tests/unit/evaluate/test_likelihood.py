@@ -12,8 +12,7 @@ import pytest
 
 from nncift_ray.engines.base import Engine, ScoringRequest, ScoringResult
 from nncift_ray.engines.load import TunedModel
-from nncift_ray.evaluation.ask import LikelihoodStage, ShownExamples
-from nncift_ray.evaluation.hold_out import draw_test_rows
+from nncift_ray.evaluation.ask import LikelihoodStage, ShownExamples, draw_test_rows
 from nncift_ray.runtime import schemas
 from nncift_ray.runtime import schemas as evaluation_schemas
 from nncift_ray.runtime.driver import stage_fingerprint

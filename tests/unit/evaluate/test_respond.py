@@ -21,8 +21,7 @@ from nncift_ray.engines.base import (
 )
 from nncift_ray.engines.load import TunedModel
 from nncift_ray.engines.models import ResolvedModel
-from nncift_ray.evaluation.ask import RespondStage, RetrieveStage, ShownExamples
-from nncift_ray.evaluation.hold_out import draw_test_rows
+from nncift_ray.evaluation.ask import RespondStage, RetrieveStage, ShownExamples, draw_test_rows
 from nncift_ray.recipe.sections import GenerationConfig, PoolConfig
 from nncift_ray.runtime.driver import execute_here, run_stage
 from nncift_ray.runtime.files import Location

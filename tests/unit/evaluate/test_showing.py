@@ -5,7 +5,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from nncift_ray.evaluation.hold_out import TestSet, draw_test_rows
+from nncift_ray.evaluation.ask import TestSet, draw_test_rows
 from nncift_ray.evaluation.methods import Cell, SubsetKey
 from nncift_ray.evaluation.results import MAX_CHARS, ROWS_SHOWN, CellResult, collect_answers
 from nncift_ray.runtime import schemas
