@@ -33,6 +33,7 @@ from benchmarks.pages import markdown_table
 from benchmarks.rivals.cells import DEFAULT
 from benchmarks.rivals.picks import FEWER_LABELS, run_recipe
 from benchmarks.rivals.pools import make_pool
+from nncift_ray.network.step import fit_block
 from nncift_ray.recipe.sections import NetworkConfig
 from nncift_ray.scores.backend import pair_backend
 
@@ -64,15 +65,34 @@ def cosine_seconds(num_rows: int) -> float:
     return time.process_time() - started
 
 
+def fit_seconds(matrix: Matrix) -> Callable[[float], float]:
+    """Return the seconds of a fit by labels: a line through two fits that were timed."""
+    points: list[tuple[int, float]] = []
+    for share in (SHARES[1], SHARES[-1]):
+        seen_I, seen_J = next(splits(matrix, share, 1))
+        data = block_labels(matrix, seen_I, seen_J, cut=matrix.raw_ND.shape[1])
+        started = time.process_time()
+        fit_block(data, "cross", NetworkConfig())
+        points.append((len(data.utility), time.process_time() - started))
+    (few, first), (many, last) = points
+    slope = max(0.0, (last - first) / (many - few))
+    return lambda labels: first + slope * max(0.0, labels - few)
+
+
 def cost_rows(
-    steps: Mapping[str, float], pool_rows: int,
-    score: Callable[[int], float] = scored_seconds, cosine: Callable[[int], float] = cosine_seconds,
+    steps: Mapping[str, float],
+    pool_rows: int,
+    fit: Callable[[float], float],
+    *,
+    score: Callable[[int], float] = scored_seconds,
+    cosine: Callable[[int], float] = cosine_seconds,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Return the seconds of each teacher, alone and with the network, by size.
 
     Args:
         steps: Seconds of the steps of a run over ``pool_rows`` rows with 500 labels.
         pool_rows: Rows of that run, targets included.
+        fit: Seconds of a fit by labels.
         score: Seconds of the network's scores of all pairs.
         cosine: Seconds of all cosines.
     """
@@ -82,12 +102,12 @@ def cost_rows(
     for size in SIZES:
         labels = (LABEL_SHARE * size) ** 2
         embed, scored, cosines = size * a_row["embed"], score(size), cosine(size)
-        fit = steps["fit"] * max(1.0, labels / FEWER_LABELS)
+        fitted = fit(labels)
         read = size * (a_row["profiles"] + a_row["quality"])
         alone = {"delift": size * (size - 1) * a_label, "delift_se": embed + cosines}
         network = {
-            "delift": embed + read + labels * a_label + fit + scored,
-            "delift_se": embed + fit + scored,
+            "delift": embed + read + labels * a_label + fitted + scored,
+            "delift_se": embed + fitted + scored,
         }
         rows += [
             {"teacher": name, "rows": size, "teacher_seconds": alone[name],
@@ -173,8 +193,8 @@ Machine: {found["machine"]}, shared with other work. Commit {found["commit"]}.
 Processor seconds (one thread, SmolLM2-135M in bfloat16, short rows of T0), from the corpus to a
 list of each row's best 64 helpers. The network is told {LABEL_SHARE:.0%} of rows and of columns.
 **Measured: all pair scores and all cosines at each size; embedding, profiles and quality on 220
-rows and DELIFT on {FEWER_LABELS} labels, extrapolated by rows and by labels.** DELIFT of all pairs
-was not run.
+rows, DELIFT on {FEWER_LABELS} labels and the fit on 468 and 7,632, extrapolated by rows and by
+labels.** DELIFT of all pairs was not run.
 
 {cost_table}
 
@@ -204,8 +224,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     pool = make_pool("t0_rare", 1, options.data)
     _, steps, _ = run_recipe(pool, options.work / "runs" / "t0_rare-1", DEFAULT)
-    costs = cost_rows(steps, len(pool.candidates) + len(pool.targets))
-    write_page(costs, error_rows(read_matrix(options.labels)))
+    matrix = read_matrix(options.labels)
+    costs = cost_rows(steps, len(pool.candidates) + len(pool.targets), fit_seconds(matrix))
+    write_page(costs, error_rows(matrix))
     return 0
 
 
