@@ -23,7 +23,12 @@ TITLES = {
 #: From the bottom to the top.
 METHODS = {
     "longest": "longest",
+    "selectit": "SelectIT",
     "ifd": "IFD",
+    "loss_drop": "loss drop",
+    "less": "LESS",
+    "landmarks": "landmarks",
+    "deita": "DEITA",
     "consistency": "consistency",
     "cosine": "cosine",
     "rds_plus": "RDS+",
@@ -36,7 +41,7 @@ OWN, OTHER, RULE = "#0b5cad", "#5f6670", "#c9ced6"
 
 def draw(pools: list[dict[str, Any]]) -> plt.Figure:
     """Return one panel a pool: differences to random with 95 % intervals, lower is better."""
-    figure, panels = plt.subplots(1, len(TITLES), figsize=(11, 2.9), sharey=True)
+    figure, panels = plt.subplots(1, len(TITLES), figsize=(11, 3.9), sharey=True)
     by_name = {pool["name"]: pool for pool in pools}
     for panel, (name, title) in zip(panels, TITLES.items(), strict=True):
         panel.axvline(0, color=RULE, linewidth=1.5, zorder=0)
