@@ -227,7 +227,8 @@ SmolLM2-135M-Instruct on what each method picks; differences, so **lower is bett
 intervals; * Holm p < 0.05. Rules, fixed before:
 [is-my-subset-better](../docs/is-my-subset-better.md).
 The default is `{DEFAULT}`: 500 DELIFT labels (demo: 1,000), pair network, facility location (its
-query form with targets), quality.
+query form with targets), quality. `less` (all rows), `landmarks` (gradients of 64 rows) and
+`loss_drop` train adapters of rank 8 for two epochs, on a fifth of the pool or on the targets.
 
 Machine: {found["machine"]}, shared with other work. Commit {found["commit"]}.
 
