@@ -432,12 +432,15 @@ def push(
     public: Annotated[
         bool, typer.Option("--public", help="Everybody may read a data set that is made.")
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Send nothing, as without --yes.")
+    ] = False,
 ) -> None:
     """Upload the selected data set with its card to the Hugging Face hub, as HF_TOKEN may."""
     with explained():
         from nncift_ray.runs import push_dataset
 
-        pushed = push_dataset(run_dir, repo, upload=yes, private=not public)
+        pushed = push_dataset(run_dir, repo, upload=yes and not dry_run, private=not public)
         for name, size in pushed.files.items():
             write_line(f"{name}  {size:,} bytes")
         write_line(
@@ -663,6 +666,7 @@ def main(run_app: Callable[[], Any] = app) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    sys.path.append(os.getcwd())  # a teacher of your own may lie there, as for python -m
     _end_when_interrupted()
     try:
         sys.exit(run_app())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 import tempfile
 import webbrowser
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -240,7 +241,12 @@ def select(
 
 def run_recipe(recipe: Recipe, *, until: str = "export") -> RunResult:
     """Run a recipe, tell its progress, and return what it left behind; errors are ``select``'s."""
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # our own lines tell of progress
+    # Our own lines tell of progress, in workers too; who has imported the hub's client has read it.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if "huggingface_hub" in sys.modules:
+        from huggingface_hub.utils import disable_progress_bars
+
+        disable_progress_bars()
     check_tracker(recipe)
     with progress() as reporter:
         plan = make_plan(recipe, glance=True)

@@ -132,7 +132,10 @@ def load_teacher_class(kind: str) -> type[Any]:
     try:
         found: Any = getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError) as error:
-        raise ConfigError(f"teacher.kind {kind!r} cannot be imported: {error}") from error
+        where = (
+            "" if kind in TEACHERS else "; it lies in the working folder or an installed package"
+        )
+        raise ConfigError(f"teacher.kind {kind!r} cannot be imported: {error}{where}") from error
     if not isinstance(found, type):
         raise ConfigError(f"teacher.kind {kind!r} is not a class")
     missing = [name for name in _ATTRIBUTES if not hasattr(found, name)]

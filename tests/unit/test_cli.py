@@ -125,7 +125,7 @@ def test_show_config_prints_a_recipe_that_loads(recipe: Path) -> None:
         ("data.candidats=[x]", 2, "did you mean 'candidates'"),
         ("selection.budget=2.5", 2, "selection.budget"),
         ("teacher.kind=selectit", 2, "must be top_k"),
-        ("teacher.kind=nowhere.to:Find", 2, "cannot be imported"),
+        ("teacher.kind=nowhere.to:Find", 2, "working folder"),
         ("data.candidates=[absent.jsonl]", 3, "absent.jsonl"),
         ("embedder.model=./no/such/folder", 4, "no/such/folder"),
     ],
