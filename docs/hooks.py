@@ -46,6 +46,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Return a page whose links to files that the site has not are plain text."""
+    markdown = markdown.replace(".ipynb)", ".md)")
 
     def keep(match: re.Match[str]) -> str:
         target = match[2].partition("#")[0]
