@@ -84,8 +84,8 @@ class ExampleText:
 
     @property
     def place(self) -> str:
-        """Return "file:line"; "" where the file is not known."""
-        return f"{self.source}:{self.line}" if self.source else ""
+        """Return "file:line" without folders; "" where the file is not known."""
+        return f"{self.source.rpartition('/')[2]}:{self.line}" if self.source else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -448,7 +448,7 @@ def knowledge_sentence(data: ReportData) -> str:
     Empty of examples on their own, and where no pair was measured.
     """
     found = headline_fidelity(data)
-    if not verdict(data) or found is None:
+    if found is None or found.block == POINTS or not math.isfinite(found.capture.value):
         return ""
     beyond, best = found.interaction, found.capture
     return (
@@ -467,7 +467,7 @@ def verdict(data: ReportData) -> str:
     Empty of examples on their own, and where no pair was measured.
     """
     found = headline_fidelity(data)
-    if found is None or found.block == POINTS or not math.isfinite(found.capture.value):
+    if found is None or found.block == POINTS:
         return ""
     beyond = found.interaction
     if math.isfinite(beyond.value) and not math.isfinite(beyond.low):

@@ -521,10 +521,7 @@ QUOTA_ROOM = 1.3  # of the longest bar: quotas further right are not drawn
 
 
 def plot_mix(mix: Sequence[MixRow], group_name: str, *, ranks_by_score: bool = False) -> Chart:
-    """Draw the share of each group in the subset (bar) beside its share in the pool (tick)."""
-    if len(mix) < 2:
-        only = f"all examples come from one {group_name}." if mix else "no group was recorded."
-        return Chart("mix", f"Mix by {group_name}", missing=only)
+    """Draw the share of each of several groups in the subset (bar) beside the pool's (tick)."""
     pool, subset = mix_shares(mix)
     order = np.argsort(-np.abs(subset - pool), kind="stable")
     shown, rest = order[:MAX_GROUPS], order[MAX_GROUPS:]

@@ -320,7 +320,7 @@ def _fidelity_cards(data: ReportData) -> Iterator[Card]:
         two_digits(beyond.value),
         f"{_interval_words(beyond, two_digits)}correlation with the teacher beyond averages of "
         f"rows and helpers, {count}; cosine {two_digits(beyond.cosine)}, additive model 0",
-        GOOD if beyond.beats_rivals else "" if beyond.low > 0 else WARN,
+        GOOD if beyond.beats_rivals else WARN if beyond.low <= 0 else "",
     )
     yield Card(
         "Best helpers found",
@@ -439,10 +439,7 @@ def render_report(data: ReportData) -> str:
             _value_chart(data),
             figures.plot_lengths(data.pool_lengths, data.subset_lengths),
         ],
-        "selection_right": [
-            figures.plot_mix(data.mix, data.mix_name, ranks_by_score=data.ranks_by_score),
-            *_coverage_charts(data),
-        ],
+        "selection_right": list(_mix_and_coverage(data)),
         "fidelity_blocks": _fidelity_blocks(data),
         "drift": _drift(data),
         "score_charts": list(_score_charts(data)),
@@ -468,9 +465,12 @@ def _value_chart(data: ReportData) -> Chart:
     return figures.plot_gain_curve(data.ranking, data.random_objective, upper_bound=bound)
 
 
-def _coverage_charts(data: ReportData) -> list[Chart]:
-    """Return the coverage of the ground set; nothing where the objective covers no row."""
-    return [] if data.ranks_by_score else [figures.plot_coverage(data.coverage, data.ground_set)]
+def _mix_and_coverage(data: ReportData) -> Iterator[Chart]:
+    """Yield the mix, of several groups, and the coverage, of an objective that covers rows."""
+    if len(data.mix) > 1:
+        yield figures.plot_mix(data.mix, data.mix_name, ranks_by_score=data.ranks_by_score)
+    if not data.ranks_by_score:
+        yield figures.plot_coverage(data.coverage, data.ground_set)
 
 
 def _drift(data: ReportData) -> dict[str, object] | None:

@@ -77,7 +77,7 @@ def test_full_report_draws_every_chart(full_page: str) -> None:
 def test_a_run_without_picks_and_scores_says_why_pictures_are_missing() -> None:
     page = render_report(make_empty_data())
     assert PageParser(page).tags.count("svg") == ICONS
-    assert page.count("Not available because") == 5  # gain, lengths, mix, coverage, histogram
+    assert page.count("Not available because") == 4  # gain, lengths, coverage, histogram
     assert "nan" not in re.sub(r"<(style|script)>.*?</\1>", "", page, flags=re.DOTALL).lower()
 
 
