@@ -16,10 +16,11 @@ from nncift_ray.report.data import (
     ReportData,
     final_objective,
     headline_fidelity,
-    knowledge_sentence,
+    knowledge_words,
     num_picks,
     share_of_best,
-    unit_of,
+    two_digits,
+    verdict,
 )
 from nncift_ray.report.text import clean_text, format_count, format_number, shorten
 
@@ -75,13 +76,14 @@ def escape(text: str) -> str:
 
 def _provenance(data: ReportData) -> list[tuple[str, str]]:
     share = share_of_best(data)
-    fidelity, agreement = headline_fidelity(data), knowledge_sentence(data)
+    fidelity, agreement = headline_fidelity(data), verdict(data)
     select = next((stage for stage in data.stages if stage.name == "select"), None)
-    if fidelity and not agreement:
+    if fidelity and agreement:
+        figure = two_digits(fidelity.beyond)
+        agreement = f"{agreement} {figure} in {fidelity.split}: {knowledge_words(fidelity)}"
+    elif fidelity:
         correlation = format_number(fidelity.spearman, 2)
-        agreement = (
-            f"Spearman {correlation} on held-out {unit_of(fidelity.block)} ({fidelity.split})"
-        )
+        agreement = f"Spearman {correlation} on held-out examples ({fidelity.split})"
     return [
         ("Candidates", format_count(data.num_candidates)),
         ("Targets", format_count(data.num_targets) if data.num_targets else ""),

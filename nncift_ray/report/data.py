@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, cast
@@ -57,7 +57,7 @@ class StageSummary:
     rows: int
     shards: int
     fingerprint: str
-    cost_usd: float | None = None  # None where no price is configured
+    cost_usd: float = 0.0
     failures: int = 0  # rows in the stage's errors table
 
 
@@ -354,50 +354,28 @@ def total_seconds(data: ReportData) -> float:
     return float(sum(stage.seconds for stage in data.stages))
 
 
-def total_cost(data: ReportData) -> float | None:
-    """Return the price of all stages that have one, None where none has."""
-    costs = [stage.cost_usd for stage in data.stages if stage.cost_usd is not None]
-    return sum(costs) if costs else None
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """A figure of the network with its 95 % interval, beside those of its rivals; nan: unknown."""
-
-    value: float
-    low: float
-    high: float
-    ridge: float
-    cosine: float
-
-    @property
-    def rival(self) -> float:
-        """The better rival; an additive model that has no figure has 0."""
-        return max(np.nan_to_num(self.ridge), np.nan_to_num(self.cosine))
-
-    @property
-    def beats_rivals(self) -> bool:
-        """Whether the interval lies above both rivals."""
-        return self.low > self.rival
+def total_cost(data: ReportData) -> float:
+    """Return the price of all stages, US dollars."""
+    return float(sum(stage.cost_usd for stage in data.stages))
 
 
 @dataclass(frozen=True, slots=True)
 class Fidelity:
-    """How the network does on one split, beside the additive ridge and the untrained cosine."""
+    """How the network does on one split; nan: not known."""
 
     block: str
     split: str
     num_pairs: int
-    scaled_mse: float  # labels scaled to [0, 1]
-    ridge_mse: float  # the same of the ridge; nan where it was not measured
     spearman: float
-    interaction: Estimate  # correlation with the teacher beyond row and column effects
-    capture: Estimate  # of what each row's best eighth of helpers is worth above its mean
+    beyond: float  # correlation with the teacher beyond row and column effects
+    low: float  # end of its 95 % interval
+    high: float
+    cosine: float  # the same correlation of the untrained cosine; an additive model has 0
 
     @property
-    def error_ratio(self) -> float:
-        """Network's error as a share of the ridge's; below 1 the network is better."""
-        return self.scaled_mse / self.ridge_mse if self.ridge_mse > 0 else math.nan
+    def beats_cosine(self) -> bool:
+        """Whether the interval lies above the cosine, and above 0."""
+        return self.low > max(float(np.nan_to_num(self.cosine)), 0.0)
 
 
 def headline_fidelity(data: ReportData) -> Fidelity | None:
@@ -406,23 +384,15 @@ def headline_fidelity(data: ReportData) -> Fidelity | None:
     if data.fidelity is None or not blocks:
         return None
     block = data.main_block if data.main_block in blocks else blocks[0]
-    table = select_block(data.fidelity, block)
+    table, beyond = select_block(data.fidelity, block), "interaction_correlation"
     for split in reversed(splits_of(table)):
-        error = metric(table, split, NETWORK, "scaled_mse")
-        if math.isfinite(error):
-            count, order = (metric(table, split, NETWORK, x) for x in ("num_pairs", "spearman"))
-            beside = metric(table, split, ADDITIVE_RIDGE, "scaled_mse")
-            beyond, best = (
-                _estimate(table, split, x) for x in ("interaction_correlation", "capture")
-            )
-            return Fidelity(block, split, int(count), error, beside, order, beyond, best)
+        names = ("num_pairs", "spearman", beyond, f"{beyond}_low", f"{beyond}_high")
+        count, *own = (metric(table, split, NETWORK, name) for name in names)
+        if math.isfinite(metric(table, split, NETWORK, "scaled_mse")):
+            order, value, low, high = own
+            cosine = metric(table, split, COSINE, beyond)
+            return Fidelity(block, split, int(count), order, value, low, high, cosine)
     return None
-
-
-def _estimate(table: pa.Table, split: str, name: str) -> Estimate:
-    own = (metric(table, split, NETWORK, f"{name}{end}") for end in ("", "_low", "_high"))
-    rivals = (metric(table, split, model, name) for model in (ADDITIVE_RIDGE, COSINE))
-    return Estimate(*own, *rivals)
 
 
 def cleaning_sentence(data: ReportData) -> str:
@@ -442,25 +412,6 @@ def cleaning_sentence(data: ReportData) -> str:
     return how + before if decided else before[0].upper() + before[1:]
 
 
-def knowledge_sentence(data: ReportData) -> str:
-    """Say what the scores know of pairs, with the figures.
-
-    Empty of examples on their own, and where no pair was measured.
-    """
-    found = headline_fidelity(data)
-    if found is None or found.block == POINTS or not math.isfinite(found.capture.value):
-        return ""
-    beyond, best = found.interaction, found.capture
-    return (
-        f"{verdict(data)} In {found.split} they correlate "
-        f"{interval_of(beyond, two_digits)} with the teacher beyond row and column effects "
-        f"(cosine {two_digits(beyond.cosine)}, additive ridge 0) and capture "
-        f"{interval_of(best, format_percent)} of what each row's best eighth of helpers is "
-        f"worth (cosine {format_percent(best.cosine)}, additive ridge "
-        f"{format_percent(best.ridge)})."
-    )
-
-
 def verdict(data: ReportData) -> str:
     """Say whether the scores know of pairs more than an additive model and than a cosine do.
 
@@ -469,15 +420,14 @@ def verdict(data: ReportData) -> str:
     found = headline_fidelity(data)
     if found is None or found.block == POINTS:
         return ""
-    beyond = found.interaction
-    if math.isfinite(beyond.value) and not math.isfinite(beyond.low):
+    if math.isfinite(found.beyond) and not math.isfinite(found.low):
         return "Too few pairs were held out to tell whether the scores know pairs."
-    if beyond.beats_rivals:
+    if found.beats_cosine:
         return (
             "The scores know which example helps which: more than a model that only knows good "
             "helpers from bad (additive), and more than a cosine of embeddings."
         )
-    if beyond.low > 0:
+    if found.low > 0:
         return (
             "The scores know more of pairs than a model that only knows good helpers from bad "
             "(additive), but no more than a cosine of embeddings."
@@ -485,16 +435,21 @@ def verdict(data: ReportData) -> str:
     return "Nothing shows that the scores know one example's best helper from another's."
 
 
+def knowledge_words(found: Fidelity) -> str:
+    """Say what the figure of what the scores know of pairs is, beside those of rivals."""
+    interval = ""
+    if math.isfinite(found.low):
+        interval = f" (95 % interval {two_digits(found.low)} to {two_digits(found.high)})"
+    return (
+        f"correlation with the teacher beyond averages of rows and helpers{interval}, "
+        f"{format_count(found.num_pairs)} held-out pairs; cosine {two_digits(found.cosine)}, "
+        "additive model 0"
+    )
+
+
 def two_digits(value: float) -> str:
     """Write a correlation; one that is not defined is that of a model that knows nothing."""
-    return format_number(0.0 if math.isnan(value) else value, 2)  # no correlation: none known
-
-
-def interval_of(found: Estimate, write: Callable[[float], str]) -> str:
-    """Write a figure with its interval, where it has one."""
-    if not math.isfinite(found.low):
-        return write(found.value)
-    return f"{write(found.value)} ({write(found.low)} to {write(found.high)})"
+    return format_number(0.0 if math.isnan(value) else value, 2)
 
 
 # Fill the record from the outputs of a run's stages.

@@ -6,7 +6,7 @@ import base64
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,6 @@ from nncift_ray.report.data import (
     NUMBER,
     TEXT,
     Column,
-    Estimate,
-    Fidelity,
     PageTable,
     ReportData,
     blocks_of,
@@ -33,6 +31,7 @@ from nncift_ray.report.data import (
     decisions,
     final_objective,
     headline_fidelity,
+    knowledge_words,
     make_table,
     mean_coverage,
     mean_score,
@@ -43,7 +42,6 @@ from nncift_ray.report.data import (
     total_cost,
     total_seconds,
     two_digits,
-    unit_of,
     verdict,
 )
 from nncift_ray.report.figures import Chart
@@ -310,48 +308,17 @@ def _fidelity_cards(data: ReportData) -> Iterator[Card]:
     found = headline_fidelity(data)
     if found is None:
         return
-    count = f"{format_count(found.num_pairs)} held-out {unit_of(found.block)}"
     if found.block == POINTS:
-        yield from _rating_cards(found, count)
+        tone = GOOD if found.spearman >= 0.5 else WARN if found.spearman < 0.2 else ""
+        note = f"Spearman, {format_count(found.num_pairs)} held-out examples"
+        yield Card("Order agrees with teacher", format_number(found.spearman, 2), note, tone)
         return
-    beyond, best = found.interaction, found.capture
     yield Card(
         "Knowledge of pairs",
-        two_digits(beyond.value),
-        f"{_interval_words(beyond, two_digits)}correlation with the teacher beyond averages of "
-        f"rows and helpers, {count}; cosine {two_digits(beyond.cosine)}, additive model 0",
-        GOOD if beyond.beats_rivals else WARN if beyond.low <= 0 else "",
+        two_digits(found.beyond),
+        knowledge_words(found),
+        GOOD if found.beats_cosine else WARN if found.low <= 0 else "",
     )
-    yield Card(
-        "Best helpers found",
-        format_percent(best.value),
-        f"{_interval_words(best, format_percent)}of what each row's best eighth is worth; additive "
-        f"ridge {format_percent(best.ridge)}, cosine {format_percent(best.cosine)}",
-        GOOD if best.beats_rivals else WARN if best.high < best.rival else "",
-    )
-
-
-def _interval_words(found: Estimate, write: Callable[[float], str]) -> str:
-    if not math.isfinite(found.low):
-        return ""
-    return f"{write(found.low)} to {write(found.high)} (95 % interval): "
-
-
-def _rating_cards(found: Fidelity, count: str) -> Iterator[Card]:
-    if math.isfinite(found.spearman):
-        tone = GOOD if found.spearman >= 0.5 else WARN if found.spearman < 0.2 else ""
-        note = f"Spearman, {count}"
-        yield Card("Order agrees with teacher", f"{found.spearman:.2f}", note, tone)
-    ratio = found.error_ratio
-    note = f"MSE {format_number(found.scaled_mse)} on labels scaled to [0,\u00a01], {count}"
-    if not math.isfinite(ratio):
-        yield Card("Network error", format_number(found.scaled_mse), note)
-        return
-    value = f"{format_percent(abs(1 - ratio))} {'below' if ratio <= 1 else 'above'}"
-    if ratio > 2:
-        value = f"{format_number(ratio, 2)} ×"
-    tone = GOOD if ratio < 0.9 else WARN if ratio > 1.02 else ""
-    yield Card("Error against ridge", value, note, tone)
 
 
 def _label_cards(data: ReportData) -> Iterator[Card]:

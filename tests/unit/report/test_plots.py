@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import matplotlib as mpl
@@ -12,7 +13,7 @@ from nncift_ray.report.data import (
     choose_sample_ranks,
     count_mix,
     headline_fidelity,
-    knowledge_sentence,
+    verdict,
 )
 from nncift_ray.report.figures import (
     MAX_CURVE_POINTS,
@@ -152,10 +153,10 @@ def test_drawing_leaves_the_global_settings_alone() -> None:
 
 
 def test_headline_takes_the_hardest_split_of_the_main_block() -> None:
-    both = pa.concat_tables([make_fidelity("within"), make_fidelity("cross", network=0.01)])
+    both = pa.concat_tables([make_fidelity("within"), make_fidelity("cross", interaction=0.7)])
     found = headline_fidelity(replace(make_report_data(), fidelity=both, num_targets=5))
     assert found is not None
-    assert (found.block, found.split, found.scaled_mse) == ("cross", "Q4", 0.01)
+    assert (found.block, found.split, found.beyond) == ("cross", "Q4", 0.7)
 
 
 def test_headline_without_fidelity_is_none() -> None:
@@ -172,13 +173,6 @@ def test_sample_ranks_are_distinct_ascending_and_end_at_the_last(num_picks: int)
     assert ranks == sorted(set(ranks))
     assert len(ranks) <= 8
     assert ranks[:1] + ranks[-1:] == ([1, num_picks] if num_picks else [])
-
-
-def test_headline_of_points_stands_beside_the_ridge() -> None:
-    found = headline_fidelity(make_ranked_data(pointwise=True))
-    assert found is not None
-    assert (found.block, found.split) == ("points", "Q4")
-    assert found.error_ratio == pytest.approx(0.02 / 0.04)
 
 
 def test_scores_say_what_a_random_example_would_have() -> None:
@@ -225,23 +219,26 @@ def test_a_measure_that_is_nowhere_defined_has_no_panel() -> None:
     assert chart.title == "In Q4 the network follows the teacher's order: 0.60"
 
 
-def test_knowledge_of_pairs_is_claimed_only_beyond_both_rivals() -> None:
-    """The cosine correlates 0.25 and captures 0.35, the ridge 0.3; intervals are +-0.05."""
-    claims = {
-        0.40: "The scores know which example helps which",
-        0.28: "(additive), but no more than a cosine",
-        0.04: "Nothing shows that the scores know one example's best helper from another's",
-    }
-    for interaction, claim in claims.items():
-        table = make_fidelity(interaction=interaction)
-        assert claim in knowledge_sentence(replace(make_report_data(), fidelity=table))
-
-
-def test_knowledge_names_the_figures_with_their_intervals_and_rivals() -> None:
-    said = knowledge_sentence(make_report_data())
-    for part in ("In Q4", "0.40 (0.35 to 0.45)", "cosine 0.25", "50 % (45 % to 55 %)",
-                 "cosine 35 %", "additive ridge 30 %"):  # fmt: skip
-        assert part in said
+@pytest.mark.parametrize(
+    ("interaction", "claim", "tone"),
+    [
+        (0.40, "The scores know which example helps which", "good"),
+        (0.28, "(additive), but no more than a cosine", ""),
+        (0.04, "Nothing shows that the scores know one example's best helper", "warn"),
+        (math.nan, "Nothing shows that the scores know one example's best helper", ""),
+    ],
+)
+def test_knowledge_of_pairs_is_claimed_only_beyond_both_rivals(
+    interaction: float, claim: str, tone: str
+) -> None:
+    """The cosine correlates 0.25; intervals are +-0.05."""
+    data = replace(make_report_data(), fidelity=make_fidelity(interaction=interaction))
+    card = next(card for card in make_cards(data) if card.name == "Knowledge of pairs")
+    assert claim in verdict(data)
+    assert card.tone == tone
+    if interaction == 0.4:
+        assert card.value == "0.40"
+        assert "(95 % interval 0.35 to 0.45), 200 held-out pairs; cosine 0.25" in card.note
 
 
 def test_knowledge_without_an_interval_is_not_claimed() -> None:
@@ -249,38 +246,13 @@ def test_knowledge_without_an_interval_is_not_claimed() -> None:
     place = table.schema.get_field_index("interaction_correlation_low")
     nulls = pa.nulls(table.num_rows, pa.float64())
     table = table.set_column(place, table.schema.field(place), nulls)
-    said = knowledge_sentence(replace(make_report_data(), fidelity=table))
+    said = verdict(replace(make_report_data(), fidelity=table))
     assert "Too few pairs were held out" in said
 
 
-def test_knowledge_of_an_additive_network_is_none() -> None:
-    table = make_fidelity()
-    for end in ("", "_low", "_high"):
-        place = table.schema.get_field_index(f"interaction_correlation{end}")
-        values = [None if row["model"] == "network" else 0.25 for row in table.to_pylist()]
-        field = table.schema.field(place)
-        table = table.set_column(place, field, pa.array(values, field.type))
-    said = knowledge_sentence(replace(make_report_data(), fidelity=table))
-    assert "Nothing shows" in said
-    assert "correlate 0.0 with" in said
-
-
 def test_examples_on_their_own_have_no_sentence_about_pairs() -> None:
-    assert knowledge_sentence(make_ranked_data(pointwise=True)) == ""
-    assert knowledge_sentence(make_teacher_data()) == ""
-
-
-@pytest.mark.parametrize(
-    ("interaction", "capture", "tones"),
-    [(0.4, 0.5, ["good", "good"]), (0.28, 0.33, ["", ""]), (0.04, 0.2, ["warn", "warn"])],
-)
-def test_cards_are_green_only_where_the_interval_excludes_the_rivals(
-    interaction: float, capture: float, tones: list[str]
-) -> None:
-    table = make_fidelity(interaction=interaction, capture=capture)
-    cards = make_cards(replace(make_report_data(), fidelity=table))
-    found = {card.name: card.tone for card in cards}
-    assert [found["Knowledge of pairs"], found["Best helpers found"]] == tones
+    assert verdict(make_ranked_data(pointwise=True)) == ""
+    assert verdict(make_teacher_data()) == ""
 
 
 def test_a_histogram_draws_one_panel_a_block() -> None:

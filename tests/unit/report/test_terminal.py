@@ -22,7 +22,6 @@ def test_summary_names_picks_fidelity_groups_and_paths() -> None:
         "20 %",
         "0.40",
         "0.35 to 0.45",
-        "45 % to 55 %",
         "sums",
         "runs/tiny/export/subset.jsonl",
     ):
