@@ -456,43 +456,48 @@ def _common_shape(first: dict[str, type], second: dict[str, type]) -> dict[str, 
 # Writing.
 
 
-class _JsonWriter:
-    """Writes one form: a record a line, in an array where the file is one."""
+class _TextWriter:
+    """Writes a text of each pick: one a line, or in a file named ".json" all in an array."""
 
-    def __init__(self, out: BinaryIO, form: Form, *, whole: bool) -> None:
-        self._out, self._form, self._whole = out, form, whole
-        self._is_array = form.file.endswith(".json")
-        self.num_rows, self.lost, self.keys = 0, Lost(), set[str]()
+    def __init__(self, out: BinaryIO, name: str, text: Callable[[Pick], str | None]) -> None:
+        self._out, self._text, self._is_array = out, text, name.endswith(".json")
+        self.num_rows = 0
 
     def add(self, _table: pa.Table, picks: list[Pick]) -> None:
-        for pick in picks:
-            text = self._text(pick)
+        for text in map(self._text, picks):
             if text is not None:
                 before = (",\n" if self.num_rows else "[\n") if self._is_array else ""
                 self._out.write(f"{before}{text}".encode() + (b"" if self._is_array else b"\n"))
                 self.num_rows += 1
 
-    def _text(self, pick: Pick) -> str | None:
-        if pick.full.rejected and self._form is not FORMS[PREFERENCE]:
-            self.lost[_PAIR_LOST] += 1
-        if not self._form.fits(pick):
-            record = self._form.make(pick, self.lost)
-            text = _dumps(record)
-        else:
-            record, text = pick.record, pick.text
-            if not self._whole and not record.keys() <= self._form.columns.keys():
-                members = {key: value for key, value in _members(text) if key in self._form.columns}
-                text = (
-                    f"{{{', '.join(f'{_dumps(key)}: {value}' for key, value in members.items())}}}"
-                )
-        if record is None:
-            return None
-        self.keys |= record.keys() & self._form.columns.keys()
-        return text
-
     def finish(self) -> None:
         if self._is_array:
             self._out.write(b"\n]\n" if self.num_rows else b"[]\n")
+
+
+class _FormText:
+    """Returns the text of a pick in a form; counts what has no place, gathers the keys."""
+
+    def __init__(self, form: Form, *, whole: bool) -> None:
+        self._form, self._whole = form, whole
+        self.lost, self.keys = Lost(), set[str]()
+
+    def __call__(self, pick: Pick) -> str | None:
+        form, columns = self._form, self._form.columns.keys()
+        if pick.full.rejected and form is not FORMS[PREFERENCE]:
+            self.lost[_PAIR_LOST] += 1
+        if not form.fits(pick):
+            record = form.make(pick, self.lost)
+            text = _dumps(record)
+        else:
+            record, text = pick.record, pick.text
+            if not self._whole and not record.keys() <= columns:
+                kept = (
+                    f"{_dumps(key)}: {value}" for key, value in _members(text) if key in columns
+                )
+                text = f"{{{', '.join(kept)}}}"
+        self.keys |= (record or {}).keys() & columns
+        return text if record is not None else None
 
 
 def _members(text: str) -> Iterator[tuple[str, str]]:
@@ -506,21 +511,6 @@ def _members(text: str) -> Iterator[tuple[str, str]]:
         start = cast("re.Match[str]", between.match(text, at)).end()
         _, at = decoder.raw_decode(text, start)
         yield key, text[start:at]
-
-
-class _LinesWriter:
-    """Writes one line for each pick."""
-
-    def __init__(self, out: BinaryIO, make_line: Callable[[Pick], str]) -> None:
-        self._out, self._make_line = out, make_line
-        self.num_rows, self.lost = 0, Lost()
-
-    def add(self, _table: pa.Table, picks: list[Pick]) -> None:
-        self._out.write("".join(f"{self._make_line(pick)}\n" for pick in picks).encode())
-        self.num_rows += len(picks)
-
-    def finish(self) -> None:
-        pass
 
 
 def subset_line(pick: Pick) -> str:
@@ -542,7 +532,7 @@ class _ParquetWriter:
     ) -> None:
         self._writer = pq.ParquetWriter(out, schema, compression="zstd")
         self._columns, self._schema = columns, schema
-        self.num_rows, self.lost = 0, Lost()
+        self.num_rows = 0
 
     def add(self, table: pa.Table, picks: list[Pick]) -> None:
         self._writer.write_table(self._columns(table, picks).cast(self._schema))
@@ -625,7 +615,12 @@ def write_exports(
             survey.add(Pick.of(row), wanted & FORMS.keys())
     if not survey.num_pairs:
         wanted.discard(PREFERENCE)
-    writers = _open_writers(open_output, wanted, survey)
+    forms = {
+        name: _FormText(form, whole=bool(survey.shapes.get(name)))
+        for name, form in FORMS.items()
+        if name in wanted
+    }
+    writers = _open_writers(open_output, wanted, survey, forms)
     for table in read_tables():
         picks = [Pick.of(row) for row in table.to_pylist()]
         for writer in writers.values():
@@ -634,16 +629,16 @@ def write_exports(
         writer.finish()
     counts = {name: writer.num_rows for name, writer in writers.items()}
     lost = [
-        f"{name}: {what} ({count:,} of {survey.num_rows:,} rows)"
-        for name, writer in writers.items()
-        for what, count in writer.lost.items()
+        f"{FORMS[name].file}: {what} ({count:,} of {survey.num_rows:,} rows)"
+        for name, form in forms.items()
+        for what, count in form.lost.items()
         if count
     ]
     weights = _weights(survey.sources, candidates or survey.sources)
     info = {
-        f"nncift_{name}": _describe(form, writers[form.file])
-        for name, form in FORMS.items()
-        if name in wanted and form.info
+        f"nncift_{name}": _describe(FORMS[name], form.keys)
+        for name, form in forms.items()
+        if FORMS[name].info
     }
     if info:
         info["nncift_sources"] = weights
@@ -655,31 +650,23 @@ def write_exports(
     return counts, lost
 
 
-Writer = _JsonWriter | _LinesWriter | _ParquetWriter
-
-
 def _open_writers(
-    open_output: Callable[[str], BinaryIO], wanted: set[str], survey: Survey
-) -> dict[str, Writer]:
-    def subset(table: pa.Table, _picks: list[Pick]) -> pa.Table:
-        return table.select(SUBSET.names)
-
-    writers: dict[str, Writer] = {
-        SUBSET_JSONL: _LinesWriter(open_output(SUBSET_JSONL), subset_line),
-        SUBSET_PARQUET: _ParquetWriter(open_output(SUBSET_PARQUET), subset, SUBSET),
-    }
-    for name, form in FORMS.items():
-        if name in wanted:
-            whole = bool(survey.shapes.get(name))
-            writers[form.file] = _JsonWriter(open_output(form.file), form, whole=whole)
+    open_output: Callable[[str], BinaryIO],
+    wanted: set[str],
+    survey: Survey,
+    forms: Mapping[str, _FormText],
+) -> dict[str, _TextWriter | _ParquetWriter]:
+    texts: dict[str, Callable[[Pick], str | None]] = {SUBSET_JSONL: subset_line}
+    texts |= {FORMS[name].file: form for name, form in forms.items()}
+    if IDS in wanted:
+        texts[IDS_TXT] = lambda pick: pick.row["example_id"]
+    tables = {SUBSET_PARQUET: (lambda table, _: table.select(SUBSET.names), SUBSET)}
     if DATASET in wanted:
         schema = dataset_schema(survey)
-        out = open_output(DATASET_PARQUET)
-        writers[DATASET_PARQUET] = _ParquetWriter(out, _dataset_columns(schema), schema)
-    if IDS in wanted:
-        out = open_output(IDS_TXT)
-        writers[IDS_TXT] = _LinesWriter(out, lambda pick: pick.row["example_id"])
-    return writers
+        tables[DATASET_PARQUET] = (_dataset_columns(schema), schema)
+    return {name: _TextWriter(open_output(name), name, text) for name, text in texts.items()} | {
+        name: _ParquetWriter(open_output(name), *made) for name, made in tables.items()
+    }
 
 
 def _weights(sources: Mapping[str, int], candidates: Mapping[str, int]) -> Record:
@@ -699,9 +686,8 @@ def _weights(sources: Mapping[str, int], candidates: Mapping[str, int]) -> Recor
     return weights
 
 
-def _describe(form: Form, writer: Writer) -> Record:
+def _describe(form: Form, keys: set[str]) -> Record:
     """Return what LLaMA-Factory has to know of a file; of its columns those that it has."""
-    keys = cast(_JsonWriter, writer).keys
     columns = {name: key for key, name in form.columns.items() if key in keys}
     return {"file_name": form.file, **(form.info or {}), "columns": columns}
 

@@ -207,21 +207,17 @@ def _sniff_shape(body: bytes, ended: bool, prefer_lines: bool) -> Shape:
     if not is_array and (prefer_lines or not body.startswith(b"{")):
         return "lines"
     shape: Shape = "array" if is_array else "object"
-    if (newline or ended) and _is_json(first):
+    try:
+        is_json = bool(newline or ended) and json.loads(first) is not ...
+    except (ValueError, RecursionError):
+        is_json = False
+    if is_json:
         is_line = not is_alone and (not is_array or prefer_lines or second.startswith(b"{"))
         return "lines" if is_line else shape
     # A line that a value goes on from ends with one of these; a cut record hardly does.
     goes_on = not newline or first.endswith((b"{", b"[", b",", b":"))
     is_line = not goes_on and (prefer_lines if is_array else second.startswith(b"{"))
     return "lines" if is_line else shape
-
-
-def _is_json(text: bytes) -> bool:
-    try:
-        json.loads(text)
-    except (ValueError, RecursionError):
-        return False
-    return True
 
 
 def _read_lines(chunks: Iterator[bytes], limits: ReadLimits) -> Iterator[RawRecord]:
@@ -539,41 +535,21 @@ def _read_rows(
 # Parquet and Arrow, batch by batch.
 
 
-def read_parquet_records(fs: pafs.FileSystem, path: str, limits: ReadLimits) -> Iterator[RawRecord]:
-    """Yield every row of a Parquet file; damage ends it with one error.
-
-    Memory: one row group's pages in flight and ``BATCH_ROWS`` rows.
-    """
-    return _read_batches(_parquet_batches(fs, path), "Parquet", limits)
-
-
-def read_arrow_records(fs: pafs.FileSystem, path: str, limits: ReadLimits) -> Iterator[RawRecord]:
-    """Yield every row of an Arrow file, in the stream or the file format; damage ends it.
-
-    Memory: one record batch of the file.
-    """
-    return _read_batches(_arrow_batches(fs, path), "Arrow", limits)
-
-
-def read_hub_records(fs: pafs.FileSystem, path: str, limits: ReadLimits) -> Iterator[RawRecord]:
-    """Yield every row of a data set of the hub, streamed; ``path`` is its name with the commit."""
-    return _read_batches(hub.iter_batches(path), "hub's", limits)
-
-
 def _parquet_batches(fs: pafs.FileSystem, path: str) -> Iterator[pa.RecordBatch]:
+    """Yield a file's rows; memory: one row group's pages in flight and ``BATCH_ROWS`` rows."""
     opened = fs.open_input_file(path)
     with pq.ParquetFile(opened, buffer_size=_BUFFER_BYTES, pre_buffer=False) as file:
         yield from file.iter_batches(batch_size=BATCH_ROWS, use_threads=False)
 
 
 def _arrow_batches(fs: pafs.FileSystem, path: str) -> Iterator[pa.RecordBatch]:
+    """Yield the batches of a file in the stream or the file format; memory: one batch."""
     compression = detect_compression(fs, path)
     with fs.open_input_stream(path, compression=None) as stream:
         is_file_format = stream.read(len(_ARROW_FILE_MAGIC)) == _ARROW_FILE_MAGIC
     if is_file_format:
         with fs.open_input_file(path) as handle, pa.ipc.open_file(handle) as reader:
-            for index in range(reader.num_record_batches):
-                yield reader.get_batch(index)
+            yield from map(reader.get_batch, range(reader.num_record_batches))
         return
     with (
         fs.open_input_stream(path, compression=compression) as handle,
@@ -585,6 +561,7 @@ def _arrow_batches(fs: pafs.FileSystem, path: str) -> Iterator[pa.RecordBatch]:
 def _read_batches(
     batches: Iterator[pa.RecordBatch], kind: str, limits: ReadLimits
 ) -> Iterator[RawRecord]:
+    """Yield every row; damage ends them with one error."""
     number = 0
     try:
         for batch in batches:
@@ -657,15 +634,19 @@ def _text_reader(read: Callable[..., Iterator[RawRecord]], **options: Any) -> Re
     return lambda fs, path, limits: read(read_chunks(fs, path), limits, **options)
 
 
+def _table_reader(batches: Callable[..., Iterator[pa.RecordBatch]], kind: str) -> Reader:
+    return lambda fs, path, limits: _read_batches(batches(fs, path), kind, limits)
+
+
 #: The reader of each kind of file; ``sources.KINDS`` says which names are of which kind.
 READERS: dict[str, Reader] = {
     "json": _text_reader(read_json_records, prefer_lines=False),
     "jsonl": _text_reader(read_json_records, prefer_lines=True),
     "csv": _text_reader(read_csv_records, delimiter=","),
     "tsv": _text_reader(read_csv_records, delimiter="\t"),
-    "parquet": read_parquet_records,
-    "arrow": read_arrow_records,
-    "hub": read_hub_records,
+    "parquet": _table_reader(_parquet_batches, "Parquet"),
+    "arrow": _table_reader(_arrow_batches, "Arrow"),
+    "hub": _table_reader(lambda _, path: hub.iter_batches(path), "hub's"),
 }
 
 

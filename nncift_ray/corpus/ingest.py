@@ -188,10 +188,8 @@ def batch_tables(
 
 
 def _to_tables(good: list[Row], bad: list[Row]) -> tuple[pa.Table, pa.Table]:
-    return (
-        pa.Table.from_pylist(good, schema=schemas.RECORDS),
-        pa.Table.from_pylist(bad, schema=schemas.ERRORS),
-    )
+    records = pa.Table.from_pylist(good, schema=schemas.RECORDS)
+    return records, pa.Table.from_pylist(bad, schema=schemas.ERRORS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,16 +216,11 @@ def find_sources(
     Raises:
         DataError: If a pattern matches nothing or a file cannot be read.
     """
-    patterns = {
-        CANDIDATE: candidates,
-        TARGET: targets,
-        EXISTING: existing,
-        BENCHMARK: benchmarks,
-    }
+    roles = (CANDIDATE, TARGET, EXISTING, BENCHMARK)
     digests: dict[str, str] = {}
     sources: list[RoleSource] = []
-    for role, of_role in patterns.items():
-        for file in expand_sources(of_role):
+    for role, patterns in zip(roles, (candidates, targets, existing, benchmarks), strict=True):
+        for file in expand_sources(patterns):
             if file.uri not in digests:
                 digests[file.uri] = content_digest(file)
             sources.append(RoleSource(role, file, digests[file.uri]))
@@ -350,11 +343,8 @@ class DeduplicateStage(Stage):
     def produces(self) -> Mapping[str, pa.Schema]:
         """``candidates``, ``targets`` and ``existing``; what is left out; a parent's ``copies``."""
         tables = dict.fromkeys(TABLE_OF_ROLE.values(), schemas.EXAMPLES)
-        left_out = {
-            NEAR_DUPLICATES: schemas.NEAR_DUPLICATES,
-            CONTAMINATED: schemas.CONTAMINATED,
-        }
-        return tables | left_out | ({COPIES: schemas.COPIES} if self.parent else {})
+        tables |= {NEAR_DUPLICATES: schemas.NEAR_DUPLICATES, CONTAMINATED: schemas.CONTAMINATED}
+        return tables | ({COPIES: schemas.COPIES} if self.parent else {})
 
     @property
     def inputs(self) -> Mapping[str, StageOutput]:
@@ -393,7 +383,7 @@ class DeduplicateStage(Stage):
         num_distinct = {role: int((copies >= 0).sum()) for role, copies in num_copies.items()}
         seen = {role: len(of_role) for role, of_role in earlier.items()}
         left_out = self._find_left_out(num_copies[CANDIDATE], seen[CANDIDATE])
-        num_copies[CANDIDATE][list(left_out.rows)] = -1
+        num_copies[CANDIDATE][left_out.rows] = -1
         written = dict(seen)
         for role, count in seen.items():
             if (copies := _copies_table(role, num_copies[role][:count])).num_rows:
@@ -442,9 +432,11 @@ class DeduplicateStage(Stage):
             cleaner.look(first + rows, prompts, responses)
             first += batch.num_rows
         found = cleaner.finish(num_earlier)
-        twins = self._names_of_parent([twin for twin, _ in found.twins.values()], num_earlier)
         left_out = LeftOut(found.twins, found.overlaps, tests, found.num_templates)
-        left_out.names |= twins
+        earlier = np.unique([twin for twin, _ in found.twins.values() if twin < num_earlier])
+        if self.parent and len(earlier):
+            names = self.parent.take_rows("candidates", earlier.astype(np.int64), _NAMES)
+            left_out.names |= zip(earlier.tolist(), names.to_pylist(), strict=True)
         return left_out
 
     def _iter_candidates(self) -> Iterator[pa.RecordBatch]:
@@ -453,13 +445,6 @@ class DeduplicateStage(Stage):
         columns = ["role", *_TEXTS]
         for batch in self.ingest.iter_batches(RECORDS, columns, batch_rows=BATCH_ROWS):
             yield _of_role(batch, CANDIDATE)
-
-    def _names_of_parent(self, rows: Iterable[int], num_earlier: int) -> dict[int, dict[str, Any]]:
-        wanted = np.unique(np.array([row for row in rows if row < num_earlier], np.int64))
-        if self.parent is None or not len(wanted):
-            return {}
-        table = self.parent.take_rows("candidates", wanted, _NAMES)
-        return dict(zip(wanted.tolist(), table.to_pylist(), strict=True))
 
     def _ids_of_records(self, role: str) -> np.ndarray:
         batches = self.ingest.iter_batches(RECORDS, ["role", "example_id"])
@@ -508,25 +493,22 @@ class LeftOut:
         """Keep what a ``Cleaner`` found: see ``Found``. ``tests`` are the rows it looked for."""
         self._twins, self._overlaps, self._tests = twins, overlaps, tests
         self._num_templates = num_templates
-        self._wanted = {twin for twin, _ in twins.values()}
+        #: Places among the parent's and the new candidates.
+        self.rows = [*twins, *overlaps]
+        self._kept = {twin for twin, _ in twins.values()}
+        self._named = self._kept | {*self.rows}
         self.names: dict[int, dict[str, Any]] = {}  # of the twins that stay, by row
-
-    @property
-    def rows(self) -> Iterable[int]:
-        """Their places among the parent's and the new candidates."""
-        return (*self._twins, *self._overlaps)
 
     def write(self, records: pa.Table, first: int, sink: Sink) -> None:
         """Write the entries of those among some records; ``first`` is the place of the first."""
-        places = range(first, first + records.num_rows)
-        wanted = [place for place in places if self._is_named(place)]
-        rows = records.take(pa.array([place - first for place in wanted], pa.int64()))
+        places = [at for at in range(first, first + records.num_rows) if at in self._named]
+        rows = records.take(pa.array([place - first for place in places], pa.int64()))
         twins: list[dict[str, Any]] = []
         contaminated: list[dict[str, Any]] = []
-        for place, row in zip(wanted, rows.select([*_NAMES, *_TEXTS]).to_pylist(), strict=True):
+        for place, row in zip(places, rows.select([*_NAMES, "prompt"]).to_pylist(), strict=True):
             name = {key: row[key] for key in _NAMES}
             entry = name | {"excerpt": make_excerpt(row["prompt"])}
-            if place in self._wanted:
+            if place in self._kept:
                 self.names[place] = name
             if place in self._twins:
                 twin, similarity = self._twins[place]
@@ -534,16 +516,12 @@ class LeftOut:
                 twins.append(entry | of_twin | {"similarity": similarity})
             elif place in self._overlaps:
                 test, words = self._overlaps[place]
-                source, line = (self._tests[test][key] for key in ("source", "line"))
-                of_test = {"test_source": source, "test_line": line, "words": words or None}
-                contaminated.append(entry | of_test)
+                of_test = {f"test_{key}": self._tests[test][key] for key in ("source", "line")}
+                contaminated.append(entry | of_test | {"words": words or None})
         if twins:
             sink.write_rows(NEAR_DUPLICATES, twins, schemas.NEAR_DUPLICATES)
         if contaminated:
             sink.write_rows(CONTAMINATED, contaminated, schemas.CONTAMINATED)
-
-    def _is_named(self, place: int) -> bool:
-        return place in self._wanted or place in self._twins or place in self._overlaps
 
     def facts(self) -> dict[str, int]:
         """Return how many there are."""

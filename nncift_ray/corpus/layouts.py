@@ -146,12 +146,9 @@ class _Found:
         """Return the text of a field: a number is written out, null is nothing."""
         self.used.add(key)
         value = _reach(self.record, key)
-        text = _scalar(value)
-        if text is None and isinstance(value, list) and all(isinstance(one, str) for one in value):
-            text = "\n".join(cast("list[str]", value))
-        if text is None:
-            raise _not_text(key, value)
-        return text
+        if _are_texts(value):
+            return "\n".join(cast("list[str]", value))
+        return _text(key, value)
 
     def take_answer(self, key: str) -> str:
         """Return the text of a response: of several references the first."""
@@ -164,10 +161,7 @@ class _Found:
             if len(references) > 1:
                 self.notes.append(NOTE_REFERENCES.format(key))
             value = references[0] if references else None
-        text = _scalar(value)
-        if text is None:
-            raise _not_text(key, value)
-        return text
+        return _text(key, value)
 
     def take_optional(self, keys: Sequence[str]) -> str:
         """Return the first of some fields that holds text."""
@@ -188,8 +182,8 @@ class _Found:
         value = _reach(self.record, key)
         if isinstance(value, str) and not value.lstrip().startswith(("[", "{")):
             return False
-        turns = _as_list(value) or []
-        return bool(turns) and all(isinstance(turn, dict) and _is_turn(turn) for turn in turns)
+        turns = _as_list(value) or [None]
+        return all(isinstance(turn, dict) and ("role" in turn or "from" in turn) for turn in turns)
 
     def before(self, system: Sequence[str] = SYSTEM_KEYS, history: str = _HISTORY) -> list[Turn]:
         """Return system and earlier turns that are kept in fields of their own."""
@@ -365,17 +359,18 @@ def columns_layout(columns: Mapping[ColumnRole, str]) -> Layout:
     A column may be a path into a record: names with dots between, and places in a list.
     """
 
+    def named(role: ColumnRole) -> list[str]:
+        return [columns[role]] if role in columns else []
+
     def parse(found: _Found) -> None:
-        systems = (columns["system"],) if "system" in columns else ()
-        before = found.before(systems, columns.get("history", ""))
+        before = found.before(named("system"), columns.get("history", ""))
         if "messages" in columns:
             found.turns = found.take_turns(columns["messages"])
         else:
-            extra = [columns["input"]] if "input" in columns else []
-            reasoning = (columns["reasoning"],) if "reasoning" in columns else ()
-            _read_sides(found, columns["prompt"], columns["response"], extra, reasoning)
+            asked, answer = columns["prompt"], columns["response"]
+            _read_sides(found, asked, answer, named("input"), named("reasoning"))
         found.turns = _with_system(before, found.turns)
-        found.take_tools((columns["tools"],) if "tools" in columns else ())
+        found.take_tools(named("tools"))
 
     return Layout(COLUMNS, (tuple(columns.values()),), parse)
 
@@ -585,13 +580,12 @@ def render_prompt(turns: Sequence[Turn], tools: str = "") -> str:
     if len(others) == 1 and others[0].role == USER:
         texts = [others[0].text]
     else:
-        texts = [f"{_shown_as(turn)}: {render_turn(turn)}" for turn in others]
+        called = (turn.tool_calls and not turn.text and not turn.reasoning for turn in others)
+        shown = (
+            "Function call" if c else _SHOWN_AS[t.role] for t, c in zip(others, called, strict=True)
+        )
+        texts = [f"{name}: {render_turn(turn)}" for name, turn in zip(shown, others, strict=True)]
     return "\n".join([*systems, *texts, *([f"Tools: {tools}"] if tools else [])])
-
-
-def _shown_as(turn: Turn) -> str:
-    only_calls = turn.tool_calls and not turn.text and not turn.reasoning
-    return "Function call" if only_calls else _SHOWN_AS[turn.role]
 
 
 def render_turn(turn: Turn) -> str:
@@ -612,7 +606,7 @@ def _parse_turns(value: object, key: str, found: _Found) -> list[Turn]:
     listed = _as_list(value)
     if listed is None:
         raise _UnfitError("wrong_type", f"'{key}' is a {_kind(value)}, not a list of turns")
-    if listed and key != TURNS_KEYS[0] and all(isinstance(one, str) for one in listed):
+    if listed and key != TURNS_KEYS[0] and _are_texts(listed):
         roles = (USER, ASSISTANT)
         return [Turn(roles[at % 2], cast(str, one)) for at, one in enumerate(listed)]
     turns: list[Turn] = []
@@ -664,9 +658,7 @@ def _parse_pair(fields: Record, key: str, found: _Found) -> list[Turn]:
     for role, names in _PAIR_KEYS.items():
         name = next((name for name in names if fields.get(name) is not None), None)
         if name is not None:
-            text = _scalar(fields[name])
-            if text is None:
-                raise _not_text(f"{key}[].{name}", fields[name])
+            text = _text(f"{key}[].{name}", fields[name])
             if text or role != SYSTEM:
                 turns.append(Turn(role, text))
             fields = {other: value for other, value in fields.items() if other != name}
@@ -744,9 +736,10 @@ def _text_of(content: object, role: str, number: int, place: str, found: _Found)
     text = _scalar(content)
     if text is not None:
         return text, ""
-    if role in (TOOL, _CALL) and not _has_parts(content):
+    is_list = isinstance(content, list)
+    if role in (TOOL, _CALL) and not (is_list and all(map(_is_part, content))):
         return _to_json(content), ""
-    if not isinstance(content, list):
+    if not is_list:
         raise _UnfitError("wrong_type", f"turn {number} is a {_kind(content)}, not text")
     texts: list[str] = []
     thoughts: list[str] = []
@@ -771,11 +764,9 @@ def _text_of(content: object, role: str, number: int, place: str, found: _Found)
     return "".join(texts), "\n".join(thoughts)
 
 
-def _has_parts(content: object) -> bool:
-    """Whether a content is the list of parts that OpenAI has."""
-    return isinstance(content, list) and all(
-        isinstance(part, dict) and "text" in part for part in cast("list[object]", content)
-    )
+def _is_part(part: object) -> bool:
+    """Whether a value may be one of the parts that OpenAI has."""
+    return isinstance(part, dict) and "text" in part
 
 
 def _unread_of(fields: Record, key: str, known: Iterable[str]) -> list[str]:
@@ -793,10 +784,6 @@ def _with_system(before: list[Turn], turns: list[Turn]) -> list[Turn]:
     own = list(takewhile(lambda turn: turn.role == SYSTEM, turns))
     earlier = [turn for turn in before if turn.role != SYSTEM]
     return [*first, *own, *earlier, *turns[len(own) :]]
-
-
-def _is_turn(turn: Record) -> bool:
-    return "role" in turn or "from" in turn
 
 
 def _starts_with(turns: list[Turn], head: list[Turn]) -> bool:
@@ -857,7 +844,7 @@ def _turns_key(record: Record, keys: Sequence[str]) -> str | None:
     for key in keys:
         value = record.get(key)
         if key == "data":
-            is_listed = _are_texts(value)
+            is_listed = _are_texts(value) and len(cast("list[str]", value)) > 1
         elif isinstance(value, str):
             is_listed = value.lstrip().startswith(_LISTS)
         else:
@@ -868,8 +855,7 @@ def _turns_key(record: Record, keys: Sequence[str]) -> str | None:
 
 
 def _are_texts(value: object) -> bool:
-    texts = value if isinstance(value, list) else []
-    return len(texts) > 1 and all(isinstance(one, str) for one in texts)
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)
 
 
 def _scalar(value: object) -> str | None:
@@ -902,5 +888,9 @@ def _kind(value: object) -> str:
     return "null" if value is None else type(value).__name__
 
 
-def _not_text(key: str, value: object) -> _UnfitError:
-    return _UnfitError("wrong_type", f"'{key}' is a {_kind(value)}, not text")
+def _text(key: str, value: object) -> str:
+    """Return the text of a field, as ``_scalar`` has it."""
+    text = _scalar(value)
+    if text is None:
+        raise _UnfitError("wrong_type", f"'{key}' is a {_kind(value)}, not text")
+    return text
