@@ -660,7 +660,9 @@ def _open_writers(
     texts |= {FORMS[name].file: form for name, form in forms.items()}
     if IDS in wanted:
         texts[IDS_TXT] = lambda pick: pick.row["example_id"]
-    tables = {SUBSET_PARQUET: (lambda table, _: table.select(SUBSET.names), SUBSET)}
+    tables: dict[str, tuple[Callable[[pa.Table, list[Pick]], pa.Table], pa.Schema]] = {
+        SUBSET_PARQUET: (lambda table, _: table.select(SUBSET.names), SUBSET)
+    }
     if DATASET in wanted:
         schema = dataset_schema(survey)
         tables[DATASET_PARQUET] = (_dataset_columns(schema), schema)

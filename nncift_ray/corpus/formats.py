@@ -634,7 +634,9 @@ def _text_reader(read: Callable[..., Iterator[RawRecord]], **options: Any) -> Re
     return lambda fs, path, limits: read(read_chunks(fs, path), limits, **options)
 
 
-def _table_reader(batches: Callable[..., Iterator[pa.RecordBatch]], kind: str) -> Reader:
+def _table_reader(
+    batches: Callable[[pafs.FileSystem, str], Iterator[pa.RecordBatch]], kind: str
+) -> Reader:
     return lambda fs, path, limits: _read_batches(batches(fs, path), kind, limits)
 
 
@@ -646,7 +648,7 @@ READERS: dict[str, Reader] = {
     "tsv": _text_reader(read_csv_records, delimiter="\t"),
     "parquet": _table_reader(_parquet_batches, "Parquet"),
     "arrow": _table_reader(_arrow_batches, "Arrow"),
-    "hub": _table_reader(lambda _, path: hub.iter_batches(path), "hub's"),
+    "hub": lambda _, path, limits: _read_batches(hub.iter_batches(path), "hub's", limits),
 }
 
 
