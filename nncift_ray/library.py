@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -249,8 +250,9 @@ def run_recipe(recipe: Recipe, *, until: str = "export") -> RunResult:
         disable_progress_bars()
     check_tracker(recipe)
     with progress() as reporter:
-        plan = make_plan(recipe, glance=True)
-        reporter.expect({stage.name: stage.seconds for stage in plan.stages})
+        with contextlib.suppress(DataError):  # the run reads all rows and says it better
+            plan = make_plan(recipe, glance=True)
+            reporter.expect({stage.name: stage.seconds for stage in plan.stages})
         result = run(recipe, reporter=reporter, until=until)
         if result.report_data is not None and recipe.report.tracking:
             track(recipe, run_figures(result.report_data), result.run_dir, reporter)

@@ -148,6 +148,12 @@ def test_what_is_no_data_is_refused(data: Any, words: str) -> None:
         make_recipe(data)
 
 
+def test_a_run_of_rows_that_cannot_be_used_says_why() -> None:
+    image = {"role": "user", "content": [{"type": "image_url"}]}
+    with pytest.raises(DataError, match="images are not supported"):
+        nn.select([{"messages": [image, {"role": "assistant", "content": "a cat"}]}] * 3)
+
+
 def test_a_recipe_saves_what_differs_and_selects_alike(tmp_path: Path) -> None:
     recipe = nn.Recipe(teacher="delift", cluster="local", selection={"objective": "graph_cut"})  # pyright: ignore
     recipe.save(tmp_path / "mine.yaml")
