@@ -499,8 +499,12 @@ def make_plan(
     outputs, states = _walk(blueprint, run_dir)
     corpus = estimate_corpus(config, outputs, glance=glance)
     decisions = measured_decisions(outputs)
-    work = Workload(config, blueprint, corpus, kind, decisions)
-    estimates, prices = work.estimate_stages(), config.cluster
+    try:
+        work = Workload(config, blueprint, corpus, kind, decisions)
+        estimates = work.estimate_stages()
+    except DataError as error:  # rows that cannot be used may be the cause
+        raise DataError("\n  ".join([str(error), *corpus.notices])) from error
+    prices = config.cluster
     starting = ACTOR_START_SECONDS if why_on_ray(blueprint, run_dir) else STEP_START_SECONDS
     stages: list[StagePlan] = []
     for name in blueprint.stage_names:

@@ -43,6 +43,13 @@ def test_a_pointwise_teacher_is_asked_once_for_each_example(tmp_path: Path) -> N
     assert amounts(made)["score_pairs"] == "80 examples"
 
 
+def test_a_plan_that_lacks_examples_tells_of_the_rows_that_cannot_be_used(tmp_path: Path) -> None:
+    (tmp_path / "rows.json").write_text('[{"prompt": "a", "response": "b"}, {"prompt": "c"')
+    config = make_config({"data": {"candidates": [str(tmp_path / "rows.json")]}})
+    with pytest.raises(DataError, match=r"(?s)at least one pair.*rows\.json:2: the file ends"):
+        make_plan(config, hardware="cpu")
+
+
 def test_a_glance_reads_the_head_of_a_file_and_refuses_nothing(tmp_path: Path) -> None:
     row = json.dumps({"prompt": "What is it?", "response": "It is that."})
     lines = [row.replace("it", f"{n}", 1) for n in range(1000)]
