@@ -2,6 +2,9 @@
 
     python -m benchmarks.influence.labels FOLDER --corpus mixed     # once, some forty minutes
     python -m benchmarks.influence FOLDER --out benchmarks/influence_cpu
+    python -m benchmarks.influence FOLDER --labels t0_gsm8k mixed_less mixed:delift_se
+
+DELIFT (SE) labels are cosines of the embeddings: ``NAME:delift_se`` takes them of a matrix's rows.
 
 Every split draws the labelled rows and helpers; what is measured is Q4, where neither example of a
 pair was labelled. Figures are means over splits with their standard error.
@@ -42,6 +45,7 @@ SHARES = (0.15, 0.3, 0.6)  # of the rows and of the helpers of a matrix that are
 MAIN_SHARE = 0.6
 BEST = {"eighth": 1 / 8, "hundredth": 1 / 100}
 MEASURES = ("interaction correlation", "capture, best eighth", "capture, best 1 %")
+RIDGE = "additive ridge, same inputs"
 VALIDATION_SHARE = 0.1
 #: The paper's network makes as many steps as its own samples allow; here a matrix is small.
 PAPER = NetworkConfig(kind="paper", min_steps=4_000)
@@ -61,8 +65,11 @@ class Matrix:
         return self.label_IJ.shape[1]
 
 
-def read_matrix(folder: Path) -> Matrix:
-    """Read a matrix of labels and profile its examples; profiles are kept beside it."""
+def read_matrix(folder: Path, by: str = "") -> Matrix:
+    """Read a matrix of labels and profile its examples; profiles are kept beside it.
+
+    ``by`` delift_se: its labels are the cosines of the embeddings instead.
+    """
     columns = [np.load(path) for path in sorted(folder.glob("helper-*.npy"))]
     rows = json.loads((folder / "rows.json").read_text(encoding="utf-8"))
     kept = folder / "inputs.npz"
@@ -78,7 +85,10 @@ def read_matrix(folder: Path) -> Matrix:
     num_helpers = len(rows) - len(columns[0])
     raw_ND = np.concatenate([raw_ND[: len(columns)], raw_ND[num_helpers:]])
     widths = (embedding.shape[1], *(feature.shape[1] for feature in features))
-    return Matrix(np.stack(columns, axis=1), raw_ND.astype(np.float32), widths)
+    label_IJ, unit_ND = np.stack(columns, axis=1), raw_ND[:, : widths[0]]
+    if by:
+        label_IJ = unit_ND[len(columns) :] @ unit_ND[: len(columns)].T
+    return Matrix(label_IJ, raw_ND.astype(np.float32), widths)
 
 
 def profile(rows: Sequence[Mapping[str, str]]) -> dict[str, np.ndarray]:
@@ -162,7 +172,7 @@ def rivals(
     features = PairFeatures(helped_ID, rows, helper_JD, columns)
     fitted = (seen[0][:, None] & seen[1]).ravel()
     ridge = additive_ridge(matrix.label_IJ.ravel(), features, fitted, 0)
-    found = {"additive ridge, same inputs": ridge.reshape(num_rows, num_helpers)}
+    found = {RIDGE: ridge.reshape(num_rows, num_helpers)}
     starts = np.cumsum((0, *matrix.widths))
     names = ("embedding", *(block.name for block in FEATURE_BLOCKS))
     for name, start, width in zip(names, starts, matrix.widths, strict=False):
@@ -199,26 +209,55 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/influence_cpu"))
     parser.add_argument("--splits", type=int, default=8)
+    parser.add_argument("--labels", nargs="*", default=["mixed"])
+    parser.add_argument("--shares", type=float, nargs="*", default=SHARES)
     options = parser.parse_args()
-    figures: dict[str, Any] = {"machine": describe_machine(), "splits": options.splits}
     lines: list[list[Any]] = []
-    for folder in sorted(
-        path for path in options.folder.iterdir() if (path / "rows.json").exists()
-    ):
-        matrix, started = read_matrix(folder), time.perf_counter()
-        for share in SHARES:
-            found = measure(matrix, share, options.splits, with_paper=share == MAIN_SHARE)
-            for name, values in found.items():
-                table = np.array(values)
-                means, errors = np.nanmean(table, 0), np.nanstd(table, 0) / len(table) ** 0.5
-                cells = [f"{m:.3f} ± {e:.3f}" for m, e in zip(means, errors, strict=True)]
-                lines.append([folder.name, f"{share:.0%}", name, *cells])
-                if folder.name == "mixed" and share == MAIN_SHARE:
-                    figures |= named(name, means, errors)
-        print(f"{folder.name}: {matrix.label_IJ.shape}, {time.perf_counter() - started:.0f} s")
-    header = ["labels", "labelled", "model", *MEASURES]
-    options.out.with_suffix(".table.md").write_text(markdown_table(header, lines) + "\n")
-    options.out.with_suffix(".json").write_text(json.dumps(figures, indent=1) + "\n")
+    for labels in options.labels:
+        name, _, by = labels.partition(":")
+        matrix, started = read_matrix(options.folder / name, by), time.perf_counter()
+        for share in options.shares:
+            with_paper = share == MAIN_SHARE and not by
+            found = measure(matrix, share, options.splits, with_paper=with_paper)
+            lines += [[labels, f"{share:.0%}", model, *cells(v)] for model, v in found.items()]
+            if share == MAIN_SHARE:
+                keep(options.out.with_suffix(".json"), labels, options.splits, found)
+            options.out.with_suffix(".table.md").write_text(
+                markdown_table(["labels", "labelled", "model", *MEASURES], lines) + "\n"
+            )
+        print(f"{labels}: {matrix.label_IJ.shape}, {time.perf_counter() - started:.0f} s")
+
+
+def cells(values: list[list[float]]) -> list[str]:
+    """Return the measures of a model as a table shows them."""
+    return [f"{m:.3f} ± {e:.3f}" for m, e in zip(*mean_and_error(values), strict=True)]
+
+
+def mean_and_error(values: list[list[float]]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the means over splits and their standard errors; NaN where nothing is defined."""
+    table = np.array(values)
+    known = np.isfinite(table).any(axis=0)
+    table[:, ~known] = 0.0
+    means, errors = np.nanmean(table, 0), np.nanstd(table, 0) / len(table) ** 0.5
+    return np.where(known, means, np.nan), np.where(known, errors, np.nan)
+
+
+def keep(path: Path, labels: str, splits: int, found: Mapping[str, list[list[float]]]) -> None:
+    """Add the figures of some labels to the file of figures; those of ``mixed`` are its own."""
+    figures: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    named_figures: dict[str, Any] = {}
+    for model, values in found.items():
+        named_figures |= named(model, *mean_and_error(values))
+    one, other = (np.array(found[model]) for model in ("pair network", RIDGE))
+    gap = (one - other)[:, 1]
+    named_figures["capture_over_ridge"] = float(gap.mean())
+    named_figures["capture_over_ridge_se"] = float(gap.std() / len(gap) ** 0.5)
+    if labels == "mixed":
+        figures |= named_figures
+    else:
+        figures.setdefault("other_labels", {})[labels] = named_figures
+    figures |= {"machine": describe_machine(), "splits": splits}
+    path.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 def named(model: str, means: np.ndarray, errors: np.ndarray) -> dict[str, float]:
@@ -226,7 +265,7 @@ def named(model: str, means: np.ndarray, errors: np.ndarray) -> dict[str, float]
     prefixes = {
         "pair network": "",
         "paper's network": "paper_",
-        "additive ridge, same inputs": "ridge_",
+        RIDGE: "ridge_",
         "cosine of embedding, untrained": "cosine_",
     }
     if model not in prefixes:
