@@ -346,30 +346,35 @@ class FitStage(Stage):
         """Return the run."""
 
         def fit(shard: Shard, sink: Sink) -> None:
-            train = functools.partial(
-                train_here, self._labels, self._inputs, self._blocks, self._network
-            )
+            data = {
+                block: read_block_labels(self._labels, self._inputs, block, self.seed)
+                for block in self._blocks
+            }
             if self._workers is None:
-                fitted = train(progress=StepProgress(sink.folder))
+                progress = StepProgress(sink.folder)
+                fitted = {
+                    name: fit_block(each, name, self._network, progress=progress)
+                    for name, each in data.items()
+                }
             else:
+                arguments = (self._labels, self._inputs, self._blocks, self._network)
+                train = functools.partial(train_as_one_of_several, *arguments)
                 fitted = train_on_ray(train, self._workers)
             for block in self._blocks:
-                data = read_block_labels(self._labels, self._inputs, block)
-                write_block(sink, block, data, fitted[block], self.seed)
+                write_block(sink, block, data[block], fitted[block], self.seed)
 
         return fit
 
 
-def train_here(
+def train_as_one_of_several(
     labels: StageOutput,
     inputs: ExampleInputs,
     blocks: Sequence[str],
     network: NetworkConfig,
-    rank: int = 0,
-    num_workers: int = 1,
-    progress: Callable[[int, int], None] | None = None,
+    rank: int,
+    num_workers: int,
 ) -> dict[str, FittedBlock]:
-    """Train all blocks in this process, alone or as one of several workers."""
+    """Train all blocks as one of Ray Train's workers, which read the labels themselves."""
     reduce_gradients = average_gradients if num_workers > 1 else None
     return {
         block: fit_block(
@@ -378,7 +383,6 @@ def train_here(
             network,
             shard=(rank, num_workers),
             reduce_gradients=reduce_gradients,
-            progress=progress,
         )
         for block in blocks
     }

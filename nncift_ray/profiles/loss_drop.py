@@ -16,6 +16,7 @@ from nncift_ray.corpus.examples import EXAMPLE_COLUMNS, Example
 from nncift_ray.engines.base import Engine, ScoringFailure, ScoringRequest
 from nncift_ray.engines.load import EngineFactory
 from nncift_ray.engines.tokens import TrainingExample, cut_batches
+from nncift_ray.profiles.neighbours import fitting_prefix
 from nncift_ray.profiles.step import ATOM_ROWS, DEFAULT_SHARD_ROWS, ModelRowStage
 from nncift_ray.runtime.output import Sink, StageOutput
 from nncift_ray.runtime.step import KILLED_WORKER, RowAtoms, Shard, Worker
@@ -151,12 +152,8 @@ def _requests(
     """
     start, query = engine.start_ids or [engine.eos_id], engine.encode(f"{example.prompt}\n")
     ids = [*engine.encode(example.response), engine.eos_id] if example.response else []
-    room, prefix = engine.max_length - len(start) - len(query) - len(ids), list[int]()
-    for each in reversed(shown):
-        if len(prefix) + len(each) > room:
-            break
-        prefix = [*each, *prefix]
-    head = [*start, *prefix]
+    room = engine.max_length - len(start) - len(query) - len(ids)
+    head = [*start, *fitting_prefix(reversed(shown), room)]
     alone = ScoringRequest([*start, *query], ids, len(start))
     return alone, ScoringRequest([*head, *query], ids, len(head))
 

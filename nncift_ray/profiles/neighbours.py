@@ -5,7 +5,7 @@ Suffixes: N rows, D dimensions, K nearest rows, G groups.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -98,3 +98,16 @@ def group_rows(nearest_NK: I64, num_shown: int, rows: Sequence[int] | I64 | None
         [near[:num_shown] for near in shown],
         [near[num_shown : 2 * num_shown] for near in shown],
     )
+
+
+def fitting_prefix(nearest_first: Iterable[Sequence[int]], room: int) -> list[int]:
+    """Return shown examples' tokens one after the other, the first of them last.
+
+    What does not fit into ``room`` tokens is left out whole, the last given first.
+    """
+    prefix: list[int] = []
+    for ids in nearest_first:
+        if len(prefix) + len(ids) > room:
+            break
+        prefix = [*ids, *prefix]
+    return prefix

@@ -15,7 +15,7 @@ from nncift_ray.corpus.examples import Example, load_examples
 from nncift_ray.embedders import Embedder, load_embedder
 from nncift_ray.engines.base import Engine, ScoringFailure, ScoringRequest
 from nncift_ray.engines.models import ResolvedModel
-from nncift_ray.profiles.neighbours import group_rows, nearest_rows
+from nncift_ray.profiles.neighbours import fitting_prefix, group_rows, nearest_rows
 from nncift_ray.profiles.quality import SUSPECT, beside_neighbours, quality_of, suspicion
 from nncift_ray.runtime.output import Sink, StageOutput, column_matrix
 from nncift_ray.runtime.schemas import CANDIDATE
@@ -327,12 +327,10 @@ def context_requests(
     fitting = [len(query) + len(answer) for _, query, answer in bodies]
     room = engine.max_length - len(start)
     longest = max((length for length in fitting if length <= room), default=0)
-    prefix: list[int] = []
-    for row in shown:
-        ids = engine.encode(f"{texts[row].prompt}\n{texts[row].response}\n\n")
-        if longest + len(prefix) + len(ids) > room:
-            break
-        prefix = [*ids, *prefix]
+    nearest_first = (
+        engine.encode(f"{texts[row].prompt}\n{texts[row].response}\n\n") for row in shown
+    )
+    prefix = fitting_prefix(nearest_first, room - longest)
     if not prefix:
         return []
     head = [*start, *prefix]

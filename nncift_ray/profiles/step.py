@@ -7,9 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from nncift_ray.corpus.examples import EXAMPLE_COLUMNS, Example
 from nncift_ray.embedders import EmbedStage
@@ -18,56 +16,26 @@ from nncift_ray.engines.load import EngineFactory, actor_threads
 from nncift_ray.engines.models import locate_model
 from nncift_ray.profiles.blocks import FEATURE_BLOCKS, SCALARS, SEED
 from nncift_ray.recipe.sections import EmbedderConfig
-from nncift_ray.runtime.output import Sink, StageOutput, column_matrix
+from nncift_ray.runtime.output import Sink, StageOutput
 from nncift_ray.runtime.schemas import TABLE_OF_ROLE
 from nncift_ray.runtime.step import KILLED_WORKER, RowAtoms, RowStage, Shard, Worker
 
 #: Examples that are sorted by length and padded together.
 ATOM_ROWS = 128
 DEFAULT_SHARD_ROWS = 512
-FEATURE_WIDTH = sum(block.width for block in FEATURE_BLOCKS)
 
 
-def profiles_schema(width: int) -> pa.Schema:
-    """Return the schema of profiles, one row an example; null where it could not be measured."""
-    integers = ("num_prompt_tokens", "num_response_tokens")
-    return pa.schema(
-        [
-            pa.field("row_index", pa.int64(), nullable=False),
-            *(pa.field(name, pa.int32() if name in integers else pa.float32()) for name in SCALARS),
-            pa.field("feature", pa.list_(pa.float16(), width)),
-        ]
-    )
-
-
-SCHEMA = profiles_schema(FEATURE_WIDTH)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Profiles:
-    """The profiles of all examples of a role, in row order.
-
-    An example that could not be measured has NaN for scalars and zeros for features: a zero vector
-    resembles nothing.
-    """
-
-    blocks: Mapping[str, npt.NDArray[np.float32]]  # by name [N, W]
-    scalars: Mapping[str, npt.NDArray[np.float32]]  # by name [N]
-
-
-def read_profiles(profiles: StageOutput, table: str) -> Profiles:
-    """Return the profiles of ``candidates``, ``targets`` or ``existing``."""
-    rows = profiles.read(table, schema=SCHEMA)
-    feature = rows["feature"]
-    known = np.asarray(pc.is_valid(feature))
-    matrix = np.zeros((len(rows), feature.type.list_size), np.float32)
-    matrix[known] = column_matrix(feature.drop_null())
-    widths: dict[str, int] = profiles.manifest.facts()["blocks"]
-    parts = np.split(matrix, np.cumsum(list(widths.values()))[:-1], axis=1)
-    numbers = {
-        name: np.array(pc.cast(rows[name], pa.float32()).to_numpy(), np.float32) for name in SCALARS
-    }
-    return Profiles(dict(zip(widths, parts, strict=True)), numbers)
+#: One row an example; null where it could not be measured.
+SCHEMA = pa.schema(
+    [
+        pa.field("row_index", pa.int64(), nullable=False),
+        *(
+            pa.field(name, pa.int32() if name.startswith("num_") else pa.float32())
+            for name in SCALARS
+        ),
+        pa.field("feature", pa.list_(pa.float16(), sum(block.width for block in FEATURE_BLOCKS))),
+    ]
+)
 
 
 @dataclass(frozen=True)

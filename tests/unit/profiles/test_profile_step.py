@@ -11,9 +11,9 @@ import pytest
 
 from nncift_ray.corpus.ingest import DeduplicateStage, IngestStage, find_sources
 from nncift_ray.profiles import step as profile_step
-from nncift_ray.profiles.blocks import FEATURE_BLOCKS
+from nncift_ray.profiles.blocks import FEATURE_BLOCKS, SCALARS
 from nncift_ray.profiles.reader import ProfilingEngine
-from nncift_ray.profiles.step import ProfileStage, read_profiles
+from nncift_ray.profiles.step import ProfileStage
 from nncift_ray.runtime.driver import execute_here, run_stage
 from nncift_ray.runtime.files import Location
 from nncift_ray.runtime.output import ChainedOutput, StageOutput
@@ -59,29 +59,33 @@ def examples(folder: Path, rows: list[tuple[str, str]]) -> StageOutput:
 ROWS = [(f"Say {k}.", f"{k} is {'so ' * (k % 5)}{k}") for k in range(11)]
 
 
+def features(output: Any) -> np.ndarray:
+    """Return the unit vectors of every block [N, blocks, W]; nothing may be missing."""
+    found = np.array(output.read("candidates")["feature"].to_pylist(), np.float32)
+    return found.reshape(len(found), len(FEATURE_BLOCKS), -1)
+
+
 def test_shard_and_atom_boundaries_leave_the_rows_alone(
     tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     corpus = examples(tmp_path, ROWS)
-    whole = read_profiles(run(ProfileStage(corpus, tiny), tmp_path), "candidates")
+    whole = run(ProfileStage(corpus, tiny), tmp_path)
     monkeypatch.setattr(profile_step, "ATOM_ROWS", 3)
-    parts = read_profiles(run(ProfileStage(corpus, tiny, shard_rows=3), tmp_path), "candidates")
-    assert list(whole.blocks) == [block.name for block in FEATURE_BLOCKS]
-    for name, values in whole.scalars.items():
-        assert parts.scalars[name] == pytest.approx(values, abs=1e-4), name
-    for name, values in whole.blocks.items():
-        assert np.linalg.norm(values, axis=1) == pytest.approx(1.0, abs=HALF)
-        assert parts.blocks[name] == pytest.approx(values, abs=HALF), name
+    parts = run(ProfileStage(corpus, tiny, shard_rows=3), tmp_path)
+    for name in SCALARS:
+        one, other = (each.read("candidates")[name].to_pylist() for each in (parts, whole))
+        assert one == pytest.approx(other, abs=1e-4), name
+    assert np.linalg.norm(features(whole), axis=2) == pytest.approx(1.0, abs=HALF)
+    assert features(parts) == pytest.approx(features(whole), abs=HALF)
 
 
 def test_a_row_that_is_too_long_keeps_its_place_with_no_number(tiny: Any, tmp_path: Path) -> None:
     corpus = examples(tmp_path, [ROWS[0], ("Say much.", TOO_LONG), ROWS[1]])
     output = run(ProfileStage(corpus, tiny), tmp_path)
-    table, found = output.read("candidates"), read_profiles(output, "candidates")
-    assert table["nll"].is_null().to_pylist() == [False, True, False]
+    table = output.read("candidates")
+    for name in ("nll", "feature"):
+        assert table[name].is_null().to_pylist() == [False, True, False]
     assert [row["reason"] for row in output.read("errors").to_pylist()] == ["too_long"]
-    assert np.isnan(found.scalars["nll"]).tolist() == [False, True, False]
-    assert not found.blocks["answer_60"][1].any()
 
 
 def test_a_row_that_kills_is_left_out_alone(tiny: Any, tmp_path: Path) -> None:
@@ -115,6 +119,8 @@ def test_new_rows_behind_a_parent_are_those_of_a_run_over_everything(
     own = run(ProfileStage(all_rows, tiny, parent=parent), tmp_path / "all")
     whole = run(ProfileStage(all_rows, tiny), tmp_path / "whole")
     assert own.num_rows("candidates") == len(ROWS) - 6
-    chained = read_profiles(ChainedOutput(parent, own), "candidates")
-    expected = read_profiles(whole, "candidates")
-    assert chained.scalars["nll"] == pytest.approx(expected.scalars["nll"], abs=1e-4)
+    chained, expected = (
+        output.read("candidates")["nll"].to_pylist()
+        for output in (ChainedOutput(parent, own), whole)
+    )
+    assert chained == pytest.approx(expected, abs=1e-4)
