@@ -136,7 +136,7 @@ def _sample(inputs: ExampleInputs, tables: set[str], seed: int) -> np.ndarray:
 
 SAMPLED = 2048  # examples a side that stand for all that will be scored
 NUM_FOLDS = 5  # of unseen examples; one alone is a few examples and far too noisy
-PATIENCE_SHARE = 0.1  # of the epochs a fold may train
+PATIENCE_SHARE = 0.05  # of the epochs a fold may train
 
 
 @dataclass(frozen=True)
