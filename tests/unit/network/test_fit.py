@@ -184,5 +184,5 @@ def test_folds_of_single_examples_share_none_with_training() -> None:
 
 def test_the_rule_of_stopping_is_part_of_the_fingerprint() -> None:
     stage = fit.FitStage(None, None, ("cross",), QUICK)  # type: ignore[arg-type]
-    assert stage.settings()["stop"] == {"num_folds": 5, "patience_share": 0.1}
+    assert stage.settings()["stop"] == {"num_folds": 5, "patience_share": 0.05}
     assert stage.version == 5
