@@ -27,6 +27,7 @@ from nncift_ray.demo.metrics import (
     rows_by_id,
     usable_rows,
 )
+from nncift_ray.evaluation.figures import budget_words, names_of, results_of
 from nncift_ray.evaluation.page import (
     agreement_table,
     cost_sentence,
@@ -40,7 +41,6 @@ from nncift_ray.evaluation.page import (
     verdict_sentence,
 )
 from nncift_ray.evaluation.results import EVALUATION_FOLDER, SUBSETS_NAME, Evaluation
-from nncift_ray.evaluation.words import budget_words, names_of, results_of
 from nncift_ray.report.page import PageTable
 from nncift_ray.report.text import format_percent
 from nncift_ray.runtime.files import Location

@@ -11,16 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from nncift_ray.evaluation.figures import plot_costs, plot_curves, plot_gains, plot_means
-from nncift_ray.evaluation.methods import FULL, INITIAL, RANDOM
-from nncift_ray.evaluation.metrics import (
-    LOWER_IS_BETTER,
-    MANY_UNREADABLE,
-    VerdictReport,
-    describe_verdicts,
-)
-from nncift_ray.evaluation.results import Evaluation
-from nncift_ray.evaluation.words import (
+from nncift_ray.evaluation.figures import (
     VERDICT_WORDS,
     Cost,
     Result,
@@ -37,10 +28,22 @@ from nncift_ray.evaluation.words import (
     mode_place,
     mode_words,
     names_of,
+    plot_costs,
+    plot_curves,
+    plot_gains,
+    plot_means,
     results_of,
     savings_of,
     verdict_words,
 )
+from nncift_ray.evaluation.methods import FULL, INITIAL, RANDOM
+from nncift_ray.evaluation.metrics import (
+    LOWER_IS_BETTER,
+    MANY_UNREADABLE,
+    VerdictReport,
+    describe_verdicts,
+)
+from nncift_ray.evaluation.results import Evaluation
 from nncift_ray.recipe.sections import NN_CIFT
 from nncift_ray.report.figures import Chart
 from nncift_ray.report.page import (

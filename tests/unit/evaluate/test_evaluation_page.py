@@ -7,6 +7,7 @@ import pyarrow.compute as pc
 import pytest
 from rich.console import Console
 
+from nncift_ray.evaluation.figures import savings_of
 from nncift_ray.evaluation.page import (
     evaluation_notices,
     evaluation_tables,
@@ -15,7 +16,6 @@ from nncift_ray.evaluation.page import (
     verdict_sentence,
 )
 from nncift_ray.evaluation.results import Evaluation
-from nncift_ray.evaluation.words import savings_of
 from nncift_ray.runtime import schemas
 from tests.unit.evaluate.make_evaluation import (
     make_costs,

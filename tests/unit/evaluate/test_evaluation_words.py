@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from nncift_ray.evaluation.words import (
+from nncift_ray.evaluation.figures import (
     Result,
     budget_words,
     gain_words,
