@@ -80,16 +80,6 @@ def test_random_subsets_are_nested_over_budgets_and_differ_over_seeds() -> None:
     assert len(draw(0, 0.1) & draw(1, 0.1)) < 50
 
 
-def test_full_is_all_and_initial_nothing() -> None:
-    full = members_without_teacher(SubsetKey("full", 0, 1.0), 7, 0)
-    nothing = members_without_teacher(SubsetKey("initial", 0, 0.0), 7, 0)
-    assert full is not None
-    assert nothing is not None
-    assert full.tolist() == list(range(7))
-    assert nothing.tolist() == []
-    assert members_without_teacher(SubsetKey("delift", 0, 0.1), 7, 0) is None
-
-
 @pytest.mark.parametrize(("budget", "count"), [(0.1, 10), (0.001, 1), (0.126, 13)])
 def test_a_budget_is_counted_as_the_select_stage_counts(budget: float, count: int) -> None:
     assert budget_count(budget, 100) == count

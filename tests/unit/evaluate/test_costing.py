@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -148,10 +147,6 @@ def test_a_larger_corpus_grows_each_step_by_what_its_work_is(whole: list[Subset]
     assert all(row["extrapolated"] for each, row in costs.items() if each[2] != NUM_CANDIDATES)
 
 
-def test_a_corpus_that_is_not_larger_is_not_extrapolated_to(whole: list[Subset]) -> None:
-    assert by_step(whole, wanted_candidates=NUM_CANDIDATES).keys() == by_step(whole).keys()
-
-
 @pytest.mark.parametrize(("block", "count"), [("cross", 300), ("within", 870), ("points", 30)])
 def test_pairs_of_a_block_are_those_of_two_different_examples(block: str, count: int) -> None:
     assert possible_labels(block, 30, 10) == count
@@ -184,7 +179,3 @@ def test_shards_of_a_run_that_was_killed_count_too() -> None:
 def test_earlier_shards_are_taken_to_have_run_side_by_side_as_the_later_ones() -> None:
     shards = [(30, "08:59:00"), (60, "09:59:58"), (60, "09:59:58")]
     assert wall_seconds(manifest(*shards, wall=60)) == 60 + 30 / 2
-
-
-def test_costs_of_no_subsets_are_an_empty_table(tmp_path: Path) -> None:
-    assert collect_costs([], PRICES).num_rows == 0

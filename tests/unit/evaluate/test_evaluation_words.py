@@ -7,10 +7,8 @@ import pytest
 
 from nncift_ray.evaluation.figures import (
     Result,
-    budget_words,
     gain_words,
     interval_words,
-    list_words,
     mean_words,
     method_place,
     verdict_words,
@@ -34,11 +32,6 @@ def test_a_mean_has_the_digits_its_interval_leaves_meaning_in() -> None:
     assert mean_words(make_result(mean=math.nan)) == "–"
 
 
-def test_noise_is_printed_as_such_and_colour_is_not_needed() -> None:
-    words = [verdict_words(make_result(verdict=each)) for each in ("better", "worse", "noise")]
-    assert words == ["better", "worse", "≈ random"]
-
-
 def test_without_verdict_or_comparison_the_words_say_which() -> None:
     assert verdict_words(make_result(verdict=None)) == "no verdict"
     assert verdict_words(make_result(verdict=None, difference=math.nan)) == ""
@@ -55,16 +48,6 @@ def test_a_gain_points_up_where_less_is_better() -> None:
 def test_a_difference_stands_with_its_interval() -> None:
     assert interval_words(make_result()) == "−0.051 [−0.080, −0.020]"
     assert interval_words(make_result(difference=math.nan)) == "–"
-
-
-def test_sizes_are_words_where_they_are_no_share() -> None:
-    assert [budget_words(b) for b in (0.0, 0.05, 0.125, 1.0)] == ["no data", "5 %", "12.5 %", "all"]
-
-
-def test_lists_read_as_sentences() -> None:
-    assert [list_words(list(parts)) for parts in ("", "a", "ab", "abc")] == [
-        "", "a", "a and b", "a, b and c",
-    ]  # fmt: skip
 
 
 def test_a_teacher_stands_beside_what_stands_in_for_it() -> None:

@@ -27,10 +27,9 @@ from nncift_ray.runtime.driver import execute_here, run_stage
 from nncift_ray.runtime.files import Location
 from nncift_ray.runtime.output import StageOutput
 from nncift_ray.runtime.progress import SilentReporter
-from nncift_ray.runtime.step import KILLED_WORKER, Stage
+from nncift_ray.runtime.step import Stage
 from tests.fake_engines import FakeGenerator
 from tests.hash_embedder import HashEmbedder
-from tests.unit.runtime.dying import KilledError, replace_the_dead
 
 SETTINGS = GenerationConfig(max_tokens=20, temperature=0.5, min_p=0.1, seed=7)
 NUM_TESTS = 300
@@ -156,19 +155,6 @@ def test_a_row_that_fails_is_an_error_row_and_its_neighbours_are_answered(tmp_pa
     answered = output.read("responses").to_pylist()
     tokens = sum(row["num_prompt_tokens"] + row["num_tokens"] for row in answered)
     assert output.manifest.counts() == {"tokens": tokens}
-
-
-def test_a_row_that_kills_its_worker_is_an_error_row(tests: StageOutput, tmp_path: Path) -> None:
-    class Mortal(FakeGenerator):
-        def generate(self, requests: Sequence[GenerationRequest]) -> Any:
-            if any(bytes(r.prompt_ids).decode() == "question 277\n" for r in requests):
-                raise KilledError
-            return super().generate(requests)
-
-    output = run(make(tests, Mortal()), tmp_path, replace_the_dead)
-    assert output.num_rows("responses") == NUM_TESTS - 1
-    (error,) = output.read("errors").to_pylist()
-    assert (error["reason"], error["excerpt"]) == (KILLED_WORKER, "question 277")
 
 
 @pytest.fixture

@@ -59,10 +59,6 @@ def embed(examples: StageOutput, table: str, folder: Path, embedder: Any) -> Sta
     )
 
 
-def prompts_of(output: StageOutput, table: str) -> list[str]:
-    return output.read(table, ["prompt"])["prompt"].to_pylist()
-
-
 @pytest.fixture
 def examples(tmp_path: Path) -> tuple[StageOutput, StageOutput]:
     candidates = [
@@ -155,28 +151,3 @@ def test_equal_subsets_share_their_work_and_others_do_not(
     assert settings([1, 2]) == settings([1, 2], shard_rows=9)
     for other in (settings([1, 3]), settings([1, 2], num_examples=3)):
         assert other != settings([1, 2])
-
-
-def test_shards_change_no_row(tmp_path: Path) -> None:
-    random = np.random.default_rng(0)
-    words = [f"w{n}" for n in range(30)]
-
-    def texts(count: int, mark: str) -> list[tuple[str, str]]:
-        return [(" ".join([*random.choice(words, 5), f"{mark}{n}"]), "a") for n in range(count)]
-
-    def embedded(count: int, mark: str, role: str) -> StageOutput:
-        found = deduplicate(tmp_path, texts(count, mark), role)
-        return embed(found, role, tmp_path, HashEmbedder(24))
-
-    vectors = (
-        embedded(300, "c", "candidates"),
-        embedded(2 * RetrieveStage.atom_rows + 50, "t", "targets"),
-    )
-
-    def contexts(folder: str, **options: Any) -> list[dict[str, Any]]:
-        stage = make(vectors, list(range(0, 300, 2)), num_examples=5, **options)
-        return run(stage, tmp_path / folder).read("contexts").to_pylist()
-
-    whole = contexts("whole", shard_rows=10**6)
-    assert len(whole) == 2 * RetrieveStage.atom_rows + 50
-    assert contexts("cut", shard_rows=1) == whole

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks.rivals.cells import draw
-from benchmarks.rivals.page import holm, subsets_needed, to_method, to_subsets
+from benchmarks.rivals.page import subsets_needed, to_method, to_subsets
 from benchmarks.rivals.picks import take_turns
 from benchmarks.rivals.pools import WRONG, Pool, PoolRow, make_pool
 from nncift_ray.demo.corpus import CLEAN
@@ -50,11 +50,6 @@ def test_a_difference_between_methods_has_the_chance_of_rows_and_seeds() -> None
     found = to_method(np.array([[1.0, 4.0]]), np.array([[0.0, 0.0], [2.0, 2.0]]), 0.5)
     assert found.value == pytest.approx(1.5)  # rows: 0 and 3
     assert found.error == pytest.approx(np.sqrt(4.5 / 2 + 0.5 * (1 + 1 / 2)))
-
-
-def test_holm_multiplies_by_those_that_are_left_and_never_falls() -> None:
-    found = holm({"a": 0.01, "b": 0.04, "c": 0.03})
-    assert found == pytest.approx({"a": 0.03, "c": 0.06, "b": 0.06})
 
 
 def test_more_spread_between_subsets_needs_more_of_them_until_none_suffice() -> None:

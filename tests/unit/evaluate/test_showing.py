@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from nncift_ray.evaluation.ask import TestSet, draw_test_rows
 from nncift_ray.evaluation.methods import Cell, SubsetKey
-from nncift_ray.evaluation.results import MAX_CHARS, ROWS_SHOWN, CellResult, collect_answers
+from nncift_ray.evaluation.results import ROWS_SHOWN, CellResult, collect_answers
 from nncift_ray.runtime import schemas
 from nncift_ray.runtime import schemas as evaluation_schemas
 from nncift_ray.runtime.files import Location
@@ -94,9 +94,3 @@ def test_the_judges_score_stands_beside_the_answer_and_none_where_unreadable(
     responses = write_responses(tmp_path / "a", shown)
     rows = show(tmp_path, "random", CellResult(responses=responses, verdicts=verdicts))
     assert [row["verdict"] for row in rows] == [4, None, 1]
-
-
-def test_long_texts_are_cut(tmp_path: Path) -> None:
-    responses = write_responses(tmp_path / "a", list(range(NUM_ROWS)), "x" * (2 * MAX_CHARS))
-    rows = show(tmp_path, "random", CellResult(responses=responses))
-    assert {len(row["response"]) for row in rows} == {MAX_CHARS}

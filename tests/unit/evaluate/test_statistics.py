@@ -34,12 +34,6 @@ def test_random_seeds_are_one_mean_and_their_deviation() -> None:
     assert estimate.seed_deviation == pytest.approx(0.5, abs=EXACT)
 
 
-def test_without_values_there_is_no_mean() -> None:
-    estimate = estimate_mean(np.array([NAN, NAN]))
-    assert (estimate.num_rows, estimate.num_missing) == (0, 2)
-    assert estimate.mean is estimate.low is estimate.high is None
-
-
 def test_one_row_has_a_mean_and_no_interval() -> None:
     estimate = estimate_mean(np.array([2.0, NAN]))
     assert (estimate.mean, estimate.low, estimate.high) == (2.0, None, None)
@@ -87,12 +81,6 @@ def test_seed_spread_is_the_analysis_of_variance() -> None:
     means, rest = measure_seed_spread(np.array([[1.0, 2, 3], [0, 2, 4], [7, 7, 7]]))
     assert means == pytest.approx(1.0, abs=EXACT)
     assert rest == pytest.approx(1 / 3, abs=EXACT)
-
-
-def test_equal_seeds_give_equal_intervals_and_others_differ() -> None:
-    values = RNG(3).random(50)
-    assert estimate_mean(values, seed=4) == estimate_mean(values, seed=4)
-    assert estimate_mean(values, seed=4) != estimate_mean(values, seed=5)
 
 
 def test_means_of_many_rows_are_drawn_as_wide_as_resampled_ones() -> None:

@@ -219,11 +219,6 @@ def test_files_of_an_object_store_are_fetched_for_as_long_as_they_are_needed(
     assert not folder.exists()
 
 
-def test_without_a_tuned_model_there_are_no_files() -> None:
-    with tuned_files(None) as tuned:
-        assert tuned is None
-
-
 def test_steps_are_told_with_the_time_that_is_left(tmp_path: Path) -> None:
     folder = Location.of(str(tmp_path))
     assert describe_steps(folder) == ""
