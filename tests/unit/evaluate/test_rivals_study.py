@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from benchmarks.rivals.cells import draw
-from benchmarks.rivals.page import subsets_needed, to_method, to_subsets
+from benchmarks.rivals.page import FOLDER, subsets_needed, to_method, to_subsets
 from benchmarks.rivals.picks import take_turns
-from benchmarks.rivals.pools import WRONG, Pool, PoolRow, make_pool
+from benchmarks.rivals.pools import POOLS, WRONG, Pool, PoolRow, make_pool
 from nncift_ray.demo.corpus import CLEAN
 
 
@@ -56,3 +57,16 @@ def test_more_spread_between_subsets_needs_more_of_them_until_none_suffice() -> 
     few, more = (subsets_needed(s**2, 0.0, 100, 1) for s in (0.005, 0.012))
     assert few < more < np.inf
     assert subsets_needed(0.03**2, 0.0, 100, 1) == np.inf
+
+
+def test_the_published_figures_have_what_others_read_of_them() -> None:
+    pools = json.loads((FOLDER / "rivals_cpu.json").read_text(encoding="utf-8"))["pools"]
+    assert [pool["name"] for pool in pools] == list(POOLS)
+    for pool in pools:
+        difference = pool["default_vs_random"]
+        assert difference["low"] < difference["difference"] < difference["high"]
+        assert 0 <= difference["p_holm"] <= 1
+        assert "p_holm" in (pool["default_vs_source_random"] or {"p_holm": 1})
+        assert set(pool["beaten_by"]) <= set(pool["methods"])
+        assert (pool["picks_wrong"] is None) == (pool["pool_wrong"] is None)
+        assert min(pool["random_subsets"], pool["test_rows"]) > 0
