@@ -33,7 +33,7 @@ from nncift_ray.runtime.schemas import (
     WITHIN,
     helped_role,
 )
-from nncift_ray.scores.exact import TopKState, top_k_rows, top_k_vector
+from nncift_ray.scores.exact import top_k_rows, top_k_vector
 from nncift_ray.selection.names import (
     NETWORK_SCORES,
     REPEATS,
@@ -163,8 +163,9 @@ def _influence_list(
         )
     else:
         activations, network = outputs["project"], read_network(outputs["fit"], block)
-        score = score_helpers if direction == "helpers" else score_helped
-        index, influence = score(activations, network, block, row, top + same_table)
+        index, influence = best_partners(
+            activations, network, block, direction, row, top + same_table
+        )
         table = f"{block}_columns" if direction == "helpers" else f"{block}_rows"
         num_scored = activations.num_rows(table) - (helped_role(block) == CANDIDATE)
     others = (index != row) | (not same_table)
@@ -200,46 +201,30 @@ def _labelled(
     return index_P[best], value_P[best], len(index_P)
 
 
-def score_helpers(
-    activations: StageOutput, network: FactoredNetwork, block: str, row: int, top: int
+def best_partners(
+    activations: StageOutput,
+    network: FactoredNetwork,
+    block: str,
+    direction: Direction,
+    at: int,
+    top: int,
 ) -> Best:
-    """Score one row against all columns of a block; return the best columns and their influence.
+    """Score a row against all columns of a block, or a column against all rows; return the best.
 
-    Scored anew by the kernel of the run, so exact also where it kept no lists or shorter ones.
-    Equal scores stand by smaller column. Memory: one tile of activations.
+    Scored anew by the kernel of the run, so exact also where it kept no lists or shorter ones; a
+    pair's score is the same from either side. Equal scores stand by smaller place. Memory: one
+    tile of activations.
     """
-    a_1H = _activation(activations, f"{block}_rows", row)
-    state: TopKState | None = None
+    own, others = f"{block}_rows", f"{block}_columns"
+    if direction == "helped":
+        own, others = others, own
+    mine_1H = column_matrix(activations.read_range(own, at, at + 1, ["activation"])["activation"])
     index, score = np.zeros(0, np.int64), np.zeros(0, np.float32)
-    for start, b_JH in _tiles(activations, f"{block}_columns"):
-        found = top_k_rows(
-            a_1H, b_JH, network.w_H, network.bias, top, column_offset=start, state=state
-        )
-        state = found.state
-        kept = found.index_IK[0] >= 0
-        index, score = found.index_IK[0][kept], found.score_IK[0][kept]
-    return index, score
-
-
-def score_helped(
-    activations: StageOutput, network: FactoredNetwork, block: str, column: int, top: int
-) -> Best:
-    """Score all rows of a block against one column; return the best rows and their influence.
-
-    Equal scores stand by smaller row. Memory: one tile of activations.
-    """
-    b_1H = _activation(activations, f"{block}_columns", column)
-    index, score = np.zeros(0, np.int64), np.zeros(0, np.float32)
-    for start, a_IH in _tiles(activations, f"{block}_rows"):
-        score_I = top_k_rows(a_IH, b_1H, network.w_H, network.bias, 1).score_IK[:, 0]
-        index = np.r_[index, np.arange(start, start + len(a_IH))]
+    for start, tile_IH in _tiles(activations, others):
+        score_I = top_k_rows(tile_IH, mine_1H, network.w_H, network.bias, 1).score_IK[:, 0]
         place, score = top_k_vector(np.r_[score, score_I], top)
-        index = index[place]
+        index = np.r_[index, np.arange(start, start + len(tile_IH))][place]
     return index, score
-
-
-def _activation(activations: StageOutput, table: str, row: int) -> np.ndarray:
-    return column_matrix(activations.read_range(table, row, row + 1, ["activation"])["activation"])
 
 
 def _tiles(activations: StageOutput, table: str) -> Iterator[tuple[int, np.ndarray]]:

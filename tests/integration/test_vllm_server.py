@@ -30,7 +30,8 @@ pytestmark = [
 
 NATS_TOLERANCE = 1e-3
 START_SECONDS = 240.0
-SERVE = "from vllm.entrypoints.cli.main import main; main()"
+#: What `vllm serve` starts; that command itself looks for a package of the name vllm.
+SERVER = "vllm.entrypoints.openai.api_server"
 
 
 def _free_port() -> int:
@@ -53,7 +54,7 @@ def url(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     log = tmp_path_factory.mktemp("log") / "serve.txt"
     with log.open("wb") as out:
         process = subprocess.Popen(
-            [sys.executable, "-c", SERVE, "serve", str(tiny), *flags],
+            [sys.executable, "-m", SERVER, "--model", str(tiny), *flags],
             stdout=out,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -63,7 +64,7 @@ def url(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         _await(f"http://127.0.0.1:{port}/health", process, log)
         yield f"http://127.0.0.1:{port}/v1"
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
+        process.terminate()
         try:
             process.wait(30)
         except subprocess.TimeoutExpired:
