@@ -129,7 +129,8 @@ def run(
     with explained():
         if not dry_run:
             write_line(f"nncift {nncift_ray.__version__}: {recipe or ' '.join(data or ())}")
-        made = _recipe(recipe, data, targets, budget, teacher, run_dir, set_)
+        own = {"targets": targets, "teacher": teacher, "run_dir": run_dir}
+        made = _recipe(recipe, data, budget, set_, **own)
         _plan(made, as_json=False) if dry_run else _run(made)
 
 
@@ -148,31 +149,23 @@ def plan(
 ) -> None:
     """Say what a run would do, how long it may take and cost; start nothing."""
     with explained():
-        _plan(_recipe(recipe, data, targets, budget, teacher, run_dir, set_), as_json=as_json)
+        own = {"targets": targets, "teacher": teacher, "run_dir": run_dir}
+        _plan(_recipe(recipe, data, budget, set_, **own), as_json=as_json)
 
 
 def _recipe(
     recipe: Path | None,
     data: list[str] | None,
-    targets: list[str] | None,
     budget: str | None,
-    teacher: str | None,
-    run_dir: str | None,
     set_: list[str] | None,
+    **given: Any,
 ) -> Config:
     if recipe is None and not data:
         raise ConfigError("name a recipe, or data: nncift run --data corpus.jsonl --budget 0.1")
     from nncift_ray.library import make_recipe
 
-    given = [] if budget is None else [f"selection.budget={_budget(budget)}"]
-    return make_recipe(
-        data,
-        targets=targets,
-        teacher=teacher,
-        recipe=recipe,
-        run_dir=run_dir,
-        overrides=[*given, *(set_ or [])],
-    )
+    overrides = [] if budget is None else [f"selection.budget={_budget(budget)}"]
+    return make_recipe(data, recipe=recipe, overrides=[*overrides, *(set_ or [])], **given)
 
 
 def _budget(text: str) -> str:
@@ -215,9 +208,7 @@ def _print_result(result: RunResult) -> None:
 
 
 @app.command(epilog="Example:  nncift init --data corpus.jsonl > recipe.yaml")
-def init(
-    data: Annotated[str, typer.Option(help="What to choose from.")] = "corpus.jsonl",
-) -> None:
+def init(data: Annotated[str, typer.Option(help="What to choose from.")] = "corpus.jsonl") -> None:
     """Print a recipe with every key, its default and what it means."""
     from nncift_ray.recipe.reference import commented_recipe
 
@@ -458,8 +449,7 @@ def extend(
         typer.Option(help="A file, glob or folder of new candidates; may be given several times."),
     ],
     new_run_dir: Annotated[
-        str | None,
-        typer.Option("--run-dir", help="Where to work; next to the run when not given."),
+        str | None, typer.Option("--run-dir", help="Where to work; next to the run when not given.")
     ] = None,
     set_: Overrides = None,
     dry_run: DryRun = False,
@@ -503,8 +493,7 @@ def submit(
         bool, typer.Option("--follow/--no-follow", help="While waiting, show what the job writes.")
     ] = True,
     working_dir: Annotated[
-        Path | None,
-        typer.Option(help="A folder to send: your own modules, small corpora."),
+        Path | None, typer.Option(help="A folder to send: your own modules, small corpora.")
     ] = None,
     exclude: Annotated[
         list[str] | None, typer.Option(help="Glob of what in that folder stays behind.")

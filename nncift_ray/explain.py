@@ -20,10 +20,7 @@ from nncift_ray.recipe.sections import SelectionConfig, TokenBudget
 from nncift_ray.runs import Example, Places, Run
 from nncift_ray.runtime import schemas
 from nncift_ray.runtime.files import Location
-from nncift_ray.runtime.output import (
-    StageOutput,
-    column_matrix,
-)
+from nncift_ray.runtime.output import StageOutput, column_matrix
 from nncift_ray.runtime.schemas import (
     CANDIDATE,
     CROSS,

@@ -39,14 +39,7 @@ from nncift_ray.recipe.sections import Config, TokenBudget
 from nncift_ray.runtime.driver import finished_shards, plan_shards, stage_folder
 from nncift_ray.runtime.files import Location
 from nncift_ray.runtime.output import FirstErrors, StageOutput
-from nncift_ray.runtime.schemas import (
-    CANDIDATE,
-    CROSS,
-    EXISTING,
-    POINTS,
-    TABLE_OF_ROLE,
-    TARGET,
-)
+from nncift_ray.runtime.schemas import CANDIDATE, CROSS, EXISTING, POINTS, TABLE_OF_ROLE, TARGET
 from nncift_ray.selection.names import TOP_K
 
 if TYPE_CHECKING:

@@ -33,11 +33,7 @@ from nncift_ray.runtime.output import (
     StageOutput,
     sum_counts,
 )
-from nncift_ray.runtime.schemas import (
-    CANDIDATE,
-    TABLE_OF_ROLE,
-    TARGET,
-)
+from nncift_ray.runtime.schemas import CANDIDATE, TABLE_OF_ROLE, TARGET
 
 Record = Mapping[str, Any]
 Places = list[tuple[str, int]]  # (role, row): a target may be a candidate as well
