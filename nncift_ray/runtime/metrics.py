@@ -38,11 +38,6 @@ SHARD_SECONDS, WORKER_START_SECONDS = "nncift_shard_seconds", "nncift_worker_sta
 SHARDS_BEGUN, PROGRESS = "nncift_shards_begun", "nncift_progress_ratio"
 
 
-def run_label(run_dir: Location) -> str:
-    """Return what names a run in metrics and logs: the last part of its directory."""
-    return run_dir.name
-
-
 def run_of(stage_folder: Location) -> str:
     """Return the label of the run that a stage's folder lies in."""
     return stage_folder.path.split("/")[-3]

@@ -17,6 +17,9 @@ from typing import Any, TypeVar, cast
 import ray
 import ray.data
 import ray.exceptions
+
+# Ray 2.60 has no public way to listen on loopback, to ask which nodes drain (without its
+# dashboard), what node types the autoscaler has, nor (``_end``) to end a dataset's execution.
 from ray._private import ray_constants
 from ray._private.state import state
 from ray.data import ActorPoolStrategy, DataContext
@@ -242,7 +245,6 @@ def cluster_totals() -> dict[str, float]:
 
     GPU nodes that start from none are not there when a run begins.
     """
-    # Ray 2.60 has no public way to ask for the autoscaler's node types.
     promised = state.get_max_resources_from_cluster_config() or {}
     now = ray.cluster_resources()
     return {name: max(now.get(name, 0), promised.get(name, 0)) for name in ("CPU", "GPU")}
@@ -449,8 +451,7 @@ def _end(outcomes: ray.data.Dataset) -> None:
     """End the actors and threads of a stage that is left early.
 
     They would go on until they are collected; a thread that meets ``ray.shutdown`` connects anew,
-    or takes the process along. (Ray 2.60 has no public way, nor one to ask for nodes that drain
-    without its dashboard, nor to listen on loopback.)
+    or takes the process along.
     """
     executor = outcomes._current_executor
     if executor is not None:
