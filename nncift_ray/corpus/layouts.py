@@ -627,7 +627,9 @@ def _parse_turns(value: object, key: str, found: _Found) -> list[Turn]:
             continue
         role = _ROLES.get(name.strip().lower()) if isinstance(name, str) else None
         if role is None:
-            raise _UnfitError("wrong_type", f"turn {number} has the unknown role {name!r}")
+            found_role = "no role" if name is None else f"the unknown role {name!r}"
+            known = "known are system, user, assistant, tool and other formats' names for them"
+            raise _UnfitError("wrong_type", f"turn {number} has {found_role} ({known})")
         turn = _parse_turn(fields, role, number, key, found)
         if role == _CALL and was_call and turn.tool_calls and not turns[-1].text:
             turns[-1] = replace(turns[-1], tool_calls=turns[-1].tool_calls + turn.tool_calls)
