@@ -11,7 +11,7 @@ from nncift_ray.corpus.ingest import Row, read_examples
 from nncift_ray.corpus.sources import expand_sources
 from nncift_ray.corpus.streams import ReadLimits
 
-SMALL = ReadLimits(max_record_bytes=20_000, max_chars=2_000)
+SMALL = ReadLimits(max_record_bytes=110_000, max_chars=2_000)
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ BAD_JSON = [
     Kind("string", b'"prompt"', "not_an_object"),
     Kind("deep lists", b'{"prompt": "a", "x": ' + b"[" * 50_000 + b"]" * 50_000 + b"}", "too_deep"),
     Kind("deep objects", b'{"a":' * 300 + b"1" + b"}" * 300, "too_deep"),
-    Kind("overlong record", _pair("a" * 30_000, "b"), "too_long"),
+    Kind("overlong record", _pair("a" * 120_000, "b"), "too_long"),
     Kind("overlong prompt", _pair("a" * 2_001, "b"), "too_long"),
     Kind("overlong response", _pair("a", "b" * 2_001), "too_long"),
     Kind("no response key", b'{"prompt": "a"}', "no_response"),
