@@ -9,7 +9,7 @@ import pytest
 from nbclient import NotebookClient
 
 FOLDER = Path(__file__).parents[2] / "docs" / "notebooks"
-MAX_CELL_SECONDS = 600
+MAX_CELL_SECONDS = 900
 
 
 @pytest.mark.slow
