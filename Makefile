@@ -60,15 +60,17 @@ type: setup-dev ## Pyright, strict on core, storage and config.
 
 # Ray's workers give way to all else (niceness 15); beside other work they would hardly run.
 PYTEST := $(OFFLINE) RAY_worker_niceness=0 $(BIN)/python -m pytest
+# Two files at a time: what starts Ray or another process waits more than it computes.
+SIDE_BY_SIDE := -n 2 --dist loadfile
 # pytest ends with 5 where PYTEST_ARGS leaves no test of a part.
 CHOSEN = $(PYTEST_ARGS) || [ $$? -eq 5 ]
 
 test: setup-dev ## Unit tests side by side, then quick ones with models and Ray (PYTEST_ARGS="-k name").
-	$(PYTEST) -n 2 --dist loadfile tests/unit $(CHOSEN)
-	$(PYTEST) -m "not slow" tests/integration $(CHOSEN)
+	$(PYTEST) $(SIDE_BY_SIDE) tests/unit $(CHOSEN)
+	$(PYTEST) $(SIDE_BY_SIDE) -m "not slow" tests/integration $(CHOSEN)
 
 test-all: test ## All tests: also frozen rankings, and runs that are killed on clusters of their own.
-	$(PYTEST) -m slow tests/golden tests/integration tests/e2e $(CHOSEN)
+	$(PYTEST) $(SIDE_BY_SIDE) -m slow tests/golden tests/integration tests/e2e $(CHOSEN)
 
 docs: setup-dev ## The documentation's site, into build/site; a dead link or anchor is an error.
 	NO_MKDOCS_2_WARNING=1 PYTHONPATH=. $(BIN)/mkdocs build --strict --quiet

@@ -139,7 +139,7 @@ def score_with(
     blueprint = Blueprint(config)
     found = {**outputs, "fit": networks}
     for name in PINNED:
-        stage = blueprint.build(name, found)
+        stage = blueprint.steps[name](found)
         found[name] = run_stage(
             stage, Location.of(config.run_dir), execute=execute_here, reporter=SilentReporter()
         )

@@ -44,9 +44,9 @@ from nncift_ray.engines.tokens import TrainingExample
 from nncift_ray.engines.transformers import TransformersEngine
 from nncift_ray.engines.vllm import VllmEngine, vllm_available
 from nncift_ray.recipe.sections import EngineConfig
-from nncift_ray.scores.backend import pair_backend
 from nncift_ray.scores.exact import TopK, top_k_rows
 from nncift_ray.scores.gpu import fold_in_torch, top_k_rows_on
+from nncift_ray.scores.scorers import pair_backend
 from nncift_ray.teachers.gradients import per_example_gradients
 
 PAGE = Path(__file__).parent / "gpu_check"

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from nncift_ray.network.factored import FactoredNetwork
-from nncift_ray.scores.cells import list_columns
 from nncift_ray.scores.exact import RescoredTopK, rescore_rows, top_k_rows
 from nncift_ray.scores.index import (
     CALL_ROWS,
@@ -23,6 +22,7 @@ from nncift_ray.scores.index import (
     SearchSettings,
     Tuning,
     draw,
+    list_columns,
     listing_schedule,
     tune,
 )

@@ -23,7 +23,7 @@ from nncift_ray.recipe.sections import EmbedderConfig
 from nncift_ray.runtime import schemas
 from nncift_ray.runtime.output import ERRORS_TABLE, Sink, StageOutput, vectors_to_arrow
 from nncift_ray.runtime.schemas import TABLE_OF_ROLE
-from nncift_ray.runtime.step import RowAtoms, RowStage, Shard, Worker
+from nncift_ray.runtime.step import RowAtoms, RowStage, Shard, Worker, present
 
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
@@ -188,16 +188,12 @@ class EmbedStage(RowStage):
         done = {role: parent.num_rows(role) if parent else 0 for role in rows}
         ranges = tuple((role, rows[role] - done[role]) for role in rows)
         self._atoms = RowAtoms(ranges, ATOM_ROWS, first_rows=done)
+        self.inputs = present(examples=examples, parent=parent)
 
     @property
     def produces(self) -> Mapping[str, pa.Schema]:
         """Tables whose dimension only the model knows; see ``check_schema``."""
         return dict.fromkeys(self._tables, pa.schema([]))
-
-    @property
-    def inputs(self) -> Mapping[str, StageOutput]:
-        """The deduplicated examples."""
-        return {"examples": self._examples} | ({"parent": self._parent} if self._parent else {})
 
     def settings(self) -> dict[str, Any]:
         """Model, revision and storage type."""

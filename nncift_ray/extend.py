@@ -272,7 +272,7 @@ class Extension:
                 self.config.pair_scores,
                 examples=outputs["deduplicate"],
             )
-        return self.blueprint.build(name, outputs)
+        return self.blueprint.steps[name](outputs)
 
     def _build_profiles(self, outputs: Outputs, parent: StageOutput) -> Stage:
         """Return the profiles of the new rows, by the model of the old ones."""

@@ -134,9 +134,9 @@ class Blueprint:
         }
         reads = self.teaching.reads
         if self.profile_name is not None:
-            steps["profiles"] = self._profiles
+            steps["profiles"] = self.profile_stage
             if reads != ("profiles",):
-                steps |= {"neighbours": self.neighbours_stage, "quality": self._quality}
+                steps |= {"neighbours": self.neighbours_stage, "quality": self.quality_stage}
         if self.config.teacher.kind == "loss_drop":
             steps["warmup"] = self._warmup
         if "loss_drop" in reads:
@@ -165,15 +165,6 @@ class Blueprint:
             steps["select_partitions"] = self._select_partitions
         return steps | {"select": self._select, "export": self._export}
 
-    @property
-    def stage_names(self) -> tuple[str, ...]:
-        """The names of the steps, in order."""
-        return tuple(self.steps)
-
-    def build(self, name: str, outputs: Outputs) -> Stage:
-        """Return a step on the outputs of those before it."""
-        return self.steps[name](outputs)
-
     def pool(self, name: str) -> PoolConfig:
         """Return the recipe's section on the actors of a step."""
         config = self.config
@@ -199,19 +190,9 @@ class Blueprint:
         return self.config.pair_scores.by == "teacher"
 
     @property
-    def keeps_lists(self) -> bool:
-        """Whether scoring keeps lists of helpers, and not sums or single scores."""
-        return self.config.objective != TOP_K
-
-    @property
     def knows_pairs(self) -> bool:
         """Whether the network is a pair network; a pointwise teacher's examples have no pairs."""
         return self.config.network.kind == "pair" and not self.teaching.is_pointwise
-
-    @property
-    def adds_pairs(self) -> bool:
-        """Whether the objective adds pairs up, so that lists are to hold every helper."""
-        return OBJECTIVES[self.config.objective].adds_pairs
 
     @property
     def prunable_blocks(self) -> tuple[str, ...]:
@@ -344,12 +325,6 @@ class Blueprint:
         config = EmbedderConfig(pool=self.config.profiles.pool)
         return StatesStage(outputs["deduplicate"], make_embedder, config)
 
-    def _profiles(self, outputs: Outputs) -> Stage:
-        return self.profile_stage(outputs)
-
-    def _quality(self, outputs: Outputs) -> Stage:
-        return self.quality_stage(outputs)
-
     def neighbours_stage(
         self, outputs: Outputs, parent: StageOutput | None = None
     ) -> NeighboursStage:
@@ -379,14 +354,12 @@ class Blueprint:
 
     def profile_stage(self, outputs: Outputs, parent: StageOutput | None = None) -> ProfileStage:
         """Return the step that profiles the examples, or those behind a parent's."""
-        stage = ProfileStage(
+        return ProfileStage(
             outputs["deduplicate"],
             ProfilerFactory(self._profile_engine("transformers")),
             shard_rows=self.config.profiles.pool.shard_rows,
             parent=parent,
         )
-        stage.max_failed_fraction = self.config.teacher.max_failed_fraction
-        return stage
 
     def sample_designs(self, num_candidates: int, num_targets: int) -> dict[str, SampleDesign]:
         """Return the design of each block's label sample, for a corpus of this size.
@@ -410,7 +383,7 @@ class Blueprint:
         return LabelSample(
             examples,
             self.sample_designs(examples.num_rows("candidates"), examples.num_rows("targets")),
-            needs_baseline=self.teaching.needs_baseline,
+            needs_baseline=self.teaching.teacher_class.needs_baseline,
             group_pairs=self.config.labels.group_pairs,
         )
 
@@ -444,17 +417,8 @@ class Blueprint:
     def _gradients(self, outputs: Outputs) -> Stage:
         from nncift_ray.teachers.gradients import GradientsStage
 
-        teacher = self.config.teacher
-        stage = GradientsStage(
-            list_gradients(self._label_sample(outputs).requests),
-            outputs["deduplicate"],
-            outputs["warmup"],
-            self.teaching.lora_factory(),
-            teacher.less,
-            self.teaching.gradient_batch_tokens,
-        )
-        stage.max_failed_fraction = teacher.max_failed_fraction
-        return stage
+        keys = list_gradients(self._label_sample(outputs).requests)
+        return self._gradients_of(GradientsStage, keys, outputs["deduplicate"], outputs, "float32")
 
     # LESS over all rows: candidates are read by themselves, so that what was made of them stays
     # where the targets change.
@@ -480,37 +444,27 @@ class Blueprint:
             less = self.config.teacher.less
             rng = np.random.Generator(np.random.PCG64([less.seed, LANDMARKS_STREAM]))
             rows = np.sort(rng.permutation(whole)[: less.num_landmarks])
-        return self._gradients_of(GradientsStage, HELPER, CANDIDATE, rows, examples, outputs)
+        keys = [GradientKey(HELPER, CANDIDATE, row) for row in rows.tolist()]
+        storage = self.config.teacher.less.storage
+        return self._gradients_of(GradientsStage, keys, examples, outputs, storage)
 
     def _target_gradients(self, outputs: Outputs) -> Stage:
         from nncift_ray.teachers.gradients import TargetGradientsStage
 
         role, examples = helped_role(ground_block(self.blocks)), outputs["deduplicate"]
-        rows = np.arange(examples.num_rows(TABLE_OF_ROLE[role]))
-        return self._gradients_of(TargetGradientsStage, HELPED, role, rows, examples, outputs)
+        num_rows = examples.num_rows(TABLE_OF_ROLE[role])
+        keys = [GradientKey(HELPED, role, row) for row in range(num_rows)]
+        storage = self.config.teacher.less.storage
+        storage = "int8" if storage == "bit" else storage  # signs of both sides lose too much
+        return self._gradients_of(TargetGradientsStage, keys, examples, outputs, storage)
 
     def _gradients_of(
-        self,
-        kind: Any,
-        side: str,
-        role: str,
-        rows: np.ndarray,
-        examples: StageOutput,
-        outputs: Outputs,
-    ) -> Stage:
-        teacher = self.config.teacher
-        stage = kind(
-            [GradientKey(side, role, row) for row in rows.tolist()],
-            examples,
-            outputs["warmup"],
-            self.teaching.lora_factory(),
-            teacher.less,
-            self.teaching.gradient_batch_tokens,
-            # Signs of both sides would lose too much.
-            "int8" if side == HELPED and teacher.less.storage == "bit" else teacher.less.storage,
-        )
-        stage.max_failed_fraction = teacher.max_failed_fraction
-        return stage
+        self, kind: Any, keys: list[GradientKey], examples: StageOutput, outputs: Outputs,
+        storage: str,
+    ) -> Stage:  # fmt: skip
+        make_model, tokens = self.teaching.lora_factory(), self.teaching.gradient_batch_tokens
+        less = self.config.teacher.less
+        return kind(keys, examples, outputs["warmup"], make_model, less, tokens, storage)
 
     def _label(self, outputs: Outputs) -> Stage:
         teaching = self.teaching
@@ -519,7 +473,7 @@ class Blueprint:
             teaching.teacher_class,
             teaching.factory(outputs),
             teaching.settings(),
-            embeddings=outputs["embed"] if teaching.needs_embeddings else None,
+            embeddings=outputs["embed"] if teaching.teacher_class.needs_embeddings else None,
             gradients=outputs["gradients"] if teaching.needs_gradients else None,
             shard_pairs=self.config.labels.pool.shard_rows,
         )
@@ -527,25 +481,23 @@ class Blueprint:
 
     def _asks(self, stage: Stage) -> Stage:
         """Return a step that asks the teacher; where that is a server one actor does it all."""
-        stage.max_failed_fraction = self.config.teacher.max_failed_fraction
         if self.config.teacher.server is not None:
             stage.can_use_gpu, stage.single_threaded, stage.max_actors = False, True, 1
         return stage
 
     def _teacher_scores(self, outputs: Outputs) -> Stage:
-        examples, top_k = outputs["deduplicate"], self.config.pair_scores.top_k
-        if self.adds_pairs:
-            top_k = examples.num_rows("candidates")
-        kept = top_k if self.keeps_lists else None
+        from nncift_ray.scores.teacher_scores import MeasuredScoresStage, TeacherScoresStage
+
+        examples, kept = outputs["deduplicate"], None
+        if self.config.objective != TOP_K:
+            adds_pairs = OBJECTIVES[self.config.objective].adds_pairs
+            every, top_k = examples.num_rows("candidates"), self.config.pair_scores.top_k
+            kept = every if adds_pairs else top_k
         reads, subtask_by = self.teaching.reads, self._subtask_by
         if not reads:
-            from nncift_ray.scores.teacher_scores import TeacherScoresStage
-
             return TeacherScoresStage(
                 outputs["label"], examples, self.blocks, kept, subtask_by=subtask_by
             )
-        from nncift_ray.scores.measured import MeasuredScoresStage
-
         kind, sources = self.config.teacher.kind, {name: outputs[name] for name in reads}
         tokenizer = self.teaching.language_models[0] if "deduplicate" in reads else None
         return MeasuredScoresStage(
@@ -596,11 +548,11 @@ class Blueprint:
             outputs["fit"],
             self.blocks,
             self.config.pair_scores,
-            keeps_lists=self.keeps_lists,
+            keeps_lists=self.config.objective != TOP_K,
             examples=None if self._subtask_by is None else outputs["deduplicate"],
             subtask_by=self._subtask_by,
             index=outputs.get("index"),
-            whole=self.adds_pairs,
+            whole=OBJECTIVES[self.config.objective].adds_pairs,
         )
 
     def _judged(self, outputs: Outputs) -> StageOutput | None:
@@ -648,7 +600,7 @@ class Blueprint:
         Raises:
             StageError: If it does not stand and the recipe says to stop then.
         """
-        if name != "score_pairs":
+        if name != "score_pairs" or "index" not in outputs:
             return None
         from nncift_ray.scores.index_step import low_recall
 
@@ -699,8 +651,8 @@ def run(
     reporter = reporter or LineReporter()
     run_dir = Location.of(config.run_dir)
     blueprint = Blueprint(config)
-    if until not in blueprint.stage_names:
-        names = ", ".join(blueprint.stage_names)
+    if until not in blueprint.steps:
+        names = ", ".join(blueprint.steps)
         raise ConfigError(f"unknown stage '{until}'; the stages of this recipe are {names}")
     blueprint.check()
     run_dir.make_folder()
@@ -747,7 +699,7 @@ def why_on_ray(blueprint: Blueprint, run_dir: Location) -> str:
         )
     if max(config.network.num_workers, config.teacher.less.num_workers) > 1:
         return "several workers are to train together"
-    if any(blueprint.pool(name).num_actors for name in blueprint.stage_names):
+    if any(blueprint.pool(name).num_actors for name in blueprint.steps):
         return "a pool names its number of actors"
     if os.path.exists("/dev/nvidia1"):
         return "there are several GPUs"
@@ -845,11 +797,11 @@ def run_stages(
         for line in stage.notices(outputs[stage.name]):
             reporter.notice(line)
 
-    names = blueprint.stage_names
+    names = tuple(blueprint.steps)
     for name in names[: names.index(until) + 1]:
         if name in outputs:
             continue
-        run_step(blueprint.build(name, outputs))
+        run_step(blueprint.steps[name](outputs))
         second_try = blueprint.second_try(name, outputs)
         if second_try is not None:
             stage, reason = second_try
@@ -874,7 +826,10 @@ def begun_with_gpu(run_dir: Location, *, has_gpu: bool, record: bool = True) -> 
 
 
 def give_resources(stage: Stage, blueprint: Blueprint, session: Session) -> None:
-    """Size the actor pool of a step by its recipe and what is there."""
+    """Size the actor pool of a step by its recipe and what is there, and bound its failures."""
+    teacher = blueprint.config.teacher
+    if stage.max_failed_key == "teacher.max_failed_fraction":
+        stage.max_failed_fraction = teacher.max_failed_fraction
     pool, cluster = blueprint.pool(stage.name), blueprint.config.cluster
     stage.resources = session.resources_for(stage, pool, cluster)
     if stage.name == "index":  # it predicts the seconds of as many actors as will score
@@ -898,7 +853,7 @@ def write_run_record(run_dir: Location, blueprint: Blueprint, fingerprints: dict
     record = {
         "version": nncift_ray.__version__,
         "config": blueprint.config.model_dump(mode="json"),
-        "stage_names": blueprint.stage_names,
+        "stage_names": list(blueprint.steps),
         "stages": fingerprints,
         "written_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }

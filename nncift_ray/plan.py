@@ -280,7 +280,7 @@ class Workload:
         sample = draw_sample(block, rows, columns, design)
         helped = len(np.unique(sample.helped))
         helpers = 0 if sample.helper is None else len(np.unique(sample.helper))
-        baselines = helped if teaching.needs_baseline else 0
+        baselines = helped if teaching.teacher_class.needs_baseline else 0
         requests = (len(sample) + baselines) * teaching.prompts_per_request
         self.num_labelled += len(sample)
         self.num_requests += requests
@@ -500,7 +500,7 @@ def make_plan(
     prices = config.cluster
     starting = ACTOR_START_SECONDS if why_on_ray(blueprint, run_dir) else STEP_START_SECONDS
     stages: list[StagePlan] = []
-    for name in blueprint.stage_names:
+    for name in blueprint.steps:
         amount, seconds, can_use_gpu = estimates[name]
         state, shards = states.get(name, ("to do", None))
         left = 0.0 if state == "done" else starting + seconds
@@ -511,7 +511,7 @@ def make_plan(
         run_dir=str(run_dir),
         objective=config.objective,
         corpus=corpus,
-        num_pairs_to_label=work.num_labelled if "label" in blueprint.stage_names else 0,
+        num_pairs_to_label=work.num_labelled if "label" in blueprint.steps else 0,
         num_requests=work.num_requests,
         num_teacher_tokens=round(work.teacher_tokens),
         num_pairs_to_score=0 if blueprint.by_teacher else work.num_pairs,
@@ -542,8 +542,8 @@ def _walk(
     """Return finished outputs, and states with the shards left, as far as inputs are finished."""
     outputs: dict[str, StageOutput] = {}
     states: dict[str, tuple[State, int]] = {}
-    for name in blueprint.stage_names:
-        stage = blueprint.build(name, outputs)
+    for name in blueprint.steps:
+        stage = blueprint.steps[name](outputs)
         folder = stage_folder(stage, run_dir)
         output = StageOutput.open(folder)
         if output is None:

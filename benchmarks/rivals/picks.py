@@ -90,8 +90,8 @@ def run_recipe(pool: Pool, folder: Path, name: str) -> tuple[list[int], dict[str
     blueprint = Blueprint(config)
     outputs, seconds = dict[str, StageOutput](), dict[str, float]()
     run_dir = Location.of(str(folder / "run"))
-    for step in blueprint.stage_names[:-1]:  # all but the export
-        stage = blueprint.build(step, outputs)
+    for step in list(blueprint.steps)[:-1]:  # all but the export
+        stage = blueprint.steps[step](outputs)
         stage.resources = Resources(num_cpus=1)
         with spending(folder / "seconds.json", f"{step}/{stage_fingerprint(stage)}") as spent:
             done = run_stage(stage, run_dir, execute=execute_here, reporter=SilentReporter())

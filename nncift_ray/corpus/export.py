@@ -709,6 +709,7 @@ class ExportStage(Stage):
     version: ClassVar[int] = 3
     name: ClassVar[str] = "export"
     title: ClassVar[str] = "write the subset"
+    produces = {}
     unit: ClassVar[str] = "sets"
 
     def __init__(
@@ -719,24 +720,11 @@ class ExportStage(Stage):
     ) -> None:
         """Export the picks of a ranking, in these formats beside the subset itself."""
         self._ranking, self._examples, self._formats = ranking, examples, tuple(formats)
-
-    @property
-    def produces(self) -> Mapping[str, pa.Schema]:
-        """Files only."""
-        return {}
-
-    @property
-    def inputs(self) -> Mapping[str, StageOutput]:
-        """The ranking and the texts."""
-        return {"ranking": self._ranking, "examples": self._examples}
+        self.inputs = {"ranking": self._ranking, "examples": self._examples}
 
     def settings(self) -> dict[str, Any]:
         """The formats; the inputs say the rest."""
         return {"formats": list(self._formats)}
-
-    def num_items(self) -> int:
-        """One set of files."""
-        return 1
 
     def notices(self, output: StageOutput) -> list[str]:
         """What had no place in a form."""

@@ -36,7 +36,7 @@ from nncift_ray.recipe.sections import DataConfig
 from nncift_ray.runtime import schemas
 from nncift_ray.runtime.output import ERRORS_TABLE, FirstErrors, Sink, StageOutput
 from nncift_ray.runtime.schemas import BENCHMARK, CANDIDATE, EXISTING, TABLE_OF_ROLE, TARGET
-from nncift_ray.runtime.step import Shard, Stage, Worker
+from nncift_ray.runtime.step import Shard, Stage, Worker, present
 
 RECORDS, COPIES = "records", "copies"
 NEAR_DUPLICATES, CONTAMINATED = "near_duplicates", "contaminated"
@@ -242,6 +242,7 @@ class IngestStage(Stage):
     version: ClassVar[int] = 2
     name: ClassVar[str] = "ingest"
     title: ClassVar[str] = "read the corpus"
+    produces = {RECORDS: schemas.RECORDS}
     unit: ClassVar[str] = "KiB"
     max_failed_key: ClassVar[str] = "data.max_failed_fraction"
     failed_rows_error: ClassVar[type[NnciftError]] = DataError
@@ -251,16 +252,7 @@ class IngestStage(Stage):
         self.sources = tuple(sources)
         self.data = data or DataConfig.model_construct()
         self.max_failed_fraction = self.data.max_failed_fraction
-
-    @property
-    def produces(self) -> Mapping[str, pa.Schema]:
-        """``records``: every usable row, duplicates still inside."""
-        return {RECORDS: schemas.RECORDS}
-
-    @property
-    def inputs(self) -> Mapping[str, StageOutput]:
-        """None: this is where data comes in."""
-        return {}
+        self.inputs = {}
 
     def settings(self) -> dict[str, Any]:
         """The files by name and content, and how they are read."""
@@ -338,6 +330,7 @@ class DeduplicateStage(Stage):
         """Read the finished ingest, and the examples of a parent that this goes on from."""
         self.ingest, self.parent = ingest, parent
         self.data = data or DataConfig.model_construct()
+        self.inputs = present(ingest=ingest, parent=parent)
 
     @property
     def produces(self) -> Mapping[str, pa.Schema]:
@@ -346,21 +339,12 @@ class DeduplicateStage(Stage):
         tables |= {NEAR_DUPLICATES: schemas.NEAR_DUPLICATES, CONTAMINATED: schemas.CONTAMINATED}
         return tables | ({COPIES: schemas.COPIES} if self.parent else {})
 
-    @property
-    def inputs(self) -> Mapping[str, StageOutput]:
-        """The ingest, and the parent's examples."""
-        return {"ingest": self.ingest} | ({"parent": self.parent} if self.parent else {})
-
     def settings(self) -> dict[str, Any]:
         """What counts as a near-duplicate and as an overlap."""
         return {
             "near_duplicates": self.data.near_duplicates,
             "overlap_words": self.data.overlap_words,
         }
-
-    def num_items(self) -> int:
-        """One: numbering is sequential."""
-        return 1
 
     def item_weight(self, start: int, stop: int) -> int:
         """All records."""

@@ -12,7 +12,7 @@ import math
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -129,6 +128,7 @@ class TuneStage(Stage):
 
     name: ClassVar[str] = "tune"
     title: ClassVar[str] = "fine-tune the model on a subset"
+    produces = {"tuning": TUNING}
     unit: ClassVar[str] = "runs"
     isolated: ClassVar[bool] = True
     can_use_gpu = True
@@ -155,16 +155,7 @@ class TuneStage(Stage):
             raise ValueError("there is no example to fine-tune on: the subset is empty")
         self._examples, self._members, self._job = examples, members, job
         self._train, self.seed = train or fine_tune, job.tuning.seed
-
-    @property
-    def produces(self) -> Mapping[str, pa.Schema]:
-        """How the training went."""
-        return {"tuning": TUNING}
-
-    @property
-    def inputs(self) -> Mapping[str, StageOutput]:
-        """The deduplicated examples."""
-        return {"examples": self._examples}
+        self.inputs = {"examples": examples}
 
     @cached_property
     def _digest(self) -> str:
@@ -173,10 +164,6 @@ class TuneStage(Stage):
     def settings(self) -> dict[str, Any]:
         """Subset, model and optimiser."""
         return {"members": self._digest, **self._job.settings()}
-
-    def num_items(self) -> int:
-        """One run."""
-        return 1
 
     def progress(self, folder: Location) -> str:
         """Say how many steps are done."""

@@ -18,7 +18,7 @@ from nncift_ray.labels.sample import PairSample, SampleDesign, draw_block, draw_
 from nncift_ray.runtime import schemas
 from nncift_ray.runtime.output import ROW_GROUP_ROWS, Sink, StageOutput, column_matrix
 from nncift_ray.runtime.schemas import CANDIDATE, CROSS, POINTS, TARGET, WITHIN, helped_role
-from nncift_ray.runtime.step import KILLED_WORKER, Shard, Stage, Worker
+from nncift_ray.runtime.step import KILLED_WORKER, Shard, Stage, Worker, present
 from nncift_ray.teachers.base import (
     LabelRequest,
     Measurement,
@@ -206,6 +206,7 @@ class LabelStage(Stage):
 
     name: ClassVar[str] = "label"
     title: ClassVar[str] = "ask the teacher for labels"
+    produces = {"measurements": schemas.MEASUREMENTS, "labels": schemas.LABELS}
     version: ClassVar[int] = 3
     unit: ClassVar[str] = "requests"
     max_failed_key: ClassVar[str] = "teacher.max_failed_fraction"
@@ -236,21 +237,9 @@ class LabelStage(Stage):
         loads_model = teacher_class.needs_engine or self.can_use_gpu
         self.single_threaded, self.max_actors = not loads_model, None if loads_model else 1
         self.seed = next(iter(sample.designs.values())).seed
-
-    @property
-    def produces(self) -> Mapping[str, pa.Schema]:
-        """Measurements and labels."""
-        return {"measurements": schemas.MEASUREMENTS, "labels": schemas.LABELS}
-
-    @property
-    def inputs(self) -> Mapping[str, StageOutput]:
-        """The examples, and the embeddings and gradients where the teacher reads them."""
-        inputs = {"examples": self._sample.examples}
-        if self._embeddings is not None:
-            inputs["embeddings"] = self._embeddings
-        if self._gradients is not None:
-            inputs["gradients"] = self._gradients
-        return inputs
+        self.inputs = present(
+            examples=self._sample.examples, embeddings=embeddings, gradients=gradients
+        )
 
     def settings(self) -> dict[str, Any]:
         """The sample, and the teacher with its model."""

@@ -149,6 +149,7 @@ class DriftStage(Stage):
 
     name: ClassVar[str] = "drift"
     title: ClassVar[str] = "compare new data with the labelled corpus"
+    produces = {"distances": schemas.DRIFT_DISTANCES, "activation_ranges": schemas.DRIFT_RANGES}
     unit: ClassVar[str] = "comparisons"
     seed = SAMPLE_SEED
 
@@ -166,17 +167,7 @@ class DriftStage(Stage):
         """
         self._labels, self._embeddings, self._activations = labels, embeddings, activations
         self._num_reference, self._first_new = num_labelled_corpus, first_new
-
-    @property
-    def produces(self) -> Mapping[str, pa.Schema]:
-        """Distances and ranges."""
-        return {"distances": schemas.DRIFT_DISTANCES, "activation_ranges": schemas.DRIFT_RANGES}
-
-    @property
-    def inputs(self) -> Mapping[str, StageOutput]:
-        """Labels, embeddings and activations."""
-        names = ("labels", "embeddings", "activations")
-        return dict(zip(names, (self._labels, self._embeddings, self._activations), strict=True))
+        self.inputs = {"labels": labels, "embeddings": embeddings, "activations": activations}
 
     def settings(self) -> dict[str, Any]:
         """Which rows are compared, and the rule."""
@@ -189,10 +180,6 @@ class DriftStage(Stage):
             "min_range_excess": MIN_RANGE_EXCESS,
             "min_examples": MIN_EXAMPLES,
         }
-
-    def num_items(self) -> int:
-        """One comparison."""
-        return 1
 
     def make_worker(self) -> Worker:
         """Return the comparison."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -295,6 +295,11 @@ class FitStage(Stage):
 
     name: ClassVar[str] = "fit"
     title: ClassVar[str] = "train the network"
+    produces = {
+        "history": schemas.TRAINING_HISTORY,
+        "predictions": schemas.PREDICTIONS,
+        "fidelity": schemas.FIDELITY,
+    }
     version: ClassVar[int] = 5
     unit: ClassVar[str] = "runs"
 
@@ -311,20 +316,7 @@ class FitStage(Stage):
         self._network, self._workers = network, workers
         self.hands_over = workers is not None
         self.seed = network.seed
-
-    @property
-    def produces(self) -> Mapping[str, pa.Schema]:
-        """History, predictions, fidelity."""
-        return {
-            "history": schemas.TRAINING_HISTORY,
-            "predictions": schemas.PREDICTIONS,
-            "fidelity": schemas.FIDELITY,
-        }
-
-    @property
-    def inputs(self) -> Mapping[str, StageOutput]:
-        """Labels, embeddings and profiles."""
-        return {"labels": self._labels, **self._inputs.steps}
+        self.inputs = {"labels": labels, **inputs.steps}
 
     def settings(self) -> dict[str, Any]:
         """Network and training, the number of workers among it: other sums round otherwise."""
@@ -333,10 +325,6 @@ class FitStage(Stage):
             "network": self._network.model_dump(mode="json"),
             "stop": {"num_folds": NUM_FOLDS, "patience_share": PATIENCE_SHARE},
         }
-
-    def num_items(self) -> int:
-        """One run trains all blocks: starting workers costs more than training."""
-        return 1
 
     def progress(self, folder: Location) -> str:
         """Say how many epochs are done."""

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from nncift_ray.labels.sample import TRAIN, VALIDATION
@@ -96,6 +95,7 @@ class SweepStage(Stage):
 
     name: ClassVar[str] = "sweep"
     title: ClassVar[str] = "train networks on parts of the labels"
+    produces = {CELLS_TABLE: schemas.SWEEP_CELLS}
     unit: ClassVar[str] = "networks"
 
     def __init__(
@@ -115,16 +115,7 @@ class SweepStage(Stage):
         self._cells, self._network, self._labelled = tuple(cells), network, dict(labelled)
         #: Rows of cells that another sweep of the same ``base`` has measured.
         self.known: Mapping[Cell, Sequence[Mapping[str, Any]]] = {}
-
-    @property
-    def produces(self) -> Mapping[str, pa.Schema]:
-        """Cells."""
-        return {CELLS_TABLE: schemas.SWEEP_CELLS}
-
-    @property
-    def inputs(self) -> Mapping[str, StageOutput]:
-        """Labels, embeddings and profiles."""
-        return {"labels": self._labels, **self._inputs.steps}
+        self.inputs = {"labels": labels, **inputs.steps}
 
     @property
     def base(self) -> str:

@@ -163,6 +163,7 @@ class LossDropStage(ModelRowStage):
 
     name: ClassVar[str] = "loss_drop"
     title: ClassVar[str] = "measure what knowing the targets saves"
+    produces = {"candidates": LOSS_DROP}
 
     def __init__(
         self,
@@ -174,16 +175,7 @@ class LossDropStage(ModelRowStage):
         self._examples, self._make_measure = examples, make_measure
         self._shard_rows = shard_rows or DEFAULT_SHARD_ROWS
         self._atoms = RowAtoms((("candidates", examples.num_rows("candidates")),), ATOM_ROWS)
-
-    @property
-    def produces(self) -> Mapping[str, pa.Schema]:
-        """Losses."""
-        return {"candidates": LOSS_DROP}
-
-    @property
-    def inputs(self) -> Mapping[str, StageOutput]:
-        """The examples, and the warm-up where there is one."""
-        return {"examples": self._examples, **self._make_measure.inputs()}
+        self.inputs = {"examples": examples, **self._make_measure.inputs()}
 
     def settings(self) -> dict[str, Any]:
         """The way, its model and what is computed together."""

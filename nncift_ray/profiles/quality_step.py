@@ -19,7 +19,7 @@ from nncift_ray.profiles.neighbours import fitting_prefix, group_rows, nearest_r
 from nncift_ray.profiles.quality import SUSPECT, beside_neighbours, quality_of, suspicion
 from nncift_ray.runtime.output import Sink, StageOutput, column_matrix
 from nncift_ray.runtime.schemas import CANDIDATE
-from nncift_ray.runtime.step import Shard, Stage, Worker
+from nncift_ray.runtime.step import Shard, Stage, Worker, present
 
 ITEM_ROWS = 128  # candidates of an engine's call
 DEFAULT_SHARD_ROWS = 512
@@ -68,6 +68,7 @@ class NeighboursStage(Stage):
 
     name: ClassVar[str] = "neighbours"
     title: ClassVar[str] = "find near examples"
+    produces = {"asks": ASKS}
     unit: ClassVar[str] = "searches"
     single_threaded = False
 
@@ -76,24 +77,11 @@ class NeighboursStage(Stage):
     ) -> None:
         """Search for all candidates, or for those that a parent's quality step has not measured."""
         self._embeddings, self._num_neighbours, self._parent = embeddings, num_neighbours, parent
-
-    @property
-    def produces(self) -> Mapping[str, pa.Schema]:
-        """Who is shown what."""
-        return {"asks": ASKS}
-
-    @property
-    def inputs(self) -> Mapping[str, StageOutput]:
-        """The vectors, and what a parent measured."""
-        return {"embeddings": self._embeddings} | ({"parent": self._parent} if self._parent else {})
+        self.inputs = present(embeddings=embeddings, parent=parent)
 
     def settings(self) -> dict[str, Any]:
         """How many are shown."""
         return {"num_neighbours": self._num_neighbours}
-
-    def num_items(self) -> int:
-        """One search."""
-        return 1
 
     def make_worker(self) -> Worker:
         """Search on all threads of the process."""
@@ -127,6 +115,7 @@ class QualityStage(Stage):
 
     name: ClassVar[str] = "quality"
     title: ClassVar[str] = "compare answers with near examples"
+    produces = {"measured": MEASURED, "candidates": QUALITY}
     version: ClassVar[int] = 2
     unit: ClassVar[str] = "rows"
     can_use_gpu = True
@@ -152,21 +141,9 @@ class QualityStage(Stage):
         self._embedder, self._make_embedder = embedder, make_embedder
         self._shard_rows, self._parent = shard_rows or DEFAULT_SHARD_ROWS, parent
         self._num_asks = neighbours.num_rows("asks")
-
-    @property
-    def produces(self) -> Mapping[str, pa.Schema]:
-        """What was measured, and what follows."""
-        return {"measured": MEASURED, "candidates": QUALITY}
-
-    @property
-    def inputs(self) -> Mapping[str, StageOutput]:
-        """Examples, profiles and who is shown what."""
-        inputs = {
-            "examples": self._examples,
-            "profiles": self._profiles,
-            "neighbours": self._neighbours,
-        }
-        return inputs | ({"parent": self._parent} if self._parent else {})
+        self.inputs = present(
+            examples=examples, profiles=profiles, neighbours=neighbours, parent=parent
+        )
 
     def settings(self) -> dict[str, Any]:
         """The models."""

@@ -18,7 +18,7 @@ from nncift_ray.profiles.blocks import FEATURE_BLOCKS, SCALARS, SEED
 from nncift_ray.recipe.sections import EmbedderConfig
 from nncift_ray.runtime.output import Sink, StageOutput
 from nncift_ray.runtime.schemas import TABLE_OF_ROLE
-from nncift_ray.runtime.step import KILLED_WORKER, RowAtoms, RowStage, Shard, Worker
+from nncift_ray.runtime.step import KILLED_WORKER, RowAtoms, RowStage, Shard, Worker, present
 
 #: Examples that are sorted by length and padded together.
 ATOM_ROWS = 128
@@ -75,6 +75,7 @@ class ProfileStage(ModelRowStage):
 
     name: ClassVar[str] = "profiles"
     title: ClassVar[str] = "profile the examples"
+    produces = dict.fromkeys(TABLE_OF_ROLE.values(), SCHEMA)
 
     def __init__(
         self,
@@ -91,16 +92,7 @@ class ProfileStage(ModelRowStage):
         done = {table: parent.num_rows(table) if parent else 0 for table in rows}
         ranges = tuple((table, rows[table] - done[table]) for table in rows)
         self._atoms = RowAtoms(ranges, ATOM_ROWS, first_rows=done)
-
-    @property
-    def produces(self) -> Mapping[str, pa.Schema]:
-        """Profiles by role."""
-        return dict.fromkeys(TABLE_OF_ROLE.values(), SCHEMA)
-
-    @property
-    def inputs(self) -> Mapping[str, StageOutput]:
-        """The deduplicated examples."""
-        return {"examples": self._examples} | ({"parent": self._parent} if self._parent else {})
+        self.inputs = present(examples=examples, parent=parent)
 
     def settings(self) -> dict[str, Any]:
         """The model, and what is stored of it."""

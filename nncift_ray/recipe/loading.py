@@ -31,6 +31,7 @@ REMOVED_KEYS: dict[str, str] = {
     "pair_scores.generator": "candidates always come from anchor features",
     "pair_scores.index": "columns are always listed from k-means cells",
     "pair_scores.activation_dtype": "activations are always stored in float32",
+    "pair_scores.dense": "set pair_scores.top_k to the number of candidates: lists then hold all",
     "pair_scores.half": "pairs are always scored in float32",
     "selection.optimizer.epsilon": "it was of the stochastic search; lazy needs no such key",
     "selection.optimizer.rounds": "partitioned searches its parts once, then what they picked",

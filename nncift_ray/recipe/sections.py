@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, cast, get_args
 
@@ -536,10 +536,9 @@ class PairScoresConfig(Section):
     """What to do where even the widest search finds too little: stop, or go exact."""
     seed: int = Field(default=0, ge=0)
     """Of the samples that the index is built, tuned and checked on."""
-    dense: bool = False
-    """Also write all scores, as a table of one list a row; exact mode only."""
     max_dense_bytes: Count = 2 * 10**9
-    """Largest such table."""
+    """Most bytes of a block's pairs where an objective adds up every one (the graph cuts,
+    saturated_coverage, round_robin)."""
     max_worker_bytes: Count = 4 * 10**9
     """Memory that one worker may take, estimated before the stage starts. More lets it keep more
     columns in memory. Never changes a result."""
@@ -547,17 +546,6 @@ class PairScoresConfig(Section):
     """Columns scored at a time. Never changes a result."""
     pool: PoolConfig = PoolConfig()
     """Actors; each scores with as many threads as it has CPUs."""
-
-    @model_validator(mode="after")
-    def _dense_needs_every_pair(self) -> Self:
-        if self.dense and self.mode != "exact":
-            raise ValueError(f"dense writes every pair, so mode must be exact (given: {self.mode})")
-        if self.dense and self.by == "teacher":
-            raise ValueError(
-                "dense writes the network's scores, and by is teacher: the labels are in the table "
-                "labels of the step label; leave dense out"
-            )
-        return self
 
 
 # Recipe key ``selection.quotas``: how many picks each source may and must have.
@@ -1161,22 +1149,6 @@ class Recipe(Section):
         own = {"by": "teacher"} | dict(cast("Mapping[str, Any]", scores))
         return dict(tree) | {"pair_scores": own}
 
-    @model_validator(mode="after")
-    def _measurements_need_no_network(self) -> Self:
-        kind = self.teacher.kind
-        if kind in MEASURED_TEACHERS and self.pair_scores.by == "network":
-            raise ValueError(
-                f"pair_scores.by: network learns a teacher's labels, and {kind} scores everything "
-                "by itself; take the key out"
-            )
-        if kind in LOSS_DROPS and not self.data.targets:
-            raise ValueError(f"data.targets: {kind} compares losses before and after it knows them")
-        by_field = kind == "deita" and self.selection.weight_by is not None
-        reads_profiles = kind in ("ifd", "consistency", "deita") and not by_field
-        if reads_profiles and self.profiles.model is None:
-            raise ValueError(f"profiles.model: {kind} is made of the profiles; take the key out")
-        return self
-
     def save(self, path: str | Path) -> None:
         """Write what differs from the defaults as a YAML file that ``nncift run`` takes."""
         import yaml  # recipes from Python need none
@@ -1207,63 +1179,66 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
-    def _targets_where_needed(self) -> Self:
-        objective = self.selection.objective
-        needs = "mutual_information" in objective or objective == "round_robin"
-        if needs and not self.data.targets:
-            raise ValueError(
-                f"selection.objective: {objective} needs data.targets; "
-                "give targets, or use facility_location"
-            )
+    def _sections_agree(self) -> Self:
+        for problem in (*self._teacher_problems(), *self._objective_problems()):
+            raise ValueError(problem)
         return self
 
-    @model_validator(mode="after")
-    def _roles_are_read(self) -> Self:
-        objective = self.selection.objective
-        if objective in CONDITIONAL and not self.data.existing:
-            raise ValueError(
-                f"selection.objective: {objective} needs data.existing, what the model already has"
-            )
-        if self.data.existing and self.objective not in CONDITIONAL:
-            raise ValueError(
-                f"data.existing: {objective} reads no existing data; use "
-                f"{' or '.join(CONDITIONAL)}, or take the key out"
-            )
-        if self.data.targets and objective in WITHOUT_TARGETS:
-            raise ValueError(
-                f"data.targets: {objective} reads no targets; use graph_cut_mutual_information, or "
-                "take the key out"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _pair_part_is_known(self) -> Self:
-        by_pairs = self.network.kind == "pair" and self.pair_scores.by == "network"
-        if self.selection.objective == "pair_coverage" and not by_pairs:
-            raise ValueError(
-                "selection.objective pair_coverage reads the pair part of a network's scores: it "
-                "needs network.kind pair and pair_scores.by network; or take facility_location"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _pointwise_ranks(self) -> Self:
+    def _teacher_problems(self) -> Iterator[str]:
+        """Yield what other sections ask of the teacher in vain."""
         kind, objective = self.teacher.kind, self.selection.objective
+        by_teacher = self.pair_scores.by == "teacher"
+        if kind in MEASURED_TEACHERS and not by_teacher:
+            yield (
+                f"pair_scores.by: network learns a teacher's labels, and {kind} scores everything "
+                "by itself; take the key out"
+            )
+        if kind in LOSS_DROPS and not self.data.targets:
+            yield f"data.targets: {kind} compares losses before and after it knows them"
+        by_field = kind == "deita" and self.selection.weight_by is not None
+        reads_profiles = kind in ("ifd", "consistency", "deita") and not by_field
+        if reads_profiles and self.profiles.model is None:
+            yield f"profiles.model: {kind} is made of the profiles; take the key out"
         if kind in POINTWISE_TEACHERS and objective not in ("top_k", "random"):
-            raise ValueError(
+            yield (
                 f"teacher.kind {kind} scores examples, not pairs, so selection.objective must be "
                 f"top_k (given: {objective})"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _teacher_scores_what_it_labels(self) -> Self:
-        if self.pair_scores.by == "teacher" and self.data.existing:
-            raise ValueError(
+        if by_teacher and self.data.existing:
+            yield (
                 "pair_scores.by: teacher takes labels for scores, and data.existing are never "
                 "labelled; set by to network, or take data.existing out"
             )
-        return self
+
+    def _objective_problems(self) -> Iterator[str]:
+        """Yield what the objective lacks, and what is given that it does not read."""
+        objective, data = self.selection.objective, self.data
+        needs_targets = "mutual_information" in objective or objective == "round_robin"
+        if needs_targets and not data.targets:
+            yield (
+                f"selection.objective: {objective} needs data.targets; "
+                "give targets, or use facility_location"
+            )
+        if objective in CONDITIONAL and not data.existing:
+            yield (
+                f"selection.objective: {objective} needs data.existing, what the model already has"
+            )
+        if data.existing and self.objective not in CONDITIONAL:
+            yield (
+                f"data.existing: {objective} reads no existing data; use "
+                f"{' or '.join(CONDITIONAL)}, or take the key out"
+            )
+        if data.targets and objective in WITHOUT_TARGETS:
+            yield (
+                f"data.targets: {objective} reads no targets; use graph_cut_mutual_information, or "
+                "take the key out"
+            )
+        by_pairs = self.network.kind == "pair" and self.pair_scores.by == "network"
+        if objective == "pair_coverage" and not by_pairs:
+            yield (
+                "selection.objective pair_coverage reads the pair part of a network's scores: it "
+                "needs network.kind pair and pair_scores.by network; or take facility_location"
+            )
 
     @property
     def benchmarks(self) -> tuple[str, ...]:

@@ -320,14 +320,6 @@ def embeddings_schema(dimension: int, dtype: str) -> pa.Schema:
     )
 
 
-def dense_schema(num_columns: int) -> pa.Schema:
-    """Return the schema of all scores of a block: a list of ``num_columns`` a row."""
-    return _schema(
-        row_index=LONG,
-        influence=pa.list_(FLOAT, num_columns),  # raw
-    )
-
-
 def activations_schema(num_hidden: int) -> pa.Schema:
     """Return the schema of projected activations of one role and block, ``num_hidden`` each."""
     return _schema(row_index=LONG, activation=pa.list_(FLOAT, num_hidden))

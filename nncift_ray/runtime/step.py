@@ -80,6 +80,11 @@ class Resources:
 Worker = Callable[[Shard, Sink], None]
 
 
+def present(**outputs: StageOutput | None) -> dict[str, StageOutput]:
+    """Return the outputs that are there, by name: a stage's ``inputs``."""
+    return {name: output for name, output in outputs.items() if output is not None}
+
+
 class Stage(ABC):
     """One step of the pipeline.
 
@@ -122,23 +127,18 @@ class Stage(ABC):
         "give its actors more of it (pool.num_cpus), or run fewer of them (pool.num_actors)"
     )
 
-    @property
-    @abstractmethod
-    def produces(self) -> Mapping[str, pa.Schema]:
-        """The tables this stage writes, ``errors`` aside."""
+    #: The tables it writes, ``errors`` aside.
+    produces: Mapping[str, pa.Schema]
+    #: The finished stages it reads.
+    inputs: dict[str, StageOutput]
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
         """What shapes the rows, as JSON: enters the fingerprint with the inputs' fingerprints."""
 
-    @property
-    @abstractmethod
-    def inputs(self) -> Mapping[str, StageOutput]:
-        """The finished stages this one reads."""
-
-    @abstractmethod
     def num_items(self) -> int:
         """How many items there are."""
+        return 1
 
     @abstractmethod
     def make_worker(self) -> Worker:

@@ -8,29 +8,19 @@ scoring are then timed on a sample; ``auto`` takes the faster.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
-import safetensors.numpy
 
 from nncift_ray.errors import ConfigError, StageError
 from nncift_ray.network.factored import FactoredNetwork, read_network
 from nncift_ray.recipe.sections import PairScoresConfig
 from nncift_ray.runtime import schemas
-from nncift_ray.runtime.output import FILES_TABLE, Sink, StageOutput, column_matrix
+from nncift_ray.runtime.output import FILES_TABLE, Sink, StageOutput
 from nncift_ray.runtime.step import Shard, Stage, Worker
-from nncift_ray.scores.backend import (
-    MEMORY_KEY,
-    PairMemory,
-    ScoreTiles,
-    make_backend,
-    num_threads_of,
-    peak_bytes,
-)
 from nncift_ray.scores.exact import TopK
 from nncift_ray.scores.index import (
     FIT_SAMPLE,
@@ -44,6 +34,18 @@ from nncift_ray.scores.index import (
     listing_schedule,
     num_cells,
     tune,
+)
+from nncift_ray.scores.scorers import (
+    MEMORY_KEY,
+    PairMemory,
+    ScoreTiles,
+    index_file,
+    make_backend,
+    num_threads_of,
+    peak_bytes,
+    read_columns,
+    read_rows,
+    write_index,
 )
 
 EXACT, PRUNED = "exact", "pruned"
@@ -109,6 +111,7 @@ class IndexStage(Stage):
     unit: ClassVar[str] = "indexes"
     title: ClassVar[str] = "index the columns"
     version: ClassVar[int] = 2
+    produces = {"recall": schemas.RECALL}
     can_use_gpu = True
     single_threaded = False
     max_actors = 1
@@ -136,25 +139,12 @@ class IndexStage(Stage):
             excess = self._excess(block)
             if excess:
                 raise ConfigError(f"{excess}; raise it, or set pair_scores.mode=exact")
-
-    @property
-    def produces(self) -> Mapping[str, pa.Schema]:
-        """Every setting tried."""
-        return {"recall": schemas.RECALL}
-
-    @property
-    def inputs(self) -> Mapping[str, StageOutput]:
-        """Activations and networks."""
-        return {"activations": self._activations, "networks": self._networks}
+        self.inputs = {"activations": activations, "networks": networks}
 
     def settings(self) -> dict[str, Any]:
         """What the recipe says of pruning."""
         wanted = {"top_k", "mode", "min_recall", "recall_rows", "on_low_recall", "seed"}
         return {"blocks": list(self._blocks), **self._config.model_dump(include=wanted)}
-
-    def num_items(self) -> int:
-        """All blocks at once: an index is built with all the cores there are."""
-        return 1
 
     def notices(self, output: StageOutput) -> list[str]:
         """How each block is scored, and why."""
@@ -295,45 +285,18 @@ class IndexStage(Stage):
         )
 
 
-# What the stages after it read: rows and columns, the index, the decisions, the recall.
-
-
-def read_columns(activations: StageOutput, block: str) -> np.ndarray:
-    """Return the activations [J, H] of all columns of a block."""
-    return column_matrix(activations.read(f"{block}_columns", ["activation"])["activation"])
-
-
-def read_rows(activations: StageOutput, block: str, rows: np.ndarray) -> np.ndarray:
-    """Return the activations [I, H] of some rows of a block."""
-    table = activations.take_rows(f"{block}_rows", rows, ["activation"])
-    return column_matrix(table["activation"])
-
-
-def _index_file(block: str) -> str:
-    return f"index-{block}.safetensors"
-
-
-def write_index(sink: Sink, block: str, index: ColumnIndex) -> None:
-    """Write what ``read_index`` reads; the columns themselves are in the activations."""
-    arrays = {name: np.ascontiguousarray(array) for name, array in index.to_state().items()}
-    sink.write_file(_index_file(block), safetensors.numpy.save(arrays))
-
-
-def read_index(output: StageOutput, block: str, b_JH: np.ndarray, num_threads: int) -> ColumnIndex:
-    """Return the index of a block, for the columns that it was built over."""
-    state = safetensors.numpy.load(output.read_file(_index_file(block)))
-    return ColumnIndex.from_state(state, b_JH, num_threads=num_threads)
+# What the stages after it read: the decisions, the recall.
 
 
 def index_digest(index: StageOutput, block: str) -> str:
     """Return the SHA-256 of a block's index."""
     parts = index.manifest.table_parts(FILES_TABLE)
-    return next(p.sha256 for p in parts if p.name == f"{FILES_TABLE}/{_index_file(block)}")
+    return next(p.sha256 for p in parts if p.name == f"{FILES_TABLE}/{index_file(block)}")
 
 
-def read_decisions(index: StageOutput | None) -> dict[str, BlockDecision]:
-    """Return the decision for every block that the index stage looked at; none without a stage."""
-    found = {} if index is None else index.manifest.facts().get(DECISIONS, {})
+def read_decisions(index: StageOutput) -> dict[str, BlockDecision]:
+    """Return the decision for every block that the index stage looked at."""
+    found = index.manifest.facts().get(DECISIONS, {})
     return {block: BlockDecision(**values) for block, values in found.items()}
 
 

@@ -1,4 +1,4 @@
-"""Scorers: what is kept of the scores of some rows of a block, and the tables it is written to.
+"""Scorers: what scores the rows of a block, what is kept of it, and the tables it is written to.
 
 A row scorer is called with a span of rows, their activations and the sink that it writes to.
 
@@ -8,6 +8,11 @@ G subtasks, B bins of a histogram, N examples.
 
 from __future__ import annotations
 
+import functools
+import importlib.util
+import os
+import resource
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -16,34 +21,133 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import safetensors.numpy
 
 from nncift_ray.corpus.examples import Subtasks
-from nncift_ray.errors import DataError, StageError
+from nncift_ray.errors import ConfigError, DataError, StageError
 from nncift_ray.network.factored import FactoredNetwork
 from nncift_ray.runtime import schemas
-from nncift_ray.runtime.output import Sink, StageOutput, column_matrix, vectors_to_arrow
+from nncift_ray.runtime.output import Sink, StageOutput, column_matrix
 from nncift_ray.runtime.schemas import CROSS, EXISTING
-from nncift_ray.runtime.step import RowSpan
-from nncift_ray.scores.backend import ScoreTiles
+from nncift_ray.runtime.step import Resources, RowSpan
 from nncift_ray.scores.exact import (
     RescoredTopK,
     ScoreStatistics,
     ScoreTotal,
     TopK,
     TopKState,
-    score_matrix,
     sum_columns,
     to_fixed_point,
     top_k_rows,
+    top_k_tiles,
 )
 from nncift_ray.scores.index import ColumnIndex, SearchSettings, recall_at_k
-from nncift_ray.scores.index_step import read_columns, read_index, read_rows
 from nncift_ray.scores.kernel import CountedRows, count_values
+
+#: `exact.top_k_tiles` on threads, or the same on a device.
+ScoreTiles = Callable[..., TopK | None]
+
+
+def num_threads_of(resources: Resources) -> int:
+    """Return the threads of an actor: its CPUs, never more than the machine has."""
+    return max(1, min(int(resources.num_cpus), os.cpu_count() or 1))
+
+
+def pair_backend(device: str = "cpu", *, num_threads: int = 1) -> ScoreTiles:
+    """Return what scores all pairs on "cpu" or on a torch device.
+
+    The CPU kernel loads no torch; "cuda" is the Triton kernel where Triton is installed (it comes
+    with a GPU build of torch), else plain torch.
+    """
+    if device == "cpu":
+        return functools.partial(top_k_tiles, num_threads=num_threads)
+    from nncift_ray.scores.gpu import fold_in_torch, top_k_tiles_on
+
+    fold = fold_in_torch
+    if device.startswith("cuda") and importlib.util.find_spec("triton") is not None:
+        from nncift_ray.scores.triton_kernel import fold_in_triton
+
+        fold = fold_in_triton
+    return functools.partial(top_k_tiles_on, device=device, fold=fold)
+
+
+def make_backend(resources: Resources) -> ScoreTiles:
+    """Return what scores all pairs with an actor's resources.
+
+    Raises:
+        StageError: If Ray gave a GPU that torch cannot use.
+    """
+    if not resources.num_gpus:
+        return pair_backend(num_threads=num_threads_of(resources))
+    import torch  # a CPU worker does without
+
+    if not torch.cuda.is_available():
+        raise StageError(
+            "Ray gave this actor a GPU, but torch finds none: install torch for CUDA, or set "
+            "pair_scores.pool.num_gpus to 0"
+        )
+    return pair_backend("cuda")
+
+
+# What a worker of the pair stages holds in memory: estimated before it starts, and measured.
+
+FLOAT_BYTES, LONG_BYTES = 4, 8
+#: Python with the libraries, and what reading and writing Parquet takes.
+PROCESS_BYTES = 450 * 10**6
+TILE_COPIES = 4  # of the columns read at a time: as Parquet, as Arrow, as numbers, packed
+PADDING = 1.2  # hidden units are padded to sixteens, cells to whole panels
+FEATURE_COPIES = 4  # the index, its bytes while they are read, and packed for searching
+MEMORY_KEY = "pair_scores.max_worker_bytes"
+
+
+@dataclass(frozen=True, slots=True)
+class PairMemory:
+    """Estimates in bytes for one block; a worker scores so many rows of it together."""
+
+    num_columns: int
+    num_hidden: int
+    shard_rows: int
+    top_k: int
+    column_tile: int = 65_536
+
+    @property
+    def streamed(self) -> int:
+        """The least that exact scoring takes: rows, lists and one tile of columns."""
+        hidden = self.num_hidden * FLOAT_BYTES
+        tile = TILE_COPIES * min(self.column_tile, self.num_columns) * hidden
+        return PROCESS_BYTES + tile + self.shard_rows * (3 * hidden + 4 * self.top_k * LONG_BYTES)
+
+    def keeps_columns(self, max_bytes: int) -> bool:
+        """Whether all columns fit beside what streaming takes."""
+        return self.streamed + self.num_columns * self.num_hidden * FLOAT_BYTES <= max_bytes
+
+    def pruned(self, num_features: int) -> int:
+        """What scoring through an index takes: columns, a packed copy, the index."""
+        packed = round(self.num_columns * self.num_hidden * FLOAT_BYTES * (1 + PADDING))
+        features = self.num_columns * num_features * FLOAT_BYTES
+        return self.streamed + packed + FEATURE_COPIES * features
+
+    def check_streamed(self, block: str, max_bytes: int) -> None:
+        """Raise ConfigError, with what to change, for a bound that even streaming does not keep."""
+        if self.streamed > max_bytes:
+            raise ConfigError(
+                f"{MEMORY_KEY} = {max_bytes:,} is less than scoring block '{block}' takes, about "
+                f"{self.streamed:,} bytes a worker: raise it, or lower pair_scores.column_tile "
+                f"(now {self.column_tile:,}) or pair_scores.pool.shard_rows"
+            )
+
+
+def peak_bytes() -> int:
+    """Return the largest memory that this process has had resident."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # kilobytes but on macOS
+
+
+# What is kept of the scores of some rows.
 
 # Columns whose sums are made at once: as many as fit in this, times their subtasks.
 SUM_BYTES = 64 * 1024**2
 INT_BYTES = 8
-DENSE_ROWS = 256  # written at a time
 
 RowScorer = Callable[[RowSpan, np.ndarray, Sink], None]
 
@@ -107,11 +211,10 @@ class ListScorer:
     columns: Columns
     top_k: int
     score_tiles: ScoreTiles
-    dense: bool = False
     resume: Callable[[RowSpan], TopKState] | None = None
 
     def __call__(self, span: RowSpan, a_IH: np.ndarray, sink: Sink) -> None:
-        """Write lists, column maxima, statistics and, if wanted, every score."""
+        """Write lists, column maxima and statistics."""
         counted = CountedRows.of_range(span.start, span.stop, self.columns.num_block_rows)
         top = self.score(span, a_IH, counted)
         if top is None:
@@ -121,8 +224,6 @@ class ListScorer:
         if span.name == CROSS:
             helper_J = self.columns.first + np.arange(len(top.column_max_J))
             write_column_max(sink, span.name, helper_J, top.column_max_J)
-        if self.dense:
-            self._write_dense(span, a_IH, sink)
 
     def score(self, span: RowSpan, a_IH: np.ndarray, counted: CountedRows) -> TopK | None:
         """Return lists, statistics and the maxima of all columns; None without columns."""
@@ -133,21 +234,6 @@ class ListScorer:
                 a_IH, self.columns, network.w_H, network.bias, self.top_k, state=state,
                 counted=counted,
             )  # fmt: skip
-
-    def _write_dense(self, span: RowSpan, a_IH: np.ndarray, sink: Sink) -> None:
-        network, num_threads = self.columns.network, self.columns.num_threads
-        for start in range(0, len(a_IH), DENSE_ROWS):
-            piece_IH = a_IH[start : start + DENSE_ROWS]
-            parts = [
-                score_matrix(piece_IH, tile_JH, network.w_H, network.bias, num_threads=num_threads)
-                for _, tile_JH in self.columns
-            ]
-            score_IJ = np.concatenate(parts, axis=1)
-            columns = {
-                "row_index": span.start + start + np.arange(len(piece_IH)),
-                "influence": vectors_to_arrow(score_IJ, "float32"),
-            }
-            _write(sink, f"{span.name}_dense", schemas.dense_schema(score_IJ.shape[1]), columns)
 
 
 def keep_sums(
@@ -288,6 +374,37 @@ class HeldOutScorer:
         if self.keeps_statistics:
             total = exact.statistics.total()
             write_statistics(sink, self.block, total, counted.count_B, num_scored=0)
+
+
+# What they read: rows and columns, the index.
+
+
+def read_columns(activations: StageOutput, block: str) -> np.ndarray:
+    """Return the activations [J, H] of all columns of a block."""
+    return column_matrix(activations.read(f"{block}_columns", ["activation"])["activation"])
+
+
+def read_rows(activations: StageOutput, block: str, rows: np.ndarray) -> np.ndarray:
+    """Return the activations [I, H] of some rows of a block."""
+    table = activations.take_rows(f"{block}_rows", rows, ["activation"])
+    return column_matrix(table["activation"])
+
+
+def index_file(block: str) -> str:
+    """Return the name of the file that holds a block's index."""
+    return f"index-{block}.safetensors"
+
+
+def write_index(sink: Sink, block: str, index: ColumnIndex) -> None:
+    """Write what ``read_index`` reads; the columns themselves are in the activations."""
+    arrays = {name: np.ascontiguousarray(array) for name, array in index.to_state().items()}
+    sink.write_file(index_file(block), safetensors.numpy.save(arrays))
+
+
+def read_index(output: StageOutput, block: str, b_JH: np.ndarray, num_threads: int) -> ColumnIndex:
+    """Return the index of a block, for the columns that it was built over."""
+    state = safetensors.numpy.load(output.read_file(index_file(block)))
+    return ColumnIndex.from_state(state, b_JH, num_threads=num_threads)
 
 
 # Tables.

@@ -34,26 +34,24 @@ from nncift_ray.runtime.output import (
     vectors_to_arrow,
 )
 from nncift_ray.runtime.schemas import CANDIDATE, CROSS, EXISTING, POINTS, helped_role
-from nncift_ray.runtime.step import RowAtoms, RowSpan, RowStage, Shard, Worker, merge_spans
-from nncift_ray.scores.backend import (
-    FLOAT_BYTES,
-    PairMemory,
-    make_backend,
-    num_threads_of,
-    peak_bytes,
-)
+from nncift_ray.runtime.step import RowAtoms, RowSpan, RowStage, Shard, Worker, merge_spans, present
 from nncift_ray.scores.exact import RescoredTopK, TopKState, add_pairs, start_state
 from nncift_ray.scores.index_step import PRUNED, draw_held_out, index_digest, read_decisions
 from nncift_ray.scores.kernel import CountedRows
 from nncift_ray.scores.scorers import (
+    FLOAT_BYTES,
     Columns,
     HeldOutScorer,
     ListScorer,
+    PairMemory,
     PrunedScorer,
     RowScorer,
     keep_existing,
     keep_points,
     keep_sums,
+    make_backend,
+    num_threads_of,
+    peak_bytes,
 )
 
 PROJECT_ATOM_ROWS = 1024
@@ -107,6 +105,7 @@ class ProjectStage(RowStage):
                     done[table] = parent.num_rows(table) if parent else 0
                     left.append((table, num_rows - done[table]))
         self._atoms = RowAtoms(tuple(left), PROJECT_ATOM_ROWS, first_rows=done)
+        self.inputs = {**inputs.steps, **present(networks=networks, parent=parent)}
 
     @property
     def produces(self) -> Mapping[str, pa.Schema]:
@@ -115,12 +114,6 @@ class ProjectStage(RowStage):
 
     def _schema(self, table: str) -> pa.Schema:
         return schemas.activations_schema(self._widths[table.rpartition("_")[0]])
-
-    @property
-    def inputs(self) -> Mapping[str, StageOutput]:
-        """Embeddings, profiles and networks."""
-        inputs = {**self._inputs.steps, "networks": self._networks}
-        return inputs | ({"parent": self._parent} if self._parent else {})
 
     def settings(self) -> dict[str, Any]:
         """The blocks; the rest is in the inputs."""
@@ -195,7 +188,7 @@ class ScorePairsStage(RowStage):
         objectives that add pairs up.
 
         Raises:
-            ConfigError: If a bound on memory, on the dense table or on whole lists does not hold.
+            ConfigError: If a bound on memory or on whole lists does not hold.
         """
         if whole:
             num_columns = max(activations.num_rows(f"{block}_columns") for block in blocks)
@@ -209,7 +202,7 @@ class ScorePairsStage(RowStage):
             raise StageError("data.subtask_by needs the examples, whose records name the subtasks")
         self._keeps_lists = keeps_lists and POINTS not in self._blocks
         self.can_use_gpu = self._keeps_lists and not whole
-        decisions = read_decisions(index)
+        decisions = {} if index is None else read_decisions(index)
         self._searches = {
             block: decisions[block].search
             for block in self._blocks
@@ -222,6 +215,12 @@ class ScorePairsStage(RowStage):
         self._atoms = self._cut([(block, self._num("rows", block)) for block in self._blocks])
         for block in self._blocks:
             self._check_bounds(block)
+        # No index among them: it counts by what it holds (``settings``), not how it came to be.
+        self.inputs = present(
+            activations=activations,
+            networks=networks,
+            examples=None if subtask_by is None else examples,
+        )
 
     def _cut(
         self, ranges: list[tuple[str, int]], first_rows: Mapping[str, int] | None = None
@@ -241,30 +240,16 @@ class ScorePairsStage(RowStage):
             return tables | {"column_sums": schemas.COLUMN_SUMS}
         for block in self._blocks:
             tables[f"{block}_top_helpers"] = schemas.TOP_HELPERS
-            if self._config.dense:
-                tables[f"{block}_dense"] = schemas.dense_schema(self._num("columns", block))
         if self._held_out:
             tables["recall"] = schemas.ROW_RECALL
         return tables | {"column_max": schemas.COLUMN_MAX}
-
-    @property
-    def inputs(self) -> Mapping[str, StageOutput]:
-        """Activations, the networks' output weights, and the records that name subtasks.
-
-        The index, where it is used, counts by what it holds (``settings``), not by how it came to
-        be: so it is none of them.
-        """
-        inputs = {"activations": self._activations, "networks": self._networks}
-        if self._subtask_by is not None and self._examples is not None:
-            inputs["examples"] = self._examples
-        return inputs
 
     def settings(self) -> dict[str, Any]:
         """What is kept and what is scored; tiles, shards and threads change nothing."""
         config = self._config
         settings: dict[str, Any] = {"blocks": list(self._blocks), "mode": "exact"}
         if self._keeps_lists:
-            settings |= {"top_k": config.top_k, "dense": config.dense}
+            settings |= {"top_k": config.top_k}
             settings |= {"whole": True} if self._whole else {}
         else:
             settings["subtask_by"] = self._subtask_by
@@ -339,7 +324,7 @@ class ScorePairsStage(RowStage):
         self, columns: Columns, resume: Callable[[RowSpan], TopKState] | None = None
     ) -> ListScorer:
         score_tiles = make_backend(self.resources)
-        return ListScorer(columns, self._config.top_k, score_tiles, self._config.dense, resume)
+        return ListScorer(columns, self._config.top_k, score_tiles, resume)
 
     def _sum_scorer(self, columns: Columns, block: str) -> RowScorer:
         subtasks = Subtasks.one(self._num("rows", block))
@@ -385,13 +370,6 @@ class ScorePairsStage(RowStage):
                 f"pair_scores.max_dense_bytes = {config.max_dense_bytes:,}: raise it, or take "
                 "facility_location or pair_coverage, which read lists of best helpers"
             )
-        if config.dense and size > config.max_dense_bytes:
-            raise ConfigError(
-                f"pair_scores.dense: all scores of block '{block}' are "
-                f"{num_rows:,} x {num_columns:,} numbers, {size:,} bytes, more than "
-                f"pair_scores.max_dense_bytes = {config.max_dense_bytes:,}: raise it, or leave "
-                "dense out"
-            )
 
 
 # New pairs: what a run that goes on from another has to score, and nothing that is scored.
@@ -425,18 +403,18 @@ class ScoreNewPairsStage(ScorePairsStage):
         where the parent's sums are by subtask.
         """
         settings = parent_scores.manifest.settings
-        as_before = {"dense": False, "top_k": settings.get("top_k", config.top_k)}
         super().__init__(
             activations,
             networks,
             settings["blocks"],
-            config.model_copy(update=as_before),
+            config.model_copy(update={"top_k": settings.get("top_k", config.top_k)}),
             keeps_lists="top_k" in settings,
             examples=examples,
             subtask_by=settings.get("subtask_by"),
             whole=settings.get("whole", False),
         )
         self._parent_activations, self._parent_scores = parent_activations, parent_scores
+        self.inputs |= {"parent_activations": parent_activations, "parent": parent_scores}
         # A run over everything may count other rows; all parts of a chain count the same ones.
         self._counted_by = root_of(parent_activations)
         recall = parent_scores.read("recall", ["block", "row_index"], schemas.ROW_RECALL)
@@ -453,18 +431,12 @@ class ScoreNewPairsStage(ScorePairsStage):
             ranges.append((block, self._num("rows", block) - first[block]))
         self._atoms = self._cut(ranges, first)
 
-    @property
-    def inputs(self) -> Mapping[str, StageOutput]:
-        """Activations, networks, the parent's work, and the records that name subtasks."""
-        parents = {"parent_activations": self._parent_activations, "parent": self._parent_scores}
-        return {**super().inputs, **parents}
-
     def settings(self) -> dict[str, Any]:
-        """As the parent's, but that new pairs are all scored, and the dense table is left out."""
+        """As the parent's, but that new pairs are all scored."""
         settings: dict[str, Any] = {"blocks": list(self._blocks), "mode": "exact"}
         if not self._keeps_lists:
             return settings | {"subtask_by": self._subtask_by, WHOLE_TABLES: ["recall"]}
-        whole = [f"{block}_{table}" for block in self._blocks for table in ("top_helpers", "dense")]
+        whole = [f"{block}_top_helpers" for block in self._blocks]
         return settings | {"top_k": self._config.top_k, WHOLE_TABLES: [*whole, "recall"]}
 
     def _make_scorer(self, name: str, pruned: Mapping[str, PrunedScorer]) -> Scorer:

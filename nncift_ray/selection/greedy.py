@@ -150,7 +150,7 @@ NO_PREFIX = Prefix()
 
 
 class SearchOptions(TypedDict, total=False):
-    """What both greedy searches take besides objective and budget.
+    """What all searches take besides objective and budget, as far as they read it.
 
     Attributes:
         costs: Cost of each column [J], finite and >= 0; needed by a cost budget.
@@ -272,9 +272,7 @@ def random_ranking(
     budget: Budget,
     *,
     seed: int,
-    costs: NDArray[np.number] | None = None,
-    tie_rank: NDArray[np.integer] | None = None,
-    constraints: Constraints | None = None,
+    **options: Unpack[SearchOptions],
 ) -> Ranking:
     """Pick at random, within budget and constraints, and say what that is worth.
 
@@ -285,7 +283,7 @@ def random_ranking(
     Returns:
         The ranking; its upper bound holds for every selection, so `share_of_best` does too.
     """
-    search = Search(objective, budget, costs=costs, tie_rank=tie_rank, constraints=constraints)
+    search = Search(objective, budget, **options)
     order_J = np.lexsort((search.rank_J, splitmix64(seed, search.rank_J)))
     _take_in_order(search.problem, search.state, search.limits, search.log, order_J)
     return replace(search.ranking(stopped=False), rule="random")
@@ -295,24 +293,19 @@ def spread_ranking(
     objective: Objective | Problem,
     budget: Budget,
     score_J: F64,
-    tie_break: TieBreak,
+    directed: TieBreak,
     min_distance: float,
-    *,
-    costs: NDArray[np.number] | None = None,
-    tie_rank: NDArray[np.integer] | None = None,
-    constraints: Constraints | None = None,
+    **options: Unpack[SearchOptions],
 ) -> Ranking:
     """Pick by score, leaving out what lies nearer than a distance to a better pick.
 
     What was left out follows by score where the budget is not filled otherwise. The distance is
-    1 - cosine of the directions. Arguments as in `lazy_greedy`.
+    1 - cosine of what `directed` reads. Arguments as in `lazy_greedy`.
 
     Source: DEITA, arXiv 2312.15685, section 2.4 (there the budget may stay unfilled).
     """
-    search = Search(
-        objective, budget, costs=costs, tie_rank=tie_rank, constraints=constraints,
-        tie_break=TieBreak(np.ones_like(tie_break.quality_J), tie_break.read),
-    )  # fmt: skip
+    options["tie_break"] = TieBreak(np.ones_like(directed.quality_J), directed.read)
+    search = Search(objective, budget, **options)
     search.read_ties()
     order_J = np.lexsort((search.rank_J, -score_J))
     most = (1.0 - min_distance) * UNIT**2
@@ -324,12 +317,7 @@ def spread_ranking(
 
 
 def round_robin_ranking(
-    objective: Objective,
-    budget: Budget,
-    *,
-    costs: NDArray[np.number] | None = None,
-    tie_rank: NDArray[np.integer] | None = None,
-    constraints: Constraints | None = None,
+    objective: Objective, budget: Budget, **options: Unpack[SearchOptions]
 ) -> Ranking:
     """Let each row, in turn, pick the column of its list that helps it most and is still free.
 
@@ -341,7 +329,7 @@ def round_robin_ranking(
 
     Source: RDS+, arXiv 2503.01807, section 3.
     """
-    search = Search(objective, budget, costs=costs, tie_rank=tie_rank, constraints=constraints)
+    search = Search(objective, budget, **options)
     indptr, column_E = best_first(objective.scores, search.rank_J)
     _take_in_turns(search.problem, search.state, search.limits, search.log, indptr, column_E)
     return replace(search.ranking(stopped=False), rule="turns")

@@ -10,52 +10,31 @@ Suffixes: J columns, S selected or listed.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nncift_ray.selection.budgets import Budget, Constraints
-from nncift_ray.selection.greedy import Ranking, lazy_greedy, splitmix64
+from nncift_ray.selection.greedy import Ranking, SearchOptions, lazy_greedy, splitmix64
 from nncift_ray.selection.problem import Objective
-from nncift_ray.selection.ties import TieBreak
 
 I64 = NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class PartTask:
-    """A greedy search among some columns: what is sent to a worker.
+class PartTask(NamedTuple):
+    """A greedy search among some columns, which is what a worker is sent."""
 
-    Attributes:
-        objective: The set function of all columns.
-        columns: Columns of the part [S], must-includes first.
-        budget: Of the part.
-        tie_rank: Their ranks [S].
-        constraints: In numbers of the part.
-        tie_break: In numbers of the part.
-        stop_gain: As in `lazy_greedy`.
-    """
-
-    objective: Objective
-    columns: I64
+    objective: Objective  # of all columns
+    columns: I64  # of the part, must-includes first
     budget: Budget
-    tie_rank: I64
-    constraints: Constraints
-    tie_break: TieBreak | None = None
-    stop_gain: float | None = None
+    options: SearchOptions  # in numbers of the part
 
 
 def search_part(task: PartTask) -> Ranking:
     """Search a part; the ranking is in the numbers of the whole ground set."""
-    ranking = lazy_greedy(
-        task.objective.restricted(task.columns),
-        task.budget,
-        tie_rank=task.tie_rank,
-        tie_break=task.tie_break,
-        constraints=task.constraints,
-        stop_gain=task.stop_gain,
-    )
+    ranking = lazy_greedy(task.objective.restricted(task.columns), task.budget, **task.options)
     # The bound is one over the part alone.
     return replace(ranking, order=task.columns[ranking.order], upper_bound=None)
 
@@ -66,46 +45,21 @@ def greedi(
     *,
     num_parts: int,
     seed: int = 0,
-    tie_rank: NDArray[np.integer] | None = None,
-    tie_break: TieBreak | None = None,
-    constraints: Constraints | None = None,
-    stop_gain: float | None = None,
+    **options: Unpack[SearchOptions],
 ) -> Ranking:
-    """Search every part with the whole budget, then among what the parts picked.
+    """Search every part with the whole budget (a count), then among what the parts picked.
+
+    Must-includes are picked first in every part; `stop_gain` ends the last search alone. Options
+    and errors are those of `lazy_greedy`. No machine saw all columns, so there is no upper bound.
 
     For monotone submodular functions under a count budget B the result is worth at least
     (1 - 1/e)^2 / min(num_parts, B) of the best, and over random parts at least (1 - 1/e) / 2 in
     expectation (Barbosa et al. 2015).
 
-    Args:
-        objective: The set function.
-        budget: How many columns may be selected (a count).
-        num_parts: Parts of the first round, at least 1.
-        seed: Seed of the parts.
-        tie_rank: Rank of each column [J] among equals; it decides its part too.
-        tie_break: As in `lazy_greedy`.
-        constraints: Must-include and exclude lists, and quotas. Must-includes are picked first in
-            every part.
-        stop_gain: When the last search stops; the parts fill their budget.
-
-    Returns:
-        The ranking, in numbers of the whole ground set. `upper_bound` is None: no machine saw all
-        columns.
-
-    Raises:
-        ValueError: As `lazy_greedy`.
-
     Source: Mirzasoleiman et al. 2013, Distributed submodular maximization (GreeDi).
     """
-    tasks = part_tasks(
-        objective, budget, num_parts=num_parts, seed=seed, tie_rank=tie_rank, tie_break=tie_break,
-        constraints=constraints,
-    )  # fmt: skip
-    rankings = [search_part(task) for task in tasks]
-    return merge_parts(
-        objective, budget, rankings, tie_rank=tie_rank, tie_break=tie_break,
-        constraints=constraints, stop_gain=stop_gain,
-    )  # fmt: skip
+    tasks = part_tasks(objective, budget, num_parts=num_parts, seed=seed, **options)
+    return merge_parts(objective, budget, [search_part(task) for task in tasks], **options)
 
 
 def part_tasks(
@@ -114,37 +68,26 @@ def part_tasks(
     *,
     num_parts: int,
     seed: int = 0,
-    tie_rank: NDArray[np.integer] | None = None,
-    tie_break: TieBreak | None = None,
-    constraints: Constraints | None = None,
+    **options: Unpack[SearchOptions],
 ) -> list[PartTask]:
     """Return the searches of the first round of `greedi`; a part without a column has none."""
     if num_parts < 1:
         raise ValueError(f"num_parts must be at least 1, got {num_parts}")
-    constraints = constraints or Constraints()
-    rank_J = _ranks(objective, tie_rank)
+    rank_J, constraints = _ranks(objective, options), _constraints(options)
     open_J = np.ones(objective.num_columns, np.bool_)
     for listed in (constraints.include, constraints.exclude):
         open_J[np.asarray(listed, np.int64)] = False
     columns = np.flatnonzero(open_J)
     part_S = part_of_columns(rank_J[columns], num_parts, seed)
     parts = [columns[part_S == part] for part in range(num_parts)]
-    return [
-        _task(objective, part, budget, rank_J, tie_break, constraints)
-        for part in parts
-        if len(part)
-    ]
+    return [_task(objective, part, budget, options) for part in parts if len(part)]
 
 
 def merge_parts(
     objective: Objective,
     budget: Budget,
     rankings: Sequence[Ranking],
-    *,
-    tie_rank: NDArray[np.integer] | None = None,
-    tie_break: TieBreak | None = None,
-    constraints: Constraints | None = None,
-    stop_gain: float | None = None,
+    **options: Unpack[SearchOptions],
 ) -> Ranking:
     """Search among what the parts picked; return that or, if it is better, the best part's picks.
 
@@ -153,12 +96,12 @@ def merge_parts(
 
     Memory: at most num_parts times the budget in columns.
     """
-    constraints = constraints or Constraints()
+    constraints, stop_gain = _constraints(options), options.get("stop_gain")
     union = np.concatenate([np.zeros(0, np.int64), *[ranking.order for ranking in rankings]])
     union = np.setdiff1d(union, np.asarray(constraints.include, np.int64))
-    rank_J = _ranks(objective, tie_rank)
-    task = _task(objective, union, budget, rank_J, tie_break, constraints, whole=True)
-    merged = search_part(replace(task, stop_gain=stop_gain))
+    task = _task(objective, union, budget, options, whole=True)
+    task.options["stop_gain"] = stop_gain
+    merged = search_part(task)
     if stop_gain is not None:
         return merged
     allowed = [ranking for ranking in rankings if _meets_minima(ranking.order, constraints)]
@@ -177,7 +120,12 @@ def _meets_minima(order_S: I64, constraints: Constraints) -> bool:
     return bool((np.bincount(group_S[group_S >= 0], minlength=len(least_G)) >= least_G).all())
 
 
-def _ranks(objective: Objective, tie_rank: NDArray[np.integer] | None) -> I64:
+def _constraints(options: SearchOptions) -> Constraints:
+    return options.get("constraints") or Constraints()
+
+
+def _ranks(objective: Objective, options: SearchOptions) -> I64:
+    tie_rank = options.get("tie_rank")
     return np.arange(objective.num_columns) if tie_rank is None else tie_rank.astype(np.int64)
 
 
@@ -185,9 +133,7 @@ def _task(
     objective: Objective,
     columns: I64,
     budget: Budget,
-    rank_J: I64,
-    tie_break: TieBreak | None,
-    constraints: Constraints,
+    options: SearchOptions,
     *,
     whole: bool = False,
 ) -> PartTask:
@@ -195,6 +141,7 @@ def _task(
 
     Minima are asked of a part as far as it can meet them, so that all parts together can.
     """
+    rank_J, constraints = _ranks(objective, options), _constraints(options)
     columns = columns[np.lexsort((columns, rank_J[columns]))]
     listed = np.concatenate([np.asarray(constraints.include, np.int64), columns])
     group_S = None if constraints.group_J is None else constraints.group_J[listed]
@@ -209,5 +156,7 @@ def _task(
         include=range(len(constraints.include)),
         exclude=(),
     )
-    among = None if tie_break is None else tie_break.restricted(listed)
-    return PartTask(objective, listed, budget, rank_J[listed], inside, among)
+    among: SearchOptions = {"tie_rank": rank_J[listed], "constraints": inside}
+    if (tie_break := options.get("tie_break")) is not None:
+        among["tie_break"] = tie_break.restricted(listed)
+    return PartTask(objective, listed, budget, among)

@@ -21,7 +21,7 @@ import pyarrow as pa
 from nncift_ray.corpus.overlap import split_words
 from nncift_ray.runtime import schemas
 from nncift_ray.runtime.output import Sink, StageOutput, column_matrix
-from nncift_ray.runtime.step import Shard, Stage, Worker
+from nncift_ray.runtime.step import Shard, Stage, Worker, present
 from nncift_ray.selection.names import REPEATS
 from nncift_ray.selection.tables import has_quality, read_quality
 
@@ -93,6 +93,7 @@ class RepeatsStage(Stage):
 
     name: ClassVar[str] = REPEATS
     title: ClassVar[str] = "find reworded repeats"
+    produces = {REPEATS: schemas.REPEATS}
 
     def __init__(
         self,
@@ -104,25 +105,11 @@ class RepeatsStage(Stage):
         """Compare the candidates' embeddings; ``profiles`` hold their quality."""
         self._examples, self._embeddings, self._min_cosine = examples, embeddings, min_cosine
         self._profiles = profiles if profiles is not None and has_quality(profiles) else None
-
-    @property
-    def produces(self) -> Mapping[str, pa.Schema]:
-        """``repeats``."""
-        return {REPEATS: schemas.REPEATS}
-
-    @property
-    def inputs(self) -> Mapping[str, StageOutput]:
-        """The finished steps."""
-        profiles = {} if self._profiles is None else {"profiles": self._profiles}
-        return {"examples": self._examples, "embeddings": self._embeddings, **profiles}
+        self.inputs = present(examples=examples, embeddings=embeddings, profiles=self._profiles)
 
     def settings(self) -> dict[str, Any]:
         """The least cosine."""
         return {"min_cosine": self._min_cosine}
-
-    def num_items(self) -> int:
-        """One: answers are compared over the whole corpus."""
-        return 1
 
     def notices(self, output: StageOutput) -> list[str]:
         """How many there are."""

@@ -22,7 +22,7 @@ from nncift_ray.runtime.files import Location
 from nncift_ray.runtime.output import Sink, StageOutput
 from nncift_ray.runtime.schemas import POINTS, TABLE_OF_ROLE, helped_role
 from nncift_ray.runtime.shards import ATTEMPTS_FOLDER
-from nncift_ray.runtime.step import Shard, Stage, Worker
+from nncift_ray.runtime.step import Shard, Stage, Worker, present
 from nncift_ray.selection.budgets import Budget, Constraints
 from nncift_ray.selection.greedy import (
     NO_PREFIX,
@@ -111,17 +111,13 @@ class _SelectionStage(Stage):
         wanted = profiles is not None and selection.quality == "auto" and has_quality(profiles)
         self._profiles = profiles if wanted else None
         self._repeats = repeats
-
-    @property
-    def inputs(self) -> Mapping[str, StageOutput]:
-        """The finished steps."""
-        optional = {
-            "examples": self._examples,
-            "profiles": self._profiles,
-            "repeats": self._repeats,
-        }
-        given = {name: output for name, output in optional.items() if output is not None}
-        return {"scores": self._scores, "embeddings": self._embeddings, **given}
+        self.inputs = present(
+            scores=scores,
+            embeddings=embeddings,
+            examples=self._examples,
+            profiles=self._profiles,
+            repeats=repeats,
+        )
 
     def settings(self) -> dict[str, Any]:
         """The section; of lists of ids, which may be long, a digest."""
@@ -197,6 +193,11 @@ class SelectStage(_SelectionStage):
     version: ClassVar[int] = 4
     unit: ClassVar[str] = "rankings"
     title: ClassVar[str] = "select the subset"
+    produces = {
+        "ranking": schemas.RANKING,
+        "coverage": schemas.COVERAGE,
+        "skipped": schemas.SKIPPED,
+    }
 
     def __init__(
         self,
@@ -225,24 +226,7 @@ class SelectStage(_SelectionStage):
         if (parts is None) == (selection.optimizer.kind == PARTITIONED):
             raise StageError("a partitioned search, and no other, merges the picks of its parts")
         self._parts, self._save_seconds = parts, save_seconds
-
-    @property
-    def produces(self) -> Mapping[str, pa.Schema]:
-        """Ranking, coverage and skipped candidates."""
-        return {
-            "ranking": schemas.RANKING,
-            "coverage": schemas.COVERAGE,
-            "skipped": schemas.SKIPPED,
-        }
-
-    @property
-    def inputs(self) -> Mapping[str, StageOutput]:
-        """The finished steps, the search of the parts among them."""
-        return super().inputs if self._parts is None else {**super().inputs, "parts": self._parts}
-
-    def num_items(self) -> int:
-        """One ranking."""
-        return 1
+        self.inputs |= present(parts=parts)
 
     def progress(self, folder: Location) -> str:
         """Say how many picks there are so far."""
@@ -401,15 +385,11 @@ class SelectPartitionsStage(_SelectionStage):
     version: ClassVar[int] = 3
     unit: ClassVar[str] = "parts"
     title: ClassVar[str] = "select in parts"
+    produces = {"part_picks": schemas.PART_PICKS}
     memory_advice: ClassVar[str] = (
         "raise selection.optimizer.partitions: an actor holds the lists' entries of one part at a "
         "time; or run fewer of its actors (selection.optimizer.pool.num_actors)"
     )
-
-    @property
-    def produces(self) -> Mapping[str, pa.Schema]:
-        """Picks of each part."""
-        return {"part_picks": schemas.PART_PICKS}
 
     def num_items(self) -> int:
         """The parts."""

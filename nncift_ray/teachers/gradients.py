@@ -94,17 +94,13 @@ class GradientsStage(RowStage):
         self._shard_rows = less.pool.shard_rows or DEFAULT_SHARD_ROWS
         ranges = tuple((table, len(self._keys)) for table in self.produces)
         self._atoms = RowAtoms(ranges, ATOM_ROWS)
+        self.inputs = {"examples": examples, "warmup": warmup}
 
     @property
     def produces(self) -> Mapping[str, pa.Schema]:
         """A table a checkpoint."""
         schema = schemas.gradients_schema(self._less.projection_dim, self._storage)
         return {gradient_table(n): schema for n in range(self._warmup.num_rows("checkpoints"))}
-
-    @property
-    def inputs(self) -> Mapping[str, StageOutput]:
-        """The examples and the warm-up."""
-        return {"examples": self._examples, "warmup": self._warmup}
 
     def settings(self) -> dict[str, Any]:
         """Which gradients, their projection and what is computed together."""

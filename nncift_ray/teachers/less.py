@@ -197,13 +197,20 @@ class GradientReader:
         matrices: list[NDArray[np.float32]] = []
         for name in self._tables:
             stop = min(start + GRADIENT_BLOCK_ROWS, self._gradients.num_rows(name))
-            table = self._gradients.read_range(name, start, stop, ["done", "feature"])
-            done_N = np.array(table["done"].to_pylist(), dtype=bool)
-            features = column_matrix(table.filter(table["done"])["feature"])
+            done_N, features = _read_done(self._gradients, name, start, stop)
             matrix_NP = np.zeros((len(done_N), features.shape[1]), np.float32)
             matrix_NP[done_N] = features
             matrices.append(matrix_NP)
         return np.stack(matrices)
+
+
+def _read_done(
+    gradients: StageOutput, table: str, start: int, stop: int
+) -> tuple[NDArray[np.bool_], NDArray[Any]]:
+    """Return which of some rows are done [N], and their features as they are stored."""
+    rows = gradients.read_range(table, start, stop, ["done", "feature"])
+    done = rows.filter(rows["done"])["feature"]
+    return np.array(rows["done"].to_pylist(), dtype=bool), column_matrix(done)
 
 
 # All gradients of a side, stored small: what scores every pair by inner products.
@@ -252,11 +259,9 @@ def read_features(
     parts: list[NDArray[np.float32]] = []
     known_N = np.ones(stop - start, bool)
     for checkpoint, weight in enumerate(weights_C):
-        table = gradients.read_range(gradient_table(checkpoint), start, stop, ["done", "feature"])
-        done_N = np.array(table["done"].to_pylist(), bool)
+        done_N, stored = _read_done(gradients, gradient_table(checkpoint), start, stop)
         part_NP = np.zeros((stop - start, num_dims), np.float32)
         if done_N.any():
-            stored = column_matrix(table.filter(table["done"])["feature"])
             part_NP[done_N] = math.sqrt(weight) * unpack_features(stored, num_dims)
         known_N &= done_N
         parts.append(part_NP)

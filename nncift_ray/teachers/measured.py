@@ -1,7 +1,8 @@
 """Teachers that are not asked: their scores follow from what earlier steps know of every example.
 
-Each names the step that it reads; `scores.measured` makes the scores, of all examples or pairs at
-once. Costs are for n candidates and m targets. Suffixes: N examples, I rows, J columns, D numbers.
+Each names the step that it reads; `scores.teacher_scores` makes the scores of all examples, or of
+all pairs, at once. Costs are for n candidates and m targets. Suffixes: N examples, I rows, J
+columns, D numbers.
 """
 
 from __future__ import annotations
@@ -25,39 +26,42 @@ class MeasuredTeacher(Teacher):
     reads: ClassVar[tuple[str, ...]]
 
 
-class LongestTeacher(MeasuredTeacher):
+class PointsTeacher(MeasuredTeacher):
+    """One that scores examples, by the losses that a language model gives them."""
+
+    kind: ClassVar[Literal["pairwise", "pointwise"]] = "pointwise"
+    needs_engine: ClassVar[bool] = True
+
+
+class LongestTeacher(PointsTeacher):
     """The tokens of the response: the longest answers teach best. No model is run.
 
     Source: Long Is More for Alignment, arXiv 2402.04833.
     """
 
-    kind: ClassVar[Literal["pairwise", "pointwise"]] = "pointwise"
+    needs_engine: ClassVar[bool] = False
     reads: ClassVar[tuple[str, ...]] = ("deduplicate",)
 
 
-class IfdTeacher(MeasuredTeacher):
+class IfdTeacher(PointsTeacher):
     """How little the prompt explains the response (`ifd_scores`). Cost: 2n forward passes.
 
     Source: IFD, arXiv 2308.12032; by a small model in a large one's place, arXiv 2402.00530.
     """
 
-    kind: ClassVar[Literal["pairwise", "pointwise"]] = "pointwise"
-    needs_engine: ClassVar[bool] = True
     reads: ClassVar[tuple[str, ...]] = ("profiles",)
 
 
-class ConsistencyTeacher(MeasuredTeacher):
+class ConsistencyTeacher(PointsTeacher):
     """How well near examples explain the response: -NLL(y | near examples, x) / NLL(y).
 
     Cost: n forward passes behind ``profiles.num_neighbours`` examples, and n of the response alone.
     """
 
-    kind: ClassVar[Literal["pairwise", "pointwise"]] = "pointwise"
-    needs_engine: ClassVar[bool] = True
     reads: ClassVar[tuple[str, ...]] = ("quality",)
 
 
-class DeitaTeacher(MeasuredTeacher):
+class DeitaTeacher(PointsTeacher):
     """Difficulty times quality: IFD where it is below 1, times the quality; or a field's score.
 
     With ``selection.weight_by`` that field alone, such as DEITA's own complexity times quality, is
@@ -67,12 +71,10 @@ class DeitaTeacher(MeasuredTeacher):
     Source: DEITA, arXiv 2312.15685, whose two scorers of 13 billion parameters are not asked here.
     """
 
-    kind: ClassVar[Literal["pairwise", "pointwise"]] = "pointwise"
-    needs_engine: ClassVar[bool] = True
     reads: ClassVar[tuple[str, ...]] = ("quality", "profiles")
 
 
-class LossDropTeacher(MeasuredTeacher):
+class LossDropTeacher(PointsTeacher):
     """What a short training on the targets saves of a candidate's loss: (before - after) / before.
 
     Cost: the training (m examples an epoch, keys of ``teacher.less``) and 2n forward passes.
@@ -81,8 +83,6 @@ class LossDropTeacher(MeasuredTeacher):
     before).
     """
 
-    kind: ClassVar[Literal["pairwise", "pointwise"]] = "pointwise"
-    needs_engine: ClassVar[bool] = True
     reads: ClassVar[tuple[str, ...]] = ("loss_drop",)
 
 

@@ -117,27 +117,11 @@ class RecipeTeacher:
         self.begun_with_gpu = has_gpu
         self._config, self._teacher = config, config.teacher
         self._found: dict[tuple[Any, ...], ResolvedModel] = {}
-        self.teacher_class = load_teacher_class(config.teacher.kind)
-
-    @property
-    def is_pointwise(self) -> bool:
-        """Whether it scores examples instead of pairs."""
-        return self.teacher_class.kind == "pointwise"
-
-    @property
-    def needs_engine(self) -> bool:
-        """Whether it asks a language model while labelling."""
-        return self.teacher_class.needs_engine
-
-    @property
-    def needs_gpu(self) -> bool:
-        """Whether labelling is done on a GPU where there is one."""
-        return needs_gpu(self.teacher_class) and self._teacher.server is None
-
-    @property
-    def needs_gradients(self) -> bool:
-        """Whether it reads gradients, which a warm-up has to come before."""
-        return needs_gradients(self.teacher_class)
+        self.teacher_class = teacher = load_teacher_class(config.teacher.kind)
+        self.is_pointwise: bool = teacher.kind == "pointwise"
+        self.needs_engine: bool = teacher.needs_engine  # while labelling
+        self.needs_gpu = needs_gpu(teacher) and config.teacher.server is None
+        self.needs_gradients = needs_gradients(teacher)
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -147,16 +131,6 @@ class RecipeTeacher:
         if self._teacher.kind == "less" and self._config.pair_scores.by == "teacher":
             return ("gradients", "target_gradients", "warmup")
         return getattr(self.teacher_class, "reads", ())
-
-    @property
-    def needs_baseline(self) -> bool:
-        """Whether it measures every helped example on its own, too."""
-        return self.teacher_class.needs_baseline
-
-    @property
-    def needs_embeddings(self) -> bool:
-        """Whether it reads the embeddings of what it is asked about."""
-        return self.teacher_class.needs_embeddings
 
     @property
     def prompts_per_request(self) -> int:

@@ -254,6 +254,7 @@ class WarmupStage(Stage):
 
     name: ClassVar[str] = "warmup"
     title: ClassVar[str] = "warm up the language model"
+    produces = {"checkpoints": schemas.WARMUP_CHECKPOINTS}
     unit: ClassVar[str] = "runs"
     isolated = True
     can_use_gpu = True
@@ -276,16 +277,7 @@ class WarmupStage(Stage):
         self._job, self.workers, self._model_settings = job, workers, dict(model_settings)
         self.hands_over = workers is not None
         self.seed = job.less.seed
-
-    @property
-    def produces(self) -> Mapping[str, pa.Schema]:
-        """Checkpoints."""
-        return {"checkpoints": schemas.WARMUP_CHECKPOINTS}
-
-    @property
-    def inputs(self) -> Mapping[str, StageOutput]:
-        """The deduplicated examples."""
-        return {"examples": self._job.examples}
+        self.inputs = {"examples": job.examples}
 
     def settings(self) -> dict[str, Any]:
         """Model, adapter, draw and optimiser; not what the workers run on."""
@@ -298,10 +290,6 @@ class WarmupStage(Stage):
             # Sums over other numbers of workers round otherwise.
             "num_workers": 1 if self.workers is None else self.workers.num_workers,
         }
-
-    def num_items(self) -> int:
-        """One run."""
-        return 1
 
     def make_worker(self) -> Worker:
         """Return the run."""

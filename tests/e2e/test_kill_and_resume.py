@@ -78,7 +78,7 @@ def test_a_killed_run_goes_on_with_other_actors_and_ends_as_an_undisturbed_one(
     assert ranking.equals(undisturbed.outputs["select"].read("ranking"))
     again = Listener()
     run(load_config(recipe), reporter=again)
-    assert again.skipped == list(Blueprint(load_config(recipe)).stage_names)
+    assert again.skipped == list(Blueprint(load_config(recipe)).steps)
 
 
 @pytest.mark.timeout(900)

@@ -44,15 +44,16 @@ def test_a_run_by_teacher_draws_groups_and_labels_as_one_by_network() -> None:
         Blueprint(config(by, ALL_LABELS, teacher={"kind": "delift"}), fetch=False)
         for by in ("network", "teacher")
     )
-    upstream = by_network.stage_names[: by_network.stage_names.index("label") + 1]
-    assert by_teacher.stage_names == (*upstream, "teacher_scores", "repeats", "select", "export")
-    assert by_network.stage_names == (
+    names = tuple(by_network.steps)
+    upstream = names[: names.index("label") + 1]
+    assert tuple(by_teacher.steps) == (*upstream, "teacher_scores", "repeats", "select", "export")
+    assert names == (
         *upstream, "fit", "project", "score_pairs", "repeats", "select", "export"
     )  # fmt: skip
 
 
 def test_less_over_all_rows_reads_the_candidates_by_themselves_and_labels_nothing() -> None:
-    names = Blueprint(config("teacher", {}), fetch=False).stage_names
+    names = tuple(Blueprint(config("teacher", {}), fetch=False).steps)
     own = ("pool_ingest", "pool", "warmup", "gradients", "target_gradients", "teacher_scores")
     assert names[3 : names.index("teacher_scores") + 1] == own
 
@@ -92,13 +93,11 @@ def test_a_graph_cut_needs_every_pair() -> None:
         )
 
 
-def test_existing_data_and_a_dense_table_are_refused() -> None:
+def test_existing_data_are_refused() -> None:
     data = {"candidates": ["c.jsonl"], "existing": ["e.jsonl"]}
     selection = {"objective": "facility_location", "budget": 0.1}
     with pytest.raises(ConfigError, match=r"data.existing are never\s+labelled"):
         config("teacher", {}, data=data, selection=selection, teacher={"kind": "delift"})
-    with pytest.raises(ConfigError, match="leave dense out"):
-        config("teacher", {}, pair_scores={"by": "teacher", "dense": True})
 
 
 def test_keys_that_only_a_network_reads_are_named() -> None:

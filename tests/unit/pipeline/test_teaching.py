@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -66,17 +67,17 @@ def test_an_adapter_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_only_a_teacher_of_gradients_has_their_stages() -> None:
     less = Blueprint(recipe(kind="less"), fetch=False)
     delift = Blueprint(recipe(kind="delift"), fetch=False)
-    assert set(less.stage_names) - set(delift.stage_names) == {"warmup", "gradients"}
+    assert set(less.steps) - set(delift.steps) == {"warmup", "gradients"}
     profiling = ("profiles", "neighbours", "quality")
     first = ("ingest", "deduplicate", "embed", *profiling, "warmup", "gradients")
-    assert less.stage_names[:8] == first
+    assert tuple(less.steps)[:8] == first
 
 
 def test_profiles_are_of_the_teachers_model_another_or_none() -> None:
-    def stages(kind: str, **profiles: Any) -> tuple[str, ...]:
+    def stages(kind: str, **profiles: Any) -> Collection[str]:
         config = recipe("facility_location", kind=kind)
         section = config.profiles.model_copy(update=profiles)
-        return Blueprint(config.model_copy(update={"profiles": section}), fetch=False).stage_names
+        return Blueprint(config.model_copy(update={"profiles": section}), fetch=False).steps
 
     assert "profiles" in stages("delift")
     assert "profiles" not in stages("delift", model=None)

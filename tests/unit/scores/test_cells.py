@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from nncift_ray.errors import ShapeError
-from nncift_ray.scores.cells import NO_CELL, FeatureCells, list_columns
 from nncift_ray.scores.exact import NO_COLUMN
+from nncift_ray.scores.index import NO_CELL, FeatureCells, list_columns
 from nncift_ray.scores.kernel import multiply_rows
 from tests.unit.scores.test_pair_scores import assert_same_bits
 

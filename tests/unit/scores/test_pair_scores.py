@@ -43,17 +43,10 @@ def test_score_block_is_the_formula_of_one_pair_at_a_time() -> None:
         assert scores[i, j] == pytest.approx(expected, abs=ORACLE_TOLERANCE)
 
 
-def test_kernel_scores_match_the_plain_block() -> None:
-    pairs = make_pairs()
-    np.testing.assert_allclose(
-        full_scores(*pairs), score_block(*pairs), rtol=0, atol=ORACLE_TOLERANCE
-    )
-
-
-@pytest.mark.parametrize("sign", [1, -1])
-def test_kernel_scores_match_when_all_output_weights_have_one_sign(sign: int) -> None:
+@pytest.mark.parametrize("sign", [None, 1, -1], ids=["mixed", "positive", "negative"])
+def test_kernel_scores_match_the_plain_block(sign: int | None) -> None:
     a, b, w, bias = make_pairs()
-    w = sign * np.abs(w)
+    w = w if sign is None else sign * np.abs(w)
     np.testing.assert_allclose(
         full_scores(a, b, w, bias), score_block(a, b, w, bias), rtol=0, atol=ORACLE_TOLERANCE
     )

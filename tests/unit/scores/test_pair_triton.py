@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from nncift_ray.errors import ShapeError
-from nncift_ray.scores.backend import pair_backend
 from nncift_ray.scores.exact import NO_COLUMN, TopK, top_k_rows, top_k_tiles
 from nncift_ray.scores.gpu import fold_in_torch, top_k_rows_on, top_k_tiles_on
 from nncift_ray.scores.kernel import CountedRows
+from nncift_ray.scores.scorers import pair_backend
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 SUM_TOLERANCE = 1e-6  # a tile's sums may be made in float32

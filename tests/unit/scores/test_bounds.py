@@ -1,20 +1,19 @@
-"""All scores on request, and the bounds that are checked before scoring starts."""
+"""The bounds that are checked before scoring starts."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from nncift_ray.errors import ConfigError
 from nncift_ray.recipe.sections import PairScoresConfig
 from nncift_ray.runtime.driver import execute_here, run_stage
 from nncift_ray.runtime.files import Location
-from nncift_ray.runtime.output import StageOutput, column_matrix
+from nncift_ray.runtime.output import StageOutput
 from nncift_ray.runtime.progress import SilentReporter
-from nncift_ray.scores.backend import PairMemory
+from nncift_ray.scores.scorers import PairMemory
 from nncift_ray.scores.step import ScorePairsStage
 from tests.made import Made, make_stages
 
@@ -35,23 +34,6 @@ def stage(made: Made, **options: Any) -> ScorePairsStage:
 def finish(stage: ScorePairsStage, folder: Path) -> StageOutput:
     location = Location.of(str(folder))
     return run_stage(stage, location, execute=execute_here, reporter=SilentReporter())
-
-
-def test_dense_scores_are_what_the_lists_were_made_of(made: Made, tmp_path: Path) -> None:
-    scores = finish(stage(made, dense=True, column_tile=64), tmp_path)
-    for block, num_rows in (("within", 300), ("cross", 7)):
-        dense = column_matrix(scores.read(f"{block}_dense")["influence"])
-        lists = scores.read(f"{block}_top_helpers")
-        assert dense.shape == (num_rows, 300)
-        order = np.argsort(-dense, axis=1, kind="stable")[:, :K]
-        np.testing.assert_array_equal(np.array(lists["helper_index"].to_pylist()), order)
-        kept = np.array(lists["influence"].to_pylist(), np.float32)
-        np.testing.assert_array_equal(kept, np.take_along_axis(dense, order, axis=1))
-
-
-def test_a_dense_table_past_its_bound_is_refused_with_its_size(made: Made) -> None:
-    with pytest.raises(ConfigError, match=r"360,000 bytes.*pair_scores.max_dense_bytes = 1,000"):
-        stage(made, dense=True, max_dense_bytes=1000)
 
 
 def test_a_worker_too_small_for_streaming_is_refused_with_what_to_change(made: Made) -> None:
