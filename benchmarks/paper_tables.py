@@ -35,7 +35,7 @@ from benchmarks.rivals.picks import FEWER_LABELS, run_recipe
 from benchmarks.rivals.pools import make_pool
 from nncift_ray.network.step import fit_block
 from nncift_ray.recipe.sections import NetworkConfig
-from nncift_ray.scores.backend import pair_backend
+from nncift_ray.scores.scorers import pair_backend
 
 PAGE = Path(__file__).with_name("paper_tables_cpu")
 SIZES, SHARES, NUM_SPLITS = (1_000, 5_000, 20_000), (0.05, 0.15, 0.3, 0.6), 3

@@ -18,7 +18,7 @@ from nncift_ray.runtime.driver import execute_here
 from nncift_ray.runtime.progress import SilentReporter
 
 # What is defined while a file is imported is no row's way: the steps' files are imported before.
-STEPS = ("network.step", "scores.index_step", "teachers.warmup", "report.page", "report.card")
+STEPS = ("network.step", "scores.index_step", "selection.step", "report.page", "report.card")
 PACKAGE = Path(nncift_ray.__file__).parent
 PAGE = PACKAGE.parent / "docs" / "architecture.md"
 #: What drives any step, finds models and shows results: no row of theirs is computed there.
@@ -51,13 +51,14 @@ def test_a_row_passes_through_the_files_that_the_page_lists(tmp_path: Path) -> N
     def note_code(frame: FrameType, event: str, _: Any) -> None:
         called.add(frame.f_code)
 
-    threading.setprofile(note_code)
-    sys.setprofile(note_code)
+    # Not a profiler, which is told of returns and of every call of C, too.
+    threading.settrace(note_code)
+    sys.settrace(note_code)
     try:
         run(config, execute=execute_here, reporter=SilentReporter())
     finally:
-        sys.setprofile(None)
-        threading.setprofile(None)
+        sys.settrace(None)
+        threading.settrace(None)  # pyright: ignore[reportArgumentType]
     paths = {Path(code.co_filename) for code in called if code.co_name != "<module>"}
     passed = {path.relative_to(PACKAGE).as_posix() for path in paths if PACKAGE in path.parents}
     way = {name for name in passed if name.split("/")[0] not in BESIDE_THE_WAY}
