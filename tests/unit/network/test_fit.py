@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -183,6 +184,7 @@ def test_folds_of_single_examples_share_none_with_training() -> None:
 
 
 def test_the_rule_of_stopping_is_part_of_the_fingerprint() -> None:
-    stage = fit.FitStage(None, None, ("cross",), QUICK)  # type: ignore[arg-type]
+    nothing = SimpleNamespace(steps={})
+    stage = fit.FitStage(None, nothing, ("cross",), QUICK)  # type: ignore[arg-type]
     assert stage.settings()["stop"] == {"num_folds": 5, "patience_share": 0.05}
     assert stage.version == 5
