@@ -53,13 +53,15 @@ def run_figures(data: ReportData) -> dict[str, float]:
         "objective_of_random": data.random_objective,
         "coverage": figures.mean_coverage(data),
         "seconds": figures.total_seconds(data),
-        "usd": figures.total_cost(data),
+        "usd": figures.total_cost(data) or None,  # 0 without prices
         **{f"seconds/{stage.name}": stage.seconds for stage in data.stages},
     }
     if (fidelity := figures.headline_fidelity(data)) is not None:
-        for name, known in (("beyond", fidelity.interaction), ("capture", fidelity.capture)):
-            found |= {f"{name}": known.value, f"{name}_cosine": known.cosine}
-        found["scaled_mse"] = fidelity.scaled_mse
+        found |= {
+            "interaction_correlation": fidelity.beyond,
+            "interaction_correlation_of_cosine": fidelity.cosine,
+            "spearman": fidelity.spearman,
+        }
     return _known(found)
 
 

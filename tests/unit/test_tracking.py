@@ -5,6 +5,7 @@ import importlib.machinery
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -16,9 +17,10 @@ from nncift_ray import library, tracking
 from nncift_ray.errors import ConfigError
 from nncift_ray.recipe.loading import make_config
 from nncift_ray.recipe.sections import Recipe
-from nncift_ray.report.data import ReportData, StageSummary
+from nncift_ray.report.data import StageSummary
 from nncift_ray.runtime.files import Location
 from nncift_ray.runtime.progress import Reporter
+from tests.unit.report.make_data import make_report_data, make_teacher_data
 
 FIGURES = {"picks": 4.0, "capture": 0.5}
 Logged = list[tuple[str, Any]]
@@ -126,15 +128,23 @@ def test_a_tracker_that_is_not_installed_is_told_of_before_a_run(
 def test_figures_of_a_run_are_what_is_known() -> None:
     ranking = pa.table({"objective": [1.0, 3.5], "decided_by": ["objective", "quality"]})
     stages = (StageSummary("fit", 2.0, 10, 1, ""), StageSummary("select", 3.0, 10, 1, ""))
-    data = ReportData("mine", 20, ranking=ranking, stages=stages)
+    data = replace(make_teacher_data(), ranking=ranking, stages=stages)
+    data = replace(data, coverage=data.coverage.slice(0, 0))
     assert tracking.run_figures(data) == {
-        "candidates": 20,
+        "candidates": 100,
         "picks": 2,
+        "labelled": 400,
         "objective": 3.5,
+        "objective_of_random": 1.5,
         "seconds": 5.0,
         "seconds/fit": 2.0,
         "seconds/select": 3.0,
     }
+
+
+def test_what_the_network_knows_stands_beside_what_a_cosine_does() -> None:
+    found = tracking.run_figures(make_report_data())
+    assert {"interaction_correlation", "interaction_correlation_of_cosine"} <= set(found)
 
 
 def test_figures_of_an_evaluation_are_means_and_what_is_above_random() -> None:

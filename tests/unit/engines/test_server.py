@@ -146,7 +146,7 @@ def test_a_run_asks_the_server_once_wherever_it_is_and_writes_no_token(
 
 def test_the_served_model_is_part_of_the_key_of_labels(fake: FakeServer, model: Path) -> None:
     def settings(**keys: Any) -> dict[str, Any]:
-        found = find_engine(options(fake, model, **keys), "float32")
+        found = find_engine(options(fake, model, **keys), has_gpu=False)
         assert isinstance(found, EngineFactory)
         return found.settings()
 
