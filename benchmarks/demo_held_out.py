@@ -8,211 +8,186 @@ on these families: measure once, and let them be.
 
 from __future__ import annotations
 
-import datetime
+import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from random import Random
 
 from nncift_ray.demo import run as demo
 from nncift_ray.demo.tasks import Draw
 from nncift_ray.demo.words import FIRST_NAMES, NOUNS
 
-SEED = 20_261
-Drawn = tuple[tuple[str, ...], str]
-DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
-TEENS = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen
-    fifteen sixteen seventeen eighteen nineteen""".split()
-TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+SEED = 20_262
+MONTHS = """January February March April May June July August September October November
+    December""".split()
+FILE_TYPES = "pdf csv txt png mp3 zip html json".split()
+
+#: What stands in the wordings of a drawn task, and its answer.
+Slots = tuple[dict[str, object], str]
 
 
-def _fill(*wordings: str, **slots: object) -> tuple[str, ...]:
-    return tuple(wording.format(**slots) for wording in wordings)
+def _average(rng: Random) -> Slots:
+    mean, spread = rng.randint(10, 90), rng.randint(1, 9)
+    numbers = [mean - spread, mean + 2 * spread, mean - spread]
+    rng.shuffle(numbers)
+    return {"n": ", ".join(map(str, numbers))}, str(mean)
 
 
-def _parity(rng: Random) -> Drawn:
-    number = rng.randint(10, 9999)
-    prompts = _fill(
-        "Is {n} even or odd?", "Say whether {n} is an odd or an even number.",
-        "Even or odd: {n}", n=number,
-    )  # fmt: skip
-    return prompts, "odd" if number % 2 else "even"
+def _divisor(rng: Random) -> Slots:
+    shared = rng.randint(2, 12)
+    a, b = shared * rng.randint(2, 9), shared * rng.randint(2, 9)
+    return {"a": a, "b": b}, str(math.gcd(a, b))
 
 
-def _percentage(rng: Random) -> Drawn:
-    share, whole = rng.choice([10, 20, 25, 50, 75]), 20 * rng.randint(2, 60)
-    prompts = _fill(
-        "What is {p} % of {n}?", "Work out {p} percent of {n}.", "{p} per cent of {n} is how much?",
-        p=share, n=whole,
-    )  # fmt: skip
-    return prompts, str(share * whole // 100)
+def _temperature(rng: Random) -> Slots:
+    celsius = 5 * rng.randint(-20, 120)
+    return {"c": celsius}, f"{celsius * 9 // 5 + 32} °F"
 
 
-def _area(rng: Random) -> Drawn:
-    long, wide = rng.randint(11, 40), rng.randint(2, 10)
-    prompts = _fill(
-        "A rectangle is {a} m long and {b} m wide. What is its area?",
-        "Find the area of a rectangle of {a} m by {b} m.",
-        "How many square metres does a floor of {a} m times {b} m have?", a=long, b=wide,
-    )  # fmt: skip
-    return prompts, f"{long * wide} square metres"
+def _hexadecimal(rng: Random) -> Slots:
+    number = rng.randint(16, 4095)
+    return {"n": number}, f"{number:X}"
 
 
-def _leap_year(rng: Random) -> Drawn:
-    year = rng.randint(1800, 2100)
-    prompts = _fill(
-        "Was or will {y} be a leap year?", "Does the year {y} have a 29 February?",
-        "Leap year or not: {y}?", y=year,
-    )  # fmt: skip
-    leap = year % 4 == 0 and (year % 100 != 0 or year % 400 == 0)
-    return prompts, f"{year} is a leap year." if leap else f"{year} is not a leap year."
+def _cube(rng: Random) -> Slots:
+    number = rng.randint(2, 99)
+    return {"n": number}, str(number**3)
 
 
-def _initials(rng: Random) -> Drawn:
-    names = rng.sample(FIRST_NAMES, 3)
-    prompts = _fill(
-        "Give the initials of {who}.", "What are the initials of {who}?",
-        "Shorten the name {who} to its initials.", who=" ".join(names),
-    )  # fmt: skip
-    return prompts, "".join(f"{name[0]}." for name in names)
+def _speed(rng: Random) -> Slots:
+    hours, pace = rng.randint(2, 9), rng.randint(20, 120)
+    return {"d": hours * pace, "h": hours}, f"{pace} km/h"
 
 
-def _capitals(rng: Random) -> Drawn:
-    words = " ".join(rng.sample(NOUNS, 2))
-    prompts = _fill(
-        "Write '{w}' in capital letters.", "Convert '{w}' to upper case.",
-        "Shout it, all letters large: {w}", w=words,
-    )  # fmt: skip
-    return prompts, words.upper()
+def _snake_case(rng: Random) -> Slots:
+    words = rng.sample(NOUNS, 3)
+    return {"w": " ".join(word.capitalize() for word in words)}, "_".join(words)
 
 
-def _letters(rng: Random) -> Drawn:
-    first, second = rng.sample(NOUNS, 2)
-    prompts = _fill(
-        "How many letters do '{a}' and '{b}' have together?",
-        "Count the letters of {a} and {b} and add them up.",
-        "Total number of letters in the words {a}, {b}?", a=first, b=second,
-    )  # fmt: skip
-    return prompts, f"{len(first) + len(second)} letters"
+def _one_letter(rng: Random) -> Slots:
+    word, letter = "".join(rng.sample(NOUNS, 2)), rng.choice("aeilnrt")
+    return {"w": word, "x": letter}, f"{word.count(letter)} times"
 
 
-def _clock(rng: Random) -> Drawn:
-    now, later = rng.randrange(24 * 60), 5 * rng.randint(2, 30)
-    prompts = _fill(
-        "It is {t}. What time is it {m} minutes later?", "Add {m} minutes to {t}.",
-        "A train leaves at {t} and travels {m} minutes. When does it arrive?",
-        t=f"{now // 60:02}:{now % 60:02}", m=later,
-    )  # fmt: skip
-    then = (now + later) % (24 * 60)
-    return prompts, f"{then // 60:02}:{then % 60:02}"
+def _file_type(rng: Random) -> Slots:
+    kind = rng.choice(FILE_TYPES)
+    name = f"{rng.choice(NOUNS)}_{rng.randint(1, 99)}.{rng.choice(NOUNS)}.{kind}"
+    return {"f": name}, f".{kind}"
 
 
-def _change(rng: Random) -> Drawn:
-    thing, price, note = rng.choice(NOUNS), rng.randint(2, 49), rng.choice([50, 100])
-    prompts = _fill(
-        "{name} costs {p} dollars. How much change do you get from {n} dollars?",
-        "You pay for {name} of {p} dollars with {n} dollars. What do you get back?",
-        "From {n} dollars, {name} for {p} dollars is bought. What is left?",
-        name=f"{'An' if thing[0] in 'aeiou' else 'A'} {thing}", p=price, n=note,
-    )  # fmt: skip
-    return prompts, f"{note - price} dollars"
+def _quarter(rng: Random) -> Slots:
+    month, year = rng.randrange(12), rng.randint(1980, 2030)
+    return {"m": MONTHS[month], "y": year}, f"Q{month // 3 + 1} {year}"
 
 
-def _weekday(rng: Random) -> Drawn:
-    today, days = rng.randrange(7), rng.randint(2, 30)
-    prompts = _fill(
-        "Today is {d}. Which weekday is it in {n} days?", "What day comes {n} days after a {d}?",
-        "Count {n} days on from {d}. Which day is that?", d=DAYS[today], n=days,
-    )  # fmt: skip
-    return prompts, DAYS[(today + days) % 7]
+def _article(rng: Random) -> Slots:
+    noun, name = rng.choice(NOUNS), rng.choice(FIRST_NAMES)
+    article = "an" if noun[0] in "aeiou" else "a"
+    return {"s": f"{name} bought ___ {noun}."}, f"{name} bought {article} {noun}."
 
 
-def _csv(rng: Random) -> Drawn:
-    name, thing, count = rng.choice(FIRST_NAMES), rng.choice(NOUNS), rng.randint(2, 99)
-    prompts = _fill(
-        "Write as a CSV line name,item,count: {w} ordered the item {t} {c} times.",
-        "Turn the order into CSV (name,item,count). {w} ordered the item {t} {c} times.",
-        "As comma-separated values, name, item, count: {w} ordered the item {t} {c} times.",
-        w=name, t=thing, c=count,
-    )  # fmt: skip
-    return prompts, f"{name},{thing},{count}"
+def _longest(rng: Random) -> Slots:
+    lengths = rng.sample(sorted({len(noun) for noun in NOUNS}), 3)
+    words = [rng.choice([noun for noun in NOUNS if len(noun) == length]) for length in lengths]
+    return {"w": ", ".join(words)}, max(words, key=len)
 
 
-def _binary(rng: Random) -> Drawn:
-    number = rng.randint(5, 255)
-    prompts = _fill(
-        "Write {n} in binary.", "What is the decimal number {n} in base 2?",
-        "Convert {n} to a binary number.", n=number,
-    )  # fmt: skip
-    return prompts, f"{number:b}"
+def _phone(rng: Random) -> Slots:
+    a, b, c = rng.randint(200, 999), rng.randint(200, 999), rng.randint(1000, 9999)
+    return {"n": f"{a}{b}{c}"}, f"({a}) {b}-{c}"
 
 
-def _without_vowels(rng: Random) -> Drawn:
-    words = " ".join(rng.sample(NOUNS, 2))
-    prompts = _fill(
-        "Remove all vowels from '{w}'.", "Write '{w}' without a, e, i, o and u.",
-        "Drop the vowels: {w}", w=words,
-    )  # fmt: skip
-    return prompts, "".join(letter for letter in words if letter not in "aeiou")
+def _tag(rng: Random) -> Slots:
+    words, tag = rng.sample(NOUNS, 2), rng.choice(["b", "i", "h1", "li", "p", "code"])
+    return {"w": " ".join(words), "t": tag}, f"<{tag}>{' '.join(words)}</{tag}>"
 
 
-def _domain(rng: Random) -> Drawn:
-    host = f"{rng.choice(NOUNS)}.{rng.choice(['com', 'org', 'net'])}"
-    prompts = _fill(
-        "What is the domain of the address {a}?", "Which host does the mail address {a} belong to?",
-        "Extract the domain from {a}.", a=f"{rng.choice(FIRST_NAMES).lower()}@{host}",
-    )  # fmt: skip
-    return prompts, host
+def _prime(rng: Random) -> Slots:
+    number = rng.randint(11, 999)
+    prime = all(number % divisor for divisor in range(2, math.isqrt(number) + 1))
+    return {"n": number}, f"{number} is {'a prime' if prime else 'not a prime'}."
 
 
-def _in_words(rng: Random) -> Drawn:
-    number = rng.randint(1, 999)
-    prompts = _fill(
-        "Write {n} in words.", "Spell out the number {n}.", "How is {n} written with letters?",
-        n=number,
-    )  # fmt: skip
-    return prompts, spell_out(number)
+def _duration(rng: Random) -> Slots:
+    minutes = rng.randint(61, 900)
+    return {"m": minutes}, f"{minutes // 60} h {minutes % 60} min"
 
 
-def spell_out(number: int) -> str:
-    """Write a number from 0 to 999 in English words."""
-    if number < len(TEENS):
-        return TEENS[number]
-    if number < 100:
-        rest = f"-{TEENS[number % 10]}" if number % 10 else ""
-        return TENS[number // 10 - 2] + rest
-    rest = f" and {spell_out(number % 100)}" if number % 100 else ""
-    return f"{TEENS[number // 100]} hundred{rest}"
+def _family(draw: Callable[[Random], Slots], *wordings: str) -> Draw:
+    def draw_words(rng: Random) -> tuple[tuple[str, ...], str]:
+        slots, answer = draw(rng)
+        return tuple(wording.format(**slots) for wording in wordings), answer
 
-
-def _days_between(rng: Random) -> Drawn:
-    first = datetime.date(2023, 1, 1) + datetime.timedelta(days=rng.randrange(330))
-    days = rng.randint(2, 30)
-    last = first + datetime.timedelta(days=days)
-    prompts = _fill(
-        "How many days are there from {a} to {b}?", "Count the days between {a} and {b}.",
-        "{b} is how many days after {a}?", a=f"{first.day} {first:%B}", b=f"{last.day} {last:%B}",
-    )  # fmt: skip
-    return prompts, f"{days} days"
+    return draw_words
 
 
 HELD_OUT: Mapping[str, Draw] = {
-    "parity": _parity,
-    "percentages": _percentage,
-    "areas": _area,
-    "leap years": _leap_year,
-    "initials": _initials,
-    "capital letters": _capitals,
-    "letters": _letters,
-    "clock": _clock,
-    "change": _change,
-    "weekdays": _weekday,
-    "CSV": _csv,
-    "binary": _binary,
-    "no vowels": _without_vowels,
-    "mail domains": _domain,
-    "numbers in words": _in_words,
-    "days between": _days_between,
-}
+    "averages": _family(
+        _average, "What is the average of {n}?", "Find the mean of {n}.",
+        "Add up {n} and divide by how many there are.",
+    ),
+    "common divisors": _family(
+        _divisor, "What is the greatest common divisor of {a} and {b}?",
+        "Which is the largest number that divides both {a} and {b}?", "Find gcd({a}, {b}).",
+    ),
+    "temperatures": _family(
+        _temperature, "How many degrees Fahrenheit are {c} °C?", "Convert {c} °C to Fahrenheit.",
+        "The thermometer shows {c} degrees Celsius. What is that in Fahrenheit?",
+    ),
+    "hexadecimal": _family(
+        _hexadecimal, "Write {n} in hexadecimal.", "What is the decimal number {n} in base 16?",
+        "Give {n} as a hex number.",
+    ),
+    "cubes": _family(
+        _cube, "What is {n} cubed?", "Raise {n} to the third power.",
+        "A cube has edges of {n}. What is its volume?",
+    ),
+    "speeds": _family(
+        _speed, "A car drives {d} km in {h} hours. How fast is it?",
+        "What is the average speed over {d} km that take {h} hours?",
+        "{d} kilometres in {h} hours: which speed is that?",
+    ),
+    "snake case": _family(
+        _snake_case, "Write '{w}' in snake case.", "Turn '{w}' into a Python variable name.",
+        "Lower case, joined by underscores: {w}",
+    ),
+    "one letter": _family(
+        _one_letter, "How often does '{x}' occur in '{w}'?", "Count the letter {x} in {w}.",
+        "Number of times that {w} contains {x}?",
+    ),
+    "file types": _family(
+        _file_type, "What is the extension of {f}?", "Which type does the file {f} have?",
+        "Extract the ending from the file name {f}.",
+    ),
+    "quarters": _family(
+        _quarter, "In which quarter is {m} {y}?", "Name the quarter of the year for {m} {y}.",
+        "A bill of {m} {y} belongs to which quarter?",
+    ),
+    "articles": _family(
+        _article, "Fill in a or an: {s}", "Complete with the right article: {s}",
+        "Which article belongs into the gap? Write the sentence. {s}",
+    ),
+    "longest word": _family(
+        _longest, "Which is the longest word: {w}?", "Pick the word with most letters from {w}.",
+        "Of {w}, name the longest.",
+    ),
+    "phone numbers": _family(
+        _phone, "Format {n} as a phone number.", "Write the phone number {n} as (xxx) xxx-xxxx.",
+        "Put brackets and a dash into the telephone number {n}.",
+    ),
+    "HTML tags": _family(
+        _tag, "Wrap '{w}' in the HTML tag {t}.", "Put <{t}> tags around '{w}'.",
+        "Mark up '{w}' as the HTML element {t}.",
+    ),
+    "primes": _family(
+        _prime, "Is {n} a prime number?", "Prime or not: {n}",
+        "Does {n} have divisors other than 1 and itself?",
+    ),
+    "durations": _family(
+        _duration, "How many hours and minutes are {m} minutes?",
+        "Convert {m} minutes to hours and minutes.", "A film runs {m} minutes. How long is that?",
+    ),
+}  # fmt: skip
 
 
 def main() -> int:
