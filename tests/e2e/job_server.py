@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -29,6 +31,8 @@ class Head:
     environment: Mapping[str, str]
     folder: Path
     token: str
+    #: Of Ray's own files; short, since the names of its sockets are limited to 107 characters.
+    sessions: Path
 
     def nncift(self, *arguments: str, timeout: float = 400) -> subprocess.CompletedProcess[str]:
         """Run the command line as this head's user."""
@@ -61,7 +65,7 @@ def ray_head(folder: Path, token: str) -> Iterator[Head]:
     secret.parent.mkdir(parents=True)
     secret.write_text(token)
     secret.chmod(0o600)
-    environment = _environment(folder)
+    environment, sessions = _environment(folder), Path(tempfile.mkdtemp(prefix="ray"))
     port, server_port, agent_port, client_port = free_ports(4)
     command = [
         *(str(TOOLS / "ray"), "start", "--head", "--block", "--disable-usage-stats"),
@@ -71,11 +75,11 @@ def ray_head(folder: Path, token: str) -> Iterator[Head]:
         *("--dashboard-agent-listen-port", str(agent_port)),
         *("--ray-client-server-port", str(client_port)),
         *("--num-cpus", "4", "--object-store-memory", str(200 * 1024**2)),
-        *("--temp-dir", str(folder / "ray"), "--labels", f"{MARKET}=on-demand"),
+        *("--temp-dir", str(sessions), "--labels", f"{MARKET}=on-demand"),
     ]
     with open(folder / "head.log", "wb") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-    head = Head(f"http://127.0.0.1:{server_port}", environment, folder, token)
+    head = Head(f"http://127.0.0.1:{server_port}", environment, folder, token, sessions)
     try:
         _wait_until_up(head, process)
         yield head
@@ -84,6 +88,7 @@ def ray_head(folder: Path, token: str) -> Iterator[Head]:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(END_SECONDS)
         process.kill()
+        shutil.rmtree(sessions, ignore_errors=True)
 
 
 def _environment(folder: Path) -> dict[str, str]:

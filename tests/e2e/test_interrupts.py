@@ -18,7 +18,9 @@ STARTING_SECONDS, WORKING_SECONDS, BETWEEN_SECONDS, ENDING_SECONDS = 240.0, 2.0,
 POLL_SECONDS = 0.1
 LATER = ("fit", "project", "score_pairs", "select", "export")
 SLOW_TEACHER = ["teacher={kind: 'tests.e2e.slow_run:SlowTeacher'}"]
-TWO_WORKERS = ["network={num_workers: 2, num_epochs: 1000000, patience: 1000000}"]
+#: The paper's network: the pair network is solved, not trained for epochs.
+ENDLESS = "{kind: paper, num_workers: 2, num_epochs: 1000000, patience: 1000000}"
+TWO_WORKERS = [f"network={ENDLESS}"]
 LOCAL = ["cluster=local"]
 
 

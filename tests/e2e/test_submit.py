@@ -13,6 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +133,7 @@ def run_log(head: Head) -> list[str]:
 
 def job_log(head: Head, job_id: str) -> str:
     """Return what a job has written, without asking the server."""
-    logs = (head.folder / "ray").glob(f"session_2*/logs/job-driver-{job_id}.log")
+    logs = head.sessions.glob(f"session_2*/logs/job-driver-{job_id}.log")
     return "".join(log.read_text() for log in logs)
 
 
@@ -213,7 +214,8 @@ def check_jobs(head: Head, stopped_id: str) -> None:
 def check_no_token(head: Head) -> None:
     """Look for the token in all logs and in all that the jobs left."""
     secret = head.folder / ".ray" / "auth_token"
-    files = [path for path in head.folder.rglob("*") if path.is_file() and path != secret]
+    found = (path for place in (head.folder, head.sessions) for path in place.rglob("*"))
+    files = [path for path in found if path.is_file() and path != secret]
     assert any(path.name.startswith("job-driver-") for path in files)
     for path in files:
         with contextlib.suppress(FileNotFoundError):  # Ray is at work and deletes its own
@@ -230,9 +232,8 @@ def test_without_the_token_nothing_is_done_and_the_remedy_is_said(
     stranger = {k: v for k, v in head.environment.items() if k != "RAY_AUTH_MODE"}
     for token, words in (("", "there is none here"), ("wrong", "refuses the token")):
         environment = {**stranger, "HOME": str(tmp_path), "RAY_AUTH_TOKEN": token}
-        found = Head(head.address, environment, head.folder, token).nncift(
-            "jobs", "list", "--address", head.address
-        )
+        other = replace(head, environment=environment, token=token)
+        found = other.nncift("jobs", "list", "--address", head.address)
         assert found.returncode == 7, found.stdout + found.stderr
         assert words in found.stderr
         assert "ray get-auth-token" in " ".join(found.stderr.split())
