@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,7 @@ def test_every_recipe_selects_the_budgets_of_the_protocol(tmp_path: Path) -> Non
         assert config.data.candidates == (POOLS[recipe.stem.partition("_")[0]][0],)
 
 
+@pytest.mark.skipif(find_spec("vllm") is None, reason="its recipes ask for vLLM")
 def test_a_recipe_is_planned_with_a_price_for_each_selection(tmp_path: Path) -> None:
     recipe = write_recipes(tmp_path)[0]
     made = plan(recipe, write_stand_ins(tmp_path, 2_000, TASKS[0]))
