@@ -772,7 +772,7 @@ def run_stages(
     """Bring the stages of a recipe to their end, as far as ``until``.
 
     Args:
-        blueprint: Of the recipe; it knows whether there is a GPU.
+        blueprint: Of the recipe; it knows whether there is a GPU, and was when this was begun.
         run_dir: Where their work lies.
         until: Last stage to run.
         session: Runs shards.
@@ -783,8 +783,6 @@ def run_stages(
     Returns:
         The outputs by stage, those known among them.
     """
-    teaching = blueprint.teaching
-    teaching.begun_with_gpu = begun_with_gpu(run_dir, has_gpu=teaching.has_gpu)
     outputs: dict[str, StageOutput] = dict(known or {})
     fingerprints = {name: output.fingerprint for name, output in outputs.items()}
 

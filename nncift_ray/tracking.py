@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 PROJECT = "nncift"
 TRACKED_NAME = "tracked.json"
-#: The module of each tracker, looked for before a run begins.
-MODULES = {"mlflow": "mlflow", "wandb": "wandb", "tensorboard": "tensorboard"}
 
 Figures = Mapping[str, float]
 
@@ -35,7 +33,7 @@ def check_tracker(recipe: Recipe) -> None:
         ConfigError: If it is not installed, with what to install.
     """
     name = recipe.report.tracking
-    if name is not None and importlib.util.find_spec(MODULES[name]) is None:
+    if name is not None and importlib.util.find_spec(name) is None:
         raise ConfigError(
             f"report.tracking: {name} is not installed: pip install 'nncift_ray[{name}]'"
         )

@@ -60,7 +60,6 @@ def load_engine(
         ModelError: If the engine is not installed, cannot do what is asked, or the model cannot be
             loaded.
     """
-    # Imported here because torch takes seconds, and most callers only ask for the kind.
     kind = resolve_engine_kind(options.engine)
     if kind == "vllm":
         return VllmEngine(model_path, options, generates=generates, num_threads=num_threads)
@@ -68,6 +67,7 @@ def load_engine(
         from nncift_ray.engines.server import ServerEngine
 
         return ServerEngine(model_path, options)
+    # Imported here because torch takes seconds, and most callers only ask for the kind.
     from nncift_ray.engines.transformers import TransformersEngine
 
     return TransformersEngine(model_path, options, generates=generates, num_threads=num_threads)

@@ -284,6 +284,7 @@ class _Work:
         blueprint.check()
         for notice in blueprint.notices():
             self._reporter.notice(notice)
+        blueprint.teaching.begun_with_gpu = begun_with_gpu(self._run_dir, has_gpu=self._has_gpu)
         return run_stages(
             blueprint, self._run_dir, until, self._session, self._reporter, record=record,
             known=known,

@@ -152,20 +152,23 @@ class RecipeTeacher:
     @property
     def language_models(self) -> tuple[ResolvedModel, ...]:
         """The language models, found; of one behind a server its tokenizer."""
-        teacher, names = self._teacher, self.model_names
-        if teacher.server is not None:
-            found = (resolve_tokenizer(name, teacher.revision, fetch=self._fetch) for name in names)
-            return tuple(found)
+        teacher = self._teacher
         several = teacher.kind == "selectit" and teacher.selectit.models
-        revision = None if several else teacher.revision
-        return tuple(self.find_model(name, revision) for name in names)
+        revision, weights = None if several else teacher.revision, teacher.server is None
+        return tuple(self.find_model(name, revision, weights=weights) for name in self.model_names)
 
-    def find_model(self, name: str, revision: str | None = None) -> ResolvedModel:
+    def find_model(
+        self, name: str, revision: str | None = None, *, weights: bool = True
+    ) -> ResolvedModel:
         """Return a language model, looked for once; "auto" is by what the run was begun for."""
-        key = name, revision, self.begun_with_gpu
+        key = name, revision, weights, self.begun_with_gpu
         if key not in self._found:
-            self._found[key] = resolve_language_model(
-                name, revision, fetch=self._fetch, has_gpu=self.begun_with_gpu
+            self._found[key] = (
+                resolve_language_model(
+                    name, revision, fetch=self._fetch, has_gpu=self.begun_with_gpu
+                )
+                if weights
+                else resolve_tokenizer(name, revision, fetch=self._fetch)
             )
         return self._found[key]
 

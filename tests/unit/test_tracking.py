@@ -119,7 +119,7 @@ def test_a_tracker_that_fails_costs_a_notice(tmp_path: Path, logged: Logged) -> 
 def test_a_tracker_that_is_not_installed_is_told_of_before_a_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(tracking.MODULES, "wandb", "no_such_module")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setattr(library, "run", lambda *_, **__: pytest.fail("the run began"))
     with pytest.raises(ConfigError, match=r"pip install 'nncift_ray\[wandb\]'"):
         library.run_recipe(recipe("wandb"))
