@@ -27,9 +27,9 @@ from nncift_ray.demo.metrics import (
     rows_by_id,
     usable_rows,
 )
-from nncift_ray.evaluation.figures import budget_words, names_of, results_of
 from nncift_ray.evaluation.page import (
     agreement_table,
+    budget_words,
     cost_sentence,
     cost_table,
     direction_words,
@@ -37,7 +37,9 @@ from nncift_ray.evaluation.page import (
     fidelity_table,
     headline,
     means_table,
+    names_of,
     result_table,
+    results_of,
     verdict_sentence,
 )
 from nncift_ray.evaluation.results import EVALUATION_FOLDER, SUBSETS_NAME, Evaluation

@@ -8,9 +8,8 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import numpy as np
 import regex  # pyright: ignore[reportMissingTypeStubs]
@@ -283,29 +282,20 @@ def parse_verdict(text: str, answer: str = "") -> int | None:
     return grade if LOWEST <= grade <= HIGHEST else None
 
 
-#: "few": too few verdicts to say. "unreadable": most could not be read. "constant": always the
-#: same grade. "nearly_constant": nearly always.
-Kind = Literal["usable", "few", "unreadable", "constant", "nearly_constant"]
-
 FEWEST_VERDICTS = 10
 #: More unreadable verdicts than this share, and those that could be read say nothing of the rest.
 MOST_UNREADABLE = 0.5
-#: Unreadable verdicts beyond this share are worth a word.
-MANY_UNREADABLE = 0.05
 NEARLY_ALL = 0.95
 
 
-@dataclass(frozen=True, slots=True)
-class VerdictReport:
+class JudgeReport(NamedTuple):
     """What a judge's verdicts are worth, before anyone compares their means."""
 
-    num_verdicts: int
-    num_unreadable: int
-    kind: Kind
-    sentence: str
+    kind: Literal["usable", "few", "unreadable", "constant", "nearly_constant"]
+    sentence: str  # what a reader should know; "" of a usable judge that was always readable
 
 
-def describe_verdicts(scores: Sequence[int | None]) -> VerdictReport:
+def describe_verdicts(scores: Sequence[int | None]) -> JudgeReport:
     """Say of a judge whether its grades can tell answers apart.
 
     Args:
@@ -317,43 +307,29 @@ def describe_verdicts(scores: Sequence[int | None]) -> VerdictReport:
     """
     counts = Counter(score for score in scores if score is not None)
     num_read, total = counts.total(), len(scores)
-    kind = _kind_of(counts, total)
-    missing = f"{total - num_read:,} of {total:,} verdicts hold no grade"
-    if kind == "few":
-        return VerdictReport(
-            total, total - num_read, kind,
-            f"{total} verdicts are too few to say what the judge is worth.",
-        )  # fmt: skip
-    if kind == "unreadable":
-        sentence = (
-            f"The judge babbles: {missing}. Do not use the others; take a larger judge, or more "
-            "judge.max_tokens."
-        )
-        return VerdictReport(total, total - num_read, kind, sentence)
-    if kind == "usable":
-        shares = ", ".join(f"{grade} {n / num_read:.0%}" for grade, n in sorted(counts.items()))
-        sentence = f"The judge uses the scale: {shares}. Whether it grades well, this does not say."
-    else:
-        grade, most = counts.most_common(1)[0]
-        always = "always" if kind == "constant" else f"to {most / num_read:.0%}"
-        sentence = (
-            f"The judge {always} says {grade}: it does not tell answers apart, and its means "
-            "compare nothing."
-        )
-    if total - num_read > MANY_UNREADABLE * total:
-        sentence += f" {missing} and are not in the means."
-    return VerdictReport(total, total - num_read, kind, sentence)
-
-
-def _kind_of(counts: Counter[int], total: int) -> Kind:
-    num_read, most = counts.total(), max(counts.values(), default=0)
+    missing = f"{total - num_read:,} of {total:,} verdicts"
     if total < FEWEST_VERDICTS:
-        return "few"
+        few = f"{total} verdicts are too few to say what the judge is worth."
+        return JudgeReport("few", few)
     if total - num_read > MOST_UNREADABLE * total:
-        return "unreadable"
-    if most == num_read:
-        return "constant"
-    return "nearly_constant" if most >= NEARLY_ALL * num_read else "usable"
+        return JudgeReport(
+            "unreadable",
+            f"The judge babbles: {missing} hold no grade. Do not use the others; take a larger "
+            "judge, or more judge.max_tokens.",
+        )
+    said = []
+    if num_read < total:
+        said = [f"{missing} could not be read or are missing; they are not in the means."]
+    (grade, most), *_ = counts.most_common(1)
+    if most < NEARLY_ALL * num_read:
+        return JudgeReport("usable", "".join(said))
+    always = "always" if most == num_read else f"to {most / num_read:.0%}"
+    same = (
+        f"The judge {always} says {grade}: it does not tell answers apart, and its means compare "
+        "nothing."
+    )
+    kind = "constant" if most == num_read else "nearly_constant"
+    return JudgeReport(kind, " ".join([same, *said]))
 
 
 # The stages that grade the answers of one cell.

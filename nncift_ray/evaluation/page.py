@@ -1,56 +1,37 @@
-"""What a person is shown of an evaluation: sentences, tables, one HTML page, the terminal."""
+"""What a person is shown of an evaluation: sentences, tables, pictures, one page, the terminal.
+
+The same words stand in the terminal, on the page and in Markdown.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from nncift_ray.evaluation.figures import (
-    VERDICT_WORDS,
-    Cost,
-    Result,
-    budget_words,
-    costs_of,
-    first_budget,
-    gain_words,
-    interval_words,
-    list_words,
-    mean_words,
-    method_place,
-    metric_of,
-    metric_words,
-    mode_place,
-    mode_words,
-    names_of,
-    plot_costs,
-    plot_curves,
-    plot_gains,
-    plot_means,
-    results_of,
-    savings_of,
-    verdict_words,
-)
-from nncift_ray.evaluation.methods import FULL, INITIAL, RANDOM
-from nncift_ray.evaluation.metrics import (
-    LOWER_IS_BETTER,
-    MANY_UNREADABLE,
-    VerdictReport,
-    describe_verdicts,
-)
+from nncift_ray.evaluation.methods import DRAWN, FULL, ICL, INITIAL, RANDOM, TUNED, UNTAUGHT
+from nncift_ray.evaluation.metrics import LOWER_IS_BETTER, JudgeReport, describe_verdicts
 from nncift_ray.evaluation.results import Evaluation
-from nncift_ray.recipe.sections import NN_CIFT
+from nncift_ray.recipe.sections import NN_CIFT, SMALL_LM
+from nncift_ray.report import figures as svg
 from nncift_ray.report.figures import Chart
 from nncift_ray.report.page import (
     KEY,
     NUMBER,
-    Column,
     PageTable,
+    make_table,
     render_page,
     settings_table,
 )
@@ -61,11 +42,204 @@ from nncift_ray.report.text import (
     format_count,
     format_number,
     format_percent,
+    format_percent_tick,
     format_seconds,
+    format_tick,
     format_usd,
     shorten,
+    shorten_middle,
 )
-from nncift_ray.runtime.schemas import BETTER, NOISE, WORSE
+from nncift_ray.runtime.schemas import ALL_STEPS, BETTER, NOISE, WORSE
+
+MODES = (TUNED, ICL)  # in the order of the page
+MODE_NAMES = {TUNED: "fine-tuned", ICL: "in context"}
+_KINDS = ("", NN_CIFT, SMALL_LM)  # of a teacher's method, in the order of the page
+VERDICT_WORDS = {BETTER: "better", WORSE: "worse", NOISE: "≈ random"}
+#: Of a comparison with one random subset, or of one row.
+NO_VERDICT = "no verdict"
+MAX_DECIMALS = 6
+
+
+class Result(SimpleNamespace):
+    """One row of SUMMARY, its columns as attributes; NaN where a number is null."""
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether any row has a value."""
+        return math.isfinite(self.mean)
+
+    @property
+    def is_compared(self) -> bool:
+        """Whether there is a random subset of the same size to compare with."""
+        return math.isfinite(self.difference)
+
+    @property
+    def gain(self) -> tuple[float, float, float]:
+        """By how much it is better than random, whichever way the metric counts; low and high."""
+        if self.metric in LOWER_IS_BETTER:
+            return -self.difference, -self.difference_high, -self.difference_low
+        return self.difference, self.difference_low, self.difference_high
+
+
+def results_of(summary: pa.Table) -> list[Result]:
+    """Read SUMMARY in the order of the page: tests as they come, metrics, budgets, methods."""
+    rows = [
+        Result(**{n: math.nan if v is None and n != "verdict" else v for n, v in row.items()})
+        for row in summary.to_pylist()
+    ]
+    tests, metrics = names_of(rows, "test"), names_of(rows, "metric")
+    return sorted(rows, key=lambda row: (
+        tests.index(row.test), metrics.index(row.metric), mode_place(row.mode),
+        row.budget, method_place(row.method),
+    ))  # fmt: skip
+
+
+def costs_of(costs: pa.Table) -> list[dict[str, Any]]:
+    """Read the end-to-end costs (COSTS) by size of the corpus, then method."""
+    rows = [row for row in costs.to_pylist() if row["step"] == ALL_STEPS]
+    return sorted(
+        rows,
+        key=lambda row: (row["num_candidates"], method_place(row["method"]), row["extrapolated"]),
+    )
+
+
+class Saving(NamedTuple):
+    """What a network saves of its teacher's cost, on the same candidates."""
+
+    own: dict[str, Any]  # rows of COSTS
+    teacher: dict[str, Any]
+    share: float  # of the teacher's seconds that is saved; below 0: it takes longer
+    note: str  # "extrapolated" where either of the two was not run
+
+    def __str__(self) -> str:
+        """Return it as a clause: "nn_cift+delift takes 93 % less time than delift"."""
+        change = f"{format_percent(abs(self.share))} {'less' if self.share >= 0 else 'more'} time"
+        note = f" ({self.note})" if self.note else ""
+        return f"{self.own['method']} takes {change} than {self.teacher['method']}{note}"
+
+
+def savings_of(costs: pa.Table) -> list[Saving]:
+    """Pair every network's method with its teacher on as many candidates (COSTS).
+
+    Where the teacher was asked about a part only, it is its cost for all of them that is compared.
+    """
+    rows = {(row["method"], row["num_candidates"]): row for row in costs_of(costs)}
+    found: list[Saving] = []
+    for (method, num_candidates), own in rows.items():
+        prefix, _, name = method.rpartition("+")
+        teacher = rows.get((name, num_candidates))
+        if prefix == NN_CIFT and teacher is not None and teacher["seconds"] > 0:
+            share = 1 - own["seconds"] / teacher["seconds"]
+            note = "extrapolated" if own["extrapolated"] or teacher["extrapolated"] else ""
+            found.append(Saving(own, teacher, share, note))
+    return found
+
+
+def mode_place(mode: str) -> int:
+    """Place a mode in the order of the page; the untaught model comes first."""
+    return MODES.index(mode) + 1 if mode in MODES else 0
+
+
+def method_place(name: str) -> tuple[int, str, int]:
+    """Place a method in the order of the page: a teacher, and what stands in for it, together."""
+    if name in (INITIAL, *DRAWN):
+        return (INITIAL, *DRAWN).index(name), "", 0
+    if name == FULL:
+        return 4, "", 0
+    prefix, _, teacher = name.rpartition("+")
+    return 3, teacher, _KINDS.index(prefix) if prefix in _KINDS else len(_KINDS)
+
+
+def first_budget(results: Sequence[Result]) -> float:
+    """Return the budget that most methods have; of several the smallest. NaN where none has one."""
+    counts: dict[float, set[str]] = {}
+    for row in results:
+        if row.method not in (INITIAL, FULL):
+            counts.setdefault(row.budget, set()).add(row.method)
+    most = max((len(methods) for methods in counts.values()), default=0)
+    return min((b for b, methods in counts.items() if len(methods) == most), default=math.nan)
+
+
+def names_of(results: Sequence[Result], column: str) -> list[str]:
+    """List what a column of results names, in the order of the page."""
+    return list(dict.fromkeys(str(getattr(row, column)) for row in results))
+
+
+#: How a metric is written: its name, its unit, and its name within a sentence.
+METRICS = {
+    "nll": ("NLL", "nats a token", "NLL"),
+    "rouge1": ("ROUGE-1 F", "0 to 1", "ROUGE-1 F"),
+    "rougeL": ("ROUGE-L F", "0 to 1", "ROUGE-L F"),
+    "bge": ("Embedding cosine", "at most 1", "embedding cosine"),
+    "exact_match": ("Exact match", "share of rows", "exact match"),
+    "judge": ("Judge", "1 to 5", "the judge's grade"),
+}
+
+
+def metric_words(name: str, *, in_sentence: bool = False) -> str:
+    """Name a metric; one of another name is written as it is."""
+    return METRICS.get(name, (name, "", name))[2 if in_sentence else 0]
+
+
+def budget_words(budget: float, method: str = "") -> str:
+    """Write a budget: a share of the candidates."""
+    if method == INITIAL or budget == 0:
+        return "no data"
+    return "all" if method == FULL or budget == 1 else f"{100 * budget:g} %"
+
+
+def mode_words(mode: str) -> str:
+    """Write how a subset is used."""
+    return MODE_NAMES.get(mode, "untaught")
+
+
+def decimals_for(half: float) -> int:
+    """Return the decimals that an interval of this half-width leaves meaning in."""
+    if not (math.isfinite(half) and half > 0):
+        return 3
+    return min(max(1 - math.floor(math.log10(half) + 1e-9), 0), MAX_DECIMALS)
+
+
+def mean_words(row: Result) -> str:
+    """Write a mean and half its interval: "2.31 ± 0.05"; a dash where no row has a value."""
+    if not row.is_measured:
+        return MISSING
+    half = (row.high - row.low) / 2
+    if not math.isfinite(half):
+        return format_number(row.mean)
+    decimals = decimals_for(half)
+    return f"{row.mean:,.{decimals}f} ± {half:.{decimals}f}"
+
+
+def verdict_words(row: Result) -> str:
+    """Write what the comparison with random says; "" where there is nothing to compare with."""
+    return VERDICT_WORDS.get(row.verdict or "", NO_VERDICT if row.is_compared else "")
+
+
+def gain_words(row: Result) -> str:
+    """Write by how much a result differs from random, in the metric's unit: "0.05 lower"."""
+    if not row.is_compared:
+        return MISSING
+    decimals = decimals_for((row.difference_high - row.difference_low) / 2)
+    return f"{abs(row.difference):,.{decimals}f} {'lower' if row.difference < 0 else 'higher'}"
+
+
+def interval_words(row: Result) -> str:
+    """Write the difference to random as the table has it: "-0.05 [-0.08, -0.02]"."""
+    if not row.is_compared:
+        return MISSING
+    low, high = row.difference_low, row.difference_high
+    decimals = decimals_for((high - low) / 2)
+    ends = f" [{low:+.{decimals}f}, {high:+.{decimals}f}]" if math.isfinite(low + high) else ""
+    return f"{row.difference:+,.{decimals}f}{ends}".replace("-", "−")
+
+
+def list_words(parts: Sequence[str]) -> str:
+    """Join parts as a sentence does: "a, b and c"."""
+    return " and ".join(filter(None, (", ".join(parts[:-1]), *parts[-1:])))
+
+
+# Sentences.
 
 MAX_FINDINGS = 3  # methods told of one test set
 JUDGE = "judge"
@@ -95,19 +269,18 @@ def headline(data: Evaluation) -> list[str]:
 
 def judged_results(data: Evaluation) -> list[Result]:
     """Return the results with a verdict, those of a judge that cannot be read left out."""
-    report = judge_report(data)
-    babbles = report is not None and report.kind == "unreadable"
+    babbles = judge_report(data).kind == "unreadable"
     return [
         row for row in results_of(data.summary)
         if row.verdict is not None and not (babbles and row.metric == JUDGE)
     ]  # fmt: skip
 
 
-def judge_report(data: Evaluation) -> VerdictReport | None:
-    """Say what a judge is worth, over all its verdicts; None where there is none."""
+def judge_report(data: Evaluation) -> JudgeReport:
+    """Say what a judge is worth, over all its verdicts; where there is none, nothing."""
     values = data.scores.filter(pc.field("metric") == JUDGE)["value"].to_pylist()
     grades = [None if value is None or math.isnan(value) else round(value) for value in values]
-    return describe_verdicts(grades) if grades else None
+    return describe_verdicts(grades) if grades else JudgeReport("usable", "")
 
 
 def _why_no_verdict(results: Sequence[Result]) -> str:
@@ -154,7 +327,7 @@ def _by_method(judged: Sequence[Result], verdict: str) -> dict[str, str]:
         if row.verdict == verdict:
             found.setdefault(row.method, []).append(row)
     return {
-        method: f"{metric_words(rows[0].metric)} {gain_words(rows[0])}, "
+        method: f"{metric_words(rows[0].metric, in_sentence=True)} {gain_words(rows[0])}, "
         f"{mode_words(rows[0].mode)}, {budget_words(rows[0].budget)}"
         + (f", and in {len(rows) - 1} more" if len(rows) > 1 else "")
         for method, rows in found.items()
@@ -179,24 +352,17 @@ def verdict_sentence(data: Evaluation) -> str:
 
 def evaluation_notices(data: Evaluation) -> list[str]:
     """Say what makes results weaker than they look, most serious first."""
-    notices, report = list[str](), judge_report(data)
-    if report is not None:
-        if report.kind != "usable" or report.num_unreadable > MANY_UNREADABLE * report.num_verdicts:
-            notices.append(f"Judge: {report.sentence}")
-        elif report.num_unreadable:
-            notices.append(
-                f"Judge: {format_count(report.num_unreadable)} of "
-                f"{format_count(report.num_verdicts)} verdicts could not be read or are missing; "
-                "they are not in the means."
-            )
+    said = judge_report(data).sentence
+    notices = [f"Judge: {said}"] if said else []
     missing = [row for row in results_of(data.summary) if row.num_missing and row.metric != JUDGE]
     if missing:
         worst = max(missing, key=lambda row: row.num_missing)
         number = sum(row.num_missing for row in missing)
         notices.append(
             f"{format_count(number)} values are missing (answers or likelihoods that failed), most "
-            f"for {worst.method} in {metric_words(worst.metric)} on {worst.test}: "
-            f"{format_count(worst.num_missing)}. They count for no method; the tables show them."
+            f"for {worst.method} in {metric_words(worst.metric, in_sentence=True)} on "
+            f"{worst.test}: {format_count(worst.num_missing)}. They count for no method; the "
+            "tables show them."
         )
     return [*notices, *data.facts.notices]
 
@@ -204,14 +370,14 @@ def evaluation_notices(data: Evaluation) -> list[str]:
 def cost_sentence(data: Evaluation) -> str:
     """Say what networks save on the corpus that was run; "" where there is no pair."""
     savings = savings_of(data.costs)
-    measured = min((one.own.num_candidates for one in savings), default=0)
-    parts = [str(one) for one in savings if one.own.num_candidates == measured]
+    measured = min((one.own["num_candidates"] for one in savings), default=0)
+    parts = [str(one) for one in savings if one.own["num_candidates"] == measured]
     return f"{list_words(parts)}." if parts else ""
 
 
 def direction_words(metrics: Sequence[str]) -> str:
     """Say of which metrics less is better; "" of none."""
-    less = [metric_of(name).name for name in metrics if name in LOWER_IS_BETTER]
+    less = [metric_words(name) for name in metrics if name in LOWER_IS_BETTER]
     return f"Of {list_words(less)} less is better, of all others more." if less else ""
 
 
@@ -220,15 +386,14 @@ def direction_words(metrics: Sequence[str]) -> str:
 
 def _table(
     title: str,
-    heads: Sequence[str],
-    num_keys: int,
+    keys: Sequence[str],
+    numbers: Sequence[str],
     rows: Sequence[tuple[str, ...]],
     reading: str = "",
     missing: str = "Nothing was recorded.",
 ) -> PageTable:
-    """Make a table whose first columns are names, and the others numbers."""
-    columns = tuple(Column(head, KEY if at < num_keys else NUMBER) for at, head in enumerate(heads))
-    return PageTable(title, columns, rows, reading, missing)
+    heads = [*((name, KEY) for name in keys), *((name, NUMBER) for name in numbers)]
+    return make_table(title, heads, rows, reading, missing)
 
 
 def _method_words(row: Result) -> str:
@@ -247,9 +412,9 @@ def means_table(data: Evaluation, test: str) -> PageTable:
          *(_mean_cell(line.get(metric)) for metric in metrics))
         for (method, mode, budget), line in lines.items()
     ]  # fmt: skip
-    heads = ("method", "size", "use", *(metric_of(metric).name for metric in metrics))
     most = max((row.num_rows for row in results), default=0)
-    return _table(f"{test} (up to {format_count(most)} rows)", heads, 3, rows)
+    title = f"{test} (up to {format_count(most)} rows)"
+    return _table(title, ("method", "size", "use"), [*map(metric_words, metrics)], rows)
 
 
 def _mean_cell(row: Result | None) -> str:
@@ -261,11 +426,11 @@ def _mean_cell(row: Result | None) -> str:
 
 def result_table(data: Evaluation, test: str) -> PageTable:
     """List every result of a test set, with its difference to random."""
-    heads = ("metric", "use", "size", "method", "mean", "difference to random", "verdict", "p",
-             "rows", "missing")  # fmt: skip
+    keys = ("metric", "use", "size", "method")
+    numbers = ("mean", "difference to random", "verdict", "p", "rows", "missing")
     rows = [
         (
-            metric_of(row.metric).name, mode_words(row.mode), budget_words(row.budget, row.method),
+            metric_words(row.metric), mode_words(row.mode), budget_words(row.budget, row.method),
             _method_words(row), mean_words(row), interval_words(row), verdict_words(row),
             _p_words(row.adjusted_p_value), format_count(row.num_rows),
             format_count(row.num_missing),
@@ -278,7 +443,7 @@ def result_table(data: Evaluation, test: str) -> PageTable:
         "adjusted for the number of methods (Holm), so an interval may leave zero out and "
         "the verdict still be ≈ random. Missing: values that failed or could not be read."
     )
-    return _table(f"All results on {test}", heads, 4, rows, reading)
+    return _table(f"All results on {test}", keys, numbers, rows, reading)
 
 
 def _p_words(p_value: float) -> str:
@@ -290,42 +455,43 @@ def _p_words(p_value: float) -> str:
 COST_HEADS = ("candidates", "time", "GPU time", "CPU time", "tokens", "price", "note")
 
 
-def _cost_cells(row: Cost) -> tuple[str, ...]:
-    """Write a cost (COST_HEADS), and what is not as it looks."""
-    notes = ["extrapolated"] if row.extrapolated else []
-    part = row.labelled_fraction
-    if part is not None and part < 1 and not row.method.startswith(f"{NN_CIFT}+"):
+def cost_table(data: Evaluation) -> PageTable:
+    """List what every method cost end to end, and what networks save of their teachers'."""
+    rows = [_cost_row(row) for row in costs_of(data.costs)]
+    for one in savings_of(data.costs):
+        saved = one.teacher["price"] - one.own["price"]
+        rows.append(
+            (f"{one.own['method']} saves", format_count(one.own["num_candidates"]),
+             format_percent(one.share), "", "", "", format_usd(saved) if saved >= 0 else "none",
+             one.note)
+        )  # fmt: skip
+    title = "What the choice costs, from the corpus to the subset"
+    return _table(title, ("method",), COST_HEADS, rows, missing="No cost was recorded.")
+
+
+def _cost_row(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """Write a cost, and what is not as it looks."""
+    notes = ["extrapolated"] if row["extrapolated"] else []
+    part = row["labelled_fraction"]
+    if part is not None and part < 1 and not row["method"].startswith(f"{NN_CIFT}+"):
         notes.append(f"asked about {format_percent(part)} of the pairs")
     return (
-        format_count(row.num_candidates),
-        format_seconds(row.seconds),
-        format_seconds(row.accelerator_seconds) if row.accelerator_seconds else MISSING,
-        format_seconds(row.cpu_seconds),
-        MISSING if row.num_tokens is None else format_compact(row.num_tokens),
-        format_usd(row.price),
+        row["method"],
+        format_count(row["num_candidates"]),
+        format_seconds(row["seconds"]),
+        format_seconds(row["accelerator_seconds"]) if row["accelerator_seconds"] else MISSING,
+        format_seconds(row["cpu_seconds"]),
+        MISSING if row["num_tokens"] is None else format_compact(row["num_tokens"]),
+        format_usd(row["price"]),
         ", ".join(notes),
     )
 
 
-def cost_table(data: Evaluation) -> PageTable:
-    """List what the whole way of every method cost, and what networks save of their teachers'."""
-    rows = [(row.method, *_cost_cells(row)) for row in costs_of(data.costs) if row.is_whole]
-    rows += [
-        (f"{one.own.method} saves", format_count(one.own.num_candidates),
-         format_percent(one.share), "", "", "",
-         format_usd(one.teacher.price - one.own.price)
-         if one.own.price <= one.teacher.price else "none",
-         "extrapolated" if one.extrapolated else "")
-        for one in savings_of(data.costs)
-    ]  # fmt: skip
-    title = "What the choice costs, from the corpus to the subset"
-    return _table(title, ("method", *COST_HEADS), 1, rows, missing="No cost was recorded.")
-
-
 def agreement_table(data: Evaluation) -> PageTable:
     """List how near the subsets come to their teacher's."""
-    heads = ("method", "teacher", "size", "picks shared", "by chance", "value of its picks",
-             "of the teacher's", "of random ones")  # fmt: skip
+    keys = ("method", "teacher")
+    numbers = ("size", "picks shared", "by chance", "value of its picks", "of the teacher's",
+               "of random ones")  # fmt: skip
     rows = [
         (row["method"], row["teacher"], budget_words(row["budget"]),
          format_percent(row["overlap"]), format_percent(row["chance_overlap"]),
@@ -339,7 +505,7 @@ def agreement_table(data: Evaluation) -> PageTable:
         "objective by the teacher's own labels; a subset may share few picks with the teacher's "
         "and still be worth nearly as much, where many examples teach alike."
     )
-    return _table("Subsets against the teacher's", heads, 2, rows, reading,
+    return _table("Subsets against the teacher's", keys, numbers, rows, reading,
                   "No method stands beside its own teacher.")  # fmt: skip
 
 
@@ -364,8 +530,8 @@ def fidelity_table(data: Evaluation) -> PageTable:
         )
         for key, of in sorted(errors.items(), key=lambda item: (method_place(item[0][0]), item[0]))
     ]  # fmt: skip
-    heads = ("method", "block", "quadrant", "pairs", *models.values(), *measures.values(),
-             "ridge's capture", "cosine's capture")  # fmt: skip
+    numbers = ("pairs", *models.values(), *measures.values(), "ridge's capture",
+               "cosine's capture")  # fmt: skip
     reading = (
         "Mean squared error on labels scaled to [0, 1], and of the network also the rank "
         "correlation, the correlation beyond row and column effects, and how much of what a row's "
@@ -373,8 +539,167 @@ def fidelity_table(data: Evaluation) -> PageTable:
         "neither, which is where nearly all scored pairs lie. Beating zero, random or the mean "
         "says nothing of pairs: an additive ridge ranks helpers alike for every row."
     )
-    return _table("How faithful each network is to its teacher", heads, 3, rows, reading,
-                  "No method fits a network.")  # fmt: skip
+    return _table("How faithful each network is to its teacher", ("method", "block", "quadrant"),
+                  numbers, rows, reading, "No method fits a network.")  # fmt: skip
+
+
+# Pictures: by how much each method differs from random, and how that moves with the size.
+
+ROW_INCHES = 0.29
+MAX_LABEL_CHARS = 26
+COLOURS = {INITIAL: svg.GREY, RANDOM: svg.ORANGE, FULL: svg.MUTED}
+KIND_COLOURS = (svg.PURPLE, svg.BLUE, svg.GREEN)  # a teacher, a network over it, a small model
+MARKERS, DASHES = "osD^vPX", ("-", "--", "-.", ":")
+
+
+def colour_of(method: str) -> str:
+    """Return the colour of a method by what stands behind it; its name is always beside it."""
+    if method in COLOURS:
+        return COLOURS[method]
+    return KIND_COLOURS[min(method_place(method)[2], len(KIND_COLOURS) - 1)]
+
+
+def _modes_of(results: Sequence[Result]) -> list[str]:
+    """Return the modes that any method has; the untaught model stands in each, or alone."""
+    found = {row.mode for row in results}
+    return [mode for mode in MODES if mode in found] or [UNTAUGHT]
+
+
+def _draw_by_mode(
+    figure: Figure, results: Sequence[Result], draw: Callable[[Axes, Sequence[Result]], None],
+    unit: str, *, sharex: bool,
+) -> Axes:  # fmt: skip
+    """Draw the results of each mode beside those of the other, on the same axes."""
+    modes = _modes_of(results)
+    grid = figure.subplots(1, len(modes), sharex=sharex, sharey=True, squeeze=False)[0]
+    for axes, mode in zip(grid, modes, strict=True):
+        axes.set_title(mode_words(mode), loc="left", color=svg.INK, fontsize=svg.FONT_SIZE)
+        draw(axes, [row for row in results if row.mode in (mode, UNTAUGHT)])
+    figure.supxlabel(unit, fontsize=svg.FONT_SIZE, color=svg.MUTED)
+    return grid[0]
+
+
+def plot_gains(results: Sequence[Result], test: str, metric: str) -> Chart:
+    """Draw the difference of every method to random of its size, zero in the middle.
+
+    ``results`` are those of the test set, metric and one size.
+    """
+    name, words = f"gains-{test}-{metric}", metric_words(metric)
+    compared = [row for row in results if row.is_compared]
+    if not compared:
+        missing = "there is no random subset of the same size beside it."
+        if not any(row.is_measured for row in results):
+            missing = "no answer has a value of this metric."
+        return Chart(name, f"Difference to random: {words} on {test}", missing=missing)
+    methods = sorted(names_of(compared, "method"), key=method_place, reverse=True)
+
+    def fill(figure: Figure) -> None:
+        def draw(axes: Axes, rows: Sequence[Result]) -> None:
+            _draw_gains(axes, {row.method: row for row in rows}, methods)
+
+        way = "lower" if metric in LOWER_IS_BETTER else "higher"
+        unit = f"{words}: by how much {way} than random"
+        first = _draw_by_mode(figure, compared, draw, unit, sharex=True)
+        svg.style(first, xticks=(format_tick, MaxNLocator(2, steps=[1, 2, 3, 4, 5, 10])), grid=None)
+        labels = [shorten_middle(method, MAX_LABEL_CHARS) for method in methods]
+        first.set_yticks(range(len(methods)), labels)
+        first.set_ylim(-0.6, len(methods) - 0.4)
+
+    title, size = _gain_title(compared, test, metric), 1.0 + ROW_INCHES * len(methods)
+    return Chart(name, title, (svg.draw(name, title, (size, svg.FIGURE_WIDTH), fill),))
+
+
+def _draw_gains(axes: Axes, rows: Mapping[str, Result], methods: Sequence[str]) -> None:
+    axes.axvline(0.0, color=svg.ORANGE, linewidth=1.2, linestyle=(0, (4, 3)))
+    for place, method in enumerate(methods):
+        row, colour = rows.get(method), colour_of(method)
+        words = "not measured" if row is None else verdict_words(row)
+        axes.text(1.02, place, words, transform=axes.get_yaxis_transform(), va="center",
+                  color=svg.INK, fontsize=svg.FONT_SIZE - 1)  # fmt: skip
+        if row is not None:
+            value, *ends = row.gain
+            axes.plot(ends, [place, place], color=colour, linewidth=2)
+            face = colour if row.verdict in (BETTER, WORSE) else svg.CARD
+            axes.plot([value], [place], "o", color=colour, markersize=6.5, markerfacecolor=face)
+    axes.tick_params(axis="y", length=0, labelcolor=svg.INK)
+    axes.grid(axis="x")
+    axes.spines["left"].set_visible(False)
+
+
+def _gain_title(compared: Sequence[Result], test: str, metric: str) -> str:
+    words = metric_words(metric, in_sentence=True)
+    better: dict[str, list[str]] = {}
+    for row in compared:
+        if row.verdict == BETTER:
+            better.setdefault(row.method, []).append(mode_words(row.mode))
+    if better:
+        several = len(_modes_of(compared)) > 1
+        names = [f"{name} ({list_words(modes)})" if several else name
+                 for name, modes in better.items()]  # fmt: skip
+        verb = "beat" if len(better) > 1 else "beats"
+        return f"{list_words(names)} {verb} random on {test} in {words}"
+    if all(row.verdict == NOISE for row in compared):
+        return f"No method differs from random on {test} in {words}"
+    if all(row.verdict is None for row in compared):
+        return f"Difference to random on {test} in {words}; no verdict is possible"
+    return f"No method beats random on {test} in {words}"
+
+
+# Learning curves: what a metric does as subsets grow.
+
+
+def plot_curves(results: Sequence[Result], test: str, metric: str) -> Chart | None:
+    """Draw a metric by budget for the methods that have several; None where none has.
+
+    ``results`` are those of the test set and metric, of all sizes.
+    """
+    rows = [row for row in results if row.is_measured]
+    budgets = {(row.method, row.budget) for row in rows}
+    counts = Counter(method for method, _ in budgets)
+    drawn = [method for method in sorted(counts, key=method_place) if counts[method] > 1]
+    if not drawn:
+        return None
+    name, better = f"curve-{test}-{metric}", "less" if metric in LOWER_IS_BETTER else "more"
+    title = f"{metric_words(metric)} on {test} by size of the subset ({better} is better)"
+
+    def fill(figure: Figure) -> None:
+        def draw(axes: Axes, rows: Sequence[Result]) -> None:
+            _draw_curves(axes, rows, drawn)
+
+        unit = "size of the subset, share of the candidates (log)"
+        first = _draw_by_mode(figure, rows, draw, unit, sharex=False)
+        first.set_ylabel(metric_words(metric))
+        handles, labels = first.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper left", ncols=2, handlelength=2.2)
+
+    return Chart(name, title, (svg.draw(name, title, (3.1, svg.FIGURE_WIDTH), fill),))
+
+
+def _draw_curves(axes: Axes, rows: Sequence[Result], drawn: Sequence[str]) -> None:
+    for number, method in enumerate(drawn):
+        own = [row for row in rows if row.method == method]
+        size, mean = (np.array([getattr(row, name) for row in own]) for name in ("budget", "mean"))
+        if method == RANDOM:
+            spread = np.array([row.seed_deviation for row in own])
+            axes.fill_between(size, mean - spread, mean + spread, color=svg.ORANGE, alpha=0.18,
+                              linewidth=0)  # fmt: skip
+        ends = np.array([[row.mean - row.low, row.high - row.mean] for row in own]).T
+        alike = [name for name in drawn[:number] if colour_of(name) == colour_of(method)]
+        axes.errorbar(
+            # Sizes are the same for all methods: a small shift keeps their intervals apart.
+            size * 1.02 ** (number - (len(drawn) - 1) / 2),
+            mean, yerr=np.nan_to_num(np.maximum(ends, 0.0)), color=colour_of(method),
+            linewidth=1.7, elinewidth=1.1, linestyle=DASHES[len(alike) % len(DASHES)],
+            marker=MARKERS[number % len(MARKERS)], markersize=5, label=method,
+        )  # fmt: skip
+    for row in rows:
+        if row.method in (INITIAL, FULL):
+            dashes = (0, (1, 1.5)) if row.method == INITIAL else (0, (5, 2))
+            axes.axhline(row.mean, color=colour_of(row.method), linewidth=1.3, linestyle=dashes,
+                         label=row.method)  # fmt: skip
+    axes.set_xscale("log")
+    axes.set_xticks(sorted({row.budget for row in rows if row.method in drawn}))
+    svg.style(axes, xticks=(format_percent_tick, None), yticks=(format_tick, 5))
 
 
 # The page: one self-contained file, no script, every text of a corpus escaped.
@@ -409,7 +734,6 @@ def render_evaluation(data: Evaluation) -> str:
             "tests": [_test(data, results, test, budget) for test in names_of(results, "test")],
             "answers": _answers(data),
             "cost_lead": cost_sentence(data) or "What each method's choice costs.",
-            "cost_chart": plot_costs(data.costs),
             "cost_table": cost_table(data),
             "agreement_table": agreement_table(data),
             "fidelity_table": fidelity_table(data),
@@ -423,17 +747,13 @@ def render_evaluation(data: Evaluation) -> str:
 def _test(
     data: Evaluation, results: Sequence[Result], test: str, budget: float
 ) -> dict[str, object]:
-    """Make the part of one test set: two pictures a metric, curves, the whole table."""
-    pairs: list[tuple[Chart, Chart]] = []
-    curves: list[Chart | None] = []
-    here = [row for row in results if row.test == test]
+    """Make the part of one test set: a picture a metric, curves, the whole table."""
+    here, pairs = [row for row in results if row.test == test], []
     for metric in names_of(here, "metric"):
         rows = [row for row in here if row.metric == metric]
         sized = [row for row in rows if row.budget == budget or row.method in (INITIAL, FULL)]
-        pairs.append((plot_means(sized, test, metric), plot_gains(sized, test, metric)))
-        curves.append(plot_curves(rows, test, metric))
-    table = result_table(data, test)
-    return {"name": test, "pairs": pairs, "curves": list(filter(None, curves)), "table": table}
+        pairs.append((plot_gains(sized, test, metric), plot_curves(rows, test, metric)))
+    return {"name": test, "pairs": pairs, "table": result_table(data, test)}
 
 
 def _answers(data: Evaluation) -> list[dict[str, object]]:

@@ -38,6 +38,7 @@ from nncift_ray.selection.names import REPEATS, scored_blocks, scores_of
 
 F64 = npt.NDArray[np.float64]
 Lengths = npt.NDArray[np.integer]
+Row = Mapping[str, Any]  # of a table, with the examples that it names
 Cell = str | int | float | None
 Head = str | tuple[str, str]  # of a column: its name, or its name and how its cells are set
 NUMBER, TEXT, KEY = "num", "text", "key"
@@ -70,66 +71,6 @@ class MixRow:
     subset: int
     least: int = 0  # quota: picks it must have
     most: int | None = None  # quota: picks it may have
-
-
-@dataclass(frozen=True, slots=True)
-class ExampleText:
-    """The text of one example and where it came from."""
-
-    row_index: int
-    prompt: str
-    response: str
-    source: str = ""
-    line: int | None = None
-
-    @property
-    def place(self) -> str:
-        """Return "file:line" without folders; "" where the file is not known."""
-        return f"{self.source.rpartition('/')[2]}:{self.line}" if self.source else ""
-
-
-@dataclass(frozen=True, slots=True)
-class CoveredExample:
-    """A row whose best pick is the one it is listed under."""
-
-    example: ExampleText
-    coverage: float | None  # scaled influence of the pick on this row, 0..1
-
-
-@dataclass(frozen=True, slots=True)
-class PickNeighbours:
-    """One pick and some of the rows it was picked for."""
-
-    rank: int  # 1-based
-    pick: ExampleText
-    gain: float | None
-    num_covered: int
-    covered: tuple[CoveredExample, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class SkippedExample:
-    """A high-gain candidate that was left out, and the pick that it is redundant with."""
-
-    example: ExampleText
-    alone_gain: float  # its worth as the only pick
-    final_gain: float  # on top of all picks
-    pick: ExampleText
-    pick_rank: int  # 1-based
-    redundant_share: float  # of alone_gain, by that pick
-    cosine: float  # of the two embeddings
-
-
-@dataclass(frozen=True, slots=True)
-class SuspectExample:
-    """A candidate whose answer looks wrong, and the near examples that answer otherwise."""
-
-    example: ExampleText
-    suspicion: float  # in spreads of what is usual in this corpus
-    quality: float  # that its worth was multiplied by, 0..1
-    consistency: float | None  # loss of the answer behind the near examples over its loss alone
-    near: tuple[ExampleText, ...]
-    rank: int | None  # 1-based where it was picked all the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,16 +170,14 @@ class ReportData:
     notices: Sequence[str] = ()
     stages: Sequence[StageSummary] = ()
     mix: Sequence[MixRow] = ()
-    neighbours: Sequence[PickNeighbours] = ()
-    skipped: Sequence[SkippedExample] = ()
-    suspects: Sequence[SuspectExample] = ()  # the most suspicious ones
+    neighbours: Sequence[Row] = ()  # some picks, and the rows that each covers best
+    skipped: Sequence[Row] = ()  # high-gain candidates, and the pick each is redundant with
+    suspects: Sequence[Row] = ()  # the most suspicious candidates, and near examples
     num_suspects: int | None = None  # of all candidates; None where no quality was measured
     uses_quality: bool = False  # whether the quality of a candidate multiplied its worth
-    fidelity: pa.Table | None = None  # this and the next two: of a network
-    predictions: pa.Table | None = None
+    fidelity: pa.Table | None = None  # this and the next: of a network
     training_history: pa.Table | None = None
     drift: Mapping[str, Any] | None = None  # facts of the drift stage, of a run that goes on
-    drift_distances: pa.Table | None = None
 
     @property
     def main_block(self) -> str:
@@ -533,14 +472,13 @@ def collect_report_data(
         mix=collect_mix(examples, picked, group_by, select),
         skipped=_collect_skipped(examples, select),
         picks=_list_picks(examples, ranking, by_score=settings["objective"] == "top_k"),
-        suspects=quality and _collect_suspects(examples, quality, ranking) or (),
+        suspects=_collect_suspects(examples, quality, ranking) if quality else (),
         num_suspects=quality and quality.manifest.facts()["num_suspects"],
         uses_quality=facts.get("quality") == "auto",
         neighbours=_collect_neighbours(examples, select, ranking, recipe.report.num_picks),
         ranking=ranking,
         coverage=_coverage_of_rows(select, scores if fit is None else None),
         fidelity=fit and fit.read("fidelity", schema=schemas.FIDELITY),
-        predictions=fit and fit.read("predictions", schema=schemas.PREDICTIONS),
         training_history=fit and fit.read("history", schema=schemas.TRAINING_HISTORY),
         score_statistics=_merge_statistics(scores),
         score_histogram=_merge_histogram(scores),
@@ -548,7 +486,6 @@ def collect_report_data(
         errors=_first_errors(outputs.values()),
         left_out=_left_out_tables(examples, outputs.get(REPEATS)),
         drift=drift and drift.manifest.facts(),
-        drift_distances=drift and drift.read("distances", schema=schemas.DRIFT_DISTANCES),
         pool_lengths=lengths,
         subset_lengths=lengths[picked],
     )
@@ -630,13 +567,13 @@ def choose_sample_ranks(num_picks: int, num_samples: int = 8) -> list[int]:
     return sorted({*head, *(round(float(rank)) for rank in tail)})
 
 
-def _find_texts(examples: StageOutput, table: str, rows: Sequence[int]) -> list[ExampleText]:
-    """Look up the texts of some rows, in the order given."""
+def _find_texts(examples: StageOutput, table: str, rows: Sequence[int]) -> list[Row]:
+    """Look up the texts of some rows, in the order given; ``place``: "file:line", no folders."""
     if not rows:
         return []
-    columns = ["row_index", "prompt", "response", "source", "line"]
-    found = examples.take_rows(table, np.array(rows), columns)
-    return [ExampleText(**row) for row in found.to_pylist()]
+    columns = ["prompt", "response", "source", "line"]
+    found = cast("list[Row]", examples.take_rows(table, np.array(rows), columns).to_pylist())
+    return [{**row, "place": f"{row['source'].rpartition('/')[2]}:{row['line']}"} for row in found]
 
 
 def _list_picks(examples: StageOutput, ranking: pa.Table, *, by_score: bool) -> PageTable:
@@ -666,7 +603,7 @@ def _list_picks(examples: StageOutput, ranking: pa.Table, *, by_score: bool) -> 
 
 def _collect_neighbours(
     examples: StageOutput, select: StageOutput, ranking: pa.Table, num_picks: int
-) -> tuple[PickNeighbours, ...]:
+) -> list[Row]:
     """Look up some picks and the rows each of them covers best."""
     coverage = select.read("coverage", schema=schemas.COVERAGE)
     covered_by = np.asarray(coverage["covered_by"].fill_null(pa.scalar(-1, pa.int64())).to_numpy())
@@ -682,19 +619,14 @@ def _collect_neighbours(
         best.append(rows[np.argsort(-values[rows], kind="stable")][:COVERED_SHOWN].tolist())
     texts = _find_texts(examples, "candidates", [pick["row_index"] for pick in picks])
     covered = iter(_find_texts(examples, covered_table, [row for rows in best for row in rows]))
-    return tuple(
-        PickNeighbours(
-            rank=pick["rank"],
-            pick=text,
-            gain=pick["gain"],
-            num_covered=pick["num_covered"],
-            covered=tuple(CoveredExample(next(covered), float(values[row])) for row in rows),
-        )
+    return [
+        {**pick, "pick": text,
+         "covered": [{"example": next(covered), "coverage": float(values[row])} for row in rows]}
         for pick, text, rows in zip(picks, texts, best, strict=True)
-    )
+    ]  # fmt: skip
 
 
-def _collect_skipped(examples: StageOutput, select: StageOutput) -> tuple[SkippedExample, ...]:
+def _collect_skipped(examples: StageOutput, select: StageOutput) -> list[Row]:
     """Look up the skipped examples of highest worth, at most one for each pick.
 
     Without that rule one pick that stands for many copies would fill the page.
@@ -707,23 +639,13 @@ def _collect_skipped(examples: StageOutput, select: StageOutput) -> tuple[Skippe
         _find_texts(examples, "candidates", [row[name] for row in rows])
         for name in ("row_index", "redundant_with")
     )
-    return tuple(
-        SkippedExample(
-            example=example,
-            alone_gain=row["alone_gain"],
-            final_gain=row["final_gain"],
-            pick=pick,
-            pick_rank=row["redundant_with_rank"],
-            redundant_share=row["redundant_share"],
-            cosine=row["cosine"],
-        )
+    return [
+        {**row, "example": example, "pick": pick}
         for row, example, pick in zip(rows, skipped, picks, strict=True)
-    )
+    ]
 
 
-def _collect_suspects(
-    examples: StageOutput, quality: StageOutput, ranking: pa.Table
-) -> tuple[SuspectExample, ...]:
+def _collect_suspects(examples: StageOutput, quality: StageOutput, ranking: pa.Table) -> list[Row]:
     """Look up the candidates of highest suspicion, with the examples they were held against."""
     table = quality.read("candidates")
     table = table.filter(pc.field("suspicion") > SUSPECT)
@@ -732,17 +654,11 @@ def _collect_suspects(
     texts = _find_texts(examples, "candidates", [row["row_index"] for row in found])
     beside = iter(_find_texts(examples, "candidates", [row for rows in near for row in rows]))
     rank_of = dict(zip(ranking["row_index"].to_pylist(), ranking["rank"].to_pylist(), strict=True))
-    return tuple(
-        SuspectExample(
-            example=text,
-            suspicion=row["suspicion"],
-            quality=row["quality"],
-            consistency=row["consistency"],
-            near=tuple(next(beside) for _ in rows),
-            rank=rank_of.get(row["row_index"]),
-        )
+    return [
+        {**row, "example": text, "near": [next(beside) for _ in rows],
+         "rank": rank_of.get(row["row_index"])}
         for row, text, rows in zip(found, texts, near, strict=True)
-    )
+    ]  # fmt: skip
 
 
 def _merge_statistics(scores: StageOutput) -> pa.Table:

@@ -11,8 +11,7 @@ import math
 import re
 import warnings
 import xml.etree.ElementTree as ET  # noqa: S405 - reads only what matplotlib just wrote
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -27,7 +26,6 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, Locator, LogLocator, MaxNLocator, NullFormatter
 
-from nncift_ray.network.fidelity import spearman
 from nncift_ray.report.data import (
     ADDITIVE_RIDGE,
     COSINE,
@@ -130,32 +128,31 @@ class Chart:
         return bool(self.panels)
 
 
-@contextmanager
-def theme() -> Generator[None]:
-    """Draw in the report's look, leaving matplotlib's global settings as they were."""
+def draw(
+    name: str, label: str, size: tuple[float, float], fill: Callable[[Figure], Any],
+    caption: str = "",
+) -> Panel:  # fmt: skip
+    """Return one picture that ``fill`` draws, in the report's look.
+
+    Args:
+        name: Unique on the page; prefixes every id, since ids are shared by all inline pictures.
+        label: What a screen reader says.
+        size: Height and width, inches.
+        fill: Draws into the figure.
+        caption: The line above it.
+    """
     with mpl.rc_context(_RC), warnings.catch_warnings():
         # The browser picks a font that has the glyph; matplotlib's need not have it.
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from", category=UserWarning)
-        yield
+        height, width = size
+        figure = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasSVG(figure)
+        fill(figure)
+        return Panel(_to_svg(figure, name, label), caption)
 
 
-def new_axes(height: float, width: float = FIGURE_WIDTH) -> tuple[Figure, Axes]:
-    """Return a figure (inches) with one pair of axes; call inside ``theme()``."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasSVG(figure)
-    return figure, figure.subplots()
-
-
-def to_svg(figure: Figure, name: str, label: str) -> str:
-    """Return a figure as an ``<svg>`` element for inline use; call inside ``theme()``.
-
-    It has no XML head, name spaces, fixed size, date or style sheet.
-
-    Args:
-        figure: The drawn figure.
-        name: Unique on the page; prefixes every id, since ids are shared by all inline pictures.
-        label: What a screen reader says.
-    """
+def _to_svg(figure: Figure, name: str, label: str) -> str:
+    """Return an ``<svg>`` element without XML head, name spaces, fixed size, date or style."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     root = ET.fromstring(buffer.getvalue())  # noqa: S314 - see import
@@ -211,39 +208,31 @@ ABOVE: dict[str, Any] = {
 }
 
 
-def draw_panel(
-    name: str, label: str, size: tuple[float, float], draw: Draw, caption: str = ""
-) -> Panel:
-    """Return one picture that ``draw`` fills: height and width in inches."""
-    with theme():
-        figure, axes = new_axes(*size)
-        draw(axes)
-        return Panel(to_svg(figure, name, label), caption)
-
-
 def draw_blocks(
-    name: str, label: str, table: pa.Table, draw: Callable[[Axes, pa.Table], None]
+    name: str, label: str, table: pa.Table, fill: Callable[[Axes, pa.Table], None]
 ) -> tuple[Panel, ...]:
     """Return a picture for each block of a table; side by side where there are several."""
     blocks = blocks_of(table)
     alone = len(blocks) == 1
     size = (2.75, FIGURE_WIDTH) if alone else (2.5, PANEL_WIDTH)
-
-    def panel(block: str) -> Panel:
-        def draw_block(axes: Axes) -> None:
-            draw(axes, select_block(table, block))
-
-        caption = "" if alone else block
-        return draw_panel(f"{name}-{block}", f"{label}, {block}", size, draw_block, caption)
-
-    return tuple(map(panel, blocks))
+    return tuple(
+        draw(
+            f"{name}-{block}",
+            f"{label}, {block}",
+            size,
+            lambda figure, block=block: fill(figure.subplots(), select_block(table, block)),
+            "" if alone else block,
+        )
+        for block in blocks
+    )
 
 
 def chart_of_one(
-    name: str, title: str, label: str, height: float, draw: Draw, *, sees: str, means: str
+    name: str, title: str, label: str, height: float, fill: Draw, *, sees: str, means: str
 ) -> Chart:
     """Return a chart of a single picture as wide as the column; ``label`` for a screen reader."""
-    panel = draw_panel(name, label, (height, FIGURE_WIDTH), draw)
+    size = height, FIGURE_WIDTH
+    panel = draw(name, label, size, lambda figure: fill(figure.subplots()))
     return Chart(name, title, (panel,), sees, means)
 
 
@@ -362,9 +351,8 @@ def plot_gain_curve(
             f"90 % of the objective is reached after {format_count(knee)} picks, "
             f"{format_percent(knee / len(share))} of the budget"
         )
-    with theme():
-        figure, _ = new_axes(3.75)
-        figure.clear()
+
+    def fill(figure: Figure) -> None:
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[2.3, 1])
         _draw_objective(top, share, knee, level, bound)
         wide = gain.min() > 0 and gain.max() > LOG_GAIN_RATIO * gain.min()
@@ -374,11 +362,12 @@ def plot_gain_curve(
         style(bottom, x="number of picks", y="gain of pick", yticks=(format_tick, where))
         _draw_by_rank(bottom, gain, GREEN, 1.6)
         figure.align_ylabels()
-        picture = to_svg(figure, "gain", "Objective and gain by number of picks")
+
+    label = "Objective and gain by number of picks"
     return Chart(
         "gain",
         title,
-        (Panel(picture),),
+        (draw("gain", label, (3.75, FIGURE_WIDTH), fill),),
         sees="the value of the subset after each pick, as a share of its final value (above), and "
         "what each pick added when it was made (below).",
         means=_gain_meaning(share, level, bound),
@@ -441,7 +430,7 @@ def plot_scores(ranking: pa.Table, random_objective: float | None = None) -> Cha
         if lost >= (1 - FLAT_SHARE) * lead:
             means += " The last picks are hardly better than that: a smaller budget loses little."
 
-    def draw(axes: Axes) -> None:
+    def fill(axes: Axes) -> None:
         _draw_by_rank(axes, score, BLUE, 2.2)
         axes.set_xlim(1, max(len(score), 2))
         axes.margins(y=0.12)
@@ -456,7 +445,7 @@ def plot_scores(ranking: pa.Table, random_objective: float | None = None) -> Cha
         title,
         "Score by rank",
         3.0,
-        draw,
+        fill,
         sees="the score of each pick by rank, scaled so that 0 is the lowest and 1 the highest of "
         "all scores.",
         means=means,
@@ -482,7 +471,7 @@ def plot_coverage(coverage: pa.Table, ground_set: str) -> Chart:
             "helpers: a longer helper list or a larger budget would reach them."
         )
 
-    def draw(axes: Axes) -> None:
+    def fill(axes: Axes) -> None:
         low = 0.0
         if len(covered) and float(covered.min()) > 0.5:
             low = math.floor(float(covered.min()) * 20) / 20  # all the detail lies on the right
@@ -505,7 +494,7 @@ def plot_coverage(coverage: pa.Table, ground_set: str) -> Chart:
         title,
         "Histogram of coverage",
         2.75,
-        draw,
+        fill,
         sees=f"for each of the {format_count(num_rows)} {ground_set}, the influence of its best "
         "pick (0: the lowest of all scores, 1: the highest).",
         means=means,
@@ -608,7 +597,7 @@ def plot_lengths(pool: Lengths, subset: Lengths) -> Chart:
         by = f"{format_percent(abs(ratio - 1))} {'longer' if ratio > 1 else 'shorter'} than"
     medians = f"median {format_count(median_subset)} against {format_count(median_pool)} tokens"
 
-    def draw(axes: Axes) -> None:
+    def fill(axes: Axes) -> None:
         low, high = pool_f.min(), max(pool_f.max(), subset_f.max())
         edges = np.unique(np.rint(np.geomspace(low, max(high, low + 1) + 1, NUM_LENGTH_BINS + 1)))
         # Steps of one whole token first, wider later: heights are per bin of the log axis.
@@ -628,66 +617,15 @@ def plot_lengths(pool: Lengths, subset: Lengths) -> Chart:
         f"Picks are {by} the pool: {medians}",
         "Histogram of lengths in pool and subset",
         2.75,
-        draw,
+        fill,
         sees="the share of examples by length in tokens, prompt and response together.",
         means="a subset much longer than its pool costs more to train on per example: compare "
         "budgets in tokens, not in rows.",
     )
 
 
-# New data of an extended run: how far they lie from the labelled examples.
+# The network beside its teacher: the order of held-out labels.
 
-GROUPS = {
-    "new": ("new data", BLUE),
-    "reference": ("labelled corpus, not labelled itself", ORANGE),
-}
-
-
-def plot_drift(distances: pa.Table) -> Chart:
-    """Draw how the distances to the nearest labelled example are distributed, group by group."""
-    group = np.asarray(distances["group"].to_pylist())
-    found = {name: np.sort(numbers(distances, "distance")[group == name]) for name in GROUPS}
-    if not all(len(values) for values in found.values()):
-        why = "there is nothing new, or every example of the labelled corpus is labelled."
-        return Chart("drift", "Distance to the labels", missing=why)
-    new, reference = (float(np.median(values)) for values in found.values())
-
-    def draw(axes: Axes) -> None:
-        for name, values in found.items():
-            label, colour = GROUPS[name]
-            label = f"{label} ({format_count(len(values))})"
-            keep = np.unique(np.linspace(0, len(values) - 1, 300).astype(int))
-            shares = np.r_[0.0, (keep + 1) / len(values)]
-            distance = np.r_[0.0, values[keep]]
-            axes.step(distance, shares, where="post", color=colour, linewidth=2, label=label)
-        axes.set_ylim(0, 1.02)
-        axes.set_xlim(left=0)
-        x, y = "cosine distance to the nearest labelled example", "share of examples"
-        style(axes, x=x, y=y, xticks=(format_tick, 6), yticks=PERCENT)
-        axes.legend(loc="lower right")
-
-    return chart_of_one(
-        "drift",
-        f"Half of the new data lie within {format_number(new)} of a labelled example",
-        "Distribution of distances to labelled examples",
-        3.0,
-        draw,
-        sees="for every distance the share of examples that have a labelled example nearer than "
-        "that: of the new data, and of the corpus that the labels were drawn from.",
-        means=f"where the new data's curve lies to the right the network extrapolates; of the "
-        f"labelled corpus half lies within {format_number(reference)}.",
-    )
-
-
-# The network beside its teacher: predictions, errors, order.
-
-MAX_SCATTER_POINTS = 300  # above it points hide each other and the file grows: draw density
-SPLIT_MEANING = {
-    "Q1": "both seen",
-    "Q2": "helper seen",
-    "Q3": "helped seen",
-    "Q4": "neither seen",
-}
 # The models that have an order of their own: what selection rests on, and its rivals.
 ORDERED = {
     NETWORK: ("network", BLUE),
@@ -704,73 +642,6 @@ ORDER_MEASURES = {
 }
 
 
-def split_label(split: str, block: str) -> str:
-    """Name a split with what the network saw of its pairs (or examples) in training."""
-    meaning = "not seen" if block == POINTS else SPLIT_MEANING.get(split)
-    return f"{split}, {meaning}" if meaning else split
-
-
-def plot_predictions(predictions: pa.Table, block: str) -> Chart:
-    """Draw prediction against teacher's label, one panel per quadrant (PREDICTIONS, one block)."""
-    name, title, unit = f"scatter-{block}", "Predicted against teacher", unit_of(block)
-    utility, influence = numbers(predictions, "utility"), numbers(predictions, "influence")
-    finite = np.isfinite(utility) & np.isfinite(influence)
-    split = np.asarray(predictions["split"].to_pylist(), dtype=object)
-    masks = {s: finite & (split == s) for s in splits_of(predictions)}
-    groups = {s: (utility[mask], influence[mask]) for s, mask in masks.items() if mask.any()}
-    if not groups:
-        return Chart(name, title, missing=f"none of the held-out {unit} was predicted.")
-    # The bulk of the values: a few outliers must not push the rest into a corner.
-    shown = np.concatenate([values for pair in groups.values() for values in pair])
-    low, high = (float(v) for v in np.quantile(shown, [0.002, 0.998]))
-    pad = 0.06 * (high - low) or 0.5
-    size = (2.5, PANEL_WIDTH) if len(groups) > 1 else (4.0, FIGURE_WIDTH)
-    panels, known = [], []
-    for s, pair in groups.items():
-        rho = spearman(*pair)
-        known += [] if rho is None else [rho]
-        heading = f"ρ {format_number(rho, 2)} · {format_count(len(pair[0]))} {unit}"
-        draw = partial(_draw_scatter, pair=pair, limits=(low - pad, high + pad), heading=heading)
-        label, caption = f"Predicted against teacher, {s}", split_label(s, block)
-        panels.append(draw_panel(f"{name}-{s}", label, size, draw, caption))
-    if known:
-        least, most = format_number(min(known), 2), format_number(max(known), 2)
-        reach = f"{least} to {most}" if len(known) > 1 else least
-        title = f"Rank correlation with the teacher: {reach}"
-    seen = "" if block == POINTS else " by what the network had seen of the two examples"
-    return Chart(
-        name,
-        title,
-        tuple(panels),
-        sees=f"each held-out {unit[:-1]} by the teacher's label (across) and the network's "
-        f"prediction (up){seen}; stronger colour: more {unit}.",
-        means="on the diagonal the network repeats the teacher; a flat cloud means it predicts "
-        f"the mean. {list(groups)[-1]} is what selection over unseen {unit} rests on.",
-    )
-
-
-def _draw_scatter(
-    axes: Axes, pair: tuple[F64, F64], limits: tuple[float, float], heading: str
-) -> None:
-    axes.axline((limits[0], limits[0]), slope=1, color=GREY, linewidth=1.2)
-    inset = 0.03 * (limits[1] - limits[0])  # outliers stand at the edge, whole
-    x, y = (np.clip(values, limits[0] + inset, limits[1] - inset) for values in pair)
-    if len(x) <= MAX_SCATTER_POINTS:
-        axes.plot(x, y, "o", color=BLUE, markersize=4, alpha=0.45, markeredgewidth=0)
-    else:
-        cells = axes.hexbin(x, y, gridsize=24, extent=(*limits, *limits), mincnt=1, linewidths=0)
-        counts = np.log1p(np.asarray(cells.get_array(), dtype=np.float64))
-        cells.set_array(None)
-        # Opacity, not lightness, carries the count: it reads on a light and on a dark page.
-        alphas = 0.14 + 0.86 * counts / counts.max()
-        cells.set_facecolor([(BLUE, float(alpha)) for alpha in alphas])
-        cells.set_edgecolor("none")
-    axes.set(xlim=limits, ylim=limits, box_aspect=1)
-    four = format_tick, 4
-    style(axes, x="teacher", y="network", xticks=four, yticks=four, grid=None)
-    axes.set_title(heading, fontsize=FONT_SIZE, color=INK, loc="left")
-
-
 def plot_order(fidelity: pa.Table, block: str) -> Chart:
     """Draw network, ridge and cosine by split, of all pairs and of each row (FIDELITY, one block).
 
@@ -778,7 +649,7 @@ def plot_order(fidelity: pa.Table, block: str) -> Chart:
     """
     name, points, splits = f"order-{block}", block == POINTS, splits_of(fidelity)
     models = (NETWORK, ADDITIVE_RIDGE) if points else tuple(ORDERED)
-    labels = [split_label(split, block) for split in splits] if points else splits
+    labels = [f"{split}, not seen" for split in splits] if points else splits
     size = 1.2 + 0.22 * len(models) * len(splits), FIGURE_WIDTH if points else PANEL_WIDTH
 
     def read(model: str, column: str) -> F64:
@@ -794,9 +665,9 @@ def plot_order(fidelity: pa.Table, block: str) -> Chart:
                 {model: read(model, f"{column}{end}") for model in shown}
                 for end in ("_low", "_high")
             ]
-            draw = partial(_draw_order, labels=labels, shown=shown, x=label, limits=limits)
+            fill = partial(_draw_order, labels=labels, shown=shown, x=label, limits=limits)
             above = "" if points else caption
-            panels.append(draw_panel(f"{name}-{column}", f"{caption} by split", size, draw, above))
+            panels.append(draw(f"{name}-{column}", f"{caption} by split", size, fill, above))
     title = "Order of held-out labels"
     if not panels:
         missing = "no correlation is defined: labels or predictions do not vary."
@@ -837,12 +708,13 @@ def _order_finding(splits: list[str], found: Mapping[str, F64]) -> str:
 
 
 def _draw_order(
-    axes: Axes,
+    figure: Figure,
     labels: list[str],
     shown: dict[str, F64],
     x: str,
     limits: Sequence[Mapping[str, F64]],
 ) -> None:
+    axes = figure.subplots()
     rows = name_rows(axes, labels)
     height = 0.76 / len(shown)
     offsets = height * (np.arange(len(shown))[::-1] - (len(shown) - 1) / 2)

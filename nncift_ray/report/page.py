@@ -407,8 +407,8 @@ def render_report(data: ReportData) -> str:
             figures.plot_lengths(data.pool_lengths, data.subset_lengths),
         ],
         "selection_right": list(_mix_and_coverage(data)),
-        "fidelity_blocks": _fidelity_blocks(data),
-        "drift": _drift(data),
+        "order_charts": list(_order_charts(data)),
+        "drift_table": drift_table(data.drift) if data.drift is not None else None,
         "score_charts": list(_score_charts(data)),
         "fidelity_table": fidelity_table(data),
         "stage_table": stage_table(data),
@@ -440,14 +440,6 @@ def _mix_and_coverage(data: ReportData) -> Iterator[Chart]:
         yield figures.plot_coverage(data.coverage, data.ground_set)
 
 
-def _drift(data: ReportData) -> dict[str, object] | None:
-    """Return the section on new data, of a run that goes on from another."""
-    if data.drift is None or data.drift_distances is None:
-        return None
-    chart, table = figures.plot_drift(data.drift_distances), drift_table(data.drift)
-    return {"facts": data.drift, "chart": chart, "table": table}
-
-
 def _score_charts(data: ReportData) -> Iterator[Chart]:
     """Yield the training, where it had epochs, and the distribution of the scores."""
     if data.training_history is not None and data.training_history.num_rows:
@@ -457,19 +449,14 @@ def _score_charts(data: ReportData) -> Iterator[Chart]:
     )
 
 
-def _fidelity_blocks(data: ReportData) -> list[dict[str, Chart | str]]:
-    """Return scatter and order of each block, the one selection rests on first."""
-    if data.fidelity is None or data.predictions is None:
-        return []
+def _order_charts(data: ReportData) -> Iterator[tuple[str, Chart]]:
+    """Yield what each block of pairs is called, of several, and its order: the main one first."""
+    if data.fidelity is None:
+        return
     blocks = sorted(blocks_of(data.fidelity), key=lambda block: (block != data.main_block, block))
-    return [
-        {
-            "kicker": BLOCK_NAMES.get(block, block) if len(blocks) > 1 else "",
-            "scatter": figures.plot_predictions(select_block(data.predictions, block), block),
-            "order": figures.plot_order(select_block(data.fidelity, block), block),
-        }
-        for block in blocks
-    ]
+    for block in blocks:
+        kicker = BLOCK_NAMES.get(block, block) if len(blocks) > 1 else ""
+        yield kicker, figures.plot_order(select_block(data.fidelity, block), block)
 
 
 # The short table a run ends with in a terminal.

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from nncift_ray.evaluation.figures import (
+from nncift_ray.evaluation.page import (
     Result,
     gain_words,
     interval_words,

@@ -136,21 +136,19 @@ def test_a_judge_that_always_says_three() -> None:
 
 def test_a_judge_that_babbles() -> None:
     report = describe_verdicts([None] * 30 + [4, 2, 5])
-    assert (report.kind, report.num_unreadable) == ("unreadable", 30)
+    assert report.kind == "unreadable"
     assert "babbles: 30 of 33" in report.sentence
-    assert report.num_verdicts == 33
     assert describe_verdicts([None] * 12).kind == "unreadable"
 
 
 def test_a_judge_that_uses_the_scale() -> None:
     report = describe_verdicts([1, 2, 3, 4, 5] * 4)
-    assert report.kind == "usable"
-    assert "uses the scale: 1 20%, 2 20%, 3 20%, 4 20%, 5 20%." in report.sentence
+    assert report == ("usable", "")
     many = describe_verdicts([2, 4] * 9 + [None] * 2)
     assert many.kind == "usable"
-    assert "2 of 20 verdicts hold no grade" in many.sentence
+    assert many.sentence.startswith("2 of 20 verdicts could not be read")
 
 
 def test_few_verdicts_say_nothing() -> None:
     assert describe_verdicts([3] * 9).kind == "few"
-    assert describe_verdicts([]).num_unreadable == 0
+    assert describe_verdicts([]).kind == "few"

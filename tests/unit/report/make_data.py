@@ -9,14 +9,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nncift_ray.report.data import (
-    CoveredExample,
-    ExampleText,
     MixRow,
-    PickNeighbours,
     ReportData,
-    SkippedExample,
     StageSummary,
-    SuspectExample,
     make_table,
 )
 from nncift_ray.runtime import schemas
@@ -91,22 +86,6 @@ def _measures(beyond: float | None, best: float) -> dict[str, float | None]:
     return found
 
 
-def make_predictions(num_pairs: int, block: str = "within") -> pa.Table:
-    """Make noisy predictions, ``num_pairs`` in each quadrant."""
-    total = num_pairs * len(QUADRANTS)
-    generator = np.random.default_rng(0)
-    utility = generator.normal(size=total)
-    columns = {
-        "block": [block] * total,
-        "helped_index": np.arange(total),
-        "helper_index": np.arange(total),
-        "split": np.repeat(QUADRANTS, num_pairs).tolist(),
-        "utility": utility,
-        "influence": utility + generator.normal(size=total),
-    }
-    return pa.table(columns).cast(schemas.PREDICTIONS)
-
-
 def make_history(block: str = "within") -> pa.Table:
     """Make a held-out loss that is lowest at epoch 3."""
     losses = [(1, 0.9, 0.8), (2, 0.5, 0.5), (3, 0.3, 0.4), (4, 0.2, 0.45)]
@@ -124,7 +103,11 @@ def make_errors(excerpt: str = "{}") -> pa.Table:
 
 def make_report_data(num_picks: int = 20, text: str = "What is two and two?") -> ReportData:
     """Make a report with every part filled; ``text`` stands wherever corpus text can stand."""
-    example = ExampleText(4, text, text, source=text, line=9)
+    example = {"prompt": text, "response": text, "place": text}
+    ranked = {"rank": 1, "gain": 1.0, "num_covered": 2}
+    skipped = {"alone_gain": 0.9, "final_gain": 0.1, "redundant_with_rank": 1}
+    skipped |= {"redundant_share": 0.8, "cosine": 0.95}
+    suspect = {"suspicion": 3.25, "consistency": 1.5, "rank": 4}
     return ReportData(
         run_name="tiny",
         num_candidates=max(100, num_picks),
@@ -144,15 +127,16 @@ def make_report_data(num_picks: int = 20, text: str = "What is two and two?") ->
             StageSummary("label", 60.0, 400, 4, "cd" * 16),
         ),
         mix=(MixRow(text, 60, 5), MixRow("sums", 40, 15)),
-        neighbours=(PickNeighbours(1, example, 1.0, 2, (CoveredExample(example, 0.75),)),),
-        skipped=(SkippedExample(example, 0.9, 0.1, example, 1, 0.8, 0.95),),
-        suspects=(SuspectExample(example, 3.25, 0.0, 1.5, (example,), 4),),
+        neighbours=[
+            ranked | {"pick": example, "covered": [{"example": example, "coverage": 0.75}]}
+        ],
+        skipped=[skipped | {"example": example, "pick": example}],
+        suspects=[suspect | {"example": example, "near": [example]}],
         num_suspects=7,
         uses_quality=True,
         ranking=make_ranking(num_picks),
         coverage=make_coverage(100),
         fidelity=make_fidelity(),
-        predictions=make_predictions(30),
         training_history=make_history(),
         score_histogram=make_histogram("within"),
         picks=make_table(
@@ -177,7 +161,6 @@ def make_teacher_data() -> ReportData:
         make_report_data(),
         by_teacher=True,
         fidelity=None,
-        predictions=None,
         training_history=None,
         scoring=make_table("What the teacher labelled", ("Block", "Failed"), [("within", 3)]),
     )
@@ -218,13 +201,13 @@ def make_empty_data() -> ReportData:
 def make_ranked_data(*, pointwise: bool) -> ReportData:
     """Make a report of a run whose picks stand on their own scores, by examples or by pairs."""
     block = "points" if pointwise else "cross"
-    fidelity, predictions = make_fidelity(block), make_predictions(30, block)
+    fidelity = make_fidelity(block)
+    pick = {"prompt": "What?", "response": "That.", "place": ""}
     if pointwise:
         fidelity = fidelity.filter(
             (pc.field("split") == "Q4")
             & ~pc.is_in(pc.field("model"), pa.array(["row_column_mean", "cosine"]))
         )
-        predictions = predictions.filter(pc.field("split") == "Q4")
     return replace(
         make_report_data(),
         objective="top k",
@@ -232,10 +215,9 @@ def make_ranked_data(*, pointwise: bool) -> ReportData:
         pointwise=pointwise,
         ranks_by_score=True,
         has_subtasks=not pointwise,
-        neighbours=(PickNeighbours(1, ExampleText(4, "What?", "That."), 0.9, 0),),
+        neighbours=[{"rank": 1, "gain": 0.9, "num_covered": 0, "pick": pick, "covered": []}],
         coverage=schemas.COVERAGE.empty_table(),
         fidelity=fidelity,
-        predictions=predictions,
         training_history=make_history(block),
         score_histogram=make_histogram(block),
         scoring=None,

@@ -5,28 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import pytest
 
 from nncift_ray.report.data import ReportData
-from nncift_ray.report.figures import plot_drift
 from nncift_ray.report.page import WARN, make_cards, render_report
-from nncift_ray.runtime import schemas
 from tests.unit.report.make_data import make_empty_data
 
 REASON = "a new example lies farther from the labelled sample"
-
-
-def make_distances(num_new: int, num_reference: int) -> pa.Table:
-    rng = np.random.default_rng(0)
-    count = num_new + num_reference
-    columns = {
-        "group": ["new"] * num_new + ["reference"] * num_reference,
-        "row_index": np.arange(count),
-        "distance": rng.uniform(0, 1, count),
-    }
-    return pa.table(columns).cast(schemas.DRIFT_DISTANCES)
 
 
 def make_facts(*, due: bool, num_new: int = 50) -> dict[str, Any]:
@@ -42,7 +27,7 @@ def make_facts(*, due: bool, num_new: int = 50) -> dict[str, Any]:
 
 def make_data(*, due: bool) -> ReportData:
     data = make_empty_data()
-    return replace(data, drift=make_facts(due=due), drift_distances=make_distances(50, 80))
+    return replace(data, drift=make_facts(due=due))
 
 
 @pytest.mark.parametrize("due", [False, True])
@@ -66,13 +51,3 @@ def test_a_run_of_its_own_has_no_such_section() -> None:
     page = render_report(make_empty_data())
     assert 'id="drift"' not in page
     assert "New labels" not in page
-
-
-def test_the_title_gives_the_median_distance() -> None:
-    table = make_distances(400, 10)
-    median = np.median(table["distance"].to_numpy()[:400])
-    assert f"{median:.3f}" in plot_drift(table).title
-
-
-def test_nothing_to_compare_has_a_reason_in_place_of_a_picture() -> None:
-    assert "nothing new" in plot_drift(make_distances(0, 10)).missing

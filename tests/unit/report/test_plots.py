@@ -23,7 +23,6 @@ from nncift_ray.report.figures import (
     plot_lengths,
     plot_mix,
     plot_order,
-    plot_predictions,
     plot_scores,
     plot_training,
     thin_curve,
@@ -34,7 +33,6 @@ from tests.unit.report.make_data import (
     make_coverage,
     make_fidelity,
     make_history,
-    make_predictions,
     make_ranked_data,
     make_ranking,
     make_report_data,
@@ -127,19 +125,6 @@ def test_undefined_correlations_have_a_reason() -> None:
         place = table.schema.get_field_index(name)
         table = table.set_column(place, schemas.FIDELITY.field(name), nulls)
     assert not plot_order(table, "within").available
-
-
-def test_many_pairs_are_drawn_as_density_with_fewer_elements() -> None:
-    points = plot_predictions(make_predictions(250), "within").panels[0].svg
-    density = plot_predictions(make_predictions(20_000), "within").panels[0].svg
-    assert len(density) < 4 * len(points)
-    assert "fill-opacity" in density
-
-
-def test_scatter_has_a_panel_for_each_quadrant_present() -> None:
-    table = make_predictions(5).slice(0, 10)  # Q1 and Q2 only
-    chart = plot_predictions(table, "within")
-    assert [panel.caption for panel in chart.panels] == ["Q1, both seen", "Q2, helper seen"]
 
 
 def test_training_title_names_the_epoch_with_the_lowest_held_out_loss() -> None:

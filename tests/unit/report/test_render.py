@@ -22,7 +22,7 @@ from tests.unit.report.make_data import (
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'$x^2$ {{ 7*7 }} \x00\x1b\ud800"
 MAX_PAGE_BYTES = 1_500_000
 NUM_CHARTS = 6  # gain, lengths, mix, coverage, training, histogram
-NUM_PANELS = 4 + 3  # the scatter has one a quadrant, the order one a measure
+NUM_PANELS = 3  # the order has one a measure
 ICONS = 1
 
 

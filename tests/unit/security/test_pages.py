@@ -52,8 +52,10 @@ def everywhere(value: Any, payloads: Iterator[str]) -> Any:
         }
         return dataclasses.replace(value, **fields)
     if isinstance(value, Mapping):
+        named = "prompt" in value or "rank" in value or "example" in value
         return {
-            everywhere(key, payloads): everywhere(item, payloads) for key, item in value.items()
+            key if named else everywhere(key, payloads): everywhere(item, payloads)
+            for key, item in value.items()
         }
     if isinstance(value, list | tuple):
         return type(value)(everywhere(item, payloads) for item in value)
