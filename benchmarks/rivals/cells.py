@@ -13,7 +13,7 @@ from benchmarks.rivals.pools import Pool
 
 DEFAULT = "nn_cift+delift"
 RANDOM, SOURCE_RANDOM, SOUND_RANDOM = "random", "random of the source", "random of sound rows"
-INITIAL = "initial"
+INITIAL, FULL = "initial", "full"
 #: Cells of each wave: random subsets, of the source and of sound rows, tuning seeds of a method.
 WAVES = ((6, 3, 1), (12, 6, 2), (20, 10, 3))
 STREAM = 77  # of random subsets
@@ -34,6 +34,8 @@ def cells_of(pool: Pool, picks: Path, wave: int) -> Iterator[Cell]:
     if wave == 0:
         yield Cell(INITIAL, 0, ())
     every = range(len(pool.candidates))
+    if wave == 1:
+        yield Cell(FULL, 0, tuple(every))
     for number in range(num_random):
         yield Cell(RANDOM, number, draw(pool, every, number))
     found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(picks.glob("*.json"))]

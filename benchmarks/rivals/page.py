@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,21 +18,41 @@ from benchmarks.machine import describe_machine
 from benchmarks.pages import markdown_table
 from benchmarks.rivals.cells import (
     DEFAULT,
+    FULL,
     INITIAL,
     RANDOM,
     SOUND_RANDOM,
     SOURCE_RANDOM,
     WAVES,
 )
-from benchmarks.rivals.picks import RIVALS
+from benchmarks.rivals.picks import NEED_TARGETS, RIVALS
 from benchmarks.rivals.pools import POOLS, Pool, describe, make_pool
 from nncift_ray.evaluation.compare import holm as adjust_by_holm
 
 FOLDER = Path(__file__).parents[1]
 SEED, LEVEL, GOAL, POWER = 1, 0.05, 0.05, 0.8
-REFERENCES = (INITIAL, RANDOM, SOURCE_RANDOM, SOUND_RANDOM)
+REFERENCES = (INITIAL, RANDOM, SOURCE_RANDOM, SOUND_RANDOM, FULL)
 #: How the names of what is no rival begin, but the default with one piece swapped.
 PIECES = ("default ", "quality, then ")
+#: Rows of the first table: our own recipes, then rivals from the cheapest on.
+ORDER = (
+    DEFAULT, "nn_cift+delift_se", "paper+delift", "paper+delift_se", "longest", "cosine",
+    "rds_plus", "ifd", "consistency", "deita", "selectit", "loss_drop", "loss_drop_in_context",
+    "less", "landmarks",
+)  # fmt: skip
+#: Rows of the table of pieces: what is said, whose NLL, minus whose.
+SWAPS = (
+    ("random rows of the source", SOURCE_RANDOM, RANDOM),
+    ("random sound rows (an oracle)", SOUND_RANDOM, RANDOM),
+    ("quality, then random", "quality, then random", RANDOM),
+    ("labels and network, no quality", "default without quality", RANDOM),
+    ("all of the default", DEFAULT, RANDOM),
+    ("quality taken out", "default without quality", DEFAULT),
+    ("network swapped for a cosine", "quality, then cosine", DEFAULT),
+    ("coverage swapped for pair_coverage", "default by pair_coverage", DEFAULT),
+    ("selection swapped for random", "quality, then random", DEFAULT),
+)
+QUARTER = 0.25  # of the pool's share of wrong answers: what a default may pick at most
 
 
 @dataclass(frozen=True)
@@ -68,6 +89,14 @@ def to_subsets(method_TN: np.ndarray, random_SN: np.ndarray) -> Difference:
     between = random_SN.mean(axis=1).var(ddof=1)
     variance = by_row_N.var(ddof=1) / num_rows + between * (1 + 1 / num_subsets)
     return Difference(float(by_row_N.mean()), sqrt(variance), num_subsets - 1)
+
+
+def between_groups(first_SN: np.ndarray, second_SN: np.ndarray) -> Difference:
+    """Return the mean NLL of some random subsets minus that of others, each drawn apart."""
+    by_row_N = first_SN.mean(axis=0) - second_SN.mean(axis=0)
+    spread = sum(each.mean(axis=1).var(ddof=1) / len(each) for each in (first_SN, second_SN))
+    error = sqrt(by_row_N.var(ddof=1) / len(by_row_N) + spread)
+    return Difference(float(by_row_N.mean()), error, min(len(first_SN), len(second_SN)) - 1)
 
 
 def to_method(rival_TN: np.ndarray, own_TN: np.ndarray, seed_variance: float) -> Difference:
@@ -112,6 +141,9 @@ class PoolResult:
             rows.setdefault(cell["method"], []).extend(cell["rows"])
         self.nll = {name: np.array(each) for name, each in cells.items()}
         self.rows = rows
+        facts = describe(pool)
+        self.one_source = facts["of_right_source"] == facts["candidates"]
+        self.num_faults = sum(facts["faults"].values())
         picks = (work / "picks" / f"{pool.name}-{seed}").glob("*.json")
         found = [json.loads(path.read_text(encoding="utf-8")) for path in picks]
         self.seconds = {each["method"]: each["seconds"] for each in found}
@@ -131,6 +163,19 @@ class PoolResult:
             return {}
         other = self.nll[reference]
         return {name: to_subsets(self.nll[name], other) for name in names or self.methods}
+
+    def from_source(self) -> dict[str, Difference]:
+        """Return the differences to random of the source: to random where all rows are of it."""
+        return self.against(RANDOM if self.one_source else SOURCE_RANDOM)
+
+    def swap(self, name: str, other: str, digits: int = 3) -> str:
+        """Return the text of a difference of the table of pieces; "-" where one is not known."""
+        if min(len(self.nll.get(name, ())), len(self.nll.get(other, ()))) < 1:
+            return "-"
+        if other == DEFAULT:
+            return _text(self.to_default([name])[name][0], None, digits)
+        compare = between_groups if name in REFERENCES else to_subsets
+        return _text(compare(self.nll[name], self.nll[other]), None, digits)
 
     def to_default(self, names: Sequence[str]) -> dict[str, tuple[Difference, float]]:
         """Return the difference of some methods to the default, with its adjusted p."""
@@ -160,7 +205,7 @@ class PoolResult:
 
     def summary(self) -> dict[str, Any]:
         """Return the object of the JSON."""
-        random, source = self.against(RANDOM), self.against(SOURCE_RANDOM)
+        random, source = self.against(RANDOM), self.from_source()
         faults, rivals = describe(self.pool)["faults"], self.to_default(self.methods).items()
         wrong = "wrong" in faults
         return {
@@ -201,34 +246,50 @@ def write_page(data: Path, work: Path, commit: str) -> None:
     }
     text = json.dumps(found, indent=1) + "\n"
     (FOLDER / "rivals_cpu.json").write_text(text, encoding="utf-8")
-    page = "\n\n".join([_head(found), *map(_section, known), _foot(found)]) + "\n"
+    page = "\n\n".join([_head(found, known), *map(_section, known), _foot(found)]) + "\n"
     (FOLDER / "rivals_cpu.md").write_text(page, encoding="utf-8")
 
 
-def _head(found: Mapping[str, Any]) -> str:
+def _head(found: Mapping[str, Any], known: Sequence[PoolResult]) -> str:
     verdicts = [
         [
             each["name"],
             _cell(each["default_vs_random"]),
-            _cell(each["default_vs_source_random"]),
+            "the same" if result.one_source else _cell(each["default_vs_source_random"]),
             _cell(each["default_vs_sound_random"]),
             ", ".join(each["beaten_by"]) or "none",
             _percent(each["picks_wrong"]),
             _percent(each["pool_wrong"]),
         ]
-        for each in found["pools"]
+        for each, result in zip(found["pools"], known, strict=True)
     ]
     header = ["pool", "default - random", "- random of the source", "- random of sound rows"]
     table = markdown_table([*header, "beaten by", "wrong picks", "wrong in the pool"], verdicts)
     return f"""# rivals_cpu
 
-Every rival in one table: NLL of held-out rows, nats a response token, after fine-tuning
-SmolLM2-135M-Instruct on what each method picks; differences, so **lower is better**, with 95 %
-intervals; * Holm p < 0.05. Rules, fixed before:
-[is-my-subset-better](../docs/is-my-subset-better.md).
+NLL of held-out rows, nats a response token, after fine-tuning SmolLM2-135M-Instruct on what each
+method picks, minus that after random picks: **lower is better**; 95 % intervals; * Holm p < 0.05
+over a pool's methods. Rules, fixed before: [is-my-subset-better](../docs/is-my-subset-better.md).
+
+{_overview(known)}
+
+{_wrapped(_overview_notes(known))}
+
+{_wrapped(_goal(found, known))}
+
 The default is `{DEFAULT}`: 500 DELIFT labels (demo: 1,000), pair network, facility location (its
-query form with targets), quality. `less` (all rows), `landmarks` (gradients of 64 rows) and
-`loss_drop` train adapters of rank 8 for two epochs, on a fifth of the pool or on the targets.
+query form with targets), quality; `paper+...`: the paper's network, no quality. `less` (all rows),
+`landmarks` (gradients of 64 rows) and `loss_drop` train adapters of rank 8 for two epochs, on a
+fifth of the pool or on the targets.
+
+{table}
+
+## What the differences come from
+
+One piece at a time, minus random picks (first five rows) or minus the default; 95 % intervals, not
+adjusted.
+
+{_swaps(known)}
 
 Machine: {found["machine"]}, shared with other work. Commit {found["commit"]}.
 
@@ -236,14 +297,100 @@ Machine: {found["machine"]}, shared with other work. Commit {found["commit"]}.
 python -m benchmarks.rivals.picks demo 1 --data DATA --work WORK    # once a pool
 python -m benchmarks.rivals tune --data DATA --work WORK
 python -m benchmarks.rivals page --data DATA --work WORK
-```
+```"""
 
-{table}"""
+
+def _overview_notes(known: Sequence[PoolResult]) -> str:
+    shares = [
+        f"{each.pool.name} {each.num_faults / len(each.pool.candidates):.0%}"
+        for each in known
+        if each.num_faults
+    ]
+    return (
+        "`seconds` of one processor, mean over pools. `faults`: the share of planted ones among "
+        f"the picks, mean over the pools that have them ({', '.join(shares)}). In a pool of one "
+        "source, random of the source is random."
+    )
+
+
+def _overview(known: Sequence[PoolResult]) -> str:
+    """Return the table of methods by pools."""
+    head = [f"{each.nll[RANDOM].mean():.2f}±{each.nll[RANDOM].mean(axis=1).std(ddof=1):.2f}"
+            for each in known]  # fmt: skip
+    lines: list[list[str]] = [["random: NLL", *head, "0", _mean_faults(known, RANDOM)]]
+    for name in (SOURCE_RANDOM, SOUND_RANDOM, FULL):
+        cells = [_reference_cell(each, name) for each in known]
+        lines.append([name, *cells, "0", _mean_faults(known, name)])
+    ran = {name for each in known for name in each.methods}
+    for name in [each for each in ORDER if each in ran]:
+        seconds = [each.seconds[name] for each in known if each.seconds.get(name) is not None]
+        lines.append(
+            [
+                f"**{name}**" if name == DEFAULT else name,
+                *(_overview_cell(each, name) for each in known),
+                _seconds(float(np.mean(seconds)) if seconds else None),
+                _mean_faults(known, name),
+            ]
+        )
+    return markdown_table(
+        ["method", *(each.pool.name for each in known), "seconds", "faults"], lines
+    )
+
+
+def _overview_cell(result: PoolResult, name: str) -> str:
+    if name not in result.nll:
+        needs = name in NEED_TARGETS and not result.pool.targets
+        return "needs targets" if needs else "not run"
+    random = result.against(RANDOM)
+    adjusted = holm({other: each.p for other, each in random.items()})
+    return _text(random[name], adjusted[name], digits=2)
+
+
+def _reference_cell(result: PoolResult, name: str) -> str:
+    if name == SOURCE_RANDOM and result.one_source:
+        return "= random"
+    if name == FULL and name in result.nll:
+        return f"{result.nll[FULL].mean() - result.nll[RANDOM].mean():+.2f}"
+    return "-" if name == FULL else result.swap(name, RANDOM, digits=2)
+
+
+def _mean_faults(known: Sequence[PoolResult], name: str) -> str:
+    shares = [each.share(name) for each in known if each.num_faults and name in each.rows]
+    return _percent(float(np.mean(shares)) if shares else None)
+
+
+def _swaps(known: Sequence[PoolResult]) -> str:
+    lines = [[label, *(each.swap(name, other) for each in known)] for label, name, other in SWAPS]
+    return markdown_table(["piece", *(each.pool.name for each in known)], lines)
+
+
+def _goal(found: Mapping[str, Any], known: Sequence[PoolResult]) -> str:
+    """Return how far the goal is reached that was fixed before."""
+    pools = {each["name"]: each for each in found["pools"]}
+
+    def beats(each: Mapping[str, Any], reference: str) -> bool:
+        one = each[reference]
+        return bool(one and one["difference"] < 0 and one["p_holm"] < LEVEL)
+
+    won = [name for name, each in pools.items()
+           if beats(each, "default_vs_random") and not each["beaten_by"]]  # fmt: skip
+    within = [name for name in ("gsm8k_wrong", "demo") if name in pools
+              and beats(pools[name], "default_vs_source_random")]  # fmt: skip
+    clean = all(each["picks_wrong"] <= QUARTER * each["pool_wrong"]
+                for each in pools.values() if each["pool_wrong"])  # fmt: skip
+    return (
+        "**The goal, fixed before:** on three of five pools the default beats random and no rival "
+        f"beats it: {len(won)} of {len(known)}{': ' if won else ''}{', '.join(won)}. It beats "
+        f"random within the source on gsm8k_wrong and demo: {', '.join(within) or 'on neither'}. "
+        "Its wrong picks are at most a quarter of the pool's share: "
+        f"{'everywhere' if clean else 'not everywhere'}."
+    )
 
 
 def _section(result: PoolResult) -> str:
     pool, random = result.pool, result.against(RANDOM)
-    source, beaten = result.against(SOURCE_RANDOM), result.to_default(result.methods)
+    source = {} if result.one_source else result.from_source()
+    beaten = result.to_default(result.methods)
     adjusted = holm({name: each.p for name, each in random.items()})
     lines: list[list[Any]] = []
     for name in [each for each in REFERENCES if each in result.nll]:
@@ -266,26 +413,7 @@ def _section(result: PoolResult) -> str:
         )
     header = ["method", "NLL", "tunings", "- random", "- random of the source"]
     table = markdown_table([*header, "- default", "faults", "seconds"], lines)
-    return f"## {pool.name}\n\n{_about(result)}\n\n{table}{_pieces(result)}"
-
-
-def _pieces(result: PoolResult) -> str:
-    """Return the table of the default with one piece swapped at a time."""
-    if not result.pieces or DEFAULT not in result.nll:
-        return ""
-    random, own = result.against(RANDOM, result.pieces), result.to_default(result.pieces)
-    lines = [
-        [
-            name,
-            f"{result.nll[name].mean():.3f}",
-            _text(random[name], None),
-            _text(*own[name]),
-            _percent(result.share(name)),
-        ]
-        for name in result.pieces
-    ]
-    table = markdown_table(["piece swapped", "NLL", "- random", "- default", "faults"], lines)
-    return f"\n\n{table}"
+    return f"## {pool.name}\n\n{_about(result)}\n\n{table}"
 
 
 def _about(result: PoolResult) -> str:
@@ -321,7 +449,7 @@ def _missing(results: Sequence[PoolResult]) -> list[str]:
         else:
             count = len(result.nll[RANDOM])
             seeds = min(len(result.nll[name]) for name in result.methods)
-            wanted = RIVALS if result.pool.targets else RIVALS[:-2]
+            wanted = [name for name in RIVALS if result.pool.targets or name not in NEED_TARGETS]
             if absent := [name for name in wanted if name not in result.nll]:
                 lines.append(f"{result.pool.name}: methods not run: {', '.join(absent)}")
             if count < WAVES[-1][0] or seeds < WAVES[-1][2]:
@@ -340,10 +468,14 @@ def _foot(found: Mapping[str, Any]) -> str:
     )
 
 
-def _text(difference: Difference, adjusted: float | None) -> str:
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, 100, break_long_words=False, break_on_hyphens=False)
+
+
+def _text(difference: Difference, adjusted: float | None, digits: int = 3) -> str:
     low, high = difference.interval
     star = "*" if adjusted is not None and adjusted < LEVEL else ""
-    return f"{difference.value:+.3f}{star} ({low:+.2f} to {high:+.2f})"
+    return f"{difference.value:+.{digits}f}{star} ({low:+.2f} to {high:+.2f})"
 
 
 def _cell(found: Mapping[str, float] | None) -> str:

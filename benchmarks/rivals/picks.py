@@ -47,8 +47,9 @@ ADAPTERS = (
     "teacher.less={rank: 8, alpha: 32, num_epochs: 2, learning_rate: 2.0e-4, batch_size: 8,"
     " warmup_fraction: 0.2, projection_dim: 1024, max_length: 512, num_landmarks: 64}",
 )
-#: Rivals as methods of `nncift evaluate`: teachers that rank all rows; the last two need targets.
-RIVALS = ("selectit", "deita", "less", "landmarks", "loss_drop", "loss_drop_in_context")
+NEED_TARGETS = ("loss_drop", "loss_drop_in_context")
+#: Rivals as methods of `nncift evaluate`: teachers that rank all rows.
+RIVALS = ("selectit", "deita", "less", "landmarks", *NEED_TARGETS)
 PAPER = ("network.kind=paper", "selection.quality=none")
 #: Recipe by method: teacher and keys beside the common ones. The first is the package's default.
 RECIPES: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -231,8 +232,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     picks = options.work / "picks" / f"{options.pool}-{options.seed}"
     pool.write(folder)
     for name in options.only:
-        needs_targets = name in RIVALS[-2:]
-        if (picks / f"{name}.json").exists() or (needs_targets and not pool.targets):
+        cannot = name in NEED_TARGETS and not pool.targets
+        if cannot or (picks / f"{name}.json").exists():
             continue
         rows, seconds, outputs = run_recipe(pool, folder, name)
         if name == DEFAULT:

@@ -35,6 +35,7 @@ METHODS = {
     "nn_cift+delift_se": "nncift_ray, DELIFT (SE)",
     "nn_cift+delift": "nncift_ray, DELIFT",
 }
+NEED_TARGETS = ("loss_drop",)
 WORST_SHOWN = 1.0  # nats above random; beyond, an arrow
 OWN, OTHER, RULE = "#0b5cad", "#5f6670", "#c9ced6"
 
@@ -61,6 +62,9 @@ def draw(pools: list[dict[str, Any]]) -> plt.Figure:
 
 def _draw_method(panel: Any, place: int, method: str, found: dict[str, float] | None) -> None:
     if found is None:
+        text = "needs targets" if method in NEED_TARGETS else "not run"
+        panel.text(0.5, place, text, transform=panel.get_yaxis_transform(), ha="center",
+                   va="center", fontsize=7, color=RULE)  # fmt: skip
         return
     colour = OWN if method.startswith("nn_cift") else OTHER
     if found["difference"] > WORST_SHOWN:

@@ -63,12 +63,12 @@ class Pool:
         return round((DEMO_SHARE if self.name == "demo" else SHARE) * len(self.candidates))
 
     def write(self, folder: Path) -> None:
-        """Write candidates.jsonl and targets.jsonl; ``row`` is a candidate's number."""
+        """Write candidates.jsonl, targets.jsonl and test.jsonl; ``row`` is a row's number."""
         folder.mkdir(parents=True, exist_ok=True)
-        for name, rows in (("candidates", self.candidates), ("targets", self.targets)):
+        for name in ("candidates", "targets", "test"):
             lines = [
                 json.dumps({"row": n, "prompt": row.prompt, "completion": row.response})
-                for n, row in enumerate(rows)
+                for n, row in enumerate(getattr(self, name))
             ]
             (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 

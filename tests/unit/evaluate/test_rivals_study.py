@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks.rivals.cells import draw
-from benchmarks.rivals.page import FOLDER, subsets_needed, to_method, to_subsets
+from benchmarks.rivals.page import FOLDER, between_groups, subsets_needed, to_method, to_subsets
 from benchmarks.rivals.picks import take_turns
 from benchmarks.rivals.pools import POOLS, WRONG, Pool, PoolRow, make_pool
 from nncift_ray.demo.corpus import CLEAN
@@ -44,6 +44,15 @@ def test_a_difference_to_random_counts_the_method_as_one_more_subset() -> None:
     found = to_subsets(np.array([[0.0, 2.0], [2.0, 4.0]]), random)
     assert found.value == pytest.approx(-1.0)
     assert found.error == pytest.approx(np.sqrt(2 * (1 + 1 / 2)))  # rows all differ by -1
+    assert found.freedom == 1
+
+
+def test_a_difference_of_two_kinds_of_random_subsets_has_the_chance_of_both() -> None:
+    first = np.array([[1.0, 1.0], [3.0, 3.0], [2.0, 2.0]])  # means 1, 3 and 2: variance 1
+    second = np.array([[3.0, 5.0], [5.0, 7.0]])  # means 4 and 6: variance 2
+    found = between_groups(first, second)
+    assert found.value == pytest.approx(-3.0)
+    assert found.error == pytest.approx(np.sqrt(2 / 2 + 1 / 3 + 2 / 2))  # rows: -2 and -4
     assert found.freedom == 1
 
 
