@@ -355,7 +355,7 @@ def print_evaluation_plan(made: EvaluationPlan) -> None:
     rows = [
         (row.what, row.amount, row.num_cells or "", *_evaluation_cells(row)) for row in made.rows
     ]
-    columns = ("step", "~what", ">cells", ">tokens", ">est. time", ">est. price")
+    columns = ("step", "~what", ">cells", ">tokens", ">time", ">price")
     total = ("all", "", f"{made.total.num_cells:,}", *_evaluation_cells(made.total))
     console.print(make_table(columns, rows, total=total))
     console.print(

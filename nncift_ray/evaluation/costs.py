@@ -336,12 +336,12 @@ def _plan_selection(method: str, made: RunPlan, num_subsets: int, *, is_first: b
         if stage.name != "export" and (is_first or stage.name not in SHARED_STAGES)
     ]  # fmt: skip
     labels = [stage.state for stage in stages if stage.name == LABEL]
-    asked = f", {made.num_requests:,} requests" if labels else ""
     done = labels == ["done"]
+    asked = "labels done" if done else f"{made.num_requests:,} requests" if labels else ""
     stages += [stage for stage in stages if stage.name in SELECT_STAGES] * (num_subsets - 1)
     return PlanRow(
         f"select by {method}",
-        f"{num_subsets} subset(s){asked}" + ", labels done" * done,
+        asked,
         num_tokens=0 if done else made.num_teacher_tokens,
         seconds=sum(stage.seconds for stage in stages),
         cost_usd=sum(stage.cost_usd for stage in stages),
@@ -375,7 +375,7 @@ def _plan_cells(
     num_cpus, num_gpus = (0, 1) if kind == "gpu" else (os.cpu_count() or 1, 0)
     return PlanRow(
         f"{first.method} {first.budget * 100:g} %" if first.budget else first.method,
-        f"{len(subsets)} x {count:,} examples, {', '.join(modes)}" if count else "",
+        f"{len(subsets)} x {count:,} rows" if count else "",
         len(cells),
         read + trained + written,
         seconds,
