@@ -130,7 +130,6 @@ def _rare_template(name: str, seed: int, data: Path, rng: Random) -> Pool:
 
 def _demo(name: str, seed: int, data: Path, rng: Random) -> Pool:
     drawn, _ = make_demo_rows(seed, DEMO_ROWS, 100)
-    seen = {(row.prompt, row.completion) for row in drawn}
     rows: dict[tuple[str, str], PoolRow] = {}
     for row in drawn:
         wrong = row.kind in (WRONG_RESPONSE, WRONG_SAME_FAMILY)
@@ -138,13 +137,20 @@ def _demo(name: str, seed: int, data: Path, rng: Random) -> Pool:
             one = PoolRow(row.family, row.prompt, row.completion, WRONG if wrong else "")
             rows.setdefault((row.prompt, row.completion), one)
     kept = _make_verbose(list(rows.values()), rng, 0.05)
+    return Pool(name, kept, [], demo_tests(seed, 2), "")
+
+
+def demo_tests(seed: int, a_family: int) -> list[PoolRow]:
+    """Return clean rows of another seed of the generator, so many a family, none of the pool."""
+    drawn, _ = make_demo_rows(seed, DEMO_ROWS, 100)
     others, _ = make_demo_rows(seed + 1000, 1000, 100)
-    prompts, count, test = {prompt for prompt, _ in seen}, Counter[str](), list[PoolRow]()
+    prompts, count = {row.prompt for row in drawn}, Counter[str]()
+    test: list[PoolRow] = []
     for row in others:
-        if row.kind == CLEAN and row.prompt not in prompts and count[row.family] < 2:
+        if row.kind == CLEAN and row.prompt not in prompts and count[row.family] < a_family:
             count[row.family] += 1
             test.append(PoolRow(row.family, row.prompt, row.completion))
-    return Pool(name, kept, [], test, "")
+    return test
 
 
 def _instructions(name: str, seed: int, data: Path, rng: Random) -> Pool:

@@ -1,0 +1,150 @@
+"""The planted pool drawn anew many times: what one draw with its two tunings cannot show.
+
+    python -m benchmarks.rivals.draws tune --work WORK      # picks and tunes what has no file yet
+    python -m benchmarks.rivals.draws page --work WORK
+
+A method gives one subset of a pool, and subsets differ by chance, so what counts is the number of
+pools. Each is picked from and tuned on once; all tests are over the pools' means, paired. Writes
+``rivals_draws_cpu.md`` and ``.json``. The rules are in docs/is-my-subset-better.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import stats
+
+from benchmarks.machine import describe_commit, describe_machine
+from benchmarks.pages import markdown_table
+from benchmarks.rivals import picks
+from benchmarks.rivals.cells import DEFAULT, RANDOM, draw
+from benchmarks.rivals.pools import Pool, demo_tests, examples, make_pool
+from benchmarks.rivals.tuning import UpperModel
+from nncift_ray.evaluation.compare import holm
+
+SEEDS = range(2, 18)
+RECIPES = (DEFAULT, "nn_cift+delift_se")
+METHODS = (*RECIPES, "cosine", "rds_plus", "quality, then random")
+NUM_RANDOM, TESTS_A_FAMILY = 4, 10
+LEVEL = 0.05
+PAGE = Path("benchmarks/rivals_draws_cpu.md")
+
+
+def tune(work: Path) -> None:
+    """Pick from each pool and tune on what was picked, one pool after the other."""
+    torch.set_num_threads(1)
+    model = UpperModel()
+    for seed in SEEDS:
+        pool = make_pool("demo", seed, work)
+        chosen = work / "picks" / f"demo-{seed}"
+        if not all((chosen / f"{name}.json").exists() for name in METHODS):
+            arguments = ["demo", str(seed), "--data", str(work), "--work", str(work), "--only"]
+            picks.main([*arguments, *RECIPES])
+        subsets = {
+            name: json.loads((chosen / f"{name}.json").read_text(encoding="utf-8"))["rows"]
+            for name in METHODS
+        }
+        every = range(len(pool.candidates))
+        subsets |= {f"{RANDOM} {n}": draw(pool, every, n) for n in range(NUM_RANDOM)}
+        rows = model.read(examples(pool.candidates))
+        test = model.read(examples(demo_tests(seed, TESTS_A_FAMILY)))
+        for name, subset in subsets.items():
+            path = work / "draws" / f"{seed}.{name}.json"
+            if path.exists():
+                continue
+            nll = model.tune_and_test([rows[row] for row in subset], test, seed)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(record(pool, subset, nll)), encoding="utf-8")
+            print(f"{path.stem}: {nll.mean():.3f}", flush=True)
+
+
+def record(pool: Pool, subset: Sequence[int], nll: np.ndarray[Any, Any]) -> dict[str, float]:
+    """Return what is kept of a cell."""
+    picked = [pool.candidates[row] for row in subset]
+    return {
+        "nll": float(nll.mean()),
+        "test_rows": len(nll),
+        "wrong": float(np.mean([row.fault == "wrong" for row in picked])),
+        "families": len({row.source for row in picked}),
+    }
+
+
+def write_page(work: Path, commit: str) -> None:
+    """Compare the methods with random rows and with each other, over the pools that are done."""
+    names = [*METHODS, *(f"{RANDOM} {n}" for n in range(NUM_RANDOM))]
+    paths = {seed: [work / "draws" / f"{seed}.{name}.json" for name in names] for seed in SEEDS}
+    done = [seed for seed in SEEDS if all(path.exists() for path in paths[seed])]
+    cells = [[json.loads(path.read_text(encoding="utf-8")) for path in paths[s]] for s in done]
+    value_PM = np.array([[cell["nll"] for cell in row] for row in cells])
+    random_P = value_PM[:, len(METHODS) :].mean(axis=1)
+    to_random = [value_PM[:, m] - random_P for m in range(len(METHODS))]
+    p_random = _holm(to_random)
+    to_default = [value_PM[:, m] - value_PM[:, 0] for m in range(1, len(METHODS))]
+    p_default = [float("nan"), *_holm(to_default)]
+    table = []
+    for m, name in enumerate(METHODS):
+        beside = "" if m == 0 else _text(to_default[m - 1], p_default[m])
+        nll, faults, families = (
+            np.mean([row[m][key] for row in cells]) for key in ("nll", "wrong", "families")
+        )
+        shown = [name, f"{nll:.3f}", _text(to_random[m], p_random[m]), beside]
+        table.append([*shown, f"{faults:.0%}", f"{families:.1f}"])
+    nll, faults, families = (
+        np.mean([[cell[key] for cell in row[len(METHODS) :]] for row in cells])
+        for key in ("nll", "wrong", "families")
+    )
+    table.append([RANDOM, f"{nll:.3f}", "", "", f"{faults:.0%}", f"{families:.1f}"])
+    head = ["method", "NLL", "- random", "- default", "wrong picks", "families"]
+    spread = float(np.mean(value_PM[:, len(METHODS) :].std(axis=1, ddof=1)))
+    text = f"""# rivals_draws_cpu
+
+The planted pool drawn anew {len(done)} times (generator seeds {done[0]} to {done[-1]}; some 465
+candidates, 46 picks, {cells[0][0]["test_rows"]} clean test rows each): one fine-tuning a subset, {NUM_RANDOM} random subsets a pool. NLL of
+the test rows, nats a response token, **lower is better**; differences are means over pools with 95 % intervals of
+Student's t over pools, * Holm p < {LEVEL}. Rules, fixed before: [is-my-subset-better](../docs/is-my-subset-better.md).
+
+Machine: {describe_machine()}, shared with other work. Commit {commit}. `python -m benchmarks.rivals.draws tune --work WORK`, then `page`.
+
+{markdown_table(head, table)}
+
+Random subsets of one pool spread by {spread:.3f}.
+"""  # noqa: E501
+    PAGE.write_text(text, encoding="utf-8")
+    values = dict(zip(names, value_PM.T.round(4).tolist(), strict=True))
+    kept = {"commit": commit, "seeds": done, "nll": values, "random_spread": round(spread, 4)}
+    PAGE.with_suffix(".json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+
+
+def _holm(differences: Sequence[np.ndarray[Any, Any]]) -> list[float]:
+    found = holm([float(stats.ttest_1samp(each, 0.0).pvalue) for each in differences])
+    return [1.0 if p is None else p for p in found]
+
+
+def _text(difference_P: np.ndarray[Any, Any], adjusted: float) -> str:
+    mean, count = float(difference_P.mean()), len(difference_P)
+    half = float(stats.t.ppf(1 - LEVEL / 2, count - 1) * stats.sem(difference_P))
+    star = "*" if adjusted < LEVEL else ""
+    return f"{mean:+.3f}{star} ({mean - half:+.2f} to {mean + half:+.2f})"
+
+
+def main() -> None:
+    """Tune, or write the page."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.rivals.draws")
+    parser.add_argument("do", choices=["tune", "page"])
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--commit", default=describe_commit(), help="on which it ran")
+    options = parser.parse_args()
+    if options.do == "tune":
+        tune(options.work)
+    else:
+        write_page(options.work, options.commit)
+
+
+if __name__ == "__main__":
+    main()
