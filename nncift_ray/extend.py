@@ -6,10 +6,9 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any
 
-import nncift_ray
 from nncift_ray.corpus.ingest import (
     DeduplicateStage,
     IngestStage,
@@ -25,11 +24,12 @@ from nncift_ray.network.drift import MIN_EXAMPLES, DriftStage
 from nncift_ray.pipeline import (
     RUN_RECORD,
     Blueprint,
+    Outputs,
     RunResult,
     begun_with_gpu,
     finish_run,
-    give_resources,
     observed,
+    run_stages,
     session_of,
 )
 from nncift_ray.plan import estimate_sources
@@ -37,7 +37,7 @@ from nncift_ray.profiles.step import ProfileStage
 from nncift_ray.recipe.loading import apply_override, make_config
 from nncift_ray.recipe.sections import Config
 from nncift_ray.runs import Run, read_record
-from nncift_ray.runtime.driver import Executor, run_stage, stage_fingerprint
+from nncift_ray.runtime.driver import Executor
 from nncift_ray.runtime.files import Location, locked
 from nncift_ray.runtime.output import ChainedOutput, StageOutput, root_of
 from nncift_ray.runtime.progress import LineReporter, Reporter
@@ -67,8 +67,6 @@ FREE_KEYS = (
     *("export", "cluster", "report"),
 )
 DIGEST_LENGTH = 8
-
-Outputs = Mapping[str, StageOutput]
 
 
 @dataclass(frozen=True)
@@ -110,18 +108,14 @@ def extend(
     extension = prepare(parent_dir, data, run_dir, overrides)
     config, location = extension.config, Location.of(extension.config.run_dir)
     location.make_folder()
-    reporter, blueprint = reporter or LineReporter(), extension.blueprint
+    reporter = reporter or LineReporter()
     with (
         locked(location),
-        session_of(blueprint, location, reporter, execute) as session,
+        session_of(extension, location, reporter, execute) as session,
         observed(config, location, reporter) as reporter,
     ):
-        outputs = run_extension(
-            extension,
-            location,
-            session.execute,
-            reporter,
-            lambda stage: give_resources(stage, blueprint, session),
+        outputs = run_stages(
+            extension, location, "export", session, reporter, record=True, known=extension.known
         )
         notices = (
             f"goes on from {extension.parent.run_dir}: labels and network are of that run, whose "
@@ -129,7 +123,7 @@ def extend(
             *describe_layouts(outputs["ingest"]),
             *describe_left_out(outputs["deduplicate"]),
         )
-        return finish_run(config, location, outputs, notices, inherited=extension.inherited)
+        return finish_run(config, location, outputs, notices, inherited=tuple(extension.known))
 
 
 def plan_extension(
@@ -167,8 +161,8 @@ def plan_extension(
     )
 
 
-class Extension:
-    """The stages of a run that goes on from another."""
+class Extension(Blueprint):
+    """The steps of a run that goes on from another: new data, behind the tables of the parent."""
 
     def __init__(
         self,
@@ -191,17 +185,13 @@ class Extension:
         Raises:
             StageError: If the parent is of another version of a stage.
         """
-        self.parent, self.config, self.sources = parent, config, tuple(sources)
-        self._embedder, self._make_embedder = embedder, make_embedder
-        self.blueprint = Blueprint(config)
+        super().__init__(config)
+        self.parent, self.sources, self.embedder = parent, tuple(sources), embedder
+        self.above, self._make_embedder = parent.outputs, make_embedder
         # dtype "auto" is what it was when the parent was begun
-        self.blueprint.teaching.begun_with_gpu = begun_with_gpu(
-            parent.run_dir, has_gpu=False, record=False
-        )
+        self.teaching.begun_with_gpu = begun_with_gpu(parent.run_dir, has_gpu=False, record=False)
         for name, stage in CHAINED.items():
-            if name not in parent.outputs:
-                continue
-            version = parent.outputs[name].manifest.version
+            version = self.above[name].manifest.version if name in self.above else stage.version
             if version != stage.version:
                 raise StageError(
                     f"{parent.run_dir}: its stage '{name}' is of version {version}, and this "
@@ -209,75 +199,32 @@ class Extension:
                     "recipe again, with the new files among data.candidates."
                 )
 
-    @property
-    def stage_names(self) -> tuple[str, ...]:
-        """All stages, in order: the parent's, and drift once there are new activations."""
+    @cached_property
+    def steps(self) -> dict[str, Callable[[Outputs], Stage]]:
+        """The parent's steps, in order, and drift once there are new activations."""
+        made = super().steps | {DRIFT: self._drift}
         names = [name for name in self.parent.stage_names if name != DRIFT]
         names.insert(names.index("project") + 1, DRIFT)
-        return tuple(names)
+        return {name: made[name] for name in names}
 
     @property
-    def inherited(self) -> tuple[str, ...]:
-        """The stages that are the parent's as they are: labels and network."""
-        own = {*CHAINED, DRIFT, "neighbours", "quality"}
-        before = self.stage_names[: self.stage_names.index("score_pairs")]
-        return tuple(name for name in before if name not in own)
+    def known(self) -> dict[str, StageOutput]:
+        """What is the parent's as it is: labels and network."""
+        own, names = {*CHAINED, DRIFT, "neighbours", "quality"}, list(self.steps)
+        before = names[: names.index("score_pairs")]
+        return {name: self.above[name] for name in before if name not in own}
 
-    def build(self, name: str, outputs: Outputs) -> Stage:
-        """Return a stage, from the outputs of those before it."""
-        above = self.parent.outputs
-        if name == "ingest":
-            return IngestStage(self.sources, self.config.data)
-        if name == "deduplicate":
-            records = outputs["ingest"]
-            own = records.own if isinstance(records, ChainedOutput) else records
-            return DeduplicateStage(own, parent=above[name], data=self.config.data)
-        if name == "embed":
-            dtype = above[name].manifest.settings["dtype"]
-            return EmbedStage(
-                outputs["deduplicate"],
-                self._embedder,
-                self.config.embedder.model_copy(update={"dtype": dtype}),
-                make_embedder=self._make_embedder,
-                parent=above[name],
-            )
-        if name == "profiles":
-            return self._build_profiles(outputs, above[name])
-        if name == "neighbours":
-            return self.blueprint.neighbours_stage(outputs, above["quality"])
-        if name == "quality":
-            return self.blueprint.quality_stage(outputs, above[name], self._make_embedder)
-        if name == "project":
-            return ProjectStage(
-                self.blueprint.network_inputs(outputs),
-                outputs["fit"],
-                above[name].manifest.settings["blocks"],
-                parent=above[name],
-                pairs_only=above[name].manifest.settings.get("pairs_only", False),
-            )
-        if name == DRIFT:
-            return DriftStage(
-                outputs["label"],
-                outputs["embed"],
-                outputs["project"],
-                num_labelled_corpus=root_of(above["deduplicate"]).num_rows("candidates"),
-                first_new=above["deduplicate"].num_rows("candidates"),
-            )
-        if name == "score_pairs":
-            return ScoreNewPairsStage(
-                outputs["project"],
-                outputs["fit"],
-                above["project"],
-                above["score_pairs"],
-                self.config.pair_scores,
-                examples=outputs["deduplicate"],
-            )
-        return self.blueprint.steps[name](outputs)
+    def _ingest(self, outputs: Outputs) -> Stage:
+        return IngestStage(self.sources, self.config.data)
 
-    def _build_profiles(self, outputs: Outputs, parent: StageOutput) -> Stage:
-        """Return the profiles of the new rows, by the model of the old ones."""
-        stage = self.blueprint.profile_stage(outputs, parent=parent)
-        made_with = parent.manifest.settings["engine"]
+    def _deduplicate(self, outputs: Outputs) -> Stage:
+        records = outputs["ingest"]
+        own = records.own if isinstance(records, ChainedOutput) else records
+        return DeduplicateStage(own, parent=self.above["deduplicate"], data=self.config.data)
+
+    def _profiles(self, outputs: Outputs) -> Stage:
+        stage = super()._profiles(outputs)
+        made_with = self.above["profiles"].manifest.settings["engine"]
         if stage.settings()["engine"] != made_with:
             raise StageError(
                 f"{self.parent.run_dir}: its profiles are of {made_with}, and this recipe would "
@@ -286,18 +233,67 @@ class Extension:
             )
         return stage
 
+    def _project(self, outputs: Outputs) -> Stage:
+        above = self.above["project"]
+        return ProjectStage(
+            self.network_inputs(outputs),
+            outputs["fit"],
+            above.manifest.settings["blocks"],
+            parent=above,
+            pairs_only=above.manifest.settings.get("pairs_only", False),
+        )
+
+    def _drift(self, outputs: Outputs) -> Stage:
+        above = self.above["deduplicate"]
+        return DriftStage(
+            outputs["label"],
+            outputs["embed"],
+            outputs["project"],
+            num_labelled_corpus=root_of(above).num_rows("candidates"),
+            first_new=above.num_rows("candidates"),
+        )
+
+    def _score_pairs(self, outputs: Outputs) -> Stage:
+        return ScoreNewPairsStage(
+            outputs["project"],
+            outputs["fit"],
+            self.above["project"],
+            self.above["score_pairs"],
+            self.config.pair_scores,
+            examples=outputs["deduplicate"],
+        )
+
+    def second_try(self, name: str, outputs: Outputs) -> None:
+        """New pairs are all scored, so there is nothing to try otherwise."""
+
+    def join(self, name: str, own: StageOutput) -> StageOutput:
+        """Return what a finished step made, behind the parent's rows where it made the new ones."""
+        return ChainedOutput(self.above[name], own) if name in CHAINED else own
+
+    def notices_of(self, stage: Stage, own: StageOutput) -> list[str]:
+        """Return what the user should hear when a step is done."""
+        if stage.name == "deduplicate":
+            old, new = (at.num_rows("candidates") for at in (self.above[stage.name], own))
+            copies = own.manifest.facts()["num_duplicate_candidates"]
+            line = f"{new:,} new candidates after {old:,}; {copies:,} exact copies collapsed"
+            return [line if new else f"nothing new: {line}; the selection stays as it was"]
+        if stage.name == DRIFT:
+            return describe_drift(own.manifest.facts())
+        if stage.name == "score_pairs":
+            return [
+                f"the run pruned block '{block}'; new pairs are all scored, and the joined lists "
+                f"hold {found.recall:.4f} +- {found.standard_error:.4f} of the true ones on "
+                f"{found.num_rows:,} held-out rows"
+                for block, found in read_final_recall(own).items()
+            ]
+        return super().notices_of(stage, own)
+
     def record(self, fingerprints: Mapping[str, str]) -> dict[str, Any]:
         """Return what the run says of itself, the parent's record inside."""
-        above = self.parent.record["stages"]
-        return {
-            "version": nncift_ray.__version__,
-            "config": self.config.model_dump(mode="json"),
-            "stage_names": self.stage_names,
-            "stages": {**{name: above[name] for name in self.inherited}, **fingerprints},
-            "inherited": self.inherited,
-            "chained": [name for name in CHAINED if name in self.stage_names],
+        return super().record(fingerprints) | {
+            "inherited": list(self.known),
+            "chained": [name for name in CHAINED if name in self.steps],
             "parent": {**self.parent.record, "run_dir": str(self.parent.run_dir)},
-            "written_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
 
 
@@ -384,54 +380,6 @@ def find_embedder(parent: Run) -> ResolvedModel:
             f"{model.revision}), and new ones must be of the same: {error}. Install that one, or "
             "run the recipe on all data with another."
         ) from error
-
-
-def run_extension(
-    extension: Extension,
-    run_dir: Location,
-    execute: Executor,
-    reporter: Reporter,
-    size_pool: Callable[[Stage], None] = lambda stage: None,
-) -> dict[str, StageOutput]:
-    """Run the stages of an extension that are not finished; return all outputs by name."""
-    above = extension.parent.outputs
-    outputs: dict[str, StageOutput] = {}
-    fingerprints: dict[str, str] = {}
-    for name in extension.stage_names:
-        if name in extension.inherited:
-            outputs[name] = above[name]
-            continue
-        stage = extension.build(name, outputs)
-        size_pool(stage)
-        fingerprints[name] = stage_fingerprint(stage)
-        record = json.dumps(extension.record(fingerprints), indent=1)
-        (run_dir / RUN_RECORD).write_bytes(record.encode())
-        own = run_stage(stage, run_dir, execute=execute, reporter=reporter)
-        outputs[name] = ChainedOutput(above[name], own) if name in CHAINED else own
-        for line in _describe(name, own, outputs):
-            reporter.notice(line)
-    return outputs
-
-
-def _describe(name: str, own: StageOutput, outputs: Outputs) -> list[str]:
-    """Return what the user should hear when a stage is done."""
-    if name == "ingest":
-        return describe_layouts(own)
-    if name == "deduplicate":
-        total, new = outputs[name].num_rows("candidates"), own.num_rows("candidates")
-        copies = own.manifest.facts()["num_duplicate_candidates"]
-        line = f"{new:,} new candidates after {total - new:,}; {copies:,} exact copies collapsed"
-        return [line if new else f"nothing new: {line}; the selection stays as it was"]
-    if name == DRIFT:
-        return describe_drift(own.manifest.facts())
-    if name == "score_pairs":
-        return [
-            f"the run pruned block '{block}'; new pairs are all scored, and the joined lists hold "
-            f"{found.recall:.4f} +- {found.standard_error:.4f} of the true ones on "
-            f"{found.num_rows:,} held-out rows"
-            for block, found in read_final_recall(own).items()
-        ]
-    return []
 
 
 def describe_drift(facts: Mapping[str, Any]) -> list[str]:

@@ -114,6 +114,9 @@ class Blueprint:
         if not config.data.candidates:
             raise ConfigError("data.candidates: is required: name a file, a glob or a folder")
         self.config, self._fetch = config, fetch
+        self._make_embedder: Callable[[], Embedder] | None = None  # None: loads the recipe's
+        #: The finished steps of a run that this one goes on from.
+        self.above: Outputs = {}
         self.teaching = RecipeTeacher(config, has_gpu=has_gpu, fetch=fetch)
         try:
             self.blocks = blocks_of(
@@ -134,9 +137,9 @@ class Blueprint:
         }
         reads = self.teaching.reads
         if self.profile_name is not None:
-            steps["profiles"] = self.profile_stage
+            steps["profiles"] = self._profiles
             if reads != ("profiles",):
-                steps |= {"neighbours": self.neighbours_stage, "quality": self.quality_stage}
+                steps |= {"neighbours": self._neighbours, "quality": self._quality}
         if self.config.teacher.kind == "loss_drop":
             steps["warmup"] = self._warmup
         if "loss_drop" in reads:
@@ -299,7 +302,13 @@ class Blueprint:
         return DeduplicateStage(outputs["ingest"], data=self.config.data)
 
     def _embed(self, outputs: Outputs) -> Stage:
-        return EmbedStage(outputs["deduplicate"], self.embedder, self.config.embedder)
+        return EmbedStage(
+            outputs["deduplicate"],
+            self.embedder,
+            self.config.embedder,
+            make_embedder=self._make_embedder,
+            parent=self.above.get("embed"),
+        )
 
     def _profile_engine(self, kind: str) -> EngineFactory:
         """Return what loads the model of the profiles, with the teacher's keys, on one device."""
@@ -325,19 +334,11 @@ class Blueprint:
         config = EmbedderConfig(pool=self.config.profiles.pool)
         return StatesStage(outputs["deduplicate"], make_embedder, config)
 
-    def neighbours_stage(
-        self, outputs: Outputs, parent: StageOutput | None = None
-    ) -> NeighboursStage:
-        """Return the search for what candidates, or those behind a parent's, are shown."""
-        return NeighboursStage(outputs["embed"], self.config.profiles.num_neighbours, parent)
+    def _neighbours(self, outputs: Outputs) -> Stage:
+        shown, judged = self.config.profiles.num_neighbours, self.above.get("quality")
+        return NeighboursStage(outputs["embed"], shown, judged)
 
-    def quality_stage(
-        self,
-        outputs: Outputs,
-        parent: StageOutput | None = None,
-        make_embedder: Callable[[], Embedder] | None = None,
-    ) -> QualityStage:
-        """Return the step that judges the candidates, or those behind a parent's."""
+    def _quality(self, outputs: Outputs) -> Stage:
         kind = "auto" if self.teaching.begun_with_gpu else "transformers"
         engine = self._profile_engine(resolve_engine_kind(kind))
         return QualityStage(
@@ -347,18 +348,17 @@ class Blueprint:
             engine,
             engine.settings(),
             self.embedder,
-            make_embedder=make_embedder,
+            make_embedder=self._make_embedder,
             shard_rows=self.config.profiles.pool.shard_rows,
-            parent=parent,
+            parent=self.above.get("quality"),
         )
 
-    def profile_stage(self, outputs: Outputs, parent: StageOutput | None = None) -> ProfileStage:
-        """Return the step that profiles the examples, or those behind a parent's."""
+    def _profiles(self, outputs: Outputs) -> Stage:
         return ProfileStage(
             outputs["deduplicate"],
             ProfilerFactory(self._profile_engine("transformers")),
             shard_rows=self.config.profiles.pool.shard_rows,
-            parent=parent,
+            parent=self.above.get("profiles"),
         )
 
     def sample_designs(self, num_candidates: int, num_targets: int) -> dict[str, SampleDesign]:
@@ -616,6 +616,24 @@ class Blueprint:
         outputs = {key: output for key, output in outputs.items() if key != "index"}
         return self._score_pairs(outputs), f"{low}; every pair is scored instead"
 
+    def join(self, name: str, own: StageOutput) -> StageOutput:
+        """Return what later steps read of a finished step: what it made."""
+        return own
+
+    def notices_of(self, stage: Stage, own: StageOutput) -> list[str]:
+        """Return what the user should hear when a step is done."""
+        return stage.notices(own)
+
+    def record(self, fingerprints: Mapping[str, str]) -> dict[str, Any]:
+        """Return the recipe and where each step's work lies, for status and later commands."""
+        return {
+            "version": nncift_ray.__version__,
+            "config": self.config.model_dump(mode="json"),
+            "stage_names": list(self.steps),
+            "stages": fingerprints,
+            "written_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+
 
 @dataclass(frozen=True)
 class RunResult:
@@ -781,7 +799,7 @@ def run_stages(
         known: Finished stages that need not be looked for again, as a sister recipe left them.
 
     Returns:
-        The outputs by stage, those known among them.
+        The outputs by stage, in order, those known among them.
     """
     outputs: dict[str, StageOutput] = dict(known or {})
     fingerprints = {name: output.fingerprint for name, output in outputs.items()}
@@ -790,9 +808,11 @@ def run_stages(
         give_resources(stage, blueprint, session)
         fingerprints[stage.name] = stage_fingerprint(stage)
         if record:
-            write_run_record(run_dir, blueprint, fingerprints)
-        outputs[stage.name] = run_stage(stage, run_dir, execute=session.execute, reporter=reporter)
-        for line in stage.notices(outputs[stage.name]):
+            text = json.dumps(blueprint.record(fingerprints), indent=1)
+            (run_dir / RUN_RECORD).write_bytes(text.encode())
+        own = run_stage(stage, run_dir, execute=session.execute, reporter=reporter)
+        outputs[stage.name] = blueprint.join(stage.name, own)
+        for line in blueprint.notices_of(stage, own):
             reporter.notice(line)
 
     names = tuple(blueprint.steps)
@@ -805,7 +825,7 @@ def run_stages(
             stage, reason = second_try
             reporter.notice(reason)
             run_step(stage)
-    return outputs
+    return {name: outputs[name] for name in names if name in outputs}
 
 
 def begun_with_gpu(run_dir: Location, *, has_gpu: bool, record: bool = True) -> bool:
@@ -844,18 +864,6 @@ def give_resources(stage: Stage, blueprint: Blueprint, session: Session) -> None
             use_gpu=each.num_gpus > 0,
             labels=each.labels,
         )
-
-
-def write_run_record(run_dir: Location, blueprint: Blueprint, fingerprints: dict[str, str]) -> None:
-    """Record the recipe and where each stage's work lies, for status and later commands."""
-    record = {
-        "version": nncift_ray.__version__,
-        "config": blueprint.config.model_dump(mode="json"),
-        "stage_names": list(blueprint.steps),
-        "stages": fingerprints,
-        "written_at": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-    (run_dir / RUN_RECORD).write_bytes(json.dumps(record, indent=1).encode())
 
 
 def publish_exports(export: StageOutput, run_dir: Location) -> Location:

@@ -33,5 +33,5 @@ def test_stages_of_an_extension_can_be_sent_to_workers(tmp_path: Path) -> None:
     grown = grow(parent, new, str(tmp_path / "grown"))
     extension = make_extension(parent, new, str(tmp_path / "grown"))
     for name in ("embed", "project", "drift", "score_pairs", "select"):
-        stage = extension.build(name, grown)
+        stage = extension.steps[name](grown)
         assert pickle.loads(pickle.dumps(stage)).num_items() == stage.num_items()  # noqa: S301

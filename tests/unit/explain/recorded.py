@@ -24,7 +24,7 @@ def record_run(
     pointwise = scored_blocks(outputs) == ("points",)
     scoring = {"top_k": 10, "by": "teacher"}
     if "project" in outputs:
-        scoring = {"top_k": 10}
+        scoring = {"top_k": 10, "mode": "pruned" if "index" in outputs else "exact"}
     config = make_config(
         {
             "run_dir": run_dir,

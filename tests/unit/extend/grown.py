@@ -12,13 +12,15 @@ from typing import Any
 from nncift_ray.corpus.export import ExportStage
 from nncift_ray.corpus.ingest import DeduplicateStage, IngestStage, find_sources
 from nncift_ray.embedders import EmbedStage
-from nncift_ray.extend import Extension, recipe_of_union, run_extension
+from nncift_ray.extend import Extension, recipe_of_union
 from nncift_ray.network.inputs import ExampleInputs
+from nncift_ray.pipeline import run_stages
 from nncift_ray.runs import Run
 from nncift_ray.runtime.driver import execute_here, run_stage
 from nncift_ray.runtime.files import Location
 from nncift_ray.runtime.output import StageOutput
 from nncift_ray.runtime.progress import SilentReporter
+from nncift_ray.runtime.session import Session
 from nncift_ray.runtime.step import Stage
 from nncift_ray.scores.step import ProjectStage, ScorePairsStage
 from nncift_ray.selection.names import TOP_K, resolve_selection
@@ -68,7 +70,9 @@ def grow(parent_dir: str, new: str, run_dir: str, *overrides: str) -> Outputs:
     location = Location.of(run_dir)
     location.make_folder()
     extension = make_extension(parent_dir, new, run_dir, *overrides)
-    return run_extension(extension, location, execute_here, SilentReporter())
+    session = Session(execute_here, dict)
+    reporter, known = SilentReporter(), extension.known
+    return run_stages(extension, location, "export", session, reporter, record=True, known=known)
 
 
 def score_whole(
