@@ -7,7 +7,7 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -25,7 +25,6 @@ from nncift_ray.recipe.sections import Config
 from nncift_ray.terminal import console, errors, write_json, write_line
 
 if TYPE_CHECKING:
-    from nncift_ray.evaluation.run import EvaluationResult
     from nncift_ray.pipeline import RunResult
     from nncift_ray.submit import JobServer
 
@@ -353,18 +352,17 @@ def evaluate(recipe: Recipe, set_: Overrides = None, dry_run: DryRun = False) ->
         write_line(f"tables: {result.folder}")
         write_line(f"page: {result.page}")
         if result.failures:
-            raise StageError(_describe_failures(result))
+            raise StageError(_describe_failures(result.failures))
 
 
-def _describe_failures(result: EvaluationResult) -> str:
-    lines = [str(failure) for failure in result.failures[:FAILURES_TOLD]]
-    more = len(result.failures) - FAILURES_TOLD
-    if more > 0:
-        lines.append(f"and {more} more reasons")
-    num_parts = sum(len(failure.parts) for failure in result.failures)
+def _describe_failures(failures: Mapping[str, Sequence[str]]) -> str:
+    from nncift_ray.evaluation.run import describe_failures
+
+    lines, more = describe_failures(failures)[:FAILURES_TOLD], len(failures) - FAILURES_TOLD
+    lines += [f"and {more} more reasons"] if more > 0 else []
     return (
-        f"{num_parts} part(s) of the evaluation failed and are missing in its tables. The same "
-        "command tries them again, and only them.\n  " + "\n  ".join(lines)
+        f"{sum(map(len, failures.values()))} part(s) of the evaluation failed and are missing in "
+        "its tables. The same command tries them again, and only them.\n  " + "\n  ".join(lines)
     )
 
 

@@ -145,41 +145,39 @@ def write_csv(location: Location, table: pa.Table) -> None:
 # Every value of an evaluation in one long table, from what the stages of its cells left.
 
 
-@dataclass(frozen=True)
-class CellResult:
-    """What a cell left behind; nothing where it failed, or was not asked for."""
-
-    likelihoods: StageOutput | None = None
-    responses: StageOutput | None = None
-    grades: tuple[StageOutput, ...] = ()
-    verdicts: StageOutput | None = None
-
-    def values(self, metric: str) -> dict[int, float | None]:
-        """Return the values of a metric by row; those it does not apply to are None."""
-        if metric == "nll":
-            return _column(self.likelihoods, "likelihoods", "nll")
-        if metric == "judge":
-            return _column(self.verdicts, "verdicts", "score")
-        found: dict[int, float | None] = {}
-        for grades in self.grades:
-            rows = grades.read("grades", ["row_index", "metric", "value"], schemas.GRADES)
-            found |= {
-                row["row_index"]: row["value"] for row in rows.to_pylist()
-                if row["metric"] == metric
-            }  # fmt: skip
-        return found
+#: What a cell left behind, by table; nothing where it failed, or was not asked for.
+CellOutputs = Mapping[str, StageOutput]
+GRADES = ("grades", "cosines")  # two outputs of one schema: by rules, and by the embedder
 
 
-def _column(output: StageOutput | None, table: str, column: str) -> dict[int, Any]:
-    """Return a column of a stage's table by row of the test set."""
-    if output is None:
+def values_of(outputs: CellOutputs, metric: str) -> dict[int, float | None]:
+    """Return the values of a metric by row; those it does not apply to are None."""
+    if metric == "nll":
+        return _column(outputs, "likelihoods", "nll")
+    if metric == "judge":
+        return _column(outputs, "verdicts", "score")
+    columns = ["row_index", "metric", "value"]
+    rows = [
+        row for name in GRADES if name in outputs
+        for row in outputs[name].read("grades", columns, schemas.GRADES).to_pylist()
+    ]  # fmt: skip
+    return {row["row_index"]: row["value"] for row in rows if row["metric"] == metric}
+
+
+def _column(outputs: CellOutputs, table: str, column: str) -> dict[int, Any]:
+    """Return a column of a table by row of the test set."""
+    if table not in outputs:
         return {}
-    found = output.read(table, ["row_index", column], getattr(schemas, table.upper()))
+    found = outputs[table].read(table, ["row_index", column], getattr(schemas, table.upper()))
     return dict(zip(*(each.to_pylist() for each in found.columns), strict=True))
 
 
 def cell_scores(
-    cell: Cell, num_examples: int, test: TestSet, evaluation: EvaluationConfig, result: CellResult
+    cell: Cell,
+    num_examples: int,
+    test: TestSet,
+    evaluation: EvaluationConfig,
+    outputs: CellOutputs,
 ) -> pa.Table:
     """Return the values of a cell (SCORES); one that failed, or is not there, is null.
 
@@ -193,29 +191,27 @@ def cell_scores(
             most = evaluation.nll_max_rows if cell.mode == ICL else None
         drawn = draw_test_rows(num_rows, most, evaluation.generation.seed)
         for name in VALUES_OF[metric]:
-            found = result.values(name)
+            found = values_of(outputs, name)
             applies = [row not in found or found[row] is not None or name == "judge"
                        for row in drawn.tolist()]  # fmt: skip
             rows = drawn[np.array(applies, bool)]
-            same = {
+            columns = {
                 "method": subset.method, "budget": subset.budget, "num_examples": num_examples,
                 "seed": subset.seed, "mode": cell.mode, "test": cell.test, "metric": name,
+                "row_index": rows, "example_id": test.ids[rows],
+                "value": pa.array([found.get(row) for row in rows.tolist()], pa.float64()),
             }  # fmt: skip
             columns = {
-                "row_index": pa.array(rows),
-                "example_id": pa.array(test.ids[rows].tolist(), pa.string()),
-                "value": pa.array([found.get(row) for row in rows.tolist()], pa.float64()),
-            }
-            for column, value in same.items():
-                scalar = pa.scalar(value, schemas.SCORES.field(column).type)
-                columns[column] = pa.repeat(scalar, len(rows))
-            tables.append(pa.table({name: columns[name] for name in schemas.SCORES.names},
-                                   schema=schemas.SCORES))  # fmt: skip
+                of.name: pa.repeat(pa.scalar(values, of.type), len(rows))
+                if isinstance(values := columns[of.name], str | int | float) else pa.array(values)
+                for of in schemas.SCORES
+            }  # fmt: skip
+            tables.append(pa.table(columns, schema=schemas.SCORES))
     return pa.concat_tables(tables)
 
 
 def collect_answers(
-    results: Mapping[Cell, CellResult], tests: Mapping[str, TestSet], seed: int, budget: float
+    results: Mapping[Cell, CellOutputs], tests: Mapping[str, TestSet], seed: int, budget: float
 ) -> pa.Table:
     """Gather the answers of the cells of one size, of random one draw, to a few rows a test set.
 
@@ -224,18 +220,15 @@ def collect_answers(
     (ANSWERS). There is no row where no answers were written at all.
     """
     rows: list[dict[str, Any]] = []
-    shown = {
-        cell: result for cell, result in results.items()
-        if cell.subset.seed == 0 and cell.subset.budget in (budget, 0.0, 1.0)
-    }  # fmt: skip
-    if not any(result.responses for result in results.values()):
-        shown = {}
-    for cell, result in shown.items():
+    answered = any("responses" in outputs for outputs in results.values())
+    for cell, outputs in results.items() if answered else ():
+        if cell.subset.seed != 0 or cell.subset.budget not in (budget, 0.0, 1.0):
+            continue
         test = tests[cell.test].output
         numbers = draw_test_rows(test.num_rows(TEST_ROWS), ROWS_SHOWN, seed)
         texts = test.take_rows(TEST_ROWS, numbers, ["prompt", "response"]).to_pylist()
-        responses = _column(result.responses, "responses", "response")
-        verdicts = _column(result.verdicts, "verdicts", "score")
+        responses = _column(outputs, "responses", "response")
+        verdicts = _column(outputs, "verdicts", "score")
         for row, text in zip(numbers.tolist(), texts, strict=True):
             answer = responses.get(row)
             rows.append(
@@ -327,17 +320,18 @@ def collect_fidelity(subsets: Sequence[Subset]) -> pa.Table:
 
 def write_subsets(location: Location, subsets: Sequence[Subset], examples: StageOutput) -> None:
     """Write which examples each method picked, subset by subset; ``full`` would be all of them."""
-    with location.open_whole() as out:
-        file = pa.PythonFile(out, mode="w")
-        with pq.ParquetWriter(file, schemas.SUBSETS, compression="zstd") as writer:
-            for subset in subsets:
-                if subset.key.method != FULL and len(subset.members):
-                    writer.write_table(_picks(subset, examples))
-
-
-def _picks(subset: Subset, examples: StageOutput) -> pa.Table:
-    ids = examples.take_rows("candidates", subset.members, ["example_id"])["example_id"]
-    size, key = len(ids), subset.key
-    seeds = pa.repeat(pa.scalar(key.seed, pa.int32()), size)
-    columns = [pa.repeat(key.method, size), pa.repeat(key.budget, size), seeds, ids]
-    return pa.table(columns, schema=schemas.SUBSETS)
+    with (
+        location.open_whole() as out,
+        pq.ParquetWriter(
+            pa.PythonFile(out, mode="w"), schemas.SUBSETS, compression="zstd"
+        ) as writer,
+    ):
+        for subset in subsets:
+            if subset.key.method == FULL or not len(subset.members):
+                continue
+            picks = examples.take_rows("candidates", subset.members, ["example_id"])
+            key, size = subset.key, len(picks)
+            seeds = pa.repeat(pa.scalar(key.seed, pa.int32()), size)
+            columns = [pa.repeat(key.method, size), pa.repeat(key.budget, size), seeds]
+            table = pa.table([*columns, picks["example_id"]], schema=schemas.SUBSETS)
+            writer.write_table(table)

@@ -49,7 +49,6 @@ from nncift_ray.evaluation.results import (
     EVALUATION_FOLDER,
     PAGE_NAME,
     SUBSETS_NAME,
-    CellResult,
     Evaluation,
     EvaluationFacts,
     cell_scores,
@@ -136,18 +135,9 @@ def find_models(config: Config, has_gpu: bool) -> Models:
     )
 
 
-@dataclass(frozen=True)
-class Failure:
-    """What could not be done, all for one reason."""
-
-    parts: tuple[str, ...]  # e.g. "random (seed 0) 10 % tuned gsm8k, likelihood"
-    message: str
-
-    def __str__(self) -> str:
-        """Return it as one line."""
-        first, *others = self.parts
-        more = f" (and {len(others)} more)" if others else ""
-        return f"{first}{more}: {self.message}"
+#: Why parts of an evaluation could not be done: the message, and the parts that failed by it, e.g.
+#: "random (seed 0) 10 % tuned gsm8k, likelihood".
+Failures = Mapping[str, Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -156,12 +146,20 @@ class EvaluationResult:
 
     folder: Location
     data: Evaluation
-    failures: tuple[Failure, ...]
+    failures: Failures
 
     @property
     def page(self) -> Location:
         """The report."""
         return self.folder / PAGE_NAME
+
+
+def describe_failures(failures: Failures) -> list[str]:
+    """Return a line for every reason, with the first part that failed by it."""
+    return [
+        f"{parts[0]}{f' (and {len(parts) - 1} more)' if parts[1:] else ''}: {message}"
+        for message, parts in failures.items()
+    ]
 
 
 def evaluate(
@@ -219,10 +217,11 @@ class _Work:
         self._base: Mapping[str, StageOutput] = {}  # the recipe's own stages
         self._tests: dict[str, TestSet] = {}
         self._subsets: dict[SubsetKey, Subset] = {}
-        self._results: dict[Cell, CellResult] = {}
+        #: What the cells whose turn has come left behind, by table.
+        self._done: dict[Cell, dict[str, StageOutput]] = {}
         #: What several measurements rest on: brought once, and failing once is enough.
         self._known: dict[object, StageOutput | NnciftError] = {}
-        self._failures: list[tuple[NnciftError, list[str]]] = []
+        self._failures: dict[str, list[str]] = {}
         self._notices: list[str] = []
 
     def run(self) -> EvaluationResult:
@@ -240,18 +239,18 @@ class _Work:
             "answers": (self._answers, bool(metrics & {*BY_RULE, *BY_EMBEDDER})),
             "verdicts": (self._verdicts, "judge" in metrics),
         }
-        cells = plan_cells([key for keys in self._rounds for key in keys], self._evaluation)
-        begun: list[Cell] = []
-        published = self._publish(begun)
+        keys = [key for keys in self._rounds for key in keys]
+        cells = plan_cells(keys, self._evaluation)
+        published = self._publish()
         for keys in self._rounds:
-            here = plan_cells(keys, self._evaluation)
-            begun += here
+            here = [cell for cell in cells if cell.subset in keys]
+            self._done |= {cell: {} for cell in here}
             for what, (measure, wanted) in steps.items():
                 for cell in here if wanted else []:
-                    self._measure(cell, f"cell {cells.index(cell) + 1} of {len(cells)}", what,
-                                  measure)  # fmt: skip
-            published = self._publish(begun)
-        return EvaluationResult(self._run_dir / EVALUATION_FOLDER, published, tuple(self._failed()))
+                    place = f"cell {cells.index(cell) + 1} of {len(cells)}"
+                    self._measure(cell, place, what, measure)
+            published = self._publish()
+        return EvaluationResult(self._run_dir / EVALUATION_FOLDER, published, self._failures)
 
     def notice(self, notice: str) -> None:
         """Tell the user, now and on the page."""
@@ -336,11 +335,7 @@ class _Work:
     # the nearest examples of the subset; the untaught model is asked bare questions.
 
     def _measure(
-        self,
-        cell: Cell,
-        place: str,
-        what: str,
-        measure: Callable[[Cell, Subset, CellResult], CellResult],
+        self, cell: Cell, place: str, what: str, measure: Callable[[Cell, Subset], None]
     ) -> None:
         """Measure one thing of a cell."""
         subset = self._subsets.get(cell.subset)
@@ -348,12 +343,11 @@ class _Work:
             return  # told when it could not be selected
         self._reporter.heading(EVALUATE, f"{place}: {cell}, {what}")
         try:
-            known = self._results.get(cell, CellResult())
-            self._results[cell] = measure(cell, subset, known)
+            measure(cell, subset)
         except OF_ONE_CELL as error:
             self._fail(f"{cell}, {what}", error)
 
-    def _likelihoods(self, cell: Cell, subset: Subset, known: CellResult) -> CellResult:
+    def _likelihoods(self, cell: Cell, subset: Subset) -> None:
         section = self._evaluation
         stage = LikelihoodStage(
             self._tests[cell.test].output,
@@ -365,41 +359,41 @@ class _Work:
             seed=section.generation.seed,
             shard_rows=section.generation.pool.shard_rows,
         )
-        return replace(known, likelihoods=self._bring(stage, section.generation.pool))
+        self._done[cell]["likelihoods"] = self._bring(stage, section.generation.pool)
 
-    def _answers(self, cell: Cell, subset: Subset, known: CellResult) -> CellResult:
+    def _responses(self, cell: Cell, subset: Subset) -> StageOutput:
+        """Return the answers of the taught model."""
+        section = self._evaluation
+        if "responses" not in self._done[cell]:
+            stage = RespondStage(
+                self._tests[cell.test].output,
+                self._models.generator,
+                section.generation,
+                tuned=self._tuned(cell, subset),
+                shown=self._shown(cell, subset),
+                max_length=section.in_context.max_length,
+            )
+            self._done[cell]["responses"] = self._bring(stage, section.generation.pool)
+        return self._done[cell]["responses"]
+
+    def _answers(self, cell: Cell, subset: Subset) -> None:
         """Let the taught model answer, and grade what it wrote by all but a judge.
 
         Metrics that ask no model are all of one stage: leaving one out would save nothing.
         """
-        responses, tests = self._respond(cell, subset), self._tests[cell.test].output
-        metrics, grades = set(self._evaluation.metrics), list[StageOutput]()
+        responses, tests = self._responses(cell, subset), self._tests[cell.test].output
+        metrics, models = set(self._evaluation.metrics), self._models
         if metrics & {*BY_RULE}:
-            grades.append(self._bring(GradeStage(responses, tests, BY_RULE)))
+            self._done[cell]["grades"] = self._bring(GradeStage(responses, tests, BY_RULE))
         if metrics & {*BY_EMBEDDER}:
-            stage = GradeStage(
-                responses, tests, BY_EMBEDDER, self._models.embedder, self._models.make_embedder
-            )
-            grades.append(self._bring(stage, self._config.embedder.pool))
-        return replace(known, responses=responses, grades=tuple(grades))
+            stage = GradeStage(responses, tests, BY_EMBEDDER, models.embedder, models.make_embedder)
+            self._done[cell]["cosines"] = self._bring(stage, self._config.embedder.pool)
 
-    def _verdicts(self, cell: Cell, subset: Subset, known: CellResult) -> CellResult:
+    def _verdicts(self, cell: Cell, subset: Subset) -> None:
         assert self._models.judge is not None  # noqa: S101 (asked for by a metric)
-        section, responses = self._evaluation.judge, known.responses or self._respond(cell, subset)
-        stage = JudgeStage(responses, self._tests[cell.test].output, self._models.judge, section)
-        return replace(known, responses=responses, verdicts=self._bring(stage, section.pool))
-
-    def _respond(self, cell: Cell, subset: Subset) -> StageOutput:
-        section = self._evaluation.generation
-        stage = RespondStage(
-            self._tests[cell.test].output,
-            self._models.generator,
-            section,
-            tuned=self._tuned(cell, subset),
-            shown=self._shown(cell, subset),
-            max_length=self._evaluation.in_context.max_length,
-        )
-        return self._bring(stage, section.pool)
+        section, tests = self._evaluation.judge, self._tests[cell.test].output
+        stage = JudgeStage(self._responses(cell, subset), tests, self._models.judge, section)
+        self._done[cell]["verdicts"] = self._bring(stage, section.pool)
 
     def _tuned(self, cell: Cell, subset: Subset) -> StageOutput | None:
         """Return the model fine-tuned on the subset, where the mode is tuned."""
@@ -440,21 +434,17 @@ class _Work:
 
     # What it came to.
 
-    def _publish(self, begun: Sequence[Cell]) -> Evaluation:
+    def _publish(self) -> Evaluation:
         """Write the tables of what is there; of cells whose turn has not come there is nothing."""
-        folder, config, subsets = (
-            self._run_dir / EVALUATION_FOLDER, self._config, list(self._subsets.values())
-        )  # fmt: skip
-        examples, count = (
-            self._base["deduplicate"],
-            {key: len(subset.members) for key, subset in self._subsets.items()},
-        )
+        folder, config = self._run_dir / EVALUATION_FOLDER, self._config
+        subsets, examples = list(self._subsets.values()), self._base["deduplicate"]
+        count = {subset.key: len(subset.members) for subset in subsets}
         scores = [
             cell_scores(cell, count.get(cell.subset, 0), self._tests[cell.test], self._evaluation,
-                        self._results.get(cell, CellResult()))
-            for cell in begun
+                        outputs)
+            for cell, outputs in self._done.items()
         ]  # fmt: skip
-        failed = [f"failed: {failure}" for failure in self._failed()]
+        failed = [f"failed: {line}" for line in describe_failures(self._failures)]
         facts = EvaluationFacts(
             name=config.report.title or self._run_dir.name,
             created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -474,7 +464,7 @@ class _Work:
             collect_costs(subsets, config.cluster, self._evaluation.extrapolate_to),
             collect_agreement(subsets),
             collect_fidelity(subsets),
-            collect_answers(self._results, self._tests, self._evaluation.generation.seed,
+            collect_answers(self._done, self._tests, self._evaluation.generation.seed,
                             self._evaluation.budgets[0]),
         )  # fmt: skip
         data.write(folder)
@@ -483,16 +473,8 @@ class _Work:
         return data
 
     def _fail(self, what: str, error: NnciftError) -> None:
-        """Remember a failure; a second part that fails with the same error is told with it."""
-        for known, parts in self._failures:
-            if known is error:
-                parts.append(what)
-                return
-        self._failures.append((error, [what]))
-        self._reporter.notice(f"{what}: failed, the others go on. {type(error).__name__}: {error}")
-
-    def _failed(self) -> list[Failure]:
-        return [
-            Failure(tuple(parts), f"{type(error).__name__}: {error}")
-            for error, parts in self._failures
-        ]
+        """Remember a failure; a second part that fails by the same error is not told again."""
+        message = f"{type(error).__name__}: {error}"
+        if message not in self._failures:
+            self._reporter.notice(f"{what}: failed, the others go on. {message}")
+        self._failures.setdefault(message, []).append(what)

@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from nncift_ray.evaluation.ask import TestSet, draw_test_rows
 from nncift_ray.evaluation.methods import Cell, SubsetKey
-from nncift_ray.evaluation.results import ROWS_SHOWN, CellResult, collect_answers
+from nncift_ray.evaluation.results import ROWS_SHOWN, CellOutputs, collect_answers
 from nncift_ray.runtime import schemas
 from nncift_ray.runtime import schemas as evaluation_schemas
 from nncift_ray.runtime.files import Location
@@ -54,8 +54,8 @@ def cell_of(method: str) -> Cell:
     return Cell(SubsetKey(method, 0, 0.1), "tuned", "gsm8k")
 
 
-def show(folder: Path, method: str, result: CellResult) -> list[dict[str, Any]]:
-    answered = CellResult(responses=write_responses(folder / "other", list(range(NUM_ROWS))))
+def show(folder: Path, method: str, result: CellOutputs) -> list[dict[str, Any]]:
+    answered = {"responses": write_responses(folder / "other", list(range(NUM_ROWS)))}
     results = {cell_of("initial"): answered, cell_of(method): result}
     tests = {"gsm8k": TestSet("gsm8k", write_test(folder / "test"))}
     table = collect_answers(results, tests, SEED, 0.1)
@@ -66,7 +66,7 @@ def show(folder: Path, method: str, result: CellResult) -> list[dict[str, Any]]:
 def test_shown_rows_are_among_the_answered_ones_and_not_chosen(tmp_path: Path) -> None:
     answered = draw_test_rows(NUM_ROWS, 8, SEED).tolist()
     responses = write_responses(tmp_path / "a", answered)
-    rows = show(tmp_path, "random", CellResult(responses=responses))
+    rows = show(tmp_path, "random", {"responses": responses})
     assert [row["row_index"] for row in rows] == draw_test_rows(NUM_ROWS, SHOWN, SEED).tolist()
     for row in rows:
         assert row["response"] == f"answer {row['row_index']}"
@@ -75,7 +75,7 @@ def test_shown_rows_are_among_the_answered_ones_and_not_chosen(tmp_path: Path) -
 
 
 def test_an_answer_that_is_not_there_is_null_and_has_a_row(tmp_path: Path) -> None:
-    rows = show(tmp_path, "delift", CellResult())
+    rows = show(tmp_path, "delift", {})
     assert [row["response"] for row in rows] == [None] * SHOWN
     assert [row["verdict"] for row in rows] == [None] * SHOWN
 
@@ -92,5 +92,5 @@ def test_the_judges_score_stands_beside_the_answer_and_none_where_unreadable(
         tmp_path / "v", "verdicts", pa.Table.from_pylist(made, evaluation_schemas.VERDICTS)
     )
     responses = write_responses(tmp_path / "a", shown)
-    rows = show(tmp_path, "random", CellResult(responses=responses, verdicts=verdicts))
+    rows = show(tmp_path, "random", {"responses": responses, "verdicts": verdicts})
     assert [row["verdict"] for row in rows] == [4, None, 1]
