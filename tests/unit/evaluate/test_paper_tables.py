@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.paper_tables import SIZES, cost_rows, duration, exponent
+from benchmarks.paper_tables import SIZES, cost_rows, duration, exponent, method_table
 
 STEPS = {"embed": 10.0, "profiles": 20.0, "quality": 30.0, "label": 50.0}
 
@@ -31,3 +31,19 @@ def test_costs_are_those_of_rows_labels_and_pairs() -> None:
 )
 def test_durations_are_written_in_the_unit_they_are_read_in(seconds: float, words: str) -> None:
     assert duration(seconds) == words
+
+
+def test_the_table_of_methods_has_a_mean_and_the_difference_to_random() -> None:
+    base = {"mode": "tuned", "metric": "nll", "difference_low": -0.3, "difference_high": -0.1}
+    rows = [
+        base | {"method": "random", "mean": 1.5, "difference": None, "verdict": None},
+        base | {"method": "cosine", "mean": 1.3, "difference": -0.2, "verdict": "better"},
+        base | {"method": "initial", "mode": "none", "mean": 2, "difference": None},
+    ]
+    head, _, *lines = method_table(rows).splitlines()
+    assert head == "| method | use | NLL | ROUGE-1 | ROUGE-L | cosine |"
+    assert lines == [
+        "| initial | untaught | 2.000 | - | - | - |",
+        "| random | fine-tuned | 1.500 | - | - | - |",
+        "| cosine | fine-tuned | 1.300: -0.200* (-0.30 to -0.10) | - | - | - |",
+    ]
