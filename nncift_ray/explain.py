@@ -216,20 +216,14 @@ def best_partners(
     if direction == "helped":
         own, others = others, own
     mine_1H = column_matrix(activations.read_range(own, at, at + 1, ["activation"])["activation"])
-    index, score = np.zeros(0, np.int64), np.zeros(0, np.float32)
-    for start, tile_IH in _tiles(activations, others):
+    index, score, start = np.zeros(0, np.int64), np.zeros(0, np.float32), 0
+    for batch in activations.iter_batches(others, ["activation"], TILE_ROWS):
+        tile_IH = column_matrix(pa.Table.from_batches([batch])["activation"])
         score_I = top_k_rows(tile_IH, mine_1H, network.w_H, network.bias, 1).score_IK[:, 0]
         place, score = top_k_vector(np.r_[score, score_I], top)
         index = np.r_[index, np.arange(start, start + len(tile_IH))][place]
+        start += len(tile_IH)
     return index, score
-
-
-def _tiles(activations: StageOutput, table: str) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield (first row, activations [N, H]) of a table, tile by tile."""
-    start = 0
-    for batch in activations.iter_batches(table, ["activation"], TILE_ROWS):
-        yield start, column_matrix(pa.Table.from_batches([batch])["activation"])
-        start += batch.num_rows
 
 
 def _score(run: Run, blocks: list[str], places: Places) -> Score | None:
@@ -475,60 +469,11 @@ DEPTHS = (0.01, 0.05, 0.10, 0.30)  # of the candidates
 FILE_ENDINGS = (".jsonl", ".parquet", ".txt")
 
 
-@dataclass(frozen=True, slots=True)
-class Overlap:
-    """What the heads of two rankings share."""
-
-    share: float | None  # of the candidates; None: both whole
-    num_a: int
-    num_b: int
-    shared: int
-    jaccard: float  # shared / either
-    contained: float  # shared / the smaller of the two
-
-
-@dataclass(frozen=True, slots=True)
-class SourceRow:
-    """Picks of one source."""
-
-    source: str
-    num_a: int
-    num_b: int
-    shared: int
-
-
-@dataclass(frozen=True, slots=True)
-class OnlyPick:
-    """A pick of one ranking that the other lacks."""
-
-    rank: int
-    example_id: str
-    source: str
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """Two rankings side by side."""
-
-    a: str
-    b: str
-    num_a: int
-    num_b: int
-    measured_by: str  # what the depths are shares of
-    overlaps: tuple[Overlap, ...]
-    rank_correlation: float | None  # Spearman over shared picks; None below two
-    sources: tuple[SourceRow, ...]
-    num_only_a: int
-    num_only_b: int
-    only_a: tuple[OnlyPick, ...]
-    only_b: tuple[OnlyPick, ...]
-
-
 Ranking = dict[str, str]  # the source of each selected id, "" where not known; best first
 
 
-def compare(first: str, second: str, top: int = 10) -> Comparison:
-    """Return how two selections differ.
+def compare(first: str, second: str, top: int = 10) -> dict[str, Any]:
+    """Return how two selections differ, as plain values.
 
     Args:
         first: A run directory, or a file: subset.jsonl, subset.parquet or ids.txt of an export.
@@ -543,28 +488,30 @@ def compare(first: str, second: str, top: int = 10) -> Comparison:
     (a, size_a), (b, size_b) = _read_ranking(first), _read_ranking(second)
     sizes, longest = [size for size in (size_a, size_b) if size], max(len(a), len(b))
     depths = {share: max(1, round(share * max(sizes, default=longest))) for share in DEPTHS}
-    shared = a.keys() & b.keys()
-    return Comparison(
-        a=first,
-        b=second,
-        num_a=len(a),
-        num_b=len(b),
-        measured_by="candidates" if sizes else "the longer ranking",
-        overlaps=(
-            *(
-                _overlap(share, list(a)[:depth], list(b)[:depth])
-                for share, depth in depths.items()
-                if depth <= longest
-            ),
-            _overlap(None, list(a), list(b)),
-        ),
-        rank_correlation=_rank_correlation(a, b, shared),
-        sources=tuple(_by_source(a, b, shared)),
-        num_only_a=len(a) - len(shared),
-        num_only_b=len(b) - len(shared),
-        only_a=_only(a, shared, top),
-        only_b=_only(b, shared, top),
-    )
+    depths = {share: depth for share, depth in depths.items() if depth <= longest}
+    shared, source = a.keys() & b.keys(), b | a
+    in_a, in_b, in_both = (Counter(source[name] for name in ids) for ids in (a, b, shared))
+    return {
+        "a": first,
+        "b": second,
+        "num_a": len(a),
+        "num_b": len(b),
+        "measured_by": "candidates" if sizes else "the longer ranking",
+        "overlaps": [
+            _overlap(share, list(a)[:depth], list(b)[:depth])
+            for share, depth in (*depths.items(), (None, None))
+        ],
+        "rank_correlation": _rank_correlation(a, b, shared),
+        "sources": [
+            {"source": name or "(not known)", "num_a": in_a[name], "num_b": in_b[name],
+             "shared": in_both[name]}
+            for name in sorted({*in_a, *in_b}, key=lambda name: (-in_a[name] - in_b[name], name))
+        ],
+        "num_only_a": len(a) - len(shared),
+        "num_only_b": len(b) - len(shared),
+        "only_a": _only(a, shared, top),
+        "only_b": _only(b, shared, top),
+    }  # fmt: skip
 
 
 def _read_ranking(place: str) -> tuple[Ranking, int | None]:
@@ -609,9 +556,11 @@ def _read_subset(file: str) -> tuple[list[str], list[str]]:
         ) from error
 
 
-def _overlap(share: float | None, a: Sequence[str], b: Sequence[str]) -> Overlap:
+def _overlap(share: float | None, a: Sequence[str], b: Sequence[str]) -> dict[str, Any]:
+    """Return what two heads, a share of the candidates, have in common; None: both whole."""
     both, either, smaller = len({*a} & {*b}), len({*a, *b}), min(len(a), len(b))
-    return Overlap(share, len(a), len(b), both, both / max(1, either), both / max(1, smaller))
+    found = {"share": share, "num_a": len(a), "num_b": len(b), "shared": both}
+    return found | {"jaccard": both / max(1, either), "contained": both / max(1, smaller)}
 
 
 def _rank_correlation(a: Ranking, b: Ranking, shared: set[str]) -> float | None:
@@ -623,18 +572,11 @@ def _rank_correlation(a: Ranking, b: Ranking, shared: set[str]) -> float | None:
     return float(np.corrcoef(order, np.arange(len(order)))[0, 1])
 
 
-def _by_source(a: Ranking, b: Ranking, shared: set[str]) -> Iterator[SourceRow]:
-    source = b | a
-    in_a, in_b, in_both = (Counter(source[name] for name in ids) for ids in (a, b, shared))
-    for name in sorted({*in_a, *in_b}, key=lambda name: (-in_a[name] - in_b[name], name)):
-        yield SourceRow(name or "(not known)", in_a[name], in_b[name], in_both[name])
-
-
-def _only(ranking: Ranking, shared: set[str], top: int) -> tuple[OnlyPick, ...]:
+def _only(ranking: Ranking, shared: set[str], top: int) -> list[dict[str, Any]]:
     """Return the first examples of a ranking that the other one lacks."""
     mine = [
-        OnlyPick(rank, name, source)
+        {"rank": rank, "example_id": name, "source": source}
         for rank, (name, source) in enumerate(ranking.items(), start=1)
         if name not in shared
     ]
-    return tuple(mine[:top])
+    return mine[:top]

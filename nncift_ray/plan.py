@@ -216,6 +216,10 @@ FIT_STEPS_PER_SECOND = 700.0
 FOLDED_LABELS_PER_SECOND = 1.0e6
 
 
+#: What there is to do in words, its seconds without starting, and whether it uses a GPU.
+StageEstimate = tuple[str, float, bool]
+
+
 class Workload:
     """Amounts of work of a recipe on a corpus; speeds are guesses unless the recipe gives one.
 
@@ -236,6 +240,9 @@ class Workload:
         """
         self.config, self.blueprint, self.corpus = config, blueprint, corpus
         self.hardware, self._decisions = hardware, decisions
+        self.about = "" if corpus.exact else "about "
+        guess = TEACHER_TOKENS_PER_SECOND[hardware]
+        self.speed = config.cluster.teacher_tokens_per_second or guess
         self.num_labelled = self.num_requests = self.num_pairs = self.num_gradients = 0
         self.teacher_tokens = 0.0
         self.example_tokens = (corpus.prompt_chars + corpus.response_chars) / CHARS_PER_TOKEN
@@ -325,95 +332,85 @@ class Workload:
         ways += ", by rates that this run measured" if measured else ""
         return seconds, building, ways if blocks else ""
 
-    def estimate_stages(self) -> dict[str, tuple[str, float, bool]]:
-        """Return by stage what there is to do in words, its seconds, and whether it uses a GPU.
+    def estimate_stages(self) -> dict[str, StageEstimate]:
+        """Return the estimate of every stage; one that takes next to no time has 0 seconds."""
+        config, corpus = self.config, self.corpus
+        about, rows, columns = self.about, corpus.num_rows, corpus.num_candidates
+        embedding = 1 / EMBED_ROWS_PER_SECOND[self.hardware]
 
-        Seconds are without starting; a stage that takes next to none has 0.
-        """
-        config, corpus, teaching = self.config, self.corpus, self.blueprint.teaching
-        network, less = config.network, config.teacher.less
-        about, num_rows, columns = (
-            "" if corpus.exact else "about ",
-            corpus.num_rows,
-            corpus.num_candidates,
-        )
-        unit, kept = "pairs", f", top {config.pair_scores.top_k}"
-        if POINTS in self.blueprint.blocks:
-            unit, kept = "examples", ""
-        elif config.objective == TOP_K:
-            kept = ", summed by candidate"
-        scoring, building, ways = self.estimate_scoring()
-        warmup = max(1, round(less.warmup_fraction * columns))
-        if "loss_drop" in teaching.reads:
-            warmup = corpus.num_targets
-        warmup = min(warmup, less.max_warmup_examples)
-        speed = config.cluster.teacher_tokens_per_second or TEACHER_TOKENS_PER_SECOND[self.hardware]
-        example_seconds = self.example_tokens / (speed * TRAINING_SHARE)
-        steps = max(
-            network.min_steps * len(self.blueprint.blocks),
-            self.num_labelled * network.num_epochs // network.batch_size,
-        )
-        tokens = f", about {self.teacher_tokens:,.0f} tokens" if self.teacher_tokens else ""
-        asked = f"{self.num_labelled:,} {unit} by {self.num_requests:,} requests{tokens}"
-        trained = f"{warmup:,} examples, {less.num_epochs} epochs"
-        warming = FIT_START_SECONDS + warmup * less.num_epochs * example_seconds
-        records, reading = f"{about}{num_rows:,} records", num_rows / INGEST_ROWS_PER_SECOND
-        embedding = num_rows / EMBED_ROWS_PER_SECOND[self.hardware]
-        fitting = FIT_START_SECONDS + steps / FIT_STEPS_PER_SECOND
-        if self.blueprint.knows_pairs:
-            fitting = PAIR_FIT_SECONDS * len(self.blueprint.blocks)
-        folding = self.num_labelled / FOLDED_LABELS_PER_SECOND
-        given = unit if teaching.reads else "labels"
-        scored, lists = f"{about}{self.num_pairs:,} {unit}{kept}{ways}", config.objective != TOP_K
-        gradients, taking = (
-            f"{self.num_gradients:,} gradients",
-            self.num_gradients * example_seconds,
-        )
-        profiled, shown = num_rows * self.profile_tokens, config.profiles.num_neighbours
-        compared, states = columns * self.compared_tokens, num_rows * self.example_tokens
-        of_targets = (corpus.num_targets or columns) * less.num_epochs
-        dropped = 2 * columns * self.example_tokens
-        return {
-            "ingest": (records, reading, False),
-            "deduplicate": (records, reading, False),
-            "embed": (f"{about}{num_rows:,} texts", embedding, True),
-            "profiles": (
-                f"{about}{num_rows:,} examples, about {profiled:,.0f} tokens",
-                profiled / speed,
-                True,
+        def some(what: str, seconds: float = 0.0, *, on_gpu: bool = False) -> StageEstimate:
+            return f"{about}{what}", seconds, on_gpu
+
+        def asked(what: str, tokens: float, more_seconds: float = 0.0) -> StageEstimate:
+            words = f"{about}{what}, about {tokens:,.0f} tokens"
+            return words, tokens / self.speed + more_seconds, True
+
+        records = some(f"{rows:,} records", rows / INGEST_ROWS_PER_SECOND)
+        shown = config.profiles.num_neighbours
+        found = {
+            "ingest": records,
+            "deduplicate": records,
+            "pool_ingest": records,
+            "pool": records,
+            "embed": some(f"{rows:,} texts", rows * embedding, on_gpu=True),
+            "profiles": asked(f"{rows:,} examples", rows * self.profile_tokens),
+            "neighbours": some(f"{columns:,} candidates"),
+            "quality": asked(
+                f"{columns:,} answers behind {shown} near examples",
+                columns * self.compared_tokens,
+                2 * columns * embedding,
             ),
-            "neighbours": (f"{about}{columns:,} candidates", 0.0, False),
-            "quality": (
-                f"{about}{columns:,} answers behind {shown} near examples, "
-                f"about {compared:,.0f} tokens",
-                compared / speed + 2 * columns / EMBED_ROWS_PER_SECOND[self.hardware],
-                True,
-            ),
-            "states": (
-                f"{about}{num_rows:,} examples, about {states:,.0f} tokens",
-                states / speed,
-                True,
-            ),
-            "loss_drop": (
-                f"{about}{columns:,} candidates twice, about {dropped:,.0f} tokens",
-                dropped / speed,
-                True,
-            ),
-            "warmup": (trained, warming, True),
-            "gradients": (gradients, taking, True),
-            "target_gradients": (f"{of_targets:,} gradients", of_targets * example_seconds, True),
-            "pool_ingest": (records, reading, False),
-            "pool": (records, reading, False),
-            "label": (asked, self.teacher_tokens / speed, teaching.needs_gpu),
-            "teacher_scores": (f"{self.num_labelled:,} {given}{kept}", folding, False),
-            "fit": (f"{self.num_labelled:,} {unit}", fitting, False),
-            "project": (f"{about}{num_rows:,} examples", 0.0, False),
-            "index": (f"{about}{columns:,} columns", building, lists),
-            "score_pairs": (scored, scoring, lists),
-            "repeats": (f"{about}{columns:,} candidates", 0.0, False),
-            "select_partitions": (f"{about}{columns:,} candidates in parts", 0.0, False),
+            "states": asked(f"{rows:,} examples", rows * self.example_tokens),
+            "loss_drop": asked(f"{columns:,} candidates twice", 2 * columns * self.example_tokens),
+            "project": some(f"{rows:,} examples"),
+            "repeats": some(f"{columns:,} candidates"),
+            "select_partitions": some(f"{columns:,} candidates in parts"),
             "select": (describe_budget(config, columns), 0.0, False),
             "export": ("", 0.0, False),
+        }
+        example_seconds = self.example_tokens / (self.speed * TRAINING_SHARE)
+        return found | self._estimate_training(example_seconds) | self._estimate_pairs()
+
+    def _estimate_training(self, example_seconds: float) -> dict[str, StageEstimate]:
+        """Return the estimates of what trains a language model and takes its gradients."""
+        less, columns = self.config.teacher.less, self.corpus.num_candidates
+        warmup = max(1, round(less.warmup_fraction * columns))
+        if "loss_drop" in self.blueprint.teaching.reads:
+            warmup = self.corpus.num_targets
+        warmup = min(warmup, less.max_warmup_examples)
+        warming = FIT_START_SECONDS + warmup * less.num_epochs * example_seconds
+        gradients = self.num_gradients
+        of_targets = (self.corpus.num_targets or columns) * less.num_epochs
+        return {
+            "warmup": (f"{warmup:,} examples, {less.num_epochs} epochs", warming, True),
+            "gradients": (f"{gradients:,} gradients", gradients * example_seconds, True),
+            "target_gradients": (f"{of_targets:,} gradients", of_targets * example_seconds, True),
+        }
+
+    def _estimate_pairs(self) -> dict[str, StageEstimate]:
+        """Return the estimates of labelling, fitting and scoring."""
+        config, teaching, labelled = self.config, self.blueprint.teaching, self.num_labelled
+        network, unit, kept = config.network, "pairs", f", top {config.pair_scores.top_k}"
+        lists, num_blocks = config.objective != TOP_K, len(self.blueprint.blocks)
+        if POINTS in self.blueprint.blocks:
+            unit, kept = "examples", ""
+        elif not lists:
+            kept = ", summed by candidate"
+        tokens = f", about {self.teacher_tokens:,.0f} tokens" if self.teacher_tokens else ""
+        asked = f"{labelled:,} {unit} by {self.num_requests:,} requests{tokens}"
+        steps = max(network.min_steps * num_blocks,
+                    labelled * network.num_epochs // network.batch_size)  # fmt: skip
+        fitting = FIT_START_SECONDS + steps / FIT_STEPS_PER_SECOND
+        if self.blueprint.knows_pairs:
+            fitting = PAIR_FIT_SECONDS * num_blocks
+        folding, given = labelled / FOLDED_LABELS_PER_SECOND, unit if teaching.reads else "labels"
+        scoring, building, ways = self.estimate_scoring()
+        return {
+            "label": (asked, self.teacher_tokens / self.speed, teaching.needs_gpu),
+            "teacher_scores": (f"{labelled:,} {given}{kept}", folding, False),
+            "fit": (f"{labelled:,} {unit}", fitting, False),
+            "index": (f"{self.about}{self.corpus.num_candidates:,} columns", building, lists),
+            "score_pairs": (f"{self.about}{self.num_pairs:,} {unit}{kept}{ways}", scoring, lists),
         }
 
 

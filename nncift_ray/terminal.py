@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 from collections import Counter
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from nncift_ray.evaluation.costs import EvaluationPlan, PlanRow
-    from nncift_ray.explain import Comparison, Explanation, InfluenceList, QueryAnswer, Redundancy
+    from nncift_ray.explain import Explanation, InfluenceList, QueryAnswer, Redundancy
     from nncift_ray.extend import ExtensionPlan
     from nncift_ray.plan import Finding, RunPlan
     from nncift_ray.runs import Example, RunStatus, StageStatus
@@ -272,30 +272,31 @@ def _print_redundant(title: str, redundant: Sequence[Redundancy]) -> None:
         console.print(make_table(columns, rows, title=title))
 
 
-def print_comparison(found: Comparison) -> None:
+def print_comparison(found: Mapping[str, Any]) -> None:
     """Print how two selections differ."""
-    console.print(Text(f"A  {found.a}: {found.num_a:,} picks"))
-    console.print(Text(f"B  {found.b}: {found.num_b:,} picks"))
+    for name in "ab":
+        console.print(Text(f"{name.upper()}  {found[name]}: {found[f'num_{name}']:,} picks"))
     rows = [
         (
-            "all" if row.share is None else f"{row.share:.0%}",
-            *(row.num_a, row.num_b, row.shared),
-            f"{row.contained:.1%}",
-            f"{row.jaccard:.3f}",
+            "all" if row["share"] is None else f"{row['share']:.0%}",
+            *(row["num_a"], row["num_b"], row["shared"]),
+            f"{row['contained']:.1%}",
+            f"{row['jaccard']:.3f}",
         )
-        for row in found.overlaps
+        for row in found["overlaps"]
     ]
     columns = (">first", ">A", ">B", ">shared", ">of the smaller", ">Jaccard")
-    console.print(make_table(columns, rows, title=f"overlap (shares of {found.measured_by})"))
-    if found.rank_correlation is not None:
-        console.print(f"order of the shared picks: Spearman {found.rank_correlation:.3f}")
-    rows = [(row.source, row.num_a, row.num_b, row.shared) for row in found.sources]
+    console.print(make_table(columns, rows, title=f"overlap (shares of {found['measured_by']})"))
+    if found["rank_correlation"] is not None:
+        console.print(f"order of the shared picks: Spearman {found['rank_correlation']:.3f}")
+    rows = [tuple(row.values()) for row in found["sources"]]
     console.print(make_table(("~source", ">A", ">B", ">shared"), rows, title="by source"))
-    sides = (("A", found.num_only_a, found.only_a), ("B", found.num_only_b, found.only_b))
-    for name, count, picks in sides:
-        console.print(f"only in {name}: {count:,}" + (", the first" if picks else ""))
+    for name in "ab":
+        picks = found[f"only_{name}"]
+        more = ", the first" if picks else ""
+        console.print(f"only in {name.upper()}: {found[f'num_only_{name}']:,}{more}")
         for pick in picks:
-            console.print(Text(f"  {pick.rank:>8,}  {pick.example_id}  {pick.source}"))
+            console.print(Text(f"  {pick['rank']:>8,}  {pick['example_id']}  {pick['source']}"))
 
 
 def print_extension(plan: ExtensionPlan) -> None:

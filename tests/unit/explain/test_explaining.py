@@ -150,10 +150,10 @@ def test_a_target_cannot_be_explained(ranking_by_score: Path) -> None:
 
 def test_a_selection_equals_itself(covering: Path) -> None:
     found = compare(str(covering), str(covering / "export" / "subset.jsonl"))
-    assert found.num_only_a == found.num_only_b == 0
-    assert found.rank_correlation == pytest.approx(1.0)
-    assert all(row.jaccard == row.contained == 1.0 for row in found.overlaps)
-    assert [row.share for row in found.overlaps] == [0.01, 0.05, 0.10, None]
+    assert found["num_only_a"] == found["num_only_b"] == 0
+    assert found["rank_correlation"] == pytest.approx(1.0)
+    assert all(row["jaccard"] == row["contained"] == 1.0 for row in found["overlaps"])
+    assert [row["share"] for row in found["overlaps"]] == [0.01, 0.05, 0.10, None]
 
 
 def test_two_selections_share_what_both_have(covering: Path, ranking_by_score: Path) -> None:
@@ -162,24 +162,24 @@ def test_two_selections_share_what_both_have(covering: Path, ranking_by_score: P
         set(select_output(run).read("ranking")["example_id"].to_pylist())
         for run in (covering, ranking_by_score)
     )
-    whole = found.overlaps[-1]
-    assert whole.shared == len(a & b)
-    assert whole.jaccard == pytest.approx(len(a & b) / len(a | b))
-    assert {pick.example_id for pick in found.only_a} <= a - b
-    assert sum(row.num_a for row in found.sources) == BUDGET
+    whole = found["overlaps"][-1]
+    assert whole["shared"] == len(a & b)
+    assert whole["jaccard"] == pytest.approx(len(a & b) / len(a | b))
+    assert {pick["example_id"] for pick in found["only_a"]} <= a - b
+    assert sum(row["num_a"] for row in found["sources"]) == BUDGET
 
 
 @pytest.mark.parametrize("name", ["subset.jsonl", "subset.parquet", "ids.txt"])
 def test_every_exported_form_can_be_compared(covering: Path, name: str) -> None:
-    assert compare(str(covering), str(covering / "export" / name)).overlaps[-1].jaccard == 1.0
+    assert compare(str(covering), str(covering / "export" / name))["overlaps"][-1]["jaccard"] == 1.0
 
 
 def test_a_reversed_order_correlates_minus_one(covering: Path, tmp_path: Path) -> None:
     names = (covering / "export" / "ids.txt").read_text().split()
     (tmp_path / "back.txt").write_text("\n".join(reversed(names)))
     found = compare(str(covering), str(tmp_path / "back.txt"))
-    assert found.rank_correlation == pytest.approx(-1.0)
-    assert found.overlaps[-1].jaccard == 1.0
+    assert found["rank_correlation"] == pytest.approx(-1.0)
+    assert found["overlaps"][-1]["jaccard"] == 1.0
 
 
 def test_a_file_that_is_no_subset_is_refused(tmp_path: Path) -> None:
