@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -24,13 +24,22 @@ from nncift_ray.runtime.schemas import SUMMARY
 F64 = NDArray[np.float64]
 Verdict = Literal["better", "worse", "noise"]
 
-DEFAULT_SAMPLES = 10_000
-DEFAULT_CONFIDENCE = 0.95
 #: Beyond so many rows means are normal, and resampling them is waste.
 MANY_ROWS = 1000
 #: With so few rows all patterns of signs are tried.
 MAX_EXACT_ROWS = 16
 SLAB_VALUES = 1 << 21  # drawn at once
+
+
+class Resampling(NamedTuple):
+    """How chance is measured."""
+
+    confidence: float = 0.95  # level of intervals, two-sided; verdicts need p <= 1 - confidence
+    num_samples: int = 10_000
+    seed: int = 0
+
+
+DEFAULT = Resampling()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +68,7 @@ class Comparison:
     verdict: Verdict | None = None
 
 
-def estimate_mean(
-    values: NDArray[np.floating],
-    *,
-    confidence: float = DEFAULT_CONFIDENCE,
-    num_samples: int = DEFAULT_SAMPLES,
-    seed: int = 0,
-) -> MeanEstimate:
+def estimate_mean(values: NDArray[np.floating], how: Resampling = DEFAULT) -> MeanEstimate:
     """Return the mean of a metric with its bootstrap interval, in the metric's unit.
 
     It is the percentile interval of resampled rows, widened for few rows, plus the spread of
@@ -75,9 +78,7 @@ def estimate_mean(
     Args:
         values: [N] of one subset, or [N, S] of S random subsets on the same rows. Rows of several
             subsets count with the mean over those that have a value.
-        confidence: Level of the interval, two-sided.
-        num_samples: Resamplings.
-        seed: Of the resamplings.
+        how: The interval's level, and the resamplings.
 
     Raises:
         ShapeError: If there are more than two axes.
@@ -96,12 +97,12 @@ def estimate_mean(
         return MeanEstimate(num_rows, num_missing, mean, seed_deviation=deviation)
     if np.isin(rows_N, (0.0, 1.0)).all():
         test = stats.binomtest(int(rows_N.sum()), num_rows)
-        low, high = test.proportion_ci(confidence_level=confidence, method="wilson")
+        low, high = test.proportion_ci(confidence_level=how.confidence, method="wilson")
     else:
-        rng = np.random.default_rng(seed)
-        draws_B = draw_row_deviations(rows_N, num_samples, confidence, rng)
-        draws_B += draw_seed_deviations(values_NS, num_samples, rng, one_more=False)
-        low, high = mean + _quantiles(draws_B, confidence)
+        rng = np.random.default_rng(how.seed)
+        draws_B = draw_row_deviations(rows_N, how, rng)
+        draws_B += draw_seed_deviations(values_NS, how, rng, one_more=False)
+        low, high = mean + _quantiles(draws_B, how)
     return MeanEstimate(num_rows, num_missing, mean, float(low), float(high), deviation)
 
 
@@ -111,9 +112,7 @@ def compare_with_random(
     *,
     lower_is_better: bool,
     subset_was_chosen: bool = True,
-    confidence: float = DEFAULT_CONFIDENCE,
-    num_samples: int = DEFAULT_SAMPLES,
-    seed: int = 0,
+    how: Resampling = DEFAULT,
 ) -> Comparison:
     """Compare a method with random subsets, row by row.
 
@@ -134,9 +133,7 @@ def compare_with_random(
         lower_is_better: The direction of the metric.
         subset_was_chosen: False for a method without a subset and without training (the initial
             model): it has no luck of the draw of its own.
-        confidence: Level of the interval; the verdict is "noise" unless p <= 1 - confidence.
-        num_samples: Resamplings.
-        seed: Of the resamplings.
+        how: The interval's level, and the resamplings.
 
     Returns:
         The comparison by itself: adjusted_p_value is p_value.
@@ -153,25 +150,24 @@ def compare_with_random(
     pairs_NS = drop_empty(method_N1 - random_NS)
     if len(pairs_NS) < 2:
         return Comparison(float(np.nanmean(pairs_NS)) if len(pairs_NS) else None)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(how.seed)
     differences_N = np.nanmean(pairs_NS, axis=1)
     difference = float(differences_N.mean())
-    draws_B = draw_row_deviations(differences_N, num_samples, confidence, rng) + difference
-    draws_B += draw_seed_deviations(pairs_NS, num_samples, rng, one_more=subset_was_chosen)
-    low, high = _quantiles(draws_B, confidence)
+    draws_B = draw_row_deviations(differences_N, how, rng) + difference
+    draws_B += draw_seed_deviations(pairs_NS, how, rng, one_more=subset_was_chosen)
+    low, high = _quantiles(draws_B, how)
     beyond = min(int((draws_B <= 0).sum()), int((draws_B >= 0).sum()))
-    touches_zero = min(1.0, 2 * (beyond + 1) / (num_samples + 1))
-    p_value = max(touches_zero, sign_flip_p_value(differences_N, num_samples, rng))
+    touches_zero = min(1.0, 2 * (beyond + 1) / (how.num_samples + 1))
+    p_value = max(touches_zero, sign_flip_p_value(differences_N, how.num_samples, rng))
     found = Comparison(difference, float(low), float(high), p_value, p_value)
     if pairs_NS.shape[1] < 2:
         return found
-    return replace(found, verdict=_verdict(difference, p_value, lower_is_better, confidence))
+    return replace(found, verdict=_verdict(found, lower_is_better, how))
 
 
-def _verdict(
-    difference: float, p_value: float, lower_is_better: bool, confidence: float
-) -> Verdict:
-    if p_value > 1 - confidence:
+def _verdict(found: Comparison, lower_is_better: bool, how: Resampling) -> Verdict:
+    p_value, difference = found.adjusted_p_value, found.difference
+    if p_value is None or difference is None or p_value > 1 - how.confidence:
         return "noise"
     return "better" if (difference < 0) == lower_is_better else "worse"
 
@@ -181,33 +177,26 @@ def compare_methods(
     random: NDArray[np.floating],
     *,
     lower_is_better: bool,
-    confidence: float = DEFAULT_CONFIDENCE,
-    **options: Any,
+    how: Resampling = DEFAULT,
 ) -> dict[str, Comparison]:
     """Compare all methods that are read side by side with the same random subsets.
 
     Verdicts go by p-values adjusted with ``holm``: the chance of any false "better" or "worse"
     among these methods is at most 1 - confidence. Intervals are not adjusted.
     """
-    alone = {
-        name: compare_with_random(
-            values,
-            random,
-            lower_is_better=lower_is_better,
-            subset_was_chosen=name != INITIAL,
-            confidence=confidence,
-            **options,
+    alone = [
+        compare_with_random(
+            values, random, lower_is_better=lower_is_better, subset_was_chosen=name != INITIAL,
+            how=how,
         )
         for name, values in methods.items()
+    ]  # fmt: skip
+    adjusted = holm([each.p_value for each in alone])
+    found = [replace(each, adjusted_p_value=p) for each, p in zip(alone, adjusted, strict=True)]
+    return {
+        name: replace(each, verdict=each.verdict and _verdict(each, lower_is_better, how))
+        for name, each in zip(methods, found, strict=True)
     }
-    adjusted = holm([each.p_value for each in alone.values()])
-    found: dict[str, Comparison] = {}
-    for (name, each), p_value in zip(alone.items(), adjusted, strict=True):
-        verdict = each.verdict
-        if verdict is not None and p_value is not None and each.difference is not None:
-            verdict = _verdict(each.difference, p_value, lower_is_better, confidence)
-        found[name] = replace(each, adjusted_p_value=p_value, verdict=verdict)
-    return found
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
@@ -229,29 +218,27 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 # What chance does to a mean.
 
 
-def draw_row_deviations(
-    values_N: F64, num_samples: int, confidence: float, rng: np.random.Generator
-) -> F64:
+def draw_row_deviations(values_N: F64, how: Resampling, rng: np.random.Generator) -> F64:
     """Draw how far the mean over other rows of the same kind lies from the mean over these [B].
 
     Rows are resampled with replacement. The deviations are widened by sqrt(N / (N - 1)), which the
     resampled variance lacks, and by Student's quantile over the normal one, which repairs what is
-    left for few rows at the level ``confidence`` (the "expanded" interval of Hesterberg, What
+    left for few rows at the interval's level (the "expanded" interval of Hesterberg, What
     Teachers Should Know about the Bootstrap, 2015). For 100 rows that is 2 %, for 5 rows 58 %.
     """
     num_rows = len(values_N)
     if num_rows > MANY_ROWS:
-        return rng.standard_normal(num_samples) * float(stats.sem(values_N))
+        return rng.standard_normal(how.num_samples) * float(stats.sem(values_N))
     resampled = stats.bootstrap(
         (values_N,),
         np.mean,
-        n_resamples=num_samples,
+        n_resamples=how.num_samples,
         batch=max(1, SLAB_VALUES // num_rows),
         method="percentile",
         rng=rng,
     )
     means_B = np.asarray(resampled.bootstrap_distribution, dtype=np.float64)
-    tail = (1 + confidence) / 2
+    tail = (1 + how.confidence) / 2
     student = float(stats.t.ppf(tail, num_rows - 1)) / float(stats.norm.ppf(tail))
     return (means_B - values_N.mean()) * (np.sqrt(num_rows / (num_rows - 1)) * student)
 
@@ -275,7 +262,7 @@ def measure_seed_spread(values_NS: F64) -> tuple[float, float]:
 
 
 def draw_seed_deviations(
-    values_NS: F64, num_samples: int, rng: np.random.Generator, *, one_more: bool
+    values_NS: F64, how: Resampling, rng: np.random.Generator, *, one_more: bool
 ) -> F64:
     """Draw how far the mean of these subsets lies from that of all random subsets [B].
 
@@ -288,12 +275,12 @@ def draw_seed_deviations(
     """
     num_seeds = values_NS.shape[1]
     if num_seeds < 2:  # nothing is known of the spread
-        return np.zeros(num_samples)
+        return np.zeros(how.num_samples)
     means_variance, rest_variance = measure_seed_spread(values_NS)
-    drawn_B = means_variance * (num_seeds - 1) / rng.chisquare(num_seeds - 1, num_samples)
+    drawn_B = means_variance * (num_seeds - 1) / rng.chisquare(num_seeds - 1, how.num_samples)
     variance_B = np.maximum(drawn_B - rest_variance, 0.0)
     share = 1 / num_seeds + (1.0 if one_more else 0.0)
-    return rng.standard_normal(num_samples) * np.sqrt(variance_B * share)
+    return rng.standard_normal(how.num_samples) * np.sqrt(variance_B * share)
 
 
 def sign_flip_p_value(differences_N: F64, num_samples: int, rng: np.random.Generator) -> float:
@@ -340,21 +327,15 @@ def drop_empty(values_NS: F64) -> F64:
     return values_NS[there_NS.any(axis=1)][:, there_NS.any(axis=0)]
 
 
-def _quantiles(draws_B: F64, confidence: float) -> F64:
-    tail = (1 - confidence) / 2
+def _quantiles(draws_B: F64, how: Resampling) -> F64:
+    tail = (1 - how.confidence) / 2
     return np.asarray(np.quantile(draws_B, [tail, 1 - tail]), dtype=np.float64)
 
 
 # The summary of all scores.
 
 
-def summarise(
-    scores: pa.Table,
-    *,
-    confidence: float = DEFAULT_CONFIDENCE,
-    num_samples: int = DEFAULT_SAMPLES,
-    seed: int = 0,
-) -> pa.Table:
+def summarise(scores: pa.Table, how: Resampling = DEFAULT) -> pa.Table:
     """Take the means of all values (SCORES) and compare every method with random (SUMMARY).
 
     All cells of a test set, metric and mode answer the same rows. So a row that one of them has
@@ -370,17 +351,16 @@ def summarise(
     frame: Any = scores.to_pandas()
     frame["value"] = frame["value"].where(np.isfinite(frame["value"].astype(float)))
     rows: list[dict[str, Any]] = []
-    options: dict[str, Any] = {"confidence": confidence, "num_samples": num_samples, "seed": seed}
     for named, group in frame.groupby(["test", "metric", "mode"], sort=False):
         test, metric, mode = map(str, named)
         values = _values_by_line(group, f"{mode}, {test}, {metric}")
         sizes = group.groupby(["method", "budget"])["num_examples"].first()
-        compared = _compare_lines(values, metric in LOWER_IS_BETTER, options)
+        compared = _compare_lines(values, metric in LOWER_IS_BETTER, how)
         for (method, budget), values_NS in values.items():
             rows.append(
                 {"test": test, "metric": metric, "mode": mode, "method": method, "budget": budget}
                 | {"num_examples": int(sizes[method, budget]), "num_seeds": values_NS.shape[1]}
-                | asdict(estimate_mean(values_NS, **options))
+                | asdict(estimate_mean(values_NS, how))
                 | asdict(compared.get((method, budget), Comparison()))
             )
     return pa.Table.from_pylist(rows, SUMMARY)
@@ -409,7 +389,7 @@ def _values_by_line(group: Any, where: str) -> dict[tuple[str, float], F64]:
 
 
 def _compare_lines(
-    values: Mapping[tuple[str, float], F64], lower_is_better: bool, options: Mapping[str, Any]
+    values: Mapping[tuple[str, float], F64], lower_is_better: bool, how: Resampling
 ) -> dict[tuple[str, float], Comparison]:
     """Compare the methods of each size with random subsets of that size."""
     found: dict[tuple[str, float], Comparison] = {}
@@ -419,8 +399,6 @@ def _compare_lines(
                 method: values_NS.mean(axis=1) for (method, size), values_NS in values.items()
                 if size == budget and method != RANDOM
             }  # fmt: skip
-            compared = compare_methods(
-                methods, random_NS, lower_is_better=lower_is_better, **options
-            )
+            compared = compare_methods(methods, random_NS, lower_is_better=lower_is_better, how=how)
             found |= {(method, budget): each for method, each in compared.items()}
     return found

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nncift_ray.errors import StorageError
 from nncift_ray.evaluation.ask import TEST_ROWS, TestSet, draw_test_rows
-from nncift_ray.evaluation.compare import DEFAULT_CONFIDENCE, DEFAULT_SAMPLES, summarise
+from nncift_ray.evaluation.compare import DEFAULT, Resampling, summarise
 from nncift_ray.evaluation.methods import FULL, ICL, RANDOM, Cell, Subset
 from nncift_ray.evaluation.metrics import VALUES_OF
 from nncift_ray.recipe.sections import EvaluationConfig
@@ -48,8 +48,8 @@ class EvaluationFacts(BaseModel):
     name: str  # heading of the page
     created: str = ""  # as it shall be read
     version: str = ""  # of nncift_ray
-    confidence: float = DEFAULT_CONFIDENCE  # of intervals and verdicts
-    num_samples: int = DEFAULT_SAMPLES  # resamplings
+    confidence: float = DEFAULT.confidence  # of intervals and verdicts
+    num_samples: int = DEFAULT.num_samples  # resamplings
     num_candidates: int = 0
     model: str = ""  # that was taught
     judge: str = ""  # that graded answers; "" where none did
@@ -89,8 +89,8 @@ class Evaluation:
         Raises:
             DataError: If the scores contradict themselves.
         """
-        facts = self.facts
-        return summarise(self.scores, confidence=facts.confidence, num_samples=facts.num_samples)
+        how = Resampling(self.facts.confidence, self.facts.num_samples)
+        return summarise(self.scores, how)
 
     def write(self, folder: Location) -> None:
         """Write all tables, those of an earlier call are replaced."""

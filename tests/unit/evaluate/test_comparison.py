@@ -7,7 +7,13 @@ import pytest
 from scipy import stats
 
 from nncift_ray.errors import ShapeError
-from nncift_ray.evaluation.compare import Comparison, compare_methods, compare_with_random, holm
+from nncift_ray.evaluation.compare import (
+    Comparison,
+    Resampling,
+    compare_methods,
+    compare_with_random,
+    holm,
+)
 
 NAN = float("nan")
 EXACT = 1e-12
@@ -15,8 +21,10 @@ RNG = np.random.default_rng
 TRIALS, SAMPLES = 300, 300
 
 
-def compare(method: np.ndarray, random: np.ndarray, **options: object) -> Comparison:
-    settings = {"lower_is_better": False, "num_samples": 2_000} | options
+def compare(
+    method: np.ndarray, random: np.ndarray, num_samples: int = 2_000, **options: object
+) -> Comparison:
+    settings = {"lower_is_better": False, "how": Resampling(num_samples=num_samples)} | options
     return compare_with_random(method, random, **settings)  # type: ignore[arg-type]
 
 
@@ -112,7 +120,9 @@ def test_side_by_side_the_adjusted_p_value_decides() -> None:
     methods = {f"m{k}": plain + rng.normal(0, 1, 40) for k in range(19)}
     methods["good"] = plain + 0.6 + rng.normal(0, 1, 40)
     alone = compare(methods["good"], random)
-    among = compare_methods(methods, random, lower_is_better=False, num_samples=2_000)["good"]
+    among = compare_methods(
+        methods, random, lower_is_better=False, how=Resampling(num_samples=2_000)
+    )["good"]
     assert alone.verdict == "better"
     assert among.p_value == alone.p_value
     assert among.adjusted_p_value == pytest.approx(min(1.0, 20 * among.p_value), rel=1e-6)

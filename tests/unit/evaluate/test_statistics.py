@@ -9,6 +9,7 @@ from scipy import stats
 from nncift_ray.errors import ShapeError
 from nncift_ray.evaluation.compare import (
     MANY_ROWS,
+    Resampling,
     draw_row_deviations,
     estimate_mean,
     measure_seed_spread,
@@ -86,7 +87,7 @@ def test_seed_spread_is_the_analysis_of_variance() -> None:
 def test_means_of_many_rows_are_drawn_as_wide_as_resampled_ones() -> None:
     values = RNG(4).exponential(2.0, MANY_ROWS + 1)
     for some in (values, values[:-1]):
-        draws = draw_row_deviations(some, 4_000, 0.95, RNG(0))
+        draws = draw_row_deviations(some, Resampling(0.95, 4_000), RNG(0))
         assert draws.std() == pytest.approx(stats.sem(some), rel=RESAMPLING)
         assert draws.mean() == pytest.approx(0, abs=0.1 * stats.sem(some))
 
@@ -119,7 +120,7 @@ def test_more_than_two_axes_are_refused() -> None:
 
 
 def covers(rng: np.random.Generator, num_rows: int) -> bool:
-    estimate = estimate_mean(rng.exponential(1.0, num_rows), num_samples=400)
+    estimate = estimate_mean(rng.exponential(1.0, num_rows), Resampling(num_samples=400))
     assert estimate.low is not None
     assert estimate.high is not None
     return estimate.low <= 1.0 <= estimate.high

@@ -8,17 +8,18 @@ import pyarrow as pa
 import pytest
 
 from nncift_ray.errors import DataError
-from nncift_ray.evaluation.compare import summarise
+from nncift_ray.evaluation.compare import Resampling, summarise
 from nncift_ray.runtime.schemas import SCORES, SUMMARY
 from tests.unit.evaluate.make_scores import make_scores
 
 NUM_SAMPLES = 400
+HOW = Resampling(num_samples=NUM_SAMPLES)
 NUM_ROWS = 60
 
 
 def summary_of(*scores: pa.Table) -> dict[str, dict[str, Any]]:
     """Summarise cells of one size, and return the rows by method."""
-    table = summarise(pa.concat_tables(scores), num_samples=NUM_SAMPLES)
+    table = summarise(pa.concat_tables(scores), HOW)
     assert table.schema.equals(SUMMARY)
     return {row["method"]: row for row in table.to_pylist()}
 
@@ -63,7 +64,7 @@ def test_rows_of_one_mode_are_not_missing_in_another() -> None:
             make_scores("delift", [1.0, 2.0, 3.0], metric="nll", mode="tuned"),
             make_scores("delift", [1.0], metric="nll", mode="icl"),
         ]),
-        num_samples=NUM_SAMPLES,
+        HOW,
     )  # fmt: skip
     assert table["num_missing"].to_pylist() == [0, 0]
     assert table["mode"].to_pylist() == ["tuned", "icl"]
@@ -100,7 +101,7 @@ def test_methods_are_compared_with_random_of_their_own_size() -> None:
             make_scores("full", noisy(2), budget=1.0),
             make_scores("initial", noisy(3), budget=0.0, mode="none"),
         ]),
-        num_samples=NUM_SAMPLES,
+        HOW,
     )  # fmt: skip
     assert table["difference"].to_pylist() == [None] * 4
     assert table["verdict"].to_pylist() == [None] * 4
@@ -114,7 +115,7 @@ def test_a_cell_without_any_value_has_no_mean_and_stays_in_the_table() -> None:
 
 
 def test_no_scores_give_no_rows() -> None:
-    table = summarise(SCORES.empty_table(), num_samples=NUM_SAMPLES)
+    table = summarise(SCORES.empty_table(), HOW)
     assert table.num_rows == 0
     assert table.schema.equals(SUMMARY)
 
@@ -122,20 +123,20 @@ def test_no_scores_give_no_rows() -> None:
 def test_a_row_given_twice_is_refused_with_its_number() -> None:
     twice = pa.concat_tables([make_scores("delift", {4: 0.1}), make_scores("delift", {4: 0.2})])
     with pytest.raises(DataError, match=r"delift.*row 4 twice"):
-        summarise(twice, num_samples=NUM_SAMPLES)
+        summarise(twice, HOW)
 
 
 def test_seeds_of_a_method_that_is_not_drawn_are_refused() -> None:
     two = pa.concat_tables([make_scores("delift", [0.1]), make_scores("delift", [0.1], seed=1)])
     with pytest.raises(DataError, match="only random subsets"):
-        summarise(two, num_samples=NUM_SAMPLES)
+        summarise(two, HOW)
 
 
 def test_scores_in_another_order_give_the_same_numbers() -> None:
     scores = pa.concat_tables([*random_seeds(), make_scores("delift", noisy(1, shift=0.1))])
     order = np.random.default_rng(0).permutation(scores.num_rows)
     first, second = (
-        {row["method"]: row for row in summarise(table, num_samples=NUM_SAMPLES).to_pylist()}
+        {row["method"]: row for row in summarise(table, HOW).to_pylist()}
         for table in (scores, scores.take(pa.array(order)))
     )
     assert first == second
