@@ -19,7 +19,7 @@ from rich.text import Text
 import nncift_ray
 from nncift_ray import terminal
 from nncift_ray.errors import ConfigError, NnciftError, StageError, StopRequested
-from nncift_ray.recipe.loading import dump_config, load_config
+from nncift_ray.recipe.loading import commented_recipe, dump_config, load_config, recipe_schema
 from nncift_ray.recipe.secrets import redact
 from nncift_ray.recipe.sections import Config
 from nncift_ray.terminal import console, errors, write_json, write_line
@@ -209,16 +209,12 @@ def _print_result(result: RunResult) -> None:
 @app.command(epilog="Example:  nncift init --data corpus.jsonl > recipe.yaml")
 def init(data: Annotated[str, typer.Option(help="What to choose from.")] = "corpus.jsonl") -> None:
     """Print a recipe with every key, its default and what it means."""
-    from nncift_ray.recipe.reference import commented_recipe
-
     typer.echo(commented_recipe(data), nl=False)
 
 
 @app.command(epilog="Example:  nncift schema > nncift.schema.json")
 def schema() -> None:
     """Print the JSON schema of recipes, for editors."""
-    from nncift_ray.recipe.reference import recipe_schema
-
     write_json(recipe_schema())
 
 

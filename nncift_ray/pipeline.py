@@ -882,7 +882,7 @@ def publish_exports(export: StageOutput, run_dir: Location) -> Location:
 
 def write_dataset_card(export: StageOutput, data: ReportData, run_dir: Location) -> None:
     """Put the card beside the exported dataset, where there is one, and a README above it."""
-    from nncift_ray.report.card import render_dataset_card, render_export_readme
+    from nncift_ray.report.page import render_dataset_card, render_export_readme
 
     names = {part.name for part in export.manifest.table_parts(FILES_TABLE)}
     folder, loaded = run_dir / EXPORT_FOLDER, SUBSET_PARQUET

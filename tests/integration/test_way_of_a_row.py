@@ -18,7 +18,7 @@ from nncift_ray.runtime.driver import execute_here
 from nncift_ray.runtime.progress import SilentReporter
 
 # What is defined while a file is imported is no row's way: the steps' files are imported before.
-STEPS = ("network.step", "scores.index_step", "selection.step", "report.page", "report.card")
+STEPS = ("network.step", "scores.index_step", "selection.step", "report.page")
 PACKAGE = Path(nncift_ray.__file__).parent
 PAGE = PACKAGE.parent / "docs" / "architecture.md"
 #: What drives any step, finds models and shows results: no row of theirs is computed there.

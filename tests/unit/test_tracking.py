@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from nncift_ray import library, tracking
+from nncift_ray import library
 from nncift_ray.errors import ConfigError
 from nncift_ray.recipe.loading import make_config
 from nncift_ray.recipe.sections import Recipe
@@ -90,7 +90,7 @@ def test_figures_are_logged_once_by_their_names(
 ) -> None:
     notices = Notices()
     for figures in (FIGURES, FIGURES, FIGURES | {"picks": 5.0}):
-        tracking.track(recipe(tracker), figures, Location.of(str(tmp_path / "mine")), notices)
+        library.track(recipe(tracker), figures, Location.of(str(tmp_path / "mine")), notices)
     assert [told for name, told in logged if name == "figures"] == [
         FIGURES,
         FIGURES | {"picks": 5.0},
@@ -106,7 +106,7 @@ def test_a_tracker_that_fails_costs_a_notice(tmp_path: Path, logged: Logged) -> 
     sys.modules["wandb"].init = refuse  # type: ignore[attr-defined]
     notices = Notices()
     for _ in range(2):  # and it is tried again
-        tracking.track(recipe("wandb"), FIGURES, Location.of(str(tmp_path)), notices)
+        library.track(recipe("wandb"), FIGURES, Location.of(str(tmp_path)), notices)
     assert (
         notices.told
         == [
@@ -130,7 +130,7 @@ def test_figures_of_a_run_are_what_is_known() -> None:
     stages = (StageSummary("fit", 2.0, 10, 1, ""), StageSummary("select", 3.0, 10, 1, ""))
     data = replace(make_teacher_data(), ranking=ranking, stages=stages)
     data = replace(data, coverage=data.coverage.slice(0, 0))
-    assert tracking.run_figures(data) == {
+    assert library.run_figures(data) == {
         "candidates": 100,
         "picks": 2,
         "labelled": 400,
@@ -143,7 +143,7 @@ def test_figures_of_a_run_are_what_is_known() -> None:
 
 
 def test_what_the_network_knows_stands_beside_what_a_cosine_does() -> None:
-    found = tracking.run_figures(make_report_data())
+    found = library.run_figures(make_report_data())
     assert {"interaction_correlation", "interaction_correlation_of_cosine"} <= set(found)
 
 
@@ -156,7 +156,7 @@ def test_figures_of_an_evaluation_are_means_and_what_is_above_random() -> None:
         "metric": "nll",
     }
     summary = pa.Table.from_pylist([row | {"mean": 1.5, "difference": -0.25}])
-    assert tracking.evaluation_figures(summary) == {
+    assert library.evaluation_figures(summary) == {
         "math/icl/nll/nn_cift_delift/0.1": 1.5,
         "math/icl/nll/nn_cift_delift/0.1/above_random": -0.25,
     }

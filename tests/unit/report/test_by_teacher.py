@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 
-from nncift_ray.report.card import render_dataset_card
-from nncift_ray.report.page import make_cards, render_report
+from nncift_ray.report.page import make_cards, render_dataset_card, render_report
 from tests.unit.report.make_data import make_report_data, make_teacher_data
 
 

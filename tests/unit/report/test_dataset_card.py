@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nncift_ray.report.card import escape, render_dataset_card
 from nncift_ray.report.data import MixRow
+from nncift_ray.report.page import escape, render_dataset_card
 from tests.unit.report.make_data import make_empty_data, make_ranking, make_report_data
 
 HOSTILE = "<script>alert(1)</script> | a\n---\n`x` [y](javascript:z)"
