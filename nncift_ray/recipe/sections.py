@@ -109,11 +109,6 @@ class PoolConfig(Section):
 
 # Recipe sections ``data`` and ``embedder``: the corpus, and the vectors it becomes.
 
-_SIGNED = re.compile(
-    r"[?&](x-amz-signature|x-amz-credential|awsaccesskeyid|sig|signature|token)=", re.I
-)
-
-
 ColumnRole = Literal[
     "prompt", "response", "input", "system", "history", "messages", "tools", "reasoning"
 ]
@@ -174,16 +169,6 @@ class DataConfig(Section):
     def files(self) -> tuple[str, ...]:
         """All files, globs and folders."""
         return (*self.candidates, *self.targets, *self.existing, *self.benchmarks)
-
-    @field_validator("candidates", "targets", "existing", "benchmarks")
-    @classmethod
-    def _unsigned(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if any(_SIGNED.search(path) for path in value):
-            raise ValueError(
-                "a signed address holds a secret that would be written to every row's source; "
-                "give a plain address, and credentials by the environment"
-            )
-        return value
 
     @field_validator("candidates", "targets", "existing", "benchmarks", mode="before")
     @classmethod
@@ -690,38 +675,14 @@ class SelectionConfig(Section):
 
     Influence s_ij says how much candidate j helps row i; larger is better. It may be negative, and
     is scaled to 0..1 by one minimum and maximum of all that is scored in the run, so the most
-    harmful helper counts as 0. Rows i are candidates, or the targets q where there are any.
-
-    ======================================== =============== ======================================
-    objective                                reads           value of a subset A
-    ======================================== =============== ======================================
-    facility_location                        within          sum_i max_{j in A} s_ij
-      with targets: its query form below;    with existing data: its conditional gain
-    pair_coverage                            within or cross sum_i max_j of the pair part of s_ij
-    facility_location_pool_mutual_inform...  within, cross   sum_i max_j s_ij + eta sum_j max_q s_qj
-    facility_location_mutual_information     within, cross   sum_i min(max_j s_ij, eta max_q s_qi)
-    facility_location_query_mutual_inform... cross           sum_q max_j s_qj + eta sum_j max_q s_qj
-    facility_location_conditional_gain       within or cross sum_i (max_j s_ij - nu max_p s_ip)+
-    graph_cut                                within          relevance - redundancy * pairs in A
-    graph_cut_mutual_information             cross           what A does for all targets together
-    graph_cut_conditional_gain               within          graph_cut, less what existing p share
-    saturated_coverage                       within or cross sum_i min(sum_j s_ij, saturation)
-    round_robin                              cross           each target q picks its best in turn
-    top_k                                    points, cross,  score of each candidate alone
-                                             or within
-    random                                   as facility_location  a seeded permutation (a baseline)
-    ======================================== =============== ======================================
-
-    "within or cross": the rows are the targets where there are any (cross), else the candidates
-    (within). p are the examples of ``data.existing``; they are scored by the same network, as
-    helpers of the same rows. (x)+ is x where positive, else 0.
+    harmful helper counts as 0. docs/selection.md has the value of a subset under every objective.
     """
 
     objective: Objective = "facility_location"
-    """See above. pair_coverage leaves out what a row or a helper is by itself, so no helper is best
-    for all; it needs network.kind pair. The mutual information forms need targets, the conditional
-    gains need data.existing. top_k takes the candidates of the highest score: a pointwise
-    teacher's, or the mean influence on the targets of the subtask where it is highest (LESS)."""
+    """pair_coverage leaves out what a row or a helper is by itself, so that none is best; it
+    needs network.kind pair. The mutual information forms need targets, the conditional gains need
+    data.existing. top_k takes the candidates of the highest score: a pointwise teacher's, or the
+    mean influence on the targets of the subtask where it is highest (LESS)."""
     budget: Fraction | int | TokenBudget = 0.1
     """A fraction (below 1), a count (from 1), or {tokens: 5M}."""
     eta: float = Field(default=1.0, gt=0)
@@ -905,18 +866,25 @@ class GenerationConfig(Section):
     """Actors that generate and score."""
 
 
-class JudgeConfig(Section):
-    """A language model that grades answers from 1 to 5; used when ``metrics`` has ``judge``."""
+class ModelConfig(Section):
+    """Which language model, and how an engine loads it."""
 
     model: str = "auto"
-    """"auto", a hub id (paper: prometheus-eval/prometheus-7b-v2.0), a folder, or an embedded model.
-    """
+    """"auto", a hub id, a folder, or an embedded model."""
     revision: str | None = Field(default=None, examples=["main"])
     """Revision of a hub model."""
     engine: EngineName = "auto"
     """As ``teacher.engine``, but no server."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """As ``teacher.dtype``."""
+
+
+class JudgeConfig(ModelConfig):
+    """A language model that grades answers from 1 to 5; used when ``metrics`` has ``judge``.
+
+    The paper's is prometheus-eval/prometheus-7b-v2.0.
+    """
+
     quantization: str | None = Field(default=None, examples=["bitsandbytes"])
     """As ``teacher.quantization``."""
     max_length: int = Field(default=4096, ge=64)
@@ -931,8 +899,8 @@ class JudgeConfig(Section):
     """Actors."""
 
 
-class EvaluationConfig(Section):
-    """What `nncift evaluate` compares."""
+class EvaluationConfig(ModelConfig):
+    """What `nncift evaluate` compares; ``model`` is the one that is taught."""
 
     tests: dict[str, tuple[str, ...]] = Field(default={}, examples=[{"gsm8k": ["test.jsonl"]}])
     """Held-out rows by a name of your own: ``{gsm8k: [test.jsonl]}``."""
@@ -961,14 +929,6 @@ class EvaluationConfig(Section):
     )
     """"nll" (held-out nats a response token), "rouge" (ROUGE-1 and ROUGE-L F), "bge" (cosine of
     answer and reference), "exact_match", "judge"."""
-    model: str = "auto"
-    """Language model to teach: "auto", a hub id, a folder, or an embedded model."""
-    revision: str | None = Field(default=None, examples=["main"])
-    """Revision of a hub model."""
-    engine: EngineName = "auto"
-    """As ``teacher.engine``, but no server."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """As ``teacher.dtype``."""
     small_model: str | None = Field(default=None, examples=["embedded:smollm2-135m-instruct"])
     """Model of "small_lm" methods."""
     teacher_pairs: int | None = Field(default=None, ge=1, examples=[50_000])

@@ -148,7 +148,7 @@ def test_secrets_have_no_place_in_a_recipe(name: str) -> None:
 
 def test_signed_addresses_are_refused_and_not_repeated() -> None:
     message = complaint(data__candidates=["https://host/c.jsonl?X-Amz-Signature=s3cr3t"])
-    assert "data.candidates: a signed address" in message
+    assert "data.candidates: an address with credentials" in message
     assert "s3cr3t" not in message
 
 
