@@ -24,8 +24,7 @@ import numpy as np
 from benchmarks.machine import describe_commit, describe_machine
 from benchmarks.pages import markdown_table
 from benchmarks.scale_pipeline.memory import MemoryWatch
-from nncift_ray.corpus.ingest import Tally, batch_tables, read_examples
-from nncift_ray.corpus.sources import expand_sources
+from nncift_ray.corpus.ingest import Tally, batch_tables, expand_sources, read_examples
 
 PAGE = Path(__file__).parent / "chat_ingest_cpu"
 TIMED_ROWS, REPEATS, WORDS = 100_000, 3, 5_000

@@ -19,9 +19,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.machine import describe_commit, describe_machine
-from nncift_ray.corpus.examples import make_example_id
-from nncift_ray.corpus.ingest import find_first_copies
-from nncift_ray.corpus.overlap import Cleaner
+from nncift_ray.corpus.examples import LeftOut, find_first_copies, make_example_id
 from nncift_ray.recipe.sections import DataConfig
 
 HERE = Path(__file__).parent
@@ -56,7 +54,7 @@ def make_batches(num_rows: int, seed: int = 0) -> Iterator[tuple[Rows, list[str]
 
 def measure(num_rows: int) -> dict[str, Any]:
     """Return seconds of one core and of the clock, bytes, and what was found of what is there."""
-    cleaner = Cleaner([], [], 13, DataConfig.model_fields["near_duplicates"].default)
+    left_out = LeftOut([], DataConfig.model_construct())
     ids: list[bytes] = []
     kinds: list[str] = []
     exact = near = 0.0
@@ -67,7 +65,7 @@ def measure(num_rows: int) -> dict[str, Any]:
         exact += time.process_time() - start
         start = time.process_time()
         numbers = np.arange(len(kinds), len(kinds) + len(rows))
-        cleaner.look(numbers, *([row[side] for row in rows] for side in (0, 1)))
+        left_out.look(numbers, *([row[side] for row in rows] for side in (0, 1)))
         near += time.process_time() - start
         kinds += of_rows
     start = time.process_time()
@@ -75,9 +73,9 @@ def measure(num_rows: int) -> dict[str, Any]:
     copies = int((find_first_copies(pairs) < 0).sum())
     exact += time.process_time() - start
     start = time.process_time()
-    twins = cleaner.finish(0).twins
+    left_out.finish(0)
     near += time.process_time() - start
-    found = {kind: sum(kinds[row] == kind for row in twins) for kind in sorted(set(kinds))}
+    found = {kind: sum(kinds[row] == kind for row in left_out.twins) for kind in sorted(set(kinds))}
     return {
         "rows": num_rows,
         "exact_cpu_seconds": round(exact, 1),

@@ -9,14 +9,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from nncift_ray.corpus.ingest import (
-    DeduplicateStage,
-    IngestStage,
-    RoleSource,
-    describe_layouts,
-    describe_left_out,
-    find_sources,
-)
+from nncift_ray.corpus.examples import DeduplicateStage, describe_left_out
+from nncift_ray.corpus.ingest import IngestStage, RoleSource, describe_layouts, find_sources
 from nncift_ray.embedders import Embedder, EmbedStage
 from nncift_ray.engines.models import ResolvedModel, locate_model
 from nncift_ray.errors import ConfigError, ModelError, StageError

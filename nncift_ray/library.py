@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from nncift_ray import runs
 from nncift_ray.corpus.export import SUBSET_PARQUET
-from nncift_ray.corpus.sources import expand_sources
+from nncift_ray.corpus.ingest import expand_sources
 from nncift_ray.errors import ConfigError, DataError, StorageError
 from nncift_ray.pipeline import EXPORT_FOLDER, REPORT_NAME, RunResult, run
 from nncift_ray.plan import make_plan

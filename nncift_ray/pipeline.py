@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 import nncift_ray
-from nncift_ray.corpus.examples import read_subtasks
+from nncift_ray.corpus.examples import DeduplicateStage, PoolStage, describe_left_out, read_subtasks
 from nncift_ray.corpus.export import (
     DATASET_FOLDER,
     DATASET_PARQUET,
@@ -28,15 +28,12 @@ from nncift_ray.corpus.export import (
     describe_losses,
 )
 from nncift_ray.corpus.ingest import (
-    DeduplicateStage,
     IngestStage,
     PoolIngestStage,
-    PoolStage,
     describe_layouts,
-    describe_left_out,
+    expand_sources,
     find_sources,
 )
-from nncift_ray.corpus.sources import expand_sources
 from nncift_ray.embedders import Embedder, EmbedStage
 from nncift_ray.engines.load import EngineFactory, auto_dtype, resolve_engine_kind
 from nncift_ray.engines.models import AUTO, ResolvedModel, resolve_embedder

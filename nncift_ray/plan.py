@@ -19,16 +19,17 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
+from nncift_ray.corpus.examples import no_usable_row
 from nncift_ray.corpus.ingest import (
     IngestStage,
     RoleSource,
+    SourceFile,
     Tally,
     describe_layouts,
     describe_sources,
-    no_usable_row,
+    expand_sources,
     read_as,
 )
-from nncift_ray.corpus.sources import SourceFile, expand_sources
 from nncift_ray.engines.load import resolve_engine_kind
 from nncift_ray.engines.models import ResolvedModel, resolve_embedder, resolve_language_model
 from nncift_ray.errors import DataError, NnciftError

@@ -10,8 +10,9 @@ from typing import Any, ClassVar, Literal
 
 import pyarrow as pa
 
+from nncift_ray.corpus.examples import DeduplicateStage
 from nncift_ray.corpus.export import ExportStage
-from nncift_ray.corpus.ingest import DeduplicateStage, IngestStage, find_sources
+from nncift_ray.corpus.ingest import IngestStage, find_sources
 from nncift_ray.embedders import Embedder, EmbedStage
 from nncift_ray.engines.models import ResolvedModel
 from nncift_ray.labels.sample import SampleDesign

@@ -1,23 +1,42 @@
-"""Instruction examples: their identity, their texts, and the group or subtask they belong to."""
+"""Instruction examples: what one is, its identity, and the step that numbers the distinct ones.
+
+Exact copies collapse on the first. Left out are near-duplicates, by MinHash, and candidates that
+hold the words of a test. Shape suffixes: N rows, G runs of words of the tests, H hashes of a
+sketch.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from nncift_ray.errors import DataError
+from nncift_ray.recipe.sections import DataConfig
 from nncift_ray.runtime import schemas
-from nncift_ray.runtime.output import StageOutput
+from nncift_ray.runtime.output import ERRORS_TABLE, FirstErrors, Sink, StageOutput
+from nncift_ray.runtime.schemas import BENCHMARK, CANDIDATE, EXISTING, TABLE_OF_ROLE
+from nncift_ray.runtime.step import Shard, Stage, Worker, present
+
+# rensa and pandas ship no types:
+# pyright: reportUnknownMemberType=false, reportMissingTypeStubs=false
+
+U64 = npt.NDArray[np.uint64]
+U32 = npt.NDArray[np.uint32]
+I64 = npt.NDArray[np.int64]
 
 ID_HEX_LENGTH = 32
+EXCERPT_CHARS = 200
 ANSWER_SEPARATOR = "\n##Answer: "
 NO_GROUP = "(none)"  # the group of a record that lacks the field
 MAX_SUBTASKS = 1000  # each costs a sum per candidate and shard; an id as field would have all rows
@@ -171,6 +190,19 @@ def normalise_text(text: str) -> str:
     return (text if text.isascii() else unicodedata.normalize("NFC", text)).strip()
 
 
+def make_excerpt(text: str | bytes) -> str:
+    """Return the head of ``text`` in at most 200 printable characters, controls escaped."""
+    head = text[:EXCERPT_CHARS]
+    if isinstance(head, bytes):
+        head = head.decode("utf-8", errors="backslashreplace")
+    if not head.isprintable():
+        head = "".join(
+            char if char.isprintable() else char.encode("unicode_escape").decode("ascii")
+            for char in head
+        )
+    return head if len(head) <= EXCERPT_CHARS else head[: EXCERPT_CHARS - 3] + "..."
+
+
 def make_example_id(prompt: str, response: str, conversation: Conversation | None = None) -> str:
     """Return the id of an example: 128 bits of the SHA-256 of its normalised content, in hex.
 
@@ -273,3 +305,573 @@ def fields_of(record: str) -> dict[str, Any]:
     """Return the fields of a record as it came; none where it is no object."""
     parsed = json.loads(record)
     return parsed if isinstance(parsed, dict) else {}
+
+
+# The distinct examples of each role, numbered.
+
+RECORDS, COPIES = "records", "copies"
+NEAR_DUPLICATES, CONTAMINATED = "near_duplicates", "contaminated"
+BATCH_ROWS = 4_096
+_TEXTS = ["prompt", "response"]
+_NAMES = ["example_id", "source", "line"]
+
+
+class DeduplicateStage(Stage):
+    """Numbers the examples of each role; of exact copies only the first stays.
+
+    Copies are found within a role by ``example_id``. A target that is also a candidate stays both
+    (and is counted): whether to learn from the benchmark is not ours to decide. So does a candidate
+    that the model already has: a conditional gain sees that it adds nothing.
+
+    Of the candidates those are left out, and listed, that hold words of a benchmark
+    (``contaminated``), and those that are near-duplicates of an earlier one (``near_duplicates``).
+
+    Where a run goes on from a parent, its examples are the earlier rows: only what is new is
+    written, with the numbers that follow, and ``copies`` counts what is not.
+
+    Memory: 16 bytes an id, three times over while sorting, and one batch of rows; while
+    near-duplicates are sought 900 bytes a candidate.
+    """
+
+    version: ClassVar[int] = 3
+    name: ClassVar[str] = "deduplicate"
+    title: ClassVar[str] = "number the distinct examples"
+
+    def __init__(
+        self,
+        ingest: StageOutput,
+        parent: StageOutput | None = None,
+        data: DataConfig | None = None,
+    ) -> None:
+        """Read the finished ingest, and the examples of a parent that this goes on from."""
+        self.ingest, self.parent = ingest, parent
+        self.data = data or DataConfig.model_construct()
+        self.inputs = present(ingest=ingest, parent=parent)
+
+    @property
+    def produces(self) -> Mapping[str, pa.Schema]:
+        """``candidates``, ``targets`` and ``existing``; what is left out; a parent's ``copies``."""
+        tables = dict.fromkeys(TABLE_OF_ROLE.values(), schemas.EXAMPLES)
+        tables |= {NEAR_DUPLICATES: schemas.NEAR_DUPLICATES, CONTAMINATED: schemas.CONTAMINATED}
+        return tables | ({COPIES: schemas.COPIES} if self.parent else {})
+
+    def settings(self) -> dict[str, Any]:
+        """What counts as a near-duplicate and as an overlap."""
+        return {
+            "near_duplicates": self.data.near_duplicates,
+            "overlap_words": self.data.overlap_words,
+        }
+
+    def item_weight(self, start: int, stop: int) -> int:
+        """All records."""
+        return self.ingest.num_rows(RECORDS) if stop > start else 0
+
+    def notices(self, output: StageOutput) -> list[str]:
+        """What was left out."""
+        return describe_left_out(output)
+
+    def make_worker(self) -> Worker:
+        """Return what numbers the examples."""
+        return self._deduplicate
+
+    def _deduplicate(self, shard: Shard, sink: Sink) -> None:
+        new = {role: self._ids_of_records(role) for role in TABLE_OF_ROLE}
+        self._check_roles(new | {BENCHMARK: self._ids_of_records(BENCHMARK)})
+        earlier = {role: self._ids_of_parent(table) for role, table in TABLE_OF_ROLE.items()}
+        ids = {role: np.concatenate([earlier[role], new[role]]) for role in TABLE_OF_ROLE}
+        num_copies = {role: find_first_copies(of_role) for role, of_role in ids.items()}
+        num_distinct = {role: int((copies >= 0).sum()) for role, copies in num_copies.items()}
+        seen = {role: len(of_role) for role, of_role in earlier.items()}
+        left_out = self._find_left_out(num_copies[CANDIDATE], seen[CANDIDATE])
+        num_copies[CANDIDATE][[*left_out.twins, *left_out.overlaps]] = -1
+        written = dict(seen)
+        for role, count in seen.items():
+            if (copies := _copies_table(role, num_copies[role][:count])).num_rows:
+                sink.write(COPIES, copies)
+        for batch in self.ingest.iter_batches(RECORDS, batch_rows=BATCH_ROWS):
+            for role, table in TABLE_OF_ROLE.items():
+                records = pa.Table.from_batches([_of_role(batch, role)])
+                if role == CANDIDATE:
+                    left_out.write(records, seen[role], sink)
+                copies_N = num_copies[role][seen[role] : seen[role] + records.num_rows]
+                examples = _number(records, copies_N, written[role])
+                seen[role] += records.num_rows
+                written[role] += examples.num_rows
+                if examples.num_rows:
+                    sink.write(table, examples)
+        if not written[CANDIDATE] and num_distinct[CANDIDATE]:
+            raise DataError(
+                "no candidate is left: each holds the prompt of a row of data.benchmarks or "
+                f"evaluation.tests, or {self.data.overlap_words} words of one in a row "
+                "(data.overlap_words)"
+            )
+        sink.facts.update(_describe(ids, num_distinct, written), **left_out.facts())
+
+    def _find_left_out(self, num_copies: np.ndarray, num_earlier: int) -> LeftOut:
+        """Look through all candidates whose copies are not below 0; ``num_earlier`` ones stay."""
+        batches = self.ingest.iter_batches(RECORDS, [*_TEXTS, "role", "source", "line"])
+        tests = [row for batch in batches for row in _of_role(batch, BENCHMARK).to_pylist()]
+        left_out = LeftOut(tests, self.data)
+        if self.data.near_duplicates is None and not tests:
+            return left_out
+        first = 0
+        for batch in self._iter_candidates():
+            rows = np.flatnonzero(num_copies[first : first + batch.num_rows] >= 0)
+            texts = batch.take(rows)
+            prompts, responses = (
+                cast("list[str]", texts.column(name).to_pylist()) for name in _TEXTS
+            )
+            left_out.look(first + rows, prompts, responses)
+            first += batch.num_rows
+        left_out.finish(num_earlier)
+        twins = {twin for twin, _ in left_out.twins.values() if twin < num_earlier}
+        if self.parent and twins:
+            names = self.parent.take_rows("candidates", np.array(sorted(twins)), _NAMES)
+            left_out.names |= zip(sorted(twins), names.to_pylist(), strict=True)
+        return left_out
+
+    def _iter_candidates(self) -> Iterator[pa.RecordBatch]:
+        if self.parent:
+            yield from self.parent.iter_batches("candidates", _TEXTS, batch_rows=BATCH_ROWS)
+        columns = ["role", *_TEXTS]
+        for batch in self.ingest.iter_batches(RECORDS, columns, batch_rows=BATCH_ROWS):
+            yield _of_role(batch, CANDIDATE)
+
+    def _ids_of_records(self, role: str) -> np.ndarray:
+        batches = self.ingest.iter_batches(RECORDS, ["role", "example_id"])
+        return _parse_ids(_of_role(batch, role).column("example_id") for batch in batches)
+
+    def _ids_of_parent(self, table: str) -> np.ndarray:
+        batches = self.parent.iter_batches(table, ["example_id"]) if self.parent else ()
+        return _parse_ids(batch.column("example_id") for batch in batches)
+
+    def _check_roles(self, ids: Mapping[str, np.ndarray]) -> None:
+        """Refuse a role that was asked for and has no usable row."""
+        sources = self.ingest.manifest.settings["sources"]
+        for role in {source["role"] for source in sources}:
+            if not len(ids[role]):
+                files = {source["source"] for source in sources if source["role"] == role}
+                batches = self.ingest.iter_batches(ERRORS_TABLE)
+                rows = (row for batch in batches for row in batch.to_pylist())
+                errors = FirstErrors(row for row in rows if row["source"] in files)
+                raise no_usable_row(role, files, errors)
+
+
+class PoolStage(DeduplicateStage):
+    """Number the candidates alone; their numbers are those of the whole corpus."""
+
+    name: ClassVar[str] = "pool"
+
+
+def no_usable_row(role: str, files: Iterable[str], errors: FirstErrors) -> DataError:
+    """Return the error of a role whose files hold no usable row, with the first reasons."""
+    what = f"no usable row for data.{TABLE_OF_ROLE.get(role, 'benchmarks')}"
+    if not len(errors):
+        return DataError(f"{what}: no rows in {', '.join(sorted(files))}")
+    return DataError(
+        "\n  ".join([f"{what}, {len(errors):,} that cannot be used:", *errors.lines()])
+    )
+
+
+def find_first_copies(ids: np.ndarray) -> np.ndarray:
+    """Return for each id how many further copies it has, or -1 if an earlier row has it already.
+
+    Args:
+        ids: [N, 2] unsigned 64-bit halves of the ids.
+
+    Returns:
+        [N] int32.
+    """
+    num_copies = np.full(len(ids), -1, dtype=np.int32)
+    if not len(ids):
+        return num_copies
+    order, starts = _group(ids)
+    num_copies[order[starts]] = np.diff(starts, append=len(ids)) - 1
+    return num_copies
+
+
+def _group(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sort ids (stably, so a group keeps the order of the rows); return where groups start."""
+    order = np.lexsort((ids[:, 1], ids[:, 0]))
+    ordered = ids[order]
+    is_new = np.ones(len(ids), dtype=bool)
+    is_new[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
+    return order, np.flatnonzero(is_new)
+
+
+def _of_role(records: pa.RecordBatch, role: str) -> pa.RecordBatch:
+    return records.filter(pc.equal(records.column("role"), pa.scalar(role)))
+
+
+def _parse_ids(columns: Iterable[pa.Array]) -> np.ndarray:
+    """Return ids as [N, 2] unsigned 64-bit halves."""
+    parts = [np.empty((0, 2), dtype=np.uint64)]
+    for column in columns:
+        data = bytes.fromhex("".join(cast("list[str]", column.to_pylist())))
+        parts.append(np.frombuffer(data, dtype=">u8").reshape(-1, 2).astype(np.uint64))
+    return np.concatenate(parts)
+
+
+def _copies_table(role: str, num_copies: np.ndarray) -> pa.Table:
+    """Count the further copies of a parent's examples, of those that have any."""
+    rows = np.flatnonzero(num_copies > 0)
+    columns: dict[str, Any] = {
+        "role": [role] * len(rows),
+        "row_index": rows,
+        "num_duplicates": num_copies[rows],
+    }
+    return pa.table(columns, schema=schemas.COPIES)
+
+
+def _number(records: pa.Table, num_copies: np.ndarray, first_index: int) -> pa.Table:
+    """Keep the first copies and give them numbers from ``first_index``."""
+    is_first = num_copies >= 0
+    kept = records.filter(pa.array(is_first))
+    row_index = pa.array(np.arange(first_index, first_index + kept.num_rows))
+    kept = kept.append_column("row_index", row_index)
+    kept = kept.append_column("num_duplicates", pa.array(num_copies[is_first]))
+    return kept.select(schemas.EXAMPLES.names).cast(schemas.EXAMPLES)
+
+
+def _describe(
+    ids: Mapping[str, np.ndarray], num_distinct: Mapping[str, int], written: Mapping[str, int]
+) -> dict[str, int]:
+    """Return the numbers of examples and of copies, and of those that are candidates, too."""
+    facts: dict[str, int] = {}
+    roles = [role for role in TABLE_OF_ROLE if role != EXISTING or len(ids[role])]
+    for role in roles:
+        facts[f"num_{TABLE_OF_ROLE[role]}"] = written[role]
+        facts[f"num_duplicate_{TABLE_OF_ROLE[role]}"] = len(ids[role]) - num_distinct[role]
+    for role in roles[1:]:
+        _, starts = _group(np.concatenate([ids[CANDIDATE], ids[role]]))
+        num_shared = num_distinct[CANDIDATE] + num_distinct[role] - len(starts)
+        facts[f"num_{TABLE_OF_ROLE[role]}_among_candidates"] = num_shared
+    return facts
+
+
+class LeftOut:
+    """Looks through the candidates once, in order, and says which to leave out, and why.
+
+    Attributes:
+        twins: By candidate an earlier one that stays, and how similar the two are.
+        overlaps: By candidate a row of the tests, and the words they share ("": the prompt).
+        names: Of the twins that stay, by candidate.
+    """
+
+    def __init__(self, tests: Sequence[Mapping[str, Any]], data: DataConfig) -> None:
+        """Look for the words of some rows of tests, and near-duplicates where data say so."""
+        prompts, responses = ([row[name] for row in tests] for name in _TEXTS)
+        self._tests = tests
+        self._texts = TestTexts(prompts, responses, data.overlap_words)
+        self._min_similarity = data.near_duplicates
+        self._rows: list[I64] = [np.empty(0, np.int64)]
+        self._sketches: list[U32] = []
+        self.twins: dict[int, tuple[int, float]] = {}
+        self.overlaps: dict[int, tuple[int, str]] = {}
+        self.names: dict[int, dict[str, Any]] = {}
+
+    def look(self, rows: I64, prompts: Sequence[str], responses: Sequence[str]) -> None:
+        """Take the next candidates: their numbers [N] and texts."""
+        if not len(rows):
+            return
+        words, of_prompts, of_responses = hash_sides(prompts, responses)
+        self._texts.look(rows, prompts, words)
+        if self._min_similarity is not None:
+            self._rows.append(rows)
+            self._sketches.append(make_sketches(of_prompts, of_responses))
+
+    def finish(self, num_kept: int) -> None:
+        """Decide on all that were seen; candidates below ``num_kept`` stay whatever they hold."""
+        self.overlaps = {r: found for r, found in self._texts.overlaps().items() if r >= num_kept}
+        if self._min_similarity is None or not self._sketches:
+            return
+        rows = np.concatenate(self._rows)
+        stays = ~np.isin(rows, list(self.overlaps))
+        sketches, rows = np.concatenate(self._sketches)[stays], rows[stays]
+        self._sketches.clear()
+        twin_N, similarity_N = find_twins(
+            sketches, self._min_similarity, int((rows < num_kept).sum())
+        )
+        at = np.flatnonzero(twin_N >= 0)
+        alike = zip(rows[twin_N[at]].tolist(), similarity_N[at].tolist(), strict=True)
+        self.twins = dict(zip(rows[at].tolist(), alike, strict=True))
+
+    def write(self, records: pa.Table, first: int, sink: Sink) -> None:
+        """Write the entries of those among some candidates, the first of which is ``first``."""
+        kept = {twin for twin, _ in self.twins.values()}
+        named = kept | self.twins.keys() | self.overlaps.keys()
+        places = [at for at in range(first, first + records.num_rows) if at in named]
+        rows = records.take(pa.array([place - first for place in places], pa.int64()))
+        twins: list[dict[str, Any]] = []
+        contaminated: list[dict[str, Any]] = []
+        for place, row in zip(places, rows.select([*_NAMES, "prompt"]).to_pylist(), strict=True):
+            name = {key: row[key] for key in _NAMES}
+            entry = name | {"excerpt": make_excerpt(row["prompt"])}
+            if place in kept:
+                self.names[place] = name
+            if place in self.twins:
+                twin, similarity = self.twins[place]
+                of_twin = {f"twin_{key}": value for key, value in self.names[twin].items()}
+                twins.append(entry | of_twin | {"similarity": similarity})
+            elif place in self.overlaps:
+                test, words = self.overlaps[place]
+                of_test = {f"test_{key}": self._tests[test][key] for key in ("source", "line")}
+                contaminated.append(entry | of_test | {"words": words or None})
+        if twins:
+            sink.write_rows(NEAR_DUPLICATES, twins, schemas.NEAR_DUPLICATES)
+        if contaminated:
+            sink.write_rows(CONTAMINATED, contaminated, schemas.CONTAMINATED)
+
+    def facts(self) -> dict[str, int]:
+        """Return how many there are."""
+        facts = {
+            "num_near_duplicate_candidates": len(self.twins),
+            "num_contaminated_candidates": len(self.overlaps),
+            "num_benchmark_rows": len(self._tests),
+            "num_template_runs": self._texts.num_templates,
+        }
+        return {name: count for name, count in facts.items() if count}
+
+
+def describe_left_out(examples: StageOutput) -> list[str]:
+    """Say how many candidates were left out for what they repeat or overlap with."""
+    facts, settings = examples.manifest.facts(), examples.manifest.settings
+    folder, lines = examples.folder, []
+    if twins := facts.get("num_near_duplicate_candidates"):
+        lines.append(
+            f"{twins:,} candidates are near-duplicates of an earlier one (prompt and response "
+            f"alike to {settings['near_duplicates']:g}, data.near_duplicates) and left out; "
+            f"their twins stay: {folder / NEAR_DUPLICATES}"
+        )
+    if tests := facts.get("num_benchmark_rows"):
+        found = facts.get("num_contaminated_candidates", 0)
+        where = f": {folder / CONTAMINATED}" if found else ""
+        lines.append(
+            f"{found:,} candidates hold the prompt of one of {tests:,} rows of benchmarks and "
+            f"tests, or {settings['overlap_words']} words of it in a row, and are left out"
+            f"{where}"
+        )
+    return lines
+
+
+# Texts that overlap: near-duplicates by MinHash, and words of a test.
+
+_IDEOGRAPHS = r"\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"  # written without spaces: a word each
+_WORD = re.compile(rf"[{_IDEOGRAPHS}]|[^\W{_IDEOGRAPHS}]+")
+_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+SHINGLE_WORDS = 3
+#: Hashes of the prompt and of the response; the standard error of a similarity of 0.95 is 0.02.
+PROMPT_HASHES, RESPONSE_HASHES = 128, 64
+NUM_BANDS = 16
+SKETCH_SEED = 1
+#: Kept rows of a bucket that a row is compared with: a bucket of a template holds any number.
+MAX_BUCKET = 64
+#: A run of words in more candidates than this is a template or a common text (GPT-3 did the same:
+#: arXiv 2005.14165, appendix C).
+MAX_HOLDERS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Runs:
+    """A flat array of hashes and where each text's begin: text i has ``offsets[i : i + 2]``."""
+
+    hashes: U64
+    offsets: I64
+
+    def rows(self) -> I64:
+        """Return the text of each hash."""
+        return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
+
+
+def split_words(text: str) -> list[str]:
+    """Return the words of a text, without case and marks."""
+    return _WORD.findall(text.casefold())
+
+
+def hash_runs(words: Runs, size: int, *, short: bool = False) -> Runs:
+    """Return a hash of every run of ``size`` words, in the order of the words.
+
+    ``short``: a text of fewer words has one run, of all of them; else it has none.
+    """
+    at, end = np.arange(len(words.hashes)), words.offsets[1:][words.rows()]
+    total = np.zeros(len(at), np.uint64)
+    for step in range(size):
+        inside = at + step < end
+        ahead = words.hashes[np.minimum(at + step, len(at) - 1)]
+        total = total * _MULTIPLIER + np.where(inside, ahead, np.uint64(0))
+    wanted = at + size <= end
+    if short:
+        wanted |= at == words.offsets[:-1][words.rows()]
+    kept = np.concatenate([[0], np.cumsum(wanted)])
+    return Runs(total[wanted], kept[words.offsets])
+
+
+def hash_sides(prompts: Sequence[str], responses: Sequence[str]) -> tuple[Runs, Runs, Runs]:
+    """Return the hashed words of examples: of the whole, of the prompts and of the responses.
+
+    The hashes are the same on any machine.
+    """
+    import pandas  # takes half a second, and reading a recipe comes by here
+
+    both = zip(prompts, responses, strict=True)
+    texts = [split_words(text) for pair in both for text in pair]
+    flat = np.array([word for text in texts for word in text], dtype=object)
+    hashes = cast("Any", pandas).util.hash_array(flat) if len(flat) else np.empty(0, np.uint64)
+    words = Runs(hashes, np.cumsum([0, *map(len, texts)], dtype=np.int64))
+    side, lengths = words.rows() % 2, np.diff(words.offsets)
+    prompt, response = (
+        Runs(words.hashes[side == each], np.cumsum([0, *lengths[each::2]], dtype=np.int64))
+        for each in (0, 1)
+    )
+    return Runs(words.hashes, words.offsets[::2]), prompt, response
+
+
+def make_sketches(prompts: Runs, responses: Runs) -> U32:
+    """Return MinHash sketches [N, H] of the shingles of prompts and, behind them, of responses.
+
+    A side without a word has no sketch but zeros, which ``find_twins`` likens to nothing.
+    """
+    sides = [(prompts, PROMPT_HASHES), (responses, RESPONSE_HASHES)]
+    return np.concatenate([_sketch(words, count) for words, count in sides], axis=1)
+
+
+def _sketch(words: Runs, num_hashes: int) -> U32:
+    runs = hash_runs(words, SHINGLE_WORDS, short=True)
+    import rensa  # only where there is text to compare
+
+    matrix = cast("Any", rensa).RMinHash.digest_matrix_from_flat_token_hashes(
+        runs.hashes, runs.offsets.astype(np.uint64), num_hashes, SKETCH_SEED
+    )
+    sketch = np.array(matrix.to_rows(), np.uint32).reshape(-1, num_hashes)
+    sketch[np.diff(runs.offsets) == 0] = 0
+    return sketch
+
+
+def find_twins(
+    sketch_NH: U32, min_similarity: float, num_kept: int = 0
+) -> tuple[I64, npt.NDArray[np.float32]]:
+    """Go through the rows in order; each is kept unless an earlier kept row is alike.
+
+    Alike means that prompts and responses both have a Jaccard similarity of ``min_similarity``:
+    rows of one template or one passage that differ in their answers are no twins. No chains: every
+    row that goes is alike to one that stays.
+
+    Args:
+        sketch_NH: Of ``make_sketches``.
+        min_similarity: From 0 to 1.
+        num_kept: The first rows that stay in any case.
+
+    Returns:
+        The earlier row that a row is like, which itself has none (-1: there is none), and the lower
+        of the two sides' Jaccard similarities, as estimated (else 0) [N].
+
+    Memory: 8 bytes a row and band, beside the sketches.
+    """
+    twin_N, similarity_N = np.full(len(sketch_NH), -1), np.zeros(len(sketch_NH), np.float32)
+    bucket_NB = _buckets(sketch_NH)
+    kept: defaultdict[int, list[int]] = defaultdict(list)
+    for row in np.flatnonzero((bucket_NB >= 0).any(axis=1)).tolist():
+        buckets = bucket_NB[row][bucket_NB[row] >= 0].tolist()
+        if row >= num_kept:
+            others = np.array(sorted({other for each in buckets for other in kept[each]}), np.int64)
+            similarity = _similarity(sketch_NH[others], sketch_NH[row])
+            if len(others) and similarity.max() >= min_similarity:
+                twin_N[row] = others[similarity.argmax()]
+                similarity_N[row] = similarity.max()
+                continue
+        for each in buckets:
+            if len(kept[each]) < MAX_BUCKET:
+                kept[each].append(row)
+    return twin_N, similarity_N
+
+
+def _buckets(sketch_NH: U32) -> I64:
+    """Return the bucket of each row and band, numbered over all bands; -1: no other row is in it.
+
+    A band takes hashes of both sides.
+    """
+    num_rows = len(sketch_NH)
+    bucket_NB = np.full((num_rows, NUM_BANDS), -1)
+    has_words = sketch_NH[:, :PROMPT_HASHES].any(axis=1) & sketch_NH[:, PROMPT_HASHES:].any(axis=1)
+    columns = np.concatenate(
+        [
+            np.arange(PROMPT_HASHES).reshape(NUM_BANDS, -1),
+            np.arange(PROMPT_HASHES, sketch_NH.shape[1]).reshape(NUM_BANDS, -1),
+        ],
+        axis=1,
+    )
+    first = 0
+    for band in range(NUM_BANDS):
+        key_N = np.zeros(num_rows, np.uint64)
+        for column in columns[band]:
+            key_N = (key_N ^ sketch_NH[:, column]) * _MULTIPLIER
+            key_N ^= key_N >> np.uint64(29)
+        _, bucket_N, count = np.unique(key_N, return_inverse=True, return_counts=True)
+        is_shared = has_words & (count[bucket_N] > 1)
+        bucket_NB[is_shared, band] = first + bucket_N[is_shared]
+        first += len(count)
+    return bucket_NB
+
+
+def _similarity(sketch_MH: U32, sketch_H: U32) -> Any:
+    """Return the estimated Jaccard similarity [M], of the less similar side."""
+    equal = sketch_MH == sketch_H
+    return np.minimum(equal[:, :PROMPT_HASHES].mean(axis=1), equal[:, PROMPT_HASHES:].mean(axis=1))
+
+
+def prompt_key(prompt: str) -> bytes:
+    """Return what two prompts of the same words have in common: 16 bytes."""
+    words = " ".join(normalise_text(prompt).casefold().split())
+    return hashlib.sha256(words.encode("utf-8", errors="surrogatepass")).digest()[:16]
+
+
+class TestTexts:
+    """What candidates must not hold: the prompts of tests, and their runs of words."""
+
+    __test__ = False  # pytest collects no class that is named like this
+
+    def __init__(self, prompts: Sequence[str], responses: Sequence[str], run_words: int) -> None:
+        """Index the rows of tests; two texts overlap by ``run_words`` words in a row."""
+        self.run_words = run_words
+        self._prompts = {prompt_key(prompts[n]): n for n in reversed(range(len(prompts)))}
+        self._texts = [f"{p}\n{r}" for p, r in zip(prompts, responses, strict=True)]
+        runs = hash_runs(hash_sides(prompts, responses)[0], run_words)
+        self._run_G, first_G = np.unique(runs.hashes, return_index=True)
+        self._test_G = runs.rows()[first_G]
+        self._start_G = first_G - runs.offsets[self._test_G]
+        self._holders_G = np.zeros(len(first_G), np.int64)
+        self._hits: list[tuple[I64, I64]] = []  # rows and their runs
+        self._same_prompt: dict[int, int] = {}
+
+    def look(self, rows: I64, prompts: Sequence[str], words: Runs) -> None:
+        """Look through some candidates: their numbers, prompts and words."""
+        for row, prompt in zip(rows.tolist(), prompts, strict=True):
+            test = self._prompts.get(prompt_key(prompt))
+            if test is not None:
+                self._same_prompt[row] = test
+        if not len(self._run_G):
+            return
+        runs = hash_runs(words, self.run_words)
+        place = np.minimum(np.searchsorted(self._run_G, runs.hashes), len(self._run_G) - 1)
+        is_hit = self._run_G[place] == runs.hashes
+        pairs = np.unique(np.stack([runs.rows()[is_hit], place[is_hit]]), axis=1)
+        wanted = self._holders_G[pairs[1]] <= MAX_HOLDERS  # else it is known for a template
+        self._holders_G += np.bincount(pairs[1], minlength=len(self._holders_G))
+        if wanted.any():
+            self._hits.append((rows[pairs[0][wanted]], pairs[1][wanted]))
+
+    def overlaps(self) -> dict[int, tuple[int, str]]:
+        """Return by candidate the test and the words they share, "" for the whole prompt."""
+        found: dict[int, tuple[int, str]] = {}
+        for rows, runs in self._hits:
+            for row, run in zip(rows.tolist(), runs.tolist(), strict=True):
+                if self._holders_G[run] <= MAX_HOLDERS and row not in found:
+                    test, start = int(self._test_G[run]), int(self._start_G[run])
+                    words = split_words(self._texts[test])[start : start + self.run_words]
+                    found[row] = (test, " ".join(words))
+        return found | {row: (test, "") for row, test in self._same_prompt.items()}
+
+    @property
+    def num_templates(self) -> int:
+        """Runs of words of tests that are in too many candidates to tell anything."""
+        return int((self._holders_G > MAX_HOLDERS).sum())

@@ -1,25 +1,37 @@
-"""Ingest: source files become records, records become the numbered examples of each role.
+"""Ingest: which files a recipe means, and their records as rows of ``records`` or ``errors``.
 
-A row's way: a record of a file -> ``records`` (or ``errors``) of ``ingest`` -> ``candidates``,
-``targets`` or ``existing`` of ``deduplicate``, where it has the number that every later table calls
-it by.
+A pattern is a path, a glob, a folder, a saved data set or one of the hub; each file has a format
+(``formats``), each record a layout (``layouts``).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import posixpath
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, ClassVar, cast
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+from fsspec.utils import glob_translate
+from pyarrow import fs as pafs
 
-from nncift_ray.corpus.examples import make_example_id
-from nncift_ray.corpus.formats import read_raw_records
+from nncift_ray.corpus import hub
+from nncift_ray.corpus.examples import BATCH_ROWS, RECORDS, make_example_id, make_excerpt
+from nncift_ray.corpus.formats import (
+    READERS,
+    BadRow,
+    BrokenStreamError,
+    Kind,
+    RawRecord,
+    ReadLimits,
+    bad_record,
+)
 from nncift_ray.corpus.layouts import (
     NOTE_INSTANCES,
     Layout,
@@ -29,23 +41,409 @@ from nncift_ray.corpus.layouts import (
     resolve_layout,
     to_example,
 )
-from nncift_ray.corpus.sources import SourceFile, content_digest, expand_sources
-from nncift_ray.corpus.streams import BadRow, RawRecord, ReadLimits, make_excerpt
 from nncift_ray.errors import DataError, NnciftError
 from nncift_ray.recipe.sections import DataConfig
 from nncift_ray.runtime import schemas
+from nncift_ray.runtime.files import resolve
 from nncift_ray.runtime.output import ERRORS_TABLE, FirstErrors, Sink, StageOutput
-from nncift_ray.runtime.schemas import BENCHMARK, CANDIDATE, EXISTING, TABLE_OF_ROLE, TARGET
-from nncift_ray.runtime.step import Shard, Stage, Worker, present
+from nncift_ray.runtime.schemas import BENCHMARK, CANDIDATE, EXISTING, TARGET
+from nncift_ray.runtime.step import Shard, Stage, Worker
 
-RECORDS, COPIES = "records", "copies"
-NEAR_DUPLICATES, CONTAMINATED = "near_duplicates", "contaminated"
+# fsspec ships no types:
+# pyright: reportMissingTypeStubs=false, reportUnknownVariableType=false
+
+#: The format of a file by its suffix; ``formats.READERS`` reads each.
+KINDS: dict[str, Kind] = {
+    ".json": "json",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+}
+COMPRESSED = (".gz", ".zst")
+COMPRESSION_RATIO = 3.0  # of text by gzip or zstd, and in Parquet
+ARCHIVES = (".zip", ".tar", ".tgz", ".bz2", ".xz", ".7z", ".rar")
+DATASET_STATE, DATASET_INFO, DATASET_SPLITS = "state.json", "dataset_info.json", "dataset_dict.json"
+_NOT_CORPORA = {DATASET_STATE, DATASET_INFO, DATASET_SPLITS, "dataset_infos.json"}
+DIGEST_BYTES = 1 << 28
+_DIGEST_CHUNK_BYTES = 1 << 18
+_CREDENTIALS = re.compile(r"://[^/@]*:[^/@]*@")
+_WILDCARD = re.compile(r"[*?\[]")
+#: What ``datasets`` keeps of a ``map`` beside the data.
+_MAPPED = re.compile(r"(cache|tmp)-?\w*\.arrow")
+#: Words in the name of a file that say of which split it is.
+_SPLITS = {
+    "train": {"train", "training"},
+    "validation": {"validation", "valid", "val", "dev"},
+    "test": {"test", "testing", "eval", "evaluation"},
+}
+_SHARD = re.compile(r"-\d{5}-of-\d{5}\.")
+#: A snapshot in Hugging Face's cache, whose files link to ``blobs`` beside ``snapshots``.
+_HUB_SNAPSHOT = re.compile(r"(.*/(?:datasets|models|spaces)--[^/]+)/snapshots/.+")
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """One file of a corpus: its name in records, where it lies, how it is read.
+
+    A file of this machine is named as the recipe has it: a relative path stays one, so that a
+    corpus that goes along with a job, to another folder each time, stays the same corpus.
+    """
+
+    uri: str
+    path: str
+    fs: pafs.FileSystem
+    size: int
+    kind: Kind
+    modified_ns: int = 0
+
+    @property
+    def size_unpacked(self) -> float:
+        """Bytes of its text; about, where it is compressed."""
+        packed = self.path.endswith((*COMPRESSED, ".parquet"))
+        return self.size * (COMPRESSION_RATIO if packed else 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Folder:
+    """A folder (or file) of a file system, and the URI it was reached by."""
+
+    fs: pafs.FileSystem
+    path: str
+    uri: str  # without the query
+    query: str = ""  # options of the file system, e.g. "?region=eu-west-1"
+
+    def at(self, path: str) -> _Folder:
+        """Return a place at or below this one.
+
+        Raises:
+            DataError: If it is a link that leads out of this one.
+        """
+        if _is_local(self.fs):
+            check_link(self.path, path)
+        if path == self.path:
+            return self
+        uri = posixpath.join(self.uri, posixpath.relpath(path, self.path))
+        return _Folder(self.fs, path, uri, self.query)
+
+    def infos(self, *, recursive: bool) -> list[pafs.FileInfo]:
+        """Return what lies below, sorted by path."""
+        selector = pafs.FileSelector(self.path, recursive=recursive)
+        return sorted(self.fs.get_file_info(selector), key=lambda info: info.path)
+
+    def files(self, infos: Iterable[pafs.FileInfo]) -> list[SourceFile]:
+        """Return some files at or below this one as files of the corpus."""
+        return [
+            SourceFile(
+                self.at(info.path).uri + self.query,
+                info.path,
+                self.fs,
+                info.size or 0,
+                kind_of(info.path),
+                info.mtime_ns or 0,
+            )
+            for info in infos
+        ]
+
+
+def expand_sources(patterns: Sequence[str]) -> list[SourceFile]:
+    """Return the files that paths, globs and folders stand for, each once.
+
+    The order is that of the patterns, and by path within one. A folder is a saved Hugging Face data
+    set, or all corpus files below it.
+
+    Raises:
+        DataError: If a pattern matches nothing, a file's format is not known, or a folder holds
+            several splits.
+    """
+    found: dict[str, SourceFile] = {}
+    for pattern in patterns:
+        try:
+            sources = _expand(pattern)
+        except OSError as error:
+            raise DataError(
+                f"'{pattern}': cannot be listed ({error}). Look at the address, the network and "
+                "the credentials in the environment."
+            ) from error
+        for source in sources:
+            found.setdefault(source.path if _is_local(source.fs) else source.uri, source)
+    return list(found.values())
+
+
+def kind_of(path: str) -> Kind:
+    """Return the format that a file's name promises.
+
+    Raises:
+        DataError: If the format is not known, or an archive.
+    """
+    name = posixpath.basename(path).lower()
+    if name.endswith((*ARCHIVES, *(f".tar{suffix}" for suffix in COMPRESSED))):
+        raise DataError(f"'{path}' is an archive: unpack it, or compress the file inside with gzip")
+    stem, suffix = posixpath.splitext(name)
+    is_compressed = suffix in COMPRESSED
+    if is_compressed:
+        suffix = posixpath.splitext(stem)[1]
+    kind = KINDS.get(suffix)
+    if kind == "parquet" and is_compressed:
+        raise DataError(f"'{path}': unpack it first; Parquet is compressed inside already")
+    if kind is None:
+        raise DataError(
+            f"'{path}': the format of '{suffix}' files is not known. Known are "
+            f"{', '.join(KINDS)}, each also with {' or '.join(COMPRESSED)} (Parquet without)."
+        )
+    return kind
+
+
+def content_digest(source: SourceFile) -> str:
+    """Return a text that changes when the content of a file does.
+
+    Up to ``DIGEST_BYTES`` on a local disk it is the SHA-256 of the file, so that a corpus written
+    anew with the same content is the same. Beyond that, and in object stores, where reading costs
+    time and money, it is made of size and time of change. Of a data set of the hub it is the
+    commit.
+
+    Raises:
+        DataError: If the file cannot be read.
+    """
+    if source.kind == "hub":
+        return hub.commit_of(source.uri)
+    if not _is_local(source.fs) or source.size > DIGEST_BYTES:
+        return f"size:{source.size}:modified:{source.modified_ns}"
+    digest = hashlib.sha256()
+    try:
+        with source.fs.open_input_stream(source.path, compression=None) as stream:
+            while chunk := stream.read(_DIGEST_CHUNK_BYTES):
+                digest.update(chunk)
+    except OSError as error:
+        raise DataError(f"{source.uri}: cannot be read ({error})") from error
+    return f"sha256:{digest.hexdigest()}"
+
+
+def check_link(folder: str, path: str) -> None:
+    """Refuse what was found in a local folder, by listing it or by a glob, and lies elsewhere.
+
+    Hugging Face's cache keeps the files of a snapshot in ``blobs`` beside it: that is no elsewhere.
+
+    Raises:
+        DataError: Naming the link and where it leads.
+    """
+    base, target = os.path.realpath(folder), os.path.realpath(path)
+    snapshot = _HUB_SNAPSHOT.fullmatch(base)
+    homes = [base, posixpath.join(snapshot[1], "blobs")] if snapshot else [base]
+    if not any(os.path.commonpath([home, target]) == home for home in homes):
+        raise DataError(
+            f"'{path}' is a link that leads out of its folder, to '{target}'. Name that file or "
+            "folder itself in the recipe if it is meant."
+        )
+
+
+def _is_local(fs: pafs.FileSystem) -> bool:
+    return isinstance(fs, pafs.LocalFileSystem)
+
+
+def _expand(pattern: str) -> list[SourceFile]:
+    if _CREDENTIALS.search(pattern):
+        # The address of a file is written beside every row that came of it.
+        shown = _CREDENTIALS.sub("://***@", pattern)
+        raise DataError(f"'{shown}' holds credentials; give them by the environment instead")
+    if pattern.startswith(hub.PREFIX):
+        uri, size = hub.resolve_source(pattern)
+        return [SourceFile(uri, uri, pafs.LocalFileSystem(), size, "hub")]
+    fs, path = resolve(pattern)
+    info = fs.get_file_info(path)
+    path = path.rstrip("/") or "/"
+    uri, mark, query = pattern.partition("?")
+    here = _Folder(fs, path, uri.rstrip("/"), mark + query)
+    if _is_local(fs):
+        is_relative = "://" not in pattern and not pattern.startswith(("/", "~"))
+        here = _Folder(fs, path, posixpath.normpath(pattern) if is_relative else path)
+    if info.type == pafs.FileType.File:
+        return here.files([info])
+    if info.type == pafs.FileType.Directory:
+        return _expand_folder(here)
+    if _WILDCARD.search(path):
+        return _expand_glob(here, pattern)
+    raise _nothing_matches(pattern, fs, path)
+
+
+def _expand_folder(folder: _Folder) -> list[SourceFile]:
+    """Read a folder as a saved data set, or as all corpus files below it."""
+    children = folder.infos(recursive=False)
+    names = {posixpath.basename(info.path) for info in children}
+    has_arrow = any(name.endswith(".arrow") for name in names)
+    if DATASET_STATE in names or (DATASET_INFO in names and has_arrow):
+        return _expand_dataset(folder, names)
+    splits = [info.path for info in children if _is_dataset(folder.fs, info)]
+    if DATASET_SPLITS in names or splits:
+        return _expand_splits(folder, splits)
+    infos = [info for info in folder.infos(recursive=True) if _is_corpus(folder, info)]
+    if not infos:
+        known = ", ".join(KINDS)
+        raise DataError(f"the folder '{folder.uri}' holds no corpus file (known are {known})")
+    _check_splits(folder, [info.path for info in infos])
+    return folder.files(infos)
+
+
+def _is_dataset(fs: pafs.FileSystem, info: pafs.FileInfo) -> bool:
+    state = posixpath.join(info.path, DATASET_STATE)
+    is_folder = info.type == pafs.FileType.Directory
+    return is_folder and fs.get_file_info(state).type == pafs.FileType.File
+
+
+def _is_corpus(folder: _Folder, info: pafs.FileInfo) -> bool:
+    """Whether a file of a plain folder is meant: known format, not hidden, not metadata."""
+    parts = posixpath.relpath(info.path, folder.path).split("/")
+    if info.type != pafs.FileType.File or any(part.startswith((".", "_")) for part in parts):
+        return False
+    try:
+        kind_of(info.path)
+    except DataError:
+        return False
+    return _is_data(info.path)
+
+
+def _is_data(path: str) -> bool:
+    """Whether a file is none of what ``datasets`` keeps beside its data."""
+    name = posixpath.basename(path)
+    return name not in _NOT_CORPORA and not _MAPPED.fullmatch(name)
+
+
+def _check_splits(folder: _Folder, paths: Iterable[str]) -> None:
+    """Refuse files below a folder that are of several splits, which are for different uses.
+
+    Raises:
+        DataError: With the splits and how to name one.
+    """
+    splits: dict[str, str] = {}
+    for path in paths:
+        if split := _split_of(posixpath.relpath(path, folder.path)):
+            splits.setdefault(split, path)
+    if len(splits) > 1:
+        wanted = next((name for name in splits if name.startswith("train")), next(iter(splits)))
+        first = posixpath.relpath(splits[wanted], folder.path)
+        example = posixpath.join(folder.uri, _SHARD.sub("-*.", first))
+        raise DataError(
+            f"'{folder.uri}' has files of several splits ({', '.join(sorted(splits))}): name one, "
+            f"e.g. '{example}'; list them one by one to take several on purpose"
+        )
+
+
+def _split_of(path: str) -> str | None:
+    """Return the split that a file's name or folder says it is of, as the hub names them."""
+    *folders, name = path.split("/")
+    stem = name.split(".")[0]
+    if shard := _SHARD.search(name):
+        stem = name[: shard.start()]
+        if any(_split_word(part) for part in re.split(r"[^a-zA-Z]+", stem)) or not folders:
+            return stem
+    for part in (stem, *reversed(folders)):
+        for word in re.split(r"[^a-zA-Z]+", part):
+            if split := _split_word(word):
+                return split
+    return None
+
+
+def _split_word(word: str) -> str | None:
+    return next((split for split, words in _SPLITS.items() if word.lower() in words), None)
+
+
+def _expand_splits(folder: _Folder, splits: list[str]) -> list[SourceFile]:
+    if len(splits) != 1:
+        names = ", ".join(posixpath.basename(split) for split in splits) or "none on disk"
+        raise DataError(
+            f"'{folder.uri}' is a data set with several splits ({names}): name one, e.g. "
+            f"'{posixpath.join(folder.uri, posixpath.basename(splits[0]) if splits else 'train')}'"
+        )
+    return _expand_folder(folder.at(splits[0]))
+
+
+def _expand_dataset(folder: _Folder, names: set[str]) -> list[SourceFile]:
+    """Return the Arrow files of a data set saved with ``save_to_disk``, in its own order."""
+    state = _read_state(folder) if DATASET_STATE in names else {}
+    if state.get("_indices_data_files"):
+        raise DataError(
+            f"'{folder.uri}' keeps its rows behind an index: call flatten_indices() and save again"
+        )
+    listed = [str(entry["filename"]) for entry in state.get("_data_files") or ()]
+    arrows = sorted(name for name in names if name.endswith(".arrow"))
+    files = listed or [name for name in arrows if not _MAPPED.fullmatch(name)]
+    missing = [name for name in files if name not in names]
+    if missing or not files:
+        absent = ", ".join(missing) or "*.arrow"
+        raise DataError(f"'{folder.uri}' is a saved data set without its file {absent}")
+    paths = [posixpath.join(folder.path, name) for name in files]
+    if not listed:
+        _check_splits(folder, paths)
+    return folder.files(folder.fs.get_file_info(paths))
+
+
+def _read_state(folder: _Folder) -> dict[str, Any]:
+    path = posixpath.join(folder.path, DATASET_STATE)
+    try:
+        with folder.fs.open_input_stream(path) as stream:
+            return json.loads(stream.read())
+    except (OSError, ValueError) as error:
+        raise DataError(f"'{folder.uri}': {DATASET_STATE} cannot be read ({error})") from error
+
+
+def _expand_glob(whole: _Folder, pattern: str) -> list[SourceFile]:
+    """Match a glob: ``*`` within a name, ``**`` across folders; folders only if no file matches."""
+    parts = whole.path.split("/")
+    depth = next(at for at, part in enumerate(parts) if _WILDCARD.search(part))
+    while depth < len(parts) - 1 and _is_folder(whole.fs, "/".join(parts[: depth + 1])):
+        depth += 1  # brackets that are part of a folder's name
+    base_path, rest = "/".join(parts[:depth]), "/".join(parts[depth:])
+    root = "/" if whole.uri.startswith("/") else ""
+    base_uri = whole.uri[: -len(rest)].rstrip("/") or root
+    base = _Folder(whole.fs, base_path or "/", base_uri, whole.query)
+    if base.fs.get_file_info(base.path).type != pafs.FileType.Directory:
+        raise _nothing_matches(pattern, whole.fs, base.path)
+    try:
+        matchers = [re.compile(glob_translate(rest.replace("[", one))) for one in ("[", "[[]")]
+    except ValueError as error:
+        raise DataError(f"'{pattern}': {error}") from error
+    below = base.infos(recursive="/" in rest or "**" in rest)
+    names = [posixpath.relpath(info.path, base.path) for info in below]
+    found = ([bool(matcher.match(name)) for name in names] for matcher in matchers)
+    # Where brackets as a set match nothing, they are part of the names.
+    is_meant = next((matches for matches in found if any(matches)), [False] * len(names))
+    infos = [info for info, meant in zip(below, is_meant, strict=True) if meant]
+    files = [info for info in infos if info.type == pafs.FileType.File and _is_data(info.path)]
+    folders = [info.path for info in infos if info.type == pafs.FileType.Directory]
+    if not files and not folders:
+        raise _nothing_matches(pattern, whole.fs, base.path)
+    found_files = base.files(files) or [
+        source for path in folders for source in _expand_folder(base.at(path))
+    ]
+    _check_splits(base, [source.path for source in found_files])
+    return found_files
+
+
+def _is_folder(fs: pafs.FileSystem, path: str) -> bool:
+    return fs.get_file_info(path).type == pafs.FileType.Directory
+
+
+def _nothing_matches(pattern: str, fs: pafs.FileSystem, path: str) -> DataError:
+    """Say where the path leaves what exists."""
+    nearest = path
+    while nearest not in ("", "/", "."):
+        if fs.get_file_info(nearest).type == pafs.FileType.Directory:
+            break
+        nearest = posixpath.dirname(nearest)
+    return DataError(
+        f"'{pattern}' matches no file; the nearest folder that exists is '{nearest or '/'}'"
+    )
+
+
+# From a file to rows.
+
 KIBIBYTE = 1024
 NOTE_NAN = "'{}' holds NaN or infinity, which JSON does not have: read as null"
-BATCH_ROWS = 4_096
 #: A batch is also full at this many characters, so that long rows do not add up.
 MAX_BATCH_CHARS = 16 << 20
-
+MAX_FILES_TOLD = 10
 
 #: A usable row in the columns of ``schemas.RECORDS`` and, beside them, "unread" and "notes" of its
 #: ``ParsedExample``; or an error ("reason" is among its keys) in those of ``schemas.ERRORS``.
@@ -73,13 +471,23 @@ def read_examples(
     """
     limits = limits or ReadLimits()
     layout = layout or _find_layout(source, limits)
-    for raw in read_raw_records(source, limits):
+    for raw in _read_records(source, limits):
         yield from _to_rows(raw, source.uri, role, layout, limits)
+
+
+def _read_records(source: SourceFile, limits: ReadLimits) -> Iterator[RawRecord]:
+    """Yield the records of a file, good and bad, in constant memory."""
+    try:
+        yield from READERS[source.kind](source.fs, source.path, limits)
+    except BrokenStreamError as error:
+        yield bad_record(1, error.reason, error.message)
+    except FileNotFoundError as error:
+        raise DataError(f"{source.uri}: the file is gone ({error})") from error
 
 
 def _find_layout(source: SourceFile, limits: ReadLimits) -> Layout | None:
     """Decide on the first good records; None if there is none."""
-    good = (cast(Record, raw.value) for raw in read_raw_records(source, limits) if not raw.error)
+    good = (cast(Record, raw.value) for raw in _read_records(source, limits) if not raw.error)
     sample = (example for record in good for example in flatten(record) or [record])
     try:
         return detect_layout(islice(sample, limits.sample_rows))
@@ -300,321 +708,10 @@ class IngestStage(Stage):
         return tally.facts()
 
 
-class DeduplicateStage(Stage):
-    """Numbers the examples of each role; of exact copies only the first stays.
+class PoolIngestStage(IngestStage):
+    """Read the candidates alone: what is made of them does not change with the targets."""
 
-    Copies are found within a role by ``example_id``. A target that is also a candidate stays both
-    (and is counted): whether to learn from the benchmark is not ours to decide. So does a candidate
-    that the model already has: a conditional gain sees that it adds nothing.
-
-    Of the candidates those are left out, and listed, that hold words of a benchmark
-    (``contaminated``), and those that are near-duplicates of an earlier one (``near_duplicates``).
-
-    Where a run goes on from a parent, its examples are the earlier rows: only what is new is
-    written, with the numbers that follow, and ``copies`` counts what is not.
-
-    Memory: 16 bytes an id, three times over while sorting, and one batch of rows; while
-    near-duplicates are sought 900 bytes a candidate.
-    """
-
-    version: ClassVar[int] = 3
-    name: ClassVar[str] = "deduplicate"
-    title: ClassVar[str] = "number the distinct examples"
-
-    def __init__(
-        self,
-        ingest: StageOutput,
-        parent: StageOutput | None = None,
-        data: DataConfig | None = None,
-    ) -> None:
-        """Read the finished ingest, and the examples of a parent that this goes on from."""
-        self.ingest, self.parent = ingest, parent
-        self.data = data or DataConfig.model_construct()
-        self.inputs = present(ingest=ingest, parent=parent)
-
-    @property
-    def produces(self) -> Mapping[str, pa.Schema]:
-        """``candidates``, ``targets`` and ``existing``; what is left out; a parent's ``copies``."""
-        tables = dict.fromkeys(TABLE_OF_ROLE.values(), schemas.EXAMPLES)
-        tables |= {NEAR_DUPLICATES: schemas.NEAR_DUPLICATES, CONTAMINATED: schemas.CONTAMINATED}
-        return tables | ({COPIES: schemas.COPIES} if self.parent else {})
-
-    def settings(self) -> dict[str, Any]:
-        """What counts as a near-duplicate and as an overlap."""
-        return {
-            "near_duplicates": self.data.near_duplicates,
-            "overlap_words": self.data.overlap_words,
-        }
-
-    def item_weight(self, start: int, stop: int) -> int:
-        """All records."""
-        return self.ingest.num_rows(RECORDS) if stop > start else 0
-
-    def notices(self, output: StageOutput) -> list[str]:
-        """What was left out."""
-        return describe_left_out(output)
-
-    def make_worker(self) -> Worker:
-        """Return what numbers the examples."""
-        return self._deduplicate
-
-    def _deduplicate(self, shard: Shard, sink: Sink) -> None:
-        new = {role: self._ids_of_records(role) for role in TABLE_OF_ROLE}
-        self._check_roles(new | {BENCHMARK: self._ids_of_records(BENCHMARK)})
-        earlier = {role: self._ids_of_parent(table) for role, table in TABLE_OF_ROLE.items()}
-        ids = {role: np.concatenate([earlier[role], new[role]]) for role in TABLE_OF_ROLE}
-        num_copies = {role: find_first_copies(of_role) for role, of_role in ids.items()}
-        num_distinct = {role: int((copies >= 0).sum()) for role, copies in num_copies.items()}
-        seen = {role: len(of_role) for role, of_role in earlier.items()}
-        left_out = self._find_left_out(num_copies[CANDIDATE], seen[CANDIDATE])
-        num_copies[CANDIDATE][left_out.rows] = -1
-        written = dict(seen)
-        for role, count in seen.items():
-            if (copies := _copies_table(role, num_copies[role][:count])).num_rows:
-                sink.write(COPIES, copies)
-        for batch in self.ingest.iter_batches(RECORDS, batch_rows=BATCH_ROWS):
-            for role, table in TABLE_OF_ROLE.items():
-                records = pa.Table.from_batches([_of_role(batch, role)])
-                if role == CANDIDATE:
-                    left_out.write(records, seen[role], sink)
-                copies_N = num_copies[role][seen[role] : seen[role] + records.num_rows]
-                examples = _number(records, copies_N, written[role])
-                seen[role] += records.num_rows
-                written[role] += examples.num_rows
-                if examples.num_rows:
-                    sink.write(table, examples)
-        if not written[CANDIDATE] and num_distinct[CANDIDATE]:
-            raise DataError(
-                "no candidate is left: each holds the prompt of a row of data.benchmarks or "
-                f"evaluation.tests, or {self.data.overlap_words} words of one in a row "
-                "(data.overlap_words)"
-            )
-        sink.facts.update(_describe(ids, num_distinct, written), **left_out.facts())
-
-    def _find_left_out(self, num_copies: np.ndarray, num_earlier: int) -> LeftOut:
-        """Look for candidates that hold words of a benchmark, and for near-duplicates.
-
-        Args:
-            num_copies: Of the parent's candidates and of the new ones; below 0: not looked at.
-            num_earlier: The parent's, which stay.
-        """
-        batches = self.ingest.iter_batches(RECORDS, [*_TEXTS, "role", "source", "line"])
-        tests = [row for batch in batches for row in _of_role(batch, BENCHMARK).to_pylist()]
-        if self.data.near_duplicates is None and not tests:
-            return LeftOut({}, {}, [])
-        from nncift_ray.corpus.overlap import Cleaner  # pandas, rensa
-
-        prompts, responses = ([row[name] for row in tests] for name in _TEXTS)
-        cleaner = Cleaner(prompts, responses, self.data.overlap_words, self.data.near_duplicates)
-        first = 0
-        for batch in self._iter_candidates():
-            rows = np.flatnonzero(num_copies[first : first + batch.num_rows] >= 0)
-            texts = batch.take(rows)
-            prompts, responses = (
-                cast("list[str]", texts.column(name).to_pylist()) for name in _TEXTS
-            )
-            cleaner.look(first + rows, prompts, responses)
-            first += batch.num_rows
-        found = cleaner.finish(num_earlier)
-        left_out = LeftOut(found.twins, found.overlaps, tests, found.num_templates)
-        earlier = np.unique([twin for twin, _ in found.twins.values() if twin < num_earlier])
-        if self.parent and len(earlier):
-            names = self.parent.take_rows("candidates", earlier.astype(np.int64), _NAMES)
-            left_out.names |= zip(earlier.tolist(), names.to_pylist(), strict=True)
-        return left_out
-
-    def _iter_candidates(self) -> Iterator[pa.RecordBatch]:
-        if self.parent:
-            yield from self.parent.iter_batches("candidates", _TEXTS, batch_rows=BATCH_ROWS)
-        columns = ["role", *_TEXTS]
-        for batch in self.ingest.iter_batches(RECORDS, columns, batch_rows=BATCH_ROWS):
-            yield _of_role(batch, CANDIDATE)
-
-    def _ids_of_records(self, role: str) -> np.ndarray:
-        batches = self.ingest.iter_batches(RECORDS, ["role", "example_id"])
-        return _parse_ids(_of_role(batch, role).column("example_id") for batch in batches)
-
-    def _ids_of_parent(self, table: str) -> np.ndarray:
-        batches = self.parent.iter_batches(table, ["example_id"]) if self.parent else ()
-        return _parse_ids(batch.column("example_id") for batch in batches)
-
-    def _check_roles(self, ids: Mapping[str, np.ndarray]) -> None:
-        """Refuse a role that was asked for and has no usable row."""
-        sources = self.ingest.manifest.settings["sources"]
-        for role in {source["role"] for source in sources}:
-            if not len(ids[role]):
-                files = {source["source"] for source in sources if source["role"] == role}
-                batches = self.ingest.iter_batches(ERRORS_TABLE)
-                rows = (row for batch in batches for row in batch.to_pylist())
-                errors = FirstErrors(row for row in rows if row["source"] in files)
-                raise no_usable_row(role, files, errors)
-
-
-def no_usable_row(role: str, files: Iterable[str], errors: FirstErrors) -> DataError:
-    """Return the error of a role whose files hold no usable row, with the first reasons."""
-    what = f"no usable row for data.{TABLE_OF_ROLE.get(role, 'benchmarks')}"
-    if not len(errors):
-        return DataError(f"{what}: no rows in {', '.join(sorted(files))}")
-    return DataError(
-        "\n  ".join([f"{what}, {len(errors):,} that cannot be used:", *errors.lines()])
-    )
-
-
-_TEXTS = ["prompt", "response"]
-_NAMES = ["example_id", "source", "line"]
-
-
-class LeftOut:
-    """Candidates that are left out, and their entries in the tables that say so."""
-
-    def __init__(
-        self,
-        twins: Mapping[int, tuple[int, float]],
-        overlaps: Mapping[int, tuple[int, str]],
-        tests: Sequence[Mapping[str, Any]],
-        num_templates: int = 0,
-    ) -> None:
-        """Keep what a ``Cleaner`` found: see ``Found``. ``tests`` are the rows it looked for."""
-        self._twins, self._overlaps, self._tests = twins, overlaps, tests
-        self._num_templates = num_templates
-        #: Places among the parent's and the new candidates.
-        self.rows = [*twins, *overlaps]
-        self._kept = {twin for twin, _ in twins.values()}
-        self._named = self._kept | {*self.rows}
-        self.names: dict[int, dict[str, Any]] = {}  # of the twins that stay, by row
-
-    def write(self, records: pa.Table, first: int, sink: Sink) -> None:
-        """Write the entries of those among some records; ``first`` is the place of the first."""
-        places = [at for at in range(first, first + records.num_rows) if at in self._named]
-        rows = records.take(pa.array([place - first for place in places], pa.int64()))
-        twins: list[dict[str, Any]] = []
-        contaminated: list[dict[str, Any]] = []
-        for place, row in zip(places, rows.select([*_NAMES, "prompt"]).to_pylist(), strict=True):
-            name = {key: row[key] for key in _NAMES}
-            entry = name | {"excerpt": make_excerpt(row["prompt"])}
-            if place in self._kept:
-                self.names[place] = name
-            if place in self._twins:
-                twin, similarity = self._twins[place]
-                of_twin = {f"twin_{key}": value for key, value in self.names[twin].items()}
-                twins.append(entry | of_twin | {"similarity": similarity})
-            elif place in self._overlaps:
-                test, words = self._overlaps[place]
-                of_test = {f"test_{key}": self._tests[test][key] for key in ("source", "line")}
-                contaminated.append(entry | of_test | {"words": words or None})
-        if twins:
-            sink.write_rows(NEAR_DUPLICATES, twins, schemas.NEAR_DUPLICATES)
-        if contaminated:
-            sink.write_rows(CONTAMINATED, contaminated, schemas.CONTAMINATED)
-
-    def facts(self) -> dict[str, int]:
-        """Return how many there are."""
-        facts = {
-            "num_near_duplicate_candidates": len(self._twins),
-            "num_contaminated_candidates": len(self._overlaps),
-            "num_benchmark_rows": len(self._tests),
-            "num_template_runs": self._num_templates,
-        }
-        return {name: count for name, count in facts.items() if count}
-
-
-def describe_left_out(examples: StageOutput) -> list[str]:
-    """Say how many candidates were left out for what they repeat or overlap with."""
-    facts, settings = examples.manifest.facts(), examples.manifest.settings
-    folder, lines = examples.folder, []
-    if twins := facts.get("num_near_duplicate_candidates"):
-        lines.append(
-            f"{twins:,} candidates are near-duplicates of an earlier one (prompt and response "
-            f"alike to {settings['near_duplicates']:g}, data.near_duplicates) and left out; "
-            f"their twins stay: {folder / NEAR_DUPLICATES}"
-        )
-    if tests := facts.get("num_benchmark_rows"):
-        found = facts.get("num_contaminated_candidates", 0)
-        where = f": {folder / CONTAMINATED}" if found else ""
-        lines.append(
-            f"{found:,} candidates hold the prompt of one of {tests:,} rows of benchmarks and "
-            f"tests, or {settings['overlap_words']} words of it in a row, and are left out{where}"
-        )
-    return lines
-
-
-def find_first_copies(ids: np.ndarray) -> np.ndarray:
-    """Return for each id how many further copies it has, or -1 if an earlier row has it already.
-
-    Args:
-        ids: [N, 2] unsigned 64-bit halves of the ids.
-
-    Returns:
-        [N] int32.
-    """
-    num_copies = np.full(len(ids), -1, dtype=np.int32)
-    if not len(ids):
-        return num_copies
-    order, starts = _group(ids)
-    num_copies[order[starts]] = np.diff(starts, append=len(ids)) - 1
-    return num_copies
-
-
-def _group(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sort ids (stably, so a group keeps the order of the rows); return where groups start."""
-    order = np.lexsort((ids[:, 1], ids[:, 0]))
-    ordered = ids[order]
-    is_new = np.ones(len(ids), dtype=bool)
-    is_new[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
-    return order, np.flatnonzero(is_new)
-
-
-def _of_role(records: pa.RecordBatch, role: str) -> pa.RecordBatch:
-    return records.filter(pc.equal(records.column("role"), pa.scalar(role)))
-
-
-def _parse_ids(columns: Iterable[pa.Array]) -> np.ndarray:
-    """Return ids as [N, 2] unsigned 64-bit halves."""
-    parts = [np.empty((0, 2), dtype=np.uint64)]
-    for column in columns:
-        data = bytes.fromhex("".join(cast("list[str]", column.to_pylist())))
-        parts.append(np.frombuffer(data, dtype=">u8").reshape(-1, 2).astype(np.uint64))
-    return np.concatenate(parts)
-
-
-def _copies_table(role: str, num_copies: np.ndarray) -> pa.Table:
-    """Count the further copies of a parent's examples, of those that have any."""
-    rows = np.flatnonzero(num_copies > 0)
-    columns: dict[str, Any] = {
-        "role": [role] * len(rows),
-        "row_index": rows,
-        "num_duplicates": num_copies[rows],
-    }
-    return pa.table(columns, schema=schemas.COPIES)
-
-
-def _number(records: pa.Table, num_copies: np.ndarray, first_index: int) -> pa.Table:
-    """Keep the first copies and give them numbers from ``first_index``."""
-    is_first = num_copies >= 0
-    kept = records.filter(pa.array(is_first))
-    row_index = pa.array(np.arange(first_index, first_index + kept.num_rows))
-    kept = kept.append_column("row_index", row_index)
-    kept = kept.append_column("num_duplicates", pa.array(num_copies[is_first]))
-    return kept.select(schemas.EXAMPLES.names).cast(schemas.EXAMPLES)
-
-
-def _describe(
-    ids: Mapping[str, np.ndarray], num_distinct: Mapping[str, int], written: Mapping[str, int]
-) -> dict[str, int]:
-    """Return the numbers of examples and of copies, and of those that are candidates, too."""
-    facts: dict[str, int] = {}
-    roles = [role for role in TABLE_OF_ROLE if role != EXISTING or len(ids[role])]
-    for role in roles:
-        facts[f"num_{TABLE_OF_ROLE[role]}"] = written[role]
-        facts[f"num_duplicate_{TABLE_OF_ROLE[role]}"] = len(ids[role]) - num_distinct[role]
-    for role in roles[1:]:
-        _, starts = _group(np.concatenate([ids[CANDIDATE], ids[role]]))
-        num_shared = num_distinct[CANDIDATE] + num_distinct[role] - len(starts)
-        facts[f"num_{TABLE_OF_ROLE[role]}_among_candidates"] = num_shared
-    return facts
-
-
-MAX_FILES_TOLD = 10
+    name: ClassVar[str] = "pool_ingest"
 
 
 def describe_layouts(ingest: StageOutput) -> list[str]:
@@ -647,18 +744,3 @@ def describe_sources(sources: Mapping[str, Any], errors: FirstErrors) -> list[st
         lines.append(f"fields that are no part of an example: {fields}; data.columns reads others")
     lines += [f"{note} ({count:,} rows)" for note, count in notes.most_common()]
     return [*lines, *(f"bad row {line}" for line in errors.lines())]
-
-
-# The candidates by themselves: what is made of them alone does not change with the targets.
-
-
-class PoolIngestStage(IngestStage):
-    """Read the candidates alone."""
-
-    name: ClassVar[str] = "pool_ingest"
-
-
-class PoolStage(DeduplicateStage):
-    """Number the candidates alone; their numbers are those of the whole corpus."""
-
-    name: ClassVar[str] = "pool"

@@ -25,7 +25,7 @@ from nncift_ray.corpus.examples import (
     ToolCall,
     Turn,
 )
-from nncift_ray.corpus.streams import BadRow, ReadLimits, Reason
+from nncift_ray.corpus.formats import BadRow, ReadLimits, Reason
 from nncift_ray.errors import DataError
 from nncift_ray.recipe.sections import ColumnRole
 

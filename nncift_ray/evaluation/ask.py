@@ -16,8 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from nncift_ray.corpus.examples import EXAMPLE_COLUMNS, Example
-from nncift_ray.corpus.overlap import prompt_key
+from nncift_ray.corpus.examples import EXAMPLE_COLUMNS, Example, prompt_key
 from nncift_ray.engines.base import (
     Engine,
     Generation,

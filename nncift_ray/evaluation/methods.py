@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nncift_ray.corpus.examples import iter_groups
-from nncift_ray.corpus.sources import expand_sources
+from nncift_ray.corpus.ingest import expand_sources
 from nncift_ray.errors import ConfigError, DataError, NnciftError
 from nncift_ray.pipeline import Blueprint
 from nncift_ray.recipe.loading import make_config

@@ -16,7 +16,8 @@ import numpy as np
 import pyarrow as pa
 
 import nncift_ray
-from nncift_ray.corpus.ingest import DeduplicateStage, IngestStage, find_sources
+from nncift_ray.corpus.examples import DeduplicateStage
+from nncift_ray.corpus.ingest import IngestStage, find_sources
 from nncift_ray.embedders import Embedder, EmbedPromptsStage, load_embedder
 from nncift_ray.engines.load import EngineFactory, find_engine, need_packages
 from nncift_ray.engines.models import ResolvedModel, resolve_embedder

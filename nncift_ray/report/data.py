@@ -19,8 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 import nncift_ray
-from nncift_ray.corpus.examples import iter_groups
-from nncift_ray.corpus.ingest import CONTAMINATED, NEAR_DUPLICATES
+from nncift_ray.corpus.examples import CONTAMINATED, NEAR_DUPLICATES, iter_groups
 from nncift_ray.profiles.quality import SUSPECT
 from nncift_ray.recipe.sections import ClusterConfig, Config
 from nncift_ray.report.text import (

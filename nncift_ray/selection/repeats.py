@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from nncift_ray.corpus.overlap import split_words
+from nncift_ray.corpus.examples import split_words
 from nncift_ray.runtime import schemas
 from nncift_ray.runtime.output import Sink, StageOutput, column_matrix
 from nncift_ray.runtime.step import Shard, Stage, Worker, present

@@ -12,8 +12,7 @@ import pyarrow as pa
 import pytest
 
 from nncift_ray.corpus.export import write_exports
-from nncift_ray.corpus.ingest import read_examples
-from nncift_ray.corpus.sources import expand_sources
+from nncift_ray.corpus.ingest import expand_sources, read_examples
 from nncift_ray.runtime import schemas
 
 pytestmark = pytest.mark.slow

@@ -8,8 +8,7 @@ from collections.abc import Iterator
 import pytest
 from pyarrow import fs as pafs
 
-from nncift_ray.corpus.ingest import read_examples
-from nncift_ray.corpus.sources import expand_sources
+from nncift_ray.corpus.ingest import expand_sources, read_examples
 from nncift_ray.errors import DataError
 from tests.s3 import s3_server
 

@@ -10,8 +10,7 @@ import pyarrow as pa
 import pytest
 
 from nncift_ray.corpus.export import write_exports
-from nncift_ray.corpus.ingest import Row, read_examples
-from nncift_ray.corpus.sources import expand_sources
+from nncift_ray.corpus.ingest import Row, expand_sources, read_examples
 from nncift_ray.errors import DataError
 from nncift_ray.report.page import render_export_readme
 from nncift_ray.runtime import schemas

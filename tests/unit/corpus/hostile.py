@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from nncift_ray.corpus.ingest import Row, read_examples
-from nncift_ray.corpus.sources import expand_sources
-from nncift_ray.corpus.streams import ReadLimits
+from nncift_ray.corpus.formats import ReadLimits
+from nncift_ray.corpus.ingest import Row, expand_sources, read_examples
 
 SMALL = ReadLimits(max_record_bytes=110_000, max_chars=2_000)
 

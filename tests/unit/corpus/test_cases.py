@@ -11,8 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from nncift_ray.corpus.examples import ASSISTANT, SYSTEM, TOOL, USER, Conversation, ToolCall, Turn
-from nncift_ray.corpus.ingest import RoleSource, Row, Tally, describe_sources, read_as
-from nncift_ray.corpus.sources import expand_sources
+from nncift_ray.corpus.ingest import (
+    RoleSource,
+    Row,
+    Tally,
+    describe_sources,
+    expand_sources,
+    read_as,
+)
 from nncift_ray.recipe.sections import DataConfig
 from nncift_ray.runtime.output import FirstErrors
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from nncift_ray.corpus import streams as byte_streams
-from nncift_ray.corpus.sources import expand_sources
+from nncift_ray.corpus import formats
+from nncift_ray.corpus.ingest import expand_sources
 from nncift_ray.errors import DataError
 from tests.unit.corpus.hostile import good_pair, read_file
 
@@ -109,16 +109,16 @@ def pack(suffix: str, data: bytes) -> bytes:
 def test_a_bomb_is_read_no_further_than_its_size_allows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(byte_streams, "FREE_BYTES", 1 << 20)
+    monkeypatch.setattr(formats, "FREE_BYTES", 1 << 20)
     packed = pack(".zst", (good_pair(1) + b"\n") * NUM_COPIES)
     path = tmp_path / "rows.jsonl.zst"
     path.write_bytes(packed)
     good, bad = read_file(path)
     assert [row["reason"] for row in bad] == ["expands_too_far"]
     assert bad[0]["line"] == len(good) + 1
-    most = max(1 << 20, byte_streams.MAX_EXPANSION * len(packed))
+    most = max(1 << 20, formats.MAX_EXPANSION * len(packed))
     read = len(good) * (len(good_pair(1)) + 1)
-    assert most - byte_streams.CHUNK_BYTES < read <= most + byte_streams.CHUNK_BYTES
+    assert most - formats.CHUNK_BYTES < read <= most + formats.CHUNK_BYTES
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from nncift_ray.corpus import streams
-from nncift_ray.corpus.streams import EXCERPT_CHARS, ReadLimits
+from nncift_ray.corpus import formats
+from nncift_ray.corpus.formats import EXCERPT_CHARS, ReadLimits
 from nncift_ray.errors import DataError
 from tests.unit.corpus.hostile import (
     ALL_JSON,
@@ -91,7 +91,7 @@ def test_an_array_is_read_the_same_whatever_the_chunks(
     path = tmp_path / "corpus.json"
     path.write_bytes(b" [ " + b" ,".join(rows) + b" ] ")
     whole = read_file(path)
-    monkeypatch.setattr(streams, "CHUNK_BYTES", chunk)
+    monkeypatch.setattr(formats, "CHUNK_BYTES", chunk)
     assert read_file(path) == whole
     assert [row["line"] for row in whole[0]] == [1, 2]
     assert [row["line"] for row in whole[1]] == [3, 4, 5, 6, 7]

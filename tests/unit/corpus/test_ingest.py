@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nncift_ray.corpus.ingest import DeduplicateStage, IngestStage, find_first_copies, find_sources
+from nncift_ray.corpus.examples import DeduplicateStage, find_first_copies
+from nncift_ray.corpus.ingest import IngestStage, find_sources
 from nncift_ray.errors import DataError
 from nncift_ray.recipe.sections import DataConfig
 from nncift_ray.runtime import schemas

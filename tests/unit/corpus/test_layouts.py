@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from nncift_ray.corpus.formats import BadRow, ReadLimits
 from nncift_ray.corpus.layouts import (
     LAYOUTS,
     ParsedExample,
@@ -14,7 +15,6 @@ from nncift_ray.corpus.layouts import (
     resolve_layout,
     to_example,
 )
-from nncift_ray.corpus.streams import BadRow, ReadLimits
 from nncift_ray.errors import DataError
 
 SYSTEM = {"role": "system", "content": "Be brief."}

@@ -9,9 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nncift_ray.corpus import overlap
-from nncift_ray.corpus.ingest import DeduplicateStage, IngestStage, find_sources
-from nncift_ray.corpus.overlap import TestTexts, find_twins, hash_sides, make_sketches, split_words
+from nncift_ray.corpus import examples as overlap
+from nncift_ray.corpus.examples import (
+    DeduplicateStage,
+    TestTexts,
+    find_twins,
+    hash_sides,
+    make_sketches,
+    split_words,
+)
+from nncift_ray.corpus.ingest import IngestStage, find_sources
 from nncift_ray.errors import DataError
 from nncift_ray.recipe.sections import DataConfig
 from nncift_ray.runtime.driver import execute_here, run_stage
@@ -27,7 +34,7 @@ QUESTION = "A farmer has twelve sheep and sells all but five of them on Monday; 
 def twins_of(*pairs: tuple[str, str], min_similarity: float = 0.95) -> dict[int, int]:
     prompts, responses = zip(*pairs, strict=True)
     sketches = make_sketches(*hash_sides(prompts, responses)[1:])
-    twin_N = find_twins(sketches, min_similarity).twin_N
+    twin_N = find_twins(sketches, min_similarity)[0]
     return {row: int(twin) for row, twin in enumerate(twin_N) if twin >= 0}
 
 

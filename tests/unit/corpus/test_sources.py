@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nncift_ray.corpus.sources import KINDS, SourceFile, content_digest, expand_sources, kind_of
+from nncift_ray.corpus.ingest import KINDS, SourceFile, content_digest, expand_sources, kind_of
 from nncift_ray.errors import DataError
 
 

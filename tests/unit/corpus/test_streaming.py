@@ -14,8 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from nncift_ray.corpus.ingest import MAX_BATCH_CHARS, batch_tables, read_examples
-from nncift_ray.corpus.sources import expand_sources
+from nncift_ray.corpus.ingest import MAX_BATCH_CHARS, batch_tables, expand_sources, read_examples
 from nncift_ray.runtime import schemas
 from tests.unit.corpus.hostile import good_pair
 
@@ -90,7 +89,7 @@ def test_a_long_file_streams_in_flat_memory(tmp_path: Path, write: Callable[[Pat
 
 MEASURE = """
 import resource, sys
-from nncift_ray.corpus.sources import expand_sources
+from nncift_ray.corpus.ingest import expand_sources
 from nncift_ray.corpus.ingest import batch_tables, read_examples
 
 def peak_kib():

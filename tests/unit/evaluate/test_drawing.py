@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nncift_ray.corpus.ingest import DeduplicateStage, IngestStage, find_sources
+from nncift_ray.corpus.examples import DeduplicateStage
+from nncift_ray.corpus.ingest import IngestStage, find_sources
 from nncift_ray.evaluation.ask import TestSet, draw_test_rows
 from nncift_ray.runtime.driver import execute_here, run_stage
 from nncift_ray.runtime.files import Location

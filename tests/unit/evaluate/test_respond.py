@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nncift_ray.corpus.ingest import DeduplicateStage, IngestStage, find_sources
+from nncift_ray.corpus.examples import DeduplicateStage
+from nncift_ray.corpus.ingest import IngestStage, find_sources
 from nncift_ray.embedders import EmbedPromptsStage
 from nncift_ray.engines.base import (
     Generation,

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nncift_ray.corpus.ingest import DeduplicateStage, IngestStage, find_sources
+from nncift_ray.corpus.examples import DeduplicateStage
+from nncift_ray.corpus.ingest import IngestStage, find_sources
 from nncift_ray.embedders import EmbedPromptsStage
 from nncift_ray.engines.models import ResolvedModel
 from nncift_ray.errors import StageError

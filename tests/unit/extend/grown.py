@@ -9,8 +9,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from nncift_ray.corpus.examples import DeduplicateStage
 from nncift_ray.corpus.export import ExportStage
-from nncift_ray.corpus.ingest import DeduplicateStage, IngestStage, find_sources
+from nncift_ray.corpus.ingest import IngestStage, find_sources
 from nncift_ray.embedders import EmbedStage
 from nncift_ray.extend import Extension, recipe_of_union
 from nncift_ray.network.inputs import ExampleInputs

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from nncift_ray.corpus.hub import check_repo, commit_of
-from nncift_ray.corpus.sources import expand_sources
+from nncift_ray.corpus.ingest import expand_sources
 from nncift_ray.errors import DataError
 from nncift_ray.runtime.files import Location
 from tests.unit.hub.fake_hub import COMMIT, TOKEN, FakeHub, serve
@@ -40,7 +40,7 @@ tell(settings=output.manifest.settings["sources"],
      rows=[[row["prompt"], row["source"], row["line"]] for row in rows])
 """
 REFUSED = """
-from nncift_ray.corpus.sources import expand_sources
+from nncift_ray.corpus.ingest import expand_sources
 from nncift_ray.errors import DataError
 for pattern in sys.argv[1:]:
     try:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from nncift_ray.corpus.ingest import DeduplicateStage, IngestStage, find_sources
+from nncift_ray.corpus.examples import DeduplicateStage
+from nncift_ray.corpus.ingest import IngestStage, find_sources
 from nncift_ray.labels import step as label_step
 from nncift_ray.labels.sample import SampleDesign
 from nncift_ray.labels.step import LabelSample, LabelStage

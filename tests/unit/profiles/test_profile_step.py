@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nncift_ray.corpus.ingest import DeduplicateStage, IngestStage, find_sources
+from nncift_ray.corpus.examples import DeduplicateStage
+from nncift_ray.corpus.ingest import IngestStage, find_sources
 from nncift_ray.profiles import step as profile_step
 from nncift_ray.profiles.blocks import FEATURE_BLOCKS, SCALARS
 from nncift_ray.profiles.reader import ProfilingEngine
