@@ -38,12 +38,12 @@ from nncift_ray.corpus.examples import Example
 from nncift_ray.embedders import SentenceTransformerEmbedder
 from nncift_ray.engines.base import ScoringRequest, ScoringResult
 from nncift_ray.engines.embedded import EMBEDDED_EMBEDDER, EMBEDDED_LANGUAGE_MODEL
-from nncift_ray.engines.lora import AdapterSpec, LoraModel, ModelOptions
+from nncift_ray.engines.lora import LoraModel
 from nncift_ray.engines.models import resolve_embedder, resolve_language_model
 from nncift_ray.engines.tokens import TrainingExample
 from nncift_ray.engines.transformers import TransformersEngine
 from nncift_ray.engines.vllm import VllmEngine, vllm_available
-from nncift_ray.recipe.sections import EngineConfig
+from nncift_ray.recipe.sections import EngineConfig, LessConfig
 from nncift_ray.scores.exact import TopK, top_k_rows
 from nncift_ray.scores.gpu import fold_in_torch, top_k_rows_on
 from nncift_ray.scores.scorers import pair_backend
@@ -228,10 +228,14 @@ def check_less(setting: Setting) -> Finding:
     examples, found = [Example(str(n), fact, f"Yes, {fact}") for n, fact in enumerate(FACTS)], []
     speed = ""
     for device, dtype in (("cpu", "float32"), (setting.device, _dtype(setting))):
-        options = ModelOptions(dtype=dtype, device=device, gradient_checkpointing=device != "cpu")
-        model = LoraModel(
-            _language_model(), AdapterSpec(8, 16.0, 0.0, ("q_proj", "v_proj"), 0), options
+        less = LessConfig(
+            rank=8,
+            alpha=16.0,
+            dropout=0.0,
+            target_modules=("q_proj", "v_proj"),
+            gradient_checkpointing=device != "cpu",
         )
+        model = LoraModel(_language_model(), less, dtype=dtype, device=device)
         encoded = [
             one for text in examples if isinstance(one := model.encode(text), TrainingExample)
         ]

@@ -73,8 +73,8 @@ from nncift_ray.selection.names import (
     resolve_selection,
     scores_of,
 )
+from nncift_ray.teachers.base import RecipeTeacher
 from nncift_ray.teachers.less import HELPED, HELPER, GradientKey
-from nncift_ray.teachers.setup import RecipeTeacher
 
 if TYPE_CHECKING:
     from nncift_ray.report.data import ReportData

@@ -14,8 +14,9 @@ from benchmarks.baselines import gradients_one_by_one, project_row
 from benchmarks.teacher.texts import choose
 from nncift_ray.corpus.examples import Example
 from nncift_ray.engines.chat import TrainingExample
-from nncift_ray.engines.lora import AdapterSpec, LoraModel, ModelOptions
+from nncift_ray.engines.lora import LoraModel
 from nncift_ray.engines.tokens import SegmentTokenizer
+from nncift_ray.recipe.sections import LessConfig
 from nncift_ray.teachers.gradients import RademacherProjector, project_gradients
 
 TOKENS = (20, 120)
@@ -34,8 +35,8 @@ def measure(
     repeats: int,
 ) -> dict[str, Any]:
     """Take and project the same rows' gradients both ways; the largest difference is told."""
-    spec = AdapterSpec(rank, 4.0 * rank, 0.0, TARGETS, seed=0)
-    model = LoraModel(model_path, spec, ModelOptions(template="paper"))
+    less = LessConfig(rank=rank, alpha=4.0 * rank, dropout=0.0, target_modules=TARGETS)
+    model = LoraModel(model_path, less, template="paper")
     generator = np.random.default_rng(0)
     model.load_adapter(
         {
@@ -50,9 +51,7 @@ def measure(
 
     def batched() -> torch.Tensor:
         return torch.as_tensor(
-            project_gradients(
-                model, examples, projector, precondition=None, batch_tokens=BATCH_TOKENS
-            )
+            project_gradients(model, examples, projector, adam=None, batch_tokens=BATCH_TOKENS)
         )
 
     def loop() -> torch.Tensor:

@@ -9,7 +9,7 @@ import importlib.util
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nncift_ray.engines.base import Engine
 from nncift_ray.engines.chat import writing_settings
@@ -22,7 +22,10 @@ from nncift_ray.engines.models import (
 )
 from nncift_ray.engines.vllm import VllmEngine, vllm_available
 from nncift_ray.errors import ModelError
-from nncift_ray.recipe.sections import EngineConfig, ServerConfig
+from nncift_ray.recipe.sections import EngineConfig, LessConfig, ServerConfig, TaughtTurns, Template
+
+if TYPE_CHECKING:
+    from nncift_ray.engines.lora import LoraModel  # with torch, which takes seconds
 
 TRANSFORMERS, SERVER = "transformers", "server"
 
@@ -138,6 +141,37 @@ class EngineFactory:
             "tensor_parallel_size": options.tensor_parallel_size,
             "adapter": folder_digest(Path(options.adapter)) if options.adapter else None,
         } | written
+
+
+@dataclass(frozen=True)
+class LoraFactory:
+    """Loads the language model that LESS warms up and takes gradients of."""
+
+    model: ResolvedModel
+    dtype: str
+    less: LessConfig
+    template: Template
+    turns: TaughtTurns
+
+    def __call__(self) -> LoraModel:
+        """Load it."""
+        from nncift_ray.engines.lora import LoraModel
+
+        return LoraModel(
+            locate_model(self.model, "language model").path,
+            self.less,
+            dtype=self.dtype,
+            num_threads=actor_threads(),
+            template=self.template,
+            turns=self.turns,
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """Settings that enter the cache key."""
+        model = {"model": self.model.name, "revision": self.model.revision, "dtype": self.dtype}
+        keys = {"quantization", "rank", "alpha", "dropout", "target_modules", "max_length"}
+        adapter = self.less.model_dump(mode="json", include=keys)
+        return model | adapter | writing_settings(self.template, self.turns)
 
 
 def find_engine(options: EngineConfig, *, has_gpu: bool, generates: bool = False) -> EngineFactory:

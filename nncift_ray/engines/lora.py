@@ -9,7 +9,6 @@ import gc
 import math
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,7 +30,7 @@ from nncift_ray.engines.transformers import (
     pick_device,
 )
 from nncift_ray.errors import ModelError
-from nncift_ray.recipe.sections import TaughtTurns, Template
+from nncift_ray.recipe.sections import LessConfig, TaughtTurns, Template
 
 #: A larger model computes the activations of its layers again on the way back: of an 8B model they
 #: take 289 kB a token and layer, and 8 kB so.
@@ -59,58 +58,57 @@ def fit_pass_tokens(peak_bytes: float, free_bytes: float) -> int:
     return max(PROBE_TOKENS, min(MOST_PASS_TOKENS, fitting // PROBE_TOKENS * PROBE_TOKENS))
 
 
-@dataclass(frozen=True, slots=True)
-class ModelOptions:
-    """How a model to train is loaded.
+ADAPTER = "default"  # what PEFT calls the one adapter of a model
+
+
+class LoraModel:
+    """A frozen causal language model (16 or 32 bits, or 4) with float32 LoRA adapters.
 
     Attributes:
-        dtype: A torch dtype by name, of the weights that are not trained.
-        device: "auto" (CUDA if there is one), "cpu", "cuda", ...
-        quantization: "bitsandbytes" holds the frozen weights in 4 bits (NF4).
-        max_length: Most tokens of an example; lowered to what the model's positions hold.
-        num_threads: CPU threads of torch; None leaves them alone.
-        gradient_checkpointing: Whether activations are computed again on the way back, which
-            changes no gradient; None: where the model is large.
-        template: As ``teacher.template``.
-        turns: As ``teacher.turns``.
+        parameters: The LoRA matrices by name, in their fixed order; all that is trained.
     """
 
-    dtype: str = "float32"
-    device: str = "auto"
-    quantization: str | None = None
-    max_length: int = 2048
-    num_threads: int | None = None
-    gradient_checkpointing: bool | None = None
-    template: Template = "auto"
-    turns: TaughtTurns = "all"
+    def __init__(
+        self,
+        model_path: str | Path,
+        less: LessConfig,
+        *,
+        dtype: str = "float32",
+        device: str = "auto",
+        num_threads: int | None = None,
+        template: Template = "auto",
+        turns: TaughtTurns = "all",
+    ) -> None:
+        """Load model and tokenizer and give it fresh adapters.
 
+        The adapters' first weights depend on ``less`` and the model's shapes only.
 
-class TrainableModel:
-    """A causal language model some of whose weights are trained; subclasses say which."""
-
-    def __init__(self, model_path: str | Path, options: ModelOptions) -> None:
-        """Load model and tokenizer.
+        Args:
+            model_path: A local folder.
+            less: The adapters, how the base is quantised, and the longest example, which is
+                lowered to what the model's positions hold.
+            dtype: A torch dtype by name, of the weights that are not trained.
+            device: "auto" (CUDA if there is one), "cpu", "cuda", ...
+            num_threads: CPU threads of torch; None leaves them alone.
+            template: As ``teacher.template``.
+            turns: As ``teacher.turns``.
 
         Raises:
-            ModelError: If they cannot be loaded.
+            ModelError: If the model or its tokenizer cannot be loaded, or has no layer of the
+                names in ``less.target_modules``.
         """
-        if options.num_threads is not None:
-            torch.set_num_threads(options.num_threads)
-        self.device = pick_device(options.device)
-        self.tokenizer = SegmentTokenizer(
-            model_path, template=options.template, turns=options.turns
-        )
+        if num_threads is not None:
+            torch.set_num_threads(num_threads)
+        self.device = pick_device(device)
+        self.tokenizer = SegmentTokenizer(model_path, template=template, turns=turns)
         self.model: Any = load_language_model(
-            model_path,
-            self.device,
-            dtype=options.dtype,
-            quantization=options.quantization,
+            model_path, self.device, dtype=dtype, quantization=less.quantization
         )
         keep_four_bit_input_whole(self.model)
         config = self.model.config.get_text_config()
         positions = getattr(config, "max_position_embeddings", None)
         self._checkpointed: list[nn.Module] = []
-        if is_checkpointed(config, options.gradient_checkpointing):
+        if is_checkpointed(config, less.gradient_checkpointing):
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
             self._checkpointed = [
                 module
@@ -118,28 +116,44 @@ class TrainableModel:
                 if getattr(module, "gradient_checkpointing", False)
             ]
         self._pass_tokens: int | None = None
-        self.max_length = min(options.max_length, positions) if positions else options.max_length
-        self._choose_parameters(model_path, options)
+        self.max_length = min(less.max_length, positions or less.max_length)
+        self.parameters = _add_adapters(self.model, model_path, less)
+        self.num_adapter_parameters = sum(p.numel() for p in self.parameters.values())
         self.model.eval()  # fresh adapters are in training mode
-        self._parameters = {
-            self._public_name(name): parameter
-            for name, parameter in self.model.named_parameters()
-            if parameter.requires_grad
-        }
-        self.parameter_names = tuple(self._parameters)
         self._has_plain_head = has_plain_head(self.model, self.device)
 
-    def _choose_parameters(self, model_path: str | Path, options: ModelOptions) -> None:
-        """Leave ``requires_grad`` at exactly the weights to train, in float32."""
-        raise NotImplementedError
+    def adapted_layers(self) -> Iterator[tuple[str, nn.Module, nn.Module]]:
+        """Yield each adapted layer's name with its two linear halves, down (A) and up (B).
 
-    def _public_name(self, name: str) -> str:
-        return name
+        Their weights are ``parameters[name + ".lora_A.weight"]`` and ``".lora_B.weight"``.
+        """
+        for name, module in self.model.named_modules():
+            if hasattr(module, "lora_A") and ADAPTER in module.lora_A:
+                yield name, module.lora_A[ADAPTER], module.lora_B[ADAPTER]
 
-    @property
-    def parameters(self) -> dict[str, nn.Parameter]:
-        """The weights that are trained by name, in their fixed order; float32."""
-        return self._parameters
+    def adapter_state(self) -> dict[str, NDArray[np.float32]]:
+        """Return a copy of the LoRA matrices by name."""
+        return {name: p.detach().cpu().numpy().copy() for name, p in self.parameters.items()}
+
+    @torch.no_grad()
+    def load_adapter(self, state: Mapping[str, NDArray[np.float32]]) -> None:
+        """Replace the LoRA matrices.
+
+        Raises:
+            ModelError: If names or shapes are not those of this model's adapter.
+        """
+        expected = {name: tuple(p.shape) for name, p in self.parameters.items()}
+        given = {name: tuple(array.shape) for name, array in state.items()}
+        if given != expected:
+            odd = next(
+                name for name in (*expected, *given) if given.get(name) != expected.get(name)
+            )
+            raise ModelError(
+                f"the adapter is of another model or another rank: {odd} is {given.get(odd)}, "
+                f"this model has {expected.get(odd)}"
+            )
+        for name, parameter in self.parameters.items():
+            parameter.copy_(torch.tensor(state[name]))  # copied: it may be read-only
 
     def encode(self, example: Example) -> TrainingExample | ScoringFailure:
         """Tokenise an example (``encode_example``)."""
@@ -216,7 +230,7 @@ class TrainableModel:
         """Free the model's memory; it cannot be used afterwards."""
         self.model = None
         self._checkpointed = []
-        self._parameters = {}
+        self.parameters = {}
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -228,117 +242,37 @@ class TrainableModel:
         return self.model.get_output_embeddings()(states_BSD[where_R])
 
 
-# A causal language model with LoRA adapters, for the warm-up of LESS.
+def _add_adapters(model: Any, model_path: str | Path, less: LessConfig) -> dict[str, nn.Parameter]:
+    """Inject LoRA layers and start them as LoRA does: A from Kaiming's uniform, B at zero.
 
-ADAPTER = "default"  # what PEFT calls the one adapter of a model
-ALL_LINEAR = "all-linear"  # what PEFT calls every linear layer but the output layer
+    Drawn here, on the CPU from a generator of its own, so that the first weights do not depend on
+    the device or on what was drawn before.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
 
-
-@dataclass(frozen=True, slots=True)
-class AdapterSpec:
-    """Where the LoRA matrices sit and how they start."""
-
-    rank: int
-    alpha: float  # LoRA's scale is alpha / rank
-    dropout: float  # of the inputs of the adapters, while training
-    #: Names of the linear layers that get an adapter; None: all but the output layer.
-    target_modules: tuple[str, ...] | None
-    seed: int  # of the first weights
-
-
-class LoraModel(TrainableModel):
-    """A frozen causal language model (16 or 32 bits, or 4) with float32 LoRA adapters."""
-
-    def __init__(
-        self, model_path: str | Path, spec: AdapterSpec, options: ModelOptions | None = None
-    ) -> None:
-        """Load model and tokenizer and give it fresh adapters.
-
-        The adapters' first weights depend on ``spec`` and the model's shapes only.
-
-        Args:
-            model_path: A local folder, or the id of a model on the hub.
-            spec: The adapters.
-            options: How it is loaded.
-
-        Raises:
-            ModelError: If the model or its tokenizer cannot be loaded, or has no layer of the
-                names in ``spec.target_modules``.
-        """
-        self.spec = spec
-        super().__init__(model_path, options or ModelOptions())
-        self.num_adapter_parameters = sum(p.numel() for p in self.parameters.values())
-
-    def adapted_layers(self) -> Iterator[tuple[str, nn.Module, nn.Module]]:
-        """Yield each adapted layer's name with its two linear halves, down (A) and up (B).
-
-        Their weights are ``parameters[name + ".lora_A.weight"]`` and ``".lora_B.weight"``.
-        """
-        for name, module in self.model.named_modules():
-            if hasattr(module, "lora_A") and ADAPTER in module.lora_A:
-                yield name, module.lora_A[ADAPTER], module.lora_B[ADAPTER]
-
-    def adapter_state(self) -> dict[str, NDArray[np.float32]]:
-        """Return a copy of the LoRA matrices by name."""
-        return {name: p.detach().cpu().numpy().copy() for name, p in self.parameters.items()}
-
-    @torch.no_grad()
-    def load_adapter(self, state: Mapping[str, NDArray[np.float32]]) -> None:
-        """Replace the LoRA matrices.
-
-        Raises:
-            ModelError: If names or shapes are not those of this model's adapter.
-        """
-        expected = {name: tuple(p.shape) for name, p in self.parameters.items()}
-        given = {name: tuple(array.shape) for name, array in state.items()}
-        if given != expected:
-            odd = next(
-                name for name in (*expected, *given) if given.get(name) != expected.get(name)
-            )
-            raise ModelError(
-                f"the adapter is of another model or another rank: {odd} is {given.get(odd)}, "
-                f"this model has {expected.get(odd)}"
-            )
-        for name, parameter in self.parameters.items():
-            parameter.copy_(torch.tensor(state[name]))  # copied: it may be read-only
-
-    def _public_name(self, name: str) -> str:
-        return name.replace(f".{ADAPTER}.", ".")
-
-    def _choose_parameters(self, model_path: str | Path, options: ModelOptions) -> None:
-        """Inject LoRA layers and start them as LoRA does: A from Kaiming's uniform, B at zero.
-
-        Drawn here, on the CPU from a generator of its own, so that the first weights do not depend
-        on the device or on what was drawn before.
-        """
-        from peft import inject_adapter_in_model
-
-        try:
-            inject_adapter_in_model(_peft_config(self.spec), self.model)
-        except ValueError as error:
-            raise ModelError(
-                f"{model_path} cannot be adapted at "
-                f"{', '.join(self.spec.target_modules or ['any linear layer'])}; set "
-                f"teacher.less.target_modules to names of its linear layers: {error}"
-            ) from error
-        generator = torch.Generator().manual_seed(self.spec.seed)
-        for name, parameter in self.model.named_parameters():
-            if not parameter.requires_grad:
-                continue
-            first = torch.zeros(parameter.shape)
-            if ".lora_A." in name:
-                nn.init.kaiming_uniform_(first, a=math.sqrt(5), generator=generator)
-            parameter.data = first.to(parameter.device)
-
-
-def _peft_config(spec: AdapterSpec) -> Any:
-    from peft import LoraConfig
-
-    return LoraConfig(
-        r=spec.rank,
-        lora_alpha=spec.alpha,  # pyright: ignore[reportArgumentType] - any number will do
-        lora_dropout=spec.dropout,
-        target_modules=ALL_LINEAR if spec.target_modules is None else list(spec.target_modules),
+    config = LoraConfig(
+        r=less.rank,
+        lora_alpha=less.alpha,  # pyright: ignore[reportArgumentType] - any number will do
+        lora_dropout=less.dropout,
+        target_modules=list(less.target_modules),
         bias="none",
         task_type="CAUSAL_LM",
     )
+    try:
+        inject_adapter_in_model(config, model)
+    except ValueError as error:
+        raise ModelError(
+            f"{model_path} cannot be adapted at {', '.join(less.target_modules)}; set "
+            f"teacher.less.target_modules to names of its linear layers: {error}"
+        ) from error
+    generator = torch.Generator().manual_seed(less.seed)
+    found: dict[str, nn.Parameter] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        first = torch.zeros(parameter.shape)
+        if ".lora_A." in name:
+            nn.init.kaiming_uniform_(first, a=math.sqrt(5), generator=generator)
+        parameter.data = first.to(parameter.device)
+        found[name.replace(f".{ADAPTER}.", ".")] = parameter
+    return found

@@ -91,7 +91,8 @@ class LabelSample:
 
     def load_examples(self) -> dict[ExampleKey, Example]:
         """Read the texts of all examples that a request names."""
-        return load_examples(self.examples, {key.example for key in list_gradients(self.requests)})
+        keys = {(key.role, key.row_index) for key in list_gradients(self.requests)}
+        return load_examples(self.examples, keys)
 
     def count_asked(self) -> dict[str, dict[str, int]]:
         """Return by block how many rows are asked about, and with how many pairs (or points)."""

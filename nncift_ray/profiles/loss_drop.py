@@ -14,13 +14,12 @@ import pyarrow as pa
 
 from nncift_ray.corpus.examples import EXAMPLE_COLUMNS, Example
 from nncift_ray.engines.base import Engine, ScoringFailure, ScoringRequest
-from nncift_ray.engines.load import EngineFactory
+from nncift_ray.engines.load import EngineFactory, LoraFactory
 from nncift_ray.engines.tokens import TrainingExample, cut_batches
 from nncift_ray.profiles.neighbours import fitting_prefix
 from nncift_ray.profiles.step import ATOM_ROWS, DEFAULT_SHARD_ROWS, ModelRowStage
 from nncift_ray.runtime.output import Sink, StageOutput
 from nncift_ray.runtime.step import KILLED_WORKER, RowAtoms, Shard, Worker
-from nncift_ray.teachers.setup import LoraFactory
 
 PASS_TOKENS = 8192
 TARGETS_STREAM = 41  # random stream of the targets that are shown

@@ -39,12 +39,8 @@ from nncift_ray.scores.scorers import (
     write_lists,
     write_statistics,
 )
-from nncift_ray.teachers.less import (
-    checkpoint_weights,
-    gradient_table,
-    read_features,
-    target_subspace,
-)
+from nncift_ray.teachers.base import checkpoint_weights
+from nncift_ray.teachers.less import gradient_table, read_features, target_subspace
 from nncift_ray.teachers.measured import ifd_scores, ridge_weights, unit_rows
 
 LIST_ROWS = 16_384  # written at a time

@@ -264,7 +264,7 @@ def project_gradients(
 
     NaN in the row of an example whose gradient is zero or not finite. The gradient is that of the
     mean loss over the example's own response tokens, taken without dropout in float32, the
-    adapter's matrices flattened one behind the other in the order of ``model.parameter_names``. A
+    adapter's matrices flattened one behind the other in the order of ``model.parameters``. A
     row depends on the examples of this call (their padding) but on nothing that was computed
     before. With ``adam``, gradients are turned into the direction of the next training step.
 
@@ -292,7 +292,7 @@ def per_example_gradients(model: LoraModel, batch: Sequence[TrainingExample]) ->
     """Return the gradient of every example's loss by each LoRA matrix [B, *shape], float32."""
     gradients: dict[str, Tensor] = {}
     _backward(model, batch, gradients.__setitem__)
-    return {name: gradients[name] for name in model.parameter_names}
+    return {name: gradients[name] for name in model.parameters}
 
 
 def _gradients(
@@ -374,7 +374,7 @@ def _forward_hook(
 def _precondition(gradients_ND: Tensor, model: LoraModel, checkpoint: WarmupCheckpoint) -> None:
     """Turn gradients into Adam's directions, matrix by matrix, in place."""
     low = 0
-    for name in model.parameter_names:
+    for name in model.parameters:
         mean_D, square_D = (
             torch.tensor(moments[name], device=gradients_ND.device).flatten()
             for moments in (checkpoint.exp_avg, checkpoint.exp_avg_sq)

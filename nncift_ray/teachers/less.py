@@ -63,19 +63,6 @@ class LessTeacher(Teacher):
             return MeasurementFailure("bad_gradient", str(error))
 
 
-def checkpoint_weights(mean_learning_rates: Sequence[float]) -> tuple[float, ...]:
-    """Return the weight of each checkpoint: its epoch's mean learning rate, scaled to sum to 1.
-
-    Raises:
-        ValueError: If there is no checkpoint, a rate is negative or not finite, or all are 0.
-    """
-    rates = np.asarray(mean_learning_rates, dtype=np.float64)
-    if rates.size == 0 or not np.isfinite(rates).all() or (rates < 0).any() or rates.sum() == 0:
-        msg = f"mean learning rates must be finite, not negative and not all 0: {rates.tolist()}"
-        raise ValueError(msg)
-    return tuple(float(weight) for weight in rates / rates.sum())
-
-
 def less_score(
     helped_CP: NDArray[np.floating],
     helper_CP: NDArray[np.floating],

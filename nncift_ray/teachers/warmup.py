@@ -1,7 +1,7 @@
 """Warm-up: train a LoRA adapter on a random share of the candidates, one checkpoint an epoch.
 
 LESS measures gradients where a model has begun to learn, and needs the optimiser's moments there,
-so the training loop is our own; fine-tuning for an evaluation takes the same one.
+so the training loop is our own.
 Source: LESS, arXiv 2402.04333, section 4.1 (5 % of the pool, 4 epochs).
 """
 
@@ -12,13 +12,12 @@ import functools
 import json
 import math
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import pyarrow as pa
 import safetensors.numpy
 import torch
 from numpy.typing import NDArray
@@ -27,7 +26,7 @@ from torch import nn
 from nncift_ray.corpus.examples import EXAMPLE_COLUMNS, Example
 from nncift_ray.engines.base import ScoringFailure
 from nncift_ray.engines.chat import TrainingExample
-from nncift_ray.engines.lora import LoraModel, TrainableModel
+from nncift_ray.engines.lora import LoraModel
 from nncift_ray.engines.tokens import cut_batches
 from nncift_ray.errors import ModelError, StageError
 from nncift_ray.recipe.sections import LessConfig
@@ -42,17 +41,6 @@ CPU_PASS_TOKENS = 1024
 
 
 @dataclass(frozen=True, slots=True)
-class TrainingSettings:
-    """How to train: AdamW without decay, a linear rise and fall of the learning rate."""
-
-    num_epochs: int
-    learning_rate: float  # the peak of the schedule
-    lr_warmup_fraction: float  # share of the steps in which it rises
-    batch_size: int  # examples of one step, over all workers together
-    seed: int  # of the order of the examples and of dropout
-
-
-@dataclass(frozen=True, slots=True)
 class EpochSummary:
     """What an epoch came to."""
 
@@ -62,62 +50,59 @@ class EpochSummary:
     train_loss: float  # nats a response token, over the epoch's examples alike
 
 
-@dataclass(frozen=True)
-class Workers:
-    """The place of this worker among those that train one model together."""
-
-    rank: int = 0
-    world: int = 1
-    #: Replaces `.grad` of each given parameter by its mean over the workers.
-    reduce_gradients: Callable[[list[nn.Parameter]], None] | None = None
+Arrays = dict[str, NDArray[np.float32]]
 
 
-ALONE = Workers()
+@dataclass(frozen=True, slots=True, eq=False)
+class WarmupCheckpoint:
+    """The state at the end of an epoch; arrays by the names of ``LoraModel.parameters``."""
+
+    adapter: Arrays
+    exp_avg: Arrays  # Adam's first moment
+    exp_avg_sq: Arrays  # Adam's second moment
+    summary: EpochSummary
 
 
-def train(
-    model: TrainableModel,
+def warm_up(
+    model: LoraModel,
     examples: Sequence[TrainingExample],
-    settings: TrainingSettings,
+    less: LessConfig,
     *,
-    workers: Workers = ALONE,
-    on_step: Callable[[int, int], None] | None = None,
-    on_epoch: Callable[[EpochSummary, torch.optim.Optimizer], None] | None = None,
-) -> list[EpochSummary]:
-    """Train the model in place and return what each epoch came to.
+    rank: int = 0,
+    world: int = 1,
+) -> list[WarmupCheckpoint]:
+    """Train the model's fresh adapter in place and return each epoch's state.
 
-    On n workers each gives the same arguments but its own rank, and takes a slice of every batch,
-    weighted so that the mean of the gradients over workers is the gradient of the whole batch.
-    Without dropout they end as one worker would, up to rounding; with it, every rank draws masks of
-    its own. ``on_step`` is called with the steps done and their number.
+    By AdamW without decay, with a linear rise and fall of the learning rate. The loss of a step is
+    the mean over its examples of each one's mean over its response tokens: the same per-example
+    loss whose gradients are taken later.
+
+    On ``world`` workers each gives the same arguments but its own rank, and takes a slice of every
+    batch, weighted so that the mean of the gradients over workers is the gradient of the whole
+    batch. Without dropout they end as one worker would, up to rounding; with it, every rank draws
+    masks of its own.
 
     Raises:
-        ValueError: If there is no example, or several workers have no ``reduce_gradients``.
         ModelError: If the loss stops being finite.
+
+    Memory: on the host 12 bytes for every adapter parameter and epoch.
     """
-    if not examples:
-        raise ValueError("there is no example to train on")
-    if workers.world > 1 and workers.reduce_gradients is None:
-        raise ValueError(f"{workers.world} workers need reduce_gradients, or each trains alone")
-    parameters = list(model.parameters.values())
-    optimiser = torch.optim.AdamW(parameters, weight_decay=0.0)
-    order = torch.Generator().manual_seed(settings.seed)
-    total_steps = math.ceil(len(examples) / settings.batch_size) * settings.num_epochs
-    summaries: list[EpochSummary] = []
+    optimiser = torch.optim.AdamW(model.parameters.values(), weight_decay=0.0)
+    order = torch.Generator().manual_seed(less.seed)
+    total_steps = math.ceil(len(examples) / less.batch_size) * less.num_epochs
+    checkpoints: list[WarmupCheckpoint] = []
     step = 0
-    with _training(model, settings.seed + workers.rank):
-        for epoch in range(1, settings.num_epochs + 1):
+    with _training(model, less.seed + rank):
+        for epoch in range(1, less.num_epochs + 1):
             rates: list[float] = []
             total_loss = 0.0
-            for rows in torch.randperm(len(examples), generator=order).split(settings.batch_size):
+            for rows in torch.randperm(len(examples), generator=order).split(less.batch_size):
                 rates.append(
-                    learning_rate_at(
-                        step, total_steps, settings.learning_rate, settings.lr_warmup_fraction
-                    )
+                    learning_rate_at(step, total_steps, less.learning_rate, less.lr_warmup_fraction)
                 )
                 optimiser.param_groups[0]["lr"] = rates[-1]
                 batch = [examples[n] for n in rows.tolist()]
-                loss = _differentiate(model, batch, workers)
+                loss = _differentiate(model, batch, rank, world)
                 if not math.isfinite(loss):
                     raise ModelError(
                         f"the training loss is {loss} at step {step + 1} of {total_steps}: lower "
@@ -126,17 +111,21 @@ def train(
                 optimiser.step()
                 total_loss += loss * len(batch)
                 step += 1
-                if on_step is not None:
-                    on_step(step, total_steps)
             mean_rate = math.fsum(rates) / len(rates)
-            summaries.append(EpochSummary(epoch, step, mean_rate, total_loss / len(examples)))
-            if on_epoch is not None:
-                on_epoch(summaries[-1], optimiser)
-    return summaries
+            summary = EpochSummary(epoch, step, mean_rate, total_loss / len(examples))
+            moments: dict[str, Arrays] = {
+                kind: {
+                    name: optimiser.state[parameter][kind].detach().cpu().numpy().copy()
+                    for name, parameter in model.parameters.items()
+                }
+                for kind in ("exp_avg", "exp_avg_sq")
+            }
+            checkpoints.append(WarmupCheckpoint(model.adapter_state(), **moments, summary=summary))
+    return checkpoints
 
 
 def _differentiate(
-    model: TrainableModel, batch: Sequence[TrainingExample], workers: Workers
+    model: LoraModel, batch: Sequence[TrainingExample], rank: int, world: int
 ) -> float:
     """Set the gradient of a batch's mean loss, every example alike; return that loss.
 
@@ -144,7 +133,7 @@ def _differentiate(
     """
     parameters = list(model.parameters.values())
     loss = nn.Parameter(torch.zeros(1, dtype=torch.float64))
-    mine = batch[workers.rank :: workers.world]
+    mine = batch[rank::world]
     lengths = [len(example.input_ids) for example in mine]
 
     def add_up(pass_tokens: int) -> None:
@@ -152,14 +141,14 @@ def _differentiate(
             parameter.grad = torch.zeros_like(parameter)
         for rows in cut_batches(lengths, 0, pass_tokens):
             part = [mine[n] for n in rows]
-            shares = [workers.world / len(batch)] * len(part)
+            shares = [world / len(batch)] * len(part)
             passed = (model.losses(part) * torch.tensor(shares, device=model.device)).sum()
             passed.backward()
             loss.grad += float(passed.detach())  # pyright: ignore[reportOperatorIssue]
 
     model.in_passes(add_up, None if model.device.type == "cuda" else CPU_PASS_TOKENS)
-    if workers.reduce_gradients is not None:
-        workers.reduce_gradients([*parameters, loss])
+    if world > 1:
+        average_gradients([*parameters, loss])
     return float(loss.grad)  # pyright: ignore[reportArgumentType]
 
 
@@ -181,7 +170,7 @@ def learning_rate_at(step: int, total_steps: int, peak: float, warmup_fraction: 
 
 
 @contextmanager
-def _training(model: TrainableModel, seed: int) -> Iterator[None]:
+def _training(model: LoraModel, seed: int) -> Iterator[None]:
     """Switch dropout on, with random numbers of its own that leave the process's alone."""
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
@@ -196,29 +185,12 @@ def _training(model: TrainableModel, seed: int) -> Iterator[None]:
 # The warm-up of LESS.
 
 WARMUP_STREAM = 16  # random stream of the draw, apart from those of the label sample
+#: Keys of ``teacher.less`` that the optimiser reads.
+TRAINING_KEYS = ("num_epochs", "learning_rate", "lr_warmup_fraction", "batch_size", "seed")
 TENSOR_GROUPS = ("adapter", "exp_avg", "exp_avg_sq")
 
-Arrays = dict[str, NDArray[np.float32]]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class WarmupCheckpoint:
-    """The state at the end of an epoch; arrays by the names of ``LoraModel.parameter_names``."""
-
-    adapter: Arrays
-    exp_avg: Arrays  # Adam's first moment
-    exp_avg_sq: Arrays  # Adam's second moment
-    summary: EpochSummary
-
-
-@dataclass(frozen=True)
-class UnfitExample:
-    """An example that cannot be trained on, as the errors table tells of it."""
-
-    example_id: str
-    reason: str
-    message: str
-    excerpt: str
+#: Examples that cannot be trained on, and why.
+Unfit = list[tuple[Example, ScoringFailure]]
 
 
 @dataclass(frozen=True)
@@ -229,12 +201,6 @@ class WarmupJob:
     make_model: Callable[[], LoraModel]
     less: LessConfig
     table: str = "candidates"  # or "targets", all of them
-
-    @property
-    def training(self) -> TrainingSettings:
-        """How to train."""
-        names = [field.name for field in dataclasses.fields(TrainingSettings)]
-        return TrainingSettings(**{name: getattr(self.less, name) for name in names})
 
     def draw_rows(self) -> NDArray[np.int64]:
         """Return the sorted row indices of the examples to train on, at least one.
@@ -286,7 +252,7 @@ class WarmupStage(Stage):
             "model": self._model_settings,
             "fraction": self._job.less.warmup_fraction,
             "max_examples": self._job.less.max_warmup_examples,
-            "training": dataclasses.asdict(self._job.training),
+            "training": {name: getattr(self._job.less, name) for name in TRAINING_KEYS},
             # Sums over other numbers of workers round otherwise.
             "num_workers": 1 if self.workers is None else self.workers.num_workers,
         }
@@ -296,134 +262,75 @@ class WarmupStage(Stage):
 
         def run(shard: Shard, sink: Sink) -> None:
             rows: list[dict[str, Any]] = []
-
-            def keep(checkpoint: WarmupCheckpoint) -> None:
-                for name, content in checkpoint_files(len(rows), checkpoint):
-                    sink.write_file(name, content)
-                rows.append({"checkpoint": len(rows)} | dataclasses.asdict(checkpoint.summary))
-
-            if self.workers is None:
-                unfit = warm_up_here(self._job, keep)
-            else:
-                unfit = warm_up_on_ray(self._job, keep, self.workers)
-            for example in unfit:
-                sink.error(**dataclasses.asdict(example))
+            with warmed_up(self._job, self.workers) as (checkpoints, unfit):
+                for number, checkpoint in enumerate(checkpoints):
+                    for name, content in checkpoint_files(number, checkpoint):
+                        sink.write_file(name, content)
+                    rows.append({"checkpoint": number} | dataclasses.asdict(checkpoint.summary))
+            for example, why in unfit:
+                sink.error(
+                    why.reason, why.message, example_id=example.example_id, excerpt=example.prompt
+                )
             sink.facts["num_examples"] = len(self._job.draw_rows()) - len(unfit)
             sink.write_rows("checkpoints", rows, schemas.WARMUP_CHECKPOINTS)
 
         return run
 
 
-def warm_up_here(
-    job: WarmupJob, keep: Callable[[WarmupCheckpoint], None], *, workers: Workers = ALONE
-) -> list[UnfitExample]:
-    """Train in this process, as one of several workers or alone; return the examples left out.
+@contextmanager
+def warmed_up(
+    job: WarmupJob, workers: RayWorkers | None
+) -> Iterator[tuple[Iterable[WarmupCheckpoint], Unfit]]:
+    """Train, and give the checkpoints one at a time and the examples left out.
 
-    ``keep`` is given each checkpoint in turn.
+    Of Ray Train's workers rank 0 leaves the checkpoints in files, which are gone in the end.
 
     Raises:
         StageError: If no drawn example can be trained on.
     """
-    model = job.make_model()
-    try:
-        table = job.examples.take_rows(job.table, job.draw_rows(), EXAMPLE_COLUMNS)
-        examples, unfit = encode_rows(table, model)
-        if not examples:
-            raise StageError(
-                f"none of the {len(unfit)} examples drawn for the warm-up can be trained on (the "
-                f"first: {unfit[0].message}); raise teacher.less.max_length or "
-                "teacher.less.warmup_fraction"
-            )
-        checkpoints = warm_up(model, examples, job.training, workers=workers)
-    finally:
-        model.close()
-    for checkpoint in checkpoints:
-        keep(checkpoint)
-    return unfit
-
-
-def warm_up_on_ray(
-    job: WarmupJob, keep: Callable[[WarmupCheckpoint], None], workers: RayWorkers
-) -> list[UnfitExample]:
-    """Train with Ray Train's workers; arguments and result are those of ``warm_up_here``.
-
-    Rank 0 leaves the checkpoints in files, which are handed over one at a time.
-    """
+    if workers is None:
+        yield warm_up_here(job)
+        return
     folder = workers.folder / f"warmup-{uuid.uuid4().hex[:8]}"
     try:
         unfit = train_on_ray(functools.partial(_warm_up_worker, job, folder), workers)
-        for number in range(job.less.num_epochs):
-            keep(read_checkpoint(number, lambda name: (folder / name).read_bytes()))
+        numbers = range(job.less.num_epochs)
+        yield (
+            (read_checkpoint(n, lambda name: (folder / name).read_bytes()) for n in numbers),
+            unfit,
+        )
     finally:
         folder.delete_folder()
-    return unfit
 
 
-def _warm_up_worker(
-    job: WarmupJob, folder: Location, rank: int, num_workers: int
-) -> list[UnfitExample]:
-    checkpoints: list[WarmupCheckpoint] = []
-    reduce_gradients = average_gradients if num_workers > 1 else None
-    place = Workers(rank, num_workers, reduce_gradients)
-    unfit = warm_up_here(job, checkpoints.append, workers=place)
+def _warm_up_worker(job: WarmupJob, folder: Location, rank: int, world: int) -> Unfit:
+    checkpoints, unfit = warm_up_here(job, rank, world)
     for number, checkpoint in enumerate(checkpoints if rank == 0 else ()):
         for name, content in checkpoint_files(number, checkpoint):
             (folder / name).write_bytes(content)
     return unfit
 
 
-def encode_rows(
-    table: pa.Table, model: TrainableModel
-) -> tuple[list[TrainingExample], list[UnfitExample]]:
-    """Return rows of EXAMPLE_COLUMNS tokenised to train on, and those that do not fit."""
-    fit: list[TrainingExample] = []
-    unfit: list[UnfitExample] = []
-    for row in table.select(EXAMPLE_COLUMNS).to_pylist():
-        encoded = model.encode(Example(**row))
-        if isinstance(encoded, ScoringFailure):
-            reason, message = encoded.reason, encoded.message
-            unfit.append(UnfitExample(row["example_id"], reason, message, row["prompt"]))
-        else:
-            fit.append(encoded)
-    return fit, unfit
-
-
-def warm_up(
-    model: LoraModel,
-    examples: Sequence[TrainingExample],
-    settings: TrainingSettings,
-    *,
-    workers: Workers = ALONE,
-    on_step: Callable[[int, int], None] | None = None,
-) -> list[WarmupCheckpoint]:
-    """Train the model's fresh adapter in place and return each epoch's state.
-
-    The loss of a step is the mean over its examples of each one's mean over its response tokens:
-    the same per-example loss whose gradients are taken later. Arguments and errors are ``train``'s.
-
-    Memory: on the host 12 bytes for every adapter parameter and epoch.
-    """
-    checkpoints: list[WarmupCheckpoint] = []
-
-    def keep(summary: EpochSummary, optimiser: torch.optim.Optimizer) -> None:
-        moments: dict[str, Arrays] = {
-            kind: {
-                name: optimiser.state[parameter][kind].detach().cpu().numpy().copy()
-                for name, parameter in model.parameters.items()
-            }
-            for kind in ("exp_avg", "exp_avg_sq")
-        }
-        checkpoints.append(WarmupCheckpoint(model.adapter_state(), **moments, summary=summary))
-
-    train(
-        model,
-        examples,
-        settings,
-        workers=workers,
-        on_step=on_step,
-        on_epoch=keep,
-    )
-    return checkpoints
+def warm_up_here(
+    job: WarmupJob, rank: int = 0, world: int = 1
+) -> tuple[list[WarmupCheckpoint], Unfit]:
+    """Train in this process, as one of several workers or alone; see ``warmed_up``."""
+    model = job.make_model()
+    try:
+        table = job.examples.take_rows(job.table, job.draw_rows(), EXAMPLE_COLUMNS)
+        drawn = [Example(**row) for row in table.to_pylist()]
+        encoded = [(example, model.encode(example)) for example in drawn]
+        unfit = [(one, why) for one, why in encoded if isinstance(why, ScoringFailure)]
+        examples = [one for _, one in encoded if isinstance(one, TrainingExample)]
+        if not examples:
+            raise StageError(
+                f"none of the {len(unfit)} examples drawn for the warm-up can be trained on (the "
+                f"first: {unfit[0][1].message}); raise teacher.less.max_length or "
+                "teacher.less.warmup_fraction"
+            )
+        return warm_up(model, examples, job.less, rank=rank, world=world), unfit
+    finally:
+        model.close()
 
 
 def _file_names(number: int) -> tuple[str, str]:

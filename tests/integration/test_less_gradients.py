@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ import torch
 from nncift_ray.corpus.examples import Example
 from nncift_ray.engines.base import ScoringFailure
 from nncift_ray.engines.chat import TrainingExample
-from nncift_ray.engines.lora import AdapterSpec, LoraModel, ModelOptions
+from nncift_ray.engines.lora import LoraModel
 from nncift_ray.errors import ModelError
+from nncift_ray.recipe.sections import LessConfig
 from nncift_ray.teachers import gradients as per_example
 from nncift_ray.teachers.gradients import (
     RademacherProjector,
@@ -25,7 +27,7 @@ from tests.tiny_models import make_tiny_llama, write_model, write_tokenizer
 
 TOLERANCE = 1e-4  # relative, of a gradient
 FEATURE_TOLERANCE = 1e-4  # of a unit vector
-SPEC = AdapterSpec(4, 16.0, 0.5, ("q_proj", "k_proj", "v_proj", "o_proj"), seed=1)
+LESS = LessConfig(rank=4, alpha=16.0, dropout=0.5, seed=1)
 ONE_A_PASS, ALL_A_PASS = 1, 10_000
 TEXTS = [
     Example("a", "What is the capital of France?", "Paris."),
@@ -35,6 +37,10 @@ TEXTS = [
 ]
 
 
+def changed(**update: Any) -> LessConfig:
+    return LESS.model_copy(update=update)
+
+
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_llama(tmp_path_factory.mktemp("tiny"))
@@ -42,7 +48,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def model(path: Path) -> Iterator[LoraModel]:
-    model = LoraModel(path, SPEC, ModelOptions(num_threads=1))
+    model = LoraModel(path, LESS, num_threads=1)
     stir(model)
     yield model
     model.close()
@@ -84,7 +90,7 @@ def loop(model: LoraModel, examples: list[TrainingExample]) -> list[dict[str, to
 
 
 def flat(model: LoraModel, gradients: dict[str, torch.Tensor]) -> torch.Tensor:
-    return torch.cat([gradients[name].flatten() for name in model.parameter_names])
+    return torch.cat([gradients[name].flatten() for name in model.parameters])
 
 
 def checkpoint_of(model: LoraModel) -> WarmupCheckpoint:
@@ -107,7 +113,7 @@ def assert_equal_to_loop(
 ) -> None:
     batched = per_example_gradients(model, examples)
     for row, expected in enumerate(loop(oracle or model, examples)):
-        for name in model.parameter_names:
+        for name in model.parameters:
             error = (batched[name][row] - expected[name]).norm() / expected[name].norm()
             assert float(error) < TOLERANCE, (row, name)
 
@@ -129,7 +135,7 @@ def test_batched_gradients_equal_a_loop_where_logits_are_not_the_plain_head(
         max_position_embeddings=256, final_logit_softcapping=2.0, initializer_range=0.2,
         eos_token_id=0, bos_token_id=0, pad_token_id=0,
     )  # fmt: skip
-    model = LoraModel(write_model(tmp_path, config), SPEC, ModelOptions(num_threads=1))
+    model = LoraModel(write_model(tmp_path, config), LESS, num_threads=1)
     stir(model)
     assert_equal_to_loop(model, encoded(model, TEXTS))
 
@@ -140,9 +146,9 @@ def test_gradients_over_a_four_bit_base_equal_a_loop_over_its_dequantised_weight
     from bitsandbytes.functional import dequantize_4bit
     from bitsandbytes.nn import Linear4bit
 
-    four_bit = LoraModel(path, SPEC, ModelOptions(quantization="bitsandbytes", num_threads=1))
+    four_bit = LoraModel(path, changed(quantization="bitsandbytes"), num_threads=1)
     stir(four_bit)
-    plain = LoraModel(path, SPEC, ModelOptions(num_threads=1))
+    plain = LoraModel(path, LESS, num_threads=1)
     stir(plain)
     quantised = {n: m for n, m in four_bit.model.named_modules() if isinstance(m, Linear4bit)}
     assert len(quantised) == 2 * 7  # of two layers
@@ -208,7 +214,7 @@ def test_a_longer_neighbour_changes_nothing(
     shortest = min(examples, key=lambda example: len(example.input_ids))
     alone = per_example_gradients(model, [shortest])
     padded = per_example_gradients(model, [longest, shortest])
-    for name in model.parameter_names:
+    for name in model.parameters:
         error = (padded[name][1] - alone[name][0]).norm() / alone[name][0].norm()
         assert float(error) < TOLERANCE
 
@@ -216,7 +222,7 @@ def test_a_longer_neighbour_changes_nothing(
 def test_an_example_without_a_finite_gradient_is_nan_and_its_neighbours_are_sound(
     path: Path,
 ) -> None:
-    model = LoraModel(path, SPEC, ModelOptions(num_threads=1))
+    model = LoraModel(path, LESS, num_threads=1)
     sound, broken = encoded(model, TEXTS[:2])
     poison = sorted(set(broken.input_ids) - set(sound.input_ids))[0]
     with torch.no_grad():
@@ -233,7 +239,7 @@ def test_an_example_without_a_finite_gradient_is_nan_and_its_neighbours_are_soun
 def test_a_zero_gradient_is_nan_though_adam_would_still_move(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = LoraModel(path, SPEC, ModelOptions(num_threads=1))
+    model = LoraModel(path, LESS, num_threads=1)
     with torch.no_grad():
         model.model.get_output_embeddings().weight.zero_()  # every token equally likely
     features = project_gradients(
@@ -257,31 +263,31 @@ def test_taking_gradients_leaves_the_model_trainable_and_without_hooks(
 def test_the_first_weights_depend_on_the_seed_alone(path: Path, model: LoraModel) -> None:
     torch.manual_seed(99)
     again, other = (
-        LoraModel(path, replace(SPEC, seed=seed), ModelOptions(num_threads=1)).adapter_state()
-        for seed in (SPEC.seed, SPEC.seed + 1)
+        LoraModel(path, changed(seed=seed), num_threads=1).adapter_state()
+        for seed in (LESS.seed, LESS.seed + 1)
     )
-    name = model.parameter_names[0]
+    name = next(iter(model.parameters))
     assert np.array_equal(again[name], model.adapter_state()[name])  # stir() left A alone
     assert not np.array_equal(other[name], again[name])
 
 
 def test_an_adapter_comes_back_as_it_was_saved(path: Path, model: LoraModel) -> None:
-    fresh = LoraModel(path, SPEC, ModelOptions(num_threads=1))
+    fresh = LoraModel(path, LESS, num_threads=1)
     fresh.load_adapter(model.adapter_state())
     for name, array in fresh.adapter_state().items():
         assert np.array_equal(array, model.adapter_state()[name])
 
 
 def test_an_adapter_of_another_rank_is_refused_by_name(path: Path, model: LoraModel) -> None:
-    other = LoraModel(path, replace(SPEC, rank=2), ModelOptions(num_threads=1))
+    other = LoraModel(path, changed(rank=2), num_threads=1)
     with pytest.raises(ModelError, match=r"lora_A.weight is \(4, 64\).*has \(2, 64\)"):
         other.load_adapter(model.adapter_state())
 
 
 def test_a_model_without_the_named_layers_is_refused_with_the_key(path: Path) -> None:
-    spec = replace(SPEC, target_modules=("c_attn",))
+    less = changed(target_modules=("c_attn",))
     with pytest.raises(ModelError, match="teacher.less.target_modules"):
-        LoraModel(path, spec, ModelOptions(num_threads=1))
+        LoraModel(path, less, num_threads=1)
 
 
 def test_encode_joins_prompt_newline_response_and_end_token(model: LoraModel) -> None:
@@ -294,7 +300,7 @@ def test_encode_joins_prompt_newline_response_and_end_token(model: LoraModel) ->
 
 
 def test_encode_refuses_what_has_no_response_or_does_not_fit(path: Path) -> None:
-    model = LoraModel(path, SPEC, ModelOptions(max_length=16, num_threads=1))
+    model = LoraModel(path, changed(max_length=16), num_threads=1)
     empty = model.encode(Example("a", "Count to two.", ""))
     long = model.encode(Example("a", "Count to two. " * 9, "one"))
     assert isinstance(empty, ScoringFailure)

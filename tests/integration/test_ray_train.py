@@ -23,10 +23,9 @@ from nncift_ray.runtime.ray_pool import execute_on_ray, ray_session
 from nncift_ray.runtime.ray_train import RayWorkers, worker_error
 from nncift_ray.teachers.warmup import (
     TENSOR_GROUPS,
-    WarmupCheckpoint,
     WarmupJob,
     warm_up_here,
-    warm_up_on_ray,
+    warmed_up,
 )
 from tests.chain import run_chain
 from tests.unit.teachers.less_chain import EMPTY, TOO_LONG, make_factory, make_job
@@ -52,11 +51,11 @@ def _ray() -> Iterator[None]:
 def test_one_ray_train_worker_trains_what_this_process_would(
     job: WarmupJob, tmp_path: Path
 ) -> None:
-    on_ray: list[WarmupCheckpoint] = []
-    here: list[WarmupCheckpoint] = []
-    unfit = warm_up_on_ray(job, on_ray.append, RayWorkers(Location.of(str(tmp_path))))
-    assert unfit == warm_up_here(job, here.append)
-    assert [(e.example_id, e.reason) for e in unfit] == [
+    with warmed_up(job, RayWorkers(Location.of(str(tmp_path)))) as (checkpoints, unfit):
+        on_ray = list(checkpoints)
+    here, unfit_here = warm_up_here(job)
+    assert unfit == unfit_here
+    assert [(example.example_id, why.reason) for example, why in unfit] == [
         (f"candidates-{TOO_LONG}", "too_long"),
         (f"candidates-{EMPTY}", "no_response"),
     ]

@@ -1,9 +1,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,16 +10,24 @@ import torch
 
 from nncift_ray.corpus.examples import Example
 from nncift_ray.engines.chat import TrainingExample
-from nncift_ray.engines.lora import AdapterSpec, LoraModel, ModelOptions
+from nncift_ray.engines.lora import LoraModel
 from nncift_ray.errors import ModelError
+from nncift_ray.recipe.sections import LessConfig
 from nncift_ray.teachers import warmup as training_loop
 from nncift_ray.teachers.gradients import per_example_gradients, precondition
-from nncift_ray.teachers.warmup import TrainingSettings, WarmupCheckpoint, Workers, warm_up
+from nncift_ray.teachers.warmup import WarmupCheckpoint, warm_up
 from tests.tiny_models import make_tiny_llama
 
-SPEC = AdapterSpec(4, 16.0, 0.0, ("q_proj", "v_proj"), seed=1)
-SETTINGS = TrainingSettings(
-    num_epochs=2, learning_rate=1e-2, lr_warmup_fraction=0.1, batch_size=3, seed=0
+SETTINGS = LessConfig(
+    rank=4,
+    alpha=16.0,
+    dropout=0.0,
+    target_modules=("q_proj", "v_proj"),
+    num_epochs=2,
+    learning_rate=1e-2,
+    lr_warmup_fraction=0.1,
+    batch_size=3,
+    seed=1,
 )
 STEPS_AN_EPOCH = 3  # 7 examples by 3
 TOLERANCE = 1e-5  # of weights that two orders of summation reached
@@ -32,8 +39,12 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_llama(tmp_path_factory.mktemp("tiny"))
 
 
-def make_model(path: Path, spec: AdapterSpec = SPEC) -> tuple[LoraModel, list[TrainingExample]]:
-    model = LoraModel(path, spec, ModelOptions(num_threads=1))
+def changed(**update: Any) -> LessConfig:
+    return SETTINGS.model_copy(update=update)
+
+
+def make_model(path: Path, less: LessConfig = SETTINGS) -> tuple[LoraModel, list[TrainingExample]]:
+    model = LoraModel(path, less, num_threads=1)
     encoded = [model.encode(text) for text in TEXTS]
     return model, [one for one in encoded if isinstance(one, TrainingExample)]
 
@@ -46,25 +57,21 @@ def assert_same_state(first: WarmupCheckpoint, second: WarmupCheckpoint, toleran
 
 def test_the_loss_falls_and_each_epoch_leaves_its_own_checkpoint(path: Path) -> None:
     model, examples = make_model(path)
-    steps: list[tuple[int, int]] = []
-    checkpoints = warm_up(
-        model, examples, replace(SETTINGS, num_epochs=4), on_step=lambda *at: steps.append(at)
-    )
+    checkpoints = warm_up(model, examples, changed(num_epochs=4))
     losses = [checkpoint.summary.train_loss for checkpoint in checkpoints]
     assert losses[-1] < 0.8 * losses[0]
     assert [c.summary.num_steps for c in checkpoints] == [3, 6, 9, 12]
-    assert steps == [(n, 12) for n in range(1, 13)]
-    name = model.parameter_names[1]
+    name = list(model.parameters)[1]
     assert not np.array_equal(checkpoints[0].adapter[name], checkpoints[1].adapter[name])
 
 
 def test_the_moments_foretell_the_optimisers_next_step(path: Path) -> None:
     model, examples = make_model(path)
-    settings = replace(SETTINGS, batch_size=len(examples), lr_warmup_fraction=0.0)
+    settings = changed(batch_size=len(examples), lr_warmup_fraction=0.0)
     first, second = warm_up(model, examples, settings)
     model.load_adapter(first.adapter)
     gradients = per_example_gradients(model, examples)
-    for name in model.parameter_names:
+    for name in model.parameters:
         direction = precondition(
             gradients[name].mean(0),
             torch.from_numpy(first.exp_avg[name]),
@@ -77,40 +84,40 @@ def test_the_moments_foretell_the_optimisers_next_step(path: Path) -> None:
         assert np.mean(np.abs(step - direction.numpy()) < 1e-2) > 0.99
 
 
-def test_two_shards_that_average_gradients_equal_one_worker(path: Path) -> None:
+def test_two_shards_that_average_gradients_equal_one_worker(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, examples = make_model(path)
     alone = warm_up(model, examples, SETTINGS)
-    together = run_two_workers(path, examples)
+    together = run_two_workers(path, examples, monkeypatch)
     for checkpoints in together:
         for one, other in zip(alone, checkpoints, strict=True):
             assert_same_state(one, other, TOLERANCE)
             assert other.summary.train_loss == pytest.approx(one.summary.train_loss, rel=TOLERANCE)
 
 
-def run_two_workers(path: Path, examples: list[TrainingExample]) -> list[list[WarmupCheckpoint]]:
+def run_two_workers(
+    path: Path, examples: list[TrainingExample], monkeypatch: pytest.MonkeyPatch
+) -> list[list[WarmupCheckpoint]]:
     """Two threads that meet at a barrier in place of two processes that all-reduce."""
     barrier = threading.Barrier(2, timeout=60)
     grads: list[list[torch.Tensor]] = [[], []]
     results: list[list[WarmupCheckpoint]] = [[], []]
 
-    def make_reduce(rank: int) -> Callable[[list[torch.nn.Parameter]], None]:
-        def reduce(parameters: list[torch.nn.Parameter]) -> None:
-            grads[rank] = [parameter.grad.clone() for parameter in parameters]
-            barrier.wait()
-            for parameter, a, b in zip(parameters, *grads, strict=True):
-                parameter.grad = (a + b) / 2
-            barrier.wait()
-
-        return reduce
+    def average(parameters: list[torch.nn.Parameter]) -> None:
+        grads[int(threading.current_thread().name)] = [p.grad.clone() for p in parameters]
+        barrier.wait()
+        for parameter, a, b in zip(parameters, *grads, strict=True):
+            parameter.grad = (a + b) / 2
+        barrier.wait()
 
     def work(rank: int) -> None:
-        model, _ = models[rank]
-        results[rank] = warm_up(
-            model, examples, SETTINGS, workers=Workers(rank, 2, make_reduce(rank))
-        )
+        results[rank] = warm_up(models[rank][0], examples, SETTINGS, rank=rank, world=2)
+
+    monkeypatch.setattr(training_loop, "average_gradients", average)
 
     models = [make_model(path), make_model(path)]
-    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(2)]
+    threads = [threading.Thread(target=work, args=(rank,), name=str(rank)) for rank in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -128,18 +135,18 @@ def test_the_size_of_a_pass_does_not_change_the_steps(
 
 
 def test_a_seed_gives_the_same_checkpoints_again_dropout_included(path: Path) -> None:
-    spec = replace(SPEC, dropout=0.5)
+    dropped = changed(dropout=0.5)
     runs = []
     for noise in (1, 2):
         torch.manual_seed(noise)
-        runs.append(warm_up(*make_model(path, spec), SETTINGS)[-1])
+        runs.append(warm_up(*make_model(path, dropped), SETTINGS)[-1])
     assert_same_state(runs[0], runs[1], 0.0)
     undropped = warm_up(*make_model(path), SETTINGS)[-1]
     assert undropped.summary.train_loss != runs[0].summary.train_loss
 
 
 def test_training_leaves_the_random_numbers_of_the_process_alone(path: Path) -> None:
-    model, examples = make_model(path, replace(SPEC, dropout=0.5))
+    model, examples = make_model(path, changed(dropout=0.5))
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -148,7 +155,7 @@ def test_training_leaves_the_random_numbers_of_the_process_alone(path: Path) -> 
 
 
 def test_mean_learning_rates_follow_the_schedule(path: Path) -> None:
-    checkpoints = warm_up(*make_model(path), replace(SETTINGS, lr_warmup_fraction=0.0))
+    checkpoints = warm_up(*make_model(path), changed(lr_warmup_fraction=0.0))
     rates = [checkpoint.summary.mean_learning_rate for checkpoint in checkpoints]
     assert rates == pytest.approx([1e-2 * 5 / 6, 1e-2 * 2 / 6])
 
@@ -159,9 +166,3 @@ def test_a_loss_that_is_not_finite_stops_with_the_key_to_change(path: Path) -> N
         model.model.get_output_embeddings().weight.fill_(float("nan"))
     with pytest.raises(ModelError, match="teacher.less.learning_rate"):
         warm_up(model, examples, SETTINGS)
-
-
-def test_workers_that_would_not_meet_are_refused(path: Path) -> None:
-    model, examples = make_model(path)
-    with pytest.raises(ValueError, match="reduce_gradients"):
-        warm_up(model, examples, SETTINGS, workers=Workers(0, 2))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +18,15 @@ from nncift_ray.engines.lora import (
 )
 from nncift_ray.engines.memory import GIB
 from nncift_ray.errors import ModelError
+from nncift_ray.recipe.sections import LessConfig
 from nncift_ray.teachers.gradients import per_example_gradients
-from nncift_ray.teachers.warmup import TrainingSettings, train
+from nncift_ray.teachers.warmup import warm_up
 from tests.tiny_models import make_tiny_llama
-from tests.unit.engines.test_trainable_model import OPTIONS, SPEC, encode
+from tests.unit.engines.test_trainable_model import LESS, OPTIONS, encode
 
-SETTINGS = TrainingSettings(2, 1e-2, 0.0, 3, seed=0)
+SETTINGS = LessConfig(
+    num_epochs=2, learning_rate=1e-2, lr_warmup_fraction=0.0, batch_size=3, seed=0
+)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +35,9 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def load(path: Path, checkpointing: bool | None) -> LoraModel:
-    model = LoraModel(path, SPEC, replace(OPTIONS, gradient_checkpointing=checkpointing))
+    model = LoraModel(
+        path, LESS.model_copy(update={"gradient_checkpointing": checkpointing}), **OPTIONS
+    )
     with torch.no_grad():  # an adapter that does something
         for parameter in model.parameters.values():
             parameter.normal_(0, 0.1, generator=torch.Generator().manual_seed(1))
@@ -87,7 +91,7 @@ def test_a_step_that_ran_out_of_memory_in_the_middle_counts_once(
 ) -> None:
     calm, hurt = load(path, None), load(path, None)
     examples = encode(calm)
-    train(calm, examples, SETTINGS)
+    warm_up(calm, examples, SETTINGS)
     whole = LoraModel.losses
     calls = 0
 
@@ -102,7 +106,7 @@ def test_a_step_that_ran_out_of_memory_in_the_middle_counts_once(
     monkeypatch.setattr(LoraModel, "_probe_pass_tokens", lambda self: 8192)
     monkeypatch.setattr("nncift_ray.teachers.warmup.CPU_PASS_TOKENS", PROBE_TOKENS * 4)
     monkeypatch.setattr("nncift_ray.teachers.warmup.cut_batches", lambda lengths, *_: [[0], [1, 2]])
-    train(hurt, examples, SETTINGS)
+    warm_up(hurt, examples, SETTINGS)
     assert calls > 4
     for name, array in calm.adapter_state().items():
         np.testing.assert_allclose(hurt.adapter_state()[name], array, rtol=0, atol=1e-6)
@@ -138,7 +142,7 @@ def test_a_model_trains_alike_with_recomputed_layers(path: Path) -> None:
     states = []
     for checkpointing in (False, True):
         model = load(path, checkpointing)
-        train(model, encode(model), SETTINGS)
+        warm_up(model, encode(model), SETTINGS)
         states.append(model.adapter_state())
     for name, array in states[0].items():
         np.testing.assert_allclose(states[1][name], array, rtol=0, atol=1e-6)

@@ -12,11 +12,12 @@ import torch
 from nncift_ray.corpus.examples import Example
 from nncift_ray.engines.base import ScoringFailure
 from nncift_ray.engines.chat import TrainingExample
-from nncift_ray.engines.lora import AdapterSpec, LoraModel, ModelOptions
+from nncift_ray.engines.lora import LoraModel
+from nncift_ray.recipe.sections import LessConfig
 from tests.tiny_models import END, make_tiny_llama
 
-OPTIONS = ModelOptions(device="cpu", num_threads=1)
-SPEC = AdapterSpec(4, 8.0, 0.0, None, seed=3)
+OPTIONS: dict[str, Any] = {"device": "cpu", "num_threads": 1}
+LESS = LessConfig(rank=4, alpha=8.0, dropout=0.0, seed=3)
 TEXTS = [
     Example("a", "What is two and two?", "It is 4."),
     Example("b", "Name the capital of France, in one word and nothing else.", "Paris"),
@@ -33,7 +34,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def model(path: Path) -> LoraModel:
-    model = LoraModel(path, SPEC, OPTIONS)
+    model = LoraModel(path, LESS, **OPTIONS)
     with torch.no_grad():  # an adapter that does something
         for parameter in model.parameters.values():
             parameter.normal_(0, 0.1, generator=torch.Generator().manual_seed(1))
@@ -120,7 +121,7 @@ def test_a_wrong_prompt_token_is_not_learnt(model: LoraModel) -> None:
 
 
 def test_an_example_without_response_or_too_long_is_refused_not_cut(path: Path) -> None:
-    short = LoraModel(path, SPEC, ModelOptions(device="cpu", max_length=24, num_threads=1))
+    short = LoraModel(path, LESS.model_copy(update={"max_length": 24}), **OPTIONS)
     empty = short.encode(Example("x", "What?", ""))
     assert isinstance(empty, ScoringFailure)
     assert empty.reason == "no_response"
@@ -128,15 +129,3 @@ def test_an_example_without_response_or_too_long_is_refused_not_cut(path: Path) 
     assert isinstance(long, ScoringFailure)
     assert long.reason == "too_long"
     assert "the limit is 24" in long.message
-
-
-def test_all_linear_layers_but_the_head_get_an_adapter(model: LoraModel) -> None:
-    adapted = {name for name, _, _ in model.adapted_layers()}
-    head = model.model.get_output_embeddings()
-    linear = {
-        name
-        for name, module in model.model.named_modules()
-        if ".lora_" not in name and hasattr(module, "in_features") and module is not head
-    }
-    assert adapted == {name for name in linear if not name.endswith("base_layer")}
-    assert len(adapted) == 2 * 7

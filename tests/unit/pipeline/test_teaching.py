@@ -26,7 +26,7 @@ from nncift_ray.runtime.driver import execute_here
 from nncift_ray.runtime.files import Location
 from nncift_ray.runtime.progress import SilentReporter
 from nncift_ray.runtime.ray_train import RayWorkers
-from nncift_ray.teachers.setup import RecipeTeacher
+from nncift_ray.teachers.base import RecipeTeacher
 from nncift_ray.teachers.warmup import WarmupStage
 from tests.chain import LastDigitTeacher
 from tests.fake_engines import FakeEngine

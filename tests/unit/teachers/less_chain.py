@@ -6,7 +6,7 @@ import functools
 from pathlib import Path
 from typing import Any, ClassVar
 
-from nncift_ray.engines.lora import AdapterSpec, LoraModel, ModelOptions
+from nncift_ray.engines.lora import LoraModel
 from nncift_ray.labels.sample import SampleDesign
 from nncift_ray.labels.step import LabelSample
 from nncift_ray.recipe.sections import LessConfig
@@ -25,15 +25,17 @@ NUM_CANDIDATES, NUM_TARGETS, NUM_EPOCHS = 12, 4, 2
 MAX_LENGTH = 64
 TOO_LONG, EMPTY = 3, 7  # candidates that have no gradient, where a corpus is made with bad rows
 MODEL_SETTINGS = {"model": "tiny", "revision": "1"}
-SPEC = AdapterSpec(
-    rank=4, alpha=8.0, dropout=0.1, target_modules=("q_proj", "v_proj", "o_proj"), seed=0
-)
 LESS = LessConfig(
     warmup_fraction=0.5,
     num_epochs=NUM_EPOCHS,
     learning_rate=1e-2,
     lr_warmup_fraction=0.1,
     batch_size=2,
+    rank=4,
+    alpha=8.0,
+    dropout=0.1,
+    target_modules=("q_proj", "v_proj", "o_proj"),
+    max_length=MAX_LENGTH,
     seed=5,
 )
 
@@ -82,9 +84,7 @@ def run(stage: Stage, folder: Path) -> StageOutput:
 def make_factory(folder: Path) -> functools.partial[LoraModel]:
     """Make the tiny model, and what loads it; a worker of Ray can unpickle that."""
     path = make_tiny_llama(folder / "model")
-    return functools.partial(
-        LoraModel, str(path), SPEC, ModelOptions(device="cpu", max_length=MAX_LENGTH)
-    )
+    return functools.partial(LoraModel, str(path), LESS, device="cpu")
 
 
 def make_job(

@@ -12,12 +12,12 @@ import torch
 from nncift_ray.corpus.examples import Conversation, Example, Turn
 from nncift_ray.engines.base import ScoringFailure
 from nncift_ray.engines.chat import TrainingExample
-from nncift_ray.engines.lora import AdapterSpec, LoraModel, ModelOptions
+from nncift_ray.engines.lora import LoraModel
 from nncift_ray.engines.tokens import SegmentTokenizer, encode_example
 from nncift_ray.engines.transformers import TransformersEngine
 from nncift_ray.profiles.quality_step import Ask, context_requests
 from nncift_ray.profiles.reader import ProfilingEngine, StatesEmbedder, profile_examples
-from nncift_ray.recipe.sections import EngineConfig
+from nncift_ray.recipe.sections import EngineConfig, LessConfig
 from nncift_ray.teachers.base import LabelRequest, Measurement
 from nncift_ray.teachers.delift import DeliftTeacher
 from nncift_ray.teachers.selectit import RATING_PROMPTS, SelectItTeacher, resolve_rating_tokens
@@ -161,8 +161,8 @@ def test_a_rating_begins_the_answer_to_a_message(engine: ProfilingEngine) -> Non
 
 
 def test_training_takes_the_tokens_that_teachers_measure(path: Path) -> None:
-    spec = AdapterSpec(2, 4.0, 0.0, ("q_proj",), 0)
-    model = LoraModel(path, spec, ModelOptions(device="cpu", num_threads=1))
+    less = LessConfig(rank=2, alpha=4.0, dropout=0.0, target_modules=("q_proj",))
+    model = LoraModel(path, less, device="cpu", num_threads=1)
     encoded = [model.encode(example) for example in HELPED]
     assert all(isinstance(one, TrainingExample) for one in encoded)
     engine = ProfilingEngine(path, device="cpu", num_threads=1)

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from nncift_ray.errors import ShapeError
+from nncift_ray.teachers.base import checkpoint_weights
 from nncift_ray.teachers.gradients import precondition
-from nncift_ray.teachers.less import checkpoint_weights, less_score
+from nncift_ray.teachers.less import less_score
 from nncift_ray.teachers.warmup import learning_rate_at
 
 SAME = 1e-6

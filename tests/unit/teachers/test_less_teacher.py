@@ -12,7 +12,6 @@ from nncift_ray.teachers.base import (
     Teacher,
     TeacherContext,
     make_teacher,
-    needs_gradients,
 )
 from nncift_ray.teachers.less import LessTeacher
 
@@ -30,7 +29,7 @@ def test_less_is_found_by_name_and_asks_for_gradients_alone() -> None:
     teacher = make_teacher("less", CONTEXT)
     assert isinstance(teacher, LessTeacher)
     assert isinstance(teacher, Teacher)
-    assert needs_gradients(LessTeacher)
+    assert LessTeacher.needs_gradients
     needs = (teacher.needs_engine, teacher.needs_embeddings, teacher.needs_baseline)
     assert needs == (False, False, False)
 

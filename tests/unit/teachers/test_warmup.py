@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nncift_ray.engines.lora import LoraModel, ModelOptions
+from nncift_ray.engines.lora import LoraModel
 from nncift_ray.errors import StageError
 from nncift_ray.runtime import schemas
 from nncift_ray.runtime.driver import stage_fingerprint
@@ -19,7 +19,6 @@ from nncift_ray.runtime.ray_train import RayWorkers
 from nncift_ray.runtime.step import Resources
 from nncift_ray.teachers.warmup import (
     TENSOR_GROUPS,
-    WarmupCheckpoint,
     WarmupJob,
     WarmupStage,
     read_checkpoint,
@@ -27,10 +26,10 @@ from nncift_ray.teachers.warmup import (
 )
 from tests.unit.teachers.less_chain import (
     EMPTY,
+    LESS,
     MODEL_SETTINGS,
     NUM_CANDIDATES,
     NUM_EPOCHS,
-    SPEC,
     TOO_LONG,
     make_factory,
     make_job,
@@ -63,8 +62,7 @@ def test_a_checkpoint_an_epoch_reads_back_as_it_was(
     tmp_path: Path, make_model: functools.partial[LoraModel]
 ) -> None:
     job = make_job(tmp_path, make_model)
-    kept: list[WarmupCheckpoint] = []
-    warm_up_here(job, kept.append)
+    kept, _ = warm_up_here(job)
     warmup = run_warmup(tmp_path, job)
     rows = warmup.read("checkpoints", schema=schemas.WARMUP_CHECKPOINTS).to_pylist()
     assert [row["checkpoint"] for row in rows] == list(range(NUM_EPOCHS))
@@ -95,8 +93,8 @@ def test_examples_that_do_not_fit_are_error_rows_and_not_trained_on(
 def test_nothing_to_train_on_names_the_keys_to_change(
     tmp_path: Path, make_model: functools.partial[LoraModel]
 ) -> None:
-    options = ModelOptions(device="cpu", max_length=8)
-    short = functools.partial(LoraModel, make_model.args[0], SPEC, options)
+    less = LESS.model_copy(update={"max_length": 8})
+    short = functools.partial(LoraModel, make_model.args[0], less, device="cpu")
     with pytest.raises(StageError, match="teacher.less.max_length"):
         run_warmup(tmp_path, make_job(tmp_path, short))
 
