@@ -13,7 +13,6 @@ import uuid
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any
 
 from nncift_ray import errors as error_module
 from nncift_ray.errors import NnciftError, StageError, StorageError
@@ -29,10 +28,8 @@ from nncift_ray.runtime.output import (
     StageBegun,
     StageManifest,
     StageOutput,
-    cut_ranges,
     describe_environment,
     fingerprint,
-    remaining_ranges,
     utc_now,
 )
 from nncift_ray.runtime.progress import Reporter
@@ -98,10 +95,13 @@ def without_overlaps(records: Iterable[ShardRecord]) -> list[ShardRecord]:
 
 
 def execute_here(
-    stage: Stage, folder: Location, shards: list[Shard], **hooks: Any
+    stage: Stage,
+    folder: Location,
+    shards: list[Shard],
+    make_runner: type[ShardRunner] = ShardRunner,
 ) -> Iterator[ShardOutcome]:
-    """Run shards one after another in this process (an Executor); ``hooks`` are ShardRunner's."""
-    runner = ShardRunner(stage, folder, uuid.uuid4().hex, **hooks)
+    """Run shards one after another in this process (an Executor)."""
+    runner = make_runner(stage, folder, uuid.uuid4().hex)
     for shard in shards:
         outcome = runner.run(shard)
         yield outcome
@@ -182,8 +182,14 @@ def _begin(
 
 def plan_shards(stage: Stage, num_items: int, records: list[ShardRecord]) -> list[Shard]:
     """Cut what no finished shard covers into shards of the size wanted now."""
-    gaps = remaining_ranges(num_items, [(record.start, record.stop) for record in records])
-    return [Shard(start, stop) for start, stop in cut_ranges(gaps, stage.shard_items)]
+    shards: list[Shard] = []
+    position, size = 0, stage.shard_items
+    edges = [(record.start, record.stop) for record in records]
+    for start, stop in [*sorted(edges), (num_items, num_items)]:
+        cuts = range(position, start, size)
+        shards += [Shard(at, min(at + size, start)) for at in cuts]
+        position = max(position, stop)
+    return shards
 
 
 def _run_remaining(
@@ -206,7 +212,10 @@ def _run_remaining(
         for outcome in execute(stage, folder, shards):
             if outcome.cause == "node":
                 returned.append(outcome)
-                reporter.notice(_describe_unfit_node(stage, outcome))
+                reporter.notice(
+                    f"stage '{stage.name}': node {outcome.node} cannot load a worker, so other "
+                    f"nodes are given its work: {outcome.error_type}: {outcome.error_message}"
+                )
             elif outcome.record is None:
                 failed.append(outcome)
                 error = f"{outcome.error_type}: {outcome.error_message}"
@@ -216,7 +225,11 @@ def _run_remaining(
                 finished.append(outcome)
                 reporter.shard_finished(stage.name, outcome.record)
                 if outcome.cause == "killed" and outcome.record.num_failures:
-                    reporter.notice(_describe_poison(stage, outcome))
+                    items = f"{outcome.start}..{outcome.stop}"
+                    reporter.notice(
+                        f"stage '{stage.name}': rows of items {items} killed their worker each "
+                        f"time; they are in its errors table as '{KILLED_WORKER}'"
+                    )
             _stop_if_all_fail(stage, folder, failed, finished)
         shards = [Shard(outcome.start, outcome.stop) for outcome in (*failed, *returned)]
         _avoid_nodes(stage, {outcome.node for outcome in returned})
@@ -264,13 +277,6 @@ def _is_emptied(stage: Stage, outcome: ShardOutcome) -> bool:
     return outcome.cause == "killed" and num_failures >= len(rows)
 
 
-def _describe_poison(stage: Stage, outcome: ShardOutcome) -> str:
-    return (
-        f"stage '{stage.name}': rows of items {outcome.start}..{outcome.stop} killed their worker "
-        f"each time; they are in its errors table as '{KILLED_WORKER}'"
-    )
-
-
 def _avoid_nodes(stage: Stage, nodes: set[str]) -> None:
     """Keep a stage's next actors off some nodes."""
     if nodes:
@@ -278,13 +284,6 @@ def _avoid_nodes(stage: Stage, nodes: set[str]) -> None:
         every = ",".join(sorted({*filter(None, known), *nodes}))
         labels = {**stage.resources.labels, NODE_LABEL: f"!in({every})"}
         stage.resources = replace(stage.resources, labels=labels)
-
-
-def _describe_unfit_node(stage: Stage, outcome: ShardOutcome) -> str:
-    return (
-        f"stage '{stage.name}': node {outcome.node} cannot load a worker, so other nodes are given "
-        f"its work: {outcome.error_type}: {outcome.error_message}"
-    )
 
 
 def _check_visible(folder: Location, record: ShardRecord) -> None:
@@ -313,19 +312,15 @@ def _error_of(stage: Stage, failed: list[ShardOutcome], num_finished: int) -> Nn
         if users_error is not None:
             rest = f" {kept}" if outcome.cause == "killed" else ""
             return users_error(f"stage '{stage.name}': {outcome.error_message}{rest}")
-    first = failed[0]
+    first, advice = failed[0], ""
+    # torch.cuda's and Ray's errors are told by name: this process may have neither library.
+    if first.error_type in ("MemoryError", "OutOfMemoryError"):
+        advice = f" (not enough memory: {stage.memory_advice})"
     return StageError(
         f"stage '{stage.name}': {len(failed)} shard(s) failed {MAX_SHARD_ATTEMPTS} times, the "
         f"first is items {first.start}..{first.stop}: {first.error_type}: "
-        f"{first.error_message}{_memory_advice(stage, first)}\n{kept}\n{first.error_trace}"
+        f"{first.error_message}{advice}\n{kept}\n{first.error_trace}"
     )
-
-
-def _memory_advice(stage: Stage, outcome: ShardOutcome) -> str:
-    # torch.cuda's and Ray's errors are told by name: this process may have neither library.
-    if outcome.error_type not in ("MemoryError", "OutOfMemoryError"):
-        return ""
-    return f" (not enough memory: {stage.memory_advice})"
 
 
 def _finish(

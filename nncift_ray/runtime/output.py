@@ -188,13 +188,9 @@ def fingerprint(
     return hashlib.sha256(text.encode()).hexdigest()[:FINGERPRINT_HEX_LENGTH]
 
 
+@functools.cache  # looking a dozen packages up takes as long as a small stage, and none changes
 def describe_environment() -> dict[str, str]:
     """Return the versions that shaped a result; no host name, user name, path or variable."""
-    return dict(_environment())
-
-
-@functools.cache  # looking a dozen packages up takes as long as a small stage, and none changes
-def _environment() -> Mapping[str, str]:
     found = {"python": platform.python_version(), "machine": platform.machine()}
     for package in RECORDED_PACKAGES:
         try:
@@ -202,28 +198,6 @@ def _environment() -> Mapping[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
-
-
-def remaining_ranges(num_items: int, done: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Return the ranges of [0, num_items) that no finished shard covers."""
-    gaps: list[tuple[int, int]] = []
-    position = 0
-    for start, stop in sorted(done):
-        if start > position:
-            gaps.append((position, start))
-        position = max(position, stop)
-    if position < num_items:
-        gaps.append((position, num_items))
-    return gaps
-
-
-def cut_ranges(ranges: Sequence[tuple[int, int]], shard_size: int) -> list[tuple[int, int]]:
-    """Cut ranges into shards of at most ``shard_size`` items."""
-    return [
-        (at, min(at + shard_size, stop))
-        for start, stop in ranges
-        for at in range(start, stop, shard_size)
-    ]
 
 
 # The folder of one stage's result.

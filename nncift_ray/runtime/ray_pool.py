@@ -32,7 +32,7 @@ from nncift_ray.runtime.files import Location
 from nncift_ray.runtime.metrics import WorkerMetrics, run_of
 from nncift_ray.runtime.session import cluster_address
 from nncift_ray.runtime.shards import ShardOutcome, ShardRunner, describe_open_shards
-from nncift_ray.runtime.step import GPU_SHARE_VARIABLE, Resources, Shard, Stage
+from nncift_ray.runtime.step import GPU_SHARE_VARIABLE, Resources, Shard, Stage, Worker
 
 POLL_SECONDS = 1.0
 #: For threads to end in once their work is ended; less than what stopping leaves for all of it.
@@ -57,11 +57,6 @@ def alive_nodes() -> list[Node]:
     """Return the nodes that are up now and take work."""
     draining = state.get_draining_nodes()
     return [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in draining]
-
-
-def is_node_draining(node_id: str) -> bool:
-    """Say whether a node takes no more work, since its machine is about to be taken away."""
-    return node_id in state.get_draining_nodes()
 
 
 def is_node_gone(node_id: str) -> bool:
@@ -95,12 +90,6 @@ def find_missing(resources: Resources, nodes: Sequence[Node]) -> list[str]:
     return min((missing_on(node) for node in nodes or [{"Resources": {}}]), key=len)
 
 
-def has_place(resources: Resources, but: str) -> bool:
-    """Say whether an actor could be on a node other than the one named."""
-    others = [node for node in alive_nodes() if node["NodeID"] != but]
-    return bool(others) and not find_missing(resources, others)
-
-
 class PlacementWatch:
     """Measures for how long no node could have held an actor, and stops the stage in the end.
 
@@ -128,10 +117,6 @@ class PlacementWatch:
         self._nodes, self._clock = nodes, clock
         self._last_place = clock()
 
-    def renew(self) -> None:
-        """Take note that an actor had a place just now."""
-        self._last_place = self._clock()
-
     def check(self) -> bool:
         """Say whether a node could hold an actor.
 
@@ -141,7 +126,7 @@ class PlacementWatch:
         nodes, wanted = self._nodes(), self._resources
         missing = find_missing(wanted, nodes)
         if not missing:
-            self.renew()
+            self._last_place = self._clock()
             return True
         waited = self._clock() - self._last_place
         if waited < wanted.placement_timeout:
@@ -172,7 +157,7 @@ class PlacementWatch:
         """Yield what actors give as it comes; errors are those of ``check``."""
         name = f"outcomes of {self._stage_name}"
         for item in iterate_in_thread(items, name, self.check, poll_seconds, end):
-            self.renew()
+            self._last_place = self._clock()  # an actor had a place just now
             yield item
 
 
@@ -336,36 +321,62 @@ def quiet_ray_data(*, show: bool) -> None:
         logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
-class ShardActor:
-    """A ``ShardRunner`` in a process of its own.
+class MeteredRunner(ShardRunner):
+    """A ``ShardRunner`` that records attempts, and the seconds that loading takes."""
+
+    def __init__(self, stage: Stage, folder: Location, session: str) -> None:
+        """Record for a stage of the run that the folder lies in."""
+        super().__init__(stage, folder, session)
+        self._metrics = WorkerMetrics(run_of(folder), stage.name)
+
+    def run(self, shard: Shard) -> ShardOutcome:
+        """Count an attempt."""
+        self._metrics.begun()
+        return super().run(shard)
+
+    def make_worker(self) -> Worker:
+        """Take the time of it."""
+        started = time.monotonic()
+        worker = super().make_worker()
+        self._metrics.loaded(time.monotonic() - started)
+        return worker
+
+
+class ShardActor(MeteredRunner):
+    """A runner in a process of its own.
 
     When the process dies Ray starts it again and hands it the same rows again, as often as it
     takes: the runner counts deaths, and knows when to give a shard up.
     """
 
+    replaceable = True
+
     def __init__(self, stage: Stage, folder: Location, session: str) -> None:
         """Keep the stage; models load with the first shard so that an error can be reported."""
         _limit_process(stage.resources)
-        self._node, resources = ray.get_runtime_context().get_node_id(), stage.resources
-        self._runner = ShardRunner(
-            stage,
-            folder,
-            session,
-            node=self._node,
-            is_gone=is_node_gone,
-            has_other_place=lambda: has_place(resources, self._node),
-            # Whatever an engine that died still holds of the device goes with the process.
-            leave=lambda: os._exit(LOST_ENGINE),
-            **hooks_of(stage, folder),
-        )
+        super().__init__(stage, folder, session)
+        self.node = ray.get_runtime_context().get_node_id()
+
+    def is_gone(self, node: str) -> bool:
+        """Whether a node is not up any more."""
+        return is_node_gone(node)
+
+    def has_other_place(self) -> bool:
+        """Whether an actor could be on a node other than this one."""
+        others = [node for node in alive_nodes() if node["NodeID"] != self.node]
+        return bool(others) and not find_missing(self._stage.resources, others)
+
+    def leave(self) -> None:
+        """End this process: whatever an engine that died still holds of the device goes with it."""
+        os._exit(LOST_ENGINE)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Run the shard of a row; on a node that is about to go, leave it to another node."""
-        if is_node_draining(self._node):
+        if self.node in state.get_draining_nodes():
             # Ray goes on handing out shards here. It restarts an actor that died, as this one now
             # does, where work is taken, and hands it the shard again.
             os._exit(LEFT_DRAINING_NODE)
-        outcome = self._runner.run(Shard(int(row["start"]), int(row["stop"])))
+        outcome = self.run(Shard(int(row["start"]), int(row["stop"])))
         return {"outcome": outcome.model_dump_json()}
 
 
@@ -384,16 +395,10 @@ def execute_on_ray(stage: Stage, folder: Location, shards: list[Shard]) -> Itera
         yield from execute_here(stage, folder, shards)
         return
     if stage.runs_in_driver():
-        outcomes = execute_here(stage, folder, shards, **hooks_of(stage, folder))
+        outcomes = execute_here(stage, folder, shards, MeteredRunner)
         yield from iterate_in_thread(outcomes, f"work of {stage.name}")
         return
     yield from _execute_in_pool(stage, folder, shards)
-
-
-def hooks_of(stage: Stage, folder: Location) -> dict[str, Callable[..., None]]:
-    """Return what a ShardRunner calls to record metrics."""
-    metrics = WorkerMetrics(run_of(folder), stage.name)
-    return {"on_begin": metrics.begun, "on_load": metrics.loaded}
 
 
 def _execute_in_pool(stage: Stage, folder: Location, shards: list[Shard]) -> Iterator[ShardOutcome]:

@@ -111,7 +111,6 @@ def find_record(folder: Location, shard: Shard) -> ShardRecord | None:
     return None if missing_parts(folder, record) else record
 
 
-#: Watches over what is put into a sink.
 @contextlib.contextmanager
 def looking(name: str, every_seconds: float, look: Callable[[], bool]) -> Generator[None]:
     """Call ``look`` now and then, from a thread of that name, until it returns True."""
@@ -129,40 +128,6 @@ def looking(name: str, every_seconds: float, look: Callable[[], bool]) -> Genera
     finally:
         done.set()
         thread.join()
-
-
-Guard = Callable[[Sink], contextlib.AbstractContextManager[None]]
-
-
-def execute_shard(
-    stage: Stage,
-    worker: Worker,
-    folder: Location,
-    shard: Shard,
-    cause: Cause = "",
-    guard: Guard = contextlib.nullcontext,
-) -> ShardOutcome:
-    """Run one shard and write its parts, then its record.
-
-    Errors are returned, not raised, but for the one that only a new worker can mend.
-
-    Raises:
-        EngineDiedError: If the worker lost the engine it works with.
-    """
-    sink = Sink(folder, stage.name, shard.start, shard.stop, stage.check_schema)
-    started = time.monotonic()
-    try:
-        with guard(sink):
-            worker(shard, sink)
-        units = stage.item_weight(shard.start, shard.stop)
-        record = sink.finish(time.monotonic() - started, units)
-        record_file(folder, shard).write_bytes(record.model_dump_json().encode())
-    except BaseException as error:
-        sink.abort()
-        if isinstance(error, EngineDiedError) or not isinstance(error, (Exception, SystemExit)):
-            raise
-        return failed_outcome(shard, error, cause)
-    return ShardOutcome(start=shard.start, stop=shard.stop, record=record, cause=cause)
 
 
 class CrashLog:
@@ -261,156 +226,166 @@ class CrashLog:
 
 
 class ShardRunner:
-    """Runs shards with one worker, which is made for the first shard and again when it dies."""
+    """Runs shards with one worker, which is made for the first shard and again when it dies.
 
-    def __init__(
-        self,
-        stage: Stage,
-        folder: Location,
-        session: str,
-        *,
-        node: str = "",
-        is_gone: Callable[[str], bool] = lambda node: False,
-        has_other_place: Callable[[], bool] = lambda: False,
-        leave: Callable[[], None] | None = None,
-        on_begin: Callable[[], None] = lambda: None,
-        on_load: Callable[[float], None] = lambda seconds: None,
-        pause: Callable[[float], None] = time.sleep,
-    ) -> None:
-        """Run shards of a stage; deaths count together within a session, and only there.
+    It is one for a process that has to last; others override what is known of their place.
+    """
 
-        Args:
-            stage: The stage.
-            folder: Its folder.
-            session: Names the run of the driver.
-            node: The node that this process is on.
-            is_gone: Whether a node is not up any more.
-            has_other_place: Whether another node could hold such a worker.
-            leave: Ends this process, which another one then replaces; None where it must last.
-                An engine that died is never made anew beside what is left of it where there is one.
-            on_begin: Called when work on a shard begins.
-            on_load: Called with the seconds that it took to make a worker.
-            pause: Waits for so many seconds.
+    node = ""  # that this process is on
+    #: Whether another process takes its place when it leaves. An engine that died is then never
+    #: made anew beside what is left of it.
+    replaceable = False
+    pause = staticmethod(time.sleep)
+
+    def __init__(self, stage: Stage, folder: Location, session: str) -> None:
+        """Run shards of a stage in its folder.
+
+        Deaths count together within a session, which names the run of the driver, and only there.
         """
         self._stage, self._folder = stage, folder
         self._attempts = folder / ATTEMPTS_FOLDER / session
-        self._node, self._is_gone = node, is_gone
-        self._has_other_place, self._leave, self._pause = has_other_place, leave, pause
-        self._on_begin, self._on_load = on_begin, on_load
         self._worker: Worker | None = None
+        self._log: CrashLog  # of the present shard
+
+    def is_gone(self, node: str) -> bool:
+        """Whether a node is not up any more."""
+        return False
+
+    def has_other_place(self) -> bool:
+        """Whether another node could hold such a worker."""
+        return False
+
+    def leave(self) -> None:
+        """End this process, where it is ``replaceable``."""
+
+    def make_worker(self) -> Worker:
+        """Load what works on shards."""
+        return self._stage.make_worker()
 
     def run(self, shard: Shard) -> ShardOutcome:
         """Bring a shard to its outcome; errors are returned, not raised."""
-        self._on_begin()
         try:
             file = self._attempts / f"{shard_name(shard.start, shard.stop)}.json"
-            log = CrashLog(file, self._node, self._is_gone)
+            self._log = CrashLog(file, self.node, self.is_gone)
             record = find_record(self._folder, shard)
             if record is not None:  # its worker was lost before the driver had heard of it
-                cause: Cause = "killed" if log.was_left_in(LAST) else ""
+                cause: Cause = "killed" if self._log.was_left_in(LAST) else ""
                 outcome = ShardOutcome(
                     start=shard.start, stop=shard.stop, record=record, cause=cause
                 )
             else:
-                outcome = self._run_until_done(shard, log)
-            log.close()
+                outcome = self._run_until_done(shard)
+            self._log.close()
         except Exception as error:  # noqa: BLE001  (the run directory's; the driver decides)
             return failed_outcome(shard, error)
         return outcome
 
-    def _run_until_done(self, shard: Shard, log: CrashLog) -> ShardOutcome:
+    def execute(self, shard: Shard, cause: Cause = "") -> ShardOutcome:
+        """Run a shard and write its parts, then its record.
+
+        Errors are returned, not raised, but for the one that only a new worker can mend.
+
+        Raises:
+            EngineDiedError: If the worker lost the engine it works with.
+        """
+        stage, started = self._stage, time.monotonic()
+        sink = Sink(self._folder, stage.name, shard.start, shard.stop, stage.check_schema)
+        try:
+            self._work(shard, sink)
+            units = stage.item_weight(shard.start, shard.stop)
+            record = sink.finish(time.monotonic() - started, units)
+            record_file(self._folder, shard).write_bytes(record.model_dump_json().encode())
+        except BaseException as error:
+            sink.abort()
+            if isinstance(error, EngineDiedError) or not isinstance(error, (Exception, SystemExit)):
+                raise
+            return failed_outcome(shard, error, cause)
+        return ShardOutcome(start=shard.start, stop=shard.stop, record=record, cause=cause)
+
+    def _work(self, shard: Shard, sink: Sink) -> None:
+        """Have the worker do a shard; end this process where it finishes no row for too long."""
+        if self._worker is None:
+            self._worker = self.make_worker()
+        if not (self.replaceable and self._stage.divisible):
+            self._worker(shard, sink)
+            return
+        limit = self._stage.resources.row_timeout
+
+        def look() -> bool:
+            hangs = time.monotonic() - sink.last_change > limit
+            if hangs:
+                self._log.note_hang(limit)
+                self.leave()
+            return hangs
+
+        with looking("finished rows", limit / LOOKS_A_LIMIT, look):
+            self._worker(shard, sink)
+
+    def _run_until_done(self, shard: Shard) -> ShardOutcome:
         while True:
             try:
-                return self._attempt(shard, log)
+                return self._attempt(shard)
             except EngineDiedError:  # noted in the log, which decides what is done next
                 self._worker = None
-                if self._leave is not None:
-                    self._leave()
+                if self.replaceable:
+                    self.leave()
 
-    def _attempt(self, shard: Shard, log: CrashLog) -> ShardOutcome:
+    def _attempt(self, shard: Shard) -> ShardOutcome:
         """Go on with a shard from where its log ends."""
+        log = self._log
         if log.deaths(LOAD) >= MAX_DEATHS:
-            outcome = self._give_up(shard, log, "start", "was killed while it was being made")
+            outcome = self._give_up(shard, "start", "was killed while it was being made")
             return self._blame_node(outcome, log.only_node(LOAD))
         try:
-            worker = self._ready_worker(log)
+            if self._worker is None:
+                with log.step(LOAD):
+                    self._worker = self.make_worker()
         except EngineDiedError:
             raise
         except (Exception, SystemExit) as error:  # noqa: BLE001  (the driver decides)
-            return self._blame_node(failed_outcome(shard, error, "start"), self._node)
+            return self._blame_node(failed_outcome(shard, error, "start"), self.node)
         if log.deaths(WHOLE) >= MAX_DEATHS:
-            return self._run_without_poison(shard, worker, log)
+            return self._run_without_poison(shard)
         rows = self._stage.row_numbers(shard.start, shard.stop)
         skip = self._stage.rows_to_quarantine(self._known_poison(), rows)
         with log.step(WHOLE):
-            whole = replace(shard, skip=skip)
-            return execute_shard(
-                self._stage, worker, self._folder, whole, guard=self._guard_of(log)
-            )
+            return self.execute(replace(shard, skip=skip))
 
     def _blame_node(self, outcome: ShardOutcome, node: str) -> ShardOutcome:
         """Make a failure to load the node's where only this one failed and others could load."""
         folder = self._folder / ATTEMPTS_FOLDER / NODES_FOLDER
-        if not node or not self._node:
+        if not node or not self.node:
             return outcome
         (folder / node).write_bytes(outcome.error_message.encode())
-        if len(folder.list_files()) >= MAX_UNFIT_NODES or not self._has_other_place():
+        if len(folder.list_files()) >= MAX_UNFIT_NODES or not self.has_other_place():
             return outcome
-        self._pause(UNFIT_PAUSE_SECONDS)
+        self.pause(UNFIT_PAUSE_SECONDS)
         return outcome.model_copy(update={"cause": "node", "node": node})
 
-    def _guard_of(self, log: CrashLog) -> Guard:
-        """Return what ends this process where a step of the log finishes no row for too long."""
-        limit, leave = self._stage.resources.row_timeout, self._leave
-        if leave is None or not self._stage.divisible:
-            return contextlib.nullcontext
-
-        def guard(sink: Sink) -> contextlib.AbstractContextManager[None]:
-            def look() -> bool:
-                hangs = time.monotonic() - sink.last_change > limit
-                if hangs:
-                    log.note_hang(limit)
-                    leave()
-                return hangs
-
-            return looking("finished rows", limit / LOOKS_A_LIMIT, look)
-
-        return guard
-
-    def _ready_worker(self, log: CrashLog) -> Worker:
-        if self._worker is None:
-            started = time.monotonic()
-            with log.step(LOAD):
-                self._worker = self._stage.make_worker()
-            self._on_load(time.monotonic() - started)
-        return self._worker
-
-    def _run_without_poison(self, shard: Shard, worker: Worker, log: CrashLog) -> ShardOutcome:
+    def _run_without_poison(self, shard: Shard) -> ShardOutcome:
         """Find the rows that kill, then run the shard without them."""
         find = self._poison_rows if self._stage.divisible else self._poison_items
         try:
-            skip = find(shard, worker, log)
+            skip = find(shard)
         except _GiveUpError as reason:
-            return self._give_up(shard, log, "killed", str(reason))
-        if log.deaths(LAST) >= MAX_DEATHS:
+            return self._give_up(shard, "killed", str(reason))
+        if self._log.deaths(LAST) >= MAX_DEATHS:
             what = "was killed by the whole, though it went well with each part"
-            return self._give_up(shard, log, "killed", what)
-        with log.step(LAST):
-            whole = replace(shard, skip=skip)
-            return execute_shard(
-                self._stage, worker, self._folder, whole, "killed", self._guard_of(log)
-            )
+            return self._give_up(shard, "killed", what)
+        with self._log.step(LAST):
+            return self.execute(replace(shard, skip=skip), "killed")
 
-    def _poison_items(self, shard: Shard, worker: Worker, log: CrashLog) -> Mapping[int, str]:
+    def _poison_items(self, shard: Shard) -> Mapping[int, str]:
         """Try each item alone; an item that kills cannot be left out."""
         for item in range(shard.start, shard.stop):
-            if self._kills_alone(item, Shard(item, item + 1), worker, log):
+            if self._kills_alone(item, Shard(item, item + 1)):
                 raise _GiveUpError(f"was killed by items {item}..{item + 1} alone")
         return {}
 
-    def _poison_rows(self, shard: Shard, worker: Worker, log: CrashLog) -> Mapping[int, str]:
+    def _poison_rows(self, shard: Shard) -> Mapping[int, str]:
         """Try each row alone; return the rows to leave out, each with the message of its error."""
-        stage, rows = self._stage, self._stage.row_numbers(shard.start, shard.stop)
+        stage, log = self._stage, self._log
+        rows = stage.row_numbers(shard.start, shard.stop)
         skip: dict[int, str] = {}
         accusing: list[int] = []
         known = self._known_poison()
@@ -420,7 +395,7 @@ class ShardRunner:
             poison: list[int] = []
             for row in item_rows:
                 alone = replace(shard, rows=range(row, row + 1))
-                if row not in quarantined and self._kills_alone(row, alone, worker, log):
+                if row not in quarantined and self._kills_alone(row, alone):
                     poison.append(row)
                     quarantined = stage.rows_to_quarantine([*known, *accusing, *poison], rows)
                     if len(poison) == MAX_POISON_OF_AN_ITEM and log.survivors_in(item_rows) == 0:
@@ -437,25 +412,24 @@ class ShardRunner:
         self._remember_poison(shard, accusing)
         return {**stage.rows_to_quarantine([*known, *accusing], rows), **skip}
 
-    def _kills_alone(self, number: int, part: Shard, worker: Worker, log: CrashLog) -> bool:
+    def _kills_alone(self, number: int, part: Shard) -> bool:
         """Say whether a row or item kills; try it alone if that is not known. Nothing is kept.
 
         Raises:
             EngineDiedError: If it kills the worker's engine now.
         """
+        log, stage = self._log, self._stage
         if number in log.survivors:
             return False
         if log.deaths(str(number)) >= MAX_DEATHS:
             return True
         if log.num_deaths >= MAX_SHARD_DEATHS:
             raise _GiveUpError("was killed by more and more of its rows, so it is hardly the rows")
-        stage = self._stage
         sink = Sink(self._folder, stage.name, part.start, part.stop, stage.check_schema)
         try:
             with log.step(str(number)):
                 try:
-                    with self._guard_of(log)(sink):
-                        worker(part, sink)
+                    self._work(part, sink)
                 except EngineDiedError:
                     raise
                 except (Exception, SystemExit):  # noqa: BLE001, S110  (it killed nobody)
@@ -477,7 +451,8 @@ class ShardRunner:
         found = (json.loads(file.read_bytes()) for file in files if file.name.endswith(".json"))
         return sorted(row for rows in found for row in rows)
 
-    def _give_up(self, shard: Shard, log: CrashLog, cause: Cause, what: str) -> ShardOutcome:
+    def _give_up(self, shard: Shard, cause: Cause, what: str) -> ShardOutcome:
+        log = self._log
         last_words = f" The engine's last words: {log.last_words}" if log.last_words else ""
         error = StageError(
             f"the worker of items {shard.start}..{shard.stop} {what} ({log.num_deaths} deaths). "

@@ -31,8 +31,9 @@ def _replace(
     gone: set[str] = set()
 
     def make_runner() -> ShardRunner:
-        node = f"node {len(gone)}"
-        return ShardRunner(stage, folder, "session", node=node, is_gone=gone.__contains__)
+        runner = ShardRunner(stage, folder, "session")
+        runner.node, runner.is_gone = f"node {len(gone)}", gone.__contains__
+        return runner
 
     runner = make_runner()
     for shard in shards:

@@ -14,11 +14,19 @@ from nncift_ray.runtime.driver import (
     MAX_LOST_SHARDS,
     execute_here,
     finished_shards,
+    plan_shards,
     run_stage,
     stage_folder,
 )
 from nncift_ray.runtime.files import Location
-from nncift_ray.runtime.output import ERRORS_HELD, MANIFEST_NAME, Sink, StageOutput, shard_name
+from nncift_ray.runtime.output import (
+    ERRORS_HELD,
+    MANIFEST_NAME,
+    ShardRecord,
+    Sink,
+    StageOutput,
+    shard_name,
+)
 from nncift_ray.runtime.progress import LineReporter, SilentReporter
 from nncift_ray.runtime.shards import (
     ATTEMPTS_FOLDER,
@@ -27,7 +35,6 @@ from nncift_ray.runtime.shards import (
     CrashLog,
     ShardOutcome,
     ShardRunner,
-    execute_shard,
 )
 from nncift_ray.runtime.step import DRIVER_INPUT_BYTES, Resources, Shard, Stage, Worker
 from tests.stages import RowsStage
@@ -315,7 +322,7 @@ def test_an_overlapping_record_of_a_worker_that_outlived_its_driver_is_left_out(
     stage = SquareStage(10, 4)
     folder = stage_folder(stage, Location.of(str(tmp_path)))
     for shard in (Shard(0, 4), Shard(2, 7)):
-        execute_shard(stage, stage.make_worker(), folder, shard)
+        ShardRunner(stage, folder, "session").execute(shard)
     assert squares(run(SquareStage(10, 3), tmp_path)) == [i * i for i in range(10)]
 
 
@@ -372,3 +379,12 @@ def test_many_bad_rows_are_streamed_and_none_is_lost(tmp_path: Path) -> None:
     stage.bad_rows = set(range(ERRORS_HELD * 2 + 3))
     output = run(stage, tmp_path)
     assert output.num_rows("errors") == output.manifest.num_failures == ERRORS_HELD * 2 + 3
+
+
+def test_shards_are_cut_out_of_what_no_finished_one_covers() -> None:
+    records = [ShardRecord(start=a, stop=b, parts=(), num_failures=0, seconds=0) for a, b in (
+        (4, 6), (0, 2)
+    )]  # fmt: skip
+    stage = SquareStage(10, 3)
+    assert plan_shards(stage, 10, records) == [Shard(2, 4), Shard(6, 9), Shard(9, 10)]
+    assert plan_shards(stage, 0, []) == []

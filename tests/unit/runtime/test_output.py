@@ -14,10 +14,8 @@ from nncift_ray.runtime.output import (
     Sink,
     StageManifest,
     StageOutput,
-    cut_ranges,
     describe_environment,
     fingerprint,
-    remaining_ranges,
 )
 
 NUMBERS = pa.schema([pa.field("n", pa.int64())])
@@ -125,12 +123,6 @@ def test_run_folders_are_private(tmp_path: Path) -> None:
 def test_unknown_scheme_is_refused_with_a_remedy() -> None:
     with pytest.raises(StorageError, match="no file system for 'nosuch://'"):
         Location.of("nosuch://bucket/run")
-
-
-def test_remaining_ranges_are_what_no_shard_covers() -> None:
-    assert remaining_ranges(10, [(4, 6), (0, 2)]) == [(2, 4), (6, 10)]
-    assert remaining_ranges(0, []) == []
-    assert cut_ranges([(2, 4), (6, 10)], 3) == [(2, 4), (6, 9), (9, 10)]
 
 
 def test_fingerprint_changes_with_all_that_shapes_rows() -> None:

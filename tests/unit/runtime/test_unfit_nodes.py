@@ -52,15 +52,11 @@ class Cluster:
         def leave() -> None:
             raise KilledError
 
-        return ShardRunner(
-            stage,
-            folder,
-            "session",
-            node=node,
-            has_other_place=lambda: len(self.nodes) > 1,
-            leave=leave,
-            pause=self.pauses.append,
-        )
+        runner = ShardRunner(stage, folder, "session")
+        runner.node, runner.replaceable, runner.leave = node, True, leave
+        runner.has_other_place = lambda: len(self.nodes) > 1
+        runner.pause = self.pauses.append
+        return runner
 
 
 class LoadingStage(GroupStage):
@@ -166,7 +162,9 @@ def test_a_row_that_hangs_is_found_and_said_to_hang(
     stage = HangingStage(57)
 
     def start(self: Cluster, stage: HangingStage, folder: Location, node: str) -> ShardRunner:
-        return ShardRunner(stage, folder, "session", node=node, leave=stage.left.set)
+        runner = ShardRunner(stage, folder, "session")
+        runner.node, runner.replaceable, runner.leave = node, True, stage.left.set
+        return runner
 
     monkeypatch.setattr(Cluster, "start", start)
     output, _ = run(stage, tmp_path, Cluster("a").execute)
