@@ -37,12 +37,20 @@ LONGEST_PAUSE_SECONDS = 30.0
 #: Answers that another try may change: a time limit, too many requests, a server that starts.
 PASSING = (408, 409, 425, 429, 500, 502, 503, 504)
 SHOWN_CHARS = 300
+UNREADABLE = "unreadable_answer"  # why a request failed
 PROBE = "The capital of France is Paris."
 #: The ways to ask for the log-probabilities of a prompt: vLLM's own, and the one of old.
 WAYS: Mapping[str, Mapping[str, Any]] = {
     "prompt_logprobs": {"prompt_logprobs": 0},
     "echo": {"echo": True, "logprobs": 1},
 }
+
+
+class _AnswerError(Exception):
+    """An answer that is of no use, whoever asks again; the arguments are a reason and a message."""
+
+    def __str__(self) -> str:
+        return str(self.args[1])
 
 
 class ServerEngine(Engine):
@@ -53,6 +61,8 @@ class ServerEngine(Engine):
 
     def __init__(self, model_path: str | Path, options: EngineConfig) -> None:
         """Load the tokenizer, and find out whether and how the server scores prompts.
+
+        The token is read from the environment now.
 
         Args:
             model_path: Folder of the tokenizer.
@@ -68,8 +78,16 @@ class ServerEngine(Engine):
         self._vocabulary_size = self._tokenizer.vocabulary_size
         self._model, self.busy_seconds = options.served_name, 0.0
         self.name = f"server:{self._model}"
-        self._server = Server(cast("ServerConfig", options.server))
-        longest = self._server.find_model(self._model)
+        self._server = server = cast("ServerConfig", options.server)
+        token = os.environ.get(server.token_variable)
+        self._client = httpx.Client(
+            headers={"Authorization": f"Bearer {token}"} if token else {},
+            timeout=httpx.Timeout(server.timeout_seconds, connect=CONNECT_SECONDS, pool=None),
+            limits=httpx.Limits(max_connections=server.concurrency),
+        )
+        #: What messages call the server.
+        self._called = f"the server of teacher.engine, {server.url.rstrip('/')},"
+        longest = self._find_model()
         # One token is written, though nobody reads it.
         self.max_length = min(options.max_length, longest - 1 if longest else options.max_length)
         self._way = self._find_way()
@@ -83,7 +101,7 @@ class ServerEngine(Engine):
 
         def run(places: list[int]) -> Iterator[tuple[int, ScoringResult | ScoringFailure]]:
             begun = time.perf_counter()
-            with ThreadPoolExecutor(self._server.config.concurrency) as pool:
+            with ThreadPoolExecutor(self._server.concurrency) as pool:
                 answers = pool.map(lambda place: self._score_one(requests[place]), places)
                 yield from zip(places, answers, strict=True)
             self.busy_seconds += time.perf_counter() - begun
@@ -100,31 +118,33 @@ class ServerEngine(Engine):
 
     def close(self) -> None:
         """Close the connections."""
-        self._server.close()
+        self._client.close()
 
     def _score_one(self, request: AnyScoringRequest) -> ScoringResult | ScoringFailure:
         if not isinstance(request, ScoringRequest):
             return ScoringFailure("not_served", "a server is not asked for chosen next tokens")
-        ids = [*request.prompt_ids, *request.response_ids]
         try:
-            choice = self._server.complete(self._body(ids, self._way))
-            found = read_log_probs(choice, ids, self._way)
-        except RefusedError as error:
-            return ScoringFailure("refused", str(error))
-        except UnreadableError as error:
-            return ScoringFailure("unreadable_answer", str(error))
+            found = self._log_probs([*request.prompt_ids, *request.response_ids], self._way)
+        except _AnswerError as error:
+            return ScoringFailure(*error.args)
         return make_result(found[list(request.scored)], request.num_tokens, 0)
 
-    def _body(self, ids: Sequence[int], way: str) -> dict[str, Any]:
-        """Return what asks for the likelihood of some tokens."""
-        ids = list(map(int, ids))
-        return {
-            "model": self._model,
-            "prompt": ids,
-            "max_tokens": 1,
-            "temperature": 0.0,
-            **WAYS[way],
-        }
+    def _find_model(self) -> int | None:
+        """Return the longest request that the server takes of the model, where it tells."""
+        try:
+            served = {entry["id"]: entry for entry in self._ask("GET", "/models")["data"]}
+        except (_AnswerError, KeyError, TypeError) as error:
+            raise ModelError(
+                f"{self._called} lists no models as OpenAI's does ({error}); give its address with "
+                "/v1"
+            ) from error
+        if self._model not in served:
+            raise ModelError(
+                f"{self._called} has no model {self._model!r}; name one of {', '.join(served)} in "
+                "teacher.engine.model"
+            )
+        longest = served[self._model].get("max_model_len")
+        return longest if isinstance(longest, int) else None
 
     def _find_way(self) -> str:
         """Return the first way of asking that the server understands, by asking once."""
@@ -132,94 +152,38 @@ class ServerEngine(Engine):
         reasons: list[str] = []
         for way in WAYS:
             try:
-                found = read_log_probs(self._server.complete(self._body(ids, way)), ids, way)
-            except (RefusedError, UnreadableError) as error:
+                if np.isfinite(self._log_probs(ids, way)[1:]).all():
+                    return way
+                reasons.append(f"{way}: log-probabilities that are no numbers")
+            except _AnswerError as error:
                 reasons.append(f"{way}: {error}")
-                continue
-            if np.isfinite(found[1:]).all():
-                return way
-            reasons.append(f"{way}: log-probabilities that are no numbers")
         raise ModelError(
-            f"{self._server} returns no log-probabilities of the tokens of a prompt, which the "
+            f"{self._called} returns no log-probabilities of the tokens of a prompt, which the "
             "teacher needs; vLLM and SGLang do, many hosted services do not "
             f"({'; '.join(reasons)})"
         )
 
-
-class RefusedError(Exception):
-    """The server says that a request cannot be answered, whoever asks again."""
-
-
-class UnreadableError(Exception):
-    """The answer is not what was asked for."""
-
-
-class Server:
-    """The requests to one server, sent again where that may help."""
-
-    def __init__(self, config: ServerConfig) -> None:
-        """Open nothing yet; the token is read from the environment now."""
-        self.config, self._url = config, config.url.rstrip("/")
-        token = os.environ.get(config.token_variable)
-        self._client = httpx.Client(
-            headers={"Authorization": f"Bearer {token}"} if token else {},
-            timeout=httpx.Timeout(config.timeout_seconds, connect=CONNECT_SECONDS, pool=None),
-            limits=httpx.Limits(max_connections=config.concurrency),
-        )
-
-    def __str__(self) -> str:
-        """Name the server, and the key that does."""
-        return f"the server of teacher.engine, {self._url},"
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._client.close()
-
-    def find_model(self, name: str) -> int | None:
-        """Return the longest request that the server takes of a model, where it tells.
-
-        Raises:
-            ModelError: If it does not have the model, or does not answer.
-        """
+    def _log_probs(self, ids: Sequence[int], way: str) -> np.ndarray:
+        """Return the log-probability of each token [T]; not a number where there is none."""
+        asked = {"model": self._model, "prompt": list(map(int, ids)), "max_tokens": 1}
+        answer = self._ask("POST", "/completions", asked | {"temperature": 0.0, **WAYS[way]})
         try:
-            told = self._ask("GET", "/models")
-            served = {entry["id"]: entry for entry in told["data"]}
-        except (RefusedError, UnreadableError, KeyError, TypeError) as error:
-            raise ModelError(
-                f"{self} lists no models as OpenAI's does ({error}); give its address with /v1"
-            ) from error
-        if name not in served:
-            raise ModelError(
-                f"{self} has no model {name!r}; name one of {', '.join(served)} in "
-                "teacher.engine.model"
-            )
-        longest = served[name].get("max_model_len")
-        return longest if isinstance(longest, int) else None
-
-    def complete(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return the one choice of a completion.
-
-        Raises:
-            RefusedError: If the server refuses the request.
-            UnreadableError: If the answer has no choice.
-            ModelError: If it does not answer, or refuses whoever asks.
-        """
-        answer = self._ask("POST", "/completions", body)
-        try:
-            return answer["choices"][0]
+            choice = answer["choices"][0]
         except (KeyError, IndexError, TypeError) as error:
-            raise UnreadableError("the answer holds no choice") from error
+            raise _AnswerError(UNREADABLE, "the answer holds no choice") from error
+        return read_log_probs(choice, ids, way)
 
     def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        reason, wanted = "", 0.0
+        """Return what the server answers, asking again where that may help."""
+        reason, wanted, server = "", 0.0, self._server
         for attempt in range(ATTEMPTS):
             if attempt:  # at random, lest all that wait come back at once
                 pause = max(wanted, 2.0 ** (attempt - 1) * random.uniform(0.5, 1.0))
                 time.sleep(min(pause, LONGEST_PAUSE_SECONDS))
             try:
-                answer = self._client.request(method, self._url + path, json=body)
+                answer = self._client.request(method, server.url.rstrip("/") + path, json=body)
             except httpx.TimeoutException:
-                reason = f"no answer within {self.config.timeout_seconds:g} s"
+                reason = f"no answer within {server.timeout_seconds:g} s"
                 continue
             except httpx.TransportError as error:
                 reason = str(error) or type(error).__name__
@@ -230,8 +194,8 @@ class Server:
                 continue
             return self._read(answer)
         raise ModelError(
-            f"{self} does not answer ({reason}); {ATTEMPTS} tries were made. Look whether it is up "
-            "and reached from here; with many requests at a time a larger "
+            f"{self._called} does not answer ({reason}); {ATTEMPTS} tries were made. Look whether "
+            "it is up and reached from here; with many requests at a time a larger "
             "teacher.engine.timeout_seconds or a smaller concurrency helps. The same command goes "
             "on from here"
         )
@@ -239,16 +203,17 @@ class Server:
     def _read(self, answer: httpx.Response) -> Any:
         """Return what an answer says, or raise what it means."""
         if answer.status_code in (401, 403):
+            variable = self._server.token_variable
             raise ModelError(
-                f"{self} wants a token ({answer.status_code}): put a valid one in the environment "
-                f"variable {self.config.token_variable} (teacher.engine.token_variable)"
+                f"{self._called} wants a token ({answer.status_code}): put a valid one in the "
+                f"environment variable {variable} (teacher.engine.token_variable)"
             )
         if answer.status_code >= httpx.codes.MULTIPLE_CHOICES:
-            raise RefusedError(_describe(answer))
+            raise _AnswerError("refused", _describe(answer))
         try:
             return answer.json()
         except ValueError as error:
-            raise UnreadableError("the answer is no JSON") from error
+            raise _AnswerError(UNREADABLE, "the answer is no JSON") from error
 
 
 def _describe(answer: httpx.Response) -> str:
@@ -257,23 +222,20 @@ def _describe(answer: httpx.Response) -> str:
 
 
 def read_log_probs(choice: Mapping[str, Any], ids: Sequence[int], way: str) -> np.ndarray:
-    """Return the log-probability of each prompt token [T]; not a number where there is none.
-
-    Raises:
-        UnreadableError: If there are none, or they are of other tokens.
-    """
+    """Return the log-probability of each prompt token [T]; not a number where there is none."""
     told = choice.get("prompt_logprobs") or []
     if way == "echo":
         told = (choice.get("logprobs") or {}).get("token_logprobs") or []
         told = told[: len(ids)]  # behind them stands the token that was written
     if len(told) != len(ids):
-        raise UnreadableError(f"{len(told)} log-probabilities for {len(ids)} tokens")
+        raise _AnswerError(UNREADABLE, f"{len(told)} log-probabilities for {len(ids)} tokens")
     if way == "echo":
         return np.array([np.nan if value is None else value for value in told], dtype=np.float64)
     found = [(at or {}).get(str(token), {}) for at, token in zip(told, ids, strict=True)]
     if not all(found[1:]):
-        raise UnreadableError(
+        raise _AnswerError(
+            UNREADABLE,
             "log-probabilities of other tokens: the tokenizer of teacher.model is not that of the "
-            "server's model"
+            "server's model",
         )
     return np.array([value.get("logprob", np.nan) for value in found], dtype=np.float64)

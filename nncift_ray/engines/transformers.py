@@ -38,8 +38,14 @@ from nncift_ray.engines.base import (
     ScoringResult,
     make_result,
 )
-from nncift_ray.engines.memory import fit_batch_tokens, free_memory_bytes, gpu_share
-from nncift_ray.engines.shared import Adapter, LoadedEngine, read_adapter
+from nncift_ray.engines.memory import (
+    Adapter,
+    LoadedEngine,
+    fit_batch_tokens,
+    free_memory_bytes,
+    gpu_share,
+    read_adapter,
+)
 from nncift_ray.engines.tokens import Job, cut_batches, group_by_prefix, make_job
 from nncift_ray.errors import EngineDiedError, ModelError
 from nncift_ray.recipe.sections import EngineConfig

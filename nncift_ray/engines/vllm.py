@@ -33,18 +33,16 @@ from nncift_ray.engines.base import (
     make_result,
 )
 from nncift_ray.engines.memory import (
+    Adapter,
     EngineSize,
+    LoadedEngine,
     ModelShape,
     cache_remedy,
     free_memory_bytes,
-    size_engine,
-)
-from nncift_ray.engines.shared import (
-    Adapter,
-    LoadedEngine,
     is_head_plain,
     read_adapter,
     read_config,
+    size_engine,
 )
 from nncift_ray.errors import EngineDiedError, ModelError
 from nncift_ray.recipe.sections import EngineConfig

@@ -30,8 +30,8 @@ from nncift_ray.engines.base import ScoringFailure
 from nncift_ray.engines.chat import TrainingExample, writing_settings
 from nncift_ray.engines.load import TunedModel, actor_threads, auto_dtype
 from nncift_ray.engines.lora import is_checkpointed
+from nncift_ray.engines.memory import ADAPTER_CONFIG
 from nncift_ray.engines.models import ResolvedModel, locate_model
-from nncift_ray.engines.shared import ADAPTER_CONFIG
 from nncift_ray.engines.tokens import SegmentTokenizer, encode_example
 from nncift_ray.engines.transformers import (
     BITSANDBYTES,

@@ -57,7 +57,7 @@ def model(tmp_path: Path, mark: Path) -> Path:
 def test_the_code_of_a_language_model_is_not_run(model: Path, mark: Path) -> None:
     import torch
 
-    from nncift_ray.engines.shared import read_config
+    from nncift_ray.engines.memory import read_config
     from nncift_ray.engines.transformers import load_language_model
 
     with pytest.raises(ModelError):

@@ -14,9 +14,8 @@ import pytest
 from nncift_ray.engines import load, vllm
 from nncift_ray.engines.embedded import EMBEDDED_LANGUAGE_MODEL
 from nncift_ray.engines.load import EngineFactory, TunedModel, apply_tuning, find_engine, settle
-from nncift_ray.engines.memory import EngineSize
+from nncift_ray.engines.memory import Adapter, EngineSize, is_head_plain
 from nncift_ray.engines.models import ResolvedModel
-from nncift_ray.engines.shared import Adapter, is_head_plain
 from nncift_ray.errors import ModelError
 from nncift_ray.recipe.sections import EngineConfig, TeacherConfig
 

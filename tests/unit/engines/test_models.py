@@ -13,6 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from nncift_ray.engines import embedded, models
+from nncift_ray.engines.memory import longest_request, read_adapter
 from nncift_ray.engines.models import (
     NOT_FETCHED,
     ResolvedModel,
@@ -20,7 +21,6 @@ from nncift_ray.engines.models import (
     resolve_embedder,
     resolve_language_model,
 )
-from nncift_ray.engines.shared import longest_request, read_adapter
 from nncift_ray.errors import ModelError
 
 NAME = "owner/model"
