@@ -22,13 +22,12 @@ import numpy as np
 from nncift_ray.corpus.examples import no_usable_row
 from nncift_ray.corpus.ingest import (
     IngestStage,
-    RoleSource,
     SourceFile,
     Tally,
     describe_layouts,
     describe_sources,
     expand_sources,
-    read_as,
+    read_examples,
 )
 from nncift_ray.engines.load import resolve_engine_kind
 from nncift_ray.engines.models import ResolvedModel, resolve_embedder, resolve_language_model
@@ -172,7 +171,7 @@ class _Reading:
 
     def _estimate(self, role: str, source: SourceFile) -> SourceEstimate:
         tally, whole = Tally(), source.size <= self._counted_whole
-        rows = tally.watch(read_as(self._data, RoleSource(role, source, "")))
+        rows = tally.watch(read_examples(source, role, self._data))
         ids: set[str] = set()
         prompt_chars = response_chars = num_bytes = num_good = 0
         for row in rows if whole else islice(rows, self._num_sampled):

@@ -33,6 +33,9 @@ from nncift_ray.errors import DataError
 # pyright: reportUnknownVariableType=false
 
 CHUNK_BYTES = 1 << 18
+#: Longer records are skipped without being held in memory.
+MAX_RECORD_BYTES = 4 << 20
+MAX_DEPTH = 100  # of nested lists and objects
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _MARKS = {
     codecs.BOM_UTF32_LE: "utf-32",
@@ -58,25 +61,13 @@ Reason = Literal[
     "not_an_object",  # JSON, but a list, a number, a string or null
     "not_json",
     "preference",  # a preference pair, and the recipe refuses them
-    "too_deep",  # nested beyond ReadLimits.max_depth
-    "too_long",  # beyond ReadLimits.max_record_bytes or max_chars
+    "too_deep",  # nested beyond MAX_DEPTH
+    "too_long",  # beyond MAX_RECORD_BYTES or data.max_chars
     "truncated_file",  # the file stops, or is damaged, from this row on
     "unknown_layout",  # an object without the columns of any layout
     "unreadable_file",  # not what its name says
     "wrong_type",  # a prompt, response or turn that is not text
 ]
-
-
-@dataclass(frozen=True, slots=True)
-class ReadLimits:
-    """Bounds that keep one absurd row from costing memory or time, and what of a row counts."""
-
-    max_record_bytes: int = 4 << 20  # longer records are skipped without being held in memory
-    max_chars: int = 200_000  # of prompt and of response
-    max_depth: int = 100  # of nested lists and objects
-    sample_rows: int = 1_000  # good rows on which a file's layout is decided
-    preference: str = "chosen"  # as in DataConfig
-    reasoning: str = "keep"  # as in DataConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +116,9 @@ def bad_record(line: int, reason: Reason, message: str, text: str | bytes = "") 
     return RawRecord(line=line, error=BadRow(reason, message), excerpt=make_excerpt(text))
 
 
-def overlong_record(line: int, head: str | bytes, limits: ReadLimits) -> RawRecord:
-    """Return the record that stands for one longer than ``limits.max_record_bytes``."""
-    message = f"longer than max_record_bytes = {limits.max_record_bytes:,}; split or drop the row"
+def overlong_record(line: int, head: str | bytes) -> RawRecord:
+    """Return the record that stands for one longer than ``MAX_RECORD_BYTES``."""
+    message = f"longer than max_record_bytes = {MAX_RECORD_BYTES:,}; split or drop the row"
     return bad_record(line, "too_long", message, head)
 
 
@@ -243,25 +234,25 @@ def _last_good_bytes(fs: pafs.FileSystem, path: str, compression: str, num_bytes
     return bytes(kept)
 
 
-def iter_lines(chunks: Iterator[bytes], max_bytes: int) -> Iterator[bytes | OverlongText]:
-    r"""Yield lines without their \n; one longer than ``max_bytes`` is skipped, not held.
+def iter_lines(chunks: Iterator[bytes]) -> Iterator[bytes | OverlongText]:
+    r"""Yield lines without their \n; one longer than MAX_RECORD_BYTES is skipped, not held.
 
-    Memory: ``max_bytes`` and one chunk.
+    Memory: MAX_RECORD_BYTES and one chunk.
     """
     parts: list[bytes] = []
     num_bytes = 0
     for chunk in chunks:
         *ends, tail = chunk.split(b"\n")
         for end in ends:
-            yield _join_line([*parts, end], num_bytes + len(end) > max_bytes)
+            yield _join_line([*parts, end], num_bytes + len(end) > MAX_RECORD_BYTES)
             parts, num_bytes = [], 0
-        if num_bytes <= max_bytes and tail:
+        if num_bytes <= MAX_RECORD_BYTES and tail:
             parts.append(tail)
-            if num_bytes + len(tail) > max_bytes:
+            if num_bytes + len(tail) > MAX_RECORD_BYTES:
                 parts = [b"".join(parts)[:_HEAD_BYTES]]
         num_bytes += len(tail)
     if num_bytes:
-        yield _join_line(parts, num_bytes > max_bytes)
+        yield _join_line(parts, num_bytes > MAX_RECORD_BYTES)
 
 
 def _join_line(parts: list[bytes], is_overlong: bool) -> bytes | OverlongText:
@@ -313,9 +304,7 @@ _ARROW_DAMAGE = (OSError, pa.ArrowException, UnicodeDecodeError)
 Shape = Literal["lines", "array", "object"]
 
 
-def finish_record(
-    value: object, line: int, limits: ReadLimits, text: str | bytes = ""
-) -> RawRecord:
+def finish_record(value: object, line: int, text: str | bytes = "") -> RawRecord:
     """Return the record of a parsed row: an object that can be written as UTF-8 JSON, or its error.
 
     The record's text is written from what was parsed; ``_as_written`` puts its own in place.
@@ -323,7 +312,6 @@ def finish_record(
     Args:
         value: What was parsed.
         line: Where it stands in its file.
-        limits: Bounds on a record.
         text: The row as the file has it, already within the limits; "" where it has no text.
     """
     if not isinstance(value, dict):
@@ -340,17 +328,17 @@ def finish_record(
         message = "holds half of a surrogate pair (such as \\ud800), which is no character"
         return bad_record(line, "invalid_unicode", message, text or error.object)
     except RecursionError:
-        return _too_deep(line, limits, text)
+        return _too_deep(line, text)
     except ValueError:  # NaN or infinity, which JSON does not have
         fields = cast("dict[str, object]", value)
         finite = {name: _without_nan(one) for name, one in fields.items()}
         # NaN is unlike itself.
         names = tuple(name for name, one in fields.items() if repr(one) != repr(finite[name]))
-        return replace(finish_record(finite, line, limits, text), nan_fields=names)
-    if not text and len(record) > limits.max_record_bytes:
-        return overlong_record(line, record[:EXCERPT_CHARS], limits)
-    if record.count("[") + record.count("{") > limits.max_depth < _depth(record):
-        return _too_deep(line, limits, text or record)
+        return replace(finish_record(finite, line, text), nan_fields=names)
+    if not text and len(record) > MAX_RECORD_BYTES:
+        return overlong_record(line, record[:EXCERPT_CHARS])
+    if record.count("[") + record.count("{") > MAX_DEPTH < _depth(record):
+        return _too_deep(line, text or record)
     return RawRecord(line, cast("dict[str, object]", value), record)
 
 
@@ -364,8 +352,8 @@ def _without_nan(value: object) -> object:
     return value
 
 
-def _too_deep(line: int, limits: ReadLimits, text: str | bytes) -> RawRecord:
-    return bad_record(line, "too_deep", f"nested more than {limits.max_depth} levels deep", text)
+def _too_deep(line: int, text: str | bytes) -> RawRecord:
+    return bad_record(line, "too_deep", f"nested more than {MAX_DEPTH} levels deep", text)
 
 
 def _depth(text: str) -> int:
@@ -381,28 +369,25 @@ def _depth(text: str) -> int:
 # JSON: JSON Lines, one array, one object, or {"data": [...]}.
 
 
-def read_json_records(
-    chunks: Iterator[bytes], limits: ReadLimits, *, prefer_lines: bool
-) -> Iterator[RawRecord]:
+def read_json_records(chunks: Iterator[bytes], *, prefer_lines: bool) -> Iterator[RawRecord]:
     """Yield every record of a JSON text; the content decides whether it has lines or one array.
 
     Args:
         chunks: The bytes of the text.
-        limits: Bounds on a record.
         prefer_lines: Whether an unclear beginning means JSON Lines (the file is named so).
 
-    Memory: ``limits.max_record_bytes`` and one chunk.
+    Memory: ``MAX_RECORD_BYTES`` and one chunk.
     """
-    window, ended, rest = _read_window(chunks, limits.max_record_bytes)
+    window, ended, rest = _read_window(chunks)
     whole = chain((window,), rest)
     shape = _sniff_shape(window.lstrip(), ended, prefer_lines)
     if shape == "array":
-        yield from _read_array(_JsonText(whole, limits), limits)
+        yield from _read_array(_JsonText(whole))
     else:
-        yield from (_read_object if shape == "object" else _read_lines)(whole, limits)
+        yield from (_read_object if shape == "object" else _read_lines)(whole)
 
 
-def _read_window(chunks: Iterator[bytes], max_bytes: int) -> tuple[bytes, bool, Iterator[bytes]]:
+def _read_window(chunks: Iterator[bytes]) -> tuple[bytes, bool, Iterator[bytes]]:
     """Read until the second line has begun; return the text, whether it ended, and the rest."""
     window = b""
     try:
@@ -410,7 +395,7 @@ def _read_window(chunks: Iterator[bytes], max_bytes: int) -> tuple[bytes, bool, 
             window += chunk
             body = window.lstrip()
             _, newline, second = body.partition(b"\n")
-            enough = ARRAY_WINDOW_BYTES if body.startswith(b"[") else max_bytes
+            enough = ARRAY_WINDOW_BYTES if body.startswith(b"[") else MAX_RECORD_BYTES
             if (newline and second.strip()) or len(window) > enough:
                 return window, False, chunks
     except BrokenStreamError as error:
@@ -446,21 +431,19 @@ def _sniff_shape(body: bytes, ended: bool, prefer_lines: bool) -> Shape:
     return "lines" if is_line else shape
 
 
-def _read_lines(chunks: Iterator[bytes], limits: ReadLimits) -> Iterator[RawRecord]:
+def _read_lines(chunks: Iterator[bytes]) -> Iterator[RawRecord]:
     number = 0
     try:
-        for number, line in enumerate(iter_lines(chunks, limits.max_record_bytes), start=1):
+        for number, line in enumerate(iter_lines(chunks), start=1):
             if isinstance(line, OverlongText):
-                yield overlong_record(number, line.head, limits)
+                yield overlong_record(number, line.head)
             elif text := line.removeprefix(BYTE_ORDER_MARK).strip(b" \t\r\n"):
-                yield _parse_record(text, number, limits)
+                yield _parse_record(text, number)
     except BrokenStreamError as error:
         yield bad_record(number + 1, error.reason, error.message)
 
 
-def _parse_record(
-    text: bytes, line: int, limits: ReadLimits, decoder: json.JSONDecoder = _FINITE_DECODER
-) -> RawRecord:
+def _parse_record(text: bytes, line: int, decoder: json.JSONDecoder = _FINITE_DECODER) -> RawRecord:
     """Parse one record; whatever is wrong with it comes back as its error."""
     try:
         written = text.decode("utf-8")
@@ -468,19 +451,19 @@ def _parse_record(
     except UnicodeDecodeError:
         return bad_record(line, "invalid_utf8", not_utf8(text), text)
     except RecursionError:
-        return _too_deep(line, limits, text)
+        return _too_deep(line, text)
     except _NotFiniteError:
-        return _parse_record(text, line, limits, _DECODER)
+        return _parse_record(text, line, _DECODER)
     except ValueError as error:
         return bad_record(line, "not_json", f"not valid JSON: {error}", text)
     if (
         decoder is _FINITE_DECODER
         and isinstance(value, dict)
         and "\\u" not in written  # no half of a surrogate pair
-        and written.count("[") + written.count("{") <= limits.max_depth
+        and written.count("[") + written.count("{") <= MAX_DEPTH
     ):
         return RawRecord(line, cast("dict[str, object]", value), written)
-    return _as_written(finish_record(value, line, limits, text), written)
+    return _as_written(finish_record(value, line, text), written)
 
 
 def _as_written(raw: RawRecord, text: str) -> RawRecord:
@@ -494,8 +477,8 @@ class _JsonText:
     Bytes that are not UTF-8 stay visible as halves of surrogate pairs until their record is known.
     """
 
-    def __init__(self, chunks: Iterator[bytes], limits: ReadLimits) -> None:
-        self._chunks, self._limits = chunks, limits
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks = chunks
         self._decode = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode
         self._text, self._at = "", 0
         self.taken = ""  # the text of the value taken last
@@ -550,8 +533,8 @@ class _JsonText:
                 raise BrokenStreamError("too_deep", "nested too deep to be read") from error
             except ValueError as error:
                 raise _not_json(error) from error
-            if len(self._text) - self._at > self._limits.max_record_bytes:
-                message = f"not ended after max_record_bytes = {self._limits.max_record_bytes:,}"
+            if len(self._text) - self._at > MAX_RECORD_BYTES:
+                message = f"not ended after max_record_bytes = {MAX_RECORD_BYTES:,}"
                 raise BrokenStreamError("too_long", message)
             if not self._read_on():
                 raise BrokenStreamError("truncated_file", "the file ends inside the JSON array")
@@ -569,14 +552,11 @@ def _not_json(problem: object) -> BrokenStreamError:
     return BrokenStreamError("not_json", f"not valid JSON: {problem}")
 
 
-def _read_array(
-    text: _JsonText, limits: ReadLimits, *, is_whole: bool = True
-) -> Iterator[RawRecord]:
+def _read_array(text: _JsonText, *, is_whole: bool = True) -> Iterator[RawRecord]:
     """Yield the elements of an array; the first that is not JSON ends it with one error.
 
     Args:
         text: The array comes next.
-        limits: Bounds on a record.
         is_whole: Whether the array is the whole file, so that nothing may follow it.
     """
     number = 0
@@ -586,7 +566,7 @@ def _read_array(
         while separator == ",":
             value = text.take_value()
             number += 1
-            yield _as_written(finish_record(value, number, limits), text.taken)
+            yield _as_written(finish_record(value, number), text.taken)
             separator = text.take(",]")
         if is_whole and text.peek():
             raise _not_json("text follows the end of the array")
@@ -595,25 +575,25 @@ def _read_array(
         yield bad_record(number + 1, error.reason, message, text.excerpt)
 
 
-def _read_object(chunks: Iterator[bytes], limits: ReadLimits) -> Iterator[RawRecord]:
+def _read_object(chunks: Iterator[bytes]) -> Iterator[RawRecord]:
     """Read {"data": [...]} as its array, any other object as one record."""
     window, damage = b"", None
     try:
         for chunk in chunks:
             window += chunk
-            if len(window) > limits.max_record_bytes:
+            if len(window) > MAX_RECORD_BYTES:
                 break
     except BrokenStreamError as error:
         damage = error
-    text = _JsonText(chain((window,), _raising(damage) if damage else chunks), limits)
+    text = _JsonText(chain((window,), _raising(damage) if damage else chunks))
     if _find_data(text):
-        yield from _read_array(text, limits, is_whole=False)
+        yield from _read_array(text, is_whole=False)
     elif damage:
         yield bad_record(1, damage.reason, damage.message, window)
-    elif len(window) > limits.max_record_bytes:
-        yield overlong_record(1, window, limits)
+    elif len(window) > MAX_RECORD_BYTES:
+        yield overlong_record(1, window)
     else:
-        yield _parse_record(window.strip(), 1, limits)
+        yield _parse_record(window.strip(), 1)
 
 
 def _find_data(text: _JsonText) -> bool:
@@ -637,9 +617,8 @@ def _find_data(text: _JsonText) -> bool:
 class _RecordLines:
     """Feeds lines to ``csv.reader``; a record that cannot be read is given back but one line."""
 
-    def __init__(self, chunks: Iterator[bytes], max_bytes: int) -> None:
-        self._lines = iter_lines(chunks, max_bytes)
-        self._max_bytes = max_bytes
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._lines = iter_lines(chunks)
         self._returned: deque[str | OverlongText] = deque()
         self._taken: list[str | OverlongText] = []
         self._num_chars = 0
@@ -653,7 +632,7 @@ class _RecordLines:
         self._taken.append(line)
         if isinstance(line, str):
             self._num_chars += len(line)
-            if self._num_chars <= self._max_bytes:
+            if self._num_chars <= MAX_RECORD_BYTES:
                 return line
         raise csv.Error("an opened quote is never closed")
 
@@ -669,34 +648,32 @@ class _RecordLines:
         self._taken, self._num_chars = [], 0
         return number
 
-    def reject(self, message: str, limits: ReadLimits) -> RawRecord:
+    def reject(self, message: str) -> RawRecord:
         """Take the record's first line as a bad row, and the others to be read again."""
         first, *others = self._taken
         self._returned.extendleft(reversed(others))
         self._taken = [first]
         number = self.accept()
         if isinstance(first, OverlongText):
-            return overlong_record(number, first.head, limits)
+            return overlong_record(number, first.head)
         text = first.rstrip("\r\n").encode("utf-8", "replace")
         return bad_record(number, "bad_csv_row", message, text)
 
 
-def read_csv_records(
-    chunks: Iterator[bytes], limits: ReadLimits, delimiter: str
-) -> Iterator[RawRecord]:
+def read_csv_records(chunks: Iterator[bytes], delimiter: str) -> Iterator[RawRecord]:
     """Yield every row of a CSV text with a header as an object of strings.
 
     The delimiter is that of a first line "sep=;", or the one of ``DELIMITERS`` that gives most
     columns of a usual name, then most columns; ``delimiter`` wins a tie.
-    Memory: ``limits.max_record_bytes`` and one chunk.
+    Memory: ``MAX_RECORD_BYTES`` and one chunk.
     """
     # A limit of the whole process; ours is wider than the default and checked by line anyway.
-    csv.field_size_limit(max(csv.field_size_limit(), limits.max_record_bytes))
-    lines = _RecordLines(chunks, limits.max_record_bytes)
+    csv.field_size_limit(max(csv.field_size_limit(), MAX_RECORD_BYTES))
+    lines = _RecordLines(chunks)
     try:
         header, delimiter = _read_header(lines, delimiter)
         if header:
-            yield from _read_rows(lines, header, delimiter, limits)
+            yield from _read_rows(lines, header, delimiter)
     except BrokenStreamError as error:
         yield bad_record(lines.number, error.reason, error.message)
     except csv.Error as error:
@@ -734,9 +711,7 @@ def _unique_names(names: Iterable[str]) -> list[str]:
     return unique
 
 
-def _read_rows(
-    lines: _RecordLines, header: list[str], delimiter: str, limits: ReadLimits
-) -> Iterator[RawRecord]:
+def _read_rows(lines: _RecordLines, header: list[str], delimiter: str) -> Iterator[RawRecord]:
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     while True:
         try:
@@ -744,18 +719,18 @@ def _read_rows(
         except StopIteration:
             return
         except csv.Error as error:
-            yield lines.reject(f"broken quotes: {error}", limits)
+            yield lines.reject(f"broken quotes: {error}")
             reader = csv.reader(lines, delimiter=delimiter, strict=True)
             continue
         if any(cell.strip() for cell in cells[len(header) :]) or 0 < len(cells) < len(header):
             message = f"{len(cells)} values, but the header names {len(header)} columns"
-            yield lines.reject(message, limits)
+            yield lines.reject(message)
             continue
         number, text = lines.accept(), "".join(cells)
         if "\0" in text:
             yield bad_record(number, "bad_csv_row", "the row holds NUL bytes", text)
         elif cells:
-            yield finish_record(dict(zip(header, cells, strict=False)), number, limits, text)
+            yield finish_record(dict(zip(header, cells, strict=False)), number, text)
 
 
 # Parquet and Arrow, batch by batch.
@@ -784,9 +759,7 @@ def _arrow_batches(fs: pafs.FileSystem, path: str) -> Iterator[pa.RecordBatch]:
         yield from reader
 
 
-def _read_batches(
-    batches: Iterator[pa.RecordBatch], kind: str, limits: ReadLimits
-) -> Iterator[RawRecord]:
+def _read_batches(batches: Iterator[pa.RecordBatch], kind: str) -> Iterator[RawRecord]:
     """Yield every row; damage ends them with one error."""
     number = 0
     try:
@@ -796,7 +769,7 @@ def _read_batches(
             for start in range(0, batch.num_rows, BATCH_ROWS):
                 for row in _rows_of(named.slice(start, BATCH_ROWS)):
                     number += 1
-                    yield _finish_row(row, number, limits, is_json=is_json)
+                    yield _finish_row(row, number, is_json=is_json)
     except FileNotFoundError:
         raise
     except _ARROW_DAMAGE as error:
@@ -826,16 +799,14 @@ def _is_json_type(kind: pa.DataType) -> bool:
     return str(kind) in _JSON_TYPES or pa.types.is_integer(kind)
 
 
-def _finish_row(
-    row: dict[str, Any] | Exception, line: int, limits: ReadLimits, *, is_json: bool
-) -> RawRecord:
+def _finish_row(row: dict[str, Any] | Exception, line: int, *, is_json: bool) -> RawRecord:
     """Return a row as JSON has it: other values as text."""
     if isinstance(row, UnicodeDecodeError) or (isinstance(row, Exception) and "UTF8" in str(row)):
         return bad_record(line, "invalid_utf8", "a text column holds bytes that are not UTF-8")
     if isinstance(row, Exception):
         return bad_record(line, "wrong_type", f"a value cannot be read: {row}")
     value: object = row if is_json else json.loads(json.dumps(row, default=_to_text))
-    return finish_record(value, line, limits)
+    return finish_record(value, line)
 
 
 def _to_text(value: object) -> str:
@@ -853,18 +824,18 @@ def _to_text(value: object) -> str:
 # The table of readers.
 
 Kind = Literal["json", "jsonl", "csv", "tsv", "parquet", "arrow", "hub"]
-Reader = Callable[[pafs.FileSystem, str, ReadLimits], Iterator[RawRecord]]
+Reader = Callable[[pafs.FileSystem, str], Iterator[RawRecord]]
 
 
 def _text_reader(read: Callable[..., Iterator[RawRecord]], **options: Any) -> Reader:
     """Return the reader of a text format, which takes decompressed bytes."""
-    return lambda fs, path, limits: read(read_chunks(fs, path), limits, **options)
+    return lambda fs, path: read(read_chunks(fs, path), **options)
 
 
 def _table_reader(
     batches: Callable[[pafs.FileSystem, str], Iterator[pa.RecordBatch]], kind: str
 ) -> Reader:
-    return lambda fs, path, limits: _read_batches(batches(fs, path), kind, limits)
+    return lambda fs, path: _read_batches(batches(fs, path), kind)
 
 
 #: The reader of each kind of file; ``ingest.KINDS`` says which names are of which kind.
@@ -875,5 +846,5 @@ READERS: dict[Kind, Reader] = {
     "tsv": _text_reader(read_csv_records, delimiter="\t"),
     "parquet": _table_reader(_parquet_batches, "Parquet"),
     "arrow": _table_reader(_arrow_batches, "Arrow"),
-    "hub": lambda _, path, limits: _read_batches(hub.iter_batches(path), "hub's", limits),
+    "hub": lambda _, path: _read_batches(hub.iter_batches(path), "hub's"),
 }

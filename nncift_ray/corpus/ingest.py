@@ -29,7 +29,6 @@ from nncift_ray.corpus.formats import (
     BrokenStreamError,
     Kind,
     RawRecord,
-    ReadLimits,
     bad_record,
 )
 from nncift_ray.corpus.layouts import (
@@ -440,6 +439,7 @@ def _nothing_matches(pattern: str, fs: pafs.FileSystem, path: str) -> DataError:
 # From a file to rows.
 
 KIBIBYTE = 1024
+SAMPLE_ROWS = 1_000  # good rows on which a file's layout is decided
 NOTE_NAN = "'{}' holds NaN or infinity, which JSON does not have: read as null"
 #: A batch is also full at this many characters, so that long rows do not add up.
 MAX_BATCH_CHARS = 16 << 20
@@ -450,68 +450,55 @@ MAX_FILES_TOLD = 10
 Row = dict[str, Any]
 
 
-def read_examples(
-    source: SourceFile,
-    role: str,
-    layout: Layout | None = None,
-    limits: ReadLimits | None = None,
-) -> Iterator[Row]:
+def read_examples(source: SourceFile, role: str, data: DataConfig | None = None) -> Iterator[Row]:
     """Yield every record of a file as an example or as an error, in the order of the file.
 
-    Where no layout is given, the file's first records are read twice: once to find it.
+    Where the recipe names no layout, the file's first records are read twice: once to find it.
 
     Args:
         source: The file.
         role: ``schemas.CANDIDATE``, ``TARGET`` or ``EXISTING``.
-        layout: See ``layouts.resolve_layout``; None to find it.
-        limits: Bounds on a record.
+        data: How it is read; None: as a recipe does that says nothing.
 
     Raises:
         DataError: If the file cannot be opened, or its records fit no known layout.
     """
-    limits = limits or ReadLimits()
-    layout = layout or _find_layout(source, limits)
-    for raw in _read_records(source, limits):
-        yield from _to_rows(raw, source.uri, role, layout, limits)
+    data = data or DataConfig.model_construct()
+    layout = resolve_layout(data.layout, data.columns) or _find_layout(source)
+    for raw in _read_records(source):
+        nested = None if raw.error else flatten(cast(Record, raw.value))
+        if nested is None:
+            yield _to_row(raw, source.uri, role, layout, data)
+        for example in nested or ():
+            text = json.dumps(example, ensure_ascii=False)
+            row = _to_row(replace(raw, value=example, record=text), source.uri, role, layout, data)
+            if "reason" not in row:
+                row["notes"] = (*row["notes"], NOTE_INSTANCES)
+            yield row
 
 
-def _read_records(source: SourceFile, limits: ReadLimits) -> Iterator[RawRecord]:
+def _read_records(source: SourceFile) -> Iterator[RawRecord]:
     """Yield the records of a file, good and bad, in constant memory."""
     try:
-        yield from READERS[source.kind](source.fs, source.path, limits)
+        yield from READERS[source.kind](source.fs, source.path)
     except BrokenStreamError as error:
         yield bad_record(1, error.reason, error.message)
     except FileNotFoundError as error:
         raise DataError(f"{source.uri}: the file is gone ({error})") from error
 
 
-def _find_layout(source: SourceFile, limits: ReadLimits) -> Layout | None:
+def _find_layout(source: SourceFile) -> Layout | None:
     """Decide on the first good records; None if there is none."""
-    good = (cast(Record, raw.value) for raw in _read_records(source, limits) if not raw.error)
+    good = (cast(Record, raw.value) for raw in _read_records(source) if not raw.error)
     sample = (example for record in good for example in flatten(record) or [record])
     try:
-        return detect_layout(islice(sample, limits.sample_rows))
+        return detect_layout(islice(sample, SAMPLE_ROWS))
     except DataError as error:
         raise DataError(f"{source.uri}: {error}") from error
 
 
-def _to_rows(
-    raw: RawRecord, uri: str, role: str, layout: Layout | None, limits: ReadLimits
-) -> Iterator[Row]:
-    nested = None if raw.error else flatten(cast(Record, raw.value))
-    if nested is None:
-        yield _to_row(raw, uri, role, layout, limits)
-        return
-    for example in nested:
-        text = json.dumps(example, ensure_ascii=False)
-        row = _to_row(replace(raw, value=example, record=text), uri, role, layout, limits)
-        if "reason" not in row:
-            row["notes"] = (*row["notes"], NOTE_INSTANCES)
-        yield row
-
-
-def _to_row(raw: RawRecord, uri: str, role: str, layout: Layout | None, limits: ReadLimits) -> Row:
-    example = raw.error or to_example(cast(Record, raw.value), layout, limits)
+def _to_row(raw: RawRecord, uri: str, role: str, layout: Layout | None, data: DataConfig) -> Row:
+    example = raw.error or to_example(cast(Record, raw.value), layout, data)
     if isinstance(example, BadRow):
         return {
             "stage": IngestStage.name,
@@ -635,15 +622,6 @@ def find_sources(
     return sources
 
 
-def read_as(data: DataConfig, source: RoleSource) -> Iterator[Row]:
-    """Yield the rows of a file as a recipe says: see ``read_examples``."""
-    limits = ReadLimits(
-        max_chars=data.max_chars, preference=data.preference, reasoning=data.reasoning
-    )
-    layout = resolve_layout(data.layout, data.columns)
-    return read_examples(source.file, source.role, layout, limits)
-
-
 class IngestStage(Stage):
     """Reads each source file into ``records`` and ``errors``; an item is one file."""
 
@@ -699,8 +677,8 @@ class IngestStage(Stage):
 
     def _read_one(self, source: RoleSource, sink: Sink) -> dict[str, Any]:
         """Stream one file into the tables; return what there is to say of it."""
-        tally = Tally()
-        for records, errors in batch_tables(tally.watch(read_as(self.data, source))):
+        tally, rows = Tally(), read_examples(source.file, source.role, self.data)
+        for records, errors in batch_tables(tally.watch(rows)):
             if records.num_rows:
                 sink.write(RECORDS, records)
             if errors.num_rows:

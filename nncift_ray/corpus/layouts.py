@@ -25,9 +25,9 @@ from nncift_ray.corpus.examples import (
     ToolCall,
     Turn,
 )
-from nncift_ray.corpus.formats import BadRow, ReadLimits, Reason
+from nncift_ray.corpus.formats import BadRow, Reason
 from nncift_ray.errors import DataError
-from nncift_ray.recipe.sections import ColumnRole
+from nncift_ray.recipe.sections import ColumnRole, DataConfig
 
 # What json.loads returns may be anything:
 # pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false
@@ -432,7 +432,7 @@ def flatten(record: Record) -> list[dict[str, object]] | None:
 
 
 def to_example(
-    record: Record, layout: Layout | None, limits: ReadLimits | None = None
+    record: Record, layout: Layout | None, data: DataConfig | None = None
 ) -> ParsedExample | BadRow:
     """Return the example that a record is, or what is wrong with it.
 
@@ -442,12 +442,12 @@ def to_example(
     Args:
         record: The parsed record.
         layout: The layout of its file.
-        limits: The longest prompt and response, and what of a record counts.
+        data: The longest prompt and response, and what of a record counts.
     """
-    limits = limits or ReadLimits()
+    data = data or DataConfig.model_construct()
     first_problem: BadRow | None = None
     for one in _layouts_to_try(record, layout):
-        example = _read(record, one, limits)
+        example = _read(record, one, data)
         if isinstance(example, ParsedExample) or example.reason in _FINAL:
             return example
         first_problem = first_problem or example
@@ -477,12 +477,12 @@ def _layouts_to_try(record: Record, layout: Layout | None) -> Iterator[Layout]:
         yield from islice((one for one in touched if one is layout or one.has_turns), 1)
 
 
-def _read(record: Record, layout: Layout, limits: ReadLimits) -> ParsedExample | BadRow:
+def _read(record: Record, layout: Layout, data: DataConfig) -> ParsedExample | BadRow:
     found, conversation = _Found(record), None
     try:
         layout.parse(found)
-        _judge(found, limits.preference)
-        _trim(found, limits.reasoning)
+        _judge(found, data.preference)
+        _trim(found, data.reasoning)
     except _UnfitError as error:
         return error.row
     turns = found.turns
@@ -496,8 +496,8 @@ def _read(record: Record, layout: Layout, limits: ReadLimits) -> ParsedExample |
     if not response.strip():
         return BadRow("no_response", f"the response is empty (layout {layout.name})")
     longest = max(len(prompt), len(response))
-    if longest > limits.max_chars:
-        message = f"{longest:,} characters, more than max_chars = {limits.max_chars:,}"
+    if longest > data.max_chars:
+        message = f"{longest:,} characters, more than max_chars = {data.max_chars:,}"
         return BadRow("too_long", message)
     unread = _unread_fields(found, prompt, response)
     notes = tuple(dict.fromkeys(found.notes)) if found.notes else ()

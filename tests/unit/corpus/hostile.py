@@ -7,10 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from nncift_ray.corpus.formats import ReadLimits
-from nncift_ray.corpus.ingest import Row, expand_sources, read_examples
+import pytest
 
-SMALL = ReadLimits(max_record_bytes=110_000, max_chars=2_000)
+from nncift_ray.corpus import formats
+from nncift_ray.corpus.ingest import Row, expand_sources, read_examples
+from nncift_ray.recipe.sections import DataConfig
+
+SMALL_RECORD = 110_000  # bytes of the longest record
 
 
 @dataclass(frozen=True)
@@ -220,12 +223,20 @@ def interleave(kinds: list[Kind]) -> Iterator[Kind]:
     yield Kind("good last", good_pair(len(kinds)), None)
 
 
-def read_file(path: Path, limits: ReadLimits = SMALL) -> tuple[list[Row], list[Row]]:
+def read_file(
+    path: Path, max_record_bytes: int = SMALL_RECORD, max_chars: int = 2_000
+) -> tuple[list[Row], list[Row]]:
     """Read one corpus file to its end; return its examples and its errors."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(formats, "MAX_RECORD_BYTES", max_record_bytes)
+        return _read_file(path, DataConfig.model_construct(max_chars=max_chars))
+
+
+def _read_file(path: Path, data: DataConfig) -> tuple[list[Row], list[Row]]:
     (source,) = expand_sources([str(path)])
     good: list[Row] = []
     bad: list[Row] = []
-    for row in read_examples(source, "candidate", limits=limits):
+    for row in read_examples(source, "candidate", data):
         if "reason" in row:
             bad.append(row)
         else:

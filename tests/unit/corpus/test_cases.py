@@ -12,12 +12,11 @@ import pytest
 
 from nncift_ray.corpus.examples import ASSISTANT, SYSTEM, TOOL, USER, Conversation, ToolCall, Turn
 from nncift_ray.corpus.ingest import (
-    RoleSource,
     Row,
     Tally,
     describe_sources,
     expand_sources,
-    read_as,
+    read_examples,
 )
 from nncift_ray.recipe.sections import DataConfig
 from nncift_ray.runtime.output import FirstErrors
@@ -32,7 +31,7 @@ TOOLS = [{"type": "function", "function": {"name": "f"}}]
 def _read(path: Path, **data: Any) -> tuple[list[Row], Tally]:
     tally, config = Tally(), DataConfig(candidates=(str(path),), **data)
     (source,) = expand_sources(config.candidates)
-    return list(tally.watch(read_as(config, RoleSource("candidate", source, "")))), tally
+    return list(tally.watch(read_examples(source, "candidate", config))), tally
 
 
 def _read_one(folder: Path, record: dict[str, Any], **data: Any) -> tuple[Row, Tally]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.corpus.hostile import SMALL, Kind, expected, interleave, read_file, reasons
+from tests.unit.corpus.hostile import SMALL_RECORD, Kind, expected, interleave, read_file, reasons
 
 HEADER = b"id,prompt,response"
 
@@ -100,7 +100,7 @@ def test_a_table_without_rows_yields_none(tmp_path: Path, text: bytes) -> None:
     assert read_file(path) == ([], [])
 
 
-@pytest.mark.parametrize("text", [b'"prompt,response\na,b\n', b"a" * (SMALL.max_record_bytes + 1)])
+@pytest.mark.parametrize("text", [b'"prompt,response\na,b\n', b"a" * (SMALL_RECORD + 1)])
 def test_an_unreadable_header_is_one_error(tmp_path: Path, text: bytes) -> None:
     path = tmp_path / "header.csv"
     path.write_bytes(text)

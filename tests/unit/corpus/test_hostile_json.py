@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nncift_ray.corpus import formats
-from nncift_ray.corpus.formats import EXCERPT_CHARS, ReadLimits
+from nncift_ray.corpus.formats import EXCERPT_CHARS
 from nncift_ray.errors import DataError
 from tests.unit.corpus.hostile import (
     ALL_JSON,
@@ -109,7 +109,7 @@ def test_an_endless_element_is_not_held(tmp_path: Path) -> None:
 def test_a_bomb_of_brackets_is_one_error(tmp_path: Path, opening: bytes) -> None:
     path = tmp_path / "corpus.json"
     path.write_bytes(b"[" + good_pair(0) + b"," + opening * 300_000)
-    good, bad = read_file(path, ReadLimits())
+    good, bad = read_file(path, 4 << 20, 200_000)
     assert [row["prompt"] for row in good] == ["good 0"]
     assert reasons(bad) == [(2, "too_deep")]
 
@@ -219,11 +219,10 @@ def test_a_file_without_rows_yields_none(tmp_path: Path, name: str, text: bytes)
 
 
 def test_a_row_is_judged_by_the_limit_not_by_the_chunk(tmp_path: Path) -> None:
-    limits = ReadLimits(max_record_bytes=600_000, max_chars=1_000_000)
     path = tmp_path / "long.jsonl"
     rows = [good_pair(0).replace(b"good 0", b"x" * size) for size in (599_969, 599_970, 5)]
     path.write_bytes(b"\n".join(rows))
-    good, bad = read_file(path, limits)
+    good, bad = read_file(path, max_record_bytes=600_000, max_chars=1_000_000)
     assert [row["line"] for row in good] == [1, 3]
     assert reasons(bad) == [(2, "too_long")]
 

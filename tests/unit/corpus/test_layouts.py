@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from nncift_ray.corpus.formats import BadRow, ReadLimits
+from nncift_ray.corpus.formats import BadRow
 from nncift_ray.corpus.layouts import (
     LAYOUTS,
     ParsedExample,
@@ -16,6 +16,7 @@ from nncift_ray.corpus.layouts import (
     to_example,
 )
 from nncift_ray.errors import DataError
+from nncift_ray.recipe.sections import DataConfig
 
 SYSTEM = {"role": "system", "content": "Be brief."}
 USER = {"role": "user", "content": "Hi"}
@@ -140,6 +141,6 @@ def test_no_layout_names_the_columns_and_how_to_map_them() -> None:
     ],
 )
 def test_what_cannot_be_read_has_a_reason(record: dict[str, Any], reason: str) -> None:
-    example = to_example(record, LAYOUTS["alpaca"], ReadLimits(max_chars=10))
+    example = to_example(record, LAYOUTS["alpaca"], DataConfig.model_construct(max_chars=10))
     assert isinstance(example, BadRow)
     assert example.reason == reason
