@@ -37,7 +37,7 @@ METHODS = {
 }
 NEED_TARGETS = ("loss_drop",)
 WORST_SHOWN = 1.0  # nats above random; beyond, an arrow
-OWN, OTHER, RULE = "#0b5cad", "#5f6670", "#c9ced6"
+OWN, OTHER, MUTED, RULE = "#0b5cad", "#5f6670", "#9aa1ab", "#c9ced6"
 
 
 def draw(pools: list[dict[str, Any]]) -> plt.Figure:
@@ -64,7 +64,7 @@ def _draw_method(panel: Any, place: int, method: str, found: dict[str, float] | 
     if found is None:
         text = "needs targets" if method in NEED_TARGETS else "not run"
         panel.text(0.5, place, text, transform=panel.get_yaxis_transform(), ha="center",
-                   va="center", fontsize=7, color=RULE)  # fmt: skip
+                   va="center", fontsize=7, color=MUTED, backgroundcolor="white")  # fmt: skip
         return
     colour = OWN if method.startswith("nn_cift") else OTHER
     if found["difference"] > WORST_SHOWN:
