@@ -5,6 +5,8 @@
     python -m benchmarks.influence FOLDER --labels t0_gsm8k mixed_less mixed:delift_se
 
 DELIFT (SE) labels are cosines of the embeddings: ``NAME:delift_se`` takes them of a matrix's rows.
+SelectIT rates examples, not pairs: of ``NAME:selectit`` unseen rows are measured, R2 and rank
+correlation.
 
 Every split draws the labelled rows and helpers; what is measured is Q4, where neither example of a
 pair was labelled. Figures are means over splits with their standard error.
@@ -22,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.stats import spearmanr
 
 from benchmarks.machine import describe_machine
 from benchmarks.pages import markdown_table
@@ -36,10 +39,12 @@ from nncift_ray.engines.models import resolve_embedder
 from nncift_ray.labels.sample import TRAIN, VALIDATION
 from nncift_ray.network.factored import Inputs
 from nncift_ray.network.fidelity import capture, interaction_correlation
+from nncift_ray.network.pair import ridge_leaving_one_out
 from nncift_ray.network.rivals import PairFeatures, additive_ridge
 from nncift_ray.network.step import BlockLabels, fit_block, score_labelled
 from nncift_ray.profiles.blocks import FEATURE_BLOCKS, SCALARS
 from nncift_ray.recipe.sections import EngineConfig, NetworkConfig
+from nncift_ray.runtime.schemas import POINTS
 
 SHARES = (0.15, 0.3, 0.6)  # of the rows and of the helpers of a matrix that are labelled
 MAIN_SHARE = 0.6
@@ -203,6 +208,54 @@ def measure(
     return dict(found)
 
 
+def measure_points(folder: Path, share: float, count: int) -> dict[str, list[list[float]]]:
+    """Return R2 and rank correlation of every model of SelectIT's ratings on unseen rows, by split.
+
+    The best scalar of a profile is the one that tells labelled ratings best, by a straight line.
+    """
+    label_N, inputs = np.load(folder / "selectit.npy"), dict(np.load(folder / "inputs.npz"))
+    embedding_ND = inputs["embedding"].astype(np.float32)
+    scalar_NS = np.stack([inputs[name] for name in SCALARS], axis=1)
+    found: dict[str, list[list[float]]] = defaultdict(list)
+    for seed in range(count):
+        order = np.random.default_rng(seed).permutation(len(label_N))
+        seen, unseen = np.split(order, [round(share * len(label_N))])
+        weight_D, constant = ridge_leaving_one_out(embedding_ND[seen], label_N[seen])
+        told = [abs(np.corrcoef(scalar_N[seen], label_N[seen])[0, 1]) for scalar_N in scalar_NS.T]
+        scalar_N = scalar_NS[:, int(np.argmax(told))]
+        line = np.polyfit(scalar_N[seen], label_N[seen], 1)
+        models = {
+            "paper's pointwise network": predict_points(embedding_ND, label_N, seen)[unseen],
+            "ridge, same inputs": embedding_ND[unseen] @ weight_D + constant,
+            "best single scalar of the profile": np.polyval(line, scalar_N[unseen]),
+            "a constant": np.full(len(unseen), label_N[seen].mean()),
+        }
+        for name, score in models.items():
+            error = np.square(label_N[unseen] - score).mean()
+            rank = float(spearmanr(label_N[unseen], score).statistic) if np.ptp(score) else 0.0
+            found[name].append([1 - error / label_N[unseen].var(), rank])
+    return dict(found)
+
+
+def predict_points(embedding_ND: np.ndarray, label_N: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """Return the ratings [N] by the pointwise network trained on some rows."""
+    held_out = np.random.default_rng(0).random(len(seen)) < VALIDATION_SHARE
+    data = BlockLabels(
+        helped_ED=embedding_ND[seen],
+        helper_ED=None,
+        sample_ND=embedding_ND,
+        widths=embedding_ND.shape[1:],
+        helped_pos=np.arange(len(seen)),
+        helper_pos=None,
+        helped_index=seen,
+        helper_index=None,
+        split=np.where(held_out, VALIDATION, TRAIN).astype(object),
+        utility=label_N[seen].astype(np.float32),
+    )
+    made = fit_block(data, POINTS, PAPER).network
+    return made.score_points(made.project_rows(embedding_ND))
+
+
 def main() -> None:
     """Measure and write page and figures."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -215,6 +268,12 @@ def main() -> None:
     lines: list[list[Any]] = []
     for labels in options.labels:
         name, _, by = labels.partition(":")
+        if by == "selectit":
+            points = measure_points(options.folder / name, MAIN_SHARE, options.splits)
+            lines += [[labels, f"{MAIN_SHARE:.0%}", m, *cells(v), ""] for m, v in points.items()]
+            keep_points(options.out.with_suffix(".json"), labels, points)
+            write_table(options.out, lines)
+            continue
         matrix, started = read_matrix(options.folder / name, by), time.perf_counter()
         for share in options.shares:
             with_paper = share == MAIN_SHARE and not by
@@ -222,10 +281,26 @@ def main() -> None:
             lines += [[labels, f"{share:.0%}", model, *cells(v)] for model, v in found.items()]
             if share == MAIN_SHARE:
                 keep(options.out.with_suffix(".json"), labels, options.splits, found)
-            options.out.with_suffix(".table.md").write_text(
-                markdown_table(["labels", "labelled", "model", *MEASURES], lines) + "\n"
-            )
+            write_table(options.out, lines)
         print(f"{labels}: {matrix.label_IJ.shape}, {time.perf_counter() - started:.0f} s")
+
+
+def write_table(out: Path, lines: list[list[Any]]) -> None:
+    """Write what is measured so far, for the page."""
+    table = markdown_table(["labels", "labelled", "model", *MEASURES], lines)
+    out.with_suffix(".table.md").write_text(table + "\n")
+
+
+def keep_points(path: Path, labels: str, found: Mapping[str, list[list[float]]]) -> None:
+    """Add R2 and rank correlation of every model to the file of figures."""
+    figures: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    of_models = figures.setdefault("other_labels", {})[labels] = {}
+    for model, values in found.items():
+        (r2, spearman), (r2_se, spearman_se) = (each.tolist() for each in mean_and_error(values))
+        of_models[model] = {
+            "r2": r2, "r2_se": r2_se, "spearman": spearman, "spearman_se": spearman_se,
+        }  # fmt: skip
+    path.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 def cells(values: list[list[float]]) -> list[str]:

@@ -2,8 +2,10 @@
 
     python -m benchmarks.influence.labels FOLDER --corpus mixed
     python -m benchmarks.influence.labels FOLDER --corpus mixed --teacher less   # of the same rows
+    python -m benchmarks.influence.labels FOLDER --corpus mixed --teacher selectit   # likewise
 
-A matrix of DELIFT is kept column by column: a stopped run goes on where it was.
+A matrix of DELIFT is kept column by column: a stopped run goes on where it was. SelectIT rates
+every row by itself, helpers first: ``selectit.npy`` beside the matrix.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import argparse
 import gzip
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +30,9 @@ from nncift_ray.engines.embedded import (
 from nncift_ray.engines.transformers import TransformersEngine
 from nncift_ray.pipeline import run
 from nncift_ray.recipe.sections import Config, EngineConfig
-from nncift_ray.teachers.base import LabelRequest, Measurement
+from nncift_ray.teachers.base import LabelRequest, Measurement, Teacher
 from nncift_ray.teachers.delift import DeliftTeacher
+from nncift_ray.teachers.selectit import SelectItTeacher
 
 MAX_TOKENS = {"gsm8k": 130}  # of prompt and response; else 90, so that a matrix takes minutes
 MIN_OF_TEMPLATE, NUM_TEMPLATES = 6, 18
@@ -113,7 +116,7 @@ def main() -> None:
     parser.add_argument("--helpers", type=int, default=80)
     parser.add_argument("--seed", type=int, default=20261130)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--teacher", choices=["delift", "less"], default="delift")
+    parser.add_argument("--teacher", choices=["delift", "less", "selectit"], default="delift")
     options = parser.parse_args()
     if options.teacher == "less":
         label_by_less(options.folder / options.corpus, options.helpers, options.rows)
@@ -124,6 +127,11 @@ def main() -> None:
         num_threads=options.threads,
     )  # fmt: skip
     folder = options.folder / options.corpus
+    if options.teacher == "selectit":
+        rows = json.loads((folder / "rows.json").read_text(encoding="utf-8"))
+        requests = [LabelRequest(example) for example in map(_example, rows)]
+        np.save(folder / "selectit.npy", measure(SelectItTeacher([engine]), requests))
+        return
     folder.mkdir(parents=True, exist_ok=True)
 
     def num_tokens(text: str) -> int:
@@ -138,10 +146,7 @@ def main() -> None:
         rows = rows[: options.helpers]
         rows += [dict(zip(names, row, strict=True)) for row in targets[: options.rows]]
     (folder / "rows.json").write_text(json.dumps(rows))
-    examples = [
-        Example(make_example_id(r["prompt"], r["response"]), r["prompt"], r["response"])
-        for r in rows
-    ]
+    examples = [_example(row) for row in rows]
     helpers, helped = examples[: options.helpers], examples[options.helpers :]
     teacher = DeliftTeacher(engine)
     alone = measure(teacher, [LabelRequest(one) for one in helped])
@@ -151,6 +156,11 @@ def main() -> None:
             with_helper = measure(teacher, [LabelRequest(one, helper) for one in helped])
             np.save(file, alone - with_helper)
             print(f"{options.corpus}: helper {number + 1} of {len(helpers)}", flush=True)
+
+
+def _example(row: Mapping[str, str]) -> Example:
+    prompt, response = row["prompt"], row["response"]
+    return Example(make_example_id(prompt, response), prompt, response)
 
 
 #: Small enough for two cores; the adapter, the projection and the two gradients are LESS's own.
@@ -212,8 +222,8 @@ def label_by_less(folder: Path, helpers: int, helped: int) -> None:
         np.save(out / f"helper-{number:03d}.npy", found[kept_I, j])
 
 
-def measure(teacher: DeliftTeacher, requests: list[LabelRequest]) -> np.ndarray:
-    """Return d_i of each request; a failed one stops the benchmark."""
+def measure(teacher: Teacher, requests: list[LabelRequest]) -> np.ndarray:
+    """Return what a teacher measures of each request; a failed one stops the benchmark."""
     found = teacher.measure(requests)
     bad = [one for one in found if not isinstance(one, Measurement)]
     if bad:

@@ -429,7 +429,7 @@ def measure_pairs(
             tail = (1 - INTERVAL) / 2
             low, high = np.quantile(known, [tail, 1 - tail])
             found |= {f"{name}_low": float(low), f"{name}_high": float(high)}
-    num_rows, correlation = _rank_within_rows(truth, predicted, rows)
+    num_rows, correlation = _rank_within_rows(*matrices)
     return PairMeasures(num_rows=num_rows, row_spearman=correlation, **found)
 
 
@@ -449,63 +449,17 @@ def _spread_out(
     return labels_IJ, predictions_IJ, count > 0
 
 
-# Within rows.
-
-
-def _rank_within_rows(truth: F64, predicted: F64, rows: Integers) -> tuple[int, float | None]:
+def _rank_within_rows(
+    labels_IJ: F64, predictions_IJ: F64, present: Bools
+) -> tuple[int, float | None]:
     """Return how many rows are ranked, and their mean rank correlation."""
-    group_P = _number(rows)
-    size_P = np.bincount(group_P, minlength=1)[group_P]
-    spread_G = np.bincount(group_P, weights=np.abs(centre(truth, rows)), minlength=1)
-    ranked = (size_P >= MIN_RANKED) & (spread_G > 0)[group_P]
-    if not ranked.any():
-        return 0, None
-    group_P = _number(rows[ranked])
-    return int(group_P.max()) + 1, _mean_correlation(truth[ranked], predicted[ranked], group_P)
-
-
-def centre(values: F64, rows: Integers) -> F64:
-    """Take from each value [P] the mean of its row; exactly 0 in a row of equal values."""
-    if not len(rows):
-        return values
-    group_P = _number(rows)
-    order = np.argsort(rows, kind="stable")
-    start_G = np.unique(rows[order], return_index=True)[1]
-    mean_G = np.bincount(group_P, weights=values) / np.bincount(group_P)
-    lowest_G = np.minimum.reduceat(values[order], start_G)
-    equal_G = lowest_G == np.maximum.reduceat(values[order], start_G)
-    return values - np.where(equal_G, lowest_G, mean_G)[group_P]
-
-
-def _mean_correlation(truth: F64, predicted: F64, group_P: I64) -> float | None:
-    """Return the mean rank correlation of rows whose ``truth`` varies."""
-    one_P, other_P = (centre(_ranks(values, group_P), group_P) for values in (truth, predicted))
-    if not other_P.any():
-        return None
-    product_G, one_G, other_G = (
-        np.bincount(group_P, weights=values)
-        for values in (one_P * other_P, np.square(one_P), np.square(other_P))
-    )
-    size_G = np.sqrt(one_G * other_G)
-    return float(np.divide(product_G, size_G, out=np.zeros(len(size_G)), where=size_G > 0).mean())
-
-
-def _ranks(values: F64, group_P: I64) -> F64:
-    """Return each pair's rank within its row, from 1, ties averaged."""
-    order = np.lexsort((values, group_P))
-    group, value = group_P[order], values[order]
-    new = np.concatenate([[True], (group[1:] != group[:-1]) | (value[1:] != value[:-1])])
-    tie_P = np.cumsum(new) - 1
-    first = np.flatnonzero(new)
-    count = np.diff(np.append(first, len(values)))
-    rank = np.empty(len(values))
-    rank[order] = (first + (count + 1) / 2)[tie_P] - np.searchsorted(group, group)
-    return rank
-
-
-def _number(rows: Integers) -> I64:
-    """Number the rows of pairs from 0."""
-    return np.unique(rows, return_inverse=True)[1].astype(np.int64)
+    found = [
+        spearman(label[at], predicted[at])
+        for label, predicted, at in zip(labels_IJ, predictions_IJ, present, strict=True)
+        if at.sum() >= MIN_RANKED and np.ptp(label[at]) > 0
+    ]
+    known = [each for each in found if each is not None]
+    return len(found), sum(known) / len(found) if known else None
 
 
 def _f64(values: Floats) -> F64:
