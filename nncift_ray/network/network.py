@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 
 from nncift_ray.errors import ShapeError
 from nncift_ray.network.factored import FactoredNetwork
@@ -137,22 +136,6 @@ class InfluenceNetwork(nn.Module):
 
     def _output(self, hidden_BH: Tensor) -> Tensor:
         return self.output(torch.relu(hidden_BH)).squeeze(1)
-
-    def project_rows(self, e_ND: Tensor) -> Tensor:
-        """Return row (helped) activations a [N, H], first-layer bias included."""
-        return functional.linear(
-            e_ND, self.hidden.weight[:, : self.embedding_dim], self.hidden.bias
-        )
-
-    def project_columns(self, e_ND: Tensor) -> Tensor:
-        """Return column (helper) activations b [N, H].
-
-        Raises:
-            ShapeError: If the network is pointwise.
-        """
-        if self.pointwise:
-            raise ShapeError("a pointwise network has no columns")
-        return functional.linear(e_ND, self.hidden.weight[:, self.embedding_dim + 1 :])
 
     @torch.no_grad()
     def rescale(self, mean: float, scale: float) -> None:
