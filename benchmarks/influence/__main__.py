@@ -263,6 +263,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/influence_cpu"))
     parser.add_argument("--splits", type=int, default=8)
     parser.add_argument("--labels", nargs="*", default=["mixed"])
+    parser.add_argument("--no-paper", action="store_true", help="it takes nearly all the time")
     parser.add_argument("--shares", type=float, nargs="*", default=SHARES)
     options = parser.parse_args()
     lines: list[list[Any]] = []
@@ -276,7 +277,7 @@ def main() -> None:
             continue
         matrix, started = read_matrix(options.folder / name, by), time.perf_counter()
         for share in options.shares:
-            with_paper = share == MAIN_SHARE and not by
+            with_paper = share == MAIN_SHARE and not by and not options.no_paper
             found = measure(matrix, share, options.splits, with_paper=with_paper)
             lines += [[labels, f"{share:.0%}", model, *cells(v)] for model, v in found.items()]
             if share == MAIN_SHARE:

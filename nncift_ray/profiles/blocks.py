@@ -9,10 +9,10 @@ SEED = 0  # of the random projections
 SKETCH_SIDE = 32
 TAIL_SHARE = 0.1  # of the response tokens, the most surprising, that ``tail_surprise`` averages
 
-#: "whole" and "weighted" pool prompt and response, "weighted" with weights 1, 2, 3, ... (RDS+);
-#: "sketch" is the sum over response tokens of R1 W^T (p - onehot(y)) outer R2 h, W the token
-#: embeddings: the gradient at the output, seen from a layer below.
-Pooling = Literal["whole", "prompt", "answer", "weighted", "last_prompt", "sketch"]
+#: "answer" is the mean over response tokens, "last_prompt" the token before them, "sketch" the sum
+#: over response tokens of R1 W^T (p - onehot(y)) outer R2 h, W the token embeddings: the gradient
+#: at the output, seen from a layer below.
+Pooling = Literal["answer", "last_prompt", "sketch"]
 
 
 @dataclass(frozen=True, slots=True)

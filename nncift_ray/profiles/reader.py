@@ -55,16 +55,13 @@ def profile_examples(
     engine: ProfilingEngine,
     examples: Sequence[Example],
     blocks: Sequence[FeatureBlock] = FEATURE_BLOCKS,
-    *,
-    compress: bool = True,
 ) -> dict[str, npt.NDArray[Any]]:
     """Return the scalars of SCALARS [N] and each block by its name [N, W], in order.
 
-    An example that cannot be measured has NaN everywhere. ``compress=False`` leaves pooled states
-    at the model's width, the sketch at 1,024.
+    An example that cannot be measured has NaN everywhere.
     """
-    found = engine.profile([profile_request(engine, each) for each in examples], blocks, compress)
-    widths = engine.block_widths(blocks, compress)
+    found = engine.profile([profile_request(engine, each) for each in examples], blocks)
+    widths = [block.width for block in blocks]
     empty = np.full(sum(widths), np.nan, np.float32)
     good = [None if isinstance(profile, ScoringFailure) else profile for profile in found]
     result: dict[str, npt.NDArray[Any]] = {
@@ -103,7 +100,6 @@ class ProfilingEngine(TransformersEngine):
         self,
         requests: Sequence[ScoringRequest | ScoringFailure],
         blocks: Sequence[FeatureBlock] = FEATURE_BLOCKS,
-        compress: bool = True,
     ) -> list[Profile | ScoringFailure]:
         """Return the profile of each request, in order; ``profile_request`` makes them.
 
@@ -113,13 +109,13 @@ class ProfilingEngine(TransformersEngine):
             EngineDiedError: If the accelerator failed; the process is of no more use.
         """
         sound = [request for request in requests if isinstance(request, ScoringRequest)]
-        found = iter(self._profile_sound(sound, blocks, compress))
+        found = iter(self._profile_sound(sound, blocks))
         return [
             next(found) if isinstance(request, ScoringRequest) else request for request in requests
         ]
 
     def _profile_sound(
-        self, requests: Sequence[ScoringRequest], blocks: Sequence[FeatureBlock], compress: bool
+        self, requests: Sequence[ScoringRequest], blocks: Sequence[FeatureBlock]
     ) -> list[Profile | ScoringFailure]:
         alone = self.score(
             [ScoringRequest(self._tokenizer.document_start, r.scored_ids) for r in requests]
@@ -130,7 +126,7 @@ class ProfilingEngine(TransformersEngine):
             for batch in cut_batches(lengths, 0, self._batch_tokens):
                 asked = [places[at] for at in batch]
                 found = run_or_split(
-                    lambda part: self._profile_batch(part, blocks, compress),
+                    lambda part: self._profile_batch(part, blocks),
                     [requests[place] for place in asked],
                 )
                 for place, profile in zip(asked, found, strict=True):
@@ -138,13 +134,6 @@ class ProfilingEngine(TransformersEngine):
 
         with self._computing():
             return self._answer(requests, run)
-
-    def block_widths(self, blocks: Sequence[FeatureBlock], compress: bool = True) -> list[int]:
-        """Return the width of each block."""
-        if compress:
-            return [block.width for block in blocks]
-        hidden = int(self._model.config.get_text_config().hidden_size)
-        return [SKETCH_SIDE**2 if block.pooling == "sketch" else hidden for block in blocks]
 
     def _finish(self, request: ScoringRequest, found: Any, alone: Any) -> Profile | ScoringFailure:
         """Join both losses and the features; a number that is none makes it a failure."""
@@ -168,7 +157,7 @@ class ProfilingEngine(TransformersEngine):
         )
 
     def _profile_batch(
-        self, batch: list[ScoringRequest], blocks: Sequence[FeatureBlock], compress: bool
+        self, batch: list[ScoringRequest], blocks: Sequence[FeatureBlock]
     ) -> list[tuple[F64, F32]]:
         """Return the log-probabilities [T] and the joined blocks of every request."""
         texts = [[*request.prompt_ids, *request.response_ids] for request in batch]
@@ -197,7 +186,7 @@ class ProfilingEngine(TransformersEngine):
             else:
                 weights_BS = torch.tensor(_pooling_weights(batch, block.pooling, width))
                 pooled = torch.einsum("bs,bsd->bd", weights_BS.to(self._device), states_BSD.float())
-            parts.append(_compress(pooled, block.width) if compress else _unit(pooled))
+            parts.append(_compress(pooled, block.width))
         features = torch.cat(parts, dim=1).cpu().numpy()
         split = np.split(log_probs_R.cpu().numpy().astype(np.float64), ends)
         return list(zip(split, features, strict=True))
@@ -308,16 +297,8 @@ def _pooling_weights(batch: Sequence[ScoringRequest], pooling: str, width: int) 
     """Return the weight of every token [B, S]; those of a row sum to 1."""
     weights_BS = np.zeros((len(batch), width), np.float32)
     for b, request in enumerate(batch):
-        whole, scored = range(request.prefix_length, request.num_tokens), set(request.scored)
-        places = {
-            "whole": whole,
-            "weighted": whole,
-            "prompt": [at for at in whole if at not in scored],
-            "answer": sorted(scored),
-            "last_prompt": [len(request.prompt_ids) - 1],
-        }[pooling]
-        tokens = np.arange(1, len(places) + 1) if pooling == "weighted" else np.ones(len(places))
-        weights_BS[b, list(places)] = tokens / tokens.sum()
+        places = request.scored if pooling == "answer" else [len(request.prompt_ids) - 1]
+        weights_BS[b, list(places)] = 1 / len(places)
     return weights_BS
 
 

@@ -13,6 +13,7 @@ from nncift_ray.engines.base import ScoringFailure
 from nncift_ray.profiles.blocks import FEATURE_BLOCKS, SKETCH_SIDE, FeatureBlock
 from nncift_ray.profiles.reader import (
     ProfilingEngine,
+    _compress,
     _signs,
     profile_examples,
     profile_request,
@@ -28,7 +29,7 @@ EXAMPLES = [
     Example("c", "Count to three, please, slowly and one by one.", "1. one 2. two 3. three"),
     Example("d", "Say it.", "it"),
 ]
-PLAIN = [FeatureBlock(p, 0.5, p) for p in ("whole", "prompt", "answer", "weighted", "last_prompt")]
+PLAIN = [FeatureBlock("answer", 0.5, "answer"), FeatureBlock("last_prompt", 0.5, "last_prompt")]
 SKETCH = FeatureBlock("sketch", 1.0, "sketch")
 CPU = torch.device("cpu")
 
@@ -38,37 +39,28 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> ProfilingEngine:
     return ProfilingEngine(make_tiny_llama(tmp_path_factory.mktemp("tiny")), device="cpu")
 
 
-def cosines(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    return (left * right).sum(1) / np.linalg.norm(left, axis=1) / np.linalg.norm(right, axis=1)
-
-
 def test_losses_and_pooled_states_are_those_of_a_plain_forward_pass(
     engine: ProfilingEngine,
 ) -> None:
-    found = profile_examples(engine, EXAMPLES, PLAIN, compress=False)
+    found = profile_examples(engine, EXAMPLES, PLAIN)
     for at, example in enumerate(EXAMPLES):
         request = profile_request(engine, example)
-        start, middle = request.prefix_length, len(request.prompt_ids)
+        middle = len(request.prompt_ids)
         ids = torch.tensor([[*request.prompt_ids, *request.response_ids]])
         with torch.no_grad():
             output = engine._model(ids, output_hidden_states=True)
         log_probs = output.logits[0].log_softmax(-1)[middle - 1 : -1]
         chosen = log_probs.gather(1, ids[0, middle:, None])[:, 0].double().numpy()
-        states = output.hidden_states[1][0].numpy()  # of 0..2, half the depth
-        weights = np.arange(1, len(states) - start + 1)
+        states = output.hidden_states[1][0]  # of 0..2, half the depth
         expected = {
             "nll": [-chosen.mean()],
             "distance": [np.sqrt(np.mean((1 - np.exp(chosen)) ** 2))],
             "max_surprise": [-chosen.min()],
-            "whole": states[start:].mean(0),
-            "prompt": states[start:middle].mean(0),
-            "answer": states[middle:].mean(0),
-            "weighted": (states[start:] * weights[:, None]).sum(0),
-            "last_prompt": states[middle - 1],
+            "answer": _compress(states[None, middle:].mean(1), 256)[0].numpy(),
+            "last_prompt": _compress(states[None, middle - 1], 256)[0].numpy(),
         }
         for name, value in expected.items():
-            unit = value if len(value) == 1 else value / np.linalg.norm(value)
-            assert np.atleast_1d(found[name][at]) == pytest.approx(unit, abs=TOLERANCE), name
+            assert np.atleast_1d(found[name][at]) == pytest.approx(value, abs=TOLERANCE), name
 
 
 def test_loss_without_the_prompt_does_not_see_the_prompt(engine: ProfilingEngine) -> None:
@@ -93,9 +85,9 @@ def test_the_sketch_is_the_projected_gradient_of_the_output_layer(tmp_path: Path
     tokens = engine._model.get_input_embeddings().weight.detach()
     left = tokens @ _signs(tokens.shape[1], SKETCH_SIDE, CPU)
     right = _signs(weight.shape[1], SKETCH_SIDE, CPU)
-    expected = (left.T @ weight.grad @ right).flatten().numpy()
-    found = profile_examples(engine, [EXAMPLES[1]], [SKETCH], compress=False)["sketch"]
-    assert cosines(found, expected[None]) == pytest.approx(1.0, abs=TOLERANCE)
+    expected = _compress((left.T @ weight.grad @ right).flatten()[None], SKETCH.width).numpy()
+    found = profile_examples(engine, [EXAMPLES[1]], [SKETCH])["sketch"]
+    assert found == pytest.approx(expected, abs=TOLERANCE)
 
 
 def test_rows_do_not_depend_on_what_they_are_batched_with(engine: ProfilingEngine) -> None:
@@ -108,11 +100,10 @@ def test_rows_do_not_depend_on_what_they_are_batched_with(engine: ProfilingEngin
 
 
 def test_blocks_are_unit_vectors_and_keep_cosines(engine: ProfilingEngine) -> None:
-    block = FeatureBlock("answer", 0.5, "answer", width=4096)
-    whole = profile_examples(engine, EXAMPLES, [block], compress=False)["answer"]
-    small = profile_examples(engine, EXAMPLES, [block])["answer"]
-    assert np.linalg.norm(small, axis=1) == pytest.approx(1.0, abs=TOLERANCE)
-    assert small @ small.T == pytest.approx(whole @ whole.T, abs=0.1)
+    whole = torch.nn.functional.normalize(torch.randn(5, 64, generator=torch.manual_seed(0)))
+    small = _compress(whole, 4096)
+    assert small.norm(dim=1).numpy() == pytest.approx(1.0, abs=TOLERANCE)
+    assert (small @ small.T).numpy() == pytest.approx((whole @ whole.T).numpy(), abs=0.1)
     stored = profile_examples(engine, EXAMPLES[:1], FEATURE_BLOCKS)
     assert [stored[each.name].shape[1] for each in FEATURE_BLOCKS] == [
         each.width for each in FEATURE_BLOCKS
