@@ -310,11 +310,14 @@ def cells(values: list[list[float]]) -> list[str]:
 
 
 def mean_and_error(values: list[list[float]]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the means over splits and their standard errors; NaN where nothing is defined."""
+    """Return the means over splits and their standard errors; NaN where nothing is defined.
+
+    A correlation that one split leaves undefined is 0: its model says nothing of pairs there.
+    """
     table = np.array(values)
     known = np.isfinite(table).any(axis=0)
-    table[:, ~known] = 0.0
-    means, errors = np.nanmean(table, 0), np.nanstd(table, 0) / len(table) ** 0.5
+    table = np.nan_to_num(table)
+    means, errors = table.mean(axis=0), table.std(axis=0) / len(table) ** 0.5
     return np.where(known, means, np.nan), np.where(known, errors, np.nan)
 
 
