@@ -84,56 +84,45 @@ def try_again(
     raise AssertionError("unreachable")
 
 
-class RetryingFile(io.RawIOBase):
+class _RetryingFile(io.RawIOBase):
     """A file in a store, read by ranges, each tried again."""
 
     def __init__(self, store: pafs.FileSystem, path: str) -> None:
-        """Open it.
-
-        Raises:
-            OSError: If it is not there.
-        """
-        super().__init__()
         self._file = try_again(lambda: store.open_input_file(path))
-        self._size = self._file.size()
-        self._position = 0
+        self._size, self._position = self._file.size(), 0
 
     def readable(self) -> bool:
-        """Return True."""
         return True
 
     seekable = readable
 
     def tell(self) -> int:
-        """Return the place of the next byte."""
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        """Go to a place."""
         start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
         self._position = max(0, start + offset)
         return self._position
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Read so many bytes, or all that are left."""
         left = max(0, self._size - self._position)
         wanted = left if size is None or size < 0 else min(size, left)
-        data = try_again(lambda: self._read_at(self._position, wanted)) if wanted else b""
+
+        def read_there() -> bytes:
+            self._file.seek(self._position)
+            return self._file.read(wanted)
+
+        data = try_again(read_there) if wanted else b""
         self._position += len(data)
         return data
 
-    def _read_at(self, position: int, size: int) -> bytes:
-        self._file.seek(position)
-        return self._file.read(size)
-
     def close(self) -> None:
-        """Close it."""
         if not self.closed:
             self._file.close()
         super().close()
 
 
-class RetryingUpload(io.RawIOBase):
+class _RetryingUpload(tempfile.SpooledTemporaryFile[bytes]):
     """A file that is gathered here and sent when it is closed, again if the store turns it away.
 
     What was sent as a stream cannot be sent again. Memory: ``SPOOLED_BYTES``; beyond that a
@@ -141,48 +130,28 @@ class RetryingUpload(io.RawIOBase):
     """
 
     def __init__(self, store: pafs.FileSystem, path: str, metadata: dict[str, str] | None) -> None:
-        """Gather for a path."""
-        super().__init__()
+        super().__init__(max_size=SPOOLED_BYTES)
         self._store, self._path, self._metadata = store, path, metadata
-        self._gathered = tempfile.SpooledTemporaryFile(max_size=SPOOLED_BYTES)  # noqa: SIM115
-
-    def writable(self) -> bool:
-        """Return True."""
-        return True
-
-    def write(self, data: Any, /) -> int:
-        """Gather more."""
-        return self._gathered.write(data)
-
-    def tell(self) -> int:
-        """Return how much was gathered."""
-        return self._gathered.tell()
 
     def close(self) -> None:
-        """Send.
-
-        Raises:
-            OSError: If the store will not have it.
-        """
         if self.closed:
             return
-        super().close()
         try:
             try_again(self._send)
         finally:
-            self._gathered.close()
+            super().close()
 
     def _send(self) -> None:
-        self._gathered.seek(0)
+        self.seek(0)
         with self._store.open_output_stream(self._path, metadata=self._metadata) as stream:
-            while chunk := self._gathered.read(SENT_BYTES):
+            while chunk := self.read(SENT_BYTES):
                 stream.write(chunk)
 
 
 def _retried(name: str) -> Callable[..., Any]:
     """Return the method of that name, tried again."""
 
-    def method(self: RetryingFileSystem, *arguments: Any, **options: Any) -> Any:
+    def method(self: _RetryingFileSystem, *arguments: Any, **options: Any) -> Any:
         return try_again(lambda: getattr(self.store, name)(*arguments, **options))
 
     return method
@@ -195,7 +164,7 @@ def _deleting(name: str) -> Callable[..., None]:
     object: also that may be turned away.
     """
 
-    def method(self: RetryingFileSystem, *arguments: Any, **options: Any) -> None:
+    def method(self: _RetryingFileSystem, *arguments: Any, **options: Any) -> None:
         attempts = 0
 
         def attempt() -> None:
@@ -212,32 +181,23 @@ def _deleting(name: str) -> Callable[..., None]:
     return method
 
 
-class RetryingFileSystem(pafs.FileSystemHandler):
+class _RetryingFileSystem(pafs.FileSystemHandler):
     """A file system whose every request is tried again when the store turns it away."""
 
     def __init__(self, store: pafs.FileSystem) -> None:
-        """Wrap a store."""
         super().__init__()
         self.store = store
 
     def __eq__(self, other: object) -> bool:
-        """Say whether both wrap the same store."""
-        return isinstance(other, RetryingFileSystem) and self.store == other.store
+        return isinstance(other, _RetryingFileSystem) and self.store == other.store
 
-    def __ne__(self, other: object) -> bool:
-        """Say whether they do not."""
-        return not self == other
-
-    def __hash__(self) -> int:
-        """Return one number for all, since stores have none."""
-        return hash(RetryingFileSystem)
+    def __hash__(self) -> int:  # stores have none
+        return hash(_RetryingFileSystem)
 
     def get_type_name(self) -> str:
-        """Return the store's type."""
         return self.store.type_name
 
     def normalize_path(self, path: str) -> str:
-        """Return the path as the store writes it."""
         return self.store.normalize_path(path)
 
     get_file_info = get_file_info_selector = _retried("get_file_info")
@@ -245,31 +205,23 @@ class RetryingFileSystem(pafs.FileSystemHandler):
     delete_dir, delete_file = _deleting("delete_dir"), _deleting("delete_file")
 
     def create_dir(self, path: str, recursive: bool) -> None:
-        """Make a folder."""
         try_again(lambda: self.store.create_dir(path, recursive=recursive))
 
     def delete_dir_contents(self, path: str, missing_dir_ok: bool = False) -> None:
-        """Delete what is below a folder."""
         _deleting("delete_dir_contents")(self, path, missing_dir_ok=missing_dir_ok)
 
     def delete_root_dir_contents(self) -> None:
-        """Refuse: nobody means to empty a store."""
         raise PermissionError("the root of a store is not emptied")
 
-    def open_input_stream(self, path: str) -> pa.NativeFile:
-        """Open for reading from the start."""
-        return self.open_input_file(path)
-
     def open_input_file(self, path: str) -> pa.NativeFile:
-        """Open for reading anywhere."""
-        return pa.PythonFile(RetryingFile(self.store, path), mode="r")
+        return pa.PythonFile(_RetryingFile(self.store, path), mode="r")
+
+    open_input_stream = open_input_file
 
     def open_output_stream(self, path: str, metadata: dict[str, str] | None) -> pa.NativeFile:
-        """Open for writing; the object is there once it is closed."""
-        return pa.PythonFile(RetryingUpload(self.store, path, metadata or None), mode="w")
+        return pa.PythonFile(_RetryingUpload(self.store, path, metadata or None), mode="w")
 
     def open_append_stream(self, path: str, metadata: dict[str, str] | None) -> pa.NativeFile:
-        """Refuse: an object is written whole."""
         raise io.UnsupportedOperation(f"{path}: an object cannot be appended to")
 
 
@@ -317,7 +269,7 @@ def _open_s3(bucket: str, query: str) -> pafs.FileSystem:
         retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
         **given,
     )
-    return pafs.PyFileSystem(RetryingFileSystem(store))
+    return pafs.PyFileSystem(_RetryingFileSystem(store))
 
 
 def _resolve_with_fsspec(uri: str) -> tuple[pafs.FileSystem, str]:
@@ -393,11 +345,6 @@ class Location:
             else:
                 self.fs.create_dir(self.path, recursive=True)
 
-    def _make_parent(self) -> None:
-        # Object stores have no folders to make.
-        if self.is_local:
-            os.makedirs(posixpath.dirname(self.path), mode=PRIVATE_MODE, exist_ok=True)
-
     def list_files(self, *, recursive: bool = False) -> list[Location]:
         """Return the files below this folder by name; an absent folder holds none."""
         selector = pafs.FileSelector(self.path, allow_not_found=True, recursive=recursive)
@@ -447,7 +394,8 @@ class Location:
         if self.is_local:
             target = f"{self.path}{TEMPORARY_MARK}{uuid.uuid4().hex[:8]}"
         with _writing(self):
-            self._make_parent()
+            if self.is_local:  # object stores have no folders to make
+                os.makedirs(posixpath.dirname(self.path), mode=PRIVATE_MODE, exist_ok=True)
             stream = self.fs.open_output_stream(target)
         try:
             yield HashingWriter(stream, self)

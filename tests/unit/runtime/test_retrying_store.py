@@ -14,9 +14,9 @@ from pyarrow import fs as pafs
 
 from nncift_ray.runtime.files import (
     ATTEMPTS,
-    RetryingFile,
-    RetryingFileSystem,
-    RetryingUpload,
+    _RetryingFile,  # pyright: ignore[reportPrivateUsage]
+    _RetryingFileSystem,  # pyright: ignore[reportPrivateUsage]
+    _RetryingUpload,  # pyright: ignore[reportPrivateUsage]
     try_again,
 )
 
@@ -83,7 +83,7 @@ def test_what_was_deleted_before_the_refusal_counts_as_deleted(tmp_path: Path, m
 
     there = tmp_path / "there"
     there.mkdir() if method == "delete_dir" else there.touch()
-    handler = RetryingFileSystem(cast("pafs.FileSystem", HalfDone()))
+    handler = _RetryingFileSystem(cast("pafs.FileSystem", HalfDone()))
     getattr(handler, method)(str(there))
     assert not there.exists()
     with pytest.raises(FileNotFoundError):
@@ -123,7 +123,7 @@ def test_reads_of_a_busy_store_lose_and_repeat_nothing(
 ) -> None:
     monkeypatch.setattr("nncift_ray.runtime.files.FIRST_PAUSE_SECONDS", 0.0)
     (tmp_path / "x").write_bytes(bytes(range(100)))
-    file = RetryingFile(BusyStore(), str(tmp_path / "x"))  # pyright: ignore[reportArgumentType]
+    file = _RetryingFile(BusyStore(), str(tmp_path / "x"))  # pyright: ignore[reportArgumentType]
     assert file.read(3) + file.read(4) == bytes(range(7))
     assert file.seek(-2, io.SEEK_END) == 98
     assert file.read() == bytes([98, 99])
@@ -152,7 +152,7 @@ def test_an_upload_that_was_turned_away_is_sent_again_whole(
 ) -> None:
     monkeypatch.setattr("nncift_ray.runtime.files.FIRST_PAUSE_SECONDS", 0.0)
     monkeypatch.setattr("nncift_ray.runtime.files.SENT_BYTES", 3)
-    upload = RetryingUpload(BusyUploads(), str(tmp_path / "x"), None)
+    upload = _RetryingUpload(BusyUploads(), str(tmp_path / "x"), None)
     upload.write(b"all ")
     upload.write(b"of it")
     assert upload.tell() == 9
@@ -165,9 +165,9 @@ def test_an_upload_that_was_turned_away_is_sent_again_whole(
 def test_parquet_is_read_through_it(tmp_path: Path) -> None:
     table = pa.table({"x": list(range(1000))})
     pq.write_table(table, tmp_path / "x.parquet")
-    fs = pafs.PyFileSystem(RetryingFileSystem(pafs.LocalFileSystem()))
+    fs = pafs.PyFileSystem(_RetryingFileSystem(pafs.LocalFileSystem()))
     assert pq.read_table(f"{tmp_path}/x.parquet", filesystem=fs).equals(table)
     assert fs.get_file_info(f"{tmp_path}/none").type == pafs.FileType.NotFound
-    assert fs == pafs.PyFileSystem(RetryingFileSystem(pafs.LocalFileSystem()))
+    assert fs == pafs.PyFileSystem(_RetryingFileSystem(pafs.LocalFileSystem()))
     with pytest.raises(FileNotFoundError):
         fs.open_input_file(f"{tmp_path}/none")
