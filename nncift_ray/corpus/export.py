@@ -153,31 +153,22 @@ def alpaca_record(pick: Pick, lost: Lost) -> Record:
     tools = {"tools": full.tools} if full.tools else {}
     systems, others = _split_system(full.turns)
     roles = [turn.role for turn in others]
-    if len(systems) > 1 or roles != [USER, ASSISTANT] * (len(roles) // 2) or _calls(full):
+    is_plain = roles == [USER, ASSISTANT] * (len(roles) // 2) and len(systems) < 2  # noqa: PLR2004
+    if not is_plain or any(turn.tool_calls for turn in full.turns):
         lost[_ALPACA_LOST] += 1
         prompt, response = pick.row["prompt"], pick.row["response"]
         return {"instruction": prompt, "input": "", "output": response} | tools
     texts = [_thought(turn) + turn.text for turn in others]
-    instruction, extra = _split_input(texts[-2], pick.record)
+    instruction, extra, head = texts[-2], "", pick.record.get("instruction")
+    if isinstance(head, str) and head.strip() and instruction.startswith(head):
+        # As its record told them apart.
+        instruction, extra = head, instruction[len(head) :].lstrip()
     record: Record = {"instruction": instruction, "input": extra, "output": texts[-1]}
     if systems:
         record["system"] = systems[0].text
     if len(texts) > 2:  # noqa: PLR2004
         record["history"] = [list(pair) for pair in zip(texts[:-2:2], texts[1:-2:2], strict=True)]
     return record | tools
-
-
-def _split_input(text: str, record: Record) -> tuple[str, str]:
-    """Return the last question as instruction and input, where its record told them apart."""
-    head = record.get("instruction")
-    if isinstance(head, str) and head.strip() and text.startswith(head):
-        return head, text[len(head) :].lstrip()
-    return text, ""
-
-
-def sharegpt_record(pick: Pick, lost: Lost) -> Record:
-    """Return ShareGPT turns in the order that LLaMA-Factory asks for: the two sides alternate."""
-    return _sharegpt(pick.full, lost)
 
 
 def preference_record(pick: Pick, lost: Lost) -> Record | None:
@@ -188,16 +179,19 @@ def preference_record(pick: Pick, lost: Lost) -> Record | None:
     if [turn.role for turn in rejected] != [USER, ASSISTANT]:  # with an empty question before it
         lost[_REJECTED_LEFT_OUT] += 1
         return None
-    record = _sharegpt(pick.full, lost)
+    record = sharegpt_record(pick, lost)
     chosen = record["conversations"].pop()
     return record | {"chosen": chosen, "rejected": _sharegpt_turn(rejected[-1])}
 
 
-def _sharegpt(full: Conversation, lost: Lost) -> Record:
+def sharegpt_record(pick: Pick, lost: Lost) -> Record:
+    """Return ShareGPT turns in the order that LLaMA-Factory asks for: the two sides alternate."""
+    full = pick.full
     systems, others = _split_system(full.turns)
     if len(systems) > 1:
         lost[_SYSTEMS_JOINED] += 1
-    if any(turn.name or turn.tool_call_id or _ids(turn) for turn in others):
+    called = [call for turn in others for call in turn.tool_calls]
+    if any(call.id for call in called) or any(t.name or t.tool_call_id for t in others):
         lost[_IDS_LOST] += 1
     turns = [_sharegpt_turn(turn) for turn in _alternate(others, lost)]
     if systems:
@@ -254,14 +248,6 @@ def _split_system(turns: Iterable[Turn]) -> tuple[list[Turn], list[Turn]]:
     for turn in turns:
         (systems if turn.role == SYSTEM else others).append(turn)
     return systems, others
-
-
-def _calls(full: Conversation) -> int:
-    return sum(len(turn.tool_calls) for turn in full.turns)
-
-
-def _ids(turn: Turn) -> bool:
-    return any(call.id for call in turn.tool_calls)
 
 
 # Whether a record can leave as it came: its form's readers find in it all that we found.
@@ -620,7 +606,20 @@ def write_exports(
         for name, form in FORMS.items()
         if name in wanted
     }
-    writers = _open_writers(open_output, wanted, survey, forms)
+    texts: dict[str, Callable[[Pick], str | None]] = {SUBSET_JSONL: subset_line}
+    texts |= {FORMS[name].file: form for name, form in forms.items()}
+    if IDS in wanted:
+        texts[IDS_TXT] = lambda pick: pick.row["example_id"]
+    tables: dict[str, tuple[Callable[[pa.Table, list[Pick]], pa.Table], pa.Schema]] = {
+        SUBSET_PARQUET: (lambda table, _: table.select(SUBSET.names), SUBSET)
+    }
+    if DATASET in wanted:
+        schema = dataset_schema(survey)
+        tables[DATASET_PARQUET] = (_dataset_columns(schema), schema)
+    writers: dict[str, _TextWriter | _ParquetWriter] = {
+        name: _TextWriter(open_output(name), name, text) for name, text in texts.items()
+    }
+    writers |= {name: _ParquetWriter(open_output(name), *made) for name, made in tables.items()}
     for table in read_tables():
         picks = [Pick.of(row) for row in table.to_pylist()]
         for writer in writers.values():
@@ -648,27 +647,6 @@ def write_exports(
         open_output(AXOLOTL_YAML).write(_axolotl(weights).encode())
         counts[AXOLOTL_YAML] = 1
     return counts, lost
-
-
-def _open_writers(
-    open_output: Callable[[str], BinaryIO],
-    wanted: set[str],
-    survey: Survey,
-    forms: Mapping[str, _FormText],
-) -> dict[str, _TextWriter | _ParquetWriter]:
-    texts: dict[str, Callable[[Pick], str | None]] = {SUBSET_JSONL: subset_line}
-    texts |= {FORMS[name].file: form for name, form in forms.items()}
-    if IDS in wanted:
-        texts[IDS_TXT] = lambda pick: pick.row["example_id"]
-    tables: dict[str, tuple[Callable[[pa.Table, list[Pick]], pa.Table], pa.Schema]] = {
-        SUBSET_PARQUET: (lambda table, _: table.select(SUBSET.names), SUBSET)
-    }
-    if DATASET in wanted:
-        schema = dataset_schema(survey)
-        tables[DATASET_PARQUET] = (_dataset_columns(schema), schema)
-    return {name: _TextWriter(open_output(name), name, text) for name, text in texts.items()} | {
-        name: _ParquetWriter(open_output(name), *made) for name, made in tables.items()
-    }
 
 
 def _weights(sources: Mapping[str, int], candidates: Mapping[str, int]) -> Record:

@@ -66,6 +66,7 @@ COMPRESSION_RATIO = 3.0  # of text by gzip or zstd, and in Parquet
 ARCHIVES = (".zip", ".tar", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 DATASET_STATE, DATASET_INFO, DATASET_SPLITS = "state.json", "dataset_info.json", "dataset_dict.json"
 _NOT_CORPORA = {DATASET_STATE, DATASET_INFO, DATASET_SPLITS, "dataset_infos.json"}
+FOLDER = pafs.FileType.Directory
 DIGEST_BYTES = 1 << 28
 _DIGEST_CHUNK_BYTES = 1 << 18
 _CREDENTIALS = re.compile(r"://[^/@]*:[^/@]*@")
@@ -260,7 +261,7 @@ def _expand(pattern: str) -> list[SourceFile]:
         here = _Folder(fs, path, posixpath.normpath(pattern) if is_relative else path)
     if info.type == pafs.FileType.File:
         return here.files([info])
-    if info.type == pafs.FileType.Directory:
+    if info.type == FOLDER:
         return _expand_folder(here)
     if _WILDCARD.search(path):
         return _expand_glob(here, pattern)
@@ -274,21 +275,27 @@ def _expand_folder(folder: _Folder) -> list[SourceFile]:
     has_arrow = any(name.endswith(".arrow") for name in names)
     if DATASET_STATE in names or (DATASET_INFO in names and has_arrow):
         return _expand_dataset(folder, names)
-    splits = [info.path for info in children if _is_dataset(folder.fs, info)]
+    splits = [
+        info.path
+        for info in children
+        if info.type == FOLDER
+        and _is(folder.fs, posixpath.join(info.path, DATASET_STATE), pafs.FileType.File)
+    ]
     if DATASET_SPLITS in names or splits:
-        return _expand_splits(folder, splits)
+        if len(splits) == 1:
+            return _expand_folder(folder.at(splits[0]))
+        found = ", ".join(posixpath.basename(split) for split in splits) or "none on disk"
+        first = posixpath.basename(splits[0]) if splits else "train"
+        raise DataError(
+            f"'{folder.uri}' is a data set with several splits ({found}): name one, e.g. "
+            f"'{posixpath.join(folder.uri, first)}'"
+        )
     infos = [info for info in folder.infos(recursive=True) if _is_corpus(folder, info)]
     if not infos:
         known = ", ".join(KINDS)
         raise DataError(f"the folder '{folder.uri}' holds no corpus file (known are {known})")
     _check_splits(folder, [info.path for info in infos])
     return folder.files(infos)
-
-
-def _is_dataset(fs: pafs.FileSystem, info: pafs.FileInfo) -> bool:
-    state = posixpath.join(info.path, DATASET_STATE)
-    is_folder = info.type == pafs.FileType.Directory
-    return is_folder and fs.get_file_info(state).type == pafs.FileType.File
 
 
 def _is_corpus(folder: _Folder, info: pafs.FileInfo) -> bool:
@@ -348,19 +355,17 @@ def _split_word(word: str) -> str | None:
     return next((split for split, words in _SPLITS.items() if word.lower() in words), None)
 
 
-def _expand_splits(folder: _Folder, splits: list[str]) -> list[SourceFile]:
-    if len(splits) != 1:
-        names = ", ".join(posixpath.basename(split) for split in splits) or "none on disk"
-        raise DataError(
-            f"'{folder.uri}' is a data set with several splits ({names}): name one, e.g. "
-            f"'{posixpath.join(folder.uri, posixpath.basename(splits[0]) if splits else 'train')}'"
-        )
-    return _expand_folder(folder.at(splits[0]))
-
-
 def _expand_dataset(folder: _Folder, names: set[str]) -> list[SourceFile]:
     """Return the Arrow files of a data set saved with ``save_to_disk``, in its own order."""
-    state = _read_state(folder) if DATASET_STATE in names else {}
+    state: dict[str, Any] = {}
+    if DATASET_STATE in names:
+        path = posixpath.join(folder.path, DATASET_STATE)
+        try:
+            with folder.fs.open_input_stream(path) as stream:
+                state = json.loads(stream.read())
+        except (OSError, ValueError) as error:
+            message = f"'{folder.uri}': {DATASET_STATE} cannot be read ({error})"
+            raise DataError(message) from error
     if state.get("_indices_data_files"):
         raise DataError(
             f"'{folder.uri}' keeps its rows behind an index: call flatten_indices() and save again"
@@ -378,26 +383,17 @@ def _expand_dataset(folder: _Folder, names: set[str]) -> list[SourceFile]:
     return folder.files(folder.fs.get_file_info(paths))
 
 
-def _read_state(folder: _Folder) -> dict[str, Any]:
-    path = posixpath.join(folder.path, DATASET_STATE)
-    try:
-        with folder.fs.open_input_stream(path) as stream:
-            return json.loads(stream.read())
-    except (OSError, ValueError) as error:
-        raise DataError(f"'{folder.uri}': {DATASET_STATE} cannot be read ({error})") from error
-
-
 def _expand_glob(whole: _Folder, pattern: str) -> list[SourceFile]:
     """Match a glob: ``*`` within a name, ``**`` across folders; folders only if no file matches."""
     parts = whole.path.split("/")
     depth = next(at for at, part in enumerate(parts) if _WILDCARD.search(part))
-    while depth < len(parts) - 1 and _is_folder(whole.fs, "/".join(parts[: depth + 1])):
+    while depth < len(parts) - 1 and _is(whole.fs, "/".join(parts[: depth + 1]), FOLDER):
         depth += 1  # brackets that are part of a folder's name
     base_path, rest = "/".join(parts[:depth]), "/".join(parts[depth:])
     root = "/" if whole.uri.startswith("/") else ""
     base_uri = whole.uri[: -len(rest)].rstrip("/") or root
     base = _Folder(whole.fs, base_path or "/", base_uri, whole.query)
-    if base.fs.get_file_info(base.path).type != pafs.FileType.Directory:
+    if not _is(base.fs, base.path, FOLDER):
         raise _nothing_matches(pattern, whole.fs, base.path)
     try:
         matchers = [re.compile(glob_translate(rest.replace("[", one))) for one in ("[", "[[]")]
@@ -410,7 +406,7 @@ def _expand_glob(whole: _Folder, pattern: str) -> list[SourceFile]:
     is_meant = next((matches for matches in found if any(matches)), [False] * len(names))
     infos = [info for info, meant in zip(below, is_meant, strict=True) if meant]
     files = [info for info in infos if info.type == pafs.FileType.File and _is_data(info.path)]
-    folders = [info.path for info in infos if info.type == pafs.FileType.Directory]
+    folders = [info.path for info in infos if info.type == FOLDER]
     if not files and not folders:
         raise _nothing_matches(pattern, whole.fs, base.path)
     found_files = base.files(files) or [
@@ -420,16 +416,14 @@ def _expand_glob(whole: _Folder, pattern: str) -> list[SourceFile]:
     return found_files
 
 
-def _is_folder(fs: pafs.FileSystem, path: str) -> bool:
-    return fs.get_file_info(path).type == pafs.FileType.Directory
+def _is(fs: pafs.FileSystem, path: str, kind: pafs.FileType) -> bool:
+    return fs.get_file_info(path).type == kind
 
 
 def _nothing_matches(pattern: str, fs: pafs.FileSystem, path: str) -> DataError:
     """Say where the path leaves what exists."""
     nearest = path
-    while nearest not in ("", "/", "."):
-        if fs.get_file_info(nearest).type == pafs.FileType.Directory:
-            break
+    while nearest not in ("", "/", ".") and not _is(fs, nearest, FOLDER):
         nearest = posixpath.dirname(nearest)
     return DataError(
         f"'{pattern}' matches no file; the nearest folder that exists is '{nearest or '/'}'"

@@ -739,7 +739,8 @@ def _text_of(content: object, role: str, number: int, place: str, found: _Found)
     if text is not None:
         return text, ""
     is_list = isinstance(content, list)
-    if role in (TOOL, _CALL) and not (is_list and all(map(_is_part, content))):
+    is_parts = is_list and all(isinstance(part, dict) and "text" in part for part in content)
+    if role in (TOOL, _CALL) and not is_parts:
         return _to_json(content), ""
     if not is_list:
         raise _UnfitError("wrong_type", f"turn {number} is a {_kind(content)}, not text")
@@ -764,11 +765,6 @@ def _text_of(content: object, role: str, number: int, place: str, found: _Found)
             raise _UnfitError("wrong_type", message)
         found.unread += _unread_of(fields, place, {"type", "text", *REASONING_KEYS})
     return "".join(texts), "\n".join(thoughts)
-
-
-def _is_part(part: object) -> bool:
-    """Whether a value may be one of the parts that OpenAI has."""
-    return isinstance(part, dict) and "text" in part
 
 
 def _unread_of(fields: Record, key: str, known: Iterable[str]) -> list[str]:
