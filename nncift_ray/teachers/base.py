@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nncift_ray.corpus.examples import Example
-from nncift_ray.engines.base import Engine
+from nncift_ray.engines.base import Engine, ScoringFailure
 from nncift_ray.engines.load import (
     EngineFactory,
     LoraFactory,
@@ -63,12 +63,8 @@ class Measurement:
     num_minimal_tokens: int = 0  # what had to be computed at the least; see MEASUREMENTS
 
 
-@dataclass(frozen=True, slots=True)
-class MeasurementFailure:
-    """Why a request has no measurement."""
-
-    reason: str
-    message: str
+#: Why a request has no measurement: a reason (a short code) and a message, as engines say it.
+MeasurementFailure = ScoringFailure
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nncift_ray.corpus.examples import Example
-from nncift_ray.engines.base import Engine, ScoringFailure, ScoringRequest, minimal_tokens
+from nncift_ray.engines.base import Engine, ScoringRequest, minimal_tokens
 from nncift_ray.engines.chat import CUT_STEP
 from nncift_ray.errors import ConfigError, ShapeError
 from nncift_ray.teachers.base import (
@@ -66,19 +66,20 @@ class DeliftTeacher(Teacher):
         prepared = [self._prepare(request) for request in requests]
         asked = [request for request in prepared if isinstance(request, ScoringRequest)]
         least = minimal_tokens(asked, self._engine.block_tokens)
-        results = iter(zip(self._engine.score(asked), least, strict=True))
-        answers: list[Measurement | MeasurementFailure] = []
-        for request in prepared:
-            if isinstance(request, MeasurementFailure):
-                answers.append(request)
-                continue
-            result, num_minimal = next(results)
-            if isinstance(result, ScoringFailure):
-                answers.append(MeasurementFailure(result.reason, result.message))
-            else:
-                counts = (result.num_tokens, result.num_cached_tokens, num_minimal)
-                answers.append(Measurement(distance(result.log_probs), *counts))
-        return answers
+        measured = iter(
+            [
+                result
+                if isinstance(result, MeasurementFailure)
+                else Measurement(
+                    distance(result.log_probs), result.num_tokens, result.num_cached_tokens, minimal
+                )
+                for result, minimal in zip(self._engine.score(asked), least, strict=True)
+            ]
+        )
+        return [
+            request if isinstance(request, MeasurementFailure) else next(measured)
+            for request in prepared
+        ]
 
     @staticmethod
     def utility(baseline: float | None, value: float) -> float:
@@ -100,9 +101,7 @@ class DeliftTeacher(Teacher):
         if (chat := self._engine.chat) is not None:
             shown = [request.helper] if request.helper else []
             made = chat.fit(request.helped, self._engine.max_length, shown)
-            if isinstance(made, ScoringFailure):
-                return MeasurementFailure(made.reason, made.message)
-            return made.request()
+            return made if isinstance(made, MeasurementFailure) else made.request()
         segments = delift_segments(request.helped, request.helper)
         response_ids = self._encode(segments.response)
         if not response_ids:

@@ -327,9 +327,13 @@ def _backward(
     for name, down, up in model.adapted_layers():
         # The adapter casts its input to float32: kept as it comes, layers that share it share it.
         whole: list[Tensor] = []
+
+        def keep_input(_: nn.Module, inputs: tuple[Any, ...], kept: list[Tensor] = whole) -> None:
+            kept[:] = [inputs[0].detach()]
+
         layer = model.model.get_submodule(name)
         hooks += [
-            layer.register_forward_pre_hook(_keep_input(whole)),
+            layer.register_forward_pre_hook(keep_input),
             down.register_forward_hook(_forward_hook(f"{name}.lora_A.weight", sink, whole)),
             up.register_forward_hook(_forward_hook(f"{name}.lora_B.weight", sink)),
         ]
@@ -346,19 +350,10 @@ def _backward(
             parameter.requires_grad_(True)
 
 
-def _keep_input(kept: list[Tensor]) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-    def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        del module
-        kept[:] = [inputs[0].detach()]
-
-    return hook
-
-
 def _forward_hook(
     name: str, sink: Callable[[str, Tensor], None], kept: list[Tensor] | None = None
 ) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
-    def hook(module: nn.Module, inputs: tuple[Any, ...], output_BSO: Tensor) -> None:
-        del module
+    def hook(_: nn.Module, inputs: tuple[Any, ...], output_BSO: Tensor) -> None:
         inputs_BSI = inputs[0].detach() if kept is None else kept.pop()
         # Below the first adapter nothing requires a gradient: the backward pass ends there.
         output_BSO.requires_grad_()
@@ -373,15 +368,13 @@ def _forward_hook(
 
 def _precondition(gradients_ND: Tensor, model: LoraModel, checkpoint: WarmupCheckpoint) -> None:
     """Turn gradients into Adam's directions, matrix by matrix, in place."""
-    low = 0
-    for name in model.parameters:
+    sizes = [parameter.numel() for parameter in model.parameters.values()]
+    for name, part_ND in zip(model.parameters, gradients_ND.split(sizes, dim=1), strict=True):
         mean_D, square_D = (
             torch.tensor(moments[name], device=gradients_ND.device).flatten()
             for moments in (checkpoint.exp_avg, checkpoint.exp_avg_sq)
         )
-        part_ND = gradients_ND[:, low : low + len(mean_D)]
         part_ND.copy_(precondition(part_ND, mean_D, square_D, checkpoint.summary.num_steps))
-        low += len(mean_D)
 
 
 def precondition(

@@ -18,7 +18,6 @@ from nncift_ray.corpus.examples import Example
 from nncift_ray.engines.base import (
     Engine,
     NextTokenRequest,
-    ScoringFailure,
     ScoringResult,
     minimal_tokens,
 )
@@ -243,7 +242,14 @@ class _Rater:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self._tokens = resolve_rating_tokens(engine)
-        self._heads_R = [self._head(head_text(prompt)) for prompt in RATING_PROMPTS]
+        heads_R = [head_text(prompt) for prompt in RATING_PROMPTS]
+        #: The tokens that the requests of each rating prompt begin with; the last may differ.
+        self._heads_R = [
+            (*engine.start_ids, *engine.encode(head))
+            if engine.chat is None
+            else tuple(engine.encode_message(head))
+            for head in heads_R
+        ]
 
     def rate(self, examples: Sequence[Example]) -> list[_Rating | MeasurementFailure]:
         """Ask every rating prompt about every example; answers are in the order of the examples."""
@@ -253,16 +259,9 @@ class _Rater:
         asked = [request for of_prompt in zip(*sound, strict=True) for request in of_prompt]
         results = self.engine.score(asked)
         least = minimal_tokens(asked, self.engine.block_tokens)
-        joined = iter(
-            [
-                _join(results[n :: len(sound)], sum(least[n :: len(sound)]))
-                for n in range(len(sound))
-            ]
-        )
-        return [
-            requests if isinstance(requests, MeasurementFailure) else next(joined)
-            for requests in prepared
-        ]
+        step = len(sound)
+        joined = (_join(results[n::step], sum(least[n::step])) for n in range(step))
+        return [one if isinstance(one, MeasurementFailure) else next(joined) for one in prepared]
 
     def _prepare(self, example: Example) -> list[NextTokenRequest] | MeasurementFailure:
         """Write the requests about one example, one a rating prompt.
@@ -292,21 +291,14 @@ class _Rater:
             for head, prompt in zip(self._heads_R, prompts_R, strict=True)
         ]
 
-    def _head(self, text: str) -> tuple[int, ...]:
-        """Return the tokens that requests of a rating prompt begin with; the last may differ."""
-        engine = self.engine
-        if engine.chat is None:
-            return (*engine.start_ids, *engine.encode(text))
-        return tuple(engine.encode_message(text))
-
 
 def _join(
-    results_R: Sequence[ScoringResult | ScoringFailure], num_minimal_tokens: int
+    results_R: Sequence[ScoringResult | MeasurementFailure], num_minimal_tokens: int
 ) -> _Rating | MeasurementFailure:
     """Gather the answers about one example; the first failure is the example's."""
     sound: list[ScoringResult] = []
     for number, result in enumerate(results_R, start=1):
-        if isinstance(result, ScoringFailure):
+        if isinstance(result, MeasurementFailure):
             return MeasurementFailure(result.reason, f"rating prompt {number}: {result.message}")
         sound.append(result)
     num_tokens = sum(result.num_tokens for result in sound)
