@@ -71,31 +71,27 @@ def collect_costs(
         COSTS: a row a step and one of all. What was not measured is marked ``extrapolated``: a
         larger corpus, and a teacher by its own labels that was asked about a part of the pairs.
     """
-    chosen = [_Charged(subset) for subset in _one_a_method(subsets)]
+    chosen = _charged(subsets)
     users = Counter(output.fingerprint for each in chosen for output in each.outputs.values())
     rows: list[dict[str, Any]] = []
     for each in chosen:
         measured = {name: _measure(output, cluster) for name, output in each.outputs.items()}
         shared = {name: users[output.fingerprint] > 1 for name, output in each.outputs.items()}
+        shared[ALL_STEPS] = any(shared.values())
         tables = [(each.num_candidates, False, measured)]
         if each.is_partial:
             tables.append((each.num_candidates, True, each.grow(measured, each.num_candidates)))
         if wanted_candidates is not None and wanted_candidates > each.num_candidates:
             tables.append((wanted_candidates, True, each.grow(measured, wanted_candidates)))
         for num_candidates, extrapolated, steps in tables:
-            shared[ALL_STEPS] = any(shared.values())
-            for step, amounts in {**steps, ALL_STEPS: _add_up(list(steps.values()))}.items():
+            total = {name: sum(of[name] for of in steps.values()) for name in AMOUNTS}
+            tokens = sum(of["num_tokens"] or 0 for of in steps.values()) or None
+            for step, amounts in {**steps, ALL_STEPS: total | {"num_tokens": tokens}}.items():
                 asks = step in (LABEL, ALL_STEPS) and not extrapolated
+                about = {"method": each.method, "step": step, "num_candidates": num_candidates}
+                about |= {"extrapolated": extrapolated, "shared": shared[step]}
                 rows.append(
-                    amounts
-                    | {
-                        "method": each.subset.key.method,
-                        "step": step,
-                        "num_candidates": num_candidates,
-                        "extrapolated": extrapolated,
-                        "shared": shared[step],
-                        "labelled_fraction": each.fraction if asks else None,
-                    }
+                    amounts | about | {"labelled_fraction": each.fraction if asks else None}
                 )
     return pa.Table.from_pylist(rows, COSTS)
 
@@ -103,20 +99,12 @@ def collect_costs(
 def partial_notices(subsets: Sequence[Subset]) -> list[str]:
     """Say which teachers by their own labels were asked about a part of the pairs only."""
     return [
-        f"{each.subset.key.method} was asked about {each.num_labels:,} of {each.possible():,} "
-        f"pairs ({each.fraction:.1%}), whole rows drawn with the seed: its subset is that of a "
-        "sample, and its cost for all pairs is extrapolated"
-        for each in map(_Charged, _one_a_method(subsets))
+        f"{each.method} was asked about {each.num_labels:,} of {each.possible():,} pairs "
+        f"({each.fraction:.1%}), whole rows drawn with the seed: its subset is that of a sample, "
+        "and its cost for all pairs is extrapolated"
+        for each in _charged(subsets)
         if each.is_partial
     ]
-
-
-def _one_a_method(subsets: Sequence[Subset]) -> list[Subset]:
-    found: dict[str, Subset] = {}
-    for subset in subsets:
-        if subset.outputs:
-            found.setdefault(subset.key.method, subset)
-    return list(found.values())
 
 
 def _measure(output: StageOutput, cluster: ClusterConfig) -> dict[str, Any]:
@@ -131,11 +119,6 @@ def _measure(output: StageOutput, cluster: ClusterConfig) -> dict[str, Any]:
         "price": manifest.worker_seconds * hourly / SECONDS_PER_HOUR,
         "num_tokens": tokens or None,  # computed by a language model; None: it asks none
     }
-
-
-def _add_up(steps: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    total: dict[str, Any] = {name: sum(step[name] for step in steps) for name in AMOUNTS}
-    return total | {"num_tokens": sum(step["num_tokens"] or 0 for step in steps) or None}
 
 
 def wall_seconds(manifest: StageManifest) -> float:
@@ -161,7 +144,7 @@ class _Charged:
 
     def __init__(self, subset: Subset) -> None:
         assert subset.config is not None  # noqa: S101 (it has outputs, so a recipe made them)
-        self.subset, self._config = subset, subset.config
+        self.method, self._config = subset.key.method, subset.config
         self._by_network = FIT in subset.outputs
         by_vectors = subset.config.teacher.kind in BY_EMBEDDINGS or QUALITY in subset.outputs
         reads_vectors = self._by_network or by_vectors
@@ -213,22 +196,21 @@ class _Charged:
         """Return how many labels the method would ask for of a corpus of another size."""
         if not self._by_network:
             return self.possible(size)
-        labels = self._config.labels
-        if labels.label_pairs is not None:
+        section = self._config.labels
+        if section.label_pairs is not None:
             return self.num_labels
-        # A fraction of rows and columns, up to a most: what was asked, grown alike.
-        now, then = (
-            sum(
-                min(
-                    possible_labels(block, at, self._num_targets)
-                    * labels.fraction ** (1 if block == POINTS else 2),
-                    labels.max_pairs,
-                )
-                for block in self._blocks
+
+        def planned(at: int) -> float:
+            """Return a fraction of rows and columns, up to a most."""
+            shares = {block: section.fraction ** (1 if block == POINTS else 2)
+                      for block in self._blocks}  # fmt: skip
+            return sum(
+                min(possible_labels(block, at, self._num_targets) * share, section.max_pairs)
+                for block, share in shares.items()
             )
-            for at in (self.num_candidates, size)
-        )
-        return self.num_labels * then / now if now else self.num_labels
+
+        now = planned(self.num_candidates)  # what was asked, grown alike
+        return self.num_labels * planned(size) / now if now else self.num_labels
 
     def _work(self, step: str, size: int, labels: float) -> float:
         """Return what a step's work is proportional to."""
@@ -245,6 +227,15 @@ class _Charged:
         if step in ("warmup", "loss_drop", INDEX, "select_partitions", "select"):
             return size
         return rows
+
+
+def _charged(subsets: Sequence[Subset]) -> list[_Charged]:
+    """Return what is charged to each method: its first subset."""
+    first: dict[str, Subset] = {}
+    for each in subsets:
+        if each.outputs:
+            first.setdefault(each.key.method, each)
+    return [*map(_Charged, first.values())]
 
 
 def possible_labels(block: str, num_candidates: int, num_targets: int) -> int:
