@@ -18,6 +18,7 @@ from collections.abc import Callable, Collection, Generator, Iterable, Mapping, 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
+from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -231,18 +232,16 @@ def prepare_job(
     recipe: str,
     command: str,
     *,
-    archive: Path,
     overrides: Sequence[str] = (),
     extra: Sequence[str] = (),
     tree: Path | None = None,
     excludes: Sequence[str] = (),
-    wheel: Path | None = None,
-    with_package: bool = True,
+    **packed: Any,
 ) -> tuple[JobRequest, Package]:
     """Return the job of a command and what it takes along, both checked.
 
     ``recipe`` is the finished run where the command is ``extend``; ``extra`` are further arguments
-    of the command; the rest is as for ``pack``.
+    of the command; ``packed`` and the rest are as for ``pack``.
 
     Raises:
         ConfigError: If it is another command, or what it reads means nothing on the cluster.
@@ -257,15 +256,8 @@ def prepare_job(
     else:
         raise ConfigError(f"--command {command}: a job can {', '.join((*RECIPE_COMMANDS, EXTEND))}")
     token = find_token(os.environ, Path.home())
-    package = pack(
-        archive,
-        recipe=request.recipe,
-        tree=tree,
-        wheel=wheel,
-        with_package=with_package,
-        excludes=excludes,
-        secrets=[*([token] if token else []), *secret_values()],
-    )
+    secrets = [*([token] if token else []), *secret_values()]
+    package = pack(recipe=request.recipe, tree=tree, excludes=excludes, secrets=secrets, **packed)
     return request, package
 
 
@@ -619,20 +611,20 @@ def check_address(address: str) -> str:
 
 
 def _job(details: JobDetails) -> Job:
-    return Job(
-        job_id=details.submission_id or "",
-        status=str(details.status),
-        entrypoint=details.entrypoint,
-        message=details.message or "",
-        started=_time(details.start_time),
-        ended=_time(details.end_time),
-        exit_code=details.driver_exit_code,
-        metadata=dict(details.metadata or {}),
+    started, ended = (
+        datetime.fromtimestamp(milliseconds / 1000, UTC) if milliseconds else None
+        for milliseconds in (details.start_time, details.end_time)
     )
-
-
-def _time(milliseconds: int | None) -> datetime | None:
-    return datetime.fromtimestamp(milliseconds / 1000, UTC) if milliseconds else None
+    return Job(
+        details.submission_id or "",
+        str(details.status),
+        details.entrypoint,
+        details.message or "",
+        started,
+        ended,
+        details.driver_exit_code,
+        dict(details.metadata or {}),
+    )
 
 
 @contextlib.contextmanager

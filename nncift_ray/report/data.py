@@ -479,8 +479,8 @@ def collect_report_data(
         coverage=_coverage_of_rows(select, scores if fit is None else None),
         fidelity=fit and fit.read("fidelity", schema=schemas.FIDELITY),
         training_history=fit and fit.read("history", schema=schemas.TRAINING_HISTORY),
-        score_statistics=_merge_statistics(scores),
-        score_histogram=_merge_histogram(scores),
+        score_statistics=_sum_up(scores, "statistics", num_scored="sum", min="min", max="max"),
+        score_histogram=_sum_up(scores, "histogram", by=["block", "bin"], count="sum"),
         scoring=_scoring_table(scores, index) if fit else _labels_table(scores),
         errors=_first_errors(outputs.values()),
         left_out=_left_out_tables(examples, outputs.get(REPEATS)),
@@ -523,9 +523,7 @@ def _coverage_of_rows(select: StageOutput, labels: StageOutput | None) -> pa.Tab
 def _summary(output: StageOutput, prices: ClusterConfig, *, inherited: bool) -> StageSummary:
     manifest = output.manifest
     tables = {part.table for shard in manifest.shards for part in shard.parts}
-    price = prices.price_per_cpu_hour * manifest.num_cpus
-    if manifest.num_gpus:
-        price = prices.price_per_gpu_hour * manifest.num_gpus
+    price = prices.hourly_price(manifest.num_cpus, manifest.num_gpus)
     return StageSummary(
         name=manifest.stage,
         seconds=0.0 if inherited else manifest.wall_seconds,
@@ -660,20 +658,12 @@ def _collect_suspects(examples: StageOutput, quality: StageOutput, ranking: pa.T
     ]  # fmt: skip
 
 
-def _merge_statistics(scores: StageOutput) -> pa.Table:
-    """Merge the shards' counts, least and largest scores to one row a block."""
-    table = scores.read("statistics", schema=schemas.SCORE_STATISTICS)
-    found = table.group_by("block", use_threads=False).aggregate(
-        [("num_scored", "sum"), ("min", "min"), ("max", "max")]
-    )
-    return found.rename_columns(["block", "num_scored", "min", "max"])
-
-
-def _merge_histogram(scores: StageOutput) -> pa.Table:
-    """Add the shards' counts up."""
-    table = scores.read("histogram", schema=schemas.SCORE_HISTOGRAM)
-    merged = table.group_by(["block", "bin"], use_threads=False).aggregate([("count", "sum")])
-    return merged.rename_columns(["block", "bin", "count"]).cast(schemas.SCORE_HISTOGRAM)
+def _sum_up(
+    scores: StageOutput, table: str, by: Sequence[str] = ("block",), **how: Any
+) -> pa.Table:
+    """Join the shards' rows of a table: one by key, its columns joined each in its way."""
+    groups = scores.read(table).group_by(list(by), use_threads=False)
+    return groups.aggregate([*how.items()]).rename_columns([*by, *how])
 
 
 def _first_errors(outputs: Iterable[StageOutput]) -> pa.Table:
