@@ -382,28 +382,18 @@ class GradeStage(AnswerStage):
         self,
         responses: StageOutput,
         tests: StageOutput,
-        metrics: Sequence[str],
         embedder: ResolvedModel | None = None,
         make_embedder: Callable[[], Embedder] | None = None,
         *,
         shard_rows: int | None = None,
     ) -> None:
-        """Grade the responses of a respond stage by "rouge", "bge" and "exact_match".
-
-        Raises:
-            ValueError: If a metric is not known, or "bge" has no embedder.
-        """
-        strange = set(metrics) - {*BY_RULE, *BY_EMBEDDER}
-        if strange:
-            raise ValueError(f"no grades by {', '.join(sorted(strange))}")
-        self._metrics = tuple(name for name in VALUES_OF if name in metrics)
-        self._make_embedder = make_embedder if "bge" in metrics else None
-        settings: dict[str, Any] = {"metrics": list(self._metrics)}
-        if "bge" in metrics:
-            if embedder is None or make_embedder is None:
-                raise ValueError("bge needs an embedder")
+        """Grade answers by rules or, with an embedder and what loads it, by the cosine."""
+        self._make_embedder = make_embedder
+        settings: dict[str, Any] = {"metrics": list(BY_RULE)}
+        if embedder is not None:
+            settings = {"metrics": list(BY_EMBEDDER)}
             settings |= {"model": embedder.name, "revision": embedder.revision}
-        self.can_use_gpu, self.single_threaded = "bge" in metrics, "bge" not in metrics
+        self.can_use_gpu, self.single_threaded = embedder is not None, embedder is None
         super().__init__(responses, tests, settings, shard_rows)
 
     def load(self) -> Embedder | None:
@@ -415,11 +405,10 @@ class GradeStage(AnswerStage):
         answers = [row["response"] for row in rows]
         references = [row["reference"] for row in rows]
         values: dict[str, Sequence[float | None]] = {}
-        if "rouge" in self._metrics:
-            values["rouge1"], values["rougeL"] = zip(*map(rouge, answers, references), strict=True)
         if tools is not None:
             values["bge"] = cosines(tools, answers, references)
-        if "exact_match" in self._metrics:
+        else:
+            values["rouge1"], values["rougeL"] = zip(*map(rouge, answers, references), strict=True)
             values["exact_match"] = [*map(exact_match, answers, references)]
         return [
             {"row_index": row["row_index"], "example_id": row["example_id"], "metric": metric,

@@ -385,9 +385,9 @@ class _Work:
         responses, tests = self._responses(cell, subset), self._tests[cell.test].output
         metrics, models = set(self._evaluation.metrics), self._models
         if metrics & {*BY_RULE}:
-            self._done[cell]["grades"] = self._bring(GradeStage(responses, tests, BY_RULE))
+            self._done[cell]["grades"] = self._bring(GradeStage(responses, tests))
         if metrics & {*BY_EMBEDDER}:
-            stage = GradeStage(responses, tests, BY_EMBEDDER, models.embedder, models.make_embedder)
+            stage = GradeStage(responses, tests, models.embedder, models.make_embedder)
             self._done[cell]["cosines"] = self._bring(stage, self._config.embedder.pool)
 
     def _verdicts(self, cell: Cell, subset: Subset) -> None:
