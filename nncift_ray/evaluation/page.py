@@ -247,8 +247,6 @@ STYLES = {VERDICT_WORDS[BETTER]: "green", VERDICT_WORDS[WORSE]: "red"}
 MAX_PROMPT_CHARS, MAX_ANSWER_CHARS = 700, 420
 NO_ANSWER = "no answer: it failed, see the errors table of the stage"
 
-# Sentences.
-
 
 def headline(data: Evaluation) -> list[str]:
     """Say in a sentence a test set which methods beat random, by how much; or that none does.

@@ -406,11 +406,7 @@ def render_report(data: ReportData) -> str:
         "cleaning": cleaning_sentence(data),
         "verdict": verdict(data),
         "notices": list(data.notices),
-        "selection_left": [
-            _value_chart(data),
-            figures.plot_lengths(data.pool_lengths, data.subset_lengths),
-        ],
-        "selection_right": list(_mix_and_coverage(data)),
+        "selection_charts": _selection_charts(data),
         "order_charts": list(_order_charts(data)),
         "drift_table": drift_table(data.drift) if data.drift is not None else None,
         "score_charts": list(_score_charts(data)),
@@ -428,20 +424,19 @@ def render_report(data: ReportData) -> str:
     return render_page("page.html.j2", values)
 
 
-def _value_chart(data: ReportData) -> Chart:
-    """Return what the picks are worth: the gain curve, or the scores where each stands alone."""
+def _selection_charts(data: ReportData) -> tuple[list[Chart], list[Chart]]:
+    """Return what the picks are worth beside the lengths; and the mix beside the coverage."""
     if data.ranks_by_score:
-        return figures.plot_scores(data.ranking, data.random_objective)
-    bound = data.upper_bound
-    return figures.plot_gain_curve(data.ranking, data.random_objective, upper_bound=bound)
-
-
-def _mix_and_coverage(data: ReportData) -> Iterator[Chart]:
-    """Yield the mix, of several groups, and the coverage, of an objective that covers rows."""
+        value = figures.plot_scores(data.ranking, data.random_objective)
+    else:
+        bound, random = data.upper_bound, data.random_objective
+        value = figures.plot_gain_curve(data.ranking, random, upper_bound=bound)
+    right: list[Chart] = []
     if len(data.mix) > 1:
-        yield figures.plot_mix(data.mix, data.mix_name, ranks_by_score=data.ranks_by_score)
+        right = [figures.plot_mix(data.mix, data.mix_name, ranks_by_score=data.ranks_by_score)]
     if not data.ranks_by_score:
-        yield figures.plot_coverage(data.coverage, data.ground_set)
+        right.append(figures.plot_coverage(data.coverage, data.ground_set))
+    return [value, figures.plot_lengths(data.pool_lengths, data.subset_lengths)], right
 
 
 def _score_charts(data: ReportData) -> Iterator[Chart]:
