@@ -60,7 +60,7 @@ from nncift_ray.runtime.session import (
     ray_installed,
     ray_running,
 )
-from nncift_ray.runtime.step import Stage
+from nncift_ray.runtime.step import Resources, Stage
 from nncift_ray.runtime.telemetry import observed
 from nncift_ray.selection.names import (
     OBJECTIVES,
@@ -390,13 +390,13 @@ class Blueprint:
         reads = self.config.objective == TOP_K and POINTS not in self.blocks
         return self.config.data.subtask_by if reads else None
 
-    def _workers(self, num_workers: int, **each: Any) -> RayWorkers | None:
+    def _workers(self, num_workers: int) -> RayWorkers | None:
         """Return Ray Train's workers; None where one trains, which needs no Ray Train."""
         if num_workers == 1:
             return None
-        folder = Location.of(self.config.run_dir) / TRAINING_FOLDER
-        timeout = self.config.cluster.placement_timeout
-        return RayWorkers(folder, num_workers, placement_timeout=timeout, **each)
+        folder, cluster = Location.of(self.config.run_dir) / TRAINING_FOLDER, self.config.cluster
+        each = Resources(labels=cluster.labels, placement_timeout=cluster.placement_timeout)
+        return RayWorkers(folder, num_workers, each)
 
     def _warmup(self, outputs: Outputs) -> Stage:
         from nncift_ray.teachers.warmup import WarmupJob, WarmupStage
@@ -513,10 +513,8 @@ class Blueprint:
 
         network = self.config.network
         num_workers = 1 if self.knows_pairs else network.num_workers
-        workers = self._workers(num_workers, labels=self.config.cluster.labels)
-        return FitStage(
-            outputs["label"], self.network_inputs(outputs), self.blocks, network, workers
-        )
+        inputs, workers = self.network_inputs(outputs), self._workers(num_workers)
+        return FitStage(outputs["label"], inputs, self.blocks, network, workers)
 
     def network_inputs(self, outputs: Outputs) -> ExampleInputs:
         """Return what the network reads: the paper's, and a pointwise one, the embedding alone."""
@@ -855,12 +853,11 @@ def give_resources(stage: Stage, blueprint: Blueprint, session: Session) -> None
         each = stage.resources
         # On one machine an actor has all cores, and the workers share them.
         shares = session.on_one_machine and pool.num_cpus is None
-        cast("WarmupStage", stage).workers = dataclasses.replace(
-            workers,
-            num_cpus=max(1.0, each.num_cpus // (workers.num_workers if shares else 1)),
-            use_gpu=each.num_gpus > 0,
-            labels=each.labels,
+        num_cpus = max(1.0, each.num_cpus // (workers.num_workers if shares else 1))
+        each = dataclasses.replace(
+            each, num_cpus=num_cpus, num_gpus=float(each.num_gpus > 0), custom={}
         )
+        cast("WarmupStage", stage).workers = dataclasses.replace(workers, each=each)
 
 
 def publish_exports(export: StageOutput, run_dir: Location) -> Location:

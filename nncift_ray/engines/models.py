@@ -77,27 +77,26 @@ def resolve_embedder(
 
 
 def resolve_language_model(
-    name: str, revision: str | None = None, *, fetch: bool = True, has_gpu: bool | None = None
+    name: str,
+    revision: str | None = None,
+    *,
+    fetch: bool = True,
+    has_gpu: bool | None = None,
+    weights: bool = True,
 ) -> ResolvedModel:
     """Return the causal language model of a name, as ``resolve_embedder`` does for an embedder.
 
     "auto" is the paper's Phi-3-mini with a GPU and a hub that answers, else the packaged SmolLM2.
-    ``has_gpu`` says whether those that ask it have one; None: what this machine has.
+    ``has_gpu`` says whether those that ask it have one; None: what this machine has. Without
+    ``weights`` only its tokenizer is needed here, and "auto" is none.
     """
     if name != AUTO:
-        return _resolve(name, "language model", revision, fetch=fetch)
+        return _resolve(name, "language model", revision, fetch=fetch, weights=weights)
     _refuse_revision(name, "language model", revision)
     if _has_cuda() if has_gpu is None else has_gpu:
         why = "the hub does not answer"
         return _first_available(PAPER_LANGUAGE_MODEL, EMBEDDED_LANGUAGE_MODEL, why, fetch=fetch)
     return _stand_in(PAPER_LANGUAGE_MODEL, EMBEDDED_LANGUAGE_MODEL, "there is no GPU", fetch=fetch)
-
-
-def resolve_tokenizer(
-    name: str, revision: str | None = None, *, fetch: bool = True
-) -> ResolvedModel:
-    """Return a language model of a name, but "auto", of which no weights are needed here."""
-    return _resolve(name, "language model", revision, fetch=fetch, weights=False)
 
 
 def locate_model(model: ResolvedModel, role: Role, *, weights: bool = True) -> ResolvedModel:

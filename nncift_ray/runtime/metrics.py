@@ -51,7 +51,7 @@ class MetricsReporter(Reporter):
         super().__init__()
         self._run, self._cluster = run, cluster
         self._counters = {name: Counter(name, text, LABELS) for name, text in COUNTERS.items()}
-        self._shard_seconds = _histogram(SHARD_SECONDS, "Seconds of a finished shard")
+        self._shard_seconds = histogram(SHARD_SECONDS, "Seconds of a finished shard")
         self._progress = Gauge(PROGRESS, "Share of the stage's work that is done, 0 to 1", LABELS)
         self._begun: dict[str, StageBegun] = {}
         self._done: dict[str, int] = {}
@@ -108,24 +108,6 @@ class MetricsReporter(Reporter):
             self._progress.set(self._done[stage] / begun.units, self._labels(stage))
 
 
-class WorkerMetrics:
-    """What a worker itself records."""
-
-    def __init__(self, run: str, stage: str) -> None:
-        """Record for a stage of a run."""
-        self._labels = {"run": run, "stage": stage}
-        self._begun = Counter(SHARDS_BEGUN, "Attempts at shards, lost ones included", LABELS)
-        self._loads = _histogram(WORKER_START_SECONDS, "Seconds until a worker was ready")
-
-    def begun(self) -> None:
-        """Count an attempt."""
-        self._begun.inc(1, self._labels)
-
-    def loaded(self, seconds: float) -> None:
-        """Add the seconds that it took to load what a worker works with."""
-        self._loads.observe(seconds, self._labels)
-
-
 def metric_names() -> Sequence[str]:
     """Return every name as Prometheus sees it, histograms without their suffixes."""
     counters = [f"ray_{name}_total" for name in (*COUNTERS, SHARDS_BEGUN)]
@@ -133,5 +115,6 @@ def metric_names() -> Sequence[str]:
     return [*counters, *others]
 
 
-def _histogram(name: str, text: str) -> Histogram:
+def histogram(name: str, text: str) -> Histogram:
+    """Make a histogram of seconds."""
     return Histogram(name, text, list(SECONDS_BUCKETS), LABELS)

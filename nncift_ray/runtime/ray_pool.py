@@ -29,7 +29,14 @@ from nncift_ray.errors import StageError
 from nncift_ray.recipe.sections import ClusterConfig
 from nncift_ray.runtime.driver import execute_here
 from nncift_ray.runtime.files import Location
-from nncift_ray.runtime.metrics import WorkerMetrics, run_of
+from nncift_ray.runtime.metrics import (
+    LABELS,
+    SHARDS_BEGUN,
+    WORKER_START_SECONDS,
+    Counter,
+    histogram,
+    run_of,
+)
 from nncift_ray.runtime.session import cluster_address
 from nncift_ray.runtime.shards import ShardOutcome, ShardRunner, describe_open_shards
 from nncift_ray.runtime.step import GPU_SHARE_VARIABLE, Resources, Shard, Stage, Worker
@@ -261,7 +268,12 @@ def ray_session(cluster: ClusterConfig) -> Generator[None]:
                     include_dashboard=False,
                     **common,
                 )
-    quiet_ray_data(show=cluster.worker_logs)
+    # Ray Data's own bars and logs: the reporter speaks for a stage.
+    context, show = DataContext.get_current(), cluster.worker_logs
+    context.enable_progress_bars = context.enable_operator_progress_bars = show
+    context.enable_rich_progress_bars = context.print_on_execution_start = show
+    if not show:
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
         yield
     finally:
@@ -310,35 +322,26 @@ def _quiet_core(*, quiet: bool) -> Generator[None]:
             os.close(saved)
 
 
-def quiet_ray_data(*, show: bool) -> None:
-    """Turn off Ray Data's own bars and logs: the reporter speaks for a stage."""
-    context = DataContext.get_current()
-    context.enable_progress_bars = show
-    context.enable_operator_progress_bars = show
-    context.enable_rich_progress_bars = show
-    context.print_on_execution_start = show
-    if not show:
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
-
-
 class MeteredRunner(ShardRunner):
     """A ``ShardRunner`` that records attempts, and the seconds that loading takes."""
 
     def __init__(self, stage: Stage, folder: Location, session: str) -> None:
         """Record for a stage of the run that the folder lies in."""
         super().__init__(stage, folder, session)
-        self._metrics = WorkerMetrics(run_of(folder), stage.name)
+        self._labels = {"run": run_of(folder), "stage": stage.name}
+        self._begun = Counter(SHARDS_BEGUN, "Attempts at shards, lost ones included", LABELS)
+        self._loads = histogram(WORKER_START_SECONDS, "Seconds until a worker was ready")
 
     def run(self, shard: Shard) -> ShardOutcome:
         """Count an attempt."""
-        self._metrics.begun()
+        self._begun.inc(1, self._labels)
         return super().run(shard)
 
     def make_worker(self) -> Worker:
         """Take the time of it."""
         started = time.monotonic()
         worker = super().make_worker()
-        self._metrics.loaded(time.monotonic() - started)
+        self._loads.observe(time.monotonic() - started, self._labels)
         return worker
 
 

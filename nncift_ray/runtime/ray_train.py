@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from nncift_ray.errors import NnciftError, StageError, StorageError
 from nncift_ray.runtime.files import NO_SPACE, Location
-from nncift_ray.runtime.step import PLACEMENT_TIMEOUT, Resources
+from nncift_ray.runtime.step import Resources
 
 if TYPE_CHECKING:
     import torch
@@ -32,10 +32,7 @@ class RayWorkers:
 
     folder: Location  # all nodes see it
     num_workers: int = 1
-    num_cpus: float = 1  # of a worker, also its number of threads
-    use_gpu: bool = False  # one a worker
-    labels: Mapping[str, str] = dataclasses.field(default_factory=dict[str, str])  # of their nodes
-    placement_timeout: float = PLACEMENT_TIMEOUT  # seconds
+    each: Resources = Resources()  # the CPUs are also its number of threads
 
 
 def train_on_ray(work: Work[Result], workers: RayWorkers) -> Result:
@@ -68,20 +65,13 @@ def train_once(work: Work[Result], workers: RayWorkers) -> Result:
     """
     import ray.train.torch
 
-    from nncift_ray.runtime.ray_pool import PlacementWatch
+    from nncift_ray.runtime.ray_pool import PlacementWatch, asked_by
 
     class Trainer(ray.train.torch.TorchTrainer):
         def _register_sigint_handler(self, controller: Any) -> None:
             """Keep our own: theirs waits for the workers, exits with 0 and stays installed."""
 
-    wanted = Resources(
-        workers.num_cpus,
-        float(workers.use_gpu),
-        labels=workers.labels,
-        placement_timeout=workers.placement_timeout,
-    )
-    PlacementWatch("training", wanted).wait()
-    each = {"CPU": workers.num_cpus} | ({"GPU": 1} if workers.use_gpu else {})
+    PlacementWatch("training", workers.each).wait()
     # A name of its own: Ray Train would go on from what another run left under it.
     name = uuid.uuid4().hex[:8]
     trainer = Trainer(
@@ -89,9 +79,9 @@ def train_once(work: Work[Result], workers: RayWorkers) -> Result:
         train_loop_config={"work": work},
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers.num_workers,
-            use_gpu=workers.use_gpu,
-            resources_per_worker=each,
-            label_selector=dict(workers.labels) or None,
+            use_gpu=workers.each.num_gpus > 0,
+            resources_per_worker=asked_by(workers.each),
+            label_selector=dict(workers.each.labels) or None,
         ),
         torch_config=ray.train.torch.TorchConfig(backend="gloo"),
         run_config=ray.train.RunConfig(

@@ -57,14 +57,11 @@ class Session:
         most = int(cluster_gpus // num_gpus if num_gpus else cluster_cpus // num_cpus)
         max_actors = None if whole_pool else stage.max_actors
         most = max(1, min(most, max_actors or most))
-        low, high = (1, most) if pool.num_actors is None else _as_range(pool.num_actors)
+        asked = (1, most) if pool.num_actors is None else pool.num_actors
+        low, high = asked if isinstance(asked, tuple) else (asked, asked)
         labels = pool.labels or cluster.labels
         limits = cluster.placement_timeout, cluster.row_timeout
         return Resources(num_cpus, num_gpus, low, high, pool.resources, labels, *limits)
-
-
-def _as_range(num_actors: int | tuple[int, int]) -> tuple[int, int]:
-    return num_actors if isinstance(num_actors, tuple) else (num_actors, num_actors)
 
 
 def ray_installed() -> bool:

@@ -36,7 +36,10 @@ def observed(config: Config, run_dir: Location, reporter: Reporter) -> Generator
     appending. Metrics need a Ray that is connected. SIGTERM ends the run at a shard's edge.
     """
     label = run_dir.name
-    heard: list[Reporter] = [_for_readers(config, label, reporter)]
+    for_people = isinstance(reporter, LineReporter | TerminalReporter)
+    if for_people and config.cluster.log_format == "json":
+        reporter = EventLog(label, lambda line: print(line, file=sys.stderr, flush=True))
+    heard: list[Reporter] = [reporter]
     if ray_running():
         from nncift_ray.runtime.metrics import MetricsReporter  # Ray's own metrics
 
@@ -47,13 +50,6 @@ def observed(config: Config, run_dir: Location, reporter: Reporter) -> Generator
             heard.append(log)
         heard.append(stack.enter_context(stopping()))
         yield Reporter(*heard)
-
-
-def _for_readers(config: Config, label: str, reporter: Reporter) -> Reporter:
-    for_people = isinstance(reporter, LineReporter | TerminalReporter)
-    if for_people and config.cluster.log_format == "json":
-        return EventLog(label, lambda line: print(line, file=sys.stderr, flush=True))
-    return reporter
 
 
 @contextlib.contextmanager
@@ -138,7 +134,8 @@ def stopping(environment: Mapping[str, str] = os.environ) -> Generator[StopAtSha
         stop.asked = True
         timer.start()
         # Not print: the signal may have come in the middle of one.
-        os.write(STDERR_DESCRIPTOR, _notice(seconds))
+        text = f"ends with the next finished shard, in {seconds:.0f} s at the latest"
+        os.write(STDERR_DESCRIPTOR, f"asked to stop: {text}\n".encode())
 
     earlier = signal.signal(signal.SIGTERM, handle)
     try:
@@ -159,8 +156,3 @@ def seconds_to_end(environment: Mapping[str, str]) -> float:
     except ValueError:
         left = usual
     return max(left - LEAVING_SECONDS, left / 2, 0.1)
-
-
-def _notice(seconds: float) -> bytes:
-    text = f"asked to stop: ends with the next finished shard, in {seconds:.0f} s at the latest\n"
-    return text.encode()

@@ -32,7 +32,6 @@ from nncift_ray.engines.models import (
     AUTO,
     ResolvedModel,
     resolve_language_model,
-    resolve_tokenizer,
 )
 from nncift_ray.engines.vllm import vllm_available
 from nncift_ray.errors import ConfigError, ModelError
@@ -267,12 +266,8 @@ class RecipeTeacher:
         """Return a language model, looked for once; "auto" is by what the run was begun for."""
         key = name, revision, weights, self.begun_with_gpu
         if key not in self._found:
-            self._found[key] = (
-                resolve_language_model(
-                    name, revision, fetch=self._fetch, has_gpu=self.begun_with_gpu
-                )
-                if weights
-                else resolve_tokenizer(name, revision, fetch=self._fetch)
+            self._found[key] = resolve_language_model(
+                name, revision, fetch=self._fetch, has_gpu=self.begun_with_gpu, weights=weights
             )
         return self._found[key]
 

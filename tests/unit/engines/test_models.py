@@ -120,7 +120,7 @@ def test_a_snapshot_without_weights_is_not_whole(
     assert models.cached_snapshot(NAME, "v1") is not None
     # A server has the weights.
     monkeypatch.setattr(models, "is_offline", lambda: True)
-    assert models.resolve_tokenizer(NAME).revision == NEW
+    assert resolve_language_model(NAME, weights=False).revision == NEW
 
 
 @pytest.mark.parametrize("kind", ["auto", "folder", "embedded:all-minilm-l6-v2"])

@@ -189,5 +189,6 @@ def test_training_workers_hold_what_their_nodes_have(
     where = session.Session(execute_here, lambda: totals, on_one_machine)
     pipeline.give_resources(stage, blueprint, where)
     assert stage.workers is not None
-    assert (stage.workers.num_cpus, stage.workers.use_gpu) == (num_cpus, use_gpu)
-    assert stage.workers.labels == {"zone": "a"}
+    each = stage.workers.each
+    assert (each.num_cpus, each.num_gpus) == (num_cpus, float(use_gpu))
+    assert each.labels == {"zone": "a"}
