@@ -240,20 +240,15 @@ def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
             "in the environment"
         )
     if uri.startswith("s3://"):
-        return _resolve_s3(uri)
+        parts = urlsplit(uri)
+        try:
+            return _open_s3(parts.netloc, parts.query), f"{parts.netloc}{parts.path}"
+        except (pa.ArrowInvalid, ValueError) as error:
+            raise StorageError(f"{uri}: {error}") from error
     try:
         return pafs.FileSystem.from_uri(uri)
     except (pa.ArrowInvalid, ValueError):
         return _resolve_with_fsspec(uri)
-
-
-def _resolve_s3(uri: str) -> tuple[pafs.FileSystem, str]:
-    parts = urlsplit(uri)
-    try:
-        fs = _open_s3(parts.netloc, parts.query)
-    except (pa.ArrowInvalid, ValueError) as error:
-        raise StorageError(f"{uri}: {error}") from error
-    return fs, f"{parts.netloc}{parts.path}"
 
 
 @functools.lru_cache(maxsize=64)
@@ -508,27 +503,21 @@ def locked(run_dir: Location) -> Generator[None]:
     if not run_dir.is_local:
         yield
         return
+    import fcntl  # not on every platform; needed on local disks only
+
     with open(f"{run_dir.path}/{LOCK_NAME}", "ab") as file:
-        if not _take(file):
+        for _ in range(LOCK_ATTEMPTS):  # who only looks (``is_locked``) is gone at the next
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(LOCK_PAUSE_SECONDS)
+        else:
             raise StorageError(
                 f"{run_dir}: another run is working in this run directory. Wait for it, or give "
                 "this one another run_dir."
             )
         yield
-
-
-def _take(file: IO[bytes]) -> bool:
-    """Lock a file; somebody who only looks (``is_locked``) is gone at the next attempt."""
-    import fcntl  # not on every platform; needed on local disks only
-
-    for _ in range(LOCK_ATTEMPTS):
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            time.sleep(LOCK_PAUSE_SECONDS)
-        else:
-            return True
-    return False
 
 
 def is_locked(run_dir: Location) -> bool | None:
