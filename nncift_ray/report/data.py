@@ -135,7 +135,6 @@ class ReportData:
     ranking: pa.Table
     coverage: pa.Table
     score_statistics: pa.Table  # block, num_scored, min, max
-    score_histogram: pa.Table
     errors: pa.Table
     pool_lengths: Lengths
     subset_lengths: Lengths
@@ -480,7 +479,6 @@ def collect_report_data(
         fidelity=fit and fit.read("fidelity", schema=schemas.FIDELITY),
         training_history=fit and fit.read("history", schema=schemas.TRAINING_HISTORY),
         score_statistics=_sum_up(scores, "statistics", num_scored="sum", min="min", max="max"),
-        score_histogram=_sum_up(scores, "histogram", by=["block", "bin"], count="sum"),
         scoring=_scoring_table(scores, index) if fit else _labels_table(scores),
         errors=_first_errors(outputs.values()),
         left_out=_left_out_tables(examples, outputs.get(REPEATS)),

@@ -39,7 +39,6 @@ from nncift_ray.report.data import (
     numbers,
     select_block,
     splits_of,
-    unit_of,
 )
 from nncift_ray.report.text import (
     clean_text,
@@ -52,7 +51,6 @@ from nncift_ray.report.text import (
     shorten_middle,
 )
 from nncift_ray.runtime.schemas import POINTS
-from nncift_ray.scores.kernel import bin_edges, spread_counts
 
 INK, MUTED, GRID, CARD = "#1b2533", "#5f6b7c", "#e3e7ee", "#fffffe"
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0b6bcb", "#b24508", "#0a7458", "#a04c9c", "#7a8698"
@@ -780,49 +778,3 @@ def _draw_losses(axes: Axes, history: pa.Table) -> None:
         axes.plot(*at, "o", color=BLUE, markersize=8, markeredgecolor=CARD)
         note(axes, format_number(float(validation[best]), 2), at, (0, 8), side="center")
     axes.legend(loc="upper right", handlelength=1.2)
-
-
-# Scoring all pairs: the distribution of the scores.
-
-NUM_BARS = 48
-
-
-def plot_histogram(histogram: pa.Table, statistics: pa.Table, *, of_labels: bool = False) -> Chart:
-    """Draw how the scores of each block are distributed (SCORE_HISTOGRAM, one row a bin).
-
-    ``statistics`` (SCORE_STATISTICS) are of all scores; of labels the histogram counts every one.
-    """
-    blocks = blocks_of(histogram)
-    if not blocks:
-        return Chart("histogram", "Distribution of scores", missing="nothing was scored.")
-    unit, counted = unit_of(blocks[0]), ""
-    if unit == "pairs" and not of_labels:
-        counted = (
-            "; of more than some thousand rows every n-th was counted, of a pruned block the rows "
-            "held out, each with all its columns"
-        )
-    total = format_compact(float(numbers(statistics, "num_scored").sum()))
-    low, high = numbers(statistics, "min").min(), numbers(statistics, "max").max()
-    return Chart(
-        "histogram",
-        f"{total} {unit} scored, from {format_number(low, 2)} to {format_number(high, 2)}",
-        draw_blocks("histogram", "Histogram of scores", histogram, _draw_histogram),
-        sees=f"the share of {unit} by score{counted}.",
-        means="a long thin tail on the right holds what is worth having; where the right edge is "
-        "steep, much is nearly as good as the best, and the choice rests on small differences.",
-    )
-
-
-def _draw_histogram(axes: Axes, histogram: pa.Table) -> None:
-    bins, counts = (numbers(histogram, name).astype(np.int64) for name in ("bin", "count"))
-    low, high = bin_edges(bins)
-    # Bars narrower than the bins that were counted in would show the bins' edges as steps.
-    widest = float((high - low)[np.argmax(counts)])
-    num_bars = int(np.clip((high.max() - low.min()) / (2 * widest), 1, NUM_BARS))
-    edges = np.linspace(float(low.min()), float(high.max()), num_bars + 1)
-    share = spread_counts(bins, counts, edges) / counts.sum()
-    axes.stairs(share, edges, fill=True, color=BLUE, alpha=0.35)
-    axes.stairs(share, edges, color=BLUE, linewidth=1.4)
-    axes.set_ylim(0, 1.08 * float(share.max()))
-    xticks, yticks = (format_tick, 5), (format_percent_tick, 4)
-    style(axes, x="score, in the teacher's unit", y="share", xticks=xticks, yticks=yticks)

@@ -440,12 +440,9 @@ def _selection_charts(data: ReportData) -> tuple[list[Chart], list[Chart]]:
 
 
 def _score_charts(data: ReportData) -> Iterator[Chart]:
-    """Yield the training, where it had epochs, and the distribution of the scores."""
+    """Yield the training, where it had epochs."""
     if data.training_history is not None and data.training_history.num_rows:
         yield figures.plot_training(data.training_history)
-    yield figures.plot_histogram(
-        data.score_histogram, data.score_statistics, of_labels=data.by_teacher
-    )
 
 
 def _order_charts(data: ReportData) -> Iterator[tuple[str, Chart]]:

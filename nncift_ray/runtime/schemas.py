@@ -185,9 +185,6 @@ SCORE_STATISTICS = _schema(
     sum_of_squares=DOUBLE,
 )
 
-# How many scores of a block lie in each bin; `scores.kernel.bin_edges` has the bins' edges.
-SCORE_HISTOGRAM = _schema(block=TEXT, bin=INT, count=LONG)
-
 # How much of the true lists a search finds: every setting that the index stage tried.
 RECALL = _schema(
     block=TEXT,

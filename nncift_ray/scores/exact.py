@@ -46,7 +46,6 @@ from nncift_ray.scores.kernel import (
     LAST_COLUMN,
     NO_KEY,
     ONE,
-    CountedRows,
     add_tile,
     offer_pairs,
     pack_pairs,
@@ -226,14 +225,13 @@ def top_k_rows(
     column_offset: int = 0,
     tile_columns: int = TILE_COLUMNS,
     state: TopKState | None = None,
-    counted: CountedRows | None = None,
     num_threads: int = 1,
 ) -> TopK:
     """Return the K best columns of every row, of all pairs scored tile by tile.
 
     `column_offset` is the index of the first column among all; `tile_columns` and `num_threads`
     change no bit. `state` is what an earlier call returned for the same rows, to go on with further
-    columns, in any order. Rows that `counted` names are counted there, in place.
+    columns, in any order.
 
     Raises:
         ShapeError: If the state is of other rows or another K.
@@ -246,22 +244,19 @@ def top_k_rows(
         msg = f"tile_columns must be at least 1, got {tile_columns}"
         raise ValueError(msg)
     whole = start_state(len(a_IH), k, column_offset, len(b_JH), state)
-    counted = CountedRows.none(len(a_IH)) if counted is None else counted
 
-    def score(rows: slice) -> tuple[F32, I64]:
+    def score(rows: slice) -> F32:
         column_max_J = np.full(len(b_JH), -np.inf, np.float32)
-        statistics, counts = whole.statistics.rows(rows), counted.part(rows)
+        statistics = whole.statistics.rows(rows)
         rows_IH, sign_H = prepare_rows(a_IH[rows], w_H)
         for columns, panel_PHC, base_X in _tiles(b_JH, w_H, bias, tile_columns):
             add_tile(
                 rows_IH, panel_PHC, base_X, sign_H, column_offset + columns.start,
-                whole.key_IK[rows], statistics, counts, column_max_J[columns],
+                whole.key_IK[rows], statistics, column_max_J[columns],
             )  # fmt: skip
-        return column_max_J, counts.count_B
+        return column_max_J
 
-    parts = run_parts(len(a_IH), num_threads, score)
-    counted.count_B[:] += sum(count_B for _, count_B in parts)
-    return TopK.of_state(whole, np.maximum.reduce([column_max for column_max, _ in parts]))
+    return TopK.of_state(whole, np.maximum.reduce(run_parts(len(a_IH), num_threads, score)))
 
 
 def top_k_tiles(
@@ -272,7 +267,6 @@ def top_k_tiles(
     k: int,
     *,
     state: TopKState | None = None,
-    counted: CountedRows | None = None,
     num_threads: int = 1,
 ) -> TopK | None:
     """Return `top_k_rows` over tiles of columns (first column, activations); None without tiles.
@@ -283,7 +277,7 @@ def top_k_tiles(
     maxima: list[F32] = []
     for first_column, b_JH in tiles:
         top = top_k_rows(
-            a_IH, b_JH, w_H, bias, k, column_offset=first_column, state=state, counted=counted,
+            a_IH, b_JH, w_H, bias, k, column_offset=first_column, state=state,
             num_threads=num_threads,
         )  # fmt: skip
         state = top.state
@@ -301,14 +295,13 @@ def sum_columns(
     *,
     tile_columns: int = TILE_COLUMNS,
     statistics: ScoreStatistics | None = None,
-    counted: CountedRows | None = None,
     num_threads: int = 1,
 ) -> ColumnSums:
     """Return the exact sum of each column's scores within each group of rows.
 
     The scores are those of `top_k_rows`, to the last bit, rounded to whole numbers of 2**-32.
     `group_I` is the group of each row, in 0..num_groups - 1. `statistics` are what an earlier call
-    returned for the same rows, to go on with further columns; they and `counted` change in place.
+    returned for the same rows, to go on with further columns; they change in place.
 
     Raises:
         ShapeError: If groups or statistics are of other rows.
@@ -318,26 +311,24 @@ def sum_columns(
     """
     check_activations(a_IH, b_JH, w_H, bias)
     whole = ScoreStatistics.empty(len(a_IH)) if statistics is None else statistics
-    counted = CountedRows.none(len(a_IH)) if counted is None else counted
     _check_groups(len(a_IH), group_I, num_groups, whole)
 
-    def add(rows: slice) -> tuple[I64, I64]:
+    def add(rows: slice) -> I64:
         sum_GJ = np.zeros((num_groups, len(b_JH)), np.int64)
-        part, counts = whole.rows(rows), counted.part(rows)
+        part = whole.rows(rows)
         rows_IH, sign_H = prepare_rows(a_IH[rows], w_H)
         for columns, panel_PHC, base_X in _tiles(b_JH, w_H, bias, tile_columns):
             sum_GT = np.zeros((num_groups, columns.stop - columns.start), np.int64)
-            sum_tile(rows_IH, panel_PHC, base_X, sign_H, group_I[rows], part, counts, sum_GT)
+            sum_tile(rows_IH, panel_PHC, base_X, sign_H, group_I[rows], part, sum_GT)
             sum_GJ[:, columns] = sum_GT
-        return sum_GJ, counts.count_B
+        return sum_GJ
 
     parts = run_parts(len(a_IH), num_threads, add)
-    counted.count_B[:] += sum(count_B for _, count_B in parts)
     if len(a_IH) and len(b_JH):
         # A score that is not finite leaves no trace in the extremes, but does in a sum of squares.
         finite = bool(np.isfinite(whole.sum_of_squares_I).all())
         _check_scores(float(whole.min_I.min()), float(whole.max_I.max()), finite=finite)
-    return ColumnSums(np.sum([sum_GJ for sum_GJ, _ in parts], axis=0), whole)
+    return ColumnSums(np.sum(parts, axis=0), whole)
 
 
 def top_k_vector(score_J: F32, k: int) -> tuple[I64, F32]:

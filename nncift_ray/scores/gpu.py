@@ -27,12 +27,11 @@ from nncift_ray.scores.exact import (
     start_state,
     unit_order,
 )
-from nncift_ray.scores.kernel import BITS_DROPPED, FIRST_BIN, LAST_COLUMN, NUM_BINS, CountedRows
+from nncift_ray.scores.kernel import LAST_COLUMN
 
 F32 = NDArray[np.float32]
 
 TILE_COLUMNS = 1024  # of the torch version: 8 bytes x rows x columns of temporaries
-COUNTED_SCORES = 1 << 24  # at once: each unit is a launch, whatever their number
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,7 +88,6 @@ def top_k_tiles_on(
     device: str,
     fold: Fold,
     state: TopKState | None = None,
-    counted: CountedRows | None = None,
 ) -> TopK | None:
     """Return the K best columns of every row, of all tiles scored on a device; None without tiles.
 
@@ -115,22 +113,17 @@ def top_k_tiles_on(
     # Copies: on a CPU the tensors would share the state's memory.
     kept = [torch.tensor(values).to(device) for values in host]
     maxima: list[torch.Tensor] = []
-    counts_B = torch.zeros(NUM_BINS, dtype=torch.int64, device=device)
     for tile in _prepared(tiles, w_H, bias, device):
         start_state(len(a_IH), k, tile.first_column, len(tile.base_J), state)
         pairs = DevicePairs(rows_HI, tile.columns_HJ, tile.base_J, signs, own_I, tile.first_column)
         maxima.append(torch.full(tile.base_J.shape, -torch.inf, device=device))
         if len(a_IH) and len(tile.base_J):
             fold(pairs, DeviceState(*kept, column_max_J=maxima[-1]))
-            if counted is not None:
-                _count_scores(pairs, counted, counts_B)
         statistics.num_pairs_I[:] += len(tile.base_J)
     if not maxima:
         return None
     for values, found in zip(host, kept, strict=True):
         values[:] = found.cpu().numpy()
-    if counted is not None:
-        counted.count_B[:] += counts_B.cpu().numpy()
     state.key_IK.sort(axis=1)  # the worst first is a heap
     return TopK.of_state(state, torch.cat(maxima).cpu().numpy())
 
@@ -217,16 +210,6 @@ def _score_tile(pairs: DevicePairs, rows: slice | torch.Tensor, part: slice) -> 
     for row_I, column_J, sign in zip(rows_HI, pairs.columns_HJ, signs, strict=True):
         score_IT.add_(torch.maximum(row_I[:, None], column_J[None, part]), alpha=sign)
     return score_IT
-
-
-def _count_scores(pairs: DevicePairs, counted: CountedRows, count_B: torch.Tensor) -> None:
-    """Score the counted rows once more, a few of many, and add them to the counts."""
-    counted_I = torch.asarray(counted.is_counted_I, device=pairs.rows_HI.device)
-    width = max(TILE_COLUMNS, COUNTED_SCORES // max(1, int(counted.is_counted_I.sum())))
-    for start in range(0, pairs.columns_HJ.shape[1], width):
-        score_NT = _score_tile(pairs, counted_I, slice(start, start + width))
-        bin_NT = (_ordered_bits(score_NT) >> BITS_DROPPED) - FIRST_BIN
-        count_B += torch.bincount(bin_NT.ravel(), minlength=NUM_BINS)
 
 
 def _ordered_bits(score: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,7 @@ K places of a heap, H hidden, G groups of rows.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,6 @@ F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
-Bool = NDArray[np.bool_]
 
 NUM_ROWS = 8  # rows scored at once
 PANEL_COLUMNS = 64  # columns packed side by side
@@ -402,81 +401,6 @@ def _turn(builder: Any, block: list[Any]) -> list[Any]:
     return block
 
 
-# How scores are distributed: counts in bins that are the same everywhere, so that they add up.
-
-NUM_BINS = 2**16
-FIRST_BIN = -(2**15)  # of the most negative scores
-BITS_DROPPED = 16
-COUNTED_ROWS = 2048  # of a block, at least, where it has so many
-
-
-class CountedRows(NamedTuple):
-    """Which rows of a call are counted, and the counts; a call adds to them in place."""
-
-    is_counted_I: Bool
-    count_B: I64
-
-    @classmethod
-    def of_range(cls, start: int, stop: int, num_rows: int) -> CountedRows:
-        """Count every n-th of the rows [start, stop) of a block of `num_rows`, from nothing."""
-        step = counting_step(num_rows)
-        return cls(np.arange(start, stop) % step == 0, np.zeros(NUM_BINS, np.int64))
-
-    @classmethod
-    def none(cls, num_rows: int) -> CountedRows:
-        """Count no row."""
-        return cls(np.zeros(num_rows, np.bool_), np.zeros(0, np.int64))
-
-    def part(self, rows: slice) -> CountedRows:
-        """Return some of the rows, with counts of their own."""
-        return CountedRows(self.is_counted_I[rows], np.zeros_like(self.count_B))
-
-
-def counting_step(num_rows: int) -> int:
-    """Return n: every n-th row of a block is counted."""
-    return max(1, num_rows // COUNTED_ROWS)
-
-
-def bin_edges(bins: NDArray[np.integer]) -> tuple[F64, F64]:
-    """Return the lowest value in each bin, and the lowest above it; 0..NUM_BINS - 1."""
-    ordered = (bins.astype(np.int64) + FIRST_BIN) << BITS_DROPPED
-    return _value_of(ordered), _value_of(ordered + (1 << BITS_DROPPED))
-
-
-def spread_counts(bins: NDArray[np.integer], counts: NDArray[np.integer], edge_N: F64) -> F64:
-    """Return counts [N - 1] in the wider bins of a picture, with ascending edges [N].
-
-    A bin's count is shared out in proportion to how much of it each wider bin holds.
-    """
-    low, high = bin_edges(bins)
-    order = np.argsort(low, kind="stable")
-    places = np.column_stack([low[order], high[order]]).ravel()
-    # The number of scores below a value, a straight line within each bin.
-    below = np.repeat(np.cumsum(counts[order]), 2).astype(np.float64)
-    below[::2] -= counts[order]
-    return np.diff(np.interp(edge_N, places, below))
-
-
-def count_values(score_N: F32) -> I64:
-    """Return the counts [NUM_BINS] of some scores."""
-    count_B = np.zeros(NUM_BINS, np.int64)
-    _count_scores(np.ascontiguousarray(score_N), len(score_N), count_B)
-    return count_B
-
-
-@compiled
-def _count_scores(score_T: F32, num_columns: int, count_B: I64) -> None:
-    bits_T = score_T.view(np.int32)
-    for j in range(num_columns):
-        bits = bits_T[j]
-        count_B[((bits ^ ((bits >> 31) & 0x7FFFFFFF)) >> BITS_DROPPED) - FIRST_BIN] += 1
-
-
-def _value_of(ordered: I64) -> F64:
-    bits = ordered.astype(np.int32)
-    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).view(np.float32).astype(np.float64)
-
-
 # Keys, and the heap of a row.
 
 NO_KEY = -(2**63)
@@ -639,12 +563,11 @@ def score_tile(
 @compiled
 def add_tile(
     rows_IH: F32, panel_PHC: F32, base_X: F32, sign_H: F32, first_column: int, key_IK: I64,
-    statistics: Any, counted: Any, column_max_T: F32,
+    statistics: Any, column_max_T: F32,
 ) -> None:  # fmt: skip
     """Score all rows against one tile and fold the scores into heaps, statistics and maxima."""
     num_rows, num_columns = len(rows_IH), len(column_max_T)
     num_pairs_I, min_I, max_I, sum_I, square_I = statistics
-    is_counted_I, count_B = counted
     group_HR = np.empty((rows_IH.shape[1], NUM_ROWS), np.float32)
     score_RX = np.empty((NUM_ROWS, len(base_X)), np.float32)
     low_P, high_P = np.empty(len(panel_PHC), np.float32), np.empty(len(panel_PHC), np.float32)
@@ -657,8 +580,6 @@ def add_tile(
             i = first + r
             _raise_extremes(score_RX[r], i, min_I, max_I, low_P, high_P)
             num_pairs_I[i] += num_columns
-            if is_counted_I[i]:
-                _count_scores(score_RX[r], num_columns, count_B)
             for p in range(len(panel_PHC)):
                 if high_P[p] >= score_of(key_IK[i, 0]):
                     start = p * PANEL_COLUMNS
@@ -669,12 +590,11 @@ def add_tile(
 @compiled
 def sum_tile(
     rows_IH: F32, panel_PHC: F32, base_X: F32, sign_H: F32, group_I: I64, statistics: Any,
-    counted: Any, sum_GT: I64,
+    sum_GT: I64,
 ) -> None:  # fmt: skip
     """Score all rows against one tile and add each, in fixed point, to its group's columns."""
     num_rows, num_columns = len(rows_IH), sum_GT.shape[1]
     num_pairs_I, min_I, max_I, sum_I, square_I = statistics
-    is_counted_I, count_B = counted
     group_HR = np.empty((rows_IH.shape[1], NUM_ROWS), np.float32)
     score_RX = np.empty((NUM_ROWS, len(base_X)), np.float32)
     low_P, high_P = np.empty(len(panel_PHC), np.float32), np.empty(len(panel_PHC), np.float32)
@@ -686,8 +606,6 @@ def sum_tile(
             i = first + r
             _raise_extremes(score_RX[r], i, min_I, max_I, low_P, high_P)
             num_pairs_I[i] += num_columns
-            if is_counted_I[i]:
-                _count_scores(score_RX[r], num_columns, count_B)
             sum_T = sum_GT[group_I[i]]
             for j in range(num_columns):
                 whole = (np.float64(score_RX[r, j]) * ONE + ROUND_TO_WHOLE) - ROUND_TO_WHOLE

@@ -3,7 +3,7 @@
 A row scorer is called with a span of rows, their activations and the sink that it writes to.
 
 Suffixes: I rows (helped), J columns (helpers), H hidden, T columns of a tile, K kept columns,
-G subtasks, B bins of a histogram, N examples.
+G subtasks, N examples.
 """
 
 from __future__ import annotations
@@ -42,7 +42,6 @@ from nncift_ray.scores.exact import (
     top_k_tiles,
 )
 from nncift_ray.scores.index import ColumnIndex, SearchSettings, recall_at_k
-from nncift_ray.scores.kernel import CountedRows, count_values
 
 #: `exact.top_k_tiles` on threads, or the same on a device.
 ScoreTiles = Callable[..., TopK | None]
@@ -160,7 +159,6 @@ class Columns:
     activations: StageOutput
     table: str
     tile_rows: int
-    num_block_rows: int  # says which rows are counted in the histogram
     num_threads: int
     first: int = 0  # columns before it are left out
     keep: bool = False  # in memory, once they are read
@@ -215,24 +213,22 @@ class ListScorer:
 
     def __call__(self, span: RowSpan, a_IH: np.ndarray, sink: Sink) -> None:
         """Write lists, column maxima and statistics."""
-        counted = CountedRows.of_range(span.start, span.stop, self.columns.num_block_rows)
-        top = self.score(span, a_IH, counted)
+        top = self.score(span, a_IH)
         if top is None:
             return
         write_lists(sink, span.name, span.start, top.index_IK, top.score_IK)
-        write_statistics(sink, span.name, top.statistics.total(), counted.count_B)
+        write_statistics(sink, span.name, top.statistics.total())
         if span.name == CROSS:
             helper_J = self.columns.first + np.arange(len(top.column_max_J))
             write_column_max(sink, span.name, helper_J, top.column_max_J)
 
-    def score(self, span: RowSpan, a_IH: np.ndarray, counted: CountedRows) -> TopK | None:
+    def score(self, span: RowSpan, a_IH: np.ndarray) -> TopK | None:
         """Return lists, statistics and the maxima of all columns; None without columns."""
         network = self.columns.network
         state = None if self.resume is None else self.resume(span)
         with self.columns.naming_bad(span, a_IH):
             return self.score_tiles(
                 a_IH, self.columns, network.w_H, network.bias, self.top_k, state=state,
-                counted=counted,
             )  # fmt: skip
 
 
@@ -249,13 +245,12 @@ def keep_sums(
     )
     step = max(1, SUM_BYTES // (INT_BYTES * len(present)))
     statistics: ScoreStatistics | None = None
-    counted = CountedRows.of_range(span.start, span.stop, columns.num_block_rows)
     for offset, tile_JH in columns:
         for start in range(0, len(tile_JH), step):
             with _stage_error(f"block '{span.name}'"):
                 sum_GJ, statistics = sum_columns(
                     a_IH, tile_JH[start : start + step], columns.network.w_H, columns.network.bias,
-                    group_I, len(present), statistics=statistics, counted=counted,
+                    group_I, len(present), statistics=statistics,
                     num_threads=columns.num_threads,
                 )  # fmt: skip
             helper_J = offset + start + np.arange(sum_GJ.shape[1])
@@ -263,7 +258,7 @@ def keep_sums(
                 name = subtasks.names[group]
                 write_column_sums(sink, span.name, name, num_rows, helper_J, sum_J)
     if statistics is not None:
-        write_statistics(sink, span.name, statistics.total(), counted.count_B)
+        write_statistics(sink, span.name, statistics.total())
 
 
 def keep_points(network: FactoredNetwork, span: RowSpan, a_NH: np.ndarray, sink: Sink) -> None:
@@ -277,7 +272,7 @@ def keep_points(network: FactoredNetwork, span: RowSpan, a_NH: np.ndarray, sink:
         fixed_N = to_fixed_point(score_N)
     helper_N = span.start + np.arange(len(fixed_N))
     write_column_sums(sink, span.name, None, 1, helper_N, fixed_N)
-    write_statistics(sink, span.name, ScoreTotal.of(score_N), count_values(score_N))
+    write_statistics(sink, span.name, ScoreTotal.of(score_N))
 
 
 def keep_existing(existing: Columns, span: RowSpan, a_IH: np.ndarray, sink: Sink) -> None:
@@ -360,8 +355,7 @@ class HeldOutScorer:
         here, rows = replace(span, name=self.block), self.row_index[span.start : span.stop]
         activations = self.exact.columns.activations
         a_IH = read_rows(activations, self.block, rows)
-        counted = CountedRows.of_range(0, len(rows), len(rows))
-        exact, found = self.exact.score(here, a_IH, counted), self.search(here, a_IH)
+        exact, found = self.exact.score(here, a_IH), self.search(here, a_IH)
         if exact is None or found is None:
             return
         columns = {
@@ -373,7 +367,7 @@ class HeldOutScorer:
         _write(sink, "recall", schemas.ROW_RECALL, columns)
         if self.keeps_statistics:
             total = exact.statistics.total()
-            write_statistics(sink, self.block, total, counted.count_B, num_scored=0)
+            write_statistics(sink, self.block, total, num_scored=0)
 
 
 # What they read: rows and columns, the index.
@@ -454,14 +448,9 @@ def write_column_max(sink: Sink, block: str, helper_J: np.ndarray, maximum_J: np
 
 
 def write_statistics(
-    sink: Sink,
-    block: str,
-    total: ScoreTotal,
-    count_B: np.ndarray | None = None,
-    *,
-    num_scored: int | None = None,
+    sink: Sink, block: str, total: ScoreTotal, *, num_scored: int | None = None
 ) -> None:
-    """Write count, extremes and sums of some scores of a block, and the bins that hold counts.
+    """Write count, extremes and sums of some scores of a block.
 
     ``num_scored`` are the pairs scored for lists or sums, where those are others than the
     statistics cover.
@@ -469,10 +458,6 @@ def write_statistics(
     scored = total.num_pairs if num_scored is None else num_scored
     row = {"block": block, "num_scored": scored, **asdict(total)}
     sink.write_rows("statistics", [row], schemas.SCORE_STATISTICS)
-    if count_B is not None:
-        bins = np.flatnonzero(count_B)
-        columns = {"block": [block] * len(bins), "bin": bins, "count": count_B[bins]}
-        _write(sink, "histogram", schemas.SCORE_HISTOGRAM, columns)
 
 
 def _write(sink: Sink, table: str, schema: pa.Schema, columns: dict[str, Any]) -> None:

@@ -30,14 +30,12 @@ from nncift_ray.runtime.output import (
     Sink,
     StageOutput,
     column_matrix,
-    root_of,
     vectors_to_arrow,
 )
 from nncift_ray.runtime.schemas import CANDIDATE, CROSS, EXISTING, POINTS, helped_role
 from nncift_ray.runtime.step import RowAtoms, RowSpan, RowStage, Shard, Worker, merge_spans, present
 from nncift_ray.scores.exact import RescoredTopK, TopKState, add_pairs, start_state
 from nncift_ray.scores.index_step import PRUNED, draw_held_out, index_digest, read_decisions
-from nncift_ray.scores.kernel import CountedRows
 from nncift_ray.scores.scorers import (
     FLOAT_BYTES,
     Columns,
@@ -197,7 +195,6 @@ class ScorePairsStage(RowStage):
         self._activations, self._networks, self._index = activations, networks, index
         self._blocks, self._config = tuple(blocks), config
         self._examples, self._subtask_by = examples, subtask_by
-        self._counted_by = activations  # its number of rows says which the histogram counts
         if subtask_by is not None and examples is None:
             raise StageError("data.subtask_by needs the examples, whose records name the subtasks")
         self._keeps_lists = keeps_lists and POINTS not in self._blocks
@@ -232,7 +229,7 @@ class ScorePairsStage(RowStage):
     @property
     def produces(self) -> Mapping[str, pa.Schema]:
         """Statistics, and sums or lists with column maxima."""
-        tables = {"statistics": schemas.SCORE_STATISTICS, "histogram": schemas.SCORE_HISTOGRAM}
+        tables = {"statistics": schemas.SCORE_STATISTICS}
         for block in self._blocks:
             if self._num(EXISTING, block):
                 tables[f"{block}_existing_influence"] = schemas.EXISTING_INFLUENCE
@@ -339,7 +336,6 @@ class ScorePairsStage(RowStage):
             self._activations,
             f"{block}_{side}",
             self._config.column_tile,
-            num_block_rows=self._counted_by.num_rows(f"{block}_rows"),
             num_threads=num_threads_of(self.resources),
             first=first,
             keep=fits and side != EXISTING,
@@ -415,8 +411,6 @@ class ScoreNewPairsStage(ScorePairsStage):
         )
         self._parent_activations, self._parent_scores = parent_activations, parent_scores
         self.inputs |= {"parent_activations": parent_activations, "parent": parent_scores}
-        # A run over everything may count other rows; all parts of a chain count the same ones.
-        self._counted_by = root_of(parent_activations)
         recall = parent_scores.read("recall", ["block", "row_index"], schemas.ROW_RECALL)
         self._held_out = {
             str(block): np.sort(recall.filter(pc.field("block") == block)["row_index"].to_numpy())
@@ -472,7 +466,7 @@ class ScoreNewPairsStage(ScorePairsStage):
         joined = self._joined_scorer(block, read)
 
         def search(span: RowSpan, a_IH: np.ndarray) -> RescoredTopK | None:
-            top = joined.score(span, a_IH, CountedRows.none(len(a_IH)))
+            top = joined.score(span, a_IH)
             if top is None:
                 return None
             return RescoredTopK(top.index_IK, top.score_IK, top.statistics.num_pairs_I)

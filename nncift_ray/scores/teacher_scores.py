@@ -32,7 +32,6 @@ from nncift_ray.scores.exact import (
     start_state,
     to_fixed_point,
 )
-from nncift_ray.scores.kernel import NUM_BINS, count_values
 from nncift_ray.scores.scorers import (
     write_column_max,
     write_column_sums,
@@ -84,7 +83,6 @@ class TeacherScoresStage(Stage):
         """Statistics, sums or lists with column maxima, and who has no label."""
         tables = {
             "statistics": schemas.SCORE_STATISTICS,
-            "histogram": schemas.SCORE_HISTOGRAM,
             "unranked": schemas.UNRANKED,
         }
         if self._top_k is None:
@@ -123,19 +121,18 @@ class TeacherScoresStage(Stage):
             StageError: If there is no label at all.
         """
         kept = self._start(block)
-        total, count_B = ScoreTotal(), np.zeros(NUM_BINS, np.int64)
+        total = ScoreTotal()
         is_ranked_J = np.zeros(self._num_candidates, np.bool_)
         for helped_P, helper_P, utility_P in self._batches(block):
             kept.add(helped_P, helper_P, utility_P)
             total = total.merge(ScoreTotal.of(utility_P))
-            count_B += count_values(utility_P)
             is_ranked_J[helper_P] = True
         if total.num_pairs == 0:
             raise StageError(
                 f"no label of the block '{block}' is there to select by; see label's errors"
             )
         kept.write(sink)
-        write_statistics(sink, block, total, count_B)
+        write_statistics(sink, block, total)
         unranked = np.flatnonzero(~is_ranked_J)
         if block == ground_block(self._blocks):  # whose rows the objective covers
             self._write_unranked(block, unranked, sink)

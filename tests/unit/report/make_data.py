@@ -138,7 +138,6 @@ def make_report_data(num_picks: int = 20, text: str = "What is two and two?") ->
         coverage=make_coverage(100),
         fidelity=make_fidelity(),
         training_history=make_history(),
-        score_histogram=make_histogram("within"),
         picks=make_table(
             "All picks",
             ("Rank", "Worth", "Id", "Prompt"),
@@ -166,12 +165,6 @@ def make_teacher_data() -> ReportData:
     )
 
 
-def make_histogram(block: str) -> pa.Table:
-    """Count the scores of a block in three bins."""
-    counts = {"block": [block] * 3, "bin": [48_000, 48_001, 48_002], "count": [3, 9, 1]}
-    return pa.table(counts, schemas.SCORE_HISTOGRAM)
-
-
 def make_statistics(block: str) -> pa.Table:
     """Make the count, the least and the largest of a block's scores."""
     return pa.table({"block": [block], "num_scored": [10_000], "min": [-0.2], "max": [0.4]})
@@ -184,7 +177,6 @@ def make_empty_data() -> ReportData:
         data,
         ranking=data.ranking.slice(0, 0),
         coverage=data.coverage.slice(0, 0),
-        score_histogram=data.score_histogram.slice(0, 0),
         errors=data.errors.slice(0, 0),
         pool_lengths=data.pool_lengths[:0],
         subset_lengths=data.subset_lengths[:0],
@@ -219,7 +211,6 @@ def make_ranked_data(*, pointwise: bool) -> ReportData:
         coverage=schemas.COVERAGE.empty_table(),
         fidelity=fidelity,
         training_history=make_history(block),
-        score_histogram=make_histogram(block),
         scoring=None,
         score_statistics=make_statistics(block),
     )

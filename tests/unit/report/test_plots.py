@@ -19,7 +19,6 @@ from nncift_ray.report.figures import (
     MAX_CURVE_POINTS,
     plot_coverage,
     plot_gain_curve,
-    plot_histogram,
     plot_lengths,
     plot_mix,
     plot_order,
@@ -36,7 +35,6 @@ from tests.unit.report.make_data import (
     make_ranked_data,
     make_ranking,
     make_report_data,
-    make_statistics,
     make_teacher_data,
 )
 
@@ -238,20 +236,3 @@ def test_knowledge_without_an_interval_is_not_claimed() -> None:
 def test_examples_on_their_own_have_no_sentence_about_pairs() -> None:
     assert verdict(make_ranked_data(pointwise=True)) == ""
     assert verdict(make_teacher_data()) == ""
-
-
-def test_a_histogram_draws_one_panel_a_block() -> None:
-    rows = {"block": ["cross", "within"], "bin": [48_000, 48_001], "count": [4, 6]}
-    chart = plot_histogram(
-        pa.Table.from_pydict(rows, schemas.SCORE_HISTOGRAM), make_statistics("within")
-    )
-    assert [panel.caption for panel in chart.panels] == ["cross", "within"]
-    assert chart.title == "10,000 pairs scored, from -0.20 to 0.40"
-
-
-def test_equal_scores_make_a_histogram_of_one_bin() -> None:
-    rows = {"block": ["within"], "bin": [32_768], "count": [9]}  # all scores are 0
-    chart = plot_histogram(
-        pa.Table.from_pydict(rows, schemas.SCORE_HISTOGRAM), make_statistics("within")
-    )
-    assert "nan" not in chart.panels[0].svg

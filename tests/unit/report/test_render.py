@@ -21,7 +21,7 @@ from tests.unit.report.make_data import (
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'$x^2$ {{ 7*7 }} \x00\x1b\ud800"
 MAX_PAGE_BYTES = 1_500_000
-NUM_CHARTS = 6  # gain, lengths, mix, coverage, training, histogram
+NUM_CHARTS = 5  # gain, lengths, mix, coverage, training
 NUM_PANELS = 3  # the order has one a measure
 ICONS = 1
 
@@ -77,7 +77,7 @@ def test_full_report_draws_every_chart(full_page: str) -> None:
 def test_a_run_without_picks_and_scores_says_why_pictures_are_missing() -> None:
     page = render_report(make_empty_data())
     assert PageParser(page).tags.count("svg") == ICONS
-    assert page.count("Not available because") == 4  # gain, lengths, coverage, histogram
+    assert page.count("Not available because") == 3  # gain, lengths, coverage
     assert "nan" not in re.sub(r"<(style|script)>.*?</\1>", "", page, flags=re.DOTALL).lower()
 
 

@@ -14,7 +14,6 @@ import torch
 from nncift_ray.errors import ShapeError
 from nncift_ray.scores.exact import NO_COLUMN, TopK, top_k_rows, top_k_tiles
 from nncift_ray.scores.gpu import fold_in_torch, top_k_rows_on, top_k_tiles_on
-from nncift_ray.scores.kernel import CountedRows
 from nncift_ray.scores.scorers import pair_backend
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -167,13 +166,11 @@ def test_tiles_are_prepared_once_and_rows_come_back_once() -> None:
         top_k_tiles_on, device="cpu", fold=score_on_device.keywords["fold"]
     )
     for rows in (slice(0, 20), slice(20, ROWS)):
-        counts = CountedRows.of_range(0, len(a[rows]), 1), CountedRows.of_range(0, len(a[rows]), 1)
-        found = over_tiles(a[rows], tiles, w, bias, K, counted=counts[0])
-        expected = top_k_tiles(a[rows], KeptTiles(b, 64), w, bias, K, counted=counts[1])
+        found = over_tiles(a[rows], tiles, w, bias, K)
+        expected = top_k_tiles(a[rows], KeptTiles(b, 64), w, bias, K)
         assert found is not None
         assert expected is not None
         assert_same(found, expected)
-        np.testing.assert_array_equal(counts[0].count_B, counts[1].count_B)
     assert tiles.reads == 1
     assert len(tiles.on_device) == -(-COLUMNS // 64)
     assert over_tiles(a, [], w, bias, K) is None
