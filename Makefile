@@ -59,7 +59,8 @@ type: setup-dev ## Pyright, strict on core, storage and config.
 	$(BIN)/pyright
 
 # Ray's workers give way to all else (niceness 15); beside other work they would hardly run.
-PYTEST := $(OFFLINE) RAY_worker_niceness=0 $(BIN)/python -m pytest
+# One thread each: two processes whose threads wait for each other spin for minutes on two cores.
+PYTEST := $(OFFLINE) RAY_worker_niceness=0 OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 # Two files at a time: what starts Ray or another process waits more than it computes.
 SIDE_BY_SIDE := -n 2 --dist loadfile
 # pytest ends with 5 where PYTEST_ARGS leaves no test of a part.
