@@ -45,7 +45,6 @@ if TYPE_CHECKING:
 DATA_FOLDER = "data"
 BATCH_ROWS = 1000
 DIGEST_CHARS = 8
-ADDED_COLUMNS = ("rank", "gain", "source")
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from benchmarks.machine import describe_commit, describe_machine
 from benchmarks.pages import markdown_table
 from benchmarks.rivals import picks
 from benchmarks.rivals.cells import DEFAULT, RANDOM, SOUND_RANDOM, draw
+from benchmarks.rivals.page import LEVEL, Difference, difference_text
 from benchmarks.rivals.pools import Pool, demo_tests, examples, make_pool
 from benchmarks.rivals.tuning import UpperModel
 from nncift_ray.evaluation.compare import holm
@@ -36,7 +37,6 @@ METHODS = (*RECIPES, "cosine", "rds_plus", "quality, then random")
 PIECE, BALANCED = "quality, then cosine", "sound rows, families in turn"
 LATER = (PIECE, SOUND_RANDOM, BALANCED)
 NUM_RANDOM, TESTS_A_FAMILY = 4, 10
-LEVEL = 0.05
 PAGE = Path("benchmarks/rivals_draws_cpu.md")
 
 
@@ -104,8 +104,8 @@ def write_page(work: Path, commit: str) -> None:
     adjusted = [*zip(p_random, [1.0, *p_default], strict=True), *[(1.0, 1.0)] * len(LATER)]
     table = []
     for m, (name, (p, p_beside)) in enumerate(zip(names, adjusted, strict=False)):
-        beside = "" if m == 0 else _text(to_default[m], p_beside)
-        table.append([name, *_shown(cells, [m]), _text(to_random[m], p), beside])
+        beside = "" if m == 0 else difference_text(_paired(to_default[m]), p_beside)
+        table.append([name, *_shown(cells, [m]), difference_text(_paired(to_random[m]), p), beside])
     drawn = [*_shown(cells, range(-NUM_RANDOM, 0)), "", ""]
     head = ["method", "NLL", "wrong picks", "families", "- random", "- default"]
     tested = [*table[: len(METHODS)], [RANDOM, *drawn]]
@@ -144,15 +144,14 @@ def _shown(cells: Sequence[Sequence[Mapping[str, float]]], which: Iterable[int])
 
 
 def _holm(differences: Iterable[np.ndarray[Any, Any]]) -> list[float]:
-    found = holm([float(stats.ttest_1samp(each, 0.0).pvalue) for each in differences])
+    found = holm([_paired(each).p for each in differences])
     return [1.0 if p is None else p for p in found]
 
 
-def _text(difference_P: np.ndarray[Any, Any], adjusted: float) -> str:
-    mean, count = float(difference_P.mean()), len(difference_P)
-    half = float(stats.t.ppf(1 - LEVEL / 2, count - 1) * stats.sem(difference_P))
-    star = "*" if adjusted < LEVEL else ""
-    return f"{mean:+.3f}{star} ({mean - half:+.2f} to {mean + half:+.2f})"
+def _paired(difference_P: np.ndarray[Any, Any]) -> Difference:
+    return Difference(
+        float(difference_P.mean()), float(stats.sem(difference_P)), len(difference_P) - 1
+    )
 
 
 def main() -> None:

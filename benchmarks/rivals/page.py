@@ -173,9 +173,9 @@ class PoolResult:
         if min(len(self.nll.get(name, ())), len(self.nll.get(other, ()))) < 1:
             return "-"
         if other == DEFAULT:
-            return _text(self.to_default([name])[name][0], None, digits)
+            return difference_text(self.to_default([name])[name][0], None, digits)
         compare = between_groups if name in REFERENCES else to_subsets
-        return _text(compare(self.nll[name], self.nll[other]), None, digits)
+        return difference_text(compare(self.nll[name], self.nll[other]), None, digits)
 
     def to_default(self, names: Sequence[str]) -> dict[str, tuple[Difference, float]]:
         """Return the difference of some methods to the default, with its adjusted p."""
@@ -343,7 +343,7 @@ def _overview_cell(result: PoolResult, name: str) -> str:
         return "needs targets" if needs else "not run"
     random = result.against(RANDOM)
     adjusted = holm({other: each.p for other, each in random.items()})
-    return _text(random[name], adjusted[name], digits=2)
+    return difference_text(random[name], adjusted[name], digits=2)
 
 
 def _reference_cell(result: PoolResult, name: str) -> str:
@@ -404,9 +404,9 @@ def _section(result: PoolResult) -> str:
                 f"**{name}**" if name == DEFAULT else name,
                 f"{result.nll[name].mean():.3f}",
                 len(result.nll[name]),
-                _text(random[name], adjusted[name]),
-                _text(source[name], None) if name in source else "",
-                _text(*beaten[name]) if name in beaten else "",
+                difference_text(random[name], adjusted[name]),
+                difference_text(source[name], None) if name in source else "",
+                difference_text(*beaten[name]) if name in beaten else "",
                 _percent(result.share(name)),
                 _seconds(result.seconds.get(name)),
             ]
@@ -472,7 +472,8 @@ def _wrapped(text: str) -> str:
     return textwrap.fill(text, 100, break_long_words=False, break_on_hyphens=False)
 
 
-def _text(difference: Difference, adjusted: float | None, digits: int = 3) -> str:
+def difference_text(difference: Difference, adjusted: float | None, digits: int = 3) -> str:
+    """Return a difference and its interval; a star where the adjusted p is significant."""
     low, high = difference.interval
     star = "*" if adjusted is not None and adjusted < LEVEL else ""
     return f"{difference.value:+.{digits}f}{star} ({low:+.2f} to {high:+.2f})"

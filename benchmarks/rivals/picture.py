@@ -12,6 +12,8 @@ from typing import Any
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 
+from benchmarks.rivals.picks import NEED_TARGETS
+
 FIGURES = Path(__file__).parents[1] / "rivals_cpu.json"
 TITLES = {
     "t0_gsm8k": "T0 + GSM8K,\ntarget GSM8K",
@@ -35,7 +37,6 @@ METHODS = {
     "nn_cift+delift_se": "nncift_ray, DELIFT (SE)",
     "nn_cift+delift": "nncift_ray, DELIFT",
 }
-NEED_TARGETS = ("loss_drop",)
 WORST_SHOWN = 1.0  # nats above random; beyond, an arrow
 OWN, OTHER, MUTED, RULE = "#0b5cad", "#5f6670", "#9aa1ab", "#c9ced6"
 

@@ -478,7 +478,7 @@ def collect_report_data(
         coverage=_coverage_of_rows(select, scores if fit is None else None),
         fidelity=fit and fit.read("fidelity", schema=schemas.FIDELITY),
         training_history=fit and fit.read("history", schema=schemas.TRAINING_HISTORY),
-        score_statistics=_sum_up(scores, "statistics", num_scored="sum", min="min", max="max"),
+        score_statistics=_sum_up_statistics(scores),
         scoring=_scoring_table(scores, index) if fit else _labels_table(scores),
         errors=_first_errors(outputs.values()),
         left_out=_left_out_tables(examples, outputs.get(REPEATS)),
@@ -656,12 +656,11 @@ def _collect_suspects(examples: StageOutput, quality: StageOutput, ranking: pa.T
     ]  # fmt: skip
 
 
-def _sum_up(
-    scores: StageOutput, table: str, by: Sequence[str] = ("block",), **how: Any
-) -> pa.Table:
-    """Join the shards' rows of a table: one by key, its columns joined each in its way."""
-    groups = scores.read(table).group_by(list(by), use_threads=False)
-    return groups.aggregate([*how.items()]).rename_columns([*by, *how])
+def _sum_up_statistics(scores: StageOutput) -> pa.Table:
+    """Join the shards' statistics: pairs scored, least and largest score of each block."""
+    groups = scores.read("statistics").group_by("block", use_threads=False)
+    joined = groups.aggregate([("num_scored", "sum"), ("min", "min"), ("max", "max")])
+    return joined.rename_columns(["block", "num_scored", "min", "max"])
 
 
 def _first_errors(outputs: Iterable[StageOutput]) -> pa.Table:

@@ -409,7 +409,7 @@ def render_report(data: ReportData) -> str:
         "selection_charts": _selection_charts(data),
         "order_charts": list(_order_charts(data)),
         "drift_table": drift_table(data.drift) if data.drift is not None else None,
-        "score_charts": list(_score_charts(data)),
+        "training_chart": _training_chart(data),
         "fidelity_table": fidelity_table(data),
         "stage_table": stage_table(data),
         "reason_table": reason_table(data),
@@ -439,10 +439,10 @@ def _selection_charts(data: ReportData) -> tuple[list[Chart], list[Chart]]:
     return [value, figures.plot_lengths(data.pool_lengths, data.subset_lengths)], right
 
 
-def _score_charts(data: ReportData) -> Iterator[Chart]:
-    """Yield the training, where it had epochs."""
-    if data.training_history is not None and data.training_history.num_rows:
-        yield figures.plot_training(data.training_history)
+def _training_chart(data: ReportData) -> Chart | None:
+    """Return the training, where it had epochs."""
+    history = data.training_history
+    return figures.plot_training(history) if history is not None and history.num_rows else None
 
 
 def _order_charts(data: ReportData) -> Iterator[tuple[str, Chart]]:

@@ -182,7 +182,7 @@ def fold_in_torch(pairs: DevicePairs, state: DeviceState) -> None:
     key_IK, num_columns = state.key_IK, pairs.columns_HJ.shape[1]
     for start in range(0, num_columns, TILE_COLUMNS):
         part = slice(start, min(start + TILE_COLUMNS, num_columns))
-        score_IT = _score_tile(pairs, slice(None), part)
+        score_IT = _score_tile(pairs, part)
         state.min_I.copy_(torch.minimum(state.min_I, score_IT.amin(dim=1)))
         state.max_I.copy_(torch.maximum(state.max_I, score_IT.amax(dim=1)))
         wide_IT = score_IT.double()
@@ -199,12 +199,12 @@ def fold_in_torch(pairs: DevicePairs, state: DeviceState) -> None:
             key_IK[better_N] = torch.topk(both, key_IK.shape[1], dim=1, sorted=False).values
 
 
-def _score_tile(pairs: DevicePairs, rows: slice | torch.Tensor, part: slice) -> torch.Tensor:
-    """Return the scores of some rows, a slice or a mask, against some columns."""
-    rows_HI = pairs.rows_HI[:, rows]
+def _score_tile(pairs: DevicePairs, part: slice) -> torch.Tensor:
+    """Return the scores of the rows against some columns."""
+    rows_HI = pairs.rows_HI
     if pairs.own_I is not None:
         positive_IT = (rows_HI.T @ pairs.columns_HJ[:, part]).clamp_(min=0)
-        return torch.addcmul(pairs.own_I[rows, None] + pairs.base_J[part], positive_IT, positive_IT)
+        return torch.addcmul(pairs.own_I[:, None] + pairs.base_J[part], positive_IT, positive_IT)
     score_IT = pairs.base_J[part].repeat(rows_HI.shape[1], 1)
     signs = cast("list[float]", [] if pairs.sign_H is None else pairs.sign_H.tolist())  # pyright: ignore
     for row_I, column_J, sign in zip(rows_HI, pairs.columns_HJ, signs, strict=True):
