@@ -23,7 +23,7 @@ import torch
 from benchmarks.machine import describe_commit
 from benchmarks.rivals.cells import WAVES, Cell, cells_of
 from benchmarks.rivals.page import write_page
-from benchmarks.rivals.pools import POOLS, examples, make_pool
+from benchmarks.rivals.pools import DRAWN_ONCE, examples, make_pool
 from benchmarks.rivals.tuning import Row, UpperModel
 
 WAIT_SECONDS = 20
@@ -100,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("do", choices=["tune", "page"])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--draws", nargs="*", default=[f"{name}:1" for name in POOLS])
+    parser.add_argument("--draws", nargs="*", default=[f"{name}:1" for name in DRAWN_ONCE])
     parser.add_argument("--until", default="24:00", help="time of day at which tuning ends")
     parser.add_argument("--commit", default=describe_commit(), help="on which it ran")
     options = parser.parse_args(arguments)

@@ -1,6 +1,6 @@
-"""The planted pool drawn anew many times: what one draw with its two tunings cannot show.
+"""The planted pools drawn anew many times: what one draw with its two tunings cannot show.
 
-    python -m benchmarks.rivals.draws tune --work WORK      # picks and tunes what has no file yet
+    python -m benchmarks.rivals.draws tune long_tail --work WORK  # what has no file yet
     python -m benchmarks.rivals.draws page --work WORK
 
 A method gives one subset of a pool, and subsets differ by chance, so what counts is the number of
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -26,7 +27,7 @@ from benchmarks.pages import markdown_table
 from benchmarks.rivals import picks
 from benchmarks.rivals.cells import DEFAULT, RANDOM, SOUND_RANDOM, draw
 from benchmarks.rivals.page import LEVEL, Difference, difference_text
-from benchmarks.rivals.pools import Pool, demo_tests, examples, make_pool
+from benchmarks.rivals.pools import DEMO, PLANTED, Pool, PoolRow, examples, make_pool, planted_tests
 from benchmarks.rivals.tuning import UpperModel
 from nncift_ray.evaluation.compare import holm
 
@@ -40,15 +41,15 @@ NUM_RANDOM, TESTS_A_FAMILY = 4, 10
 PAGE = Path("benchmarks/rivals_draws_cpu.md")
 
 
-def tune(work: Path) -> None:
+def tune(shape: str, seeds: Iterable[int], work: Path) -> None:
     """Pick from each pool and tune on what was picked, one pool after the other."""
     torch.set_num_threads(1)
     model = UpperModel()
-    for seed in SEEDS:
-        pool = make_pool("demo", seed, work)
-        chosen = work / "picks" / f"demo-{seed}"
+    for seed in seeds:
+        pool = make_pool(shape, seed, work)
+        chosen = work / "picks" / f"{shape}-{seed}"
         if not all((chosen / f"{name}.json").exists() for name in METHODS):
-            arguments = ["demo", str(seed), "--data", str(work), "--work", str(work), "--only"]
+            arguments = [shape, str(seed), "--data", str(work), "--work", str(work), "--only"]
             picks.main([*arguments, *RECIPES])
         subsets = {
             name: json.loads((chosen / f"{name}.json").read_text(encoding="utf-8"))["rows"]
@@ -58,15 +59,20 @@ def tune(work: Path) -> None:
         every = range(len(pool.candidates))
         subsets |= {f"{RANDOM} {n}": draw(pool, every, n) for n in range(NUM_RANDOM)}
         rows = model.read(examples(pool.candidates))
-        test = model.read(examples(demo_tests(seed, TESTS_A_FAMILY)))
+        tests = planted_tests(shape, seed, TESTS_A_FAMILY)
+        test = model.read(examples(tests))
         for name, subset in subsets.items():
-            path = work / "draws" / f"{seed}.{name}.json"
+            path = _cell_path(work, shape, seed, name)
             if path.exists():
                 continue
             nll = model.tune_and_test([rows[row] for row in subset], test, seed)
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(record(pool, subset, nll)), encoding="utf-8")
-            print(f"{path.stem}: {nll.mean():.3f}", flush=True)
+            path.write_text(json.dumps(record(pool, tests, subset, nll)), encoding="utf-8")
+            print(f"{path.parent.name} {name}: done", flush=True)
+
+
+def _cell_path(work: Path, shape: str, seed: int, name: str) -> Path:
+    return work / "draws" / f"{shape}-{seed}" / f"{name}.json"
 
 
 def oracles(pool: Pool, seed: int) -> dict[str, list[int]]:
@@ -80,11 +86,18 @@ def oracles(pool: Pool, seed: int) -> dict[str, list[int]]:
     return {SOUND_RANDOM: drawn, BALANCED: turns[: pool.budget]}
 
 
-def record(pool: Pool, subset: Sequence[int], nll: np.ndarray[Any, Any]) -> dict[str, float]:
-    """Return what is kept of a cell."""
+def record(
+    pool: Pool, tests: Sequence[PoolRow], subset: Sequence[int], nll: np.ndarray[Any, Any]
+) -> dict[str, float]:
+    """Return what is kept of a cell; ``rare`` is of the half of the families with fewer rows."""
     picked = [pool.candidates[row] for row in subset]
+    by_size = [name for name, _ in Counter(row.source for row in pool.candidates).most_common()]
+    rare = by_size[len(by_size) // 2 :]
     return {
         "nll": float(nll.mean()),
+        "rare": float(
+            np.mean([each for each, row in zip(nll, tests, strict=True) if row.source in rare])
+        ),
         "test_rows": len(nll),
         "wrong": float(np.mean([row.fault == "wrong" for row in picked])),
         "families": len({row.source for row in picked}),
@@ -158,11 +171,13 @@ def main() -> None:
     """Tune, or write the page."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.rivals.draws")
     parser.add_argument("do", choices=["tune", "page"])
+    parser.add_argument("shape", nargs="?", choices=PLANTED, default=DEMO)
+    parser.add_argument("--seeds", nargs="*", type=int, default=SEEDS)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--commit", default=describe_commit(), help="on which it ran")
     options = parser.parse_args()
     if options.do == "tune":
-        tune(options.work)
+        tune(options.shape, options.seeds, options.work)
     else:
         write_page(options.work, options.commit)
 

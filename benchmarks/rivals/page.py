@@ -26,7 +26,7 @@ from benchmarks.rivals.cells import (
     WAVES,
 )
 from benchmarks.rivals.picks import NEED_TARGETS, RIVALS
-from benchmarks.rivals.pools import POOLS, Pool, describe, make_pool
+from benchmarks.rivals.pools import DRAWN_ONCE, Pool, describe, make_pool
 from nncift_ray.evaluation.compare import holm as adjust_by_holm
 
 FOLDER = Path(__file__).parents[1]
@@ -236,7 +236,7 @@ def _plain(differences: Mapping[str, Difference], name: str) -> dict[str, float]
 
 def write_page(data: Path, work: Path, commit: str) -> None:
     """Write rivals_cpu.md and .json beside the other pages."""
-    results = [PoolResult(make_pool(name, SEED, data), work) for name in POOLS]
+    results = [PoolResult(make_pool(name, SEED, data), work) for name in DRAWN_ONCE]
     known = [result for result in results if result.can_compare]
     found = {
         "machine": describe_machine(),

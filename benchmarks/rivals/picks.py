@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.rivals.cells import DEFAULT
-from benchmarks.rivals.pools import POOLS, Pool, make_pool
+from benchmarks.rivals.pools import PLANTED, POOLS, Pool, make_pool
 from benchmarks.rivals.tuning import UpperModel
 from nncift_ray.demo.run import cover_by_cosine
 from nncift_ray.evaluation.methods import variant
@@ -30,7 +30,7 @@ from nncift_ray.runtime.output import StageOutput, column_matrix
 from nncift_ray.runtime.progress import SilentReporter
 from nncift_ray.runtime.step import Resources
 
-LABELS, FEWER_LABELS = {"demo": 1000}, 500
+LABELS, FEWER_LABELS = dict.fromkeys(PLANTED, 1000), 500
 #: What every recipe has; the packaged models, one thread, bfloat16.
 COMMON = """\
 data: {{candidates: [{folder}/candidates.jsonl]{targets}}}

@@ -1,4 +1,4 @@
-"""The five pools: candidates with planted faults, targets, test rows; everything from a seed.
+"""The pools: candidates with planted faults, targets, test rows; everything from a seed.
 
 Data that are not in the repository are read from a folder: t0_train.jsonl.gz (yizhongw's
 self-instruct), gsm8k_train.jsonl, gsm8k_test.jsonl, alpaca_demo.json (LLaMA-Factory).
@@ -22,14 +22,23 @@ from nncift_ray.demo.corpus import (
     EMPTY_RESPONSE,
     WRONG_RESPONSE,
     WRONG_SAME_FAMILY,
+    DemoRow,
     make_demo_rows,
 )
+from nncift_ray.demo.tasks import FAMILIES
 
 NUM_CANDIDATES, SHARE, NUM_TARGETS, NUM_TEST = 200, 0.2, 20, 48
 DEMO_ROWS, DEMO_SHARE = 500, 0.1
 WRONG, VERBOSE = "wrong", "verbose"
 MAX_CHARACTERS = {"gsm8k": 320, "t0": 200, "alpaca": 280}
 RARE_ROWS, NUM_RARE = 10, 8
+#: The planted pools: families of one size, and sizes that fall as 1/rank.
+DEMO, LONG_TAIL = "demo", "long_tail"
+PLANTED = (DEMO, LONG_TAIL)
+#: The vocabularies of these end before a hundred items: none is among the most frequent.
+FEW_ITEMS = ("antonyms", "capitals", "definitions", "French", "ordering events", "plurals",
+             "reversal", "rhymes", "Spanish", "spelling")  # fmt: skip
+NUM_FREQUENT = 4
 
 
 @dataclass(frozen=True)
@@ -60,7 +69,7 @@ class Pool:
     @property
     def budget(self) -> int:
         """How many rows a method picks."""
-        return round((DEMO_SHARE if self.name == "demo" else SHARE) * len(self.candidates))
+        return round((DEMO_SHARE if self.name in PLANTED else SHARE) * len(self.candidates))
 
     def write(self, folder: Path) -> None:
         """Write candidates.jsonl, targets.jsonl and test.jsonl; ``row`` is a row's number."""
@@ -128,23 +137,36 @@ def _rare_template(name: str, seed: int, data: Path, rng: Random) -> Pool:
     return Pool(name, rows, rest[:NUM_TARGETS], rest[NUM_TARGETS:][:NUM_TEST], rare[0])
 
 
-def _demo(name: str, seed: int, data: Path, rng: Random) -> Pool:
-    drawn, _ = make_demo_rows(seed, DEMO_ROWS, 100)
+def _planted(name: str, seed: int, data: Path, rng: Random) -> Pool:
     rows: dict[tuple[str, str], PoolRow] = {}
-    for row in drawn:
+    for row in _planted_rows(name, seed):
         wrong = row.kind in (WRONG_RESPONSE, WRONG_SAME_FAMILY)
         if row.kind != EMPTY_RESPONSE:
             one = PoolRow(row.family, row.prompt, row.completion, WRONG if wrong else "")
             rows.setdefault((row.prompt, row.completion), one)
     kept = _make_verbose(list(rows.values()), rng, 0.05)
-    return Pool(name, kept, [], demo_tests(seed, 2), "")
+    return Pool(name, kept, [], planted_tests(name, seed, 2), "")
 
 
-def demo_tests(seed: int, a_family: int) -> list[PoolRow]:
+def _planted_rows(name: str, seed: int) -> list[DemoRow]:
+    shares = {family: 1 / rank for rank, family in enumerate(_by_frequency(seed), start=1)}
+    total = sum(shares.values())
+    shares = {family: share / total for family, share in shares.items()}
+    return make_demo_rows(seed, DEMO_ROWS, 100, shares=shares if name == LONG_TAIL else None)[0]
+
+
+def _by_frequency(seed: int) -> list[str]:
+    """Return the families in random order, large vocabularies only at the first places."""
+    order = list(FAMILIES)
+    Random(seed).shuffle(order)
+    first = [family for family in order if family not in FEW_ITEMS][:NUM_FREQUENT]
+    return first + [family for family in order if family not in first]
+
+
+def planted_tests(name: str, seed: int, a_family: int) -> list[PoolRow]:
     """Return clean rows of another seed of the generator, so many a family, none of the pool."""
-    drawn, _ = make_demo_rows(seed, DEMO_ROWS, 100)
     others, _ = make_demo_rows(seed + 1000, 1000, 100)
-    prompts, count = {row.prompt for row in drawn}, Counter[str]()
+    prompts, count = {row.prompt for row in _planted_rows(name, seed)}, Counter[str]()
     test: list[PoolRow] = []
     for row in others:
         if row.kind == CLEAN and row.prompt not in prompts and count[row.family] < a_family:
@@ -250,9 +272,12 @@ POOLS: dict[str, Callable[[str, int, Path, Random], Pool]] = {
     "t0_gsm8k": _mixed,
     "gsm8k_wrong": _wrong_steps,
     "t0_rare": _rare_template,
-    "demo": _demo,
+    DEMO: _planted,
     "instructions": _instructions,
+    LONG_TAIL: _planted,
 }
+#: Drawn once, for `rivals_cpu`; the planted ones are drawn anew for `rivals_draws_cpu`.
+DRAWN_ONCE = [name for name in POOLS if name != LONG_TAIL]
 
 
 def describe(pool: Pool) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
+from math import ceil
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -105,16 +106,27 @@ def write_demo_corpus(
 
 
 def make_demo_rows(
-    seed: int, num_candidates: int, num_targets: int, families: Mapping[str, Draw] = FAMILIES
+    seed: int,
+    num_candidates: int,
+    num_targets: int,
+    families: Mapping[str, Draw] = FAMILIES,
+    shares: Mapping[str, float] | None = None,
 ) -> tuple[list[DemoRow], list[DemoRow]]:
-    """Draw the candidates, faults included and in random order, and the clean held-out targets."""
+    """Draw the candidates, faults included and in random order, and the clean held-out targets.
+
+    ``shares`` says how much of the candidates each family makes up; all alike without.
+    """
     rng = Random(seed)
     counts = {kind: round(share * num_candidates) for kind, share in SHARES.items()}
     # Rounding the two halves apart would plant one wrong answer more or less than announced.
     all_wrong = round((SHARES[WRONG_RESPONSE] + SHARES[WRONG_SAME_FAMILY]) * num_candidates)
     counts[WRONG_SAME_FAMILY] = all_wrong - counts[WRONG_RESPONSE]
     num_copies = counts[EXACT_DUPLICATE] + counts[NEAR_DUPLICATE]
-    items, targets = _draw_items(num_candidates - num_copies, num_targets, rng, families)
+    count = num_candidates - num_copies
+    shares = shares or dict.fromkeys(families, 1 / len(families))
+    sizes = {family: ceil(round(count * shares[family], 6)) for family in families}
+    items, targets = _draw_items(sizes, num_targets, rng, families)
+    items = items[:count]
     num_far, num_wrong, num_empty = counts[WRONG_RESPONSE], all_wrong, counts[EMPTY_RESPONSE]
     wrong = _wrong_rows(items, range(num_far), WRONG_RESPONSE, rng)
     wrong += _wrong_rows(items, range(num_far, num_wrong), WRONG_SAME_FAMILY, rng)
@@ -143,20 +155,20 @@ def planted_records(rows: Iterable[DemoRow]) -> list[dict[str, Any]]:
 
 
 def _draw_items(
-    count: int, num_targets: int, rng: Random, families: Mapping[str, Draw]
+    sizes: Mapping[str, int], num_targets: int, rng: Random, families: Mapping[str, Draw]
 ) -> tuple[list[Item], list[Item]]:
-    """Draw distinct items, families in turn, and targets that are none of them; both shuffled."""
-    per_family, per_target = -(-count // len(families)), -(-num_targets // len(TARGET_FAMILIES))
+    """Draw distinct items, family by family, and targets that are none of them; both shuffled."""
+    per_target = -(-num_targets // len(TARGET_FAMILIES))
     items: list[Item] = []
     targets: list[Item] = []
-    for family in families:
+    for family, size in sizes.items():
         held_out = per_target if family in TARGET_FAMILIES else 0
-        drawn = draw_distinct_items(family, per_family + held_out, rng, families)
+        drawn = draw_distinct_items(family, size + held_out, rng, families)
         targets += drawn[:held_out]
         items += drawn[held_out:]
     rng.shuffle(items)
     rng.shuffle(targets)
-    return items[:count], targets[:num_targets]
+    return items, targets[:num_targets]
 
 
 def _row(items: list[Item], number: int, kind: str) -> DemoRow:

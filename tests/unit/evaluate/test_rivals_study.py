@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from benchmarks.rivals.cells import draw
 from benchmarks.rivals.page import FOLDER, between_groups, subsets_needed, to_method, to_subsets
 from benchmarks.rivals.picks import take_turns
-from benchmarks.rivals.pools import POOLS, WRONG, Pool, PoolRow, make_pool
+from benchmarks.rivals.pools import DRAWN_ONCE, WRONG, Pool, PoolRow, make_pool, planted_tests
 from nncift_ray.demo.corpus import CLEAN
 
 
@@ -23,6 +24,19 @@ def test_the_demo_pool_keeps_faults_apart_from_its_test_rows() -> None:
     assert sum(row.fault == WRONG for row in pool.candidates) == 75
     assert pool == make_pool("demo", 1, Path("nowhere"))
     assert pool != make_pool("demo", 2, Path("nowhere"))
+
+
+def test_families_of_the_long_tail_fall_as_one_over_rank_and_are_tested_alike() -> None:
+    pool = make_pool("long_tail", 1, Path("nowhere"))
+    sizes = np.array(sorted(Counter(row.source for row in pool.candidates).values())[::-1])
+    expected = len(pool.candidates) / np.arange(1, 25) / np.sum(1 / np.arange(1, 25))
+    assert len(sizes) == 24
+    assert np.abs(sizes - expected).max() < 0.1 * len(pool.candidates)
+    assert sizes[0] > 10 * sizes[-1]
+    assert sum(row.fault == WRONG for row in pool.candidates) == 75
+    tests = planted_tests("long_tail", 1, 10)
+    assert set(Counter(row.source for row in tests).values()) == {10}
+    assert not {row.prompt for row in pool.candidates} & {row.prompt for row in tests}
 
 
 def test_random_rows_of_a_small_source_are_filled_up_with_others() -> None:
@@ -70,7 +84,7 @@ def test_more_spread_between_subsets_needs_more_of_them_until_none_suffice() -> 
 
 def test_the_published_figures_have_what_others_read_of_them() -> None:
     pools = json.loads((FOLDER / "rivals_cpu.json").read_text(encoding="utf-8"))["pools"]
-    assert [pool["name"] for pool in pools] == list(POOLS)
+    assert [pool["name"] for pool in pools] == DRAWN_ONCE
     for pool in pools:
         difference = pool["default_vs_random"]
         assert difference["low"] < difference["difference"] < difference["high"]
