@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,19 @@ from benchmarks.machine import describe_commit, describe_machine
 from benchmarks.pages import markdown_table
 from benchmarks.rivals import picks
 from benchmarks.rivals.cells import DEFAULT, RANDOM, SOUND_RANDOM, draw
-from benchmarks.rivals.page import LEVEL, Difference, difference_text
-from benchmarks.rivals.pools import DEMO, PLANTED, Pool, PoolRow, examples, make_pool, planted_tests
+from benchmarks.rivals.page import LEVEL, Difference, difference_text, holm, plain
+from benchmarks.rivals.pools import (
+    DEMO,
+    LONG_TAIL,
+    PLANTED,
+    WRONG,
+    Pool,
+    PoolRow,
+    examples,
+    make_pool,
+    planted_tests,
+)
 from benchmarks.rivals.tuning import UpperModel
-from nncift_ray.evaluation.compare import holm
 
 SEEDS = range(2, 18)
 RECIPES = (DEFAULT, "nn_cift+delift_se")
@@ -38,6 +47,10 @@ METHODS = (*RECIPES, "cosine", "rds_plus", "quality, then random")
 PIECE, BALANCED = "quality, then cosine", "sound rows, families in turn"
 LATER = (PIECE, SOUND_RANDOM, BALANCED)
 NUM_RANDOM, TESTS_A_FAMILY = 4, 10
+TITLES = {
+    DEMO: "families of one size",
+    LONG_TAIL: "their sizes fall as 1/rank; `rarer half`: NLL of the twelve smaller ones",
+}
 PAGE = Path("benchmarks/rivals_draws_cpu.md")
 
 
@@ -99,66 +112,139 @@ def record(
             np.mean([each for each, row in zip(nll, tests, strict=True) if row.source in rare])
         ),
         "test_rows": len(nll),
-        "wrong": float(np.mean([row.fault == "wrong" for row in picked])),
+        "wrong": float(np.mean([row.fault == WRONG for row in picked])),
         "families": len({row.source for row in picked}),
     }
 
 
+class Drawn:
+    """What the draws of a planted pool taught: a value a pool, in the order of their seeds."""
+
+    def __init__(self, shape: str, work: Path) -> None:
+        """Read the pools of which every subset has been tuned on."""
+        self.shape = shape
+        self.subsets = [*METHODS, *LATER, *(f"{RANDOM} {n}" for n in range(NUM_RANDOM))]
+        paths = {s: [_cell_path(work, shape, s, each) for each in self.subsets] for s in SEEDS}
+        self.seeds = [seed for seed in SEEDS if all(path.exists() for path in paths[seed])]
+        self._cells = [
+            [json.loads(path.read_text(encoding="utf-8")) for path in paths[seed]]
+            for seed in self.seeds
+        ]
+        self.nll = dict(zip(self.subsets, self._values("nll").T, strict=True))
+        self.random_SP = np.array([self.nll[name] for name in self.subsets[-NUM_RANDOM:]])
+        self.num_tests = int(self._values("test_rows").max(initial=0))
+
+    def _values(self, key: str) -> np.ndarray[Any, Any]:
+        values = [[cell[key] for cell in row] for row in self._cells]
+        return np.array(values).reshape(len(values), len(self.subsets))
+
+    def against(self, other_P: np.ndarray[Any, Any], names: Iterable[str]) -> dict[str, Difference]:
+        """Return the differences to what is known of every pool."""
+        return {name: _paired(self.nll[name] - other_P) for name in names}
+
+    def to_random(self, names: Iterable[str] = METHODS) -> dict[str, Difference]:
+        """Return the differences to the mean of a pool's random subsets."""
+        return self.against(self.random_SP.mean(axis=0), names)
+
+    def to_default(self, names: Iterable[str] = METHODS[1:]) -> dict[str, Difference]:
+        """Return the differences to the default."""
+        return self.against(self.nll[DEFAULT], names)
+
+    def _shown(self, subsets: Sequence[str]) -> list[str]:
+        """Return mean NLL, share of wrong picks and families of some subsets of every pool."""
+        which = [self.subsets.index(name) for name in subsets]
+        forms = {"nll": ".3f"} | ({"rare": ".3f"} if self.shape == LONG_TAIL else {})
+        forms |= {"wrong": ".0%", "families": ".1f"}
+        return [format(self._values(key)[:, which].mean(), form) for key, form in forms.items()]
+
+    def tables(self) -> tuple[str, str]:
+        """Return the table of what is tested and that of what was looked at beside it."""
+        lines = [
+            [name, *self._shown([name]), difference_text(self.to_random([name])[name], p),
+             "" if name == DEFAULT else difference_text(self.to_default([name])[name], p_beside)]
+            for name, p, p_beside in self._adjusted()
+        ]  # fmt: skip
+        rare = ["rarer half"] if self.shape == LONG_TAIL else []
+        head = ["method", "NLL", *rare, "wrong picks", "families", "- random", "- default"]
+        random = [RANDOM, *self._shown(self.subsets[-NUM_RANDOM:]), "", ""]
+        tested, later = lines[: len(METHODS)], lines[len(METHODS) :]
+        return markdown_table(head, [*tested, random]), markdown_table(head, later)
+
+    def _adjusted(self) -> Iterator[tuple[str, float | None, float | None]]:
+        """Yield the adjusted p of every row against random and the default; of later rows none."""
+        to_random, to_default = (
+            holm({name: each.p for name, each in found.items()})
+            for found in (self.to_random(), self.to_default())
+        )
+        for name in (*METHODS, *LATER):
+            yield name, to_random.get(name), to_default.get(name)
+
+    def summary(self, work: Path) -> dict[str, Any]:
+        """Return the object of this pool, in the form of those in ``rivals_cpu.json``."""
+        found, pools = self.to_random(), [make_pool(self.shape, s, work) for s in self.seeds]
+        wrong = [np.mean([row.fault == WRONG for row in pool.candidates]) for pool in pools]
+        beside = {name: p for name, _, p in self._adjusted() if p is not None}
+        return {
+            "name": self.shape,
+            "default_vs_random": plain(found, DEFAULT),
+            "default_vs_source_random": plain(found, DEFAULT),
+            "default_vs_sound_random": None,
+            "beaten_by": [
+                name for name, each in self.to_default().items()
+                if each.value < 0 and beside[name] < LEVEL
+            ],
+            "picks_wrong": round(float(self._values("wrong")[:, 0].mean()), 4),
+            "pool_wrong": round(float(np.mean(wrong)), 4),
+            "draws": len(self.seeds),
+            "random_subsets": self.random_SP.size,
+            "test_rows": self.num_tests,
+            "methods": {
+                name: {"nll": round(float(self.nll[name].mean()), 4)} | (plain(found, name) or {})
+                for name in METHODS
+            },
+        }  # fmt: skip
+
+
 def write_page(work: Path, commit: str) -> None:
     """Compare the methods with random rows and with each other, over the pools that are done."""
-    names = [*METHODS, *LATER, *(f"{RANDOM} {n}" for n in range(NUM_RANDOM))]
-    paths = {seed: [work / "draws" / f"{seed}.{name}.json" for name in names] for seed in SEEDS}
-    done = [seed for seed in SEEDS if all(path.exists() for path in paths[seed])]
-    cells = [[json.loads(path.read_text(encoding="utf-8")) for path in paths[s]] for s in done]
-    value_PM = np.array([[cell["nll"] for cell in row] for row in cells])
-    random_PS = value_PM[:, -NUM_RANDOM:]
-    to_random, to_default = (value_PM.T - each for each in (random_PS.mean(axis=1), value_PM[:, 0]))
-    p_random, p_default = _holm(to_random[: len(METHODS)]), _holm(to_default[1 : len(METHODS)])
-    adjusted = [*zip(p_random, [1.0, *p_default], strict=True), *[(1.0, 1.0)] * len(LATER)]
-    table = []
-    for m, (name, (p, p_beside)) in enumerate(zip(names, adjusted, strict=False)):
-        beside = "" if m == 0 else difference_text(_paired(to_default[m]), p_beside)
-        table.append([name, *_shown(cells, [m]), difference_text(_paired(to_random[m]), p), beside])
-    drawn = [*_shown(cells, range(-NUM_RANDOM, 0)), "", ""]
-    head = ["method", "NLL", "wrong picks", "families", "- random", "- default"]
-    tested = [*table[: len(METHODS)], [RANDOM, *drawn]]
-    spread = float(np.mean(random_PS.std(axis=1, ddof=1)))
+    drawn = [each for each in (Drawn(shape, work) for shape in PLANTED) if len(each.seeds) > 1]
     text = f"""# rivals_draws_cpu
 
-The planted pool drawn anew {len(done)} times (generator seeds {done[0]} to {done[-1]}; some 465
-candidates, 46 picks, {cells[0][0]["test_rows"]} clean test rows each): one fine-tuning a subset, {NUM_RANDOM} random subsets a pool. NLL of
-the test rows, nats a response token, **lower is better**; differences are means over pools with 95 % intervals of
-Student's t over pools, * Holm p < {LEVEL}. Rules, fixed before: [is-my-subset-better](../docs/is-my-subset-better.md).
+Planted pools drawn anew (some 465 candidates of 24 families, 46 picks, {drawn[0].num_tests} clean test rows, as many a
+family): one fine-tuning a subset, {NUM_RANDOM} random subsets a pool. NLL of the test rows, nats a response token,
+**lower is better**; differences are means over pools with 95 % intervals of Student's t over pools, * Holm p < {LEVEL}.
+Rules, fixed before: [is-my-subset-better](../docs/is-my-subset-better.md). A second table has what is not tested: the
+default's gate before a cosine, and what an oracle draws that knows the faults, at random and in turn from the families.
 
-Machine: {describe_machine()}, shared with other work. Commit {commit}. `python -m benchmarks.rivals.draws tune --work WORK`, then `page`.
+Machine: {describe_machine()}, shared with other work. Commit {commit}.
+`python -m benchmarks.rivals.draws tune {"|".join(PLANTED)} --work WORK`, then `page`.
 
-{markdown_table(head, tested)}
+{"".join(map(_section, drawn))}"""  # noqa: E501
+    PAGE.write_text(text.rstrip() + "\n", encoding="utf-8")
+    kept = [
+        each.summary(work)
+        | {
+            "seeds": each.seeds,
+            "nll_by_seed": {name: nll.round(4).tolist() for name, nll in each.nll.items()},
+        }
+        for each in drawn
+    ]
+    found = {"commit": commit, "pools": kept}
+    PAGE.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
-Random subsets of one pool spread by {spread:.3f}.
 
-Looked at afterwards, so not tested: the default's gate before a cosine, and what an oracle draws that knows the
-faults, at random and in turn from the families.
+def _section(drawn: Drawn) -> str:
+    tested, later = drawn.tables()
+    spread = float(np.mean(drawn.random_SP.std(axis=0, ddof=1)))
+    return f"""## {drawn.shape}: {TITLES[drawn.shape]}
 
-{markdown_table(head, table[len(METHODS) :])}
+{len(drawn.seeds)} pools, generator seeds {drawn.seeds[0]} to {drawn.seeds[-1]}; random subsets of one spread by {spread:.3f}.
+
+{tested}
+
+{later}
+
 """  # noqa: E501
-    PAGE.write_text(text, encoding="utf-8")
-    values = dict(zip(names, value_PM.T.round(4).tolist(), strict=True))
-    kept = {"commit": commit, "seeds": done, "nll": values, "random_spread": round(spread, 4)}
-    PAGE.with_suffix(".json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
-
-
-def _shown(cells: Sequence[Sequence[Mapping[str, float]]], which: Iterable[int]) -> list[str]:
-    """Return mean NLL, share of wrong picks and families of some subsets of every pool."""
-    nll, wrong, families = (
-        np.mean([[row[m][key] for m in which] for row in cells])
-        for key in ("nll", "wrong", "families")
-    )
-    return [f"{nll:.3f}", f"{wrong:.0%}", f"{families:.1f}"]
-
-
-def _holm(differences: Iterable[np.ndarray[Any, Any]]) -> list[float]:
-    found = holm([_paired(each).p for each in differences])
-    return [1.0 if p is None else p for p in found]
 
 
 def _paired(difference_P: np.ndarray[Any, Any]) -> Difference:
