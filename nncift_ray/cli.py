@@ -18,9 +18,8 @@ from rich.text import Text
 
 import nncift_ray
 from nncift_ray import terminal
-from nncift_ray.errors import ConfigError, NnciftError, StageError, StopRequested
+from nncift_ray.errors import ConfigError, NnciftError, StageError, StopRequested, redact
 from nncift_ray.recipe.loading import commented_recipe, dump_config, load_config, recipe_schema
-from nncift_ray.recipe.secrets import redact
 from nncift_ray.recipe.sections import Config
 from nncift_ray.terminal import console, errors, write_json, write_line
 

@@ -28,9 +28,8 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 import nncift_ray
 from nncift_ray.corpus import hub
-from nncift_ray.errors import ConfigError, JobError
+from nncift_ray.errors import ConfigError, JobError, secret_values
 from nncift_ray.recipe.loading import apply_override, dump_config, load_config
-from nncift_ray.recipe.secrets import secret_values
 from nncift_ray.recipe.sections import Config
 
 PACKAGE = "nncift_ray"

@@ -43,8 +43,8 @@ from nncift_ray.evaluation.page import (
     verdict_sentence,
 )
 from nncift_ray.evaluation.results import EVALUATION_FOLDER, SUBSETS_NAME, Evaluation
+from nncift_ray.report.data import format_percent
 from nncift_ray.report.page import PageTable
-from nncift_ray.report.text import format_percent
 from nncift_ray.runtime.files import Location
 
 Faults = dict[str, Any]  # picks (whose), size, and a share by measure

@@ -27,7 +27,7 @@ from benchmarks.rivals.cells import (
 )
 from benchmarks.rivals.picks import NEED_TARGETS, RIVALS
 from benchmarks.rivals.pools import DRAWN_ONCE, LONG_TAIL, Pool, describe, make_pool
-from nncift_ray.evaluation.compare import holm as adjust_by_holm
+from nncift_ray.evaluation.results import holm as adjust_by_holm
 
 FOLDER = Path(__file__).parents[1]
 SEED, LEVEL, GOAL, POWER = 1, 0.05, 0.05, 0.8

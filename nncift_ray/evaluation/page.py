@@ -26,16 +26,7 @@ from nncift_ray.evaluation.metrics import LOWER_IS_BETTER, JudgeReport, describe
 from nncift_ray.evaluation.results import Evaluation
 from nncift_ray.recipe.sections import NN_CIFT, SMALL_LM
 from nncift_ray.report import figures as svg
-from nncift_ray.report.figures import Chart
-from nncift_ray.report.page import (
-    KEY,
-    NUMBER,
-    PageTable,
-    make_table,
-    render_page,
-    settings_table,
-)
-from nncift_ray.report.text import (
+from nncift_ray.report.data import (
     MISSING,
     clean_text,
     format_compact,
@@ -48,6 +39,15 @@ from nncift_ray.report.text import (
     format_usd,
     shorten,
     shorten_middle,
+)
+from nncift_ray.report.figures import Chart
+from nncift_ray.report.page import (
+    KEY,
+    NUMBER,
+    PageTable,
+    make_table,
+    render_page,
+    settings_table,
 )
 from nncift_ray.runtime.schemas import ALL_STEPS, BETTER, NOISE, WORSE
 

@@ -13,8 +13,7 @@ from typing import Any, cast, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from nncift_ray.errors import ConfigError
-from nncift_ray.recipe.secrets import redact
+from nncift_ray.errors import ConfigError, redact
 from nncift_ray.recipe.sections import ClusterConfig, Config, OptimizerConfig, Recipe, TeacherConfig
 
 #: Aliases count as often as they stand for something: a few lines can stand for billions of values.

@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from nncift_ray.recipe.secrets import find_secret
+from nncift_ray.errors import find_secret
 
 _COUNT_UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9}
 _COUNT = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([KMBG]?)\s*$", re.IGNORECASE)

@@ -34,13 +34,6 @@ from nncift_ray.report.data import (
     Lengths,
     MixRow,
     blocks_of,
-    metric,
-    mix_shares,
-    numbers,
-    select_block,
-    splits_of,
-)
-from nncift_ray.report.text import (
     clean_text,
     format_compact,
     format_count,
@@ -48,7 +41,12 @@ from nncift_ray.report.text import (
     format_percent,
     format_percent_tick,
     format_tick,
+    metric,
+    mix_shares,
+    numbers,
+    select_block,
     shorten_middle,
+    splits_of,
 )
 from nncift_ray.runtime.schemas import POINTS
 

@@ -24,15 +24,23 @@ from rich.text import Text
 from nncift_ray.report import figures
 from nncift_ray.report.data import (
     KEY,
+    MISSING,
     NUMBER,
     TEXT,
     Column,
     PageTable,
     ReportData,
     blocks_of,
+    clean_text,
     cleaning_sentence,
     decisions,
     final_objective,
+    format_compact,
+    format_count,
+    format_number,
+    format_percent,
+    format_seconds,
+    format_usd,
     headline_fidelity,
     knowledge_words,
     make_table,
@@ -43,24 +51,14 @@ from nncift_ray.report.data import (
     num_scored_pairs,
     select_block,
     share_of_best,
+    shorten,
+    shorten_middle,
     total_cost,
     total_seconds,
     two_digits,
     verdict,
 )
 from nncift_ray.report.figures import Chart
-from nncift_ray.report.text import (
-    MISSING,
-    clean_text,
-    format_compact,
-    format_count,
-    format_number,
-    format_percent,
-    format_seconds,
-    format_usd,
-    shorten,
-    shorten_middle,
-)
 from nncift_ray.runtime.schemas import CROSS, POINTS, WITHIN
 
 __all__ = ["KEY", "NUMBER", "Column", "PageTable", "render_page", "render_report", "summary_table"]

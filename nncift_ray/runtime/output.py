@@ -22,8 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
-from nncift_ray.errors import StorageError
-from nncift_ray.recipe.secrets import redact
+from nncift_ray.errors import StorageError, redact
 from nncift_ray.runtime import schemas
 from nncift_ray.runtime.files import HashingWriter, Location
 

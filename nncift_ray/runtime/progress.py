@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from nncift_ray.recipe.secrets import redact
+from nncift_ray.errors import redact
 from nncift_ray.runtime.output import ShardRecord, StageBegun, shard_name, utc_now
 
 SECONDS_BETWEEN_LINES = 10.0

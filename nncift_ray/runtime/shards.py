@@ -25,8 +25,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from nncift_ray.errors import EngineDiedError, StageError
-from nncift_ray.recipe.secrets import redact
+from nncift_ray.errors import EngineDiedError, StageError, redact
 from nncift_ray.runtime.files import Location
 from nncift_ray.runtime.output import SHARD_FOLDER, ShardRecord, Sink, shard_name
 from nncift_ray.runtime.step import Shard, Stage, Worker

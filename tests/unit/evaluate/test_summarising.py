@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from nncift_ray.errors import DataError
-from nncift_ray.evaluation.compare import Resampling, summarise
+from nncift_ray.evaluation.results import Resampling, summarise
 from nncift_ray.runtime.schemas import SCORES, SUMMARY
 from tests.unit.evaluate.make_scores import make_scores
 

@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from nncift_ray.errors import ConfigError
+from nncift_ray.errors import MASK, ConfigError, find_secret, redact
 from nncift_ray.recipe.loading import make_config
-from nncift_ray.recipe.secrets import MASK, find_secret, redact
 
 PLANTED = {
     "AWS_SECRET_ACCESS_KEY": "wJalrXUtnFEMI/K7MDENG+bPxRfiCY",

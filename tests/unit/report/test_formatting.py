@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from nncift_ray.report.text import (
+from nncift_ray.report.data import (
     clean_text,
     format_compact,
     format_count,

@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from nncift_ray import sweep as sweeping
 from nncift_ray.errors import ConfigError
-from nncift_ray.network import sweep as sweep_step
 from nncift_ray.network.inputs import ExampleInputs
 from nncift_ray.network.step import BlockLabels
-from nncift_ray.network.sweep import CELLS_TABLE, Cell, SweepStage
 from nncift_ray.recipe.loading import make_config
 from nncift_ray.recipe.sections import Config, NetworkConfig
 from nncift_ray.runtime import schemas
@@ -22,7 +21,10 @@ from nncift_ray.runtime.files import Location
 from nncift_ray.runtime.output import StageOutput
 from nncift_ray.runtime.progress import SilentReporter
 from nncift_ray.sweep import (
+    CELLS_TABLE,
+    Cell,
     SweepGrid,
+    SweepStage,
     known_rows,
     measured_fraction,
     plan_sweep,
@@ -39,7 +41,7 @@ NETWORK = NetworkConfig(kind="paper", num_hidden=8, num_epochs=2, min_steps=0)
 
 def count_cells(monkeypatch: pytest.MonkeyPatch, dies_at: int | None = None) -> list[Cell]:
     """Return the list that each cell is added to when it is trained; training may be cut short."""
-    measure, trained = sweep_step.measure_cell, []
+    measure, trained = sweeping.measure_cell, []
 
     def counting(data: BlockLabels, cell: Cell, *rest: Any) -> list[dict[str, Any]]:
         if len(trained) == dies_at:
@@ -47,7 +49,7 @@ def count_cells(monkeypatch: pytest.MonkeyPatch, dies_at: int | None = None) -> 
         trained.append(cell)
         return measure(data, cell, *rest)
 
-    monkeypatch.setattr(sweep_step, "measure_cell", counting)
+    monkeypatch.setattr(sweeping, "measure_cell", counting)
     return trained
 
 

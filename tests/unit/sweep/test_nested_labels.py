@@ -12,7 +12,7 @@ from nncift_ray.labels.sample import (
     draw_block,
     draw_points,
 )
-from nncift_ray.network.sweep import keep_share
+from nncift_ray.sweep import keep_share
 
 SHARES = (0.1, 0.3, 0.5, 1.0)
 LEARNT = ("train", "validation")
