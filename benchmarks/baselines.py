@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from nncift_ray.engines.base import ScoringRequest
-from nncift_ray.engines.chat import TrainingExample
+from nncift_ray.engines.tokens import TrainingExample
 
 
 def score_in_batches(

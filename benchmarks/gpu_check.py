@@ -37,9 +37,13 @@ from benchmarks.pages import markdown_table
 from nncift_ray.corpus.examples import Example
 from nncift_ray.embedders import SentenceTransformerEmbedder
 from nncift_ray.engines.base import ScoringRequest, ScoringResult
-from nncift_ray.engines.embedded import EMBEDDED_EMBEDDER, EMBEDDED_LANGUAGE_MODEL
 from nncift_ray.engines.lora import LoraModel
-from nncift_ray.engines.models import resolve_embedder, resolve_language_model
+from nncift_ray.engines.models import (
+    EMBEDDED_EMBEDDER,
+    EMBEDDED_LANGUAGE_MODEL,
+    resolve_embedder,
+    resolve_language_model,
+)
 from nncift_ray.engines.tokens import TrainingExample
 from nncift_ray.engines.transformers import TransformersEngine
 from nncift_ray.engines.vllm import VllmEngine, vllm_available

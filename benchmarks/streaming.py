@@ -36,8 +36,7 @@ from benchmarks.chaos.cluster import spot_cluster
 from benchmarks.machine import describe_commit, describe_machine
 from benchmarks.pages import markdown_table
 from nncift_ray.embedders import load_embedder
-from nncift_ray.engines.embedded import EMBEDDED_EMBEDDER
-from nncift_ray.engines.models import resolve_embedder
+from nncift_ray.engines.models import EMBEDDED_EMBEDDER, resolve_embedder
 from nncift_ray.recipe.sections import ClusterConfig
 from nncift_ray.runtime.driver import run_stage
 from nncift_ray.runtime.files import Location

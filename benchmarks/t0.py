@@ -13,8 +13,7 @@ import numpy as np
 
 from nncift_ray.corpus.examples import Example, embedding_text, make_example_id
 from nncift_ray.embedders import SentenceTransformerEmbedder
-from nncift_ray.engines.embedded import EMBEDDED_EMBEDDER, cache_dir
-from nncift_ray.engines.models import resolve_embedder
+from nncift_ray.engines.models import EMBEDDED_EMBEDDER, cache_dir, resolve_embedder
 
 DATA = Path(__file__).parents[1].parent / "shared" / "data"
 FILE = "t0_train.jsonl.gz"

@@ -35,8 +35,14 @@ from nncift_ray.corpus.ingest import (
     find_sources,
 )
 from nncift_ray.embedders import Embedder, EmbedStage
-from nncift_ray.engines.load import EngineFactory, auto_dtype, resolve_engine_kind
-from nncift_ray.engines.models import AUTO, ResolvedModel, resolve_embedder
+from nncift_ray.engines.models import (
+    AUTO,
+    EngineFactory,
+    ResolvedModel,
+    auto_dtype,
+    resolve_embedder,
+    resolve_engine_kind,
+)
 from nncift_ray.errors import ConfigError, StageError
 from nncift_ray.labels.design import label_designs, unread_keys
 from nncift_ray.labels.sample import SampleDesign
@@ -50,18 +56,18 @@ from nncift_ray.runtime.driver import Executor, run_stage, stage_fingerprint
 from nncift_ray.runtime.files import Location, locked
 from nncift_ray.runtime.output import FILES_TABLE, StageOutput
 from nncift_ray.runtime.progress import LineReporter, Reporter
-from nncift_ray.runtime.ray_train import RayWorkers
 from nncift_ray.runtime.schemas import CANDIDATE, POINTS, TABLE_OF_ROLE, ground_block, helped_role
 from nncift_ray.runtime.session import (
+    RayWorkers,
     Session,
     cluster_address,
     died_here,
+    observed,
     open_session,
     ray_installed,
     ray_running,
 )
 from nncift_ray.runtime.step import Resources, Stage
-from nncift_ray.runtime.telemetry import observed
 from nncift_ray.selection.names import (
     OBJECTIVES,
     PAIR_COVERAGE,

@@ -29,8 +29,12 @@ from nncift_ray.corpus.ingest import (
     expand_sources,
     read_examples,
 )
-from nncift_ray.engines.load import resolve_engine_kind
-from nncift_ray.engines.models import ResolvedModel, resolve_embedder, resolve_language_model
+from nncift_ray.engines.models import (
+    ResolvedModel,
+    resolve_embedder,
+    resolve_engine_kind,
+    resolve_language_model,
+)
 from nncift_ray.errors import DataError, NnciftError
 from nncift_ray.labels.sample import SampleDesign
 from nncift_ray.labels.step import draw_sample

@@ -30,12 +30,12 @@ from benchmarks.machine import describe_machine
 from benchmarks.pages import markdown_table
 from nncift_ray.corpus.examples import Example, embedding_text, make_example_id
 from nncift_ray.embedders import SentenceTransformerEmbedder
-from nncift_ray.engines.embedded import (
+from nncift_ray.engines.models import (
     EMBEDDED_EMBEDDER,
     EMBEDDED_LANGUAGE_MODEL,
     find_embedded,
+    resolve_embedder,
 )
-from nncift_ray.engines.models import resolve_embedder
 from nncift_ray.labels.sample import TRAIN, VALIDATION
 from nncift_ray.network.factored import Inputs
 from nncift_ray.network.fidelity import capture, interaction_correlation

@@ -22,7 +22,7 @@ import numpy as np
 from benchmarks.t0 import DATA
 from nncift_ray.corpus.examples import Example, make_example_id
 from nncift_ray.demo.corpus import CLEAN, make_demo_rows
-from nncift_ray.engines.embedded import (
+from nncift_ray.engines.models import (
     EMBEDDED_EMBEDDER,
     EMBEDDED_LANGUAGE_MODEL,
     find_embedded,

@@ -14,8 +14,12 @@ import numpy as np
 from benchmarks.teacher.texts import Setting, choose_pairs
 from nncift_ray.corpus.examples import Example, embedding_text
 from nncift_ray.embedders import SentenceTransformerEmbedder
-from nncift_ray.engines.embedded import EMBEDDED_EMBEDDER, EMBEDDED_LANGUAGE_MODEL
-from nncift_ray.engines.models import resolve_embedder, resolve_language_model
+from nncift_ray.engines.models import (
+    EMBEDDED_EMBEDDER,
+    EMBEDDED_LANGUAGE_MODEL,
+    resolve_embedder,
+    resolve_language_model,
+)
 from nncift_ray.engines.vllm import VllmEngine
 from nncift_ray.network.factored import FactoredNetwork
 from nncift_ray.network.network import InfluenceNetwork

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, linear, rms_norm, silu
 
 from nncift_ray.corpus.examples import Example
-from nncift_ray.engines.embedded import EMBEDDED_LANGUAGE_MODEL, find_embedded
+from nncift_ray.engines.models import EMBEDDED_LANGUAGE_MODEL, find_embedded
 
 NUM_UPPER, RANK, SCALE = 12, 16, 2.0
 LEARNING_RATE, NUM_EPOCHS, BATCH_ROWS = 2e-3, 2, 8

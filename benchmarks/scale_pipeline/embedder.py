@@ -6,8 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nncift_ray.engines.embedded import EMBEDDED_EMBEDDER
-from nncift_ray.engines.models import resolve_embedder
+from nncift_ray.engines.models import EMBEDDED_EMBEDDER, resolve_embedder
 
 DIMENSION = 64
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nncift_ray.engines.embedded import cache_dir
+from nncift_ray.engines.models import cache_dir
 from nncift_ray.selection.problem import SparseScores
 
 HERE = Path(__file__).parent

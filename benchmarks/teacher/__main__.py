@@ -25,8 +25,7 @@ from benchmarks.teacher import delift, less
 from benchmarks.teacher.texts import LONG, SHORT, choose, choose_pairs, read_rows
 from nncift_ray.corpus.examples import Example
 from nncift_ray.engines.base import Engine
-from nncift_ray.engines.embedded import EMBEDDED_LANGUAGE_MODEL
-from nncift_ray.engines.models import resolve_language_model
+from nncift_ray.engines.models import EMBEDDED_LANGUAGE_MODEL, resolve_language_model
 from nncift_ray.engines.vllm import VllmEngine
 from nncift_ray.recipe.sections import EngineConfig
 from nncift_ray.teachers.base import LabelRequest, Measurement

@@ -13,9 +13,8 @@ import torch
 from benchmarks.baselines import gradients_one_by_one, project_row
 from benchmarks.teacher.texts import choose
 from nncift_ray.corpus.examples import Example
-from nncift_ray.engines.chat import TrainingExample
 from nncift_ray.engines.lora import LoraModel
-from nncift_ray.engines.tokens import SegmentTokenizer
+from nncift_ray.engines.tokens import SegmentTokenizer, TrainingExample
 from nncift_ray.recipe.sections import LessConfig
 from nncift_ray.teachers.gradients import RademacherProjector, project_gradients
 

@@ -28,8 +28,7 @@ from benchmarks.vllm_processor.pairs import NUM_PAIRS, NUM_QUERIES, as_rows, mak
 from benchmarks.vllm_processor.watching import Watched, describe_kill, watch
 from benchmarks.vllm_processor.ways import MAX_LENGTH, with_actor, with_processor
 from nncift_ray.engines.base import ScoringRequest, ScoringResult
-from nncift_ray.engines.embedded import EMBEDDED_LANGUAGE_MODEL
-from nncift_ray.engines.models import resolve_language_model
+from nncift_ray.engines.models import EMBEDDED_LANGUAGE_MODEL, resolve_language_model
 from nncift_ray.engines.tokens import SegmentTokenizer
 from nncift_ray.recipe.sections import EngineConfig
 

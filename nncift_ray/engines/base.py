@@ -16,8 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from nncift_ray.engines.chat import ChatTemplate
-    from nncift_ray.engines.tokens import SegmentTokenizer
+    from nncift_ray.engines.tokens import ChatTemplate, SegmentTokenizer
 
 ROUNDING = 1e-4  # a log-softmax may round a sure token to a hair above 0
 MAX_WANTED_TOKENS = 128  # of one NextTokenRequest: vLLM's own limit, kept by all engines

@@ -19,9 +19,8 @@ from torch import Tensor, nn
 
 from nncift_ray.corpus.examples import Example
 from nncift_ray.engines.base import ScoringFailure
-from nncift_ray.engines.chat import TrainingExample
 from nncift_ray.engines.memory import count_parameters
-from nncift_ray.engines.tokens import SegmentTokenizer, encode_example
+from nncift_ray.engines.tokens import SegmentTokenizer, TrainingExample, encode_example
 from nncift_ray.engines.transformers import (
     free_gpu_bytes,
     has_plain_head,

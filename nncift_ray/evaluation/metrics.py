@@ -16,8 +16,7 @@ import regex  # pyright: ignore[reportMissingTypeStubs]
 
 from nncift_ray.embedders import Embedder
 from nncift_ray.engines.base import Engine, Generation, GenerationRequest
-from nncift_ray.engines.load import EngineFactory
-from nncift_ray.engines.models import ResolvedModel
+from nncift_ray.engines.models import EngineFactory, ResolvedModel
 from nncift_ray.errors import StageError
 from nncift_ray.evaluation.ask import TEST_ROWS, Row, TableStage
 from nncift_ray.recipe.sections import JudgeConfig

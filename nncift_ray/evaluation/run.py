@@ -19,8 +19,13 @@ import nncift_ray
 from nncift_ray.corpus.examples import DeduplicateStage
 from nncift_ray.corpus.ingest import IngestStage, find_sources
 from nncift_ray.embedders import Embedder, EmbedPromptsStage, load_embedder
-from nncift_ray.engines.load import EngineFactory, find_engine, need_packages
-from nncift_ray.engines.models import ResolvedModel, resolve_embedder
+from nncift_ray.engines.models import (
+    EngineFactory,
+    ResolvedModel,
+    find_engine,
+    need_packages,
+    resolve_embedder,
+)
 from nncift_ray.errors import DataError, ModelError, NnciftError, StageError
 from nncift_ray.evaluation.ask import (
     LikelihoodStage,
@@ -72,9 +77,8 @@ from nncift_ray.runtime.files import Location, locked
 from nncift_ray.runtime.output import StageOutput, describe_environment
 from nncift_ray.runtime.progress import LineReporter, News, Reporter
 from nncift_ray.runtime.schemas import SCORES
-from nncift_ray.runtime.session import Session
+from nncift_ray.runtime.session import Session, observed
 from nncift_ray.runtime.step import Stage
-from nncift_ray.runtime.telemetry import observed
 
 EVALUATE, SELECT = "evaluate", "select"
 #: Stages that the subsets of one method do not share.

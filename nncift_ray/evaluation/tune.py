@@ -27,12 +27,21 @@ from torch.nn.functional import cross_entropy
 
 from nncift_ray.corpus.examples import EXAMPLE_COLUMNS, Example
 from nncift_ray.engines.base import ScoringFailure
-from nncift_ray.engines.chat import TrainingExample, writing_settings
-from nncift_ray.engines.load import TunedModel, actor_threads, auto_dtype
 from nncift_ray.engines.lora import is_checkpointed
 from nncift_ray.engines.memory import ADAPTER_CONFIG
-from nncift_ray.engines.models import ResolvedModel, locate_model
-from nncift_ray.engines.tokens import SegmentTokenizer, encode_example
+from nncift_ray.engines.models import (
+    ResolvedModel,
+    TunedModel,
+    actor_threads,
+    auto_dtype,
+    locate_model,
+)
+from nncift_ray.engines.tokens import (
+    SegmentTokenizer,
+    TrainingExample,
+    encode_example,
+    writing_settings,
+)
 from nncift_ray.engines.transformers import (
     BITSANDBYTES,
     keep_four_bit_input_whole,

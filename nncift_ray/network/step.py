@@ -38,8 +38,8 @@ from nncift_ray.runtime import schemas
 from nncift_ray.runtime.driver import StepProgress, describe_steps
 from nncift_ray.runtime.files import Location
 from nncift_ray.runtime.output import Sink, StageOutput
-from nncift_ray.runtime.ray_train import RayWorkers, average_gradients, train_on_ray
 from nncift_ray.runtime.schemas import POINTS, WITHIN, helped_role
+from nncift_ray.runtime.session import RayWorkers, average_gradients, train_on_ray
 from nncift_ray.runtime.step import Shard, Stage, Worker
 
 

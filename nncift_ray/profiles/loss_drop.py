@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from nncift_ray.corpus.examples import EXAMPLE_COLUMNS, Example
 from nncift_ray.engines.base import Engine, ScoringFailure, ScoringRequest
-from nncift_ray.engines.load import EngineFactory, LoraFactory
+from nncift_ray.engines.models import EngineFactory, LoraFactory
 from nncift_ray.engines.tokens import TrainingExample, cut_batches
 from nncift_ray.profiles.neighbours import fitting_prefix
 from nncift_ray.profiles.step import ATOM_ROWS, DEFAULT_SHARD_ROWS, ModelRowStage

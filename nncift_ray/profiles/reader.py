@@ -19,8 +19,7 @@ from torch import Tensor
 
 from nncift_ray.corpus.examples import Example
 from nncift_ray.engines.base import ScoringFailure, ScoringRequest
-from nncift_ray.engines.chat import TrainingExample
-from nncift_ray.engines.tokens import cut_batches
+from nncift_ray.engines.tokens import TrainingExample, cut_batches
 from nncift_ray.engines.transformers import LOGIT_ROWS, TransformersEngine, run_or_split
 from nncift_ray.errors import EngineDiedError
 from nncift_ray.profiles.blocks import (

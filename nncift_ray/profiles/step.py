@@ -12,8 +12,7 @@ import pyarrow as pa
 from nncift_ray.corpus.examples import EXAMPLE_COLUMNS, Example
 from nncift_ray.embedders import EmbedStage
 from nncift_ray.engines.base import ScoringFailure
-from nncift_ray.engines.load import EngineFactory, actor_threads
-from nncift_ray.engines.models import locate_model
+from nncift_ray.engines.models import EngineFactory, actor_threads, locate_model
 from nncift_ray.profiles.blocks import FEATURE_BLOCKS, SCALARS, SEED
 from nncift_ray.recipe.sections import EmbedderConfig
 from nncift_ray.runtime.output import Sink, StageOutput

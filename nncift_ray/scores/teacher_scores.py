@@ -5,7 +5,7 @@ teacher labelled: lists of best helpers, or sums of columns for top_k, with stat
 label failed is in no list and in no sum; a candidate without any label cannot be ranked.
 
 Suffixes: I rows (helped), J columns (candidates as helpers), G subtasks, K list places, P pairs,
-N examples.
+N examples, D numbers.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, cast
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -40,8 +41,9 @@ from nncift_ray.scores.scorers import (
 )
 from nncift_ray.teachers.base import checkpoint_weights
 from nncift_ray.teachers.less import gradient_table, read_features, target_subspace
-from nncift_ray.teachers.measured import ifd_scores, ridge_weights, unit_rows
 
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
 LIST_ROWS = 16_384  # written at a time
 NO_LABEL = "no_label"
 PAIR_COLUMNS = ["block", "helped_index", "helper_index", "utility"]
@@ -430,3 +432,46 @@ class MeasuredScoresStage(TeacherScoresStage):
 def _with_constant(vector_ND: np.ndarray) -> np.ndarray:
     """Return vectors with a 1 behind each, for what all have in common [N, D + 1]."""
     return np.concatenate([vector_ND, np.ones((len(vector_ND), 1), np.float32)], axis=1)
+
+
+def ridge_weights(feature_LD: F32, score_IL: F32) -> F32:
+    """Return the weights of a ridge regression from features to each row's scores [I, D].
+
+    The penalty, one for all rows, is that of the least squared error on left-out landmarks, of
+    seven from 1e-6 to 1 times the largest squared singular value; in closed form.
+    """
+    left_LK, values_K, right_KD = np.linalg.svd(feature_LD.astype(np.float64), full_matrices=False)
+    coordinates_IK = score_IL.astype(np.float64) @ left_LK
+    best, weights_IK = np.inf, np.zeros_like(coordinates_IK)
+    for penalty in values_K[0] ** 2 * np.logspace(-6, 0, 7):
+        shrink_K = values_K**2 / (values_K**2 + penalty)
+        leverage_L = (left_LK**2 * shrink_K).sum(axis=1)
+        residual_IL = score_IL - (coordinates_IK * shrink_K) @ left_LK.T
+        error = np.mean((residual_IL / np.maximum(1 - leverage_L, 1e-9)) ** 2)
+        if error < best:
+            best = error
+            weights_IK = coordinates_IK * values_K / (values_K**2 + penalty)
+    return (weights_IK @ right_KD).astype(np.float32)
+
+
+def ifd_scores(nll_N: F64, nll_alone_N: F64) -> F64:
+    """Return by how much the prompt fails to explain each response [N], 1 and above last.
+
+    IFD = NLL(y | x) / NLL(y). The larger the better below 1; from 1 on, where the prompt does not
+    help at all, the pair counts as wrong: such rows get 1 - IFD, so they come after all others, the
+    worst last. NaN where a loss is not known or the response alone costs nothing.
+
+    Source: arXiv 2308.12032, section 2.2 (losses; 2402.00530 takes perplexities, which keep the
+    bound and may order otherwise).
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ifd_N = np.where(nll_alone_N > 0, nll_N / nll_alone_N, np.nan)
+    return np.where(ifd_N < 1, ifd_N, 1 - ifd_N)
+
+
+def unit_rows(vectors_ND: F32) -> F32:
+    """Return vectors at length 1 [N, D]; zero vectors, and those not finite, become zeros."""
+    length_N1 = np.linalg.norm(vectors_ND.astype(np.float64), axis=1, keepdims=True)
+    usable_N1 = np.isfinite(length_N1) & (length_N1 > 0)
+    unit_ND = np.where(usable_N1, vectors_ND / np.where(usable_N1, length_N1, 1.0), 0.0)
+    return unit_ND.astype(np.float32)

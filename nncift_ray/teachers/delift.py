@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from nncift_ray.corpus.examples import Example
 from nncift_ray.engines.base import Engine, ScoringRequest, minimal_tokens
-from nncift_ray.engines.chat import CUT_STEP
+from nncift_ray.engines.tokens import CUT_STEP
 from nncift_ray.errors import ConfigError, ShapeError
 from nncift_ray.teachers.base import (
     LabelRequest,

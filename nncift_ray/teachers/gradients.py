@@ -21,9 +21,8 @@ from torch import Tensor, nn
 
 from nncift_ray.corpus.examples import Example, load_examples
 from nncift_ray.engines.base import ScoringFailure
-from nncift_ray.engines.chat import TrainingExample
 from nncift_ray.engines.lora import LoraModel
-from nncift_ray.engines.tokens import cut_batches
+from nncift_ray.engines.tokens import TrainingExample, cut_batches
 from nncift_ray.errors import ShapeError
 from nncift_ray.jit import compiled
 from nncift_ray.recipe.sections import LessConfig

@@ -25,15 +25,14 @@ from torch import nn
 
 from nncift_ray.corpus.examples import EXAMPLE_COLUMNS, Example
 from nncift_ray.engines.base import ScoringFailure
-from nncift_ray.engines.chat import TrainingExample
 from nncift_ray.engines.lora import LoraModel
-from nncift_ray.engines.tokens import cut_batches
+from nncift_ray.engines.tokens import TrainingExample, cut_batches
 from nncift_ray.errors import ModelError, StageError
 from nncift_ray.recipe.sections import LessConfig
 from nncift_ray.runtime import schemas
 from nncift_ray.runtime.files import Location
 from nncift_ray.runtime.output import Sink, StageOutput
-from nncift_ray.runtime.ray_train import RayWorkers, average_gradients, train_on_ray
+from nncift_ray.runtime.session import RayWorkers, average_gradients, train_on_ray
 from nncift_ray.runtime.step import Shard, Stage, Worker
 
 #: Padded tokens of one forward and backward pass on a CPU; the passes of a step add up.

@@ -11,10 +11,8 @@ from typing import Any
 import pytest
 
 from nncift_ray.corpus.examples import Conversation, Example, Turn
-from nncift_ray.engines.chat import TrainingExample
-from nncift_ray.engines.embedded import EMBEDDED_LANGUAGE_MODEL
-from nncift_ray.engines.models import resolve_language_model
-from nncift_ray.engines.tokens import SegmentTokenizer
+from nncift_ray.engines.models import EMBEDDED_LANGUAGE_MODEL, resolve_language_model
+from nncift_ray.engines.tokens import SegmentTokenizer, TrainingExample
 from tests.chat_models import TEMPLATES, write_chat_tokenizer
 
 HERE = Path(__file__).parent

@@ -21,10 +21,9 @@ from nncift_ray.library import Run
 from nncift_ray.recipe.sections import ClusterConfig
 from nncift_ray.runtime.driver import run_stage
 from nncift_ray.runtime.files import Location
-from nncift_ray.runtime.metrics import MetricsReporter, metric_names
 from nncift_ray.runtime.output import ShardRecord, Sink
 from nncift_ray.runtime.progress import SilentReporter
-from nncift_ray.runtime.ray_pool import execute_on_ray, ray_session
+from nncift_ray.runtime.ray_pool import MetricsReporter, execute_on_ray, metric_names, ray_session
 from nncift_ray.runtime.step import Resources, Shard, Worker
 from tests.stages import ROWS, RowsStage
 

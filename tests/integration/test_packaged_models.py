@@ -9,9 +9,14 @@ import pytest
 from nncift_ray.corpus.examples import Example
 from nncift_ray.embedders import SentenceTransformerEmbedder
 from nncift_ray.engines.base import ScoringRequest, ScoringResult
-from nncift_ray.engines.chat import TrainingExample
-from nncift_ray.engines.embedded import EMBEDDED, EMBEDDED_EMBEDDER, EMBEDDED_LANGUAGE_MODEL
-from nncift_ray.engines.models import resolve_embedder, resolve_language_model
+from nncift_ray.engines.models import (
+    EMBEDDED,
+    EMBEDDED_EMBEDDER,
+    EMBEDDED_LANGUAGE_MODEL,
+    resolve_embedder,
+    resolve_language_model,
+)
+from nncift_ray.engines.tokens import TrainingExample
 from nncift_ray.engines.transformers import TransformersEngine
 
 UNIT_TOLERANCE = 1e-5

@@ -20,7 +20,7 @@ from nncift_ray.runtime.driver import run_stage
 from nncift_ray.runtime.files import Location
 from nncift_ray.runtime.progress import SilentReporter
 from nncift_ray.runtime.ray_pool import execute_on_ray, ray_session
-from nncift_ray.runtime.ray_train import RayWorkers, worker_error
+from nncift_ray.runtime.session import RayWorkers, worker_error
 from nncift_ray.teachers.warmup import (
     TENSOR_GROUPS,
     WarmupJob,

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.rivals.tuning import UpperModel
 from nncift_ray.corpus.examples import Example
-from nncift_ray.engines.embedded import EMBEDDED_LANGUAGE_MODEL, find_embedded
+from nncift_ray.engines.models import EMBEDDED_LANGUAGE_MODEL, find_embedded
 
 BFLOAT16 = 0.03  # of a loss, relative
 TEXTS = [("What is the capital of France?", "Paris."), ("Say hello in Spanish, please.", "Hola!")]

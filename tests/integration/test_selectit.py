@@ -10,8 +10,7 @@ import torch
 
 from nncift_ray.corpus.examples import Example
 from nncift_ray.engines.base import ScoringResult
-from nncift_ray.engines.embedded import EMBEDDED, EMBEDDED_LANGUAGE_MODEL
-from nncift_ray.engines.models import resolve_language_model
+from nncift_ray.engines.models import EMBEDDED, EMBEDDED_LANGUAGE_MODEL, resolve_language_model
 from nncift_ray.engines.tokens import SegmentTokenizer
 from nncift_ray.engines.transformers import TransformersEngine
 from nncift_ray.errors import ModelError

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from nncift_ray.corpus.examples import Example
-from nncift_ray.engines.chat import TrainingExample
-from nncift_ray.engines.load import TunedModel, apply_tuning
+from nncift_ray.engines.models import TunedModel, apply_tuning
+from nncift_ray.engines.tokens import TrainingExample
 from nncift_ray.engines.vllm import VllmEngine, vllm_available
 from nncift_ray.evaluation.tune import fine_tune
 from nncift_ray.recipe.sections import EngineConfig

@@ -13,9 +13,8 @@ import httpx
 import numpy as np
 import pytest
 
-from nncift_ray.engines.server import ServerEngine
 from nncift_ray.engines.transformers import TransformersEngine
-from nncift_ray.engines.vllm import vllm_available
+from nncift_ray.engines.vllm import ServerEngine, vllm_available
 from nncift_ray.recipe.sections import EngineConfig
 from nncift_ray.teachers.base import LabelRequest, Measurement
 from nncift_ray.teachers.delift import DeliftTeacher

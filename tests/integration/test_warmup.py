@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from nncift_ray.corpus.examples import Example
-from nncift_ray.engines.chat import TrainingExample
 from nncift_ray.engines.lora import LoraModel
+from nncift_ray.engines.tokens import TrainingExample
 from nncift_ray.errors import ModelError
 from nncift_ray.recipe.sections import LessConfig
 from nncift_ray.teachers import warmup as training_loop

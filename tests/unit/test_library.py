@@ -17,7 +17,7 @@ import yaml
 
 import nncift_ray as nn
 from nncift_ray import embedders
-from nncift_ray.engines.load import need_packages
+from nncift_ray.engines.models import need_packages
 from nncift_ray.errors import ConfigError, DataError, ModelError
 from nncift_ray.library import make_recipe
 from nncift_ray.recipe.loading import load_config

@@ -12,7 +12,7 @@ HEAVY_FOR_A_WORKER = {"torch", "ray", "vllm", "transformers", "sentence_transfor
 #: What an actor has to import before its first row, by what its stage is unpickled from.
 OF_WORKERS = {
     "embedders": HEAVY_FOR_A_WORKER,
-    "engines.load": HEAVY_FOR_A_WORKER,
+    "engines.models": HEAVY_FOR_A_WORKER,
     "teachers": HEAVY_FOR_A_WORKER,
     "corpus.ingest": HEAVY_FOR_A_WORKER | {"numba"},
     "labels.step": HEAVY_FOR_A_WORKER | {"numba"},

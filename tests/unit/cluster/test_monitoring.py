@@ -11,7 +11,7 @@ from typing import Any
 import ray.dashboard.modules.reporter.reporter_agent as rays_own
 import yaml
 
-from nncift_ray.runtime.metrics import metric_names
+from nncift_ray.runtime.ray_pool import metric_names
 from tests.unit.cluster.files import CLUSTER
 
 FOLDER = CLUSTER / "monitoring"

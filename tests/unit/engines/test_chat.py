@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from nncift_ray.corpus.examples import Conversation, Example, ToolCall, Turn
 from nncift_ray.engines.base import ScoringFailure
-from nncift_ray.engines.chat import CUT_STEP, SPLIT, ChatTemplate, TrainingExample
+from nncift_ray.engines.tokens import CUT_STEP, SPLIT, ChatTemplate, TrainingExample
 from tests.chat_models import SPECIAL, TEMPLATES, write_chat_tokenizer
 
 LONG = 10_000

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from nncift_ray.engines import embedded
-from nncift_ray.engines.embedded import convert_once
+from nncift_ray.engines import models
+from nncift_ray.engines.models import convert_once
 
 
 def _write_model(gguf_path: Path, folder: Path) -> None:
@@ -26,7 +26,7 @@ def test_a_model_is_converted_once(source: Path, monkeypatch: pytest.MonkeyPatch
         calls.append(folder)
         _write_model(gguf_path, folder)
 
-    monkeypatch.setattr(embedded, "_convert", counting)
+    monkeypatch.setattr(models, "_convert", counting)
     folder = source.parent / "cache" / "model"
     assert convert_once(source, folder) == convert_once(source, folder) == folder
     assert len(calls) == 1
@@ -40,7 +40,7 @@ def test_a_conversion_that_fails_leaves_nothing(
         _write_model(gguf_path, folder)
         raise RuntimeError("disk full")
 
-    monkeypatch.setattr(embedded, "_convert", failing)
+    monkeypatch.setattr(models, "_convert", failing)
     with pytest.raises(RuntimeError, match="disk full"):
         convert_once(source, source.parent / "cache" / "model")
     assert list((source.parent / "cache").iterdir()) == []
@@ -56,7 +56,7 @@ def test_the_first_of_two_racing_conversions_wins(
         final.mkdir()
         (final / "model.safetensors").write_bytes(b"of the other process")
 
-    monkeypatch.setattr(embedded, "_convert", overtaken)
+    monkeypatch.setattr(models, "_convert", overtaken)
     convert_once(source, final)
     assert (final / "model.safetensors").read_bytes() == b"of the other process"
     assert list(final.parent.iterdir()) == [final]

@@ -11,11 +11,17 @@ from typing import Any
 
 import pytest
 
-from nncift_ray.engines import load, vllm
-from nncift_ray.engines.embedded import EMBEDDED_LANGUAGE_MODEL
-from nncift_ray.engines.load import EngineFactory, TunedModel, apply_tuning, find_engine, settle
+from nncift_ray.engines import models, vllm
 from nncift_ray.engines.memory import Adapter, EngineSize, is_head_plain
-from nncift_ray.engines.models import ResolvedModel
+from nncift_ray.engines.models import (
+    EMBEDDED_LANGUAGE_MODEL,
+    EngineFactory,
+    ResolvedModel,
+    TunedModel,
+    apply_tuning,
+    find_engine,
+    settle,
+)
 from nncift_ray.errors import ModelError
 from nncift_ray.recipe.sections import EngineConfig, TeacherConfig
 
@@ -100,22 +106,23 @@ def test_an_adapter_of_the_output_layer_names_the_other_engine() -> None:
 
 
 def test_the_transformers_engine_refuses_several_gpus() -> None:
+    options = EngineConfig(engine="transformers", tensor_parallel_size=2)
     with pytest.raises(ModelError, match=r"teacher\.tensor_parallel_size 2"):
-        load.load_engine("some/model", EngineConfig(engine="transformers", tensor_parallel_size=2))
+        models.load_engine("some/model", options)
 
 
 @pytest.mark.parametrize(("installed", "kind"), [(True, "vllm"), (False, "transformers")])
 def test_auto_engine_is_vllm_where_it_is_installed(
     monkeypatch: pytest.MonkeyPatch, *, installed: bool, kind: str
 ) -> None:
-    monkeypatch.setattr(load, "vllm_available", lambda: installed)
-    assert load.resolve_engine_kind("auto") == kind
+    monkeypatch.setattr(models, "vllm_available", lambda: installed)
+    assert models.resolve_engine_kind("auto") == kind
 
 
 def test_vllm_that_is_not_installed_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vllm, "vllm_available", lambda: False)
     with pytest.raises(ModelError, match="set the engine to transformers"):
-        load.load_engine("some/model", EngineConfig(engine="vllm"))
+        models.load_engine("some/model", EngineConfig(engine="vllm"))
 
 
 def test_a_packaged_model_is_loaded_with_the_options_of_its_section(
@@ -127,7 +134,7 @@ def test_a_packaged_model_is_loaded_with_the_options_of_its_section(
         loaded.append((Path(path), options, how["generates"]))
         return object()
 
-    monkeypatch.setattr(load, "load_engine", load_engine)
+    monkeypatch.setattr(models, "load_engine", load_engine)
     section = EngineConfig(model=EMBEDDED_LANGUAGE_MODEL, engine="transformers", max_length=300)
     find_engine(section, has_gpu=False, generates=True)()
     ((path, options, generates),) = loaded

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from nncift_ray.engines import load
+from nncift_ray.engines import models
 from nncift_ray.engines.memory import (
     CHUNK_ROWS,
     CPU,
@@ -212,11 +212,13 @@ def test_a_runner_that_makes_logits_in_chunks_takes_whole_steps_and_reserves_a_c
 
 def test_processes_that_share_a_gpu_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[float] = []
-    monkeypatch.setattr(load, "locate_model", lambda model, role, weights: model)
+    monkeypatch.setattr(models, "locate_model", lambda model, role, weights: model)
     monkeypatch.setattr(
-        load, "load_engine", lambda path, options, **_: told.append(options.gpu_memory_utilization)
+        models,
+        "load_engine",
+        lambda path, options, **_: told.append(options.gpu_memory_utilization),
     )
-    factory = load.EngineFactory(ResolvedModel("m", "m", "1"), EngineConfig())
+    factory = models.EngineFactory(ResolvedModel("m", "m", "1"), EngineConfig())
     monkeypatch.delenv(GPU_SHARE_VARIABLE, raising=False)
     factory()
     for num_gpus in (0.25, 1.0, 4.0, 0.0):

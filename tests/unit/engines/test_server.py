@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from nncift_ray import pipeline
-from nncift_ray.engines import server as module
+from nncift_ray.engines import vllm as module
 from nncift_ray.engines.base import NextTokenRequest, ScoringFailure, ScoringRequest, ScoringResult
-from nncift_ray.engines.load import EngineFactory, find_engine, load_engine
-from nncift_ray.engines.server import ServerEngine
+from nncift_ray.engines.models import EngineFactory, find_engine, load_engine
+from nncift_ray.engines.vllm import ServerEngine
 from nncift_ray.errors import ConfigError, ModelError
 from nncift_ray.recipe.loading import make_config
 from nncift_ray.recipe.sections import EngineConfig

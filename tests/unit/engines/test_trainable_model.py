@@ -11,8 +11,8 @@ import torch
 
 from nncift_ray.corpus.examples import Example
 from nncift_ray.engines.base import ScoringFailure
-from nncift_ray.engines.chat import TrainingExample
 from nncift_ray.engines.lora import LoraModel
+from nncift_ray.engines.tokens import TrainingExample
 from nncift_ray.recipe.sections import LessConfig
 from tests.tiny_models import END, make_tiny_llama
 

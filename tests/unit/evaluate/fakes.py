@@ -15,8 +15,7 @@ from ray import cloudpickle
 from nncift_ray import embedders
 from nncift_ray.corpus.examples import Example
 from nncift_ray.engines.base import ScoringFailure, ScoringRequest, ScoringResult
-from nncift_ray.engines.load import TunedModel
-from nncift_ray.engines.models import ResolvedModel
+from nncift_ray.engines.models import ResolvedModel, TunedModel
 from nncift_ray.errors import ModelError
 from nncift_ray.evaluation import run as evaluating
 from nncift_ray.evaluation.run import Models

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from nncift_ray.engines.base import Engine, ScoringRequest, ScoringResult
-from nncift_ray.engines.load import TunedModel
+from nncift_ray.engines.models import TunedModel
 from nncift_ray.evaluation.ask import LikelihoodStage, ShownExamples, draw_test_rows
 from nncift_ray.runtime import schemas
 from nncift_ray.runtime import schemas as evaluation_schemas

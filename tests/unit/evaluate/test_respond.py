@@ -20,8 +20,7 @@ from nncift_ray.engines.base import (
     ScoringFailure,
     row_seed,
 )
-from nncift_ray.engines.load import TunedModel
-from nncift_ray.engines.models import ResolvedModel
+from nncift_ray.engines.models import ResolvedModel, TunedModel
 from nncift_ray.evaluation.ask import RespondStage, RetrieveStage, ShownExamples, draw_test_rows
 from nncift_ray.recipe.sections import GenerationConfig, PoolConfig
 from nncift_ray.runtime.driver import execute_here, run_stage

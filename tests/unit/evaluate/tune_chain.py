@@ -9,10 +9,8 @@ import numpy as np
 
 from nncift_ray.corpus.examples import Example
 from nncift_ray.engines.base import Engine, ScoringRequest, ScoringResult
-from nncift_ray.engines.chat import TrainingExample
-from nncift_ray.engines.load import TunedModel, apply_tuning
-from nncift_ray.engines.models import resolve_language_model
-from nncift_ray.engines.tokens import SegmentTokenizer, encode_example
+from nncift_ray.engines.models import TunedModel, apply_tuning, resolve_language_model
+from nncift_ray.engines.tokens import SegmentTokenizer, TrainingExample, encode_example
 from nncift_ray.engines.transformers import TransformersEngine
 from nncift_ray.evaluation.tune import EXAMPLE_COLUMNS, TuneJob, TuneStage
 from nncift_ray.recipe.sections import EngineConfig, TuningConfig

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from nncift_ray.cli import app
 from nncift_ray.corpus.ingest import find_sources
-from nncift_ray.engines.embedded import EMBEDDED_EMBEDDER
+from nncift_ray.engines.models import EMBEDDED_EMBEDDER
 from nncift_ray.errors import ConfigError, DataError, ModelError, StageError, StorageError
 from nncift_ray.extend import default_run_dir, find_embedder, prepare, recipe_of_union
 from nncift_ray.runs import Run

@@ -12,9 +12,12 @@ import pytest
 
 from nncift_ray import pipeline
 from nncift_ray.engines import models
-from nncift_ray.engines.embedded import EMBEDDED_LANGUAGE_MODEL
-from nncift_ray.engines.load import EngineFactory
-from nncift_ray.engines.models import PAPER_LANGUAGE_MODEL, ResolvedModel
+from nncift_ray.engines.models import (
+    EMBEDDED_LANGUAGE_MODEL,
+    PAPER_LANGUAGE_MODEL,
+    EngineFactory,
+    ResolvedModel,
+)
 from nncift_ray.errors import ConfigError, ModelError
 from nncift_ray.labels.sample import SampleDesign
 from nncift_ray.labels.step import LabelSample, LabelStage
@@ -25,7 +28,7 @@ from nncift_ray.runtime import session
 from nncift_ray.runtime.driver import execute_here
 from nncift_ray.runtime.files import Location
 from nncift_ray.runtime.progress import SilentReporter
-from nncift_ray.runtime.ray_train import RayWorkers
+from nncift_ray.runtime.session import RayWorkers
 from nncift_ray.teachers.base import RecipeTeacher
 from nncift_ray.teachers.warmup import WarmupStage
 from tests.chain import LastDigitTeacher

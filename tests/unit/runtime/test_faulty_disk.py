@@ -16,7 +16,7 @@ from nncift_ray.runtime.driver import execute_here, finished_shards, run_stage, 
 from nncift_ray.runtime.files import TEMPORARY_MARK, Location
 from nncift_ray.runtime.output import MANIFEST_NAME, StageManifest, StageOutput
 from nncift_ray.runtime.progress import SilentReporter
-from nncift_ray.runtime.ray_train import users_error
+from nncift_ray.runtime.session import users_error
 from tests.unit.runtime.die_writing import NUM_ITEMS, SHARD_ITEMS
 from tests.unit.runtime.faulty_disk import FULL_DEVICE, on_full_disk
 from tests.unit.runtime.test_driver import SquareStage

@@ -9,9 +9,9 @@ import pytest
 import ray.train
 
 from nncift_ray.errors import ModelError, NnciftError, StageError
-from nncift_ray.runtime import ray_train
+from nncift_ray.runtime import session
 from nncift_ray.runtime.files import Location
-from nncift_ray.runtime.ray_train import MAX_LOST_WORKERS, RayWorkers, train_on_ray
+from nncift_ray.runtime.session import MAX_LOST_WORKERS, RayWorkers, train_on_ray
 
 LOST = ray.train.WorkerGroupError("lost", {0: RuntimeError("the worker died")})
 RAISED = ray.train.WorkerGroupError("trace", {0: ModelError("lower the learning rate")})
@@ -33,7 +33,7 @@ def train(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Train:
                 raise failures[num_tries - 1]
             return work(0, 1)
 
-        monkeypatch.setattr(ray_train, "train_once", once)
+        monkeypatch.setattr(session, "train_once", once)
         workers = RayWorkers(Location.of(str(tmp_path)))
         try:
             assert train_on_ray(lambda rank, num_workers: "trained", workers) == "trained"

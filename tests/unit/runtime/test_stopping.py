@@ -14,7 +14,7 @@ import pytest
 
 from nncift_ray.errors import StopRequested
 from nncift_ray.runtime.output import ShardRecord, StageBegun
-from nncift_ray.runtime.telemetry import seconds_to_end, stopping
+from nncift_ray.runtime.session import seconds_to_end, stopping
 
 # What they hold is not looked at.
 SHARD, BEGUN = cast("ShardRecord", None), cast("StageBegun", None)

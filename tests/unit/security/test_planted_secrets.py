@@ -17,8 +17,8 @@ from nncift_ray.runtime.driver import execute_here, run_stage
 from nncift_ray.runtime.files import Location
 from nncift_ray.runtime.output import Sink, describe_environment
 from nncift_ray.runtime.progress import LineReporter, SilentReporter
+from nncift_ray.runtime.session import LOG_FOLDER, observed
 from nncift_ray.runtime.step import Shard, Worker
-from nncift_ray.runtime.telemetry import LOG_FOLDER, observed
 from tests.chain import run_chain
 from tests.unit.explain.recorded import record_run
 from tests.unit.recipe.test_secrets import PLANTED, recipe

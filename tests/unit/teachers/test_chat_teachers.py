@@ -11,9 +11,8 @@ import torch
 
 from nncift_ray.corpus.examples import Conversation, Example, Turn
 from nncift_ray.engines.base import ScoringFailure
-from nncift_ray.engines.chat import TrainingExample
 from nncift_ray.engines.lora import LoraModel
-from nncift_ray.engines.tokens import SegmentTokenizer, encode_example
+from nncift_ray.engines.tokens import SegmentTokenizer, TrainingExample, encode_example
 from nncift_ray.engines.transformers import TransformersEngine
 from nncift_ray.profiles.quality_step import Ask, context_requests
 from nncift_ray.profiles.reader import ProfilingEngine, StatesEmbedder, profile_examples

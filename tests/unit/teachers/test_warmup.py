@@ -15,7 +15,7 @@ from nncift_ray.errors import StageError
 from nncift_ray.runtime import schemas
 from nncift_ray.runtime.driver import stage_fingerprint
 from nncift_ray.runtime.files import Location
-from nncift_ray.runtime.ray_train import RayWorkers
+from nncift_ray.runtime.session import RayWorkers
 from nncift_ray.runtime.step import Resources
 from nncift_ray.teachers.warmup import (
     TENSOR_GROUPS,
