@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from benchmarks.machine import describe_commit, describe_machine
 from benchmarks.pages import markdown_table
 from benchmarks.rivals import picks
 from benchmarks.rivals.cells import DEFAULT, RANDOM, SOUND_RANDOM, draw
-from benchmarks.rivals.page import LEVEL, Difference, difference_text, holm, plain
+from benchmarks.rivals.page import LEVEL, Difference, comparisons, difference_text, holm
 from benchmarks.rivals.pools import (
     DEMO,
     LONG_TAIL,
@@ -142,13 +142,15 @@ class Drawn:
         """Return the differences to what is known of every pool."""
         return {name: _paired(self.nll[name] - other_P) for name in names}
 
-    def to_random(self, names: Iterable[str] = METHODS) -> dict[str, Difference]:
+    def to_random(self, names: Sequence[str] = METHODS) -> dict[str, Difference]:
         """Return the differences to the mean of a pool's random subsets."""
         return self.against(self.random_SP.mean(axis=0), names)
 
-    def to_default(self, names: Iterable[str] = METHODS[1:]) -> dict[str, Difference]:
-        """Return the differences to the default."""
-        return self.against(self.nll[DEFAULT], names)
+    def to_default(self) -> dict[str, tuple[Difference, float]]:
+        """Return the differences to the default; adjusted p of what is tested, 1 of the rest."""
+        found = self.against(self.nll[DEFAULT], (*METHODS[1:], *LATER))
+        adjusted = holm({name: found[name].p for name in METHODS[1:]})
+        return {name: (each, adjusted.get(name, 1.0)) for name, each in found.items()}
 
     def _shown(self, subsets: Sequence[str]) -> list[str]:
         """Return mean NLL, share of wrong picks and families of some subsets of every pool."""
@@ -159,50 +161,37 @@ class Drawn:
 
     def tables(self) -> tuple[str, str]:
         """Return the table of what is tested and that of what was looked at beside it."""
-        lines = [
-            [name, *self._shown([name]), difference_text(self.to_random([name])[name], p),
-             "" if name == DEFAULT else difference_text(self.to_default([name])[name], p_beside)]
-            for name, p, p_beside in self._adjusted()
-        ]  # fmt: skip
+        to_random, to_default = self.to_random((*METHODS, *LATER)), self.to_default()
+        adjusted = holm({name: to_random[name].p for name in METHODS})
         rare = ["rarer half"] if self.shape == LONG_TAIL else []
         head = ["method", "NLL", *rare, "wrong picks", "families", "- random", "- default"]
+        lines = [
+            [name, *self._shown([name]), difference_text(each, adjusted.get(name)),
+             difference_text(*to_default[name]) if name in to_default else ""]
+            for name, each in to_random.items()
+        ]  # fmt: skip
         random = [RANDOM, *self._shown(self.subsets[-NUM_RANDOM:]), "", ""]
         tested, later = lines[: len(METHODS)], lines[len(METHODS) :]
         return markdown_table(head, [*tested, random]), markdown_table(head, later)
 
-    def _adjusted(self) -> Iterator[tuple[str, float | None, float | None]]:
-        """Yield the adjusted p of every row against random and the default; of later rows none."""
-        to_random, to_default = (
-            holm({name: each.p for name, each in found.items()})
-            for found in (self.to_random(), self.to_default())
-        )
-        for name in (*METHODS, *LATER):
-            yield name, to_random.get(name), to_default.get(name)
-
     def summary(self, work: Path) -> dict[str, Any]:
         """Return the object of this pool, in the form of those in ``rivals_cpu.json``."""
-        found, pools = self.to_random(), [make_pool(self.shape, s, work) for s in self.seeds]
+        pools = [make_pool(self.shape, seed, work) for seed in self.seeds]
         wrong = [np.mean([row.fault == WRONG for row in pool.candidates]) for pool in pools]
-        beside = {name: p for name, _, p in self._adjusted() if p is not None}
-        return {
-            "name": self.shape,
-            "default_vs_random": plain(found, DEFAULT),
-            "default_vs_source_random": plain(found, DEFAULT),
-            "default_vs_sound_random": None,
-            "beaten_by": [
-                name for name, each in self.to_default().items()
-                if each.value < 0 and beside[name] < LEVEL
-            ],
-            "picks_wrong": round(float(self._values("wrong")[:, 0].mean()), 4),
-            "pool_wrong": round(float(np.mean(wrong)), 4),
-            "draws": len(self.seeds),
-            "random_subsets": self.random_SP.size,
-            "test_rows": self.num_tests,
-            "methods": {
-                name: {"nll": round(float(self.nll[name].mean()), 4)} | (plain(found, name) or {})
-                for name in METHODS
-            },
-        }  # fmt: skip
+        found = self.to_random()
+        compared = comparisons(found, found, self.to_default(), self.nll)
+        return (
+            {"name": self.shape}
+            | compared
+            | {
+                "default_vs_sound_random": None,
+                "picks_wrong": float(self._values("wrong")[:, 0].mean()),
+                "pool_wrong": float(np.mean(wrong)),
+                "draws": len(self.seeds),
+                "random_subsets": self.random_SP.size,
+                "test_rows": self.num_tests,
+            }
+        )
 
 
 def write_page(work: Path, commit: str) -> None:

@@ -205,24 +205,46 @@ class PoolResult:
 
     def summary(self) -> dict[str, Any]:
         """Return the object of the JSON."""
-        random, source = self.against(RANDOM), self.from_source()
-        faults, rivals = describe(self.pool)["faults"], self.to_default(self.methods).items()
+        random, faults = self.against(RANDOM), describe(self.pool)["faults"]
         wrong = "wrong" in faults
-        return {
-            "name": self.pool.name,
-            "default_vs_random": plain(random, DEFAULT),
-            "default_vs_source_random": plain(source, DEFAULT),
-            "default_vs_sound_random": plain(self.against(SOUND_RANDOM), DEFAULT),
-            "beaten_by": [name for name, (each, p) in rivals if each.value < 0 and p < LEVEL],
-            "picks_wrong": self.share(DEFAULT, "wrong") if wrong and DEFAULT in self.rows else None,
-            "pool_wrong": faults["wrong"] / len(self.pool.candidates) if wrong else None,
-            "random_subsets": len(self.nll.get(RANDOM, ())),
-            "test_rows": len(self.pool.test),
-            "methods": {
-                name: {"nll": float(self.nll[name].mean())} | (plain(random, name) or {})
-                for name in self.methods
-            },
-        }
+        compared = comparisons(random, self.from_source(), self.to_default(self.methods), self.nll)
+        return (
+            {"name": self.pool.name}
+            | compared
+            | {
+                "default_vs_sound_random": plain(self.against(SOUND_RANDOM), DEFAULT),
+                "picks_wrong": self.share(DEFAULT, "wrong")
+                if wrong and DEFAULT in self.rows
+                else None,
+                "pool_wrong": faults["wrong"] / len(self.pool.candidates) if wrong else None,
+                "random_subsets": len(self.nll.get(RANDOM, ())),
+                "test_rows": len(self.pool.test),
+            }
+        )
+
+
+def comparisons(
+    random: Mapping[str, Difference],
+    source: Mapping[str, Difference],
+    beside: Mapping[str, tuple[Difference, float]],
+    nll: Mapping[str, np.ndarray],
+) -> dict[str, Any]:
+    """Return what the JSON says of the default beside random rows and rivals, and of each method.
+
+    Args:
+        random: Differences of all methods to random rows.
+        source: Those to random rows of the source.
+        beside: Those of rivals to the default, and their adjusted p.
+        nll: All values of each method.
+    """
+    return {
+        "default_vs_random": plain(random, DEFAULT),
+        "default_vs_source_random": plain(source, DEFAULT),
+        "beaten_by": [name for name, (each, p) in beside.items() if each.value < 0 and p < LEVEL],
+        "methods": {
+            name: {"nll": float(nll[name].mean())} | (plain(random, name) or {}) for name in random
+        },
+    }
 
 
 def plain(differences: Mapping[str, Difference], name: str) -> dict[str, float] | None:

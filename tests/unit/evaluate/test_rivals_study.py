@@ -96,7 +96,7 @@ def test_draws_are_compared_pool_by_pool_and_only_those_that_are_whole(tmp_path:
                 (folder / f"{name}.json").write_text(json.dumps(cell), encoding="utf-8")
     drawn = Drawn("demo", tmp_path)
     assert drawn.seeds == [2, 3]
-    own, rival = drawn.to_random()[METHODS[0]], drawn.to_default()["cosine"]
+    own, (rival, _) = drawn.to_random()[METHODS[0]], drawn.to_default()["cosine"]
     assert (own.value, own.error, own.freedom) == pytest.approx((0.2, 0.1, 1))
     assert (rival.value, rival.error) == pytest.approx((-0.45, 0.1))
     head, _, first, *_ = drawn.tables()[0].splitlines()
