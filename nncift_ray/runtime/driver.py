@@ -403,8 +403,9 @@ class StepProgress:
     """Leaves a line about the steps done and the time left in a stage's folder, now and then."""
 
     def __init__(self, folder: Location, every_seconds: float = SAVE_SECONDS) -> None:
-        """Time starts now."""
+        """Time starts now; what an interrupted attempt left is forgotten."""
         self._file = folder / ATTEMPTS_FOLDER / PROGRESS_NAME
+        self._file.write_bytes(b"")
         self._every_seconds = every_seconds
         self._start = self._last = time.monotonic()
 

@@ -230,6 +230,8 @@ def test_steps_are_told_with_the_time_that_is_left(tmp_path: Path) -> None:
     progress._start -= 600  # 10 minutes for 4 steps
     progress(4, 8)
     assert describe_steps(folder) == "step 4 of 8, about 10 min left"
+    StepProgress(folder)
+    assert describe_steps(folder) == ""  # a new attempt has done nothing
 
 
 def test_a_step_that_does_not_fit_is_taken_in_smaller_passes(
