@@ -86,7 +86,7 @@ if TYPE_CHECKING:
     from nncift_ray.report.data import ReportData
     from nncift_ray.scores.index_step import IndexStage
     from nncift_ray.scores.step import ScorePairsStage
-    from nncift_ray.teachers.warmup import WarmupStage
+    from nncift_ray.teachers.gradients import WarmupStage
 
 # Imports inside the steps: torch, numba, faiss and matplotlib take long, and a plan needs none.
 
@@ -405,7 +405,7 @@ class Blueprint:
         return RayWorkers(folder, num_workers, each)
 
     def _warmup(self, outputs: Outputs) -> Stage:
-        from nncift_ray.teachers.warmup import WarmupJob, WarmupStage
+        from nncift_ray.teachers.gradients import WarmupJob, WarmupStage
 
         on_targets = "loss_drop" in self.teaching.reads
         if not self.teaching.reads:

@@ -60,7 +60,7 @@ class ByTraining:
         """Load the model."""
         import torch
 
-        from nncift_ray.teachers.warmup import read_checkpoint
+        from nncift_ray.teachers.gradients import read_checkpoint
 
         model = self.make_model()
         last = self.warmup.num_rows("checkpoints") - 1

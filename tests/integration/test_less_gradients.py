@@ -17,12 +17,13 @@ from nncift_ray.errors import ModelError
 from nncift_ray.recipe.sections import LessConfig
 from nncift_ray.teachers import gradients as per_example
 from nncift_ray.teachers.gradients import (
+    EpochSummary,
     RademacherProjector,
+    WarmupCheckpoint,
     per_example_gradients,
     precondition,
     project_gradients,
 )
-from nncift_ray.teachers.warmup import EpochSummary, WarmupCheckpoint
 from tests.tiny_models import make_tiny_llama, write_model, write_tokenizer
 
 TOLERANCE = 1e-4  # relative, of a gradient

@@ -21,7 +21,7 @@ from nncift_ray.runtime.files import Location
 from nncift_ray.runtime.progress import SilentReporter
 from nncift_ray.runtime.ray_pool import execute_on_ray, ray_session
 from nncift_ray.runtime.session import RayWorkers, worker_error
-from nncift_ray.teachers.warmup import (
+from nncift_ray.teachers.gradients import (
     TENSOR_GROUPS,
     WarmupJob,
     warm_up_here,

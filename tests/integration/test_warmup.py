@@ -13,9 +13,13 @@ from nncift_ray.engines.lora import LoraModel
 from nncift_ray.engines.tokens import TrainingExample
 from nncift_ray.errors import ModelError
 from nncift_ray.recipe.sections import LessConfig
-from nncift_ray.teachers import warmup as training_loop
-from nncift_ray.teachers.gradients import per_example_gradients, precondition
-from nncift_ray.teachers.warmup import WarmupCheckpoint, warm_up
+from nncift_ray.teachers import gradients as training_loop
+from nncift_ray.teachers.gradients import (
+    WarmupCheckpoint,
+    per_example_gradients,
+    precondition,
+    warm_up,
+)
 from tests.tiny_models import make_tiny_llama
 
 SETTINGS = LessConfig(

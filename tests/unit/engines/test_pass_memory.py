@@ -19,8 +19,7 @@ from nncift_ray.engines.lora import (
 from nncift_ray.engines.memory import GIB
 from nncift_ray.errors import ModelError
 from nncift_ray.recipe.sections import LessConfig
-from nncift_ray.teachers.gradients import per_example_gradients
-from nncift_ray.teachers.warmup import warm_up
+from nncift_ray.teachers.gradients import per_example_gradients, warm_up
 from tests.tiny_models import make_tiny_llama
 from tests.unit.engines.test_trainable_model import LESS, OPTIONS, encode
 
@@ -104,8 +103,9 @@ def test_a_step_that_ran_out_of_memory_in_the_middle_counts_once(
 
     monkeypatch.setattr(LoraModel, "losses", losses)
     monkeypatch.setattr(LoraModel, "_probe_pass_tokens", lambda self: 8192)
-    monkeypatch.setattr("nncift_ray.teachers.warmup.CPU_PASS_TOKENS", PROBE_TOKENS * 4)
-    monkeypatch.setattr("nncift_ray.teachers.warmup.cut_batches", lambda lengths, *_: [[0], [1, 2]])
+    monkeypatch.setattr("nncift_ray.teachers.gradients.CPU_PASS_TOKENS", PROBE_TOKENS * 4)
+    batches = [[0], [1, 2]]
+    monkeypatch.setattr("nncift_ray.teachers.gradients.cut_batches", lambda *_: batches)
     warm_up(hurt, examples, SETTINGS)
     assert calls > 4
     for name, array in calm.adapter_state().items():

@@ -21,8 +21,8 @@ from nncift_ray.runtime.driver import execute_here
 from nncift_ray.runtime.output import column_matrix
 from nncift_ray.runtime.progress import SilentReporter
 from nncift_ray.scores.teacher_scores import ifd_scores, ridge_weights, unit_rows
+from nncift_ray.teachers.gradients import read_checkpoint
 from nncift_ray.teachers.less import less_score, pack_features, target_subspace, unpack_features
-from nncift_ray.teachers.warmup import read_checkpoint
 from tests.tiny_models import make_tiny_llama
 
 NUM_CANDIDATES, NUM_TARGETS, BUDGET = 30, 4, 9

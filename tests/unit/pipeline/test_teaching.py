@@ -30,7 +30,7 @@ from nncift_ray.runtime.files import Location
 from nncift_ray.runtime.progress import SilentReporter
 from nncift_ray.runtime.session import RayWorkers
 from nncift_ray.teachers.base import RecipeTeacher
-from nncift_ray.teachers.warmup import WarmupStage
+from nncift_ray.teachers.gradients import WarmupStage
 from tests.chain import LastDigitTeacher
 from tests.fake_engines import FakeEngine
 

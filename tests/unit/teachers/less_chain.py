@@ -17,7 +17,7 @@ from nncift_ray.runtime.output import Sink, StageOutput
 from nncift_ray.runtime.progress import SilentReporter
 from nncift_ray.runtime.schemas import CROSS, WITHIN
 from nncift_ray.runtime.step import Shard, Stage
-from nncift_ray.teachers.warmup import WarmupJob, WarmupStage
+from nncift_ray.teachers.gradients import WarmupJob, WarmupStage
 from tests.stages import RowsStage
 from tests.tiny_models import make_tiny_llama
 

@@ -26,6 +26,7 @@ from nncift_ray.teachers.gradients import (
     GradientsStage,
     RademacherProjector,
     project_gradients,
+    read_checkpoint,
 )
 from nncift_ray.teachers.less import (
     HELPED,
@@ -34,7 +35,6 @@ from nncift_ray.teachers.less import (
     GradientReader,
     gradient_table,
 )
-from nncift_ray.teachers.warmup import read_checkpoint
 from tests.unit.teachers.less_chain import (
     EMPTY,
     NUM_EPOCHS,

@@ -8,9 +8,8 @@ import torch
 
 from nncift_ray.errors import ShapeError
 from nncift_ray.teachers.base import checkpoint_weights
-from nncift_ray.teachers.gradients import precondition
+from nncift_ray.teachers.gradients import learning_rate_at, precondition
 from nncift_ray.teachers.less import less_score
-from nncift_ray.teachers.warmup import learning_rate_at
 
 SAME = 1e-6
 BASE = 1e-2  # learning rate of the optimisers that are the oracle

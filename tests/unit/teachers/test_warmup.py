@@ -17,7 +17,7 @@ from nncift_ray.runtime.driver import stage_fingerprint
 from nncift_ray.runtime.files import Location
 from nncift_ray.runtime.session import RayWorkers
 from nncift_ray.runtime.step import Resources
-from nncift_ray.teachers.warmup import (
+from nncift_ray.teachers.gradients import (
     TENSOR_GROUPS,
     WarmupJob,
     WarmupStage,
