@@ -307,7 +307,7 @@ def _train(
     passes: int,
 ) -> tuple[int, tuple[float, ...]]:
     """Train a loaded model in place; return the optimiser's steps and each epoch's loss."""
-    from transformers import Trainer, TrainingArguments
+    from transformers import PrinterCallback, Trainer, TrainingArguments
 
     tuning = job.tuning
     num_passes = math.ceil(len(examples) * passes / tuning.batch_size)  # of an epoch
@@ -345,6 +345,7 @@ def _train(
             data_collator=_Collator("logits_to_keep" in inspect.signature(forward).parameters),
             compute_loss_func=loss,
         )
+        trainer.remove_callback(PrinterCallback)  # a dict amid the lines of progress
         trainer.train()
     epochs = np.array(loss.sums).reshape(tuning.num_epochs, -1, 2).sum(axis=1)
     return trainer.state.global_step, tuple((epochs[:, 0] / epochs[:, 1]).tolist())

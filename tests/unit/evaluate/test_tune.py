@@ -67,7 +67,9 @@ def test_the_files_are_the_model_that_was_trained(tmp_path: Path, base: Path, me
         assert nll_of(load(None, base), examples) == pytest.approx(fresh, abs=SAME_NLL)
 
 
-def test_a_step_weighs_tokens_alike_and_not_examples(tmp_path: Path, base: Path) -> None:
+def test_a_step_weighs_tokens_alike_and_not_examples(
+    tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     corpus = make_corpus(tmp_path)
     texts = texts_of(corpus)
     record = fine_tune(make_job(base, batch_size=7, num_epochs=1), texts, tmp_path, lambda *_: None)
@@ -77,6 +79,7 @@ def test_a_step_weighs_tokens_alike_and_not_examples(tmp_path: Path, base: Path)
     assert record.train_loss == pytest.approx([expected], abs=SAME_NLL)
     assert expected != pytest.approx(np.mean(each), abs=10 * SAME_NLL)
     assert record.num_tokens == sum(len(example.input_ids) for example in encode(base, texts))
+    assert "train_runtime" not in capsys.readouterr().out  # lines of progress only
 
 
 def test_batches_of_a_gpu_and_passes_of_a_cpu_train_alike(tmp_path: Path, base: Path) -> None:
