@@ -19,7 +19,7 @@ from nncift_ray.corpus.examples import DeduplicateStage, describe_left_out
 from nncift_ray.corpus.ingest import IngestStage, RoleSource, describe_layouts, find_sources
 from nncift_ray.embedders import Embedder, EmbedStage
 from nncift_ray.engines.models import ResolvedModel, locate_model
-from nncift_ray.errors import ConfigError, ModelError, ShapeError, StageError
+from nncift_ray.errors import ConfigError, ModelError, StageError
 from nncift_ray.labels.sample import TRAIN, VALIDATION
 from nncift_ray.pipeline import (
     RUN_RECORD,
@@ -461,16 +461,7 @@ def nearest_distances(e_ND: F32, labelled_LD: F32) -> F64:
     """Return the cosine distance of unit vectors [N], from 0 to 2, to the nearest labelled one.
 
     Memory: 4 * 1024 * L bytes.
-
-    Raises:
-        ShapeError: If D differs, or there is no labelled example.
     """
-    if labelled_LD.ndim != 2 or e_ND.ndim != 2 or e_ND.shape[1] != labelled_LD.shape[1]:
-        raise ShapeError(
-            f"embeddings [N, D] and [L, D] of one D; got {e_ND.shape} and {labelled_LD.shape}"
-        )
-    if len(labelled_LD) == 0:
-        raise ShapeError("no labelled example to measure distances from")
     nearest_N = np.empty(len(e_ND), np.float64)
     for start in range(0, len(e_ND), BLOCK_ROWS):
         part = slice(start, start + BLOCK_ROWS)
@@ -479,14 +470,8 @@ def nearest_distances(e_ND: F32, labelled_LD: F32) -> F64:
 
 
 def compare_distances(new_N: F64, reference_R: F64) -> DistanceShift:
-    """Compare two samples of distances by ranks (Mann and Whitney) and by Kolmogorov and Smirnov.
-
-    Raises:
-        ValueError: If one is empty.
-    """
+    """Compare two samples of distances by ranks (Mann, Whitney) and by Kolmogorov and Smirnov."""
     num_new, num_reference = len(new_N), len(reference_R)
-    if num_new == 0 or num_reference == 0:
-        raise ValueError(f"{num_new} new and {num_reference} reference distances: none to compare")
     pairs = mannwhitneyu(new_N, reference_R, method="asymptotic").statistic
     farther = float(pairs / (num_new * num_reference))
     error = math.sqrt((num_new + num_reference + 1) / (12 * num_new * num_reference))
@@ -494,15 +479,9 @@ def compare_distances(new_N: F64, reference_R: F64) -> DistanceShift:
     return DistanceShift(farther, (farther - 0.5) / error, statistic)
 
 
-def count_outside(a_NH: F32, low_H: F32, high_H: F32) -> NDArray[np.int64]:
-    """Count, by hidden unit, the examples below a range and those above it: [2, H].
-
-    Raises:
-        ShapeError: If H differs.
-    """
-    if a_NH.ndim != 2 or not a_NH.shape[1:] == low_H.shape == high_H.shape:
-        raise ShapeError(f"activations {a_NH.shape}, ranges {low_H.shape} and {high_H.shape}")
-    return np.stack([(a_NH < low_H).sum(axis=0), (a_NH > high_H).sum(axis=0)])
+def outside_shares(a_NH: F32, low_H: F32, high_H: F32) -> F64:
+    """Return the share of each example's activations that lie outside a range [N]."""
+    return ((a_NH < low_H) | (a_NH > high_H)).mean(axis=1, dtype=np.float64)
 
 
 def find_reasons(
@@ -536,11 +515,12 @@ def find_reasons(
 
 
 class DriftStage(Stage):
-    """Write ``distances`` and ``activation_ranges``; the verdict is among the manifest's facts."""
+    """Write ``distances`` of a sample; the verdict is among the manifest's facts."""
 
     name: ClassVar[str] = DRIFT
     title: ClassVar[str] = "compare new data with the labelled corpus"
-    produces = {"distances": schemas.DRIFT_DISTANCES, "activation_ranges": schemas.DRIFT_RANGES}
+    version = 2
+    produces = {"distances": schemas.DRIFT_DISTANCES}
     unit: ClassVar[str] = "comparisons"
     seed = SAMPLE_SEED
 
@@ -579,7 +559,7 @@ class DriftStage(Stage):
     def _compare(self, shard: Shard, sink: Sink) -> None:
         num_new, labelled = self._num_rows() - self._first_new, read_labelled(self._labels)
         shift = self._compare_distances(labelled, sink) if num_new else None
-        ranges = self._compare_ranges(labelled, sink) if num_new else []
+        ranges = self._compare_ranges(labelled) if num_new else []
         reasons = find_reasons(shift, ranges, num_new)
         sink.facts.update(
             num_new=num_new,
@@ -616,49 +596,25 @@ class DriftStage(Stage):
         found = self._embeddings.take_rows("candidates", rows, ["embedding"])
         return column_matrix(found["embedding"])
 
-    def _compare_ranges(self, labelled: Sides, sink: Sink) -> list[RangeShare]:
-        """Count what lies outside the labelled range, on each side that candidates are on."""
+    def _compare_ranges(self, labelled: Sides) -> list[RangeShare]:
+        """Measure what lies outside the labelled range, on each side that candidates are on."""
         shares: list[RangeShare] = []
         for (block, side), rows in labelled.items():
-            name = f"{block}_{side}"
-            seen = self._activations.take_rows(name, rows, ["activation"])
+            table = f"{block}_{side}"
+            seen = self._activations.take_rows(table, rows, ["activation"])
             seen_NH = column_matrix(seen["activation"])
             low_H, high_H = seen_NH.min(axis=0), seen_NH.max(axis=0)
-            counts = self._count_outside(name, rows, low_H, high_H)
-            columns = {
-                "block": [block] * len(low_H),
-                "side": [side] * len(low_H),
-                "unit": np.arange(len(low_H)),
-                "low": low_H,
-                "high": high_H,
-            }
-            for group, (below_H, above_H) in counts.items():
-                columns |= {f"{group}_below": below_H, f"{group}_above": above_H}
-            sink.write("activation_ranges", pa.table(columns).cast(schemas.DRIFT_RANGES))
-            new, reference = (float(counts[group].sum(axis=0).mean()) for group in (NEW, REFERENCE))
+            batches = self._activations.iter_batches(table, ["activation"], BATCH_ROWS)
+            outside_N = np.concatenate([
+                outside_shares(column_matrix(pa.chunked_array([batch.column(0)])), low_H, high_H)
+                for batch in batches
+            ])  # fmt: skip
+            place_N = np.arange(len(outside_N))
+            is_reference_N = (place_N < self._num_reference) & ~np.isin(place_N, rows)
+            groups = outside_N[self._first_new :], outside_N[is_reference_N]
+            new, reference = (float(group.mean()) if len(group) else 0.0 for group in groups)
             shares.append(RangeShare(block, side, new, reference))
         return shares
-
-    def _count_outside(
-        self, table: str, labelled: np.ndarray, low_H: np.ndarray, high_H: np.ndarray
-    ) -> dict[str, np.ndarray]:
-        """Return the shares below and above [2, H] of new and of unlabelled reference examples."""
-        sums = {group: np.zeros((2, len(low_H))) for group in (NEW, REFERENCE)}
-        numbers = dict.fromkeys(sums, 0)
-        start = 0
-        for batch in self._activations.iter_batches(table, ["activation"], BATCH_ROWS):
-            activation = column_matrix(pa.Table.from_batches([batch])["activation"])
-            rows = np.arange(start, start + len(activation))
-            unlabelled = ~np.isin(rows, labelled)
-            members = {
-                NEW: rows >= self._first_new,
-                REFERENCE: (rows < self._num_reference) & unlabelled,
-            }
-            for group, mask in members.items():
-                sums[group] += count_outside(activation[mask], low_H, high_H)
-                numbers[group] += int(mask.sum())
-            start += len(activation)
-        return {group: sums[group] / max(1, numbers[group]) for group in sums}
 
 
 def read_labelled(labels: StageOutput) -> dict[tuple[str, str], np.ndarray]:

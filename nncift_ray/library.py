@@ -471,20 +471,18 @@ def check_tracker(recipe: Recipe) -> None:
 
 def run_figures(data: ReportData) -> dict[str, float]:
     """Return the figures of a run, those of fidelity among them, by names with slashes."""
-    from nncift_ray.report import data as figures  # with compiled kernels
-
     found: dict[str, float | None] = {
         "candidates": data.num_candidates,
-        "picks": figures.num_picks(data),
+        "picks": data.num_picks,
         "labelled": data.num_labelled_pairs,
-        "objective": figures.final_objective(data),
+        "objective": data.final_objective,
         "objective_of_random": data.random_objective,
-        "coverage": figures.mean_coverage(data),
-        "seconds": figures.total_seconds(data),
-        "usd": figures.total_cost(data) or None,  # 0 without prices
+        "coverage": data.mean_coverage,
+        "seconds": data.total_seconds,
+        "usd": data.total_cost or None,  # 0 without prices
         **{f"seconds/{stage.name}": stage.seconds for stage in data.stages},
     }
-    if (fidelity := figures.headline_fidelity(data)) is not None:
+    if (fidelity := data.headline_fidelity) is not None:
         found |= {
             "interaction_correlation": fidelity.beyond,
             "interaction_correlation_of_cosine": fidelity.cosine,

@@ -429,8 +429,6 @@ def describe_budget(config: Config, num_candidates: int) -> str:
 
 # What a run would do, how long it may take and what it may cost; nothing is started.
 
-SECONDS_PER_HOUR = 3600.0
-
 State = Literal["done", "begun", "to do"]
 
 
@@ -506,7 +504,7 @@ def make_plan(
         state, shards = states.get(name, ("to do", None))
         left = 0.0 if state == "done" else starting + seconds
         num_gpus = 1 if kind == "gpu" and can_use_gpu else 0
-        price = left / SECONDS_PER_HOUR * prices.hourly_price(os.cpu_count() or 1, num_gpus)
+        price = prices.price(left, os.cpu_count() or 1, num_gpus)
         stages.append(StagePlan(name, state, amount, shards, left, price))
     return RunPlan(
         run_dir=str(run_dir),

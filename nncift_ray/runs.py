@@ -30,6 +30,7 @@ from nncift_ray.runtime.output import (
     ChainedOutput,
     ShardRecord,
     StageBegun,
+    StageManifest,
     StageOutput,
     sum_counts,
 )
@@ -252,7 +253,6 @@ def _open_outputs(run_dir: Location, record: Record) -> dict[str, StageOutput]:
 
 # Status: what a run directory holds, and how fast a run that works in it gets on.
 
-SECONDS_PER_HOUR = 3600.0
 #: The rate of a stage is that of its last minutes: workers come and go.
 RATE_WINDOW_SECONDS = 300.0
 WATCH_SECONDS = 2.0
@@ -340,8 +340,10 @@ class StatusReader:
             self._outputs[str(folder)] = output
             made = output.manifest
             # What another run did, it paid for.
-            price = 0.0 if inherited else _hourly_price(record, made.num_cpus, made.num_gpus)
-            return StageStatus(name, "done", folder=str(folder), **_sums(made.shards, price))
+            sums = _sums(made.shards, record, made)
+            if inherited:
+                sums["cost_usd"] = 0.0
+            return StageStatus(name, "done", folder=str(folder), **sums)
         file = folder / BEGUN_NAME
         begun = StageBegun.read(file.read_bytes(), str(file)) if file.exists() else None
         shards = without_overlaps(self._read_shards(folder))
@@ -356,7 +358,7 @@ class StatusReader:
                 units_done=done,
                 units=done,
                 last_sign=max(shard.finished_at for shard in shards),
-                **_sums(shards, 0.0),
+                **_sums(shards, record),
             )
         rate = units_per_second(begun, shards, now)
         return StageStatus(
@@ -369,7 +371,7 @@ class StatusReader:
             units_per_second=rate,
             seconds_left=(begun.units - done) / rate if rate else None,
             last_sign=max([begun.started_at, *(shard.finished_at for shard in shards)]),
-            **_sums(shards, _hourly_price(record, begun.num_cpus, begun.num_gpus)),
+            **_sums(shards, record, begun),
         )
 
     def _read_shards(self, folder: Location) -> Iterator[ShardRecord]:
@@ -379,17 +381,18 @@ class StatusReader:
             yield self._shards[str(file)]
 
 
-def _hourly_price(record: Record, num_cpus: float, num_gpus: float) -> float:
+def _sums(
+    shards: Sequence[ShardRecord],
+    record: Record,
+    workers: StageManifest | StageBegun | None = None,
+) -> dict[str, Any]:
+    """Add up what some shards say, as fields of a StageStatus; without known workers no price."""
+    seconds = sum(shard.seconds for shard in shards)
     # Of a recipe that another version may have written, only what is needed.
     section = record["config"].get("cluster", {})
     wanted = ("price_per_gpu_hour", "price_per_cpu_hour")
     prices = ClusterConfig(**{key: section[key] for key in wanted if key in section})
-    return prices.hourly_price(num_cpus, num_gpus)
-
-
-def _sums(shards: Sequence[ShardRecord], hourly_price: float) -> dict[str, Any]:
-    """Add up what some shards say, as fields of a StageStatus."""
-    seconds = sum(shard.seconds for shard in shards)
+    cost = prices.price(seconds, workers.num_cpus, workers.num_gpus) if workers else 0.0
     return {
         "num_items": sum(shard.stop - shard.start for shard in shards),
         "num_shards": len(shards),
@@ -397,7 +400,7 @@ def _sums(shards: Sequence[ShardRecord], hourly_price: float) -> dict[str, Any]:
         "num_failures": sum(shard.num_failures for shard in shards),
         "num_rows": sum(shard.num_rows for shard in shards),
         "counts": sum_counts(shards),
-        "cost_usd": seconds / SECONDS_PER_HOUR * hourly_price,
+        "cost_usd": cost,
     }
 
 

@@ -7,7 +7,7 @@ one is asked bare.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple, TypeVar
@@ -111,19 +111,10 @@ class TableStage(RowStage):
         shard_rows: int | None,
     ) -> None:
         """Do ``num_rows`` rows of the inputs; the settings are what else shapes the table."""
-        self._num_rows, self._inputs, self._settings = num_rows, dict(inputs), dict(settings)
+        self._num_rows, self.inputs, self._settings = num_rows, dict(inputs), dict(settings)
+        self.produces = {self.table: self.schema}
         self._atoms = RowAtoms((("rows", num_rows),), self.atom_rows)
         self._shard_rows = shard_rows or 4 * self.atom_rows
-
-    @property
-    def produces(self) -> Mapping[str, pa.Schema]:
-        """The table."""
-        return {self.table: self.schema}
-
-    @property
-    def inputs(self) -> Mapping[str, StageOutput]:
-        """What it reads."""
-        return self._inputs
 
     def settings(self) -> dict[str, Any]:
         """What shapes the table, and what is done together."""
@@ -142,7 +133,7 @@ class TableStage(RowStage):
         """Read some rows."""
 
     @abstractmethod
-    def do(self, rows: Sequence[Row], tools: Any, sink: Sink) -> list[Row]:
+    def do(self, rows: Sequence[Row], tools: Any, sink: Sink) -> Iterable[Row]:
         """Return the table's rows of some rows that were read; ``tools`` is what was loaded."""
 
     def make_worker(self) -> Worker:
@@ -160,7 +151,7 @@ class TableStage(RowStage):
                         self.refuse(row, ScoringFailure(KILLED_WORKER, shard.skip[number]), sink)
                     else:
                         living.append(row)
-                sink.write_rows(self.table, self.do(living, tools, sink), self.schema)
+                sink.write_rows(self.table, [*self.do(living, tools, sink)], self.schema)
 
         return work
 
@@ -367,7 +358,7 @@ class LikelihoodStage(QuestionStage):
     atom_rows: ClassVar[int] = 64
     columns: ClassVar[Sequence[str]] = ("row_index", *EXAMPLE_COLUMNS)
 
-    def do(self, rows: Sequence[Row], tools: Asked, sink: Sink) -> list[Row]:
+    def do(self, rows: Sequence[Row], tools: Asked, sink: Sink) -> Iterator[Row]:
         """Score the references of some rows."""
         engine = tools.engine
 
@@ -388,21 +379,17 @@ class LikelihoodStage(QuestionStage):
                 return made
             return ScoringRequest(made, (*response, engine.eos_id))
 
-        done: list[Row] = []
         result: ScoringResult
         for row, request, result in self.ask_all(rows, make_request, engine.score, sink):
             sink.count("tokens", result.num_tokens)
             sink.count("cached_tokens", result.num_cached_tokens)
-            done.append(
-                {
-                    "row_index": row["row_index"],
-                    "example_id": row["example_id"],
-                    "nll": float(-result.log_probs.mean()),
-                    "num_tokens": len(request.scored),
-                    "num_prompt_tokens": len(request.prompt_ids),
-                }
-            )
-        return done
+            yield {
+                "row_index": row["row_index"],
+                "example_id": row["example_id"],
+                "nll": float(-result.log_probs.mean()),
+                "num_tokens": len(request.scored),
+                "num_prompt_tokens": len(request.prompt_ids),
+            }
 
 
 class RespondStage(QuestionStage):
@@ -439,7 +426,7 @@ class RespondStage(QuestionStage):
             **generation.model_dump(include={"max_tokens", "temperature", "min_p"}),
         )
 
-    def do(self, rows: Sequence[Row], tools: Asked, sink: Sink) -> list[Row]:
+    def do(self, rows: Sequence[Row], tools: Asked, sink: Sink) -> Iterator[Row]:
         """Answer some questions."""
         how = self._generation
 
@@ -460,31 +447,20 @@ class RespondStage(QuestionStage):
                 EXAMPLE_END if ends else "",
             )  # fmt: skip
 
-        done: list[Row] = []
         result: Generation
         for row, _, result in self.ask_all(rows, make_request, tools.engine.generate, sink):
             sink.count("tokens", result.num_prompt_tokens + result.num_tokens)
-            done.append(
-                {
-                    "row_index": row["row_index"],
-                    "example_id": row["example_id"],
-                    "response": result.text,
-                    "num_prompt_tokens": result.num_prompt_tokens,
-                    "num_tokens": result.num_tokens,
-                    "finish_reason": result.finish_reason,
-                }
-            )
-        return done
+            yield {
+                "row_index": row["row_index"],
+                "example_id": row["example_id"],
+                "response": result.text,
+                "num_prompt_tokens": result.num_prompt_tokens,
+                "num_tokens": result.num_tokens,
+                "finish_reason": result.finish_reason,
+            }
 
 
 # The examples of a subset that are nearest to a question.
-
-
-class Nearest(NamedTuple):
-    """The nearest vectors of each query, nearest first."""
-
-    place_IK: NDArray[np.int64]
-    cosine_IK: NDArray[np.float32]  # rounded to DIGITS
 
 
 def find_nearest(
@@ -492,10 +468,10 @@ def find_nearest(
     vector_JD: NDArray[np.float64],
     rank_J: NDArray[np.int64],
     num_wanted: int,
-) -> Nearest:
-    """Return the nearest of some unit vectors by cosine: K = num_wanted, or all if they are fewer.
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Return the places [I, K] and rounded cosines [I, K] of the nearest of some unit vectors.
 
-    Of equally near ones the lower rank comes first.
+    K = num_wanted, or all if they are fewer; of equally near ones the lower rank comes first.
 
     Memory: 8 * QUERIES * J bytes.
     """
@@ -508,7 +484,7 @@ def find_nearest(
             near = np.flatnonzero(cosine_J >= np.partition(cosine_J, -size)[-size])
             place_IK[at] = near[np.lexsort((rank_J[near], -cosine_J[near]))[:size]]
             cosine_IK[at] = cosine_J[place_IK[at]]
-    return Nearest(place_IK, cosine_IK)
+    return place_IK, cosine_IK
 
 
 class RetrieveStage(TableStage):
@@ -569,12 +545,10 @@ class RetrieveStage(TableStage):
         vectors = column_matrix(found["embedding"])
         return [{"row_index": n, "vector": v} for n, v in zip(rows, vectors, strict=True)]
 
-    def do(self, rows: Sequence[Row], tools: Any, sink: Sink) -> list[Row]:
+    def do(self, rows: Sequence[Row], tools: Any, sink: Sink) -> Iterator[Row]:
         """Find the members nearest to some questions."""
         (vectors_JD, rank_J), queries_ID = tools, np.stack([row["vector"] for row in rows])
-        found = find_nearest(queries_ID, vectors_JD, rank_J, self._num_examples)
-        return [
-            {"row_index": row["row_index"], "example_index": self._members[place_K].tolist(),
-             "cosine": cosine_K.tolist()}
-            for row, place_K, cosine_K in zip(rows, found.place_IK, found.cosine_IK, strict=True)
-        ]  # fmt: skip
+        place_IK, cosine_IK = find_nearest(queries_ID, vectors_JD, rank_J, self._num_examples)
+        for row, place_K, cosine_K in zip(rows, place_IK, cosine_IK, strict=True):
+            near = {"example_index": self._members[place_K].tolist(), "cosine": cosine_K.tolist()}
+            yield {"row_index": row["row_index"], **near}

@@ -33,7 +33,6 @@ from nncift_ray.labels.sample import count_pairs
 from nncift_ray.plan import (
     ACTOR_START_SECONDS,
     CHARS_PER_TOKEN,
-    SECONDS_PER_HOUR,
     TEACHER_TOKENS_PER_SECOND,
     TRAINING_SHARE,
     RunPlan,
@@ -111,12 +110,12 @@ def _measure(output: StageOutput, cluster: ClusterConfig) -> dict[str, Any]:
     """Return what a finished stage cost."""
     manifest, counts = output.manifest, output.manifest.counts()
     tokens = counts.get("tokens", 0) - counts.get("cached_tokens", 0)
-    hourly = cluster.hourly_price(manifest.num_cpus, manifest.num_gpus)
+    worked = manifest.worker_seconds
     return {
         "seconds": wall_seconds(manifest),
-        "accelerator_seconds": manifest.worker_seconds * manifest.num_gpus,
-        "cpu_seconds": manifest.worker_seconds * manifest.num_cpus,
-        "price": manifest.worker_seconds * hourly / SECONDS_PER_HOUR,
+        "accelerator_seconds": worked * manifest.num_gpus,
+        "cpu_seconds": worked * manifest.num_cpus,
+        "price": cluster.price(worked, manifest.num_cpus, manifest.num_gpus),
         "num_tokens": tokens or None,  # computed by a language model; None: it asks none
     }
 
@@ -370,7 +369,7 @@ def _plan_cells(
         len(cells),
         read + trained + written,
         seconds,
-        seconds / SECONDS_PER_HOUR * config.cluster.hourly_price(num_cpus, num_gpus),
+        config.cluster.price(seconds, num_cpus, num_gpus),
     )
 
 

@@ -7,9 +7,10 @@ import hashlib
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from decimal import Decimal
-from typing import Any, ClassVar, Literal, NamedTuple, cast
+from types import SimpleNamespace
+from typing import Any, ClassVar, NamedTuple, cast
 
 import numpy as np
 import regex  # pyright: ignore[reportMissingTypeStubs]
@@ -59,18 +60,12 @@ def words(text: str) -> list[str]:
     return cast("list[str]", _WORD.findall(folded))  # pyright: ignore[reportUnknownMemberType]
 
 
-class _Words:
-    """What rouge-score calls a tokenizer; its own drops every letter that is not ASCII."""
-
-    def tokenize(self, text: str) -> list[str]:
-        return words(text)
-
-
 @functools.cache
 def _rouge_scorer() -> Any:
     from rouge_score.rouge_scorer import RougeScorer  # pyright: ignore[reportMissingTypeStubs]
 
-    return RougeScorer(["rouge1", "rougeL"], tokenizer=_Words())
+    # Its own tokenizer drops every letter that is not ASCII.
+    return RougeScorer(["rouge1", "rougeL"], tokenizer=SimpleNamespace(tokenize=words))
 
 
 def rouge(answer: str, reference: str) -> tuple[float, float]:
@@ -138,14 +133,10 @@ def exact_match(answer: str, reference: str) -> float | None:
     text = reference.strip()
     marked = _MARKED_LINE.fullmatch(text.rpartition("\n")[2])
     wanted = marked[1] if marked else text
-    if not _is_short(wanted):
+    if "\n" in wanted or not 1 <= len(words(wanted)) <= MAX_WORDS:
         return None
     found = _final_answer(answer, wanted) if marked else _form(answer)
     return float(found == _form(wanted))
-
-
-def _is_short(text: str) -> bool:
-    return "\n" not in text and 1 <= len(words(text)) <= MAX_WORDS
 
 
 def _final_answer(answer: str, wanted: str) -> Form | None:
@@ -247,11 +238,9 @@ def build_question(question: str, reference: str, answer: str, rubric: str | Non
 def _make_code(text: str) -> str:
     """Return a short code that the text does not hold: the same text gets the same code."""
     digest = hashlib.sha256(text.encode("utf-8", errors="surrogatepass")).hexdigest()
-    code = digest[:_CODE_DIGITS]
-    while code in text:
+    while digest[:_CODE_DIGITS] in text:
         digest = hashlib.sha256(digest.encode()).hexdigest()
-        code = digest[:_CODE_DIGITS]
-    return code
+    return digest[:_CODE_DIGITS]
 
 
 def parse_verdict(text: str, answer: str = "") -> int | None:
@@ -290,29 +279,27 @@ NEARLY_ALL = 0.95
 class JudgeReport(NamedTuple):
     """What a judge's verdicts are worth, before anyone compares their means."""
 
-    kind: Literal["usable", "few", "unreadable", "constant", "nearly_constant"]
+    is_readable: bool  # whether most verdicts hold a grade, so that the others can be used
     sentence: str  # what a reader should know; "" of a usable judge that was always readable
 
 
 def describe_verdicts(scores: Sequence[int | None]) -> JudgeReport:
     """Say of a judge whether its grades can tell answers apart.
 
+    One that always says the same has narrow intervals for a bad reason: it would say so of
+    anything.
+
     Args:
         scores: Grades 1 to 5 of all answers of a table, whoever wrote them; None: unreadable.
-
-    Returns:
-        "constant" and "nearly_constant" judges have narrow intervals for a bad reason: they would
-        say the same of anything.
     """
     counts = Counter(score for score in scores if score is not None)
     num_read, total = counts.total(), len(scores)
     missing = f"{total - num_read:,} of {total:,} verdicts"
     if total < FEWEST_VERDICTS:
-        few = f"{total} verdicts are too few to say what the judge is worth."
-        return JudgeReport("few", few)
+        return JudgeReport(True, f"{total} verdicts are too few to say what the judge is worth.")
     if total - num_read > MOST_UNREADABLE * total:
         return JudgeReport(
-            "unreadable",
+            False,
             f"The judge babbles: {missing} hold no grade. Do not use the others; take a larger "
             "judge, or more judge.max_tokens.",
         )
@@ -321,14 +308,13 @@ def describe_verdicts(scores: Sequence[int | None]) -> JudgeReport:
         said = [f"{missing} could not be read or are missing; they are not in the means."]
     (grade, most), *_ = counts.most_common(1)
     if most < NEARLY_ALL * num_read:
-        return JudgeReport("usable", "".join(said))
+        return JudgeReport(True, "".join(said))
     always = "always" if most == num_read else f"to {most / num_read:.0%}"
     same = (
         f"The judge {always} says {grade}: it does not tell answers apart, and its means compare "
         "nothing."
     )
-    kind = "constant" if most == num_read else "nearly_constant"
-    return JudgeReport(kind, " ".join([same, *said]))
+    return JudgeReport(True, " ".join([same, *said]))
 
 
 # The stages that grade the answers of one cell.
@@ -399,7 +385,7 @@ class GradeStage(AnswerStage):
         """Load the embedder, where it is asked."""
         return None if self._make_embedder is None else self._make_embedder()
 
-    def do(self, rows: Sequence[Row], tools: Embedder | None, sink: Sink) -> list[Row]:
+    def do(self, rows: Sequence[Row], tools: Embedder | None, sink: Sink) -> Iterator[Row]:
         """Grade some answers."""
         answers = [row["response"] for row in rows]
         references = [row["reference"] for row in rows]
@@ -409,12 +395,10 @@ class GradeStage(AnswerStage):
         else:
             values["rouge1"], values["rougeL"] = zip(*map(rouge, answers, references), strict=True)
             values["exact_match"] = [*map(exact_match, answers, references)]
-        return [
-            {"row_index": row["row_index"], "example_id": row["example_id"], "metric": metric,
-             "value": column[at]}
-            for at, row in enumerate(rows)
-            for metric, column in values.items()
-        ]  # fmt: skip
+        for at, row in enumerate(rows):
+            about = {"row_index": row["row_index"], "example_id": row["example_id"]}
+            for metric, column in values.items():
+                yield about | {"metric": metric, "value": column[at]}
 
 
 class JudgeStage(AnswerStage):
@@ -454,7 +438,7 @@ class JudgeStage(AnswerStage):
         """Load the judge."""
         return self._make_judge()
 
-    def do(self, rows: Sequence[Row], tools: Engine, sink: Sink) -> list[Row]:
+    def do(self, rows: Sequence[Row], tools: Engine, sink: Sink) -> Iterator[Row]:
         """Ask the judge about some answers."""
 
         def make_request(row: Row) -> GenerationRequest:
@@ -462,18 +446,10 @@ class JudgeStage(AnswerStage):
             message = tools.encode_message(build_question(*texts, self._rubric))
             return GenerationRequest(message, self._max_tokens, temperature=0.0)
 
-        done: list[Row] = []
         verdict: Generation
         for row, _, verdict in self.ask_all(rows, make_request, tools.generate, sink):
             sink.count("tokens", verdict.num_prompt_tokens + verdict.num_tokens)
             score = parse_verdict(verdict.text, row["response"])
             sink.count("unreadable_verdicts", score is None)
-            done.append(
-                {
-                    "row_index": row["row_index"],
-                    "example_id": row["example_id"],
-                    "score": score,
-                    "verdict": verdict.text,
-                }
-            )
-        return done
+            about = {"row_index": row["row_index"], "example_id": row["example_id"]}
+            yield about | {"score": score, "verdict": verdict.text}

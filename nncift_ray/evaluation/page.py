@@ -26,8 +26,12 @@ from nncift_ray.evaluation.metrics import LOWER_IS_BETTER, JudgeReport, describe
 from nncift_ray.evaluation.results import Evaluation
 from nncift_ray.recipe.sections import NN_CIFT, SMALL_LM
 from nncift_ray.report import figures as svg
+from nncift_ray.report import page
 from nncift_ray.report.data import (
+    KEY,
     MISSING,
+    NUMBER,
+    PageTable,
     clean_text,
     format_compact,
     format_count,
@@ -37,22 +41,14 @@ from nncift_ray.report.data import (
     format_seconds,
     format_tick,
     format_usd,
-    shorten,
+    make_table,
     shorten_middle,
 )
 from nncift_ray.report.figures import Chart
-from nncift_ray.report.page import (
-    KEY,
-    NUMBER,
-    PageTable,
-    make_table,
-    render_page,
-    settings_table,
-)
 from nncift_ray.runtime.schemas import ALL_STEPS, BETTER, NOISE, WORSE
 
-MODES = (TUNED, ICL)  # in the order of the page
-MODE_NAMES = {TUNED: "fine-tuned", ICL: "in context"}
+MODE_NAMES = {TUNED: "fine-tuned", ICL: "in context"}  # in the order of the page
+MODES = tuple(MODE_NAMES)
 _KINDS = ("", NN_CIFT, SMALL_LM)  # of a teacher's method, in the order of the page
 VERDICT_WORDS = {BETTER: "better", WORSE: "worse", NOISE: "≈ random"}
 #: Of a comparison with one random subset, or of one row.
@@ -244,7 +240,6 @@ def list_words(parts: Sequence[str]) -> str:
 MAX_FINDINGS = 3  # methods told of one test set
 JUDGE = "judge"
 STYLES = {VERDICT_WORDS[BETTER]: "green", VERDICT_WORDS[WORSE]: "red"}
-MAX_PROMPT_CHARS, MAX_ANSWER_CHARS = 700, 420
 NO_ANSWER = "no answer: it failed, see the errors table of the stage"
 
 
@@ -267,10 +262,10 @@ def headline(data: Evaluation) -> list[str]:
 
 def judged_results(data: Evaluation) -> list[Result]:
     """Return the results with a verdict, those of a judge that cannot be read left out."""
-    babbles = judge_report(data).kind == "unreadable"
+    can_judge = judge_report(data).is_readable
     return [
         row for row in results_of(data.summary)
-        if row.verdict is not None and not (babbles and row.metric == JUDGE)
+        if row.verdict is not None and (can_judge or row.metric != JUDGE)
     ]  # fmt: skip
 
 
@@ -278,7 +273,7 @@ def judge_report(data: Evaluation) -> JudgeReport:
     """Say what a judge is worth, over all its verdicts; where there is none, nothing."""
     values = data.scores.filter(pc.field("metric") == JUDGE)["value"].to_pylist()
     grades = [None if value is None or math.isnan(value) else round(value) for value in values]
-    return describe_verdicts(grades) if grades else JudgeReport("usable", "")
+    return describe_verdicts(grades) if grades else JudgeReport(True, "")
 
 
 def _why_no_verdict(results: Sequence[Result]) -> str:
@@ -508,37 +503,11 @@ def agreement_table(data: Evaluation) -> PageTable:
 
 
 def fidelity_table(data: Evaluation) -> PageTable:
-    """List the error of every network and of what knows less, by quadrant."""
-    models = {"network": "network", "additive_ridge": "additive ridge", "mean": "mean",
-              "zero": "always zero", "random": "random"}  # fmt: skip
-    measures = {"spearman": "Spearman", "interaction_correlation": "interaction",
-                "capture": "capture"}  # fmt: skip
-    errors: dict[tuple[str, str, str], dict[str, dict[str, Any]]] = {}
-    for row in data.fidelity.to_pylist():
-        if row["split"].startswith("Q"):
-            key = row["method"], row["block"], row["split"]
-            errors.setdefault(key, {})[row["model"]] = row
-    rows = [
-        (
-            *key, format_count(of.get("network", {}).get("num_pairs")),
-            *(format_number(of.get(model, {}).get("scaled_mse")) for model in models),
-            *(format_number(of.get("network", {}).get(name), 2) for name in measures),
-            *(format_number(of.get(model, {}).get("capture"), 2)
-              for model in ("additive_ridge", "cosine")),
-        )
-        for key, of in sorted(errors.items(), key=lambda item: (method_place(item[0][0]), item[0]))
-    ]  # fmt: skip
-    numbers = ("pairs", *models.values(), *measures.values(), "ridge's capture",
-               "cosine's capture")  # fmt: skip
-    reading = (
-        "Mean squared error on labels scaled to [0, 1], and of the network also the rank "
-        "correlation, the correlation beyond row and column effects, and how much of what a row's "
-        "best eighth of helpers is worth it finds. Q1: both examples seen in training, Q4: "
-        "neither, which is where nearly all scored pairs lie. Beating zero, random or the mean "
-        "says nothing of pairs: an additive ridge ranks helpers alike for every row."
-    )
-    return _table("How faithful each network is to its teacher", ("method", "block", "quadrant"),
-                  numbers, rows, reading, "No method fits a network.")  # fmt: skip
+    """List how well every network and its rivals do, by quadrant."""
+    rows = [row for row in data.fidelity.to_pylist() if row["split"].startswith("Q")]
+    rows.sort(key=lambda row: (method_place(row["method"]), *page.fidelity_place(row)))
+    title, keys = "How faithful each network is to its teacher", ("method", "block", "split")
+    return page.fidelity_table(title, rows, keys, missing="No method fits a network.")
 
 
 # Pictures: by how much each method differs from random, and how that moves with the size.
@@ -718,7 +687,7 @@ def render_evaluation(data: Evaluation) -> str:
         "Judge": facts.judge,
         "Finished": facts.created,
     }
-    return render_page(
+    return page.render_page(
         "evaluation.html.j2",
         {
             "run_name": facts.name,
@@ -735,8 +704,8 @@ def render_evaluation(data: Evaluation) -> str:
             "cost_table": cost_table(data),
             "agreement_table": agreement_table(data),
             "fidelity_table": fidelity_table(data),
-            "config_table": settings_table("Configuration", facts.config),
-            "environment_table": settings_table("Environment", facts.environment),
+            "config_table": page.settings_table("Configuration", facts.config),
+            "environment_table": page.settings_table("Environment", facts.environment),
             "footer": f"Written by nncift_ray {facts.version}, {facts.created}.",
         },
     )  # fmt: skip
@@ -762,8 +731,8 @@ def _answers(data: Evaluation) -> list[dict[str, object]]:
     return [
         {
             "meta": f"{test}, row {format_count(row_index)}",
-            "prompt": _squeeze(rows[0]["prompt"], MAX_PROMPT_CHARS),
-            "reference": _squeeze(rows[0]["reference"], MAX_ANSWER_CHARS),
+            "prompt": rows[0]["prompt"],
+            "reference": rows[0]["reference"],
             "answers": [_answer(row) for row in sorted(rows, key=lambda row: (
                 mode_place(row["mode"]), method_place(row["method"]), row["budget"]
             ))],
@@ -777,18 +746,8 @@ def _answer(row: Mapping[str, Any]) -> dict[str, str]:
     how.append(mode_words(row["mode"]))
     if row["verdict"] is not None:
         how.append(f"judge: {row['verdict']}")
-    text = row["response"]
-    return {
-        "method": row["method"],
-        "how": ", ".join(how),
-        "text": NO_ANSWER if text is None else _squeeze(text, MAX_ANSWER_CHARS),
-    }
-
-
-def _squeeze(text: str, max_chars: int) -> str:
-    """Drop blank lines and cut: a sample has no room for more."""
-    lines = "\n".join(line for line in text.strip().splitlines() if line.strip())
-    return shorten(lines, max_chars) or MISSING
+    text = NO_ANSWER if row["response"] is None else row["response"]
+    return {"method": row["method"], "how": ", ".join(how), "text": text}
 
 
 # The terminal; colour only repeats what words say.

@@ -1033,11 +1033,10 @@ class ClusterConfig(Section):
     """Seconds in which a worker that asks a language model must finish a row; then it is ended, and
     a row that hangs with nothing beside it goes to the errors table."""
 
-    def hourly_price(self, num_cpus: float, num_gpus: float) -> float:
-        """Return what a worker costs an hour, US dollars: its GPUs, or its CPUs if it has none."""
-        if num_gpus:
-            return num_gpus * self.price_per_gpu_hour
-        return num_cpus * self.price_per_cpu_hour
+    def price(self, seconds: float, num_cpus: float, num_gpus: float) -> float:
+        """Return what a worker's seconds cost, US dollars: its GPUs, or its CPUs without any."""
+        cpus, gpus = num_cpus * self.price_per_cpu_hour, num_gpus * self.price_per_gpu_hour
+        return seconds / 3600 * (gpus if num_gpus else cpus)
 
 
 ExportFormat = Literal["alpaca", "messages", "sharegpt", "preference", "dataset", "ids"]

@@ -274,7 +274,7 @@ class ReportData:
     @property
     def unit(self) -> str:
         """What is labelled and scored."""
-        return unit_of(self.main_block)
+        return "examples" if self.main_block == POINTS else "pairs"
 
     @property
     def has_quotas(self) -> bool:
@@ -286,10 +286,103 @@ class ReportData:
         """The rows that the subset is to cover."""
         return "targets" if self.covers_targets else "candidates"
 
+    # The few numbers a reader should leave with; page, terminal and card take them from here.
 
-def unit_of(block: str) -> str:
-    """Return what a block's labels and scores speak of."""
-    return "examples" if block == POINTS else "pairs"
+    @property
+    def num_picks(self) -> int:
+        """Return how many examples were selected."""
+        return self.ranking.num_rows
+
+    @property
+    def decisions(self) -> dict[str, int]:
+        """Return how many picks were decided by what (RANKING), the most frequent first."""
+        return dict(Counter(map(str, self.ranking["decided_by"].to_pylist())).most_common())
+
+    @property
+    def final_objective(self) -> float:
+        """Return the objective after the last pick, nan without picks."""
+        return float(numbers(self.ranking, "objective")[-1]) if self.ranking.num_rows else math.nan
+
+    @property
+    def share_of_best(self) -> float:
+        """Return the least share of the best possible value that was reached; nan where unknown."""
+        final, bound = self.final_objective, self.upper_bound
+        if bound is None or not (math.isfinite(final) and bound > 0):
+            return math.nan
+        return min(final / bound, 1.0)
+
+    @property
+    def mean_coverage(self) -> float:
+        """Return the mean coverage (0..1) over the ground set, nan where it was not recorded."""
+        values = numbers(self.coverage, "coverage")
+        return float(np.nanmean(values)) if np.isfinite(values).any() else math.nan
+
+    @property
+    def total_seconds(self) -> float:
+        """Return the seconds of all stages together."""
+        return float(sum(stage.seconds for stage in self.stages))
+
+    @property
+    def total_cost(self) -> float:
+        """Return the price of all stages, US dollars."""
+        return float(sum(stage.cost_usd for stage in self.stages))
+
+    @property
+    def headline_fidelity(self) -> Fidelity | None:
+        """Return how the network does on the hardest split measured of the main block."""
+        blocks = blocks_of(self.fidelity)
+        if self.fidelity is None or not blocks:
+            return None
+        block = self.main_block if self.main_block in blocks else blocks[0]
+        table, beyond = select_block(self.fidelity, block), "interaction_correlation"
+        for split in reversed(splits_of(table)):
+            names = ("num_pairs", "spearman", beyond, f"{beyond}_low", f"{beyond}_high")
+            count, *own = (metric(table, split, NETWORK, name) for name in names)
+            if math.isfinite(metric(table, split, NETWORK, "scaled_mse")):
+                order, value, low, high = own
+                cosine = metric(table, split, COSINE, beyond)
+                return Fidelity(block, split, int(count), order, value, low, high, cosine)
+        return None
+
+    @property
+    def cleaning_sentence(self) -> str:
+        """Say how much the objective decided and what was left out before; "" without picks."""
+        counts = self.decisions
+        if not counts:
+            return ""
+        decided, total = counts.get("objective", 0), self.num_picks
+        how = "The objective decided " + ("all of them; " if decided == total else f"{decided:,}; ")
+        away = {"unusable rows": self.num_errors, "exact duplicates": self.num_duplicates}
+        left = [
+            f"{count:,} {what if count > 1 else what.replace('rows', 'row').removesuffix('s')}"
+            for what, count in {**away, **self.num_left_out}.items()
+            if count
+        ]
+        before = f"{', '.join(left) or 'nothing'} {'was' if not left else 'were'} left out before."
+        return how + before if decided else before[0].upper() + before[1:]
+
+    @property
+    def verdict(self) -> str:
+        """Say whether the scores know of pairs more than an additive model and than a cosine do.
+
+        Empty of examples on their own, and where no pair was measured.
+        """
+        found = self.headline_fidelity
+        if found is None or found.block == POINTS:
+            return ""
+        if math.isfinite(found.beyond) and not math.isfinite(found.low):
+            return "Too few pairs were held out to tell whether the scores know pairs."
+        if found.beats_cosine:
+            return (
+                "The scores know which example helps which: more than a model that only knows good "
+                "helpers from bad (additive), and more than a cosine of embeddings."
+            )
+        if found.low > 0:
+            return (
+                "The scores know more of pairs than a model that only knows good helpers from bad "
+                "(additive), but no more than a cosine of embeddings."
+            )
+        return "Nothing shows that the scores know one example's best helper from another's."
 
 
 # Reading the tables.
@@ -331,58 +424,6 @@ def mix_shares(mix: Sequence[MixRow]) -> tuple[F64, F64]:
     return pool / max(pool.sum(), 1.0), subset / max(subset.sum(), 1.0)
 
 
-# The few numbers a reader should leave with; page, terminal and card take them from here.
-
-
-def num_picks(data: ReportData) -> int:
-    """Return how many examples were selected."""
-    return data.ranking.num_rows
-
-
-def decisions(data: ReportData) -> dict[str, int]:
-    """Return how many picks were decided by what (RANKING), the most frequent first."""
-    return dict(Counter(map(str, data.ranking["decided_by"].to_pylist())).most_common())
-
-
-def num_scored_pairs(data: ReportData) -> int:
-    """Return how many pairs were scored, over all blocks."""
-    return int(numbers(data.score_statistics, "num_scored").sum())
-
-
-def final_objective(data: ReportData) -> float:
-    """Return the objective after the last pick, nan without picks."""
-    return float(numbers(data.ranking, "objective")[-1]) if data.ranking.num_rows else math.nan
-
-
-def mean_score(data: ReportData) -> float:
-    """Return the mean score of the picks, nan without picks."""
-    return final_objective(data) / (num_picks(data) or math.nan)
-
-
-def share_of_best(data: ReportData) -> float:
-    """Return the least share of the best possible value that was reached; nan where unknown."""
-    final, bound = final_objective(data), data.upper_bound
-    if bound is None or not (math.isfinite(final) and bound > 0):
-        return math.nan
-    return min(final / bound, 1.0)
-
-
-def mean_coverage(data: ReportData) -> float:
-    """Return the mean coverage (0..1) over the ground set, nan where it was not recorded."""
-    values = numbers(data.coverage, "coverage")
-    return float(np.nanmean(values)) if np.isfinite(values).any() else math.nan
-
-
-def total_seconds(data: ReportData) -> float:
-    """Return the seconds of all stages together."""
-    return float(sum(stage.seconds for stage in data.stages))
-
-
-def total_cost(data: ReportData) -> float:
-    """Return the price of all stages, US dollars."""
-    return float(sum(stage.cost_usd for stage in data.stages))
-
-
 @dataclass(frozen=True, slots=True)
 class Fidelity:
     """How the network does on one split; nan: not known."""
@@ -400,63 +441,6 @@ class Fidelity:
     def beats_cosine(self) -> bool:
         """Whether the interval lies above the cosine, and above 0."""
         return self.low > max(float(np.nan_to_num(self.cosine)), 0.0)
-
-
-def headline_fidelity(data: ReportData) -> Fidelity | None:
-    """Return how the network does on the hardest split measured of the main block."""
-    blocks = blocks_of(data.fidelity)
-    if data.fidelity is None or not blocks:
-        return None
-    block = data.main_block if data.main_block in blocks else blocks[0]
-    table, beyond = select_block(data.fidelity, block), "interaction_correlation"
-    for split in reversed(splits_of(table)):
-        names = ("num_pairs", "spearman", beyond, f"{beyond}_low", f"{beyond}_high")
-        count, *own = (metric(table, split, NETWORK, name) for name in names)
-        if math.isfinite(metric(table, split, NETWORK, "scaled_mse")):
-            order, value, low, high = own
-            cosine = metric(table, split, COSINE, beyond)
-            return Fidelity(block, split, int(count), order, value, low, high, cosine)
-    return None
-
-
-def cleaning_sentence(data: ReportData) -> str:
-    """Say how much the objective decided and what was left out before; "" without picks."""
-    counts = decisions(data)
-    if not counts:
-        return ""
-    decided, total = counts.get("objective", 0), num_picks(data)
-    how = "The objective decided " + ("all of them; " if decided == total else f"{decided:,}; ")
-    away = {"unusable rows": data.num_errors, "exact duplicates": data.num_duplicates}
-    left = [
-        f"{count:,} {what if count > 1 else what.replace('rows', 'row').removesuffix('s')}"
-        for what, count in {**away, **data.num_left_out}.items()
-        if count
-    ]
-    before = f"{', '.join(left) or 'nothing'} {'was' if not left else 'were'} left out before."
-    return how + before if decided else before[0].upper() + before[1:]
-
-
-def verdict(data: ReportData) -> str:
-    """Say whether the scores know of pairs more than an additive model and than a cosine do.
-
-    Empty of examples on their own, and where no pair was measured.
-    """
-    found = headline_fidelity(data)
-    if found is None or found.block == POINTS:
-        return ""
-    if math.isfinite(found.beyond) and not math.isfinite(found.low):
-        return "Too few pairs were held out to tell whether the scores know pairs."
-    if found.beats_cosine:
-        return (
-            "The scores know which example helps which: more than a model that only knows good "
-            "helpers from bad (additive), and more than a cosine of embeddings."
-        )
-    if found.low > 0:
-        return (
-            "The scores know more of pairs than a model that only knows good helpers from bad "
-            "(additive), but no more than a cosine of embeddings."
-        )
-    return "Nothing shows that the scores know one example's best helper from another's."
 
 
 def knowledge_words(found: Fidelity) -> str:
@@ -478,7 +462,6 @@ def two_digits(value: float) -> str:
 
 # Fill the record from the outputs of a run's stages.
 
-SECONDS_PER_HOUR = 3600.0
 LEFT_OUT_SHOWN, EXCERPT_CHARS = 20, 200
 MAX_ERRORS_SHOWN = 100_000
 COVERED_SHOWN = 3
@@ -608,14 +591,14 @@ def _coverage_of_rows(select: StageOutput, labels: StageOutput | None) -> pa.Tab
 def _summary(output: StageOutput, prices: ClusterConfig, *, inherited: bool) -> StageSummary:
     manifest = output.manifest
     tables = {part.table for shard in manifest.shards for part in shard.parts}
-    price = prices.hourly_price(manifest.num_cpus, manifest.num_gpus)
+    price = prices.price(manifest.worker_seconds, manifest.num_cpus, manifest.num_gpus)
     return StageSummary(
         name=manifest.stage,
         seconds=0.0 if inherited else manifest.wall_seconds,
         rows=sum(manifest.num_rows(table) for table in tables - {ERRORS_TABLE}),
         shards=len(manifest.shards),
         fingerprint=manifest.fingerprint,
-        cost_usd=0.0 if inherited else manifest.worker_seconds / SECONDS_PER_HOUR * price,
+        cost_usd=0.0 if inherited else price,
         failures=manifest.num_failures,
     )
 

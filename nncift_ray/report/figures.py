@@ -224,11 +224,10 @@ def draw_blocks(
 
 
 def chart_of_one(
-    name: str, title: str, label: str, height: float, fill: Draw, *, sees: str, means: str
+    name: str, title: str, height: float, fill: Draw, *, sees: str, means: str
 ) -> Chart:
-    """Return a chart of a single picture as wide as the column; ``label`` for a screen reader."""
-    size = height, FIGURE_WIDTH
-    panel = draw(name, label, size, lambda figure: fill(figure.subplots()))
+    """Return a chart of a single picture as wide as the column."""
+    panel = draw(name, title, (height, FIGURE_WIDTH), lambda figure: fill(figure.subplots()))
     return Chart(name, title, (panel,), sees, means)
 
 
@@ -359,11 +358,10 @@ def plot_gain_curve(
         _draw_by_rank(bottom, gain, GREEN, 1.6)
         figure.align_ylabels()
 
-    label = "Objective and gain by number of picks"
     return Chart(
         "gain",
         title,
-        (draw("gain", label, (3.75, FIGURE_WIDTH), fill),),
+        (draw("gain", title, (3.75, FIGURE_WIDTH), fill),),
         sees="the value of the subset after each pick, as a share of its final value (above), and "
         "what each pick added when it was made (below).",
         means=_gain_meaning(share, level, bound),
@@ -439,7 +437,6 @@ def plot_scores(ranking: pa.Table, random_objective: float | None = None) -> Cha
     return chart_of_one(
         "scores",
         title,
-        "Score by rank",
         3.0,
         fill,
         sees="the score of each pick by rank, scaled so that 0 is the lowest and 1 the highest of "
@@ -488,7 +485,6 @@ def plot_coverage(coverage: pa.Table, ground_set: str) -> Chart:
     return chart_of_one(
         "coverage",
         title,
-        "Histogram of coverage",
         2.75,
         fill,
         sees=f"for each of the {format_count(num_rows)} {ground_set}, the influence of its best "
@@ -523,7 +519,6 @@ def plot_mix(mix: Sequence[MixRow], group_name: str, *, ranks_by_score: bool = F
     return chart_of_one(
         "mix",
         _mix_title(mix, pool, subset),
-        f"Share by {group_name} in pool and subset",
         0.75 + 0.22 * len(shown),
         partial(_draw_mix, pool=pool[shown], subset=subset[shown], mix=[mix[i] for i in shown]),
         sees=sees,
@@ -611,7 +606,6 @@ def plot_lengths(pool: Lengths, subset: Lengths) -> Chart:
     return chart_of_one(
         "lengths",
         f"Picks are {by} the pool: {medians}",
-        "Histogram of lengths in pool and subset",
         2.75,
         fill,
         sees="the share of examples by length in tokens, prompt and response together.",

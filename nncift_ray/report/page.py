@@ -7,7 +7,7 @@ import hashlib
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,41 +27,27 @@ from nncift_ray.report.data import (
     MISSING,
     NUMBER,
     TEXT,
-    Column,
     PageTable,
     ReportData,
     blocks_of,
     clean_text,
-    cleaning_sentence,
-    decisions,
-    final_objective,
     format_compact,
     format_count,
     format_number,
     format_percent,
     format_seconds,
     format_usd,
-    headline_fidelity,
     knowledge_words,
     make_table,
-    mean_coverage,
-    mean_score,
     mix_shares,
-    num_picks,
-    num_scored_pairs,
+    numbers,
     select_block,
-    share_of_best,
     shorten,
     shorten_middle,
-    total_cost,
-    total_seconds,
     two_digits,
-    verdict,
 )
 from nncift_ray.report.figures import Chart
 from nncift_ray.runtime.schemas import CROSS, POINTS, WITHIN
-
-__all__ = ["KEY", "NUMBER", "Column", "PageTable", "render_page", "render_report", "summary_table"]
 
 
 def render_page(template: str, values: Mapping[str, object]) -> str:
@@ -128,31 +114,32 @@ PAIR_READING = (
 )
 
 
-def fidelity_table(data: ReportData) -> PageTable:
-    """Return every metric of every split and model (FIDELITY)."""
-    metrics = FIDELITY_METRICS | ({} if data.pointwise else PAIR_METRICS)
-    counts = {"num_pairs": data.unit.capitalize()}
-    if not data.pointwise:
-        counts |= {"num_rows": "Rows ranked"}
-    found = [] if data.fidelity is None else data.fidelity.to_pylist()
-
-    def order(row: Mapping[str, Any]) -> tuple[Any, ...]:
-        place = MODEL_ORDER.index(row["model"])
-        return row["block"] != data.main_block, row["block"], row["split"], place
-
+def fidelity_table(
+    title: str, found: Iterable[Mapping[str, Any]], keys: Sequence[str], *, pointwise: bool = False,
+    missing: str = "",
+) -> PageTable:  # fmt: skip
+    """Return every metric of some rows of FIDELITY, after what tells them apart (``keys``)."""
+    counts, metrics = {"num_pairs": "Examples"}, FIDELITY_METRICS
+    if not pointwise:
+        counts = {"num_pairs": "Pairs", "num_rows": "Rows ranked"}
+        metrics = FIDELITY_METRICS | PAIR_METRICS
     heads = ((name, NUMBER) for name in (*counts.values(), *metrics.values()))
     rows = [
         (
-            row["block"],
-            row["split"],
+            *(row[key] for key in keys),
             row["model"].replace("_", " "),
             *(row[name] for name in counts),
             *(_metric_cell(row, name) for name in metrics),
         )
-        for row in sorted(found, key=order)
+        for row in found
     ]
-    reading = "" if data.pointwise else PAIR_READING
-    return make_table("All metrics", ("Block", "Split", ("Model", KEY), *heads), rows, reading)
+    heads = (*map(str.capitalize, keys), ("Model", KEY), *heads)
+    return make_table(title, heads, rows, "" if pointwise else PAIR_READING, missing)
+
+
+def fidelity_place(row: Mapping[str, Any]) -> tuple[str, str, int]:
+    """Place a row of FIDELITY by block, split and model: what knows most first."""
+    return row["block"], row["split"], MODEL_ORDER.index(row["model"])
 
 
 def _metric_cell(row: Mapping[str, Any], name: str) -> str:
@@ -249,10 +236,10 @@ class Card:
 
 def make_cards(data: ReportData) -> list[Card]:
     """Return the cards that this run has numbers for, the most important first."""
-    picks = num_picks(data)
+    picks = data.num_picks
     share = format_percent(picks / data.num_candidates if data.num_candidates else math.nan)
     of = f"{share} of {format_count(data.num_candidates)} candidates"
-    seconds, cost = format_seconds(total_seconds(data)), format_usd(total_cost(data))
+    seconds, cost = format_seconds(data.total_seconds), format_usd(data.total_cost)
     rows = data.num_candidates + data.num_duplicates + data.num_errors
     note = f"rows set aside; {format_count(data.num_duplicates)} exact duplicates collapsed"
     tone = WARN if data.num_errors > MANY_ERRORS * rows else ""
@@ -271,13 +258,13 @@ def make_cards(data: ReportData) -> list[Card]:
 
 def _decision_cards(data: ReportData) -> Iterator[Card]:
     """How many picks the objective decided, where that is its business and not a draw's."""
-    counts = decisions(data)
+    counts = data.decisions
     if not counts or "random" in counts:
         return
     rest = [f"{format_count(count)} by {x}" for x, count in counts.items() if x != "objective"]
     decided = counts.get("objective", 0)
-    of = f"{format_count(decided)} of {format_count(num_picks(data))}"
-    tone = WARN if decided < MOSTLY_DECIDED * num_picks(data) else ""
+    of = f"{format_count(decided)} of {format_count(data.num_picks)}"
+    tone = WARN if decided < MOSTLY_DECIDED * data.num_picks else ""
     note = ", ".join(rest) or "none by a quota, a list or a draw"
     yield Card("Picks decided by the objective", of, note, tone)
 
@@ -293,7 +280,8 @@ def _quality_cards(data: ReportData) -> Iterator[Card]:
 
 
 def _value_cards(data: ReportData) -> Iterator[Card]:
-    final, coverage, score = final_objective(data), mean_coverage(data), mean_score(data)
+    final, coverage = data.final_objective, data.mean_coverage
+    score = final / (data.num_picks or math.nan)
     ratio = final / data.random_objective if data.random_objective else math.nan
     beside = f"; {format_number(ratio)} × a random subset's" if math.isfinite(ratio) else ""
     if data.ranks_by_score and math.isfinite(score):
@@ -307,7 +295,7 @@ def _value_cards(data: ReportData) -> Iterator[Card]:
 
 
 def _fidelity_cards(data: ReportData) -> Iterator[Card]:
-    found = headline_fidelity(data)
+    found = data.headline_fidelity
     if found is None:
         return
     if found.block == POINTS:
@@ -324,7 +312,8 @@ def _fidelity_cards(data: ReportData) -> Iterator[Card]:
 
 
 def _label_cards(data: ReportData) -> Iterator[Card]:
-    scored, labelled, unit = num_scored_pairs(data), data.num_labelled_pairs, data.unit.capitalize()
+    scored = int(numbers(data.score_statistics, "num_scored").sum())
+    labelled, unit = data.num_labelled_pairs, data.unit.capitalize()
     if labelled is None:
         return
     if data.by_teacher or not scored:
@@ -389,26 +378,25 @@ def render_report(data: ReportData) -> str:
         "Budget": data.budget,
         "Finished": data.created,
     }
-    cards = make_cards(data)
+    cards, history = make_cards(data), data.training_history
+    fidelity = [] if data.fidelity is None else data.fidelity.to_pylist()
+    fidelity.sort(key=lambda row: (row["block"] != data.main_block, *fidelity_place(row)))
     files = {"Run directory": data.run_dir, **data.outputs}
     fingerprints = {stage.name: stage.fingerprint for stage in data.stages}
     values = {
         "data": data,
         "run_name": data.run_name,
-        "num_picks": num_picks(data),
-        "total_seconds": total_seconds(data),
-        "total_cost": total_cost(data),
         "longest": max(data.stages, key=lambda stage: stage.seconds, default=None),
         "chips": [(name, value) for name, value in chips.items() if value],
         "cards": [*cards[:CARDS_SHOWN], *(x for x in cards[CARDS_SHOWN:] if x.tone == WARN)],
-        "cleaning": cleaning_sentence(data),
-        "verdict": verdict(data),
-        "notices": list(data.notices),
+        "notices": data.notices,
         "selection_charts": _selection_charts(data),
         "order_charts": list(_order_charts(data)),
         "drift_table": drift_table(data.drift) if data.drift is not None else None,
-        "training_chart": _training_chart(data),
-        "fidelity_table": fidelity_table(data),
+        "training_chart": figures.plot_training(history) if history else None,
+        "fidelity_table": fidelity_table(
+            "All metrics", fidelity, ("block", "split"), pointwise=data.pointwise
+        ),
         "stage_table": stage_table(data),
         "reason_table": reason_table(data),
         "error_table": error_table(data),
@@ -437,12 +425,6 @@ def _selection_charts(data: ReportData) -> tuple[list[Chart], list[Chart]]:
     return [value, figures.plot_lengths(data.pool_lengths, data.subset_lengths)], right
 
 
-def _training_chart(data: ReportData) -> Chart | None:
-    """Return the training, where it had epochs."""
-    history = data.training_history
-    return figures.plot_training(history) if history is not None and history.num_rows else None
-
-
 def _order_charts(data: ReportData) -> Iterator[tuple[str, Chart]]:
     """Yield what each block of pairs is called, of several, and its order: the main one first."""
     if data.fidelity is None:
@@ -464,7 +446,7 @@ _SPECIAL = re.compile(r"([\\`*_{}\[\]()#+.!|~-])")
 
 def render_dataset_card(data: ReportData) -> str:
     """Return the card of a subset: Markdown with a YAML head; equal data give equal texts."""
-    size = next((name for top, name in SIZES if num_picks(data) < top), "1M<n<10M")
+    size = next((name for top, name in SIZES if data.num_picks < top), "1M<n<10M")
     head = DatasetCardData(
         pretty_name=" ".join(clean_text(data.run_name).split()),
         size_categories=[size],
@@ -480,7 +462,6 @@ def render_dataset_card(data: ReportData) -> str:
     card = environment.get_template("card.md.j2").render(
         head=f"---\n{head.to_yaml()}\n---",
         data=data,
-        num_picks=num_picks(data),
         provenance=_provenance(data),
         groups=[row for row in data.mix if row.subset][:MAX_GROUPS],
         recipe=recipe,
@@ -507,8 +488,8 @@ def escape(text: str) -> str:
 
 
 def _provenance(data: ReportData) -> list[tuple[str, str]]:
-    share = share_of_best(data)
-    fidelity, agreement = headline_fidelity(data), verdict(data)
+    share = data.share_of_best
+    fidelity, agreement = data.headline_fidelity, data.verdict
     select = next((stage for stage in data.stages if stage.name == "select"), None)
     if fidelity and agreement:
         figure = two_digits(fidelity.beyond)
@@ -522,7 +503,7 @@ def _provenance(data: ReportData) -> list[tuple[str, str]]:
         ("Teacher", escape(data.teacher)),
         ("Objective", escape(data.objective)),
         ("Budget", escape(data.budget)),
-        ("Value", format_number(final_objective(data), 4)),
+        ("Value", format_number(data.final_objective, 4)),
         ("Share of the best possible value", f"at least {share:.1%}" if share == share else ""),
         ("Network against teacher", agreement),
         ("Selected", escape(data.created)),
@@ -562,10 +543,10 @@ def summary_table(data: ReportData) -> RenderableType:
     table.add_column(style="dim", overflow="fold")
     for card in make_cards(data):
         table.add_row(card.name, Text(card.value, "yellow" if card.tone == WARN else ""), card.note)
-    final = final_objective(data)
+    final = data.final_objective
     if math.isfinite(final):
         table.add_row("Objective", format_number(final, 4), Text(data.objective))
-    if len(data.mix) > 1 and num_picks(data):
+    if len(data.mix) > 1 and data.num_picks:
         pool, subset = mix_shares(data.mix)
         for place, i in enumerate(np.argsort(-subset, kind="stable")[:NUM_GROUPS]):
             name = shorten_middle(clean_text(data.mix[i].group), MAX_GROUP_CHARS)

@@ -468,7 +468,6 @@ def _end(outcomes: ray.data.Dataset) -> None:
 # ends is lost.
 
 LABELS = ("run", "stage")
-SECONDS_PER_HOUR = 3600.0
 #: From a shard of a test to one that takes two hours.
 SECONDS_BUCKETS = (0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 7200.0)
 #: Counters of the driver, and what they count.
@@ -524,7 +523,7 @@ class MetricsReporter(Reporter):
             "nncift_cached_tokens": record.counts.get("cached_tokens", 0),
             "nncift_shards_finished": 1,
             "nncift_worker_seconds": record.seconds,
-            "nncift_cost_usd": record.seconds / SECONDS_PER_HOUR * self._hourly_price(name),
+            "nncift_cost_usd": self._price(name, record.seconds),
         }
         for metric, amount in amounts.items():
             self._add(name, metric, amount)
@@ -547,9 +546,9 @@ class MetricsReporter(Reporter):
     def _labels(self, stage: str) -> dict[str, str]:
         return {"run": self._run, "stage": stage}
 
-    def _hourly_price(self, stage: str) -> float:
+    def _price(self, stage: str, seconds: float) -> float:
         begun = self._begun.get(stage)
-        return 0.0 if begun is None else self._cluster.hourly_price(begun.num_cpus, begun.num_gpus)
+        return self._cluster.price(seconds, begun.num_cpus, begun.num_gpus) if begun else 0.0
 
     def _show_progress(self, stage: str) -> None:
         begun = self._begun.get(stage)

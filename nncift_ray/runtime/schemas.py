@@ -281,20 +281,6 @@ DRIFT_DISTANCES = _schema(
     distance=FLOAT,  # cosine distance, 0 to 2
 )
 
-# One row a hidden unit and side: the range of the labelled examples, and the shares (0..1) of new
-# and of reference examples below and above it.
-DRIFT_RANGES = _schema(
-    block=TEXT,
-    side=TEXT,  # rows | columns
-    unit=INT,
-    low=FLOAT,
-    high=FLOAT,
-    new_below=DOUBLE,
-    new_above=DOUBLE,
-    reference_below=DOUBLE,
-    reference_above=DOUBLE,
-)
-
 
 def ground_block(blocks: Sequence[str]) -> str:
     """Return the block whose rows an objective covers; of several that is ``within``."""

@@ -68,7 +68,7 @@ def test_each_answer_gets_the_verdict_about_itself(tmp_path: Path) -> None:
     assert [row["row_index"] for row in rows] == list(ANSWERS)
     assert [row["score"] for row in rows] == [i % 5 + 1 for i in ANSWERS]
     assert rows[1]["verdict"] == "It ends on 3.\n[RESULT] 4"
-    assert describe_verdicts(scores_of(output)).kind == "usable"
+    assert describe_verdicts(scores_of(output)) == (True, "")
     assert output.manifest.counts()["unreadable_verdicts"] == 0
 
 

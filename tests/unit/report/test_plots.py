@@ -12,8 +12,6 @@ from nncift_ray.report.data import (
     MixRow,
     choose_sample_ranks,
     count_mix,
-    headline_fidelity,
-    verdict,
 )
 from nncift_ray.report.figures import (
     MAX_CURVE_POINTS,
@@ -137,13 +135,13 @@ def test_drawing_leaves_the_global_settings_alone() -> None:
 
 def test_headline_takes_the_hardest_split_of_the_main_block() -> None:
     both = pa.concat_tables([make_fidelity("within"), make_fidelity("cross", interaction=0.7)])
-    found = headline_fidelity(replace(make_report_data(), fidelity=both, num_targets=5))
+    found = replace(make_report_data(), fidelity=both, num_targets=5).headline_fidelity
     assert found is not None
     assert (found.block, found.split, found.beyond) == ("cross", "Q4", 0.7)
 
 
 def test_headline_without_fidelity_is_none() -> None:
-    assert headline_fidelity(make_teacher_data()) is None
+    assert make_teacher_data().headline_fidelity is None
 
 
 def test_mix_counts_groups_of_pool_and_subset() -> None:
@@ -217,7 +215,7 @@ def test_knowledge_of_pairs_is_claimed_only_beyond_both_rivals(
     """The cosine correlates 0.25; intervals are +-0.05."""
     data = replace(make_report_data(), fidelity=make_fidelity(interaction=interaction))
     card = next(card for card in make_cards(data) if card.name == "Knowledge of pairs")
-    assert claim in verdict(data)
+    assert claim in data.verdict
     assert card.tone == tone
     if interaction == 0.4:
         assert card.value == "0.40"
@@ -229,10 +227,10 @@ def test_knowledge_without_an_interval_is_not_claimed() -> None:
     place = table.schema.get_field_index("interaction_correlation_low")
     nulls = pa.nulls(table.num_rows, pa.float64())
     table = table.set_column(place, table.schema.field(place), nulls)
-    said = verdict(replace(make_report_data(), fidelity=table))
+    said = replace(make_report_data(), fidelity=table).verdict
     assert "Too few pairs were held out" in said
 
 
 def test_examples_on_their_own_have_no_sentence_about_pairs() -> None:
-    assert verdict(make_ranked_data(pointwise=True)) == ""
-    assert verdict(make_teacher_data()) == ""
+    assert make_ranked_data(pointwise=True).verdict == ""
+    assert make_teacher_data().verdict == ""
