@@ -70,8 +70,9 @@ test: setup-dev ## Unit tests side by side, then quick ones with models and Ray 
 	$(PYTEST) $(SIDE_BY_SIDE) tests/unit $(CHOSEN)
 	$(PYTEST) $(SIDE_BY_SIDE) -m "not slow" tests/integration $(CHOSEN)
 
-test-all: test ## All tests: also frozen rankings, and runs that are killed on clusters of their own.
-	$(PYTEST) $(SIDE_BY_SIDE) -m slow tests/golden tests/integration tests/e2e $(CHOSEN)
+test-all: setup-dev ## All tests: also frozen rankings, and runs that are killed on clusters of their own.
+	$(PYTEST) $(SIDE_BY_SIDE) tests/unit $(CHOSEN)
+	$(PYTEST) $(SIDE_BY_SIDE) tests/e2e tests/golden tests/integration $(CHOSEN)
 
 docs: setup-dev ## The documentation's site, into build/site; a dead link or anchor is an error.
 	NO_MKDOCS_2_WARNING=1 PYTHONPATH=. $(BIN)/mkdocs build --strict --quiet

@@ -14,8 +14,7 @@ from collections.abc import Callable, Mapping
 from random import Random
 
 from nncift_ray.demo import run as demo
-from nncift_ray.demo.tasks import Draw
-from nncift_ray.demo.words import FIRST_NAMES, NOUNS
+from nncift_ray.demo.tasks import FIRST_NAMES, NOUNS, Draw
 
 SEED = 20_262
 MONTHS = """January February March April May June July August September October November

@@ -24,8 +24,7 @@ from benchmarks.machine import describe_commit, describe_machine
 from benchmarks.pages import markdown_table
 from benchmarks.rivals.tuning import UpperModel
 from nncift_ray.corpus.examples import Example, make_example_id
-from nncift_ray.demo.corpus import CLEAN, make_demo_rows
-from nncift_ray.demo.metrics import read_planted, usable_rows
+from nncift_ray.demo.corpus import CLEAN, make_demo_rows, read_planted, usable_rows
 from nncift_ray.demo.run import cover_by_cosine
 from nncift_ray.runtime.files import Location
 from nncift_ray.runtime.output import StageOutput, column_matrix

@@ -23,8 +23,7 @@ import numpy as np
 import torch
 
 from benchmarks.machine import describe_commit, describe_machine
-from nncift_ray.network.network import InfluenceNetwork
-from nncift_ray.network.training import PairData, TrainingConfig, train_network
+from nncift_ray.network.network import InfluenceNetwork, PairData, TrainingConfig, train_network
 
 ROWS = COLUMNS = 70  # a block of 4,900 labels
 HIDDEN = 100

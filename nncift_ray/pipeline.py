@@ -44,10 +44,15 @@ from nncift_ray.engines.models import (
     resolve_engine_kind,
 )
 from nncift_ray.errors import ConfigError, StageError
-from nncift_ray.labels.design import label_designs, unread_keys
 from nncift_ray.labels.sample import SampleDesign
-from nncift_ray.labels.step import LabelSample, LabelStage, list_gradients
-from nncift_ray.network.inputs import ExampleInputs
+from nncift_ray.labels.step import (
+    LabelSample,
+    LabelStage,
+    label_designs,
+    list_gradients,
+    unread_keys,
+)
+from nncift_ray.profiles.blocks import ExampleInputs
 from nncift_ray.profiles.loss_drop import ByTraining, InContext, LossDropStage
 from nncift_ray.profiles.quality_step import NeighboursStage, QualityStage
 from nncift_ray.profiles.step import ProfilerFactory, ProfileStage, StatesFactory, StatesStage

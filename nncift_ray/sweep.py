@@ -32,7 +32,6 @@ from numpy.typing import NDArray
 from nncift_ray.errors import ConfigError
 from nncift_ray.labels.sample import QUADRANTS, TRAIN, VALIDATION, count_pairs
 from nncift_ray.network.fidelity import fidelity_table
-from nncift_ray.network.inputs import ExampleInputs
 from nncift_ray.network.step import (
     BlockLabels,
     best_epoch,
@@ -42,6 +41,7 @@ from nncift_ray.network.step import (
 )
 from nncift_ray.pipeline import Blueprint, give_resources, observed, run, session_of
 from nncift_ray.plan import RunPlan, make_plan
+from nncift_ray.profiles.blocks import ExampleInputs
 from nncift_ray.recipe.loading import make_config
 from nncift_ray.recipe.sections import Config, NetworkConfig
 from nncift_ray.runtime import schemas

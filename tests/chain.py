@@ -17,8 +17,8 @@ from nncift_ray.embedders import Embedder, EmbedStage
 from nncift_ray.engines.models import ResolvedModel
 from nncift_ray.labels.sample import SampleDesign
 from nncift_ray.labels.step import LabelSample, LabelStage
-from nncift_ray.network.inputs import ExampleInputs
 from nncift_ray.network.step import FitStage
+from nncift_ray.profiles.blocks import ExampleInputs
 from nncift_ray.recipe.sections import (
     EmbedderConfig,
     NetworkConfig,

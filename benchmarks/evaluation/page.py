@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.machine import describe_commit, describe_machine
 from benchmarks.pages import markdown_table
-from nncift_ray.demo.metrics import (
+from nncift_ray.demo.corpus import (
     MEASURES,
     PlantedRow,
     junk_shares,

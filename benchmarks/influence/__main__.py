@@ -38,9 +38,13 @@ from nncift_ray.engines.models import (
 )
 from nncift_ray.labels.sample import TRAIN, VALIDATION
 from nncift_ray.network.factored import Inputs
-from nncift_ray.network.fidelity import capture, interaction_correlation
+from nncift_ray.network.fidelity import (
+    PairFeatures,
+    additive_ridge,
+    capture,
+    interaction_correlation,
+)
 from nncift_ray.network.pair import ridge_leaving_one_out
-from nncift_ray.network.rivals import PairFeatures, additive_ridge
 from nncift_ray.network.step import BlockLabels, fit_block, score_labelled
 from nncift_ray.profiles.blocks import FEATURE_BLOCKS, SCALARS
 from nncift_ray.recipe.sections import EngineConfig, NetworkConfig

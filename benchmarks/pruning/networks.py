@@ -22,8 +22,7 @@ from nncift_ray.engines.models import (
 )
 from nncift_ray.engines.vllm import VllmEngine
 from nncift_ray.network.factored import FactoredNetwork
-from nncift_ray.network.network import InfluenceNetwork
-from nncift_ray.network.training import PairData, TrainingConfig, train_network
+from nncift_ray.network.network import InfluenceNetwork, PairData, TrainingConfig, train_network
 from nncift_ray.recipe.sections import EngineConfig
 from nncift_ray.teachers.base import LabelRequest, Measurement
 from nncift_ray.teachers.delift import DeliftTeacher

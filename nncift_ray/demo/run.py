@@ -21,11 +21,11 @@ from rich.console import Console
 from rich.table import Table
 
 from nncift_ray import pipeline
-from nncift_ray.demo.corpus import DemoCorpus, write_demo_corpus
-from nncift_ray.demo.metrics import (
+from nncift_ray.demo.corpus import (
     MEASURES,
     REWORDED_REPEAT,
     WRONG,
+    DemoCorpus,
     PlantedRow,
     RandomShare,
     family_shares,
@@ -34,6 +34,7 @@ from nncift_ray.demo.metrics import (
     read_planted,
     rows_by_id,
     usable_rows,
+    write_demo_corpus,
 )
 from nncift_ray.demo.tasks import FAMILIES, Draw
 from nncift_ray.errors import NnciftError

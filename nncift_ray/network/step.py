@@ -20,19 +20,17 @@ import pyarrow.compute as pc
 from nncift_ray.errors import StageError
 from nncift_ray.labels.sample import TRAIN, VALIDATION, unseen_folds
 from nncift_ray.network.factored import FactoredNetwork, Inputs, write_network
-from nncift_ray.network.fidelity import fidelity_table
-from nncift_ray.network.inputs import ExampleInputs
-from nncift_ray.network.network import InfluenceNetwork
-from nncift_ray.network.pair import PairChoice, fit_pair
-from nncift_ray.network.rivals import PairFeatures
-from nncift_ray.network.training import (
+from nncift_ray.network.fidelity import PairFeatures, fidelity_table
+from nncift_ray.network.network import (
     EpochRecord,
+    InfluenceNetwork,
     PairData,
     ReduceGradients,
     TrainingConfig,
     train_network,
 )
-from nncift_ray.profiles.blocks import SCALARS
+from nncift_ray.network.pair import PairChoice, fit_pair
+from nncift_ray.profiles.blocks import SCALARS, ExampleInputs
 from nncift_ray.recipe.sections import NetworkConfig
 from nncift_ray.runtime import schemas
 from nncift_ray.runtime.driver import StepProgress, describe_steps

@@ -16,7 +16,7 @@ from nncift_ray.corpus.examples import EXAMPLE_COLUMNS, Example
 from nncift_ray.engines.base import Engine, ScoringFailure, ScoringRequest
 from nncift_ray.engines.models import EngineFactory, LoraFactory
 from nncift_ray.engines.tokens import TrainingExample, cut_batches
-from nncift_ray.profiles.neighbours import fitting_prefix
+from nncift_ray.profiles.quality import fitting_prefix
 from nncift_ray.profiles.step import ATOM_ROWS, DEFAULT_SHARD_ROWS, ModelRowStage
 from nncift_ray.runtime.output import Sink, StageOutput
 from nncift_ray.runtime.step import KILLED_WORKER, RowAtoms, Shard, Worker

@@ -15,8 +15,15 @@ from nncift_ray.corpus.examples import Example, load_examples
 from nncift_ray.embedders import Embedder, load_embedder
 from nncift_ray.engines.base import Engine, ScoringFailure, ScoringRequest
 from nncift_ray.engines.models import ResolvedModel
-from nncift_ray.profiles.neighbours import fitting_prefix, group_rows, nearest_rows
-from nncift_ray.profiles.quality import SUSPECT, beside_neighbours, quality_of, suspicion
+from nncift_ray.profiles.quality import (
+    SUSPECT,
+    beside_neighbours,
+    fitting_prefix,
+    group_rows,
+    nearest_rows,
+    quality_of,
+    suspicion,
+)
 from nncift_ray.runtime.output import Sink, StageOutput, column_matrix
 from nncift_ray.runtime.schemas import CANDIDATE
 from nncift_ray.runtime.step import Shard, Stage, Worker, present

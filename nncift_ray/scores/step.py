@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from nncift_ray.corpus.examples import Subtasks, read_subtasks
 from nncift_ray.errors import ConfigError, StageError
 from nncift_ray.network.factored import read_network
-from nncift_ray.network.inputs import ExampleInputs
+from nncift_ray.profiles.blocks import ExampleInputs
 from nncift_ray.recipe.sections import PairScoresConfig
 from nncift_ray.runtime import schemas
 from nncift_ray.runtime.output import (

@@ -292,7 +292,7 @@ MOST = 1000.0  # in size, of an example's score
 
 
 class MeasuredScoresStage(TeacherScoresStage):
-    """Write the tables of the score stage for a teacher that is not asked (`teachers.measured`)."""
+    """Write the tables of the score stage for a teacher that is not asked."""
 
     title = "take measurements for scores"
     memory_advice = (

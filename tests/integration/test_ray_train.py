@@ -13,8 +13,8 @@ import ray.train
 from nncift_ray.engines.lora import LoraModel
 from nncift_ray.errors import ModelError, StageError
 from nncift_ray.network.factored import read_network
-from nncift_ray.network.inputs import ExampleInputs
 from nncift_ray.network.step import FitStage
+from nncift_ray.profiles.blocks import ExampleInputs
 from nncift_ray.recipe.sections import ClusterConfig, NetworkConfig
 from nncift_ray.runtime.driver import run_stage
 from nncift_ray.runtime.files import Location

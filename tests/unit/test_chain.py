@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from nncift_ray.network.factored import read_network
+from nncift_ray.network.network import TrainingConfig
 from nncift_ray.network.step import stretch
-from nncift_ray.network.training import TrainingConfig
 from nncift_ray.runtime.output import StageOutput, column_matrix
 from nncift_ray.scores.exact import score_block
 from tests.chain import Sizes, run_chain

@@ -8,7 +8,7 @@ import pytest
 
 from nncift_ray.errors import ConfigError
 from nncift_ray.evaluation.methods import method_notices, teacher_of, variant
-from nncift_ray.labels.design import unread_keys
+from nncift_ray.labels.step import unread_keys
 from nncift_ray.pipeline import Blueprint
 from nncift_ray.recipe.loading import make_config
 from nncift_ray.recipe.sections import METHODS, POINTWISE_TEACHERS, Config

@@ -13,12 +13,15 @@ import pytest
 from benchmarks.evaluation import junk, page
 from nncift_ray.demo.corpus import (
     CLEAN,
+    EMPTY,
     EMPTY_RESPONSE,
     NEAR_DUPLICATE,
+    REWORDED_REPEAT,
     TARGET_FAMILIES,
+    WRONG,
     WRONG_RESPONSE,
+    PlantedRow,
 )
-from nncift_ray.demo.metrics import EMPTY, REWORDED_REPEAT, WRONG, PlantedRow
 from nncift_ray.evaluation.results import SUBSETS_NAME
 from nncift_ray.runtime.files import Location
 from tests.unit.evaluate.test_record import make_record

@@ -14,8 +14,8 @@ from nncift_ray.corpus.export import ExportStage
 from nncift_ray.corpus.ingest import IngestStage, find_sources
 from nncift_ray.embedders import EmbedStage
 from nncift_ray.extend import Extension, recipe_of_union
-from nncift_ray.network.inputs import ExampleInputs
 from nncift_ray.pipeline import run_stages
+from nncift_ray.profiles.blocks import ExampleInputs
 from nncift_ray.runs import Run
 from nncift_ray.runtime.driver import execute_here, run_stage
 from nncift_ray.runtime.files import Location

@@ -14,8 +14,14 @@ import pytest
 from rich.console import Console
 
 from nncift_ray.demo import run as demo
-from nncift_ray.demo.corpus import CLEAN, WRONG_RESPONSE, WRONG_SAME_FAMILY
-from nncift_ray.demo.metrics import PlantedRow, read_planted, usable_rows
+from nncift_ray.demo.corpus import (
+    CLEAN,
+    WRONG_RESPONSE,
+    WRONG_SAME_FAMILY,
+    PlantedRow,
+    read_planted,
+    usable_rows,
+)
 from nncift_ray.errors import DataError
 from nncift_ray.recipe.sections import Config
 from nncift_ray.runtime.output import vectors_to_arrow

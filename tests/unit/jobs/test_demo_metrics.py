@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nncift_ray.demo.corpus import make_demo_rows, planted_records
-from nncift_ray.demo.metrics import (
+from nncift_ray.demo.corpus import (
     EMPTY,
     EXACT_REPEAT,
     REWORDED_REPEAT,
@@ -14,6 +13,8 @@ from nncift_ray.demo.metrics import (
     PlantedRow,
     family_shares,
     junk_shares,
+    make_demo_rows,
+    planted_records,
     random_junk_shares,
     rows_by_id,
     usable_rows,

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from nncift_ray.errors import ConfigError
-from nncift_ray.labels.design import label_designs, unread_keys
 from nncift_ray.labels.sample import SampleDesign
+from nncift_ray.labels.step import label_designs, unread_keys
 from nncift_ray.pipeline import Blueprint
 from nncift_ray.recipe.loading import make_config
 from nncift_ray.recipe.sections import Config

@@ -7,8 +7,8 @@ import pyarrow as pa
 import pytest
 
 from nncift_ray.errors import StageError
-from nncift_ray.network.inputs import ExampleInputs
 from nncift_ray.network.step import read_block_labels
+from nncift_ray.profiles.blocks import ExampleInputs
 from nncift_ray.runtime import schemas
 
 

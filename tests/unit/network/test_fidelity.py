@@ -10,6 +10,7 @@ from scipy.stats import spearmanr
 from nncift_ray.errors import ShapeError
 from nncift_ray.network.fidelity import (
     FidelityRow,
+    PairFeatures,
     PairMeasures,
     fidelity_table,
     mse,
@@ -17,7 +18,6 @@ from nncift_ray.network.fidelity import (
     scaled_mse,
     spearman,
 )
-from nncift_ray.network.rivals import PairFeatures
 from nncift_ray.runtime import schemas
 
 EXACT = 1e-12  # float64 arithmetic on numbers of size 1

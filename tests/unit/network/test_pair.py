@@ -9,9 +9,9 @@ import pytest
 from nncift_ray.errors import ShapeError
 from nncift_ray.network.factored import FactoredNetwork, Inputs
 from nncift_ray.network.fidelity import interaction_correlation
-from nncift_ray.network.inputs import ExampleInputs
 from nncift_ray.network.pair import centre_pairs, fit_pair, ridge_leaving_one_out
 from nncift_ray.profiles.blocks import SCALARS as SCALAR_NAMES
+from nncift_ray.profiles.blocks import ExampleInputs
 from nncift_ray.runtime.output import vectors_to_arrow
 
 NUM_EXAMPLES, DIM, BLOCK, SCALARS = 160, 24, 16, 2

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from nncift_ray.errors import ShapeError
-from nncift_ray.network.rivals import PairFeatures, additive_ridge, cosines, row_column_means
+from nncift_ray.network.fidelity import PairFeatures, additive_ridge, cosines, row_column_means
 
 EXACT = 1e-8
 
@@ -54,7 +54,7 @@ def test_ridge_is_that_on_features_side_by_side(dim: int, monkeypatch: pytest.Mo
     fitted = np.random.default_rng(2).random(63) < 0.7
     # Where the dual has fewer coordinates the penalty's unit is the mean over those.
     penalty = 0.1 * (2 * dim) / (2 * dim if dim < 7 else 9 + 7)
-    monkeypatch.setattr("nncift_ray.network.rivals.PENALTIES", (0.1,))
+    monkeypatch.setattr("nncift_ray.network.fidelity.PENALTIES", (0.1,))
     x = np.concatenate([features.helped_ED[features.helped_pos],
                         features.helper_ED[features.helper_pos]], axis=1)  # fmt: skip
     expected = plain_ridge(x[fitted], labels[fitted], x, penalty)

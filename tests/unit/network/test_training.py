@@ -11,9 +11,9 @@ import torch
 
 from nncift_ray.errors import ShapeError
 from nncift_ray.labels.sample import unseen_folds
-from nncift_ray.network.network import InfluenceNetwork
-from nncift_ray.network.training import (
+from nncift_ray.network.network import (
     EpochRecord,
+    InfluenceNetwork,
     PairData,
     TrainingConfig,
     train_network,

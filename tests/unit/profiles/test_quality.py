@@ -9,8 +9,14 @@ import numpy as np
 import pytest
 
 from nncift_ray.corpus.examples import Example
-from nncift_ray.profiles.neighbours import group_rows, nearest_rows
-from nncift_ray.profiles.quality import beside_neighbours, deviations, quality_of, suspicion
+from nncift_ray.profiles.quality import (
+    beside_neighbours,
+    deviations,
+    group_rows,
+    nearest_rows,
+    quality_of,
+    suspicion,
+)
 from nncift_ray.profiles.quality_step import Ask, NeighboursStage, QualityStage, context_requests
 from nncift_ray.runtime.output import StageOutput
 from tests.chain import MODEL

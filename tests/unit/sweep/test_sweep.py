@@ -11,8 +11,8 @@ import pytest
 
 from nncift_ray import sweep as sweeping
 from nncift_ray.errors import ConfigError
-from nncift_ray.network.inputs import ExampleInputs
 from nncift_ray.network.step import BlockLabels
+from nncift_ray.profiles.blocks import ExampleInputs
 from nncift_ray.recipe.loading import make_config
 from nncift_ray.recipe.sections import Config, NetworkConfig
 from nncift_ray.runtime import schemas
