@@ -180,6 +180,14 @@ class Example:
         return self.full().turns
 
 
+def split_system(turns: Iterable[Turn]) -> tuple[list[Turn], list[Turn]]:
+    """Return the system turns, and the others."""
+    systems, others = list[Turn](), list[Turn]()
+    for turn in turns:
+        (systems if turn.role == SYSTEM else others).append(turn)
+    return systems, others
+
+
 def normalise_text(text: str) -> str:
     """Return the text in NFC with one kind of newline and no outer white space.
 
@@ -793,13 +801,8 @@ def _buckets(sketch_NH: U32) -> I64:
     num_rows = len(sketch_NH)
     bucket_NB = np.full((num_rows, NUM_BANDS), -1)
     has_words = sketch_NH[:, :PROMPT_HASHES].any(axis=1) & sketch_NH[:, PROMPT_HASHES:].any(axis=1)
-    columns = np.concatenate(
-        [
-            np.arange(PROMPT_HASHES).reshape(NUM_BANDS, -1),
-            np.arange(PROMPT_HASHES, sketch_NH.shape[1]).reshape(NUM_BANDS, -1),
-        ],
-        axis=1,
-    )
+    sides = np.split(np.arange(sketch_NH.shape[1]), [PROMPT_HASHES])
+    columns = np.hstack([side.reshape(NUM_BANDS, -1) for side in sides])
     first = 0
     for band in range(NUM_BANDS):
         key_N = np.zeros(num_rows, np.uint64)

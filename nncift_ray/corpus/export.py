@@ -21,12 +21,12 @@ import yaml
 from nncift_ray.corpus.examples import (
     ASSISTANT,
     EXAMPLE_COLUMNS,
-    SYSTEM,
     TOOL,
     USER,
     Conversation,
     Example,
     Turn,
+    split_system,
 )
 from nncift_ray.runtime import schemas
 from nncift_ray.runtime.output import Sink, StageOutput
@@ -151,7 +151,7 @@ def alpaca_record(pick: Pick, lost: Lost) -> Record:
     """Return instruction, input and output, with system, history and tools where there are any."""
     full = pick.full
     tools = {"tools": full.tools} if full.tools else {}
-    systems, others = _split_system(full.turns)
+    systems, others = split_system(full.turns)
     roles = [turn.role for turn in others]
     is_plain = roles == [USER, ASSISTANT] * (len(roles) // 2) and len(systems) < 2  # noqa: PLR2004
     if not is_plain or any(turn.tool_calls for turn in full.turns):
@@ -187,7 +187,7 @@ def preference_record(pick: Pick, lost: Lost) -> Record | None:
 def sharegpt_record(pick: Pick, lost: Lost) -> Record:
     """Return ShareGPT turns in the order that LLaMA-Factory asks for: the two sides alternate."""
     full = pick.full
-    systems, others = _split_system(full.turns)
+    systems, others = split_system(full.turns)
     if len(systems) > 1:
         lost[_SYSTEMS_JOINED] += 1
     called = [call for turn in others for call in turn.tool_calls]
@@ -241,13 +241,6 @@ def _join(first: str, second: str, between: str) -> str:
     if between == _BETWEEN_RESULTS or (first and second):
         return f"{first}{between}{second}"
     return first or second
-
-
-def _split_system(turns: Iterable[Turn]) -> tuple[list[Turn], list[Turn]]:
-    systems, others = list[Turn](), list[Turn]()
-    for turn in turns:
-        (systems if turn.role == SYSTEM else others).append(turn)
-    return systems, others
 
 
 # Whether a record can leave as it came: its form's readers find in it all that we found.

@@ -827,24 +827,13 @@ Kind = Literal["json", "jsonl", "csv", "tsv", "parquet", "arrow", "hub"]
 Reader = Callable[[pafs.FileSystem, str], Iterator[RawRecord]]
 
 
-def _text_reader(read: Callable[..., Iterator[RawRecord]], **options: Any) -> Reader:
-    """Return the reader of a text format, which takes decompressed bytes."""
-    return lambda fs, path: read(read_chunks(fs, path), **options)
-
-
-def _table_reader(
-    batches: Callable[[pafs.FileSystem, str], Iterator[pa.RecordBatch]], kind: str
-) -> Reader:
-    return lambda fs, path: _read_batches(batches(fs, path), kind)
-
-
 #: The reader of each kind of file; ``ingest.KINDS`` says which names are of which kind.
 READERS: dict[Kind, Reader] = {
-    "json": _text_reader(read_json_records, prefer_lines=False),
-    "jsonl": _text_reader(read_json_records, prefer_lines=True),
-    "csv": _text_reader(read_csv_records, delimiter=","),
-    "tsv": _text_reader(read_csv_records, delimiter="\t"),
-    "parquet": _table_reader(_parquet_batches, "Parquet"),
-    "arrow": _table_reader(_arrow_batches, "Arrow"),
+    "json": lambda fs, path: read_json_records(read_chunks(fs, path), prefer_lines=False),
+    "jsonl": lambda fs, path: read_json_records(read_chunks(fs, path), prefer_lines=True),
+    "csv": lambda fs, path: read_csv_records(read_chunks(fs, path), ","),
+    "tsv": lambda fs, path: read_csv_records(read_chunks(fs, path), "\t"),
+    "parquet": lambda fs, path: _read_batches(_parquet_batches(fs, path), "Parquet"),
+    "arrow": lambda fs, path: _read_batches(_arrow_batches(fs, path), "Arrow"),
     "hub": lambda _, path: _read_batches(hub.iter_batches(path), "hub's"),
 }

@@ -667,17 +667,13 @@ class IngestStage(Stage):
 
     def _read(self, shard: Shard, sink: Sink) -> None:
         for source in self.sources[shard.start : shard.stop]:
-            sink.facts[f"{source.role} {source.file.uri}"] = self._read_one(source, sink)
-
-    def _read_one(self, source: RoleSource, sink: Sink) -> dict[str, Any]:
-        """Stream one file into the tables; return what there is to say of it."""
-        tally, rows = Tally(), read_examples(source.file, source.role, self.data)
-        for records, errors in batch_tables(tally.watch(rows)):
-            if records.num_rows:
-                sink.write(RECORDS, records)
-            if errors.num_rows:
-                sink.write_errors(errors)
-        return tally.facts()
+            tally, rows = Tally(), read_examples(source.file, source.role, self.data)
+            for records, errors in batch_tables(tally.watch(rows)):
+                if records.num_rows:
+                    sink.write(RECORDS, records)
+                if errors.num_rows:
+                    sink.write_errors(errors)
+            sink.facts[f"{source.role} {source.file.uri}"] = tally.facts()
 
 
 class PoolIngestStage(IngestStage):

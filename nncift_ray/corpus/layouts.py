@@ -24,6 +24,7 @@ from nncift_ray.corpus.examples import (
     Conversation,
     ToolCall,
     Turn,
+    split_system,
 )
 from nncift_ray.corpus.formats import BadRow, Reason
 from nncift_ray.errors import DataError
@@ -304,22 +305,18 @@ def _parse_preference(found: _Found) -> None:
         asked = [Turn(USER, text) for text in [" ".join(dict.fromkeys(texts))] if text.strip()]
     asked = _with_system(found.before(), asked)
     chosen = _replies(found, CHOSEN)
-    spoken = [turn for turn in asked if turn.role != SYSTEM]
-    whole = [turn for turn in chosen if turn.role != SYSTEM]
-    if _starts_with(whole, spoken):
-        systems = [turn for turn in asked if turn.role == SYSTEM]
-        found.turns = _with_system(systems, chosen)
-    else:
-        found.turns = asked + chosen
+    systems, spoken = split_system(asked)
+    repeats = _starts_with(split_system(chosen)[1], spoken)
+    found.turns = _with_system(systems, chosen) if repeats else asked + chosen
     found.take_tools()
 
 
 def _read_rejected(found: _Found, keys: Sequence[str]) -> None:
     """Take what a preference pair holds against the response, without the prompt that both have."""
-    systems = {turn.text for turn in found.turns if turn.role == SYSTEM}
-    spoken = [turn for turn in found.turns if turn.role != SYSTEM]
+    systems, spoken = split_system(found.turns)
+    known = {turn.text for turn in systems}
     for key in keys:
-        replies = [t for t in _replies(found, key) if t.role != SYSTEM or t.text not in systems]
+        replies = [t for t in _replies(found, key) if t.role != SYSTEM or t.text not in known]
         shared = takewhile(lambda pair: pair[0] == pair[1], zip(replies[:-1], spoken, strict=False))
         found.rejected += replies[sum(1 for _ in shared) :]
 
@@ -575,17 +572,18 @@ def render_prompt(turns: Sequence[Turn], tools: str = "") -> str:
     begin with the name of their role. The tools come last: an embedder that cuts a long text keeps
     what was asked.
     """
-    systems = [turn.text for turn in turns if turn.role == SYSTEM]
-    others = [turn for turn in turns if turn.role != SYSTEM]
+    systems, others = split_system(turns)
     if len(others) == 1 and others[0].role == USER:
         texts = [others[0].text]
     else:
-        called = (turn.tool_calls and not turn.text and not turn.reasoning for turn in others)
-        shown = (
-            "Function call" if c else _SHOWN_AS[t.role] for t, c in zip(others, called, strict=True)
-        )
-        texts = [f"{name}: {render_turn(turn)}" for name, turn in zip(shown, others, strict=True)]
-    return "\n".join([*systems, *texts, *([f"Tools: {tools}"] if tools else [])])
+        texts = [f"{_speaker(turn)}: {render_turn(turn)}" for turn in others]
+    heads = [turn.text for turn in systems]
+    return "\n".join([*heads, *texts, *([f"Tools: {tools}"] if tools else [])])
+
+
+def _speaker(turn: Turn) -> str:
+    is_call = turn.tool_calls and not turn.text and not turn.reasoning
+    return "Function call" if is_call else _SHOWN_AS[turn.role]
 
 
 def render_turn(turn: Turn) -> str:
@@ -777,10 +775,10 @@ def _with_system(before: list[Turn], turns: list[Turn]) -> list[Turn]:
     """Put earlier turns first; a system text that both have stands once."""
     if not before:
         return turns
-    systems = {turn.text for turn in turns if turn.role == SYSTEM}
-    first = [turn for turn in before if turn.role == SYSTEM and turn.text not in systems]
+    systems, earlier = split_system(before)
+    known = {turn.text for turn in turns if turn.role == SYSTEM}
+    first = [turn for turn in systems if turn.text not in known]
     own = list(takewhile(lambda turn: turn.role == SYSTEM, turns))
-    earlier = [turn for turn in before if turn.role != SYSTEM]
     return [*first, *own, *earlier, *turns[len(own) :]]
 
 

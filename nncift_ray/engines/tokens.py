@@ -397,6 +397,13 @@ class ChatTemplate:
         length = len(made.input_ids)
         return ScoringFailure("too_long", f"{length} tokens, the limit is {max_length}")
 
+    def request(
+        self, example: Example, max_length: int, shown: Sequence[Example] = ()
+    ) -> ScoringRequest | ScoringFailure:
+        """Return what asks for the probabilities of an example that is fitted (``fit``)."""
+        made = self.fit(example, max_length, shown)
+        return made if isinstance(made, ScoringFailure) else made.request()
+
     def message(self, text: str, answer: str = "") -> list[int]:
         """Return the tokens of a user's message up to where it is answered, and of an answer.
 

@@ -369,8 +369,7 @@ class LikelihoodStage(QuestionStage):
             if engine.chat is not None:
                 example = Example(*(row[name] for name in EXAMPLE_COLUMNS))
                 longest = min(self._max_length, engine.max_length)
-                made = engine.chat.fit(example, longest, examples[::-1])
-                return made if isinstance(made, ScoringFailure) else made.request()
+                return engine.chat.request(example, longest, examples[::-1])
             response = engine.encode(row["response"])
             if not response:
                 return ScoringFailure("no_response", "the reference answer has no tokens")

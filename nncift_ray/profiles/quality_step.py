@@ -296,9 +296,9 @@ def context_requests(
         return []
     if (chat := engine.chat) is not None:
         before = [texts[row] for row in reversed(shown)]
-        made = [chat.fit(texts[ask.row_index], engine.max_length, before) for _, ask in run]
+        made = [chat.request(texts[ask.row_index], engine.max_length, before) for _, ask in run]
         return [
-            (place, one.request())
+            (place, one)
             for (place, _), one in zip(run, made, strict=True)
             if not isinstance(one, ScoringFailure)
         ]

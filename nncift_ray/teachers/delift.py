@@ -6,9 +6,8 @@ Source: DELIFT, arXiv 2411.04425; DELIFT (SE) puts sentence embeddings in the mo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -100,8 +99,7 @@ class DeliftTeacher(Teacher):
         """
         if (chat := self._engine.chat) is not None:
             shown = [request.helper] if request.helper else []
-            made = chat.fit(request.helped, self._engine.max_length, shown)
-            return made if isinstance(made, MeasurementFailure) else made.request()
+            return chat.request(request.helped, self._engine.max_length, shown)
         segments = delift_segments(request.helped, request.helper)
         response_ids = self._encode(segments.response)
         if not response_ids:
@@ -117,12 +115,11 @@ class DeliftTeacher(Teacher):
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Segments:
+class Segments(NamedTuple):
     """The texts of one request; each is tokenised on its own and the tokens are concatenated.
 
-    Cutting at fixed places makes the tokens of ``head`` the same for every query of one helper,
-    which is what lets an engine compute them once.
+    Cutting at fixed places makes the tokens of the first three the same for every query of one
+    helper, which is what lets an engine compute them once.
     """
 
     instruction: str
@@ -130,16 +127,6 @@ class Segments:
     bridge: str  # what stands between the example and the query; empty for the baseline
     query: str
     response: str
-
-    @property
-    def head(self) -> str:
-        """All that comes before the query: identical for all queries of one helper."""
-        return self.instruction + self.example + self.bridge
-
-    @property
-    def prompt(self) -> str:
-        """The whole prompt, as the paper writes it."""
-        return self.head + self.query
 
 
 def delift_segments(helped: Example, helper: Example | None) -> Segments:

@@ -182,9 +182,9 @@ class SelectItTeacher(Teacher):
 
     def _combine(self, ratings_M: Sequence[_Rating]) -> Measurement:
         """Reduce what all models said of one example to its score."""
-        log_probs_MRK = np.stack([rating.log_probs_RK for rating in ratings_M])
+        log_probs_MRK = np.stack([log_probs_RK for log_probs_RK, _ in ratings_M])
         sentence_M = sentence_scores(token_scores(log_probs_MRK), self._alpha)
-        counts = np.sum([rating.num_tokens for rating in ratings_M], axis=0).tolist()
+        counts = np.sum([num_tokens for _, num_tokens in ratings_M], axis=0).tolist()
         return Measurement(float(model_scores(sentence_M, self._num_parameters_M)), *counts)
 
 
@@ -228,12 +228,8 @@ def resolve_rating_tokens(engine: Engine) -> RatingTokens:
     return RatingTokens(tails.pop(), rating_ids)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Rating:
-    """What one model said of one example."""
-
-    log_probs_RK: npt.NDArray[np.float64]
-    num_tokens: tuple[int, int, int]  # all, cached, minimal
+#: What one model said of one example: log-probabilities [R, K], and tokens: all, cached, minimal.
+_Rating = tuple[npt.NDArray[np.float64], tuple[int, int, int]]
 
 
 class _Rater:
@@ -304,4 +300,4 @@ def _join(
     num_tokens = sum(result.num_tokens for result in sound)
     num_cached = sum(result.num_cached_tokens for result in sound)
     log_probs_RK = np.stack([result.log_probs for result in sound])
-    return _Rating(log_probs_RK, (num_tokens, num_cached, num_minimal_tokens))
+    return log_probs_RK, (num_tokens, num_cached, num_minimal_tokens)

@@ -26,14 +26,14 @@ QUERY, RESPONSE = [1, 2, 3], [7, 8]
 
 
 def test_baseline_prompt_is_the_papers_template() -> None:
-    assert delift_segments(HELPED, None).prompt == (
+    assert "".join(delift_segments(HELPED, None)[:4]) == (
         "Instruction: Please generate a response to the following query.\n\n\n"
         "Query: What is {2} + 2?\n"
     )
 
 
 def test_example_prompt_is_the_papers_template() -> None:
-    assert delift_segments(HELPED, HELPER).prompt == (
+    assert "".join(delift_segments(HELPED, HELPER)[:4]) == (
         "Instruction:\nUse the following example as a guide to answer the query in the same format "
         "and style, providing a clear and concise response.\n\n\nExample:\nWhat is 1 + 1?\n2\n\n\n"
         "Query:\nWhat is {2} + 2?\n"
@@ -42,8 +42,8 @@ def test_example_prompt_is_the_papers_template() -> None:
 
 def test_head_is_the_same_for_every_query_of_a_helper() -> None:
     other = Example("k", "Name a colour.", "Blue")
-    assert delift_segments(HELPED, HELPER).head == delift_segments(other, HELPER).head
-    assert delift_segments(HELPED, None).head == delift_segments(other, None).head
+    assert delift_segments(HELPED, HELPER)[:3] == delift_segments(other, HELPER)[:3]
+    assert delift_segments(HELPED, None)[:3] == delift_segments(other, None)[:3]
 
 
 def test_braces_in_an_example_are_text() -> None:

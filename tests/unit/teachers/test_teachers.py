@@ -39,7 +39,7 @@ def _value(answer: Measurement | MeasurementFailure) -> float:
 def test_delift_measures_the_distance_of_the_papers_prompt() -> None:
     engine = FakeEngine()
     segments = delift_segments(HELPED, HELPER)
-    ids = ScoringRequest(engine.encode(segments.prompt), [*b"4", engine.eos_id])
+    ids = ScoringRequest(engine.encode("".join(segments[:4])), [*b"4", engine.eos_id])
     expected = engine.score([ids])[0]
     assert isinstance(expected, ScoringResult)
     answer = DeliftTeacher(engine).measure([LabelRequest(HELPED, HELPER)])[0]
@@ -55,7 +55,11 @@ def test_requests_of_a_helper_share_their_prefix_up_to_the_query() -> None:
     engine = Recorder()
     DeliftTeacher(engine).measure([LabelRequest(HELPED, HELPER), LabelRequest(OTHER, HELPER)])
     first, second = engine.seen
-    assert first.prefix_length == second.prefix_length == len(delift_segments(HELPED, HELPER).head)
+    assert (
+        first.prefix_length
+        == second.prefix_length
+        == len("".join(delift_segments(HELPED, HELPER)[:3]))
+    )
     assert first.prompt_ids[: first.prefix_length] == second.prompt_ids[: first.prefix_length]
     assert bytes(first.prompt_ids[first.prefix_length :]).decode() == "What is 2 + 2?\n"
 
@@ -78,7 +82,7 @@ def test_a_prefix_is_paid_for_once_in_the_least_that_is_computed() -> None:
     assert isinstance(first, Measurement)
     assert isinstance(second, Measurement)
     assert first.num_minimal_tokens == first.num_tokens
-    shared = len(delift_segments(OTHER, HELPER).head)
+    shared = len("".join(delift_segments(OTHER, HELPER)[:3]))
     assert second.num_minimal_tokens == second.num_tokens - shared
 
 
