@@ -321,7 +321,7 @@ class MeteredRunner(ShardRunner):
     def __init__(self, stage: Stage, folder: Location, session: str) -> None:
         """Record for a stage of the run that the folder lies in."""
         super().__init__(stage, folder, session)
-        self._labels = {"run": run_of(folder), "stage": stage.name}
+        self._labels = {"run": folder.path.split("/")[-3], "stage": stage.name}
         self._begun = Counter(SHARDS_BEGUN, "Attempts at shards, lost ones included", LABELS)
         self._loads = histogram(WORKER_START_SECONDS, "Seconds until a worker was ready")
 
@@ -484,11 +484,6 @@ COUNTERS = {
 }
 SHARD_SECONDS, WORKER_START_SECONDS = "nncift_shard_seconds", "nncift_worker_start_seconds"
 SHARDS_BEGUN, PROGRESS = "nncift_shards_begun", "nncift_progress_ratio"
-
-
-def run_of(stage_folder: Location) -> str:
-    """Return the label of the run that a stage's folder lies in."""
-    return stage_folder.path.split("/")[-3]
 
 
 class MetricsReporter(Reporter):

@@ -320,8 +320,11 @@ def train_on_ray(work: Work[Result], workers: RayWorkers) -> Result:
             return train_once(work, workers)
         except ray.train.TrainingFailedError as error:
             num_failures += 1
-            if num_failures > MAX_LOST_WORKERS or users_error(error) is not None:
-                raise worker_error(error) from error
+            if (told := users_error(error)) is not None:
+                raise told from error
+            if num_failures > MAX_LOST_WORKERS:
+                msg = f"training failed {MAX_LOST_WORKERS + 1} times: {error}"
+                raise StageError(msg) from error
 
 
 def train_once(work: Work[Result], workers: RayWorkers) -> Result:
@@ -385,13 +388,6 @@ def users_error(error: TrainingFailedError) -> NnciftError | None:
         if isinstance(failure, OSError) and failure.errno in NO_SPACE:
             return StorageError(f"training cannot write ({failure}): make room there and run again")
     return None
-
-
-def worker_error(error: TrainingFailedError) -> NnciftError:
-    """Return what a worker raised for the user to mend, else that training failed and why."""
-    return users_error(error) or StageError(
-        f"training failed {MAX_LOST_WORKERS + 1} times: {error}"
-    )
 
 
 def average_gradients(parameters: list[torch.nn.Parameter]) -> None:

@@ -107,20 +107,61 @@ class Teacher(Protocol):
         """Free what the teacher holds."""
 
 
-TEACHERS = {
+def _measured(
+    *reads: str, kind: Literal["pairwise", "pointwise"] = "pointwise", needs_engine: bool = True
+) -> type[Teacher]:
+    """Return the class of a teacher that is not asked, whose scores other steps' numbers make.
+
+    ``reads`` are the steps, the first with the scores' rows: "deduplicate" (texts), "profiles",
+    "quality", "embed" or "states".
+    """
+    members = {"kind": kind, "needs_engine": needs_engine, "reads": reads}
+    return type("MeasuredTeacher", (Teacher,), members)
+
+
+#: Import paths of those that are asked for labels, and the classes of those whose scores of all
+#: examples, or pairs, ``scores.teacher_scores`` makes. Costs are for n candidates and m targets.
+TEACHERS: dict[str, str | type[Teacher]] = {
     "delift": "nncift_ray.teachers.delift:DeliftTeacher",
     "delift_se": "nncift_ray.teachers.delift:DeliftSeTeacher",
     "less": "nncift_ray.teachers.less:LessTeacher",
     "selectit": "nncift_ray.teachers.selectit:SelectItTeacher",
-    "longest": "nncift_ray.teachers.base:LongestTeacher",
-    "ifd": "nncift_ray.teachers.base:IfdTeacher",
-    "consistency": "nncift_ray.teachers.base:ConsistencyTeacher",
-    "loss_drop": "nncift_ray.teachers.base:LossDropTeacher",
-    "loss_drop_in_context": "nncift_ray.teachers.base:LossDropInContextTeacher",
-    "deita": "nncift_ray.teachers.base:DeitaTeacher",
-    "cosine": "nncift_ray.teachers.base:CosineTeacher",
-    "rds_plus": "nncift_ray.teachers.base:RdsPlusTeacher",
-    "landmarks": "nncift_ray.teachers.base:LandmarksTeacher",
+    # The tokens of the response: the longest answers teach best. No model is run.
+    # Source: Long Is More for Alignment, arXiv 2402.04833.
+    "longest": _measured("deduplicate", needs_engine=False),
+    # How little the prompt explains the response. Cost: 2n forward passes.
+    # Source: IFD, arXiv 2308.12032; by a small model in a large one's place, arXiv 2402.00530.
+    "ifd": _measured("profiles"),
+    # How well near examples explain the response: -NLL(y | near examples, x) / NLL(y). Cost: n
+    # forward passes behind profiles.num_neighbours examples, and n of the response alone.
+    "consistency": _measured("quality"),
+    # What a short training on the targets saves of a candidate's loss: (before - after) / before.
+    # Cost: the training (m examples an epoch, keys of teacher.less) and 2n forward passes.
+    # Source: arXiv 2605.09404 (its "normalized endpoint loss drop"; normalised here by the loss
+    # before).
+    "loss_drop": _measured("loss_drop"),
+    # The loss alone minus the loss behind profiles.num_neighbours targets, drawn with
+    # selection.seed, the same for all. Cost: 2n forward passes, half of them sharing their prefix.
+    # Source: arXiv 2510.14459.
+    "loss_drop_in_context": _measured("loss_drop"),
+    # Difficulty times quality: IFD where it is below 1, times the quality; or, with
+    # selection.weight_by, that field alone, such as DEITA's own complexity times quality. To be
+    # selected by top_k with a min_distance. Cost: that of ifd and consistency; of a field none.
+    # Source: DEITA, arXiv 2312.15685, whose two scorers of 13 billion parameters are not asked.
+    "deita": _measured("quality", "profiles"),
+    # The cosine of the sentence embeddings of every pair; a candidate with itself counts 1, as in
+    # facility location over cosines elsewhere. Cost: n + m passes of the embedder.
+    "cosine": _measured("embed", kind="pairwise", needs_engine=False),
+    # The cosine of the language model's last states of every pair, later tokens weighing more. To
+    # be selected by round_robin, as in the paper. Cost: n + m forward passes.
+    # Source: RDS+, arXiv 2503.01807, section 3.
+    "rds_plus": _measured("states", kind="pairwise"),
+    # LESS's score of every pair, from exact gradients of some candidates (Influence Distillation):
+    # a ridge regression from a candidate's states to its scores, one for each target, is fitted on
+    # teacher.less.num_landmarks candidates and read for all. Cost: a warm-up, backward passes of
+    # the landmarks and targets at each checkpoint, n + m forward.
+    # Source: arXiv 2505.19051, first order (there features are of Jacobian products).
+    "landmarks": _measured("states", "gradients", "target_gradients", "warmup", kind="pairwise"),
 }
 _ATTRIBUTES = ("kind", "needs_baseline", "needs_embeddings", "needs_engine", "version")
 _METHODS = ("measure", "utility", "close")
@@ -136,7 +177,10 @@ def load_teacher_class(kind: str) -> type[Any]:
         ConfigError: If the kind is unknown, the class cannot be imported, or it lacks a member of
             the Teacher protocol.
     """
-    module_name, colon, class_name = TEACHERS.get(kind, kind).partition(":")
+    path = TEACHERS.get(kind, kind)
+    if not isinstance(path, str):
+        return path
+    module_name, colon, class_name = path.partition(":")
     if not (colon and module_name and class_name):
         choices = f"choose one of {', '.join(TEACHERS)}, or give a class as package.module:Class"
         raise ConfigError(f"teacher.kind {kind!r} is unknown; {choices}")
@@ -370,121 +414,3 @@ class RecipeTeacher:
         """Return what loads the model of the warm-up and its gradients inside an actor."""
         teacher, model = self._teacher, self.language_models[0]
         return LoraFactory(model, self.dtype, teacher.less, teacher.template, teacher.turns)
-
-
-# Teachers that are not asked: their scores follow from what earlier steps know of every example.
-# Each names the step that it reads; `scores.teacher_scores` makes the scores of all examples, or of
-# all pairs, at once. Costs are for n candidates and m targets.
-
-
-class MeasuredTeacher(Teacher):
-    """A teacher whose scores of all examples, or pairs, are made of another step's numbers."""
-
-    #: The steps, the first with the scores' rows: "deduplicate" (texts), "profiles", "quality",
-    #: "embed" or "states".
-    reads: ClassVar[tuple[str, ...]]
-
-
-class PointsTeacher(MeasuredTeacher):
-    """One that scores examples, by the losses that a language model gives them."""
-
-    kind: ClassVar[Literal["pairwise", "pointwise"]] = "pointwise"
-    needs_engine: ClassVar[bool] = True
-
-
-class LongestTeacher(PointsTeacher):
-    """The tokens of the response: the longest answers teach best. No model is run.
-
-    Source: Long Is More for Alignment, arXiv 2402.04833.
-    """
-
-    needs_engine: ClassVar[bool] = False
-    reads: ClassVar[tuple[str, ...]] = ("deduplicate",)
-
-
-class IfdTeacher(PointsTeacher):
-    """How little the prompt explains the response (`ifd_scores`). Cost: 2n forward passes.
-
-    Source: IFD, arXiv 2308.12032; by a small model in a large one's place, arXiv 2402.00530.
-    """
-
-    reads: ClassVar[tuple[str, ...]] = ("profiles",)
-
-
-class ConsistencyTeacher(PointsTeacher):
-    """How well near examples explain the response: -NLL(y | near examples, x) / NLL(y).
-
-    Cost: n forward passes behind ``profiles.num_neighbours`` examples, and n of the response alone.
-    """
-
-    reads: ClassVar[tuple[str, ...]] = ("quality",)
-
-
-class DeitaTeacher(PointsTeacher):
-    """Difficulty times quality: IFD where it is below 1, times the quality; or a field's score.
-
-    With ``selection.weight_by`` that field alone, such as DEITA's own complexity times quality, is
-    the score, and no model is run. To be selected by top_k with a ``min_distance``. Cost otherwise:
-    that of ifd and consistency.
-
-    Source: DEITA, arXiv 2312.15685, whose two scorers of 13 billion parameters are not asked here.
-    """
-
-    reads: ClassVar[tuple[str, ...]] = ("quality", "profiles")
-
-
-class LossDropTeacher(PointsTeacher):
-    """What a short training on the targets saves of a candidate's loss: (before - after) / before.
-
-    Cost: the training (m examples an epoch, keys of ``teacher.less``) and 2n forward passes.
-
-    Source: arXiv 2605.09404 (its "normalized endpoint loss drop"; normalised here by the loss
-    before).
-    """
-
-    reads: ClassVar[tuple[str, ...]] = ("loss_drop",)
-
-
-class LossDropInContextTeacher(LossDropTeacher):
-    """What ``profiles.num_neighbours`` targets in its context save of a candidate's loss.
-
-    Loss alone minus loss behind them; they are drawn with ``selection.seed``, the same for all.
-    Cost: 2n forward passes, those behind the targets sharing their prefix.
-
-    Source: arXiv 2510.14459.
-    """
-
-
-class CosineTeacher(MeasuredTeacher):
-    """The cosine of the sentence embeddings of every pair. Cost: n + m passes of the embedder.
-
-    A candidate paired with itself counts 1, as in facility location over cosines elsewhere.
-    """
-
-    reads: ClassVar[tuple[str, ...]] = ("embed",)
-
-
-class RdsPlusTeacher(MeasuredTeacher):
-    """The cosine of the language model's last states of every pair, later tokens weighing more.
-
-    Cost: n + m forward passes. To be selected by the objective round_robin, as in the paper.
-
-    Source: RDS+, arXiv 2503.01807, section 3.
-    """
-
-    needs_engine: ClassVar[bool] = True
-    reads: ClassVar[tuple[str, ...]] = ("states",)
-
-
-class LandmarksTeacher(MeasuredTeacher):
-    """LESS's score of every pair, from exact gradients of some candidates: Influence Distillation.
-
-    A ridge regression from a candidate's states (those of rds_plus) to its scores, one for each
-    target, is fitted on ``teacher.less.num_landmarks`` candidates and read for all.
-    Cost: a warm-up, backward passes of the landmarks and targets at each checkpoint, n + m forward.
-
-    Source: arXiv 2505.19051, first order (there features are of Jacobian products).
-    """
-
-    needs_engine: ClassVar[bool] = True
-    reads: ClassVar[tuple[str, ...]] = ("states", "gradients", "target_gradients", "warmup")
