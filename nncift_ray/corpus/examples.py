@@ -337,7 +337,7 @@ class DeduplicateStage(Stage):
     Where a run goes on from a parent, its examples are the earlier rows: only what is new is
     written, with the numbers that follow, and ``copies`` counts what is not.
 
-    Memory: 16 bytes an id, three times over while sorting, and one batch of rows; while
+    Memory: 16 bytes an id, three times over while copies are counted, and one batch of rows; while
     near-duplicates are sought 900 bytes a candidate.
     """
 
@@ -386,7 +386,7 @@ class DeduplicateStage(Stage):
         new = {role: self._ids_of_records(role) for role in TABLE_OF_ROLE}
         self._check_roles(new | {BENCHMARK: self._ids_of_records(BENCHMARK)})
         earlier = {role: self._ids_of_parent(table) for role, table in TABLE_OF_ROLE.items()}
-        ids = {role: np.concatenate([earlier[role], new[role]]) for role in TABLE_OF_ROLE}
+        ids = {role: pa.concat_arrays([earlier[role], new[role]]) for role in TABLE_OF_ROLE}
         num_copies = {role: find_first_copies(of_role) for role, of_role in ids.items()}
         num_distinct = {role: int((copies >= 0).sum()) for role, copies in num_copies.items()}
         seen = {role: len(of_role) for role, of_role in earlier.items()}
@@ -445,15 +445,15 @@ class DeduplicateStage(Stage):
         for batch in self.ingest.iter_batches(RECORDS, columns, batch_rows=BATCH_ROWS):
             yield _of_role(batch, CANDIDATE)
 
-    def _ids_of_records(self, role: str) -> np.ndarray:
+    def _ids_of_records(self, role: str) -> pa.Array:
         batches = self.ingest.iter_batches(RECORDS, ["role", "example_id"])
         return _parse_ids(_of_role(batch, role).column("example_id") for batch in batches)
 
-    def _ids_of_parent(self, table: str) -> np.ndarray:
+    def _ids_of_parent(self, table: str) -> pa.Array:
         batches = self.parent.iter_batches(table, ["example_id"]) if self.parent else ()
         return _parse_ids(batch.column("example_id") for batch in batches)
 
-    def _check_roles(self, ids: Mapping[str, np.ndarray]) -> None:
+    def _check_roles(self, ids: Mapping[str, pa.Array]) -> None:
         """Refuse a role that was asked for and has no usable row."""
         sources = self.ingest.manifest.settings["sources"]
         for role in {source["role"] for source in sources}:
@@ -481,43 +481,24 @@ def no_usable_row(role: str, files: Iterable[str], errors: FirstErrors) -> DataE
     )
 
 
-def find_first_copies(ids: np.ndarray) -> np.ndarray:
-    """Return for each id how many further copies it has, or -1 if an earlier row has it already.
-
-    Args:
-        ids: [N, 2] unsigned 64-bit halves of the ids.
-
-    Returns:
-        [N] int32.
-    """
+def find_first_copies(ids: pa.Array) -> np.ndarray:
+    """Return of each id how many further copies it has [N], -1 where an earlier row has it."""
+    rows = pa.Table.from_arrays([ids, pa.array(np.arange(len(ids)))], ["id", "row"])
+    groups = rows.group_by("id").aggregate([("row", "min"), ("row", "count")])
     num_copies = np.full(len(ids), -1, dtype=np.int32)
-    if not len(ids):
-        return num_copies
-    order, starts = _group(ids)
-    num_copies[order[starts]] = np.diff(starts, append=len(ids)) - 1
+    num_copies[groups["row_min"].to_numpy()] = groups["row_count"].to_numpy() - 1
     return num_copies
-
-
-def _group(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sort ids (stably, so a group keeps the order of the rows); return where groups start."""
-    order = np.lexsort((ids[:, 1], ids[:, 0]))
-    ordered = ids[order]
-    is_new = np.ones(len(ids), dtype=bool)
-    is_new[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
-    return order, np.flatnonzero(is_new)
 
 
 def _of_role(records: pa.RecordBatch, role: str) -> pa.RecordBatch:
     return records.filter(pc.equal(records.column("role"), pa.scalar(role)))
 
 
-def _parse_ids(columns: Iterable[pa.Array]) -> np.ndarray:
-    """Return ids as [N, 2] unsigned 64-bit halves."""
-    parts = [np.empty((0, 2), dtype=np.uint64)]
-    for column in columns:
-        data = bytes.fromhex("".join(cast("list[str]", column.to_pylist())))
-        parts.append(np.frombuffer(data, dtype=">u8").reshape(-1, 2).astype(np.uint64))
-    return np.concatenate(parts)
+def _parse_ids(columns: Iterable[pa.Array]) -> pa.Array:
+    """Return ids as 16 bytes each."""
+    hexes = ("".join(cast("list[str]", column.to_pylist())) for column in columns)
+    data = pa.py_buffer(b"".join(map(bytes.fromhex, hexes)))
+    return pa.Array.from_buffers(pa.binary(16), data.size // 16, [None, data])
 
 
 def _copies_table(role: str, num_copies: np.ndarray) -> pa.Table:
@@ -542,7 +523,7 @@ def _number(records: pa.Table, num_copies: np.ndarray, first_index: int) -> pa.T
 
 
 def _describe(
-    ids: Mapping[str, np.ndarray], num_distinct: Mapping[str, int], written: Mapping[str, int]
+    ids: Mapping[str, pa.Array], num_distinct: Mapping[str, int], written: Mapping[str, int]
 ) -> dict[str, int]:
     """Return the numbers of examples and of copies, and of those that are candidates, too."""
     facts: dict[str, int] = {}
@@ -551,8 +532,8 @@ def _describe(
         facts[f"num_{TABLE_OF_ROLE[role]}"] = written[role]
         facts[f"num_duplicate_{TABLE_OF_ROLE[role]}"] = len(ids[role]) - num_distinct[role]
     for role in roles[1:]:
-        _, starts = _group(np.concatenate([ids[CANDIDATE], ids[role]]))
-        num_shared = num_distinct[CANDIDATE] + num_distinct[role] - len(starts)
+        both = pc.unique(pa.concat_arrays([ids[CANDIDATE], ids[role]]))
+        num_shared = num_distinct[CANDIDATE] + num_distinct[role] - len(both)
         facts[f"num_{TABLE_OF_ROLE[role]}_among_candidates"] = num_shared
     return facts
 

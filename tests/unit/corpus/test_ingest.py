@@ -7,6 +7,7 @@ import pickle
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from nncift_ray.corpus.examples import DeduplicateStage, find_first_copies
@@ -112,9 +113,10 @@ def test_copies_across_files_and_batches_are_found(tmp_path: Path) -> None:
 
 
 def test_first_copies_are_told_by_both_halves_of_an_id() -> None:
-    ids = np.array([[1, 1], [1, 2], [2, 1], [1, 1], [1, 2], [1, 1]], dtype=np.uint64)
+    pairs = [(1, 1), (1, 2), (2, 1), (1, 1), (1, 2), (1, 1)]
+    ids = pa.array([bytes(7) + bytes([a]) + bytes(7) + bytes([b]) for a, b in pairs], pa.binary(16))
     assert find_first_copies(ids).tolist() == [2, 1, 0, -1, -1, -1]
-    assert find_first_copies(np.empty((0, 2), dtype=np.uint64)).tolist() == []
+    assert find_first_copies(ids[:0]).tolist() == []
 
 
 def test_a_role_without_a_usable_row_stops_with_the_reasons(tmp_path: Path) -> None:
