@@ -12,6 +12,7 @@ import importlib.metadata
 import json
 import platform
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Self, cast
@@ -146,11 +147,10 @@ class StageManifest(_Record):
 
 def sum_counts(shards: Iterable[ShardRecord]) -> dict[str, int]:
     """Add up the counts of some shards."""
-    total: dict[str, int] = {}
+    total = Counter[str]()
     for shard in shards:
-        for name, count in shard.counts.items():
-            total[name] = total.get(name, 0) + count
-    return total
+        total.update(shard.counts)
+    return dict(total)
 
 
 def utc_now() -> str:
@@ -215,19 +215,18 @@ class FirstErrors:
     def __init__(self, rows: Iterable[Mapping[str, Any]] = ()) -> None:
         """Take the rows of an errors table."""
         self._first: dict[str, Mapping[str, Any]] = {}
-        self._counts: dict[str, int] = {}
+        self._counts = Counter[str]()
         for row in rows:
             self.add(row)
 
     def __len__(self) -> int:
         """Return the number of rows."""
-        return sum(self._counts.values())
+        return self._counts.total()
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Count a row of the columns of ``schemas.ERRORS``."""
-        reason = row["reason"]
-        self._first.setdefault(reason, row)
-        self._counts[reason] = self._counts.get(reason, 0) + 1
+        self._first.setdefault(row["reason"], row)
+        self._counts[row["reason"]] += 1
 
     def lines(self) -> list[str]:
         """Return a line for each of the first reasons: file and line, what is wrong, how often."""
@@ -281,7 +280,7 @@ class Sink:
         self._parts: list[tuple[str, str, HashingWriter]] = []  # table, path in the folder, stream
         self._errors: list[dict[str, Any]] = []
         self._num_errors = 0
-        self._counts: dict[str, int] = {}
+        self._counts = Counter[str]()
         self.facts: dict[str, Any] = {}
         self.last_change = time.monotonic()  # when a worker last put something in
 
@@ -323,7 +322,7 @@ class Sink:
     def count(self, name: str, amount: int) -> None:
         """Add to what adds up over shards; "tokens" and "cached_tokens" are shown as such."""
         self.last_change = time.monotonic()
-        self._counts[name] = self._counts.get(name, 0) + int(amount)
+        self._counts[name] += int(amount)
 
     def error(
         self,

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nncift_ray.corpus.examples import Example
-from nncift_ray.engines.base import Engine, ScoringRequest, minimal_tokens
+from nncift_ray.engines.base import ROUNDING, Engine, ScoringRequest, minimal_tokens
 from nncift_ray.engines.tokens import CUT_STEP
 from nncift_ray.errors import ConfigError, ShapeError
 from nncift_ray.teachers.base import (
@@ -34,7 +34,6 @@ EXAMPLE_TEMPLATE = (
     "{example_response}\n\n\nQuery:\n{query}\n"
 )
 
-ROUNDING = 1e-4  # a log-softmax in float32 may round a sure token to a hair above 0
 TOKENISED_TEXTS = 8192  # texts whose tokens are remembered: an example is asked about many times
 
 
