@@ -6,7 +6,7 @@ Suffixes: N texts, D dimensions of a vector.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, cast
 
@@ -189,11 +189,8 @@ class EmbedStage(RowStage):
         ranges = tuple((role, rows[role] - done[role]) for role in rows)
         self._atoms = RowAtoms(ranges, ATOM_ROWS, first_rows=done)
         self.inputs = present(examples=examples, parent=parent)
-
-    @property
-    def produces(self) -> Mapping[str, pa.Schema]:
-        """Tables whose dimension only the model knows; see ``check_schema``."""
-        return dict.fromkeys(self._tables, pa.schema([]))
+        #: Only the model knows their dimension; see ``check_schema``.
+        self.produces = dict.fromkeys(self._tables, pa.schema([]))
 
     def settings(self) -> dict[str, Any]:
         """Model, revision and storage type."""

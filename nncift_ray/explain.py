@@ -21,15 +21,6 @@ from nncift_ray.runs import Example, Places, Run
 from nncift_ray.runtime import schemas
 from nncift_ray.runtime.files import Location
 from nncift_ray.runtime.output import StageOutput, column_matrix
-from nncift_ray.runtime.schemas import (
-    CANDIDATE,
-    CROSS,
-    POINTS,
-    TABLE_OF_ROLE,
-    TARGET,
-    WITHIN,
-    helped_role,
-)
 from nncift_ray.scores.exact import top_k_rows, top_k_vector
 from nncift_ray.selection.names import (
     NETWORK_SCORES,
@@ -130,10 +121,10 @@ def query(run: Run, example_id: str, top: int = 10) -> QueryAnswer:
     lists: list[InfluenceList] = []
     for block in blocks:
         measured = TEACHER_SCORES in run.outputs and "label" not in run.outputs
-        for role, row in places if block != POINTS and not measured else ():
-            if role == helped_role(block):
+        for role, row in places if block != schemas.POINTS and not measured else ():
+            if role == schemas.helped_role(block):
                 lists.append(_influence_list(run, "helpers", block, role, row, top))
-            if role == CANDIDATE:
+            if role == schemas.CANDIDATE:
                 lists.append(_influence_list(run, "helped", block, role, row, top))
     kind = run.config.teacher.kind
     return QueryAnswer(
@@ -150,9 +141,9 @@ def _influence_list(
     run: Run, direction: Direction, block: str, role: str, row: int, top: int
 ) -> InfluenceList:
     """List the best partners of an example in a block: as its row, or as its column."""
-    outputs, other_role = run.outputs, helped_role(block)
+    outputs, other_role = run.outputs, schemas.helped_role(block)
     if direction == "helpers":
-        other_role = CANDIDATE
+        other_role = schemas.CANDIDATE
     same_table = other_role == role  # so the example itself may be among them
     if TEACHER_SCORES in outputs:
         index, influence, num_scored = _labelled(
@@ -164,7 +155,7 @@ def _influence_list(
             activations, network, block, direction, row, top + same_table
         )
         table = f"{block}_columns" if direction == "helpers" else f"{block}_rows"
-        num_scored = activations.num_rows(table) - (helped_role(block) == CANDIDATE)
+        num_scored = activations.num_rows(table) - (schemas.helped_role(block) == schemas.CANDIDATE)
     others = (index != row) | (not same_table)
     examples = run.examples(other_role, index[others][:top].tolist())
     neighbours = (
@@ -228,7 +219,7 @@ def best_partners(
 
 def _score(run: Run, blocks: list[str], places: Places) -> Score | None:
     """Return what a candidate is ranked by, of a run that ranks by score."""
-    at = [row for role, row in places if role == CANDIDATE]
+    at = [row for role, row in places if role == schemas.CANDIDATE]
     scores = scores_of(run.outputs)
     if not at or scores.num_rows("column_sums") == 0:
         return None
@@ -237,13 +228,13 @@ def _score(run: Run, blocks: list[str], places: Places) -> Score | None:
     value = float(score_J[at[0]])
     if np.isnan(value):  # the teacher said nothing of it
         return None
-    if POINTS in blocks:
+    if schemas.POINTS in blocks:
         who = "teacher" if TEACHER_SCORES in run.outputs else "network"
         meaning = f"what the {who} says of the example"
     elif run.config.data.subtask_by:
         meaning = "mean influence on the rows of the subtask that it helps most"
     else:
-        meaning = f"mean influence on all {helped_role(blocks[0])}s"
+        meaning = f"mean influence on all {schemas.helped_role(blocks[0])}s"
     return Score(value, int((score_J > value).sum()) + 1, len(score_J), meaning)
 
 
@@ -252,20 +243,20 @@ def _notes(run: Run, blocks: list[str], roles: set[str]) -> Iterator[str]:
     objective = run.config.objective
     if TEACHER_SCORES in run.outputs and "label" in run.outputs:
         yield BY_TEACHER
-    elif TEACHER_SCORES in run.outputs and blocks != [POINTS]:
+    elif TEACHER_SCORES in run.outputs and blocks != [schemas.POINTS]:
         folder = run.outputs[TEACHER_SCORES].folder
         yield f"no pair was labelled: the best helpers of every row are in the tables of {folder}"
-    if blocks == [POINTS]:
+    if blocks == [schemas.POINTS]:
         yield (
             f"the teacher '{run.config.teacher.kind}' scores examples, not pairs, so there is no "
             "influence of one on another"
         )
-    elif CANDIDATE in roles and WITHIN not in blocks:
+    elif schemas.CANDIDATE in roles and schemas.WITHIN not in blocks:
         yield (
             f"the objective {objective} scores what candidates do for targets; what helps a "
             "candidate was not scored"
         )
-    if blocks != [POINTS] and TARGET in roles and CROSS not in blocks:
+    if blocks != [schemas.POINTS] and schemas.TARGET in roles and schemas.CROSS not in blocks:
         yield f"the objective {objective} does not score what helps a target"
     if "select" not in run.outputs:
         yield "nothing is selected yet, so no example is marked as in the subset"
@@ -273,7 +264,7 @@ def _notes(run: Run, blocks: list[str], roles: set[str]) -> Iterator[str]:
 
 # Explain: why a candidate was selected, or why it was not.
 
-ROLE_OF_TABLE = {table: role for role, table in TABLE_OF_ROLE.items()}
+ROLE_OF_TABLE = {table: role for role, table in schemas.TABLE_OF_ROLE.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,7 +321,7 @@ def explain(run: Run, example_id: str, top: int = 5) -> Explanation:
     """
     run.need("deduplicate", "embed", "project", NETWORK_SCORES, TEACHER_SCORES, "select")
     places = run.find(example_id)
-    row = next((row for role, row in places if role == CANDIDATE), None)
+    row = next((row for role, row in places if role == schemas.CANDIDATE), None)
     if row is None:
         raise DataError(
             f"the example '{example_id}' is a {places[0][0]}, so it could not be selected; "
@@ -353,22 +344,23 @@ def explain(run: Run, example_id: str, top: int = 5) -> Explanation:
 
     place = run.subset_ranks.get(row)
     gain = float(gains.gain_J[row] if place is None else gain_S[place - 1])
+    earliest = len(order_S) + int((gains.gain_J[gains.rank_J < 0] > gains.gain_J[row]).sum()) + 1
     last = float(gain_S[-1]) if len(gain_S) else 0.0
     decided_by = "" if place is None else ranking["decided_by"][place - 1].as_py()
     covered = np.flatnonzero(best_I == row)
     best = covered[np.argsort(-value_I[covered], kind="stable")][:top]
-    covered_role = ROLE_OF_TABLE.get(select.manifest.facts()["covers"], CANDIDATE)
+    covered_role = ROLE_OF_TABLE.get(select.manifest.facts()["covers"], schemas.CANDIDATE)
     return Explanation(
         run_dir=str(run.run_dir),
         objective=selection.objective,
-        example=run.examples(CANDIDATE, [row])[0],
+        example=run.examples(schemas.CANDIDATE, [row])[0],
         picked=place is not None,
         num_picks=len(gain_S),
         num_candidates=num_candidates,
         gain=gain,
         alone_gain=float(gains.alone_J[row]),
         last_gain=last,
-        place=place or _earliest_rank(gains, row),
+        place=place or earliest,
         num_covered=len(covered),
         covers=tuple(
             Covered(float(value), example)
@@ -382,12 +374,6 @@ def explain(run: Run, example_id: str, top: int = 5) -> Explanation:
     )
 
 
-def _earliest_rank(gains: MarginalGains, row: int) -> int:
-    """Return the rank after the picks and all that would add more now."""
-    left = gains.rank_J < 0
-    return len(gains.order_S) + int((gains.gain_J[left] > gains.gain_J[row]).sum()) + 1
-
-
 def _redundant_with(run: Run, gains: MarginalGains, row: int, top: int) -> tuple[Redundancy, ...]:
     """Return the picks that share most of what a candidate is worth alone."""
     ((picks, amount),) = gains.redundant_with(np.array([row]))
@@ -397,7 +383,7 @@ def _redundant_with(run: Run, gains: MarginalGains, row: int, top: int) -> tuple
     worth = float(gains.alone_J[row])
     share = amount / worth if worth > 0 else np.zeros(len(amount))
     cosine = cosines(run.outputs["embed"], np.full(len(picks), row), picks)
-    examples = run.examples(CANDIDATE, picks.tolist())
+    examples = run.examples(schemas.CANDIDATE, picks.tolist())
     return tuple(
         Redundancy(float(part), float(near), example)
         for part, near, example in zip(share, cosine, examples, strict=True)
@@ -408,7 +394,7 @@ def _redundant_skipped(run: Run, row: int, top: int) -> tuple[Redundancy, ...]:
     """Return the candidates left out that are redundant with a pick above all others."""
     skipped = run.outputs["select"].read("skipped", schema=schemas.SKIPPED).to_pylist()
     mine = [other for other in skipped if other["redundant_with"] == row][:top]
-    examples = run.examples(CANDIDATE, [other["row_index"] for other in mine])
+    examples = run.examples(schemas.CANDIDATE, [other["row_index"] for other in mine])
     return tuple(
         Redundancy(other["redundant_share"], other["cosine"], example)
         for other, example in zip(mine, examples, strict=True)
@@ -437,7 +423,7 @@ def _reason(
     decided_by: str,
 ) -> str:
     """Say what decided: ``gain`` is the candidate's, ``last`` that of the last pick."""
-    example = run.examples(CANDIDATE, [row])[0]
+    example = run.examples(schemas.CANDIDATE, [row])[0]
     rank, alone = example.subset_rank, float(gains.alone_J[row])
     if rank is not None:
         if selection.objective == TOP_K:
@@ -446,7 +432,7 @@ def _reason(
     if example.example_id in selection.exclude:
         return "selection.exclude named it"
     if REPEATS in run.outputs and (twin := read_repeats(run.outputs[REPEATS]).get(row)) is not None:
-        asked = run.examples(CANDIDATE, [twin])[0]
+        asked = run.examples(schemas.CANDIDATE, [twin])[0]
         return f"it asks in other words what {asked.example_id} asks, and has its answer"
     if row in tables.unranked():
         return "the teacher gave it no label, so it has no rank and could not be picked"

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import re
+import shutil
 import sys
 import tempfile
 import webbrowser
@@ -77,8 +78,7 @@ class Run(runs.Run):
         picks = self.table("export/subset").select(["rank", "gain", "source", "line", "record"])
         whole = self._typed_records(picks)
         if whole is None:
-            texts = cast("list[str]", picks["record"].to_pylist())
-            records = [json.loads(text) for text in texts]
+            records = [json.loads(str(text)) for text in picks["record"].to_pylist()]
             names = dict.fromkeys(name for record in records for name in record)
             rows = [{name: record.get(name) for name in names} for record in records]
             try:
@@ -100,14 +100,10 @@ class Run(runs.Run):
 
     def _typed_records(self, picks: pa.Table) -> pa.Table | None:
         """Return the records with their types, of data that was given in memory as a table."""
-        own, given = self.run_dir / DATA_FOLDER, self.config.data.candidates
-        if (
-            len(given) != 1
-            or not given[0].startswith(f"{own}/")
-            or not given[0].endswith(".parquet")
-        ):
+        own, (given, *more) = f"{self.run_dir / DATA_FOLDER}/", self.config.data.candidates
+        if more or not (given.startswith(own) and given.endswith(".parquet")):
             return None
-        (source,) = expand_sources(given)
+        (source,) = expand_sources([given])
         with source.fs.open_input_file(source.path) as file:
             return pq.read_table(file).take(pc.subtract(picks["line"], 1))
 
@@ -280,7 +276,10 @@ def make_recipe(
     for name, section in sections.items():
         tree[name] = _merged(tree.get(name), section)
     if teacher is not None:
-        tree["teacher"] = _merged(tree.get("teacher"), _teacher_tree(teacher))
+        if isinstance(teacher, type):
+            teacher = f"{teacher.__module__}:{teacher.__qualname__}"
+        own = {"kind": teacher} if isinstance(teacher, str) else teacher
+        tree["teacher"] = _merged(tree.get("teacher"), own)
     if budget is not None:
         tree["selection"] = _merged(tree.get("selection"), {"budget": budget})
     for override in overrides:
@@ -314,12 +313,6 @@ def _merged(base: Any, more: Any) -> Any:
     return {**base, **{key: _merged(base.get(key), value) for key, value in more.items()}}
 
 
-def _teacher_tree(teacher: str | type | Mapping[str, Any]) -> Any:
-    if isinstance(teacher, type):
-        return {"kind": f"{teacher.__module__}:{teacher.__qualname__}"}
-    return {"kind": teacher} if isinstance(teacher, str) else teacher
-
-
 def _paths_of(given: Any, role: str, tree: dict[str, Any]) -> list[str]:
     """Return the files of some data, written below the run directory where they are in memory."""
     if isinstance(given, str | Path):
@@ -334,8 +327,7 @@ def _paths_of(given: Any, role: str, tree: dict[str, Any]) -> list[str]:
         home = Location.of(tree["run_dir"]) / DATA_FOLDER / f"{role}-{digest}{file.suffix}"
         if not home.exists():
             with file.open("rb") as stream, home.open_whole() as copy:
-                while chunk := stream.read(1 << 20):
-                    copy.write(chunk)
+                shutil.copyfileobj(stream, copy)
     return [str(home)]
 
 

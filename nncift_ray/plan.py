@@ -19,16 +19,8 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
+from nncift_ray.corpus import ingest
 from nncift_ray.corpus.examples import no_usable_row
-from nncift_ray.corpus.ingest import (
-    IngestStage,
-    SourceFile,
-    Tally,
-    describe_layouts,
-    describe_sources,
-    expand_sources,
-    read_examples,
-)
 from nncift_ray.engines.models import (
     ResolvedModel,
     resolve_embedder,
@@ -100,7 +92,7 @@ def estimate_corpus(
         roles = {role: reading.estimate(role, given) for role, given in patterns.items()}
         if not glance:
             reading.check()
-        notices = describe_sources(reading.facts, reading.errors)
+        notices = ingest.describe_sources(reading.facts, reading.errors)
     else:
         head = next(examples.iter_batches("candidates", ["prompt", "response"]))
         texts = (cast("list[str]", column.to_pylist()) for column in head.columns)
@@ -109,7 +101,7 @@ def estimate_corpus(
             role: SourceEstimate(examples.num_rows(table), float(means[0]), float(means[1]), True)
             for role, table in TABLE_OF_ROLE.items()
         }
-        notices = describe_layouts(outputs["ingest"])
+        notices = ingest.describe_layouts(outputs["ingest"])
     return CorpusEstimate(
         num_candidates=roles[CANDIDATE].num_rows,
         num_targets=roles[TARGET].num_rows,
@@ -149,7 +141,7 @@ class _Reading:
 
     def estimate(self, role: str, patterns: Sequence[str]) -> SourceEstimate:
         """Count the files of one role."""
-        sources = expand_sources(patterns) if patterns else []
+        sources = ingest.expand_sources(patterns) if patterns else []
         self._files[role], self._errors[role] = {source.uri for source in sources}, FirstErrors()
         found = [self._estimate(role, source) for source in sources]
         total = sum(source.num_rows for source in found)
@@ -166,16 +158,16 @@ class _Reading:
         """Stop where a run would: too many bad rows, or a role without a good one."""
         where = "all rows were read" if self._exact else f"of the first {SAMPLED_ROWS:,} of a file"
         total = self._num_good.total() + len(self.errors)
-        limit, key = self._data.max_failed_fraction, IngestStage.max_failed_key
+        limit, key = self._data.max_failed_fraction, ingest.IngestStage.max_failed_key
         if told := self.errors.check(total, limit, key, where):
             raise DataError(told)
         for role, files in self._files.items():
             if files and not self._num_good[role]:
                 raise no_usable_row(role, files, self._errors[role])
 
-    def _estimate(self, role: str, source: SourceFile) -> SourceEstimate:
-        tally, whole = Tally(), source.size <= self._counted_whole
-        rows = tally.watch(read_examples(source, role, self._data))
+    def _estimate(self, role: str, source: ingest.SourceFile) -> SourceEstimate:
+        tally, whole = ingest.Tally(), source.size <= self._counted_whole
+        rows = tally.watch(ingest.read_examples(source, role, self._data))
         ids: set[str] = set()
         prompt_chars = response_chars = num_bytes = num_good = 0
         for row in rows if whole else islice(rows, self._num_sampled):
@@ -575,16 +567,20 @@ class Finding:
 
 def examine() -> list[Finding]:
     """Look at packages, hardware and models; start nothing."""
+    import torch  # takes a second; only doctor asks
+
     python = ".".join(map(str, sys.version_info[:3]))
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GIB
     free = shutil.disk_usage(".").free / GIB
     size, needed = f"{memory:.0f} GiB, {os.cpu_count()} CPUs", "4 GiB are needed for the demo"
     newer = "Python 3.11 or later is needed"
+    slower = "not needed; teachers and embedders run on CPU, slowly"
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     findings = [
         Finding("python", sys.version_info >= (3, 11), python, newer, required=True),
         Finding("memory", memory >= 4, size, needed),
         Finding("disk", free >= 2, f"{free:.0f} GiB free here", "free 2 GiB"),
-        _gpu(),
+        Finding("GPU", bool(gpus), ", ".join(gpus) or "none", slower),
     ]
     for name in PACKAGES:
         found = _version(name)
@@ -606,14 +602,6 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return ""
-
-
-def _gpu() -> Finding:
-    import torch  # takes a second; only doctor asks
-
-    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    remedy = "not needed; teachers and embedders run on CPU, slowly"
-    return Finding("GPU", bool(names), ", ".join(names) or "none", remedy)
 
 
 def _engine() -> Finding:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
+from os.path import commonprefix
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, Self, cast
@@ -157,15 +158,11 @@ class Run:
 
     def _nearest_ids(self, wanted: str) -> list[str]:
         """Return the ids that share the longest beginning with what was asked for."""
-
-        def num_shared(name: str) -> int:
-            pairs = enumerate(zip(wanted, name, strict=False))
-            return next((at for at, (a, b) in pairs if a != b), min(len(wanted), len(name)))
-
         best: list[str] = []
         for _, _, ids in self._ids():
             names = {*best, *cast("list[str]", ids.to_pylist())}
-            best = sorted(names, key=lambda name: (-num_shared(name), name))[:NUM_NEAR]
+            best = sorted(names, key=lambda name: (-len(commonprefix([wanted, name])), name))
+            best = best[:NUM_NEAR]
         return best
 
 

@@ -31,14 +31,8 @@ from numpy.typing import NDArray
 
 from nncift_ray.errors import ConfigError
 from nncift_ray.labels.sample import QUADRANTS, TRAIN, VALIDATION, count_pairs
+from nncift_ray.network import step
 from nncift_ray.network.fidelity import fidelity_table
-from nncift_ray.network.step import (
-    BlockLabels,
-    best_epoch,
-    fit_block,
-    read_block_labels,
-    score_labelled,
-)
 from nncift_ray.pipeline import Blueprint, give_resources, observed, run, session_of
 from nncift_ray.plan import RunPlan, make_plan
 from nncift_ray.profiles.blocks import ExampleInputs
@@ -484,8 +478,8 @@ class SweepStage(Stage):
         base = self.base
 
         @functools.cache
-        def read(block: str) -> BlockLabels:
-            return read_block_labels(self._labels, self._inputs, block, self._network.seed)
+        def read(block: str) -> step.BlockLabels:
+            return step.read_block_labels(self._labels, self._inputs, block, self._network.seed)
 
         def train_cells(shard: Shard, sink: Sink) -> None:
             for cell in self._cells[shard.start : shard.stop]:
@@ -500,7 +494,7 @@ class SweepStage(Stage):
 
 
 def measure_cell(
-    data: BlockLabels, cell: Cell, share: float, network: NetworkConfig
+    data: step.BlockLabels, cell: Cell, share: float, network: NetworkConfig
 ) -> list[dict[str, Any]]:
     """Train one network on a share of the labels and measure it; one row a split and model.
 
@@ -514,15 +508,15 @@ def measure_cell(
     )
     started = time.perf_counter()
     size_and_seed = {"num_hidden": cell.num_hidden, "seed": cell.seed}
-    fitted = fit_block(kept, cell.block, network.model_copy(update=size_and_seed))
-    influence = score_labelled(fitted.network, kept)
+    fitted = step.fit_block(kept, cell.block, network.model_copy(update=size_and_seed))
+    influence = step.score_labelled(fitted.network, kept)
     learnt = kept.split == TRAIN
     helped, helper = kept.helped_index, kept.helper_index
     facts = dataclasses.asdict(cell) | {
         "num_train_rows": len(np.unique(helped[learnt])),
         "num_train_columns": 0 if helper is None else len(np.unique(helper[learnt])),
         "num_train_pairs": int(learnt.sum()),
-        "num_epochs": best_epoch(fitted.history) if fitted.history else 0,
+        "num_epochs": step.best_epoch(fitted.history) if fitted.history else 0,
         "seconds": time.perf_counter() - started,
     }
     width = float(np.ptp(data.utility))

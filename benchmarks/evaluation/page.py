@@ -157,7 +157,7 @@ def _results(data: Evaluation) -> list[str]:
 
 def _table(table: PageTable) -> str:
     rows = [[cell.replace("\n", " ") for cell in row] for row in table.rows]
-    return markdown_table([column.name for column in table.columns], rows)
+    return markdown_table([name for name, _ in table.columns], rows)
 
 
 def _faults(faults: Sequence[Faults]) -> list[str]:

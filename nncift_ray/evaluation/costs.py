@@ -14,21 +14,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from nncift_ray.evaluation.methods import (
-    ICL,
-    TUNED,
-    Cell,
-    Subset,
-    SubsetKey,
-    budget_count,
-    check_tests,
-    method_notices,
-    modes_of,
-    plan_cells,
-    plan_rounds,
-    teacher_of,
-    variant,
-)
+from nncift_ray.evaluation import methods
 from nncift_ray.labels.sample import count_pairs
 from nncift_ray.plan import (
     ACTOR_START_SECONDS,
@@ -53,7 +39,7 @@ AMOUNTS = ("seconds", "accelerator_seconds", "cpu_seconds", "price")
 
 
 def collect_costs(
-    subsets: Sequence[Subset], cluster: ClusterConfig, wanted_candidates: int | None = None
+    subsets: Sequence[methods.Subset], cluster: ClusterConfig, wanted_candidates: int | None = None
 ) -> pa.Table:
     """Collect the costs of every method that asks a teacher.
 
@@ -95,7 +81,7 @@ def collect_costs(
     return pa.Table.from_pylist(rows, COSTS)
 
 
-def partial_notices(subsets: Sequence[Subset]) -> list[str]:
+def partial_notices(subsets: Sequence[methods.Subset]) -> list[str]:
     """Say which teachers by their own labels were asked about a part of the pairs only."""
     return [
         f"{each.method} was asked about {each.num_labels:,} of {each.possible():,} pairs "
@@ -141,7 +127,7 @@ def wall_seconds(manifest: StageManifest) -> float:
 class _Charged:
     """A method's stages, how many labels it asked for, and what its work grows with."""
 
-    def __init__(self, subset: Subset) -> None:
+    def __init__(self, subset: methods.Subset) -> None:
         assert subset.config is not None  # noqa: S101 (it has outputs, so a recipe made them)
         self.method, self._config = subset.key.method, subset.config
         self._by_network = FIT in subset.outputs
@@ -228,9 +214,9 @@ class _Charged:
         return rows
 
 
-def _charged(subsets: Sequence[Subset]) -> list[_Charged]:
+def _charged(subsets: Sequence[methods.Subset]) -> list[_Charged]:
     """Return what is charged to each method: its first subset."""
-    first: dict[str, Subset] = {}
+    first: dict[str, methods.Subset] = {}
     for each in subsets:
         if each.outputs:
             first.setdefault(each.key.method, each)
@@ -296,17 +282,17 @@ def plan_evaluation(
     Raises:
         NnciftError: What would stop it at once: files or models that are not there.
     """
-    check_tests(config)
+    methods.check_tests(config)
     kind, evaluation = hardware or detect_hardware(), config.evaluation
     candidates = estimate_sources(config, config.data.candidates)
     tests = {name: estimate_sources(config, files) for name, files in evaluation.tests.items()}
-    groups: dict[tuple[str, float], list[SubsetKey]] = {}
-    for key in (key for keys in plan_rounds(evaluation) for key in keys):
+    groups: dict[tuple[str, float], list[methods.SubsetKey]] = {}
+    for key in (key for keys in methods.plan_rounds(evaluation) for key in keys):
         groups.setdefault((key.method, key.budget), []).append(key)
     rows: list[PlanRow] = []
-    notices = method_notices(config)
-    for method in filter(teacher_of, evaluation.methods):
-        made = make_plan(variant(config, method, evaluation.budgets[0]), hardware=kind)
+    notices = methods.method_notices(config)
+    for method in filter(methods.teacher_of, evaluation.methods):
+        made = make_plan(methods.variant(config, method, evaluation.budgets[0]), hardware=kind)
         notices += made.notices
         num_subsets = sum(name == method for name, _ in groups)
         rows.append(_plan_selection(method, made, num_subsets, is_first=not rows))
@@ -340,19 +326,19 @@ def _plan_selection(method: str, made: RunPlan, num_subsets: int, *, is_first: b
 
 def _plan_cells(
     config: Config,
-    subsets: Sequence[SubsetKey],
+    subsets: Sequence[methods.SubsetKey],
     candidates: SourceEstimate,
     tests: dict[str, SourceEstimate],
     kind: str,
 ) -> PlanRow:
     """Plan teaching with the subsets of one method and size, and measuring."""
-    first, modes = subsets[0], modes_of(subsets[0], config.evaluation)
-    count = budget_count(first.budget, candidates.num_rows) if first.budget else 0
+    first, modes = subsets[0], methods.modes_of(subsets[0], config.evaluation)
+    count = methods.budget_count(first.budget, candidates.num_rows) if first.budget else 0
     cells = [_cell_tokens(config, cell, candidates, tests)
-             for cell in plan_cells(subsets, config.evaluation)]  # fmt: skip
+             for cell in methods.plan_cells(subsets, config.evaluation)]  # fmt: skip
     read, written, num_starts = (sum(each) for each in zip(*cells, strict=True))
     trained = 0.0
-    if TUNED in modes:
+    if methods.TUNED in modes:
         num_epochs = config.evaluation.tuning.num_epochs
         trained = len(subsets) * count * num_epochs * _tokens(candidates)
         num_starts += len(subsets)
@@ -374,18 +360,18 @@ def _plan_cells(
 
 
 def _cell_tokens(
-    config: Config, cell: Cell, candidates: SourceEstimate, tests: dict[str, SourceEstimate]
+    config: Config, cell: methods.Cell, candidates: SourceEstimate, tests: dict[str, SourceEstimate]
 ) -> tuple[float, float, int]:
     """Return the tokens that one cell reads and writes, and how often a model is loaded for it."""
     evaluation, test = config.evaluation, tests[cell.test]
     prompt, reference = test.prompt_chars / CHARS_PER_TOKEN, test.response_chars / CHARS_PER_TOKEN
-    if cell.mode == ICL:
+    if cell.mode == methods.ICL:
         shown = evaluation.in_context
         prompt = min(shown.max_length, prompt + shown.num_examples * _tokens(candidates))
     read = written = 0.0
     num_starts = 0
     if "nll" in evaluation.metrics:
-        most = evaluation.nll_max_rows if cell.mode == ICL else None
+        most = evaluation.nll_max_rows if cell.mode == methods.ICL else None
         read += min(test.num_rows, most or test.num_rows) * (prompt + reference)
         num_starts += 1
     if set(evaluation.metrics) - {"nll"}:

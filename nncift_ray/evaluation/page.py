@@ -780,9 +780,8 @@ def evaluation_tables(data: Evaluation) -> RenderableType:
 def _terminal_table(made: PageTable) -> Table:
     table = Table(title=Text(clean_text(made.title)), title_justify="left", box=None,
                   padding=(0, 1), header_style="bold")  # fmt: skip
-    for column in made.columns:
-        justify = "right" if column.css == NUMBER else "left"
-        table.add_column(Text(column.name), justify=justify, overflow="fold")
+    for name, css in made.columns:
+        table.add_column(Text(name), justify="right" if css == NUMBER else "left", overflow="fold")
     for row in made.rows:
         cells = [Text(clean_text(cell)) for cell in row]
         for cell in cells:

@@ -27,42 +27,10 @@ from nncift_ray.engines.models import (
     resolve_embedder,
 )
 from nncift_ray.errors import DataError, ModelError, NnciftError, StageError
-from nncift_ray.evaluation.ask import (
-    LikelihoodStage,
-    RespondStage,
-    RetrieveStage,
-    ShownExamples,
-    TestSet,
-)
+from nncift_ray.evaluation import ask, methods, results
 from nncift_ray.evaluation.costs import collect_costs, partial_notices
-from nncift_ray.evaluation.methods import (
-    ICL,
-    RANDOM_SOURCE,
-    TUNED,
-    Cell,
-    Subset,
-    SubsetKey,
-    check_evaluation,
-    members_without_teacher,
-    plan_cells,
-    plan_rounds,
-    source_members,
-    variant,
-)
 from nncift_ray.evaluation.metrics import BY_EMBEDDER, BY_RULE, GradeStage, JudgeStage
 from nncift_ray.evaluation.page import render_evaluation
-from nncift_ray.evaluation.results import (
-    EVALUATION_FOLDER,
-    PAGE_NAME,
-    SUBSETS_NAME,
-    Evaluation,
-    EvaluationFacts,
-    cell_scores,
-    collect_agreement,
-    collect_answers,
-    collect_fidelity,
-    write_subsets,
-)
 from nncift_ray.evaluation.tune import FineTune, TuneJob, TuneStage
 from nncift_ray.pipeline import (
     RUN_RECORD,
@@ -140,6 +108,7 @@ def find_models(config: Config, has_gpu: bool) -> Models:
     )
 
 
+Measure = Callable[[methods.Cell, methods.Subset], None]
 #: Why parts of an evaluation could not be done: the message, and the parts that failed by it, e.g.
 #: "random (seed 0) 10 % tuned gsm8k, likelihood".
 Failures = Mapping[str, Sequence[str]]
@@ -150,13 +119,13 @@ class EvaluationResult:
     """What an evaluation left behind."""
 
     folder: Location
-    data: Evaluation
+    data: results.Evaluation
     failures: Failures
 
     @property
     def page(self) -> Location:
         """The report."""
-        return self.folder / PAGE_NAME
+        return self.folder / results.PAGE_NAME
 
 
 def describe_failures(failures: Failures) -> list[str]:
@@ -187,7 +156,7 @@ def evaluate(
             fails with is in the result.
     """
     need_packages("evaluate", "nncift evaluate", "accelerate", "peft", "rouge_score")
-    notices = check_evaluation(config)
+    notices = methods.check_evaluation(config)
     run_dir = Location.of(config.run_dir)
     run_dir.make_folder()
     reporter = reporter or LineReporter()
@@ -218,12 +187,12 @@ class _Work:
         self._config, self._evaluation = config, config.evaluation
         self._run_dir, self._session, self._reporter = run_dir, session, reporter
         self._has_gpu, self._models = session.has_gpu(config.evaluation.tuning.pool), models
-        self._rounds = plan_rounds(config.evaluation)
+        self._rounds = methods.plan_rounds(config.evaluation)
         self._base: Mapping[str, StageOutput] = {}  # the recipe's own stages
-        self._tests: dict[str, TestSet] = {}
-        self._subsets: dict[SubsetKey, Subset] = {}
+        self._tests: dict[str, ask.TestSet] = {}
+        self._subsets: dict[methods.SubsetKey, methods.Subset] = {}
         #: What the cells whose turn has come left behind, by table.
-        self._done: dict[Cell, dict[str, StageOutput]] = {}
+        self._done: dict[methods.Cell, dict[str, StageOutput]] = {}
         #: What several measurements rest on: brought once, and failing once is enough.
         self._known: dict[object, StageOutput | NnciftError] = {}
         self._failures: dict[str, list[str]] = {}
@@ -245,7 +214,7 @@ class _Work:
             "verdicts": (self._verdicts, "judge" in metrics),
         }
         keys = [key for keys in self._rounds for key in keys]
-        cells = plan_cells(keys, self._evaluation)
+        cells = methods.plan_cells(keys, self._evaluation)
         published = self._publish()
         for keys in self._rounds:
             here = [cell for cell in cells if cell.subset in keys]
@@ -255,7 +224,9 @@ class _Work:
                     place = f"cell {cells.index(cell) + 1} of {len(cells)}"
                     self._measure(cell, place, what, measure)
             published = self._publish()
-        return EvaluationResult(self._run_dir / EVALUATION_FOLDER, published, self._failures)
+        return EvaluationResult(
+            self._run_dir / results.EVALUATION_FOLDER, published, self._failures
+        )
 
     def notice(self, notice: str) -> None:
         """Tell the user, now and on the page."""
@@ -294,11 +265,11 @@ class _Work:
             known=known,
         )  # fmt: skip
 
-    def _read_test(self, name: str) -> TestSet:
+    def _read_test(self, name: str) -> ask.TestSet:
         """Read a test set as a corpus."""
         try:
             ingest = IngestStage(find_sources((), self._evaluation.tests[name]), self._config.data)
-            return TestSet(name, self._bring(DeduplicateStage(self._bring(ingest))))
+            return ask.TestSet(name, self._bring(DeduplicateStage(self._bring(ingest))))
         except NnciftError as error:
             raise type(error)(f"evaluation.tests.{name}: {error}") from error
 
@@ -310,12 +281,12 @@ class _Work:
         keys = [key for keys in self._rounds for key in keys]
         failed: set[str] = set()
         source, seed = None, self._config.selection.seed
-        if RANDOM_SOURCE in self._evaluation.methods:
-            source = source_members(self._base["deduplicate"], self._config)
+        if methods.RANDOM_SOURCE in self._evaluation.methods:
+            source = methods.source_members(self._base["deduplicate"], self._config)
         for number, key in enumerate(keys, 1):
-            members = members_without_teacher(key, num_candidates, seed, source)
+            members = methods.members_without_teacher(key, num_candidates, seed, source)
             if members is not None:
-                self._subsets[key] = Subset(key, members)
+                self._subsets[key] = methods.Subset(key, members)
             elif key.method not in failed:
                 self._reporter.heading(EVALUATE, f"subset {number} of {len(keys)}: {key}")
                 try:
@@ -324,8 +295,8 @@ class _Work:
                     failed.add(key.method)
                     self._fail(f"the subsets of {key.method}", error)
 
-    def _select_by_method(self, key: SubsetKey) -> Subset:
-        recipe = variant(self._config, key.method, key.budget)
+    def _select_by_method(self, key: methods.SubsetKey) -> methods.Subset:
+        recipe = methods.variant(self._config, key.method, key.budget)
         # What need not be looked for again: files are hashed to be known.
         known = self._base if recipe.data == self._config.data else {}
         for other, subset in self._subsets.items():
@@ -334,13 +305,17 @@ class _Work:
         outputs = self._run_recipe(recipe, SELECT, known)
         # Candidates are read before all else, so their numbers are those of the recipe itself.
         ranking = outputs[SELECT].read("ranking", ["row_index"])
-        return Subset(key, np.sort(ranking["row_index"].to_numpy()), recipe, outputs)
+        return methods.Subset(key, np.sort(ranking["row_index"].to_numpy()), recipe, outputs)
 
     # The cells. "tuned" asks the fine-tuned model bare questions; "icl" shows the model as it came
     # the nearest examples of the subset; the untaught model is asked bare questions.
 
     def _measure(
-        self, cell: Cell, place: str, what: str, measure: Callable[[Cell, Subset], None]
+        self,
+        cell: methods.Cell,
+        place: str,
+        what: str,
+        measure: Callable[[methods.Cell, methods.Subset], None],
     ) -> None:
         """Measure one thing of a cell."""
         subset = self._subsets.get(cell.subset)
@@ -352,25 +327,25 @@ class _Work:
         except OF_ONE_CELL as error:
             self._fail(f"{cell}, {what}", error)
 
-    def _likelihoods(self, cell: Cell, subset: Subset) -> None:
+    def _likelihoods(self, cell: methods.Cell, subset: methods.Subset) -> None:
         section = self._evaluation
-        stage = LikelihoodStage(
+        stage = ask.LikelihoodStage(
             self._tests[cell.test].output,
             self._models.likelihood,
             tuned=self._tuned(cell, subset),
             shown=self._shown(cell, subset),
             max_length=section.in_context.max_length,
-            max_rows=section.nll_max_rows if cell.mode == ICL else None,
+            max_rows=section.nll_max_rows if cell.mode == methods.ICL else None,
             seed=section.generation.seed,
             shard_rows=section.generation.pool.shard_rows,
         )
         self._done[cell]["likelihoods"] = self._bring(stage, section.generation.pool)
 
-    def _responses(self, cell: Cell, subset: Subset) -> StageOutput:
+    def _responses(self, cell: methods.Cell, subset: methods.Subset) -> StageOutput:
         """Return the answers of the taught model."""
         section = self._evaluation
         if "responses" not in self._done[cell]:
-            stage = RespondStage(
+            stage = ask.RespondStage(
                 self._tests[cell.test].output,
                 self._models.generator,
                 section.generation,
@@ -381,7 +356,7 @@ class _Work:
             self._done[cell]["responses"] = self._bring(stage, section.generation.pool)
         return self._done[cell]["responses"]
 
-    def _answers(self, cell: Cell, subset: Subset) -> None:
+    def _answers(self, cell: methods.Cell, subset: methods.Subset) -> None:
         """Let the taught model answer, and grade what it wrote by all but a judge.
 
         Metrics that ask no model are all of one stage: leaving one out would save nothing.
@@ -394,29 +369,29 @@ class _Work:
             stage = GradeStage(responses, tests, models.embedder, models.make_embedder)
             self._done[cell]["cosines"] = self._bring(stage, self._config.embedder.pool)
 
-    def _verdicts(self, cell: Cell, subset: Subset) -> None:
+    def _verdicts(self, cell: methods.Cell, subset: methods.Subset) -> None:
         assert self._models.judge is not None  # noqa: S101 (asked for by a metric)
         section, tests = self._evaluation.judge, self._tests[cell.test].output
         stage = JudgeStage(self._responses(cell, subset), tests, self._models.judge, section)
         self._done[cell]["verdicts"] = self._bring(stage, section.pool)
 
-    def _tuned(self, cell: Cell, subset: Subset) -> StageOutput | None:
+    def _tuned(self, cell: methods.Cell, subset: methods.Subset) -> StageOutput | None:
         """Return the model fine-tuned on the subset, where the mode is tuned."""
-        if cell.mode != TUNED:
+        if cell.mode != methods.TUNED:
             return None
         examples, models = self._base["deduplicate"], self._models
         stage = TuneStage(examples, subset.members, models.job, models.train)
         pool = self._evaluation.tuning.pool
-        return self._once((TUNED, subset.key), lambda: self._bring(stage, pool))
+        return self._once((methods.TUNED, subset.key), lambda: self._bring(stage, pool))
 
-    def _shown(self, cell: Cell, subset: Subset) -> ShownExamples | None:
+    def _shown(self, cell: methods.Cell, subset: methods.Subset) -> ask.ShownExamples | None:
         """Return the examples of the subset to show, where the mode is icl."""
-        if cell.mode != ICL:
+        if cell.mode != methods.ICL:
             return None
 
         def retrieve() -> StageOutput:
             """Find examples for every test row, so that asking more of them finds none anew."""
-            stage = RetrieveStage(
+            stage = ask.RetrieveStage(
                 self._prompts(self._base["deduplicate"], "candidates"),
                 subset.members,
                 self._prompts(self._tests[cell.test].output, "targets"),
@@ -424,8 +399,8 @@ class _Work:
             )
             return self._bring(stage)
 
-        contexts = self._once((ICL, subset.key, cell.test), retrieve)
-        return ShownExamples(contexts, self._base["deduplicate"])
+        contexts = self._once((methods.ICL, subset.key, cell.test), retrieve)
+        return ask.ShownExamples(contexts, self._base["deduplicate"])
 
     def _prompts(self, examples: StageOutput, table: str) -> StageOutput:
         """Return the vectors of a table's prompts, which all subsets are searched by."""
@@ -439,18 +414,19 @@ class _Work:
 
     # What it came to.
 
-    def _publish(self) -> Evaluation:
+    def _publish(self) -> results.Evaluation:
         """Write the tables of what is there; of cells whose turn has not come there is nothing."""
-        folder, config = self._run_dir / EVALUATION_FOLDER, self._config
+        folder, config = self._run_dir / results.EVALUATION_FOLDER, self._config
         subsets, examples = list(self._subsets.values()), self._base["deduplicate"]
         count = {subset.key: len(subset.members) for subset in subsets}
         scores = [
-            cell_scores(cell, count.get(cell.subset, 0), self._tests[cell.test], self._evaluation,
-                        outputs)
+            results.cell_scores(
+                cell, count.get(cell.subset, 0), self._tests[cell.test], self._evaluation, outputs
+            )
             for cell, outputs in self._done.items()
         ]  # fmt: skip
         failed = [f"failed: {line}" for line in describe_failures(self._failures)]
-        facts = EvaluationFacts(
+        facts = results.EvaluationFacts(
             name=config.report.title or self._run_dir.name,
             created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
             version=nncift_ray.__version__,
@@ -463,18 +439,18 @@ class _Work:
             environment=describe_environment(),
             notices=tuple(dict.fromkeys([*self._notices, *failed, *partial_notices(subsets)])),
         )
-        data = Evaluation(
+        data = results.Evaluation(
             facts,
             pa.concat_tables([SCORES.empty_table(), *scores]),
             collect_costs(subsets, config.cluster, self._evaluation.extrapolate_to),
-            collect_agreement(subsets),
-            collect_fidelity(subsets),
-            collect_answers(self._done, self._tests, self._evaluation.generation.seed,
+            results.collect_agreement(subsets),
+            results.collect_fidelity(subsets),
+            results.collect_answers(self._done, self._tests, self._evaluation.generation.seed,
                             self._evaluation.budgets[0]),
         )  # fmt: skip
         data.write(folder)
-        (folder / PAGE_NAME).write_bytes(render_evaluation(data).encode())
-        write_subsets(folder / SUBSETS_NAME, subsets, examples)
+        (folder / results.PAGE_NAME).write_bytes(render_evaluation(data).encode())
+        results.write_subsets(folder / results.SUBSETS_NAME, subsets, examples)
         return data
 
     def _fail(self, what: str, error: NnciftError) -> None:

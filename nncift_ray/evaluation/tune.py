@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from nncift_ray.corpus.examples import EXAMPLE_COLUMNS, Example
+from nncift_ray.engines import transformers
 from nncift_ray.engines.base import ScoringFailure
 from nncift_ray.engines.lora import is_checkpointed
 from nncift_ray.engines.memory import ADAPTER_CONFIG
@@ -41,12 +42,6 @@ from nncift_ray.engines.tokens import (
     TrainingExample,
     encode_example,
     writing_settings,
-)
-from nncift_ray.engines.transformers import (
-    BITSANDBYTES,
-    keep_four_bit_input_whole,
-    load_language_model,
-    pick_device,
 )
 from nncift_ray.errors import ModelError, StageError, StorageError
 from nncift_ray.recipe.sections import TaughtTurns, Template, TuningConfig
@@ -82,7 +77,7 @@ class TuneJob:
     @property
     def quantization(self) -> str | None:
         """How the base is quantised."""
-        return BITSANDBYTES if self.tuning.method == QLORA else None
+        return transformers.BITSANDBYTES if self.tuning.method == QLORA else None
 
     @property
     def dtype(self) -> str:
@@ -227,7 +222,7 @@ def fine_tune(
     start = time.perf_counter()
     if (threads := actor_threads()) is not None:
         torch.set_num_threads(threads)
-    path, device = locate_model(job.model, "language model").path, pick_device("auto")
+    path, device = locate_model(job.model, "language model").path, transformers.pick_device("auto")
     tokenizer = SegmentTokenizer(path, template=job.template, turns=job.turns)
     try:
         model = _load(job, path, device)
@@ -274,12 +269,12 @@ def _load(job: TuneJob, path: str | Path, device: torch.device) -> Any:
 
     tuning = job.tuning
     set_seed(tuning.seed)  # of LoRA's first weights
-    model = load_language_model(
+    model = transformers.load_language_model(
         path, device, dtype=job.weights_dtype, quantization=job.quantization
     )
     if tuning.method == FULL:
         return model
-    keep_four_bit_input_whole(model)
+    transformers.keep_four_bit_input_whole(model)
     config = LoraConfig(
         r=tuning.rank,
         # Other programs expect a whole number where it is one.

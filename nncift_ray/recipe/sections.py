@@ -181,9 +181,9 @@ class DataConfig(Section):
             raise ValueError("give either layout or columns, not both: columns is itself a layout")
         if self.subtask_by is not None and not self.targets:
             raise ValueError("subtask_by names a field of targets, and there are none")
-        if self.columns is not None and "messages" not in self.columns:
-            if not {"prompt", "response"} <= set(self.columns):
-                raise ValueError("columns needs the keys 'prompt' and 'response', or 'messages'")
+        columns = set(self.columns or {"messages"})
+        if "messages" not in columns and not {"prompt", "response"} <= columns:
+            raise ValueError("columns needs the keys 'prompt' and 'response', or 'messages'")
         return self
 
 

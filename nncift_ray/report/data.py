@@ -160,19 +160,11 @@ class MixRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Column:
-    """Head of a column and how its cells are set."""
-
-    name: str
-    css: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class PageTable:
     """A table of texts, or the sentence that stands in its place."""
 
     title: str
-    columns: tuple[Column, ...]
+    columns: tuple[tuple[str, str], ...]  # name of each, and how its cells are set
     rows: Sequence[tuple[str, ...]]
     reading: str = ""
     missing: str = "It has no row."
@@ -187,11 +179,11 @@ def make_table(
 ) -> PageTable:
     """Return a table whose cells are written as texts; columns of numbers are aligned right."""
 
-    def column(head: Head, cells: tuple[Cell, ...]) -> Column:
+    def column(head: Head, cells: tuple[Cell, ...]) -> tuple[str, str]:
         if isinstance(head, tuple):
-            return Column(*head)
+            return head
         is_number = all(isinstance(cell, int | float) or cell is None for cell in cells)
-        return Column(head, NUMBER if cells and is_number else "")
+        return head, NUMBER if cells and is_number else ""
 
     heads = tuple(heads)
     cells = tuple(zip(*rows, strict=True)) or ((),) * len(heads)

@@ -54,12 +54,12 @@ def render_page(template: str, values: Mapping[str, object]) -> str:
     """Return a page, safe to encode as UTF-8; the same values give the same text.
 
     Args:
-        template: Name of a template of this room; it extends ``base.html.j2``.
+        template: Name of a template of this room.
         values: What it names.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("nncift_ray.report", ""),
-        autoescape=True,
+        autoescape=jinja2.select_autoescape(("html.j2", "css.j2")),  # "md" escapes in Markdown
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -74,15 +74,13 @@ def render_page(template: str, values: Mapping[str, object]) -> str:
         "percent": format_percent,
         "seconds": format_seconds,
         "usd": format_usd,
-        "excerpt": _excerpt,
+        "md": escape,
+        "excerpt": lambda text, most: (
+            shorten("\n".join(filter(str.strip, text.strip().splitlines())), most) or MISSING
+        ),
         "line": lambda text, most: shorten(" ".join(text.split()), most) or MISSING,
     }
     return clean_text(environment.get_template(template).render(**values))
-
-
-def _excerpt(text: str, most: int) -> str:
-    """Return the head of a text without its blank lines."""
-    return shorten("\n".join(filter(str.strip, text.strip().splitlines())), most) or MISSING
 
 
 # The tables of the page, as plain rows of text.
@@ -454,20 +452,15 @@ def render_dataset_card(data: ReportData) -> str:
     )
     recipe = _recipe(data)
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", recipe)), default=0))
-    environment = jinja2.Environment(  # noqa: S701  (Markdown: every text is escaped by "md")
-        loader=jinja2.PackageLoader("nncift_ray.report", ""),
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters |= {"md": escape, "count": format_count}
-    card = environment.get_template("card.md.j2").render(
-        head=f"---\n{head.to_yaml()}\n---",
-        data=data,
-        provenance=_provenance(data),
-        groups=[row for row in data.mix if row.subset][:MAX_GROUPS],
-        recipe=recipe,
-        fence=fence,
-    )
-    return clean_text(card)
+    values = {
+        "head": f"---\n{head.to_yaml()}\n---",
+        "data": data,
+        "provenance": _provenance(data),
+        "groups": [row for row in data.mix if row.subset][:MAX_GROUPS],
+        "recipe": recipe,
+        "fence": fence,
+    }
+    return render_page("card.md.j2", values)
 
 
 def render_export_readme(fingerprint: str, data_file: str) -> str:
