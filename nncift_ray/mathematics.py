@@ -27,8 +27,6 @@ Array = npt.NDArray[Any]
 #: The best columns of every row [I, K], best first, and their influence [I, K].
 Lists = tuple[Array, Array]
 
-NUM_FOLDS = 5
-
 
 def influence_network(
     embeddings: npt.ArrayLike,
@@ -47,7 +45,7 @@ def influence_network(
         labels: What each pair is worth [P], in any unit; larger is better.
         top_k: Helpers kept of every example.
         num_hidden: Numbers that an example is compressed to before pairs are scored.
-        seed: Of the folds that the penalties are chosen by.
+        seed: Of the sample of pairs, where more are labelled than the network is fitted to.
 
     Returns:
         Helper numbers [N, top_k], best first, and their predicted influence in the labels' unit.
@@ -65,14 +63,8 @@ def influence_network(
         raise ShapeError(f"pairs name examples beyond the {len(raw_ND)} embeddings")
     inputs = Inputs.fit(raw_ND, [raw_ND.shape[1]])
     x_ND = inputs.prepare(raw_ND)
-    fold_N = np.random.default_rng(seed).integers(0, NUM_FOLDS, len(raw_ND))
-    fold_P2 = fold_N[pair_P2]
-    masks = [(fold_P2 == fold).any(axis=1) for fold in range(NUM_FOLDS)]
-    folds = [mask for mask in masks if mask.any() and not mask.all()]
     row_P, column_P = np.ascontiguousarray(pair_P2.T)
-    network, _ = fit_pair(
-        inputs, x_ND, x_ND, row_P, column_P, label_P, folds, x_ND, num_hidden, seed
-    )
+    network, _ = fit_pair(inputs, x_ND, x_ND, row_P, column_P, label_P, x_ND, num_hidden, seed)
     found = top_k_rows(
         network.project_rows(raw_ND), network.project_columns(raw_ND), network.w_H, network.bias,
         min(top_k, len(raw_ND)), num_threads=os.cpu_count() or 1,

@@ -207,7 +207,7 @@ INGEST_ROWS_PER_SECOND = 20_000.0
 ACTOR_START_SECONDS, STEP_START_SECONDS = 4.0, 0.3  # of a step on Ray, and in the process
 CONTEXTS_PER_ROW = 0.18  # 0.16 to 0.20 on four corpora: near rows are shown the same examples
 FIT_START_SECONDS = 25.0
-PAIR_FIT_SECONDS = 3.0  # in closed form
+PAIR_FIT_SECONDS = 3.0  # by least squares
 FIT_STEPS_PER_SECOND = 700.0
 FOLDED_LABELS_PER_SECOND = 1.0e6
 

@@ -281,7 +281,7 @@ def main() -> None:
             continue
         matrix, started = read_matrix(options.folder / name, by), time.perf_counter()
         for share in options.shares:
-            with_paper = share == MAIN_SHARE and not by and not options.no_paper
+            with_paper = share == MAIN_SHARE and not options.no_paper
             found = measure(matrix, share, options.splits, with_paper=with_paper)
             lines += [[labels, f"{share:.0%}", model, *cells(v)] for model, v in found.items()]
             if share == MAIN_SHARE:

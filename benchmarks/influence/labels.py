@@ -199,6 +199,7 @@ def label_by_less(folder: Path, helpers: int, helped: int) -> None:
                 },
                 "embedder": {"model": EMBEDDED_EMBEDDER},
                 "labels": {"fraction": 1.0, "holdout_pairs": 0},
+                "profiles": {"model": None},  # labels need none
                 "selection": {"objective": "top_k", "budget": 0.1},
             }
         ),

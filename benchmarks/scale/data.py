@@ -84,13 +84,10 @@ def fit_on_cosines(vector_ND: np.ndarray, seed: int = 0) -> FactoredNetwork:
     label_IJ = helped @ helper.T
     label_IJ += label_IJ.std() * random.standard_normal(label_IJ.shape)
     row_P, column_P = np.divmod(np.arange(label_IJ.size), BLOCK)
-    left_out = [(row_P % 5 == fold) | (column_P % 5 == fold) for fold in range(2)]
     inputs = Inputs.fit(vector_ND, (DIM,))
     helped, helper, sample_ND = map(inputs.prepare, (helped, helper, vector_ND))
     utility_P = label_IJ.ravel().astype(np.float64)
-    network, _ = fit_pair(
-        inputs, helped, helper, row_P, column_P, utility_P, left_out, sample_ND, HIDDEN
-    )
+    network, _ = fit_pair(inputs, helped, helper, row_P, column_P, utility_P, sample_ND, HIDDEN)
     return network
 
 

@@ -4,52 +4,45 @@
 
 x is an example's embedding, the blocks of its profile and a few scalars (``Inputs``). The paper's
 network adds what it knows of the row and of the column, so on unseen examples it ranks helpers
-alike for every row; here the two meet in an inner product. Everything is fitted in closed form:
+alike for every row; here the two meet in an inner product:
 
 1. Labels are centred by row and by column; what is left is the interaction.
-2. A ridge regression of it on the inner products of the blocks and the products of scalars. The
-   weights are drawn to equal weights of all cosines, so that few labels leave the untrained cosine.
-3. A threshold and a square, because help is rare and large: max(t - v, 0)^2. Penalty and threshold
-   are chosen on pairs of examples that were left out.
-4. The weighted sum of inner products becomes one, of ``rank`` numbers a side.
-5. Row and column effects: ridges of what the pair part leaves, penalty by leaving one out.
+2. It is told by max(v, 0)^2, because help is rare and large; v is a weighted sum of the cosines of
+   the blocks and a shift, fitted by least squares. It is drawn to equal weights and the best of
+   some shifts, the more the noisier labels are, so that few leave the untrained cosine.
+3. The weighted sum of cosines becomes one inner product, of ``rank`` numbers a side.
+4. Row and column effects: ridges of what the pair part leaves on the embedding alone or on all
+   inputs; which, and the penalty, by leaving one out.
 
-Suffixes: P pairs, N examples, X inputs, K products, F numbers of the inner product.
+Suffixes: P pairs, N examples, X inputs, K cosines, F numbers of the inner product.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import least_squares
 
 from nncift_ray.network.factored import FactoredNetwork, Inputs
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
-Bool = NDArray[np.bool_]
 
-PENALTIES = (0.003, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # of a product of variance 1, a pair
-#: Of the sum of products, in its standard deviations; the first leaves it all but linear.
-THRESHOLDS = (-20.0, -6.0, -3.0, -2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0)
+#: Of the sum of cosines, in its standard deviations; the first leaves it all but linear. The best
+#: one is where the fit begins, and what it is drawn to.
+THRESHOLDS = (-20.0, -6.0, -3.0, -2.0, -1.5, -1.0, -0.5, 0.0)
+PRIOR_PAIRS = 1000.0  # labels, of nothing but noise, that equal weights count as
+#: What is believed of the correlation of the plain sum with help, and how many labels that counts.
+BELIEVED, BELIEVED_PAIRS = 0.3, 50.0
+FIRST_NOISE = 1e-5  # share of the labels that is noise, until a fit has shown it: next to none
+MOST_EVALUATIONS = 40  # of the least squares problem
 EFFECT_PENALTIES = (1.0, 10.0, 100.0, 1000.0)
 CENTRING_ROUNDS = 20  # of rows and columns in turn; a complete block needs one
 MAX_PAIRS = 200_000  # that the products are fitted on; more are sampled
 SMALLEST_SPREAD = 1e-6  # share of the largest below which a direction of the inputs is rounding
-
-
-@dataclass(frozen=True, slots=True)
-class PairChoice:
-    """What was chosen on the way to a pair network."""
-
-    penalty: float
-    threshold: float
-    parts: tuple[float, ...]
-    """Standard deviation that the embedding, each block and all scalars together add to the root
-    of a pair's part."""
 
 
 def fit_pair(
@@ -59,12 +52,13 @@ def fit_pair(
     row_P: I64,
     column_P: I64,
     utility_P: F64,
-    folds: Sequence[Bool],
     sample_NX: F32,
     rank: int,
     seed: int = 0,
-) -> tuple[FactoredNetwork, PairChoice]:
-    """Fit the pair network to labelled pairs.
+) -> tuple[FactoredNetwork, list[float]]:
+    """Return the pair network of labelled pairs, and the weight of the embedding and of each block.
+
+    A weight is the standard deviation that a block adds to the root of a pair's part.
 
     Args:
         inputs: How inputs were made ready.
@@ -73,8 +67,6 @@ def fit_pair(
         row_P: Row of each pair.
         column_P: Column of each pair.
         utility_P: Its label.
-        folds: Masks of the pairs [P] that touch the examples left out together; none where there
-            are too few examples: then the untrained cosine decides.
         sample_NX: Prepared inputs of examples like those that will be scored: what the compression
             to ``rank`` numbers must keep.
         rank: Numbers F of the inner product, a constant among them; the example's own effect is
@@ -84,37 +76,27 @@ def fit_pair(
     Raises:
         ValueError: If there is no pair.
 
-    Memory: 8 * P * (blocks + scalars^2) bytes, P at most ``MAX_PAIRS``.
+    Memory: some 100 * P * blocks bytes, P at most ``MAX_PAIRS``.
     """
     if len(utility_P) == 0:
         raise ValueError("there is no training pair: label more pairs or lower validation_fraction")
     if len(utility_P) > MAX_PAIRS:
         kept = np.sort(np.random.default_rng(seed).permutation(len(utility_P))[:MAX_PAIRS])
         row_P, column_P, utility_P = row_P[kept], column_P[kept], utility_P[kept]
-        folds = [fold[kept] for fold in folds]
-    product_PK, scale_K = _products(inputs, row_NX[row_P], column_MX[column_P])
-    penalty, threshold = _choose(product_PK, utility_P, row_P, column_P, folds, inputs)
-    fit = _Interaction.of(inputs, product_PK, utility_P, row_P, column_P)
-    weight_K = fit.weights(penalty)
-    slope, shift = fit.link(weight_K, threshold)
-    matrix_XX = _matrix(inputs, weight_K / scale_K * slope)
+    product_PK, scale_K = _cosines(inputs, row_NX[row_P], column_MX[column_P])
+    weight_K, shift = _interaction(product_PK, utility_P, row_P, column_P)
+    matrix_XX = _matrix(inputs, weight_K / scale_K)
     row_FX, column_FX = _factor(matrix_XX, sample_NX, rank - 1)
     pair_P = _pair_part(row_NX @ row_FX.T, column_MX @ column_FX.T, row_P, column_P, shift)
-    effects = _effects(row_NX, column_MX, row_P, column_P, utility_P - pair_P)
-    part_K = np.abs(weight_K * slope)  # the products' own deviation is 1
-    num_blocks = len(inputs.widths)
-    scalars = float(np.sqrt(np.square(part_K[num_blocks:]).sum()))
+    effects = _effects(inputs, row_NX, column_MX, row_P, column_P, utility_P - pair_P)
     network = _network(inputs, row_FX, column_FX, shift, rank, *effects)
-    return network, PairChoice(penalty, threshold, (*part_K[:num_blocks].tolist(), scalars))
+    return network, np.abs(weight_K).tolist()
 
 
-def _products(inputs: Inputs, row_PX: F32, column_PX: F32) -> tuple[F64, F64]:
-    """Return every block's inner product and the products of scalars, of variance 1, and scales."""
-    blocks = [(row_PX[:, b] * column_PX[:, b]).sum(axis=1) for b in inputs.blocks]
-    z_PS, y_PS = row_PX[:, inputs.scalars], column_PX[:, inputs.scalars]
-    scalars_PK = (z_PS[:, :, None] * y_PS[:, None, :]).reshape(len(row_PX), -1)
-    product_PK = np.column_stack([*blocks, scalars_PK]).astype(np.float64)
-    scale_K = product_PK.std(axis=0)
+def _cosines(inputs: Inputs, row_PX: F32, column_PX: F32) -> tuple[F64, F64]:
+    """Return every block's inner product, of variance 1, and what each was divided by."""
+    product_PK = np.stack([(row_PX[:, b] * column_PX[:, b]).sum(axis=1) for b in inputs.blocks], 1)
+    scale_K = product_PK.std(axis=0, dtype=np.float64)
     scale_K[scale_K == 0] = 1.0
     return product_PK / scale_K, scale_K
 
@@ -137,94 +119,70 @@ def _group_means(value_PK: F64, group_P: I64) -> F64:
     return np.stack(sums, axis=1) / count_G[:, None]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Interaction:
-    """Centred products and labels of some pairs, for ridges of several penalties.
+def _interaction(product_PK: F64, utility_P: F64, row_P: I64, column_P: I64) -> tuple[F64, float]:
+    """Return weights [K] and a shift: a pair's part is max(product @ weights + shift, 0)^2.
 
-    Weights are drawn to the best multiple of equal weights of the cosines, never a negative one.
+    The weights are drawn to those of the best link of the plain sum; all are 0 where help does not
+    grow with it: then nothing is known of pairs.
     """
 
-    product_PK: F64  # not centred
-    row_P: I64
-    column_P: I64
-    label_P: F64  # centred
-    gram_KK: F64  # of the centred products
-    prior_K: F64
-    along_K: F64  # centred products times what the prior leaves of the labels
+    def centre(value_PK: F64) -> F64:
+        return centre_pairs(value_PK, row_P, column_P)
 
-    @classmethod
-    def of(
-        cls, inputs: Inputs, product_PK: F64, utility_P: F64, row_P: I64, column_P: I64
-    ) -> _Interaction:
-        """Centre products and labels."""
-        centred_PK = centre_pairs(product_PK, row_P, column_P)
-        label_P = centre_pairs(utility_P[:, None], row_P, column_P)[:, 0]
-        prior_K = np.zeros(product_PK.shape[1])
-        prior_K[: len(inputs.widths)] = 1.0
-        along_P = centred_PK @ prior_K
-        size = float(along_P @ along_P)
-        prior_K *= max(float(along_P @ label_P), 0.0) / size if size > 0 else 0.0
-        along_K = centred_PK.T @ (label_P - centred_PK @ prior_K)
-        gram_KK = centred_PK.T @ centred_PK
-        return cls(product_PK, row_P, column_P, label_P, gram_KK, prior_K, along_K)
+    num_pairs, num_products = product_PK.shape
+    label_P = centre(utility_P[:, None])[:, 0]
+    mean_K, unit = product_PK.mean(axis=0), float(label_P.std())
+    label_P /= unit or 1.0
+    slope, shift = _link((product_PK - mean_K).sum(axis=1), label_P, centre)
+    if unit * slope == 0:
+        return np.zeros(num_products), 0.0
+    root = num_pairs**0.5  # errors count as means
+    all_PK = np.column_stack([product_PK - mean_K, np.ones(num_pairs)])
+    prior_K = np.append(np.full(num_products, slope), shift)
 
-    def weights(self, penalty: float) -> F64:
-        """Return the weights of the products [K]."""
-        drawn_KK = self.gram_KK + penalty * len(self.label_P) * np.eye(len(self.prior_K))
-        return self.prior_K + np.linalg.solve(drawn_KK, self.along_K)
+    def errors(point_K: F64) -> F64:
+        part_P = np.maximum(all_PK @ point_K, 0.0) ** 2
+        error_P = centre(part_P[:, None])[:, 0] - label_P
+        return np.concatenate([error_P / root, pull * (point_K - prior_K)])
 
-    def link(self, weight_K: F64, threshold: float) -> tuple[float, float]:
-        """Return slope and shift: the part of a pair is max(slope * sum + shift, 0)^2."""
-        sum_P = self.product_PK @ weight_K
-        spread, mean = float(sum_P.std()), float(sum_P.mean())
-        if spread == 0:
-            return 0.0, 0.0
-        square_P = np.maximum((sum_P - mean) / spread - threshold, 0.0) ** 2
-        square_P = centre_pairs(square_P[:, None], self.row_P, self.column_P)[:, 0]
-        size = float(square_P @ square_P)
-        # A negative amount would be help that falls with likeness: then nothing is known of pairs.
-        amount = max(float(square_P @ self.label_P) / size, 0.0) if size > 0 else 0.0
-        slope = amount**0.5 / spread
-        return slope, -slope * mean - amount**0.5 * threshold
+    def slopes(point_K: F64) -> F64:
+        slope_PK = centre(2 * np.maximum(all_PK @ point_K, 0.0)[:, None] * all_PK)
+        return np.vstack([slope_PK / root, pull * np.eye(num_products + 1)])
+
+    noise, pull, point_K = FIRST_NOISE, 0.0, prior_K
+    for _ in range(2):
+        pull = (PRIOR_PAIRS * noise) ** 0.5 / root
+        found = least_squares(errors, point_K, slopes, method="lm", max_nfev=MOST_EVALUATIONS)
+        noise, point_K = float(np.square(found.fun[:num_pairs]).sum()), found.x
+    weight_K, shift = point_K[:-1] * unit**0.5, point_K[-1] * unit**0.5
+    return weight_K, float(shift - mean_K @ weight_K)
 
 
-def _choose(
-    product_PK: F64,
-    utility_P: F64,
-    row_P: I64,
-    column_P: I64,
-    folds: Sequence[Bool],
-    inputs: Inputs,
-) -> tuple[float, float]:
-    """Return the penalty and the threshold of least error on the pairs left out."""
-    if not folds:
-        return PENALTIES[-1], THRESHOLDS[0]
-    error = np.zeros((len(PENALTIES), len(THRESHOLDS)))
-    for out_P in folds:
-        seen, ends = ~out_P, (row_P[out_P], column_P[out_P])
-        fit = _Interaction.of(
-            inputs, product_PK[seen], utility_P[seen], row_P[seen], column_P[seen]
-        )
-        label_P = centre_pairs(utility_P[out_P, None], *ends)
-        for p, penalty in enumerate(PENALTIES):
-            weight_K = fit.weights(penalty)
-            sum_P = product_PK[out_P] @ weight_K
-            links = [fit.link(weight_K, threshold) for threshold in THRESHOLDS]
-            found_PT = np.stack([np.maximum(a * sum_P + b, 0.0) ** 2 for a, b in links], axis=1)
-            error[p] += np.square(centre_pairs(found_PT, *ends) - label_P).sum(axis=0)
-    best = np.unravel_index(np.argmin(error), error.shape)
-    return PENALTIES[best[0]], THRESHOLDS[best[1]]
+def _link(sum_P: F64, label_P: F64, centre: Callable[[F64], F64]) -> tuple[float, float]:
+    """Return slope and shift of the best link: a pair's part is max(slope * sum + shift, 0)^2.
+
+    ``sum_P`` has mean 0.
+    """
+    spread = float(sum_P.std())
+    if spread == 0:
+        return 0.0, 0.0
+    threshold_T = spread * np.array(THRESHOLDS)
+    square_PT = centre(np.maximum(sum_P[:, None] - threshold_T, 0.0) ** 2)
+    size_T = np.maximum(square_PT.std(axis=0), np.finfo(np.float64).tiny)
+    known_T = square_PT.T @ label_P / (size_T * len(label_P))  # correlations
+    best = int(np.argmax(known_T))
+    known = float(known_T[best]) * len(label_P) + BELIEVED * BELIEVED_PAIRS
+    # A negative amount would be help that falls with likeness: then nothing is known of pairs.
+    root = (max(known, 0.0) / (len(label_P) + BELIEVED_PAIRS) / float(size_T[best])) ** 0.5
+    return root, -root * float(threshold_T[best])
 
 
 def _matrix(inputs: Inputs, weight_K: F64) -> F64:
     """Return M with x^T M y = the weighted sum of products [X, X]."""
-    num_inputs, num_blocks = len(inputs.mean_D), len(inputs.widths)
+    num_inputs = len(inputs.mean_D)
     matrix_XX = np.zeros((num_inputs, num_inputs))
-    for block, weight in zip(inputs.blocks, weight_K, strict=False):
+    for block, weight in zip(inputs.blocks, weight_K, strict=True):
         matrix_XX[block, block] = weight * np.eye(block.stop - block.start)
-    scalars = inputs.scalars
-    size = scalars.stop - scalars.start
-    matrix_XX[scalars, scalars] = weight_K[num_blocks:].reshape(size, size)
     return matrix_XX
 
 
@@ -254,7 +212,7 @@ def _pair_part(row_NF: F64, column_MF: F64, row_P: I64, column_P: I64, shift: fl
 
 
 def _effects(
-    row_NX: F32, column_MX: F32, row_P: I64, column_P: I64, rest_P: F64
+    inputs: Inputs, row_NX: F32, column_MX: F32, row_P: I64, column_P: I64, rest_P: F64
 ) -> tuple[F64, float, F64]:
     """Return weights of the row effect [X], its constant, and weights of the column effect [X].
 
@@ -264,24 +222,30 @@ def _effects(
     left_P = rest_P - row_mean_N[row_P]
     column_mean_M = _group_means(left_P[:, None], column_P)[:, 0]
     rows, columns = np.unique(row_P), np.unique(column_P)
-    row_X, constant = ridge_leaving_one_out(row_NX[rows], row_mean_N[rows])
-    column_X, column_constant = ridge_leaving_one_out(column_MX[columns], column_mean_M[columns])
-    return row_X, constant + column_constant, column_X
+    cuts = (inputs.widths[0], row_NX.shape[1])
+    row_X, constant = ridge_leaving_one_out(row_NX[rows], row_mean_N[rows], cuts)
+    column_X, other = ridge_leaving_one_out(column_MX[columns], column_mean_M[columns], cuts)
+    return row_X, constant + other, column_X
 
 
-def ridge_leaving_one_out(x_NX: F32, y_N: F64) -> tuple[F64, float]:
-    """Return ridge weights [X] and a constant, the penalty by leaving one example out.
+def ridge_leaving_one_out(
+    x_NX: F32, y_N: F64, cuts: Sequence[int] | None = None
+) -> tuple[F64, float]:
+    """Return ridge weights [X] and a constant of least error where one example is left out.
 
-    A constant alone is among what is tried: few labels may say nothing of unseen examples.
+    What is tried: every penalty, on as many of the first inputs as each of ``cuts`` says (all of
+    them by default), and a constant alone: few labels may say nothing of unseen examples.
     """
     mean_X, mean = x_NX.mean(axis=0, dtype=np.float64), float(y_N.mean())
     centred_NX, rest_N = x_NX - mean_X, y_N - mean
-    left_NR, size_R, right_RX = np.linalg.svd(centred_NX, full_matrices=False)
-    along_R = left_NR.T @ rest_N
-    num_examples = len(y_N)
-    best_error, best_X = float(np.square(rest_N).sum()), np.zeros(x_NX.shape[1])
-    if num_examples > 2:
-        best_error *= (num_examples / (num_examples - 1)) ** 2  # a mean, too, leaves one out
+    num_examples, best_X = len(y_N), np.zeros(x_NX.shape[1])
+    if num_examples <= 2:
+        return best_X, mean
+    # A mean, too, leaves one out.
+    best_error = float(np.square(rest_N).sum()) * (num_examples / (num_examples - 1)) ** 2
+    for cut in cuts or [len(mean_X)]:
+        left_NR, size_R, right_RX = np.linalg.svd(centred_NX[:, :cut], full_matrices=False)
+        along_R = left_NR.T @ rest_N
         for penalty in EFFECT_PENALTIES:
             shrink_R = size_R**2 / (size_R**2 + penalty)
             fitted_N = left_NR @ (shrink_R * along_R)
@@ -289,7 +253,8 @@ def ridge_leaving_one_out(x_NX: F32, y_N: F64) -> tuple[F64, float]:
             error = float(np.square((rest_N - fitted_N) / np.maximum(1 - leverage_N, 1e-9)).sum())
             if error < best_error:
                 divided_R = np.divide(size_R, size_R**2 + penalty)
-                best_error, best_X = error, right_RX.T @ (divided_R * along_R)
+                best_error, best_X = error, np.zeros(len(mean_X))
+                best_X[:cut] = right_RX.T @ (divided_R * along_R)
     return best_X, mean - float(mean_X @ best_X)
 
 

@@ -1,6 +1,6 @@
 """Fit: make the network of each block from the labels, and measure what it learnt.
 
-The pair network is fitted in closed form, in this process; the paper's is trained, by Ray Train
+The pair network is fitted by least squares, in this process; the paper's is trained, by Ray Train
 where the recipe asks for several workers.
 """
 
@@ -29,7 +29,7 @@ from nncift_ray.network.network import (
     TrainingConfig,
     train_network,
 )
-from nncift_ray.network.pair import PairChoice, fit_pair
+from nncift_ray.network.pair import fit_pair
 from nncift_ray.profiles.blocks import SCALARS, ExampleInputs
 from nncift_ray.recipe.sections import NetworkConfig
 from nncift_ray.runtime import schemas
@@ -143,7 +143,7 @@ class FittedBlock:
 
     network: FactoredNetwork
     history: list[EpochRecord]  # none of a pair network
-    choice: PairChoice | None = None  # of a pair network
+    weights: Sequence[float] = ()  # of a pair network: of the embedding and of each block
 
 
 def fit_block(
@@ -170,7 +170,7 @@ def fit_block(
         progress: Told behind each epoch how many are done, and how many there may be.
     """
     if is_pair(network, data):
-        return fit_pair_block(data, block, network)
+        return fit_pair_block(data, network)
     dim, epochs = data.helped_ED.shape[1], itertools.count(1)
 
     def on_epoch() -> None:
@@ -210,38 +210,24 @@ def is_pair(network: NetworkConfig, data: BlockLabels) -> bool:
     return network.kind == "pair" and not data.pointwise
 
 
-def fit_pair_block(data: BlockLabels, block: str, network: NetworkConfig) -> FittedBlock:
+def fit_pair_block(data: BlockLabels, network: NetworkConfig) -> FittedBlock:
     """Return the pair network of one block: Q1..Q4 measure and decide nothing."""
     inputs = Inputs.fit(data.sample_ND, data.widths)
     block_pairs = np.flatnonzero((data.split == TRAIN) | (data.split == VALIDATION))
     assert data.helper_ED is not None  # noqa: S101
     assert data.helper_pos is not None  # noqa: S101
-    made, choice = fit_pair(
+    made, weights = fit_pair(
         inputs,
         inputs.prepare(data.helped_ED),
         inputs.prepare(data.helper_ED),
         data.helped_pos[block_pairs],
         data.helper_pos[block_pairs],
         data.utility[block_pairs].astype(np.float64),
-        unseen_masks(data, block, block_pairs, network.seed),
         inputs.prepare(data.sample_ND),
         network.num_hidden,
         network.seed,
     )
-    return FittedBlock(made, [], choice)
-
-
-def unseen_masks(
-    data: BlockLabels, block: str, block_pairs: np.ndarray, seed: int
-) -> list[np.ndarray]:
-    """Return the masks of some pairs that touch the examples left out together."""
-    return unseen_folds(
-        data.helped_index[block_pairs],
-        None if data.helper_index is None else data.helper_index[block_pairs],
-        same_examples=block == WITHIN,
-        num_folds=NUM_FOLDS,
-        seed=seed,
-    )
+    return FittedBlock(made, [], weights)
 
 
 def training_config(network: NetworkConfig) -> TrainingConfig:
@@ -263,7 +249,13 @@ def split_unseen(data: BlockLabels, block: str, seed: int) -> list[tuple[PairDat
     where the block has too few examples.
     """
     block_pairs = np.flatnonzero((data.split == TRAIN) | (data.split == VALIDATION))
-    masks = unseen_masks(data, block, block_pairs, seed)
+    masks = unseen_folds(
+        data.helped_index[block_pairs],
+        None if data.helper_index is None else data.helper_index[block_pairs],
+        same_examples=block == WITHIN,
+        num_folds=NUM_FOLDS,
+        seed=seed,
+    )
     return [(data.pairs_at(block_pairs[~mask]), data.pairs_at(block_pairs[mask])) for mask in masks]
 
 
@@ -298,7 +290,7 @@ class FitStage(Stage):
         "predictions": schemas.PREDICTIONS,
         "fidelity": schemas.FIDELITY,
     }
-    version: ClassVar[int] = 5
+    version: ClassVar[int] = 6
     unit: ClassVar[str] = "runs"
 
     def __init__(
@@ -391,7 +383,7 @@ def write_block(sink: Sink, block: str, data: BlockLabels, fitted: FittedBlock, 
             "num_train_pairs": int((data.split == TRAIN).sum()),
         }
         | ({"best_epoch": best_epoch(fitted.history)} if fitted.history else {})
-        | ({} if fitted.choice is None else dataclasses.asdict(fitted.choice)),
+        | ({"weights": list(fitted.weights)} if fitted.weights else {}),
     )
     sink.write_rows("history", history, schemas.TRAINING_HISTORY)
     predictions = {

@@ -472,7 +472,7 @@ class LabelsConfig(Section):
 class NetworkConfig(Section):
     """What predicts the influence of every pair.
 
-    "pair" is fitted in closed form and reads none of the keys of training; "paper" is NN-CIFT's
+    "pair" is fitted by least squares and reads none of the keys of training; "paper" is NN-CIFT's
     InfluenceNetwork with its defaults (arXiv 2502.09969), and what scores a pointwise teacher's
     examples.
     """

@@ -187,4 +187,4 @@ def test_the_rule_of_stopping_is_part_of_the_fingerprint() -> None:
     nothing = SimpleNamespace(steps={})
     stage = fit.FitStage(None, nothing, ("cross",), QUICK)  # type: ignore[arg-type]
     assert stage.settings()["stop"] == {"num_folds": 5, "patience_share": 0.05}
-    assert stage.version == 5
+    assert stage.version == 6

@@ -40,10 +40,7 @@ def fit(
     x = inputs.prepare(raw)
     row_P, column_P = np.divmod(np.arange(num_rows * num_columns), num_columns)
     row_P, column_P = row_P[row_P != column_P], column_P[row_P != column_P]
-    out_P = (row_P % 3 == 0) | (column_P % 3 == 0)
-    network, _ = fit_pair(
-        inputs, x, x, row_P, column_P, utility_IJ[row_P, column_P], [out_P], x, rank
-    )
+    network, _ = fit_pair(inputs, x, x, row_P, column_P, utility_IJ[row_P, column_P], x, rank)
     a, b = network.project_rows(raw), network.project_columns(raw)
     rows, columns = np.divmod(np.arange(len(a) * len(b)), len(b))
     return network, network.score_pairs(a[rows], b[columns]).reshape(len(a), len(b))
@@ -74,16 +71,41 @@ def test_effects_of_rows_and_columns_are_learnt_from_scalars() -> None:
 
 def test_a_handful_of_labels_leaves_the_untrained_cosine() -> None:
     raw = examples(3)
-    inputs = Inputs.fit(raw, (DIM, BLOCK))
-    x = inputs.prepare(raw)
+    x = Inputs.fit(raw, (DIM, BLOCK)).prepare(raw)
     cosine = x[:, :DIM] @ x[:, :DIM].T + x[:, DIM : DIM + BLOCK] @ x[:, DIM : DIM + BLOCK].T
     noise = np.random.default_rng(3).normal(size=cosine.shape)
-    row_P, column_P = np.divmod(np.arange(36), 6)
-    utility_P = (cosine + 0.5 * noise)[row_P, column_P]
-    network, _ = fit_pair(inputs, x, x, row_P, column_P, utility_P, [], x, 48)
+    network, _ = fit(raw, cosine + 0.5 * noise, 6, 6)
     a, b = network.project_rows(raw), network.project_columns(raw)
     score = np.maximum(a[:, :-1] @ b[:, :-1].T, 0) ** 2
     assert interaction_correlation(cosine[40:], score[40:]) > 0.9
+
+
+def test_a_handful_of_labels_without_noise_is_followed() -> None:
+    raw = examples(3)
+    block = Inputs.fit(raw, (DIM, BLOCK)).prepare(raw)[:, DIM : DIM + BLOCK]
+    _, score = fit(raw, block @ block.T, 10, 10)
+    cosine = block @ block.T
+    assert interaction_correlation(cosine[40:80, 80:], score[40:80, 80:]) > 0.97
+
+
+def test_help_that_falls_with_likeness_leaves_no_pair_part() -> None:
+    raw = examples(11)
+    x = Inputs.fit(raw, (DIM, BLOCK)).prepare(raw)
+    network, _ = fit(raw, -x[:, : DIM + BLOCK] @ x[:, : DIM + BLOCK].T, 40, 40)
+    a, b = network.project_rows(raw), network.project_columns(raw)
+    assert not np.maximum(a[:, :-1] @ b[:, :-1].T, 0).any()
+
+
+@pytest.mark.parametrize("used", [0, 1])
+def test_a_block_that_says_nothing_loses_its_weight(used: int) -> None:
+    raw = examples(12)
+    x = Inputs.fit(raw, (DIM, BLOCK)).prepare(raw)
+    block = [x[:, :DIM], x[:, DIM : DIM + BLOCK]][used]
+    row_P, column_P = np.divmod(np.arange(2500), 50)
+    labels = np.maximum(block @ block.T - 0.1, 0) ** 2
+    inputs = Inputs.fit(raw, (DIM, BLOCK))
+    _, weights = fit_pair(inputs, x, x, row_P, column_P, labels[row_P, column_P], x, 48)
+    assert weights[1 - used] < 0.1 * weights[used]
 
 
 def test_labels_that_contradict_every_cosine_leave_no_pair_part_below_zero_knowledge() -> None:
@@ -138,6 +160,17 @@ def test_a_ridge_of_noise_is_the_mean() -> None:
     )
     assert abs(constant - 4.0) < 0.6
     assert np.abs(weights).max() < 0.2
+
+
+def test_a_ridge_reads_only_the_inputs_that_tell_unseen_examples() -> None:
+    random = np.random.default_rng(13)
+    x = random.normal(size=(24, 60)).astype(np.float32)
+    told = x[:, :3].sum(axis=1).astype(np.float64)
+    first, _ = ridge_leaving_one_out(x, told, [3, 60])
+    assert not first[3:].any()
+    np.testing.assert_allclose(first[:3], 1, atol=0.1)
+    whole, _ = ridge_leaving_one_out(x, x[:, 3:] @ np.ones(57), [3, 60])
+    assert whole[3:].any()
 
 
 class Step:
