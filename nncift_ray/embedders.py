@@ -217,7 +217,6 @@ class EmbedStage(RowStage):
         embedder = self._make_embedder() if self._make_embedder else load_embedder(self._model)
 
         def embed_shard(shard: Shard, sink: Sink) -> None:
-            sink.facts["dimension"] = embedder.dimension
             for span in self._atoms.spans(shard.start, shard.stop):
                 columns = ["row_index", *self.columns]
                 rows = self._examples.read_range(span.name, span.start, span.stop, columns)

@@ -213,7 +213,7 @@ class ReportData:
     num_candidates: int
     ranking: pa.Table
     coverage: pa.Table
-    score_statistics: pa.Table  # block, num_scored, min, max
+    num_scored: int  # pairs, or examples, over all blocks
     errors: pa.Table
     pool_lengths: Lengths
     subset_lengths: Lengths
@@ -540,7 +540,7 @@ def collect_report_data(
         coverage=_coverage_of_rows(select, scores if fit is None else None),
         fidelity=fit and fit.read("fidelity", schema=schemas.FIDELITY),
         training_history=fit and fit.read("history", schema=schemas.TRAINING_HISTORY),
-        score_statistics=_sum_up_statistics(scores),
+        num_scored=int(numbers(scores.read("statistics"), "num_scored").sum()),
         scoring=_scoring_table(scores, index) if fit else _labels_table(scores),
         errors=_first_errors(outputs.values()),
         left_out=_left_out_tables(examples, outputs.get(REPEATS)),
@@ -716,13 +716,6 @@ def _collect_suspects(examples: StageOutput, quality: StageOutput, ranking: pa.T
          "rank": rank_of.get(row["row_index"])}
         for row, text, rows in zip(found, texts, near, strict=True)
     ]  # fmt: skip
-
-
-def _sum_up_statistics(scores: StageOutput) -> pa.Table:
-    """Join the shards' statistics: pairs scored, least and largest score of each block."""
-    groups = scores.read("statistics").group_by("block", use_threads=False)
-    joined = groups.aggregate([("num_scored", "sum"), ("min", "min"), ("max", "max")])
-    return joined.rename_columns(["block", "num_scored", "min", "max"])
 
 
 def _first_errors(outputs: Iterable[StageOutput]) -> pa.Table:

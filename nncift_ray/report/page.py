@@ -40,7 +40,6 @@ from nncift_ray.report.data import (
     knowledge_words,
     make_table,
     mix_shares,
-    numbers,
     select_block,
     shorten,
     shorten_middle,
@@ -310,8 +309,7 @@ def _fidelity_cards(data: ReportData) -> Iterator[Card]:
 
 
 def _label_cards(data: ReportData) -> Iterator[Card]:
-    scored = int(numbers(data.score_statistics, "num_scored").sum())
-    labelled, unit = data.num_labelled_pairs, data.unit.capitalize()
+    scored, labelled, unit = data.num_scored, data.num_labelled_pairs, data.unit.capitalize()
     if labelled is None:
         return
     if data.by_teacher or not scored:

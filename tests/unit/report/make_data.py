@@ -147,7 +147,7 @@ def make_report_data(num_picks: int = 20, text: str = "What is two and two?") ->
         scoring=make_table(
             "How pairs were scored", (text, "Share"), [(text, 0.25), (text, None)], "Why."
         ),
-        score_statistics=make_statistics("within"),
+        num_scored=10_000,
         errors=make_errors(text.encode("utf-8", "replace").decode()),  # Arrow holds UTF-8 only
         pool_lengths=np.arange(10, 110),
         subset_lengths=np.arange(20, 40),
@@ -163,11 +163,6 @@ def make_teacher_data() -> ReportData:
         training_history=None,
         scoring=make_table("What the teacher labelled", ("Block", "Failed"), [("within", 3)]),
     )
-
-
-def make_statistics(block: str) -> pa.Table:
-    """Make the count, the least and the largest of a block's scores."""
-    return pa.table({"block": [block], "num_scored": [10_000], "min": [-0.2], "max": [0.4]})
 
 
 def make_empty_data() -> ReportData:
@@ -212,5 +207,4 @@ def make_ranked_data(*, pointwise: bool) -> ReportData:
         fidelity=fidelity,
         training_history=make_history(block),
         scoring=None,
-        score_statistics=make_statistics(block),
     )
