@@ -252,8 +252,7 @@ class ReportData:
     suspects: Sequence[Row] = ()  # the most suspicious candidates, and near examples
     num_suspects: int | None = None  # of all candidates; None where no quality was measured
     uses_quality: bool = False  # whether the quality of a candidate multiplied its worth
-    fidelity: pa.Table | None = None  # this and the next: of a network
-    training_history: pa.Table | None = None
+    fidelity: pa.Table | None = None  # of a network
     drift: Mapping[str, Any] | None = None  # facts of the drift stage, of a run that goes on
 
     @property
@@ -539,7 +538,6 @@ def collect_report_data(
         ranking=ranking,
         coverage=_coverage_of_rows(select, scores if fit is None else None),
         fidelity=fit and fit.read("fidelity", schema=schemas.FIDELITY),
-        training_history=fit and fit.read("history", schema=schemas.TRAINING_HISTORY),
         num_scored=int(numbers(scores.read("statistics"), "num_scored").sum()),
         scoring=_scoring_table(scores, index) if fit else _labels_table(scores),
         errors=_first_errors(outputs.values()),

@@ -33,7 +33,6 @@ from nncift_ray.report.data import (
     NETWORK,
     Lengths,
     MixRow,
-    blocks_of,
     clean_text,
     format_compact,
     format_count,
@@ -44,7 +43,6 @@ from nncift_ray.report.data import (
     metric,
     mix_shares,
     numbers,
-    select_block,
     shorten_middle,
     splits_of,
 )
@@ -202,25 +200,6 @@ ABOVE: dict[str, Any] = {
     "bbox_to_anchor": (0.4, 1.0),
     "borderaxespad": 0.2,
 }
-
-
-def draw_blocks(
-    name: str, label: str, table: pa.Table, fill: Callable[[Axes, pa.Table], None]
-) -> tuple[Panel, ...]:
-    """Return a picture for each block of a table; side by side where there are several."""
-    blocks = blocks_of(table)
-    alone = len(blocks) == 1
-    size = (2.75, FIGURE_WIDTH) if alone else (2.5, PANEL_WIDTH)
-    return tuple(
-        draw(
-            f"{name}-{block}",
-            f"{label}, {block}",
-            size,
-            lambda figure, block=block: fill(figure.subplots(), select_block(table, block)),
-            "" if alone else block,
-        )
-        for block in blocks
-    )
 
 
 def chart_of_one(
@@ -724,49 +703,3 @@ def _draw_order(
     axes.axvline(0, color=GREY, linewidth=1)
     style(axes, x=x, grid="x")
     axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), handlelength=1.2, borderaxespad=0.2)
-
-
-LOG_LOSS_RATIO = 10.0  # above it a linear scale hides the end of training
-
-
-def plot_training(history: pa.Table) -> Chart:
-    """Draw train and validation loss by epoch for every block (TRAINING_HISTORY)."""
-    blocks = blocks_of(history)
-    if not blocks:
-        return Chart("training", "Training", missing="no epoch was recorded.")
-    findings = []
-    for block in blocks:
-        part = select_block(history, block)
-        loss = numbers(part, "validation_loss")
-        if np.isfinite(loss).any():
-            where = f" ({block})" if len(blocks) > 1 else ""
-            epoch = int(numbers(part, "epoch")[np.nanargmin(loss)])
-            findings.append(f"epoch {epoch}{where}")
-    return Chart(
-        "training",
-        f"Held-out loss is lowest at {' and '.join(findings)}" if findings else "Training",
-        draw_blocks("training", "Loss by epoch", history, _draw_losses),
-        sees="the loss on training and on held-out labels after each epoch; the dot marks the "
-        "epoch that was kept.",
-        means="a held-out loss that turns up while the training loss falls is memorising; one that "
-        "still falls at the end asks for more epochs.",
-    )
-
-
-def _draw_losses(axes: Axes, history: pa.Table) -> None:
-    columns = ("epoch", "train_loss", "validation_loss")
-    epoch, train, validation = (numbers(history, name) for name in columns)
-    marker = "o" if len(epoch) < 4 else ""
-    for values, colour, name in ((train, GREY, "training"), (validation, BLUE, "held-out")):
-        axes.plot(epoch, values, color=colour, linewidth=2, marker=marker, label=name)
-    losses = np.concatenate([train, validation])
-    losses = losses[np.isfinite(losses)]
-    if len(losses) and losses.min() > 0 and losses.max() > LOG_LOSS_RATIO * losses.min():
-        axes.set_yscale("log")
-    style(axes, x="epoch", y="mean squared error", xticks=whole_numbers(), yticks=PLAIN)
-    if np.isfinite(validation).any():
-        best = int(np.nanargmin(validation))
-        at = epoch[best], validation[best]
-        axes.plot(*at, "o", color=BLUE, markersize=8, markeredgecolor=CARD)
-        note(axes, format_number(float(validation[best]), 2), at, (0, 8), side="center")
-    axes.legend(loc="upper right", handlelength=1.2)

@@ -374,7 +374,7 @@ def render_report(data: ReportData) -> str:
         "Budget": data.budget,
         "Finished": data.created,
     }
-    cards, history = make_cards(data), data.training_history
+    cards = make_cards(data)
     fidelity = [] if data.fidelity is None else data.fidelity.to_pylist()
     fidelity.sort(key=lambda row: (row["block"] != data.main_block, *fidelity_place(row)))
     files = {"Run directory": data.run_dir, **data.outputs}
@@ -389,7 +389,6 @@ def render_report(data: ReportData) -> str:
         "selection_charts": _selection_charts(data),
         "order_charts": list(_order_charts(data)),
         "drift_table": drift_table(data.drift) if data.drift is not None else None,
-        "training_chart": figures.plot_training(history) if history else None,
         "fidelity_table": fidelity_table(
             "All metrics", fidelity, ("block", "split"), pointwise=data.pointwise
         ),

@@ -86,14 +86,6 @@ def _measures(beyond: float | None, best: float) -> dict[str, float | None]:
     return found
 
 
-def make_history(block: str = "within") -> pa.Table:
-    """Make a held-out loss that is lowest at epoch 3."""
-    losses = [(1, 0.9, 0.8), (2, 0.5, 0.5), (3, 0.3, 0.4), (4, 0.2, 0.45)]
-    names = ("epoch", "train_loss", "validation_loss")
-    rows = [{"block": block, **dict(zip(names, loss, strict=True))} for loss in losses]
-    return pa.Table.from_pylist(rows, schemas.TRAINING_HISTORY)
-
-
 def make_errors(excerpt: str = "{}") -> pa.Table:
     """Make an errors table of one row."""
     row = {"stage": "ingest", "source": "a.jsonl", "line": 3, "reason": "no_response"}
@@ -137,7 +129,6 @@ def make_report_data(num_picks: int = 20, text: str = "What is two and two?") ->
         ranking=make_ranking(num_picks),
         coverage=make_coverage(100),
         fidelity=make_fidelity(),
-        training_history=make_history(),
         picks=make_table(
             "All picks",
             ("Rank", "Worth", "Id", "Prompt"),
@@ -160,7 +151,6 @@ def make_teacher_data() -> ReportData:
         make_report_data(),
         by_teacher=True,
         fidelity=None,
-        training_history=None,
         scoring=make_table("What the teacher labelled", ("Block", "Failed"), [("within", 3)]),
     )
 
@@ -205,6 +195,5 @@ def make_ranked_data(*, pointwise: bool) -> ReportData:
         neighbours=[{"rank": 1, "gain": 0.9, "num_covered": 0, "pick": pick, "covered": []}],
         coverage=schemas.COVERAGE.empty_table(),
         fidelity=fidelity,
-        training_history=make_history(block),
         scoring=None,
     )

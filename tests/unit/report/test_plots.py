@@ -21,7 +21,6 @@ from nncift_ray.report.figures import (
     plot_mix,
     plot_order,
     plot_scores,
-    plot_training,
     thin_curve,
 )
 from nncift_ray.report.page import make_cards
@@ -29,7 +28,6 @@ from nncift_ray.runtime import schemas
 from tests.unit.report.make_data import (
     make_coverage,
     make_fidelity,
-    make_history,
     make_ranked_data,
     make_ranking,
     make_report_data,
@@ -123,13 +121,9 @@ def test_undefined_correlations_have_a_reason() -> None:
     assert not plot_order(table, "within").available
 
 
-def test_training_title_names_the_epoch_with_the_lowest_held_out_loss() -> None:
-    assert plot_training(make_history()).title == "Held-out loss is lowest at epoch 3"
-
-
 def test_drawing_leaves_the_global_settings_alone() -> None:
     before = dict(mpl.rcParams)
-    plot_training(make_history())
+    plot_gain_curve(make_ranking(10))
     assert dict(mpl.rcParams) == before
 
 

@@ -21,7 +21,7 @@ from tests.unit.report.make_data import (
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'$x^2$ {{ 7*7 }} \x00\x1b\ud800"
 MAX_PAGE_BYTES = 1_500_000
-NUM_CHARTS = 5  # gain, lengths, mix, coverage, training
+NUM_CHARTS = 4  # gain, lengths, mix, coverage
 NUM_PANELS = 3  # the order has one a measure
 ICONS = 1
 
