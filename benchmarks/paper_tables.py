@@ -51,7 +51,6 @@ SIZES, SHARES, NUM_SPLITS = (1_000, 5_000, 20_000), (0.05, 0.15, 0.3, 0.6), 3
 LABEL_SHARE = 0.05  # of rows and of columns, as in the paper
 MODE_WORDS = {UNTAUGHT: "untaught", TUNED: "fine-tuned", ICL: "in context"}
 METRICS = {"nll": "NLL", "rouge1": "ROUGE-1", "rougeL": "ROUGE-L", "bge": "cosine"}
-NOT_RUN = "`cosine` and `full` (time), `delift` of all 39,000 pairs"
 HIDDEN, TOP_K, BLOCK, DIM = 100, 64, 1_024, 384
 
 
@@ -286,9 +285,9 @@ a tenth of the answers wrong, 59 picks. SmolLM2-135M-Instruct, after an epoch of
 nearest picks in its prompt, answers 24 of 48 held-out rows in at most 32 tokens; NLL is
 of all 48, in context of 24. Means, and **differences to three random subsets** with 95 %
 intervals; * Holm p < 0.05. NLL: lower is better, else higher. `cosine` is of answer and
-reference by MiniLM-L6 where the paper has BGE. Run in one process (`evaluate` with `execute_here`)
-on commit {found["methods_commit"]}. Not run: {NOT_RUN}; one epoch in place
-of two, for time as well, before a result was read.
+reference by MiniLM-L6 where the paper has BGE; `full` is all 198 rows. Commit
+{found["methods_commit"]}.
+Not run: `delift` of all 39,000 pairs. One epoch in place of two, for time, before any result.
 
 {_verdict(found["methods"])} Three random subsets tell nothing below 0.3 nats after
 fine-tuning: they differ by 0.06, and Student's t with two degrees of freedom is 4.3.
