@@ -227,7 +227,7 @@ def _section(drawn: Drawn) -> str:
     spread = float(np.mean(drawn.random_SP.std(axis=0, ddof=1)))
     return f"""## {drawn.shape}: {TITLES[drawn.shape]}
 
-{len(drawn.seeds)} pools, generator seeds {drawn.seeds[0]} to {drawn.seeds[-1]}; random subsets of one spread by {spread:.3f}.
+{len(drawn.seeds)} of {len(SEEDS)} pools, generator seeds {drawn.seeds[0]} to {drawn.seeds[-1]}; random subsets of one spread by {spread:.3f}.
 
 {tested}
 
