@@ -1,1 +1,1 @@
-"""Every rival in one table: five pools, one fast fine-tuning, cells that resume."""
+"""Every rival in one table: six pools, one fast fine-tuning, cells that resume."""

@@ -224,10 +224,11 @@ Machine: {describe_machine()}, shared with other work. Commit {commit}.
 
 def _section(drawn: Drawn) -> str:
     tested, later = drawn.tables()
+    short = "" if len(drawn.seeds) == len(SEEDS) else ", ended by the clock"
     spread = float(np.mean(drawn.random_SP.std(axis=0, ddof=1)))
     return f"""## {drawn.shape}: {TITLES[drawn.shape]}
 
-{len(drawn.seeds)} of {len(SEEDS)} pools, generator seeds {drawn.seeds[0]} to {drawn.seeds[-1]}; random subsets of one spread by {spread:.3f}.
+{len(drawn.seeds)} of {len(SEEDS)} pools, generator seeds {drawn.seeds[0]} to {drawn.seeds[-1]}{short}; random subsets of one spread by {spread:.3f}.
 
 {tested}
 
