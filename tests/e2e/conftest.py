@@ -25,7 +25,9 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def undisturbed(recipe: Path) -> RunResult:
     """The recipe's run in this process: no actor, one shard after another, nobody dies."""
     overrides = [f"run_dir={recipe.parent / 'undisturbed'}", "cluster=local"]
-    return run(load_config(recipe, overrides), reporter=SilentReporter())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")  # as the actors have: see POOLS
+        return run(load_config(recipe, overrides), reporter=SilentReporter())
 
 
 @pytest.fixture(scope="module")

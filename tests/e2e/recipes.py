@@ -12,11 +12,12 @@ from tests.tiny_models import make_tiny_llama
 
 NUM_CANDIDATES, NUM_TARGETS, NUM_PAIRS = 300, 40, 120
 # Small shards, so that every stage that can have several has several; one thread an actor, as the
-# process of the tests has: another number of threads rounds otherwise.
+# run in this process has: another number of threads rounds otherwise.
 POOLS: dict[str, Any] = {
     "embedder": {"pool": {"num_cpus": 1, "shard_rows": 128}},
     "labels": {"pool": {"num_cpus": 1, "shard_rows": 40}},
     "pair_scores": {"pool": {"num_cpus": 1, "shard_rows": 128}},
+    "profiles": {"pool": {"num_cpus": 1}},
 }
 
 
