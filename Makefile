@@ -23,7 +23,7 @@ OFFLINE := HF_HUB_OFFLINE=1 RAY_USAGE_STATS_ENABLED=0 TOKENIZERS_PARALLELISM=fal
 # every one of them would compile torch, pandas and the rest again.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help setup setup-dev demo lint format type test test-all consumers docs bench chaos audit clean
+.PHONY: help setup setup-dev demo lint format type test-unit test test-all consumers docs bench chaos audit clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list.
@@ -66,12 +66,13 @@ SIDE_BY_SIDE := -n 2 --dist loadfile
 # pytest ends with 5 where PYTEST_ARGS leaves no test of a part.
 CHOSEN = $(PYTEST_ARGS) || [ $$? -eq 5 ]
 
-test: setup-dev ## Unit tests side by side, then quick ones with models and Ray (PYTEST_ARGS="-k name").
+test-unit: setup-dev
 	$(PYTEST) $(SIDE_BY_SIDE) tests/unit $(CHOSEN)
+
+test: test-unit ## Unit tests side by side, then quick ones with models and Ray (PYTEST_ARGS="-k name").
 	$(PYTEST) $(SIDE_BY_SIDE) -m "not slow" tests/integration $(CHOSEN)
 
-test-all: setup-dev ## All tests: also frozen rankings, and runs that are killed on clusters of their own.
-	$(PYTEST) $(SIDE_BY_SIDE) tests/unit $(CHOSEN)
+test-all: test-unit ## All tests: also frozen rankings, and runs that are killed on clusters of their own.
 	$(PYTEST) $(SIDE_BY_SIDE) tests/e2e tests/golden tests/integration $(CHOSEN)
 
 docs: setup-dev ## The documentation's site, into build/site; a dead link or anchor is an error.
