@@ -14,6 +14,7 @@ import argparse
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,14 @@ from scipy import stats
 from benchmarks.machine import describe_commit, describe_machine
 from benchmarks.pages import markdown_table
 from benchmarks.rivals import picks
-from benchmarks.rivals.cells import DEFAULT, RANDOM, SOUND_RANDOM, draw
+from benchmarks.rivals.cells import DEFAULT, RANDOM, SOUND_RANDOM, SOURCE_RANDOM, draw
 from benchmarks.rivals.page import LEVEL, Difference, comparisons, difference_text, holm
 from benchmarks.rivals.pools import (
     DEMO,
     LONG_TAIL,
     PLANTED,
+    T0_RARE,
+    T0_TAIL,
     WRONG,
     Pool,
     PoolRow,
@@ -40,39 +43,75 @@ from benchmarks.rivals.pools import (
 )
 from benchmarks.rivals.tuning import UpperModel
 
-SEEDS = range(2, 18)
-RECIPES = (DEFAULT, "nn_cift+delift_se")
-METHODS = (*RECIPES, "cosine", "rds_plus", "quality, then random")
-#: Looked at afterwards, so never tested: a piece swapped, and what only an oracle can draw.
 PIECE, BALANCED = "quality, then cosine", "sound rows, families in turn"
-LATER = (PIECE, SOUND_RANDOM, BALANCED)
 NUM_RANDOM, TESTS_A_FAMILY = 4, 10
-TITLES = {
-    DEMO: "families of one size",
-    LONG_TAIL: "their sizes fall as 1/rank; `rarer half`: NLL of the twelve smaller ones",
-}
 PAGE = Path("benchmarks/rivals_draws_cpu.md")
 
 
-def tune(shape: str, seeds: Iterable[int], work: Path) -> None:
+@dataclass(frozen=True)
+class Study:
+    """Draws of a pool, and whose picks are compared in them."""
+
+    shape: str
+    title: str
+    seeds: range
+    default: str
+    rivals: tuple[str, ...]
+    #: Never tested: a piece swapped, and what only an oracle can draw.
+    later: tuple[str, ...]
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """What is tested: the default and its rivals."""
+        return (self.default, *self.rivals)
+
+    @property
+    def rarer(self) -> bool:
+        """Whether sizes differ, so that the rarer half has a column of its own."""
+        return self.shape in (LONG_TAIL, T0_TAIL)
+
+
+SIMPLE = ("cosine", "rds_plus")
+ORACLES = (SOUND_RANDOM, BALANCED)
+STUDIES = {
+    DEMO: Study(
+        DEMO, "planted faults, families of one size", range(2, 18),
+        DEFAULT, ("nn_cift+delift_se", *SIMPLE, "quality, then random"), (PIECE, *ORACLES),
+    ),
+    LONG_TAIL: Study(
+        LONG_TAIL, "planted faults, families whose sizes fall as 1/rank", range(2, 18),
+        DEFAULT, ("nn_cift+delift_se", *SIMPLE, "quality, then random"), (PIECE, *ORACLES),
+    ),
+    T0_RARE: Study(
+        T0_RARE, "T0, one of eight rare templates is the target", range(2, 18),
+        DEFAULT, ("nn_cift+delift_se", *SIMPLE), (SOURCE_RANDOM,),
+    ),
+}  # fmt: skip
+
+
+def tune(study: Study, seeds: Iterable[int], data: Path, work: Path) -> None:
     """Pick from each pool and tune on what was picked, one pool after the other."""
     torch.set_num_threads(1)
-    model = UpperModel()
+    model, shape = UpperModel(), study.shape
     for seed in seeds:
-        pool = make_pool(shape, seed, work)
+        pool = make_pool(shape, seed, data)
         chosen = work / "picks" / f"{shape}-{seed}"
-        if not all((chosen / f"{name}.json").exists() for name in METHODS):
-            arguments = [shape, str(seed), "--data", str(work), "--work", str(work), "--only"]
-            picks.main([*arguments, *RECIPES])
+        simple = [name for name in (*study.rivals, *study.later) if name not in picks.RECIPES]
+        if not all((chosen / f"{name}.json").exists() for name in study.methods):
+            recipes = dict.fromkeys((DEFAULT, *(n for n in study.methods if n not in simple)))
+            arguments = [shape, str(seed), "--data", str(data), "--work", str(work), "--only"]
+            picks.main([*arguments, *recipes])
+        drawn = by_chance(pool, seed)
+        wanted = [name for name in (*study.methods, *study.later) if name not in drawn]
         subsets = {
             name: json.loads((chosen / f"{name}.json").read_text(encoding="utf-8"))["rows"]
-            for name in (*METHODS, PIECE)
+            for name in wanted
         }
-        subsets |= oracles(pool, seed)
+        subsets |= {name: rows for name, rows in drawn.items() if name in study.later}
         every = range(len(pool.candidates))
         subsets |= {f"{RANDOM} {n}": draw(pool, every, n) for n in range(NUM_RANDOM)}
         rows = model.read(examples(pool.candidates))
-        tests = planted_tests(shape, seed, TESTS_A_FAMILY)
+        tests = test_rows(pool, seed)
         test = model.read(examples(tests))
         for name, subset in subsets.items():
             path = _cell_path(work, shape, seed, name)
@@ -88,15 +127,27 @@ def _cell_path(work: Path, shape: str, seed: int, name: str) -> Path:
     return work / "draws" / f"{shape}-{seed}" / f"{name}.json"
 
 
-def oracles(pool: Pool, seed: int) -> dict[str, list[int]]:
-    """Return what is drawn with the faults known: sound rows, and sound rows of each family."""
+def test_rows(pool: Pool, seed: int) -> list[PoolRow]:
+    """Return the test rows of a draw, none with a candidate's prompt."""
+    if pool.name in PLANTED:
+        return planted_tests(pool.name, seed, TESTS_A_FAMILY)
+    prompts = {row.prompt for row in pool.candidates}
+    return [row for row in pool.test if row.prompt not in prompts]
+
+
+def by_chance(pool: Pool, seed: int) -> dict[str, list[int]]:
+    """Return what is drawn of what is right: sound rows, those of each family, of the source."""
+    right = [n for n, row in enumerate(pool.candidates) if row.source == pool.right_source]
     sound = [row for row, each in enumerate(pool.candidates) if not each.fault]
     by_family: dict[str, list[int]] = {}
     for row in np.random.default_rng(seed).permutation(sound).tolist():
         by_family.setdefault(pool.candidates[row].source, []).append(row)
     turns = [row for rows in zip_longest(*by_family.values()) for row in rows if row is not None]
-    drawn = list(draw(pool, sound, seed))
-    return {SOUND_RANDOM: drawn, BALANCED: turns[: pool.budget]}
+    return {
+        SOUND_RANDOM: list(draw(pool, sound, seed)),
+        BALANCED: turns[: pool.budget],
+        SOURCE_RANDOM: list(draw(pool, right, seed)),
+    }
 
 
 def record(
@@ -118,14 +169,18 @@ def record(
 
 
 class Drawn:
-    """What the draws of a planted pool taught: a value a pool, in the order of their seeds."""
+    """What the draws of a pool taught: a value a pool, in the order of their seeds."""
 
-    def __init__(self, shape: str, work: Path) -> None:
+    def __init__(self, study: Study, work: Path) -> None:
         """Read the pools of which every subset has been tuned on."""
-        self.shape = shape
-        self.subsets = [*METHODS, *LATER, *(f"{RANDOM} {n}" for n in range(NUM_RANDOM))]
-        paths = {s: [_cell_path(work, shape, s, each) for each in self.subsets] for s in SEEDS}
-        self.seeds = [seed for seed in SEEDS if all(path.exists() for path in paths[seed])]
+        self.study = study
+        random = [f"{RANDOM} {n}" for n in range(NUM_RANDOM)]
+        self.subsets = [*study.methods, *study.later, *random]
+        paths = {
+            seed: [_cell_path(work, study.shape, seed, each) for each in self.subsets]
+            for seed in study.seeds
+        }
+        self.seeds = [seed for seed in study.seeds if all(path.exists() for path in paths[seed])]
         self._cells = [
             [json.loads(path.read_text(encoding="utf-8")) for path in paths[seed]]
             for seed in self.seeds
@@ -142,28 +197,35 @@ class Drawn:
         """Return the differences to what is known of every pool."""
         return {name: _paired(self.nll[name] - other_P) for name in names}
 
-    def to_random(self, names: Sequence[str] = METHODS) -> dict[str, Difference]:
-        """Return the differences to the mean of a pool's random subsets."""
+    def to_random(self) -> dict[str, Difference]:
+        """Return the differences to the mean of a pool's random subsets, tested ones first."""
+        names = (*self.study.methods, *self.study.later)
         return self.against(self.random_SP.mean(axis=0), names)
+
+    @property
+    def tested(self) -> dict[str, Difference]:
+        """The differences to random of what is tested."""
+        return {name: self.to_random()[name] for name in self.study.methods}
 
     def to_default(self) -> dict[str, tuple[Difference, float]]:
         """Return the differences to the default; adjusted p of what is tested, 1 of the rest."""
-        found = self.against(self.nll[DEFAULT], (*METHODS[1:], *LATER))
-        adjusted = holm({name: found[name].p for name in METHODS[1:]})
+        study = self.study
+        found = self.against(self.nll[study.default], (*study.rivals, *study.later))
+        adjusted = holm({name: found[name].p for name in study.rivals})
         return {name: (each, adjusted.get(name, 1.0)) for name, each in found.items()}
 
     def _shown(self, subsets: Sequence[str]) -> list[str]:
         """Return mean NLL, share of wrong picks and families of some subsets of every pool."""
         which = [self.subsets.index(name) for name in subsets]
-        forms = {"nll": ".3f"} | ({"rare": ".3f"} if self.shape == LONG_TAIL else {})
+        forms = {"nll": ".3f"} | ({"rare": ".3f"} if self.study.rarer else {})
         forms |= {"wrong": ".0%", "families": ".1f"}
         return [format(self._values(key)[:, which].mean(), form) for key, form in forms.items()]
 
     def tables(self) -> tuple[str, str]:
         """Return the table of what is tested and that of what was looked at beside it."""
-        to_random, to_default = self.to_random((*METHODS, *LATER)), self.to_default()
-        adjusted = holm({name: to_random[name].p for name in METHODS})
-        rare = ["rarer half"] if self.shape == LONG_TAIL else []
+        to_random, to_default = self.to_random(), self.to_default()
+        adjusted = holm({name: each.p for name, each in self.tested.items()})
+        rare = ["rarer half"] if self.study.rarer else []
         head = ["method", "NLL", *rare, "wrong picks", "families", "- random", "- default"]
         lines = [
             [name, *self._shown([name]), difference_text(each, adjusted.get(name)),
@@ -171,17 +233,19 @@ class Drawn:
             for name, each in to_random.items()
         ]  # fmt: skip
         random = [RANDOM, *self._shown(self.subsets[-NUM_RANDOM:]), "", ""]
-        tested, later = lines[: len(METHODS)], lines[len(METHODS) :]
+        tested, later = lines[: len(adjusted)], lines[len(adjusted) :]
         return markdown_table(head, [*tested, random]), markdown_table(head, later)
 
-    def summary(self, work: Path) -> dict[str, Any]:
+    def summary(self, data: Path, name: str) -> dict[str, Any]:
         """Return the object of this pool, in the form of those in ``rivals_cpu.json``."""
-        pools = [make_pool(self.shape, seed, work) for seed in self.seeds]
+        pools = [make_pool(self.study.shape, seed, data) for seed in self.seeds]
         wrong = [np.mean([row.fault == WRONG for row in pool.candidates]) for pool in pools]
-        found = self.to_random()
-        compared = comparisons(found, found, self.to_default(), self.nll)
+        found = source = self.tested
+        if SOURCE_RANDOM in self.study.later:
+            source = self.against(self.nll[SOURCE_RANDOM], self.study.methods)
+        compared = comparisons(found, source, self.to_default(), self.nll, self.study.default)
         return (
-            {"name": self.shape}
+            {"name": name, "default": self.study.default}
             | compared
             | {
                 "default_vs_sound_random": None,
@@ -194,41 +258,42 @@ class Drawn:
         )
 
 
-def write_page(work: Path, commit: str) -> None:
+def write_page(data: Path, work: Path, commit: str) -> None:
     """Compare the methods with random rows and with each other, over the pools that are done."""
-    drawn = [each for each in (Drawn(shape, work) for shape in PLANTED) if len(each.seeds) > 1]
+    drawn = {name: Drawn(study, work) for name, study in STUDIES.items()}
+    drawn = {name: each for name, each in drawn.items() if len(each.seeds) > 1}
     text = f"""# rivals_draws_cpu
 
-Planted pools drawn anew (some 465 candidates of 24 families, 46 picks, {drawn[0].num_tests} clean test rows, as many a
-family): one fine-tuning a subset, {NUM_RANDOM} random subsets a pool. NLL of the test rows, nats a response token,
+Pools drawn anew: one fine-tuning a subset, {NUM_RANDOM} random subsets a pool. NLL of the test rows, nats a response token,
 **lower is better**; differences are means over pools with 95 % intervals of Student's t over pools, * Holm p < {LEVEL}.
-Rules, fixed before: [is-my-subset-better](../docs/is-my-subset-better.md). A second table has what is not tested: the
-default's gate before a cosine, and what an oracle draws that knows the faults, at random and in turn from the families.
+Rules, fixed before: [is-my-subset-better](../docs/is-my-subset-better.md). The first method of a table is the default. A
+second table has what is not tested: a piece swapped, and what an oracle draws that knows the faults, at random and in
+turn from the families, or the source. `rarer half`: NLL of the half of the families that have fewer rows.
 
 Machine: {describe_machine()}, shared with other work. Commit {commit}.
-`python -m benchmarks.rivals.draws tune {"|".join(PLANTED)} --work WORK`, then `page`.
+`python -m benchmarks.rivals.draws tune {"|".join(STUDIES)} --data DATA --work WORK`, then `page`.
 
-{"".join(map(_section, drawn))}"""  # noqa: E501
+{"".join(_section(*each) for each in drawn.items())}"""  # noqa: E501
     PAGE.write_text(text.rstrip() + "\n", encoding="utf-8")
     kept = [
-        each.summary(work)
+        each.summary(data, name)
         | {
             "seeds": each.seeds,
             "nll_by_seed": {name: nll.round(4).tolist() for name, nll in each.nll.items()},
         }
-        for each in drawn
+        for name, each in drawn.items()
     ]
     found = {"commit": commit, "pools": kept}
     PAGE.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
-def _section(drawn: Drawn) -> str:
-    tested, later = drawn.tables()
-    short = "" if len(drawn.seeds) == len(SEEDS) else ", ended by the clock"
+def _section(name: str, drawn: Drawn) -> str:
+    study, (tested, later) = drawn.study, drawn.tables()
+    short = "" if len(drawn.seeds) == len(study.seeds) else ", ended by the clock"
     spread = float(np.mean(drawn.random_SP.std(axis=0, ddof=1)))
-    return f"""## {drawn.shape}: {TITLES[drawn.shape]}
+    return f"""## {name}: {study.title}
 
-{len(drawn.seeds)} of {len(SEEDS)} pools, generator seeds {drawn.seeds[0]} to {drawn.seeds[-1]}{short}; random subsets of one spread by {spread:.3f}.
+{len(drawn.seeds)} of {len(study.seeds)} pools, seeds {drawn.seeds[0]} to {drawn.seeds[-1]}{short}; {drawn.num_tests} test rows; random subsets of one spread by {spread:.3f}.
 
 {tested}
 
@@ -247,15 +312,17 @@ def main() -> None:
     """Tune, or write the page."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.rivals.draws")
     parser.add_argument("do", choices=["tune", "page"])
-    parser.add_argument("shape", nargs="?", choices=PLANTED, default=DEMO)
-    parser.add_argument("--seeds", nargs="*", type=int, default=SEEDS)
+    parser.add_argument("study", nargs="?", choices=STUDIES, default=DEMO)
+    parser.add_argument("--seeds", nargs="*", type=int, help="only these")
+    parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--commit", default=describe_commit(), help="on which it ran")
     options = parser.parse_args()
     if options.do == "tune":
-        tune(options.shape, options.seeds, options.work)
+        study = STUDIES[options.study]
+        tune(study, options.seeds or study.seeds, options.data, options.work)
     else:
-        write_page(options.work, options.commit)
+        write_page(options.data, options.work, options.commit)
 
 
 if __name__ == "__main__":

@@ -228,6 +228,7 @@ def comparisons(
     source: Mapping[str, Difference],
     beside: Mapping[str, tuple[Difference, float]],
     nll: Mapping[str, np.ndarray],
+    default: str = DEFAULT,
 ) -> dict[str, Any]:
     """Return what the JSON says of the default beside random rows and rivals, and of each method.
 
@@ -236,10 +237,11 @@ def comparisons(
         source: Those to random rows of the source.
         beside: Those of rivals to the default, and their adjusted p.
         nll: All values of each method.
+        default: Which of them is the default.
     """
     return {
-        "default_vs_random": plain(random, DEFAULT),
-        "default_vs_source_random": plain(source, DEFAULT),
+        "default_vs_random": plain(random, default),
+        "default_vs_source_random": plain(source, default),
         "beaten_by": [name for name, (each, p) in beside.items() if each.value < 0 and p < LEVEL],
         "methods": {
             name: {"nll": float(nll[name].mean())} | (plain(random, name) or {}) for name in random

@@ -35,6 +35,9 @@ RARE_ROWS, NUM_RARE = 10, 8
 #: The planted pools: families of one size, and sizes that fall as 1/rank.
 DEMO, LONG_TAIL = "demo", "long_tail"
 PLANTED = (DEMO, LONG_TAIL)
+#: Of T0: eight rare templates, one of them the target; a long tail of templates, no target.
+T0_RARE, T0_TAIL = "t0_rare", "t0_tail"
+NUM_TEMPLATES, TAIL_ROWS, TAIL_TESTS = 24, 480, 10
 #: The vocabularies of these end before a hundred items: none is among the most frequent.
 FEW_ITEMS = ("antonyms", "capitals", "definitions", "French", "ordering events", "plurals",
              "reversal", "rhymes", "Spanish", "spelling")  # fmt: skip
@@ -69,7 +72,8 @@ class Pool:
     @property
     def budget(self) -> int:
         """How many rows a method picks."""
-        return round((DEMO_SHARE if self.name in PLANTED else SHARE) * len(self.candidates))
+        tenth = self.name in (*PLANTED, T0_TAIL)
+        return round((DEMO_SHARE if tenth else SHARE) * len(self.candidates))
 
     def write(self, folder: Path) -> None:
         """Write candidates.jsonl, targets.jsonl and test.jsonl; ``row`` is a row's number."""
@@ -135,6 +139,24 @@ def _rare_template(name: str, seed: int, data: Path, rng: Random) -> Pool:
     rng.shuffle(rows)
     rest = by_task[rare[0]][RARE_ROWS:]
     return Pool(name, rows, rest[:NUM_TARGETS], rest[NUM_TARGETS:][:NUM_TEST], rare[0])
+
+
+def _tail_of_templates(name: str, seed: int, data: Path, rng: Random) -> Pool:
+    by_task: dict[str, dict[str, PoolRow]] = defaultdict(dict)
+    for row in _t0(data):
+        by_task[row.source][row.prompt] = row
+    total = sum(1 / rank for rank in range(1, NUM_TEMPLATES + 1))
+    rows: list[PoolRow] = []
+    test: list[PoolRow] = []
+    for rank in range(1, NUM_TEMPLATES + 1):
+        size = round(TAIL_ROWS / total / rank)
+        large = sorted(t for t, some in by_task.items() if len(some) >= size + TAIL_TESTS)
+        some = list(by_task.pop(rng.choice(large)).values())
+        rng.shuffle(some)
+        rows += some[:size]
+        test += some[size:][:TAIL_TESTS]
+    rng.shuffle(rows)
+    return Pool(name, rows, [], test, "")
 
 
 def _planted(name: str, seed: int, data: Path, rng: Random) -> Pool:
@@ -271,13 +293,14 @@ def _is_short(row: PoolRow, kind: str) -> bool:
 POOLS: dict[str, Callable[[str, int, Path, Random], Pool]] = {
     "t0_gsm8k": _mixed,
     "gsm8k_wrong": _wrong_steps,
-    "t0_rare": _rare_template,
+    T0_RARE: _rare_template,
     DEMO: _planted,
     "instructions": _instructions,
     LONG_TAIL: _planted,
+    T0_TAIL: _tail_of_templates,
 }
-#: Drawn once, for `rivals_cpu`; the planted ones are drawn anew for `rivals_draws_cpu`.
-DRAWN_ONCE = [name for name in POOLS if name != LONG_TAIL]
+#: Drawn once, for `rivals_cpu`; some are drawn anew for `rivals_draws_cpu`.
+DRAWN_ONCE = [name for name in POOLS if name not in (LONG_TAIL, T0_TAIL)]
 
 
 def describe(pool: Pool) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks.rivals.cells import draw
-from benchmarks.rivals.draws import LATER, METHODS, Drawn
+from benchmarks.rivals.draws import STUDIES, Drawn
 from benchmarks.rivals.page import FOLDER, between_groups, subsets_needed, to_method, to_subsets
 from benchmarks.rivals.picks import take_turns
 from benchmarks.rivals.pools import POOLS, WRONG, Pool, PoolRow, make_pool, planted_tests
@@ -85,24 +85,25 @@ def test_more_spread_between_subsets_needs_more_of_them_until_none_suffice() -> 
 
 def test_draws_are_compared_pool_by_pool_and_only_those_that_are_whole(tmp_path: Path) -> None:
     randoms = {f"random {n}": n / 10 for n in range(4)}  # mean 0.15
-    values = dict.fromkeys((*METHODS, *LATER), 0.15) | {"cosine": -0.1} | randoms
+    study = STUDIES["demo"]
+    values = dict.fromkeys((*study.methods, *study.later), 0.15) | {"cosine": -0.1} | randoms
     for seed, shift, nudge in ((2, 1.0, 0.1), (3, 5.0, 0.3), (4, 0.0, 0.0)):
         folder = tmp_path / "draws" / f"demo-{seed}"
         folder.mkdir(parents=True)
         for name, value in values.items():
-            nll = shift + value + (nudge if name == METHODS[0] else 0.0)
+            nll = shift + value + (nudge if name == study.default else 0.0)
             cell = {"nll": nll, "test_rows": 240, "wrong": 0.25, "families": 24}
             if (seed, name) != (4, "cosine"):
                 (folder / f"{name}.json").write_text(json.dumps(cell), encoding="utf-8")
-    drawn = Drawn("demo", tmp_path)
+    drawn = Drawn(study, tmp_path)
     assert drawn.seeds == [2, 3]
-    own, (rival, _) = drawn.to_random()[METHODS[0]], drawn.to_default()["cosine"]
+    own, (rival, _) = drawn.to_random()[study.default], drawn.to_default()["cosine"]
     assert (own.value, own.error, own.freedom) == pytest.approx((0.2, 0.1, 1))
     assert (rival.value, rival.error) == pytest.approx((-0.45, 0.1))
     head, _, first, *_ = drawn.tables()[0].splitlines()
     assert head == "| method | NLL | wrong picks | families | - random | - default |"
     assert first.startswith("| nn_cift+delift | 3.350 | 25% | 24.0 | +0.200 (")
-    assert drawn.summary(tmp_path)["random_subsets"] == 8
+    assert drawn.summary(tmp_path, "demo")["random_subsets"] == 8
 
 
 def test_the_published_figures_have_what_others_read_of_them() -> None:
