@@ -62,7 +62,10 @@ Targets = Annotated[
 ]
 Budget = Annotated[str | None, typer.Option(help="A share (0.1), a number (500), or tokens (5M).")]
 Teacher = Annotated[
-    str | None, typer.Option(help="delift_se, delift, less, selectit, or your own.")
+    str | None,
+    typer.Option(
+        help="cosine (the default), delift, delift_se, less, selectit, a rival, or your own."
+    ),
 ]
 OwnRunDir = Annotated[
     str | None, typer.Option("--run-dir", help="Where the run lives; by default runs/NAME OF DATA.")

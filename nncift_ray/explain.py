@@ -54,7 +54,7 @@ UNITS = {
     "loss_drop": "share of the loss that a short training on the targets saves",
     "loss_drop_in_context": "nats a response token that targets in the context save",
     "deita": "IFD times quality, or the field selection.weight_by",
-    "cosine": "cosine of the two embeddings, from -1 to 1",
+    "cosine": "squared cosine of the two embeddings, 0 where it is negative",
     "landmarks": "cosine of gradients, told from the model's states",
     "rds_plus": "cosine of the model's averaged states, from -1 to 1",
 }

@@ -205,7 +205,8 @@ class Extension(Blueprint):
         """The parent's steps, in order, and drift once there are new activations."""
         made = super().steps | {DRIFT: self._drift}
         names = [name for name in self.parent.stage_names if name != DRIFT]
-        names.insert(names.index("project") + 1, DRIFT)
+        if self.teaching.is_asked:
+            names.insert(names.index("project") + 1, DRIFT)
         return {name: made[name] for name in names}
 
     @property

@@ -161,7 +161,7 @@ class Blueprint:
             steps["target_gradients"] = self._target_gradients
         elif self.teaching.needs_gradients:
             steps |= {"warmup": self._warmup, "gradients": self._gradients}
-        if not reads:
+        if self.teaching.is_asked:
             steps["label"] = self._label
         if self.by_teacher:
             steps["teacher_scores"] = self._teacher_scores
@@ -202,8 +202,9 @@ class Blueprint:
 
     @property
     def knows_pairs(self) -> bool:
-        """Whether the network is a pair network; a pointwise teacher's examples have no pairs."""
-        return self.config.network.kind == "pair" and not self.teaching.is_pointwise
+        """Whether a pair network learns labels; a pointwise teacher's examples have no pairs."""
+        pairs = self.teaching.is_asked and not self.teaching.is_pointwise
+        return pairs and self.config.network.kind == "pair"
 
     @property
     def prunable_blocks(self) -> tuple[str, ...]:
@@ -286,11 +287,12 @@ class Blueprint:
 
     def _teacher_notices(self) -> list[str]:
         """Say what the scores are where no network makes them, and which keys nobody reads."""
-        if not self.by_teacher:
+        if self.by_teacher or not self.teaching.is_asked:
+            unread = unread_keys(self.config)
+        else:
             return []
-        unread = unread_keys(self.config)
         also = f"; the keys {', '.join(unread)} are not read" if unread else ""
-        if self.teaching.reads:
+        if not self.teaching.is_asked:
             kind = self.config.teacher.kind
             return [f"{kind} scores all there is: nothing is labelled, no network trained{also}"]
         notes = [f"the teacher's own labels are the scores: no network is trained{also}"]
@@ -520,15 +522,17 @@ class Blueprint:
         )
 
     def _fit(self, outputs: Outputs) -> Stage:
-        from nncift_ray.network.step import FitStage
+        from nncift_ray.network.step import CosineStage, FitStage
 
+        if not self.teaching.is_asked:
+            return CosineStage(outputs["embed"], self.blocks)
         network = self.config.network
         num_workers = 1 if self.knows_pairs else network.num_workers
         inputs, workers = self.network_inputs(outputs), self._workers(num_workers)
         return FitStage(outputs["label"], inputs, self.blocks, network, workers)
 
     def network_inputs(self, outputs: Outputs) -> ExampleInputs:
-        """Return what the network reads: the paper's, and a pointwise one, the embedding alone."""
+        """Return what the network reads; all but a pair network the embedding alone."""
         profiles = outputs.get("profiles") if self.knows_pairs else None
         return ExampleInputs(outputs["embed"], profiles)
 

@@ -280,6 +280,8 @@ class Workload:
         teaching, corpus = self.blueprint.teaching, self.corpus
         rows, columns = self._num_rows(block), corpus.num_candidates
         self.num_pairs += rows if block == POINTS else rows * (columns + corpus.num_existing)
+        if not teaching.is_asked:
+            return
         sample = draw_sample(block, rows, columns, design)
         helped = len(np.unique(sample.helped))
         helpers = 0 if sample.helper is None else len(np.unique(sample.helper))
@@ -404,7 +406,9 @@ class Workload:
         return {
             "label": (asked, self.teacher_tokens / self.speed, teaching.needs_gpu),
             "teacher_scores": (f"{labelled:,} {given}{kept}", folding, False),
-            "fit": (f"{labelled:,} {unit}", fitting, False),
+            "fit": (f"{labelled:,} {unit}", fitting, False)
+            if teaching.is_asked
+            else ("", 0.0, False),
             "index": (f"{self.about}{self.corpus.num_candidates:,} columns", building, lists),
             "score_pairs": (f"{self.about}{self.num_pairs:,} {unit}{kept}{ways}", scoring, lists),
         }

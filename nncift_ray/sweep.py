@@ -37,7 +37,7 @@ from nncift_ray.pipeline import Blueprint, give_resources, observed, run, sessio
 from nncift_ray.plan import RunPlan, make_plan
 from nncift_ray.profiles.blocks import ExampleInputs
 from nncift_ray.recipe.loading import make_config
-from nncift_ray.recipe.sections import Config, NetworkConfig
+from nncift_ray.recipe.sections import UNASKED_TEACHERS, Config, NetworkConfig
 from nncift_ray.runtime import schemas
 from nncift_ray.runtime.driver import Executor, finished_shards, run_stage
 from nncift_ray.runtime.files import Location, locked
@@ -97,6 +97,11 @@ def plan_sweep(config: Config, grid: SweepGrid) -> SweepPlan:
             recipe trains no network.
         NnciftError: As ``make_plan``.
     """
+    if config.teacher.kind in UNASKED_TEACHERS:
+        raise ConfigError(
+            f"teacher.kind: {config.teacher.kind} has no labels to learn, and a sweep compares "
+            "networks; name a teacher that is asked (-s teacher=delift)"
+        )
     if config.pair_scores.by == "teacher":
         raise ConfigError(
             "pair_scores.by: teacher trains no network, and a sweep compares networks; set it to "

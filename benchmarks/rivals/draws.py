@@ -26,7 +26,15 @@ from scipy import stats
 from benchmarks.machine import describe_commit, describe_machine
 from benchmarks.pages import markdown_table
 from benchmarks.rivals import picks
-from benchmarks.rivals.cells import DEFAULT, RANDOM, SOUND_RANDOM, SOURCE_RANDOM, draw
+from benchmarks.rivals.cells import (
+    COSINE,
+    COSINE_QUALITY,
+    DEFAULT,
+    RANDOM,
+    SOUND_RANDOM,
+    SOURCE_RANDOM,
+    draw,
+)
 from benchmarks.rivals.page import LEVEL, Difference, comparisons, difference_text, holm
 from benchmarks.rivals.pools import (
     DEMO,
@@ -82,6 +90,16 @@ STUDIES = {
         LONG_TAIL, "planted faults, families whose sizes fall as 1/rank", range(2, 18),
         DEFAULT, ("nn_cift+delift_se", *SIMPLE, "quality, then random"), (PIECE, *ORACLES),
     ),
+    "long_tail_again": Study(
+        LONG_TAIL, "other draws of the same", range(18, 34),
+        COSINE, (DEFAULT, "nn_cift+delift_se", *SIMPLE, "quality, then random"),
+        (COSINE_QUALITY, *ORACLES),
+    ),
+    T0_TAIL: Study(
+        T0_TAIL, "24 T0 templates whose sizes fall as 1/rank, no target", range(2, 18),
+        COSINE, (DEFAULT, "nn_cift+delift_se", *SIMPLE, "quality, then random"),
+        (COSINE_QUALITY, BALANCED),
+    ),
     T0_RARE: Study(
         T0_RARE, "T0, one of eight rare templates is the target", range(2, 18),
         DEFAULT, ("nn_cift+delift_se", *SIMPLE), (SOURCE_RANDOM,),
@@ -96,13 +114,13 @@ def tune(study: Study, seeds: Iterable[int], data: Path, work: Path) -> None:
     for seed in seeds:
         pool = make_pool(shape, seed, data)
         chosen = work / "picks" / f"{shape}-{seed}"
-        simple = [name for name in (*study.rivals, *study.later) if name not in picks.RECIPES]
-        if not all((chosen / f"{name}.json").exists() for name in study.methods):
-            recipes = dict.fromkeys((DEFAULT, *(n for n in study.methods if n not in simple)))
+        named = (*study.methods, *study.later)
+        recipes = dict.fromkeys((DEFAULT, *(name for name in named if name in picks.RECIPES)))
+        if not all((chosen / f"{name}.json").exists() for name in (*study.methods, *recipes)):
             arguments = [shape, str(seed), "--data", str(data), "--work", str(work), "--only"]
             picks.main([*arguments, *recipes])
         drawn = by_chance(pool, seed)
-        wanted = [name for name in (*study.methods, *study.later) if name not in drawn]
+        wanted = [name for name in named if name not in drawn]
         subsets = {
             name: json.loads((chosen / f"{name}.json").read_text(encoding="utf-8"))["rows"]
             for name in wanted

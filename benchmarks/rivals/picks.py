@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.rivals.cells import DEFAULT
+from benchmarks.rivals.cells import COSINE, COSINE_QUALITY, DEFAULT
 from benchmarks.rivals.pools import PLANTED, POOLS, Pool, make_pool
 from benchmarks.rivals.tuning import UpperModel
 from nncift_ray.demo.run import cover_by_cosine
@@ -55,6 +55,8 @@ PAPER = ("network.kind=paper", "selection.quality=none")
 RECIPES: dict[str, tuple[str, tuple[str, ...]]] = {
     DEFAULT: ("delift", ()),
     "nn_cift+delift_se": ("delift_se", ()),
+    COSINE: ("cosine", ("profiles.model=null",)),
+    COSINE_QUALITY: ("cosine", ()),
     "paper+delift": ("delift", PAPER),
     "paper+delift_se": ("delift_se", PAPER),
 }

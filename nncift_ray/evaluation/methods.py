@@ -19,10 +19,12 @@ from nncift_ray.errors import ConfigError, DataError, NnciftError
 from nncift_ray.pipeline import Blueprint
 from nncift_ray.recipe.loading import make_config
 from nncift_ray.recipe.sections import (
+    COSINE,
     MEASURED_TEACHERS,
     NN_CIFT,
     POINTWISE_TEACHERS,
     SMALL_LM,
+    UNASKED_TEACHERS,
     WITHOUT_TEACHER,
     Config,
     EvaluationConfig,
@@ -72,14 +74,16 @@ def variant(config: Config, method: str, budget: float) -> Config:
     tree = config.model_dump(mode="json")
     tree["teacher"]["kind"] = teacher
     tree["selection"] = _selection(config, teacher, budget)
-    if teacher in (*RANKING_TEACHERS, *MEASURED_TEACHERS):
+    if teacher in (*RANKING_TEACHERS, *UNASKED_TEACHERS):
         tree["data"]["existing"] = []  # only conditional gains read them
     if prefix == SMALL_LM:
         small = {"model": config.evaluation.small_model, "revision": None, "adapter": None}
         small |= {"engine": "auto"} if config.teacher.server else {}  # that has another model
         tree["teacher"] |= small
         tree["teacher"]["selectit"]["models"] = []
-    if prefix != NN_CIFT:  # the labels are the scores: nobody reads what is for a network
+    if teacher == COSINE:
+        tree["pair_scores"]["by"] = "network"
+    elif prefix != NN_CIFT:  # the labels are the scores: nobody reads what is for a network
         del tree["network"]
         tree["labels"] = {key: tree["labels"][key] for key in KEYS_OF_ALL_LABELS}
         tree["labels"]["max_pairs"] = NO_BOUND
@@ -105,7 +109,7 @@ def _selection(config: Config, teacher: str | None, budget: float) -> dict[str, 
         return plain | {"objective": TOP_K, "weight_by": own["weight_by"], "min_distance": 0.1}
     if teacher in RANKING_TEACHERS:
         return plain | {"objective": TOP_K}
-    if teacher in MEASURED_TEACHERS:
+    if teacher in UNASKED_TEACHERS:
         return plain | {"objective": ROUND_ROBIN if config.data.targets else FACILITY_LOCATION}
     if config.selection.optimizer.kind == "cost_benefit":  # wants a budget in tokens
         own["optimizer"]["kind"] = "lazy"

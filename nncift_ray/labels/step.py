@@ -21,7 +21,7 @@ from nncift_ray.labels.sample import (
     draw_block,
     draw_points,
 )
-from nncift_ray.recipe.sections import Config, NetworkConfig
+from nncift_ray.recipe.sections import COSINE, Config, NetworkConfig
 from nncift_ray.runtime import schemas
 from nncift_ray.runtime.output import ROW_GROUP_ROWS, Sink, StageOutput, column_matrix
 from nncift_ray.runtime.schemas import CANDIDATE, CROSS, POINTS, TARGET, WITHIN, helped_role
@@ -135,7 +135,10 @@ def unread_keys(config: Config) -> list[str]:
     A key that asks for what is done anyway, all labels and none held out, is not among them.
     """
     unread: list[str] = []
+    read = {"pair_scores"} if config.teacher.kind == COSINE else set[str]()
     for name, keys in _NETWORK_KEYS.items():
+        if name in read:
+            continue
         section = getattr(config, name)
         for key, same in keys.items():
             default = type(section).model_fields[key].default

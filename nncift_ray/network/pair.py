@@ -93,6 +93,13 @@ def fit_pair(
     return network, np.abs(weight_K).tolist()
 
 
+def cosine_network(width: int) -> FactoredNetwork:
+    """Return the network of no label at all, s_ij = max(cosine, 0)^2 of vectors of this width."""
+    none_X = np.zeros(width, np.float32)
+    inputs = Inputs(none_X, np.ones(width, np.float32), (0, width))  # a block has length 1
+    return _network(inputs, np.eye(width), np.eye(width), 0.0, width, none_X, 0.0, none_X)
+
+
 def _cosines(inputs: Inputs, row_PX: F32, column_PX: F32) -> tuple[F64, F64]:
     """Return every block's inner product, of variance 1, and what each was divided by."""
     product_PK = np.stack([(row_PX[:, b] * column_PX[:, b]).sum(axis=1) for b in inputs.blocks], 1)

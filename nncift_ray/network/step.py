@@ -29,13 +29,13 @@ from nncift_ray.network.network import (
     TrainingConfig,
     train_network,
 )
-from nncift_ray.network.pair import fit_pair
+from nncift_ray.network.pair import cosine_network, fit_pair
 from nncift_ray.profiles.blocks import SCALARS, ExampleInputs
-from nncift_ray.recipe.sections import NetworkConfig
+from nncift_ray.recipe.sections import COSINE, NetworkConfig
 from nncift_ray.runtime import schemas
 from nncift_ray.runtime.driver import StepProgress, describe_steps
 from nncift_ray.runtime.files import Location
-from nncift_ray.runtime.output import Sink, StageOutput
+from nncift_ray.runtime.output import Sink, StageOutput, column_matrix
 from nncift_ray.runtime.schemas import POINTS, WITHIN, helped_role
 from nncift_ray.runtime.session import RayWorkers, average_gradients, train_on_ray
 from nncift_ray.runtime.step import Shard, Stage, Worker
@@ -342,6 +342,44 @@ class FitStage(Stage):
                 write_block(sink, block, data[block], fitted[block], self.seed)
 
         return fit
+
+
+class CosineStage(Stage):
+    """Write a network a block that knows no label: s_ij = max(cosine(e_i, e_j), 0)^2.
+
+    It is the pair network before anything is learnt, without effects and of the embedding alone,
+    brought to length 1.
+    """
+
+    name: ClassVar[str] = FitStage.name
+    title: ClassVar[str] = "compare embeddings"
+    produces = FitStage.produces
+    unit: ClassVar[str] = FitStage.unit
+
+    def __init__(self, embeddings: StageOutput, blocks: Sequence[str]) -> None:
+        """Compare the vectors of a finished embed step."""
+        self._blocks = tuple(blocks)
+        self.inputs = {"embeddings": embeddings}
+
+    def settings(self) -> dict[str, Any]:
+        """Which blocks there are."""
+        return {"blocks": list(self._blocks), "teacher": COSINE}
+
+    def make_worker(self) -> Worker:
+        """Return what writes them."""
+
+        def write(shard: Shard, sink: Sink) -> None:
+            width = column_matrix(
+                self.inputs["embeddings"].read_range("candidates", 0, 1, ["embedding"])["embedding"]
+            ).shape[1]
+            network = cosine_network(width)
+            facts = {"kind": COSINE, "num_inputs": width, "num_hidden": network.num_hidden}
+            for block in self._blocks:
+                write_network(sink, block, network, {"block": block} | facts)
+            for table, schema in self.produces.items():
+                sink.write_rows(table, [], schema)
+
+        return write
 
 
 def train_as_one_of_several(

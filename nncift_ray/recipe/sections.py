@@ -207,9 +207,12 @@ LOSS_DROPS = ("loss_drop", "loss_drop_in_context")
 #: Teachers that are not asked: their scores of all there is follow from what other steps measured.
 MEASURED_TEACHERS = (
     *("longest", "ifd", "consistency", "deita", *LOSS_DROPS),
-    *("cosine", "rds_plus", "landmarks"),
+    *("rds_plus", "landmarks"),
 )
-BUILT_IN_TEACHERS = ("delift_se", "delift", "less", "selectit", *MEASURED_TEACHERS)
+#: Not asked either, but scored as a network's pairs are: its network is the plain inner product.
+COSINE = "cosine"
+UNASKED_TEACHERS = (*MEASURED_TEACHERS, COSINE)
+BUILT_IN_TEACHERS = (COSINE, "delift", "delift_se", "less", "selectit", *MEASURED_TEACHERS)
 #: Those that score examples, not pairs; of a class of the user's own its attribute ``kind`` says.
 POINTWISE_TEACHERS = ("selectit", "longest", "ifd", "consistency", "deita", *LOSS_DROPS)
 #: Import paths of the user's own, by the names that ``register_teacher`` gave them.
@@ -375,11 +378,12 @@ class TeacherConfig(EngineConfig):
 
     short_key = "kind"
 
-    kind: str = "delift_se"
-    """delift_se, delift, less, selectit; longest, ifd, consistency, deita, loss_drop,
-    loss_drop_in_context, cosine, rds_plus, landmarks, which score everything without a network; a
-    name that ``register_teacher`` gave; or a class of your own as "package.module:Class".
-    ``teacher: delift`` is short for ``teacher: {kind: delift}``."""
+    kind: str = COSINE
+    """cosine, whose scores need no label; delift, delift_se, less, selectit, of whose labels a
+    network learns; longest, ifd, consistency, deita, loss_drop, loss_drop_in_context, rds_plus,
+    landmarks, which score everything themselves; a name that ``register_teacher`` gave; or a class
+    of your own as "package.module:Class". ``teacher: delift`` is short for
+    ``teacher: {kind: delift}``."""
     max_failed_fraction: float = Field(default=0.05, ge=0, le=1)
     """Stop when a larger share of the requests fails."""
     less: LessConfig = LessConfig()
@@ -798,8 +802,8 @@ NN_CIFT, SMALL_LM = "nn_cift", "small_lm"
 METHODS = (
     *WITHOUT_TEACHER,
     *BUILT_IN_TEACHERS,
-    *(f"{NN_CIFT}+{kind}" for kind in BUILT_IN_TEACHERS if kind not in MEASURED_TEACHERS),
-    *(f"{SMALL_LM}+{kind}" for kind in BUILT_IN_TEACHERS if kind not in ("longest", "cosine")),
+    *(f"{NN_CIFT}+{kind}" for kind in BUILT_IN_TEACHERS if kind not in UNASKED_TEACHERS),
+    *(f"{SMALL_LM}+{kind}" for kind in BUILT_IN_TEACHERS if kind not in ("longest", COSINE)),
 )
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
 
@@ -1147,6 +1151,8 @@ class Recipe(Section):
         """Yield what other sections ask of the teacher in vain."""
         kind, objective = self.teacher.kind, self.selection.objective
         by_teacher = self.pair_scores.by == "teacher"
+        if kind == COSINE and by_teacher:
+            yield "pair_scores.by: cosine has no labels to score by; take the key out"
         if kind in MEASURED_TEACHERS and not by_teacher:
             yield (
                 f"pair_scores.by: network learns a teacher's labels, and {kind} scores everything "

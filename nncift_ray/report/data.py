@@ -480,7 +480,8 @@ def collect_report_data(
         inherited: Steps whose work another run did and paid for.
     """
     examples, select, scores = outputs["deduplicate"], outputs["select"], scores_of(outputs)
-    fit, index, drift = (outputs.get(name) for name in ("fit", "index", "drift"))
+    label, index, drift = (outputs.get(name) for name in ("label", "index", "drift"))
+    fit = outputs.get("fit") if label else None
     ranking = select.read("ranking", schema=schemas.RANKING)
     picked = np.asarray(ranking["row_index"].to_numpy())
     lengths = np.asarray(outputs["embed"].read("candidates", ["num_tokens"])["num_tokens"])
@@ -513,7 +514,7 @@ def collect_report_data(
             for name, output in outputs.items()
             if name != "pool_ingest"  # the candidates once more
         ),
-        num_labelled_pairs=outputs["label"].num_rows("labels") if "label" in outputs else None,
+        num_labelled_pairs=label and label.num_rows("labels"),
         random_objective=facts.get("random_objective"),
         upper_bound=facts.get("upper_bound"),
         stopped_by=facts.get("stopped_by", ""),
@@ -536,10 +537,10 @@ def collect_report_data(
         uses_quality=facts.get("quality") == "auto",
         neighbours=_collect_neighbours(examples, select, ranking, recipe.report.num_picks),
         ranking=ranking,
-        coverage=_coverage_of_rows(select, scores if fit is None else None),
+        coverage=_coverage_of_rows(select, None if "fit" in outputs else scores),
         fidelity=fit and fit.read("fidelity", schema=schemas.FIDELITY),
         num_scored=int(numbers(scores.read("statistics"), "num_scored").sum()),
-        scoring=_scoring_table(scores, index) if fit else _labels_table(scores),
+        scoring=_scoring_table(scores, index) if "fit" in outputs else _labels_table(scores),
         errors=_first_errors(outputs.values()),
         left_out=_left_out_tables(examples, outputs.get(REPEATS)),
         drift=drift and drift.manifest.facts(),

@@ -33,7 +33,7 @@ from nncift_ray.engines.models import (
 )
 from nncift_ray.engines.vllm import vllm_available
 from nncift_ray.errors import ConfigError, ModelError
-from nncift_ray.recipe.sections import BUILT_IN_TEACHERS, Config, PoolConfig, SelectItConfig
+from nncift_ray.recipe.sections import BUILT_IN_TEACHERS, COSINE, Config, PoolConfig, SelectItConfig
 from nncift_ray.runtime.output import StageOutput
 
 
@@ -149,9 +149,9 @@ TEACHERS: dict[str, str | type[Teacher]] = {
     # selected by top_k with a min_distance. Cost: that of ifd and consistency; of a field none.
     # Source: DEITA, arXiv 2312.15685, whose two scorers of 13 billion parameters are not asked.
     "deita": _measured("quality", "profiles"),
-    # The cosine of the sentence embeddings of every pair; a candidate with itself counts 1, as in
-    # facility location over cosines elsewhere. Cost: n + m passes of the embedder.
-    "cosine": _measured("embed", kind="pairwise", needs_engine=False),
+    # The squared cosine of the sentence embeddings of every pair, 0 where it is negative: the pair
+    # network before it has seen a label. Cost: n + m passes of the embedder.
+    COSINE: _measured(kind="pairwise", needs_engine=False),
     # The cosine of the language model's last states of every pair, later tokens weighing more. To
     # be selected by round_robin, as in the paper. Cost: n + m forward passes.
     # Source: RDS+, arXiv 2503.01807, section 3.
@@ -276,6 +276,11 @@ class RecipeTeacher:
         if self._teacher.kind == "less" and self._config.pair_scores.by == "teacher":
             return ("gradients", "target_gradients", "warmup")
         return getattr(self.teacher_class, "reads", ())
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether there is something to label."""
+        return not self.reads and self._teacher.kind != COSINE
 
     @property
     def prompts_per_request(self) -> int:

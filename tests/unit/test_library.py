@@ -62,7 +62,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def select(data: Any, **more: Any) -> nn.Run:
-    return nn.select(data, budget=BUDGET, cluster="local", pair_scores={"by": "teacher"}, **more)
+    return nn.select(data, budget=BUDGET, cluster="local", **more)
 
 
 def test_a_dataset_comes_back_as_it_came_with_rank_gain_and_source() -> None:
@@ -107,11 +107,11 @@ def test_a_run_answers_questions(monkeypatch: pytest.MonkeyPatch) -> None:
     assert f"{BUDGET} of {NUM_ROWS}" in repr(run)
 
 
-def test_the_same_data_resume_and_another_budget_reuses_the_labels() -> None:
+def test_the_same_data_resume_and_another_budget_reuses_the_scores() -> None:
     first = select(rows())
-    second = nn.select(rows(), budget=3, cluster="local", pair_scores={"by": "teacher"})
+    second = nn.select(rows(), budget=3, cluster="local")
     assert str(first.run_dir) == str(second.run_dir)
-    assert first.outputs["label"].fingerprint == second.outputs["label"].fingerprint
+    assert first.outputs["score_pairs"].fingerprint == second.outputs["score_pairs"].fingerprint
     assert second.subset.num_rows == 3
 
 

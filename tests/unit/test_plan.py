@@ -45,7 +45,8 @@ def test_a_pointwise_teacher_is_asked_once_for_each_example(tmp_path: Path) -> N
 
 def test_a_plan_that_lacks_examples_tells_of_the_rows_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "rows.json").write_text('[{"prompt": "a", "response": "b"}, {"prompt": "c"')
-    config = make_config({"data": {"candidates": [str(tmp_path / "rows.json")]}})
+    data = {"candidates": [str(tmp_path / "rows.json")]}
+    config = make_config({"data": data, "teacher": "delift_se"})
     with pytest.raises(DataError, match=r"(?s)at least one pair.*rows\.json:2: the file ends"):
         make_plan(config, hardware="cpu")
 
@@ -135,7 +136,6 @@ def test_a_plan_after_the_index_tells_what_that_measured(
         ("loss_drop", "top_k", "80 examples", "loss_drop"),
         ("loss_drop_in_context", "top_k", "80 examples", "loss_drop"),
         ("less", "top_k", "400 pairs, summed by candidate", "gradients"),
-        ("cosine", "round_robin", "400 pairs, top 64", None),
         ("rds_plus", "round_robin", "400 pairs, top 64", "states"),
         ("landmarks", "round_robin", "400 pairs, top 64", "states"),
     ],
@@ -158,6 +158,13 @@ def test_what_is_measured_is_priced_by_what_it_reads(
     assert (made.num_teacher_tokens > 0) == (reads not in (None, "gradients"))
     seconds = {stage.name: stage.seconds - STEP_START_SECONDS for stage in made.stages}
     assert reads is None or seconds[reads] > 0
+
+
+def test_a_cosine_scores_all_pairs_and_labels_none(tmp_path: Path) -> None:
+    made = plan(tmp_path, num_targets=5, kind="cosine")
+    assert (made.num_pairs_to_label, made.num_requests, made.num_teacher_tokens) == (0, 0, 0)
+    assert "label" not in amounts(made)
+    assert amounts(made)["score_pairs"] == "400 pairs, summed by candidate"
 
 
 def test_a_plan_by_teacher_labels_everything_and_trains_nothing(tmp_path: Path) -> None:

@@ -49,8 +49,9 @@ def test_every_method_with_a_teacher_is_a_valid_recipe(name: str) -> None:
 
 def test_what_is_measured_asks_nothing_and_a_cosine_without_targets_covers_the_pool() -> None:
     made = of("cosine", recipe(data={"targets": []}))
-    assert (made.selection.objective, made.pair_scores.by) == ("facility_location", "teacher")
+    assert (made.selection.objective, made.pair_scores.by) == ("facility_location", "network")
     assert "label" not in Blueprint(made).steps
+    assert of("rds_plus", recipe()).pair_scores.by == "teacher"
     assert of("small_lm+ifd", recipe()).teacher.model == "little"
     assert {"nn_cift+cosine", "small_lm+longest"}.isdisjoint(METHODS)
 

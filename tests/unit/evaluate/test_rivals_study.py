@@ -13,7 +13,14 @@ from benchmarks.rivals.cells import draw
 from benchmarks.rivals.draws import STUDIES, Drawn
 from benchmarks.rivals.page import FOLDER, between_groups, subsets_needed, to_method, to_subsets
 from benchmarks.rivals.picks import take_turns
-from benchmarks.rivals.pools import POOLS, WRONG, Pool, PoolRow, make_pool, planted_tests
+from benchmarks.rivals.pools import (
+    DRAWN_ONCE,
+    WRONG,
+    Pool,
+    PoolRow,
+    make_pool,
+    planted_tests,
+)
 from nncift_ray.demo.corpus import CLEAN
 
 
@@ -108,7 +115,7 @@ def test_draws_are_compared_pool_by_pool_and_only_those_that_are_whole(tmp_path:
 
 def test_the_published_figures_have_what_others_read_of_them() -> None:
     pools = json.loads((FOLDER / "rivals_cpu.json").read_text(encoding="utf-8"))["pools"]
-    assert [pool["name"] for pool in pools] == list(POOLS)
+    assert [pool["name"] for pool in pools][: len(DRAWN_ONCE)] == DRAWN_ONCE
     for pool in pools:
         difference = pool["default_vs_random"]
         assert difference["low"] < difference["difference"] < difference["high"]

@@ -162,9 +162,15 @@ def test_cosine_gives_each_target_its_nearest_in_turn(tmp_path: Path, model: Pat
 def test_cosine_without_targets_covers_the_candidates(tmp_path: Path, model: Path) -> None:
     result = run(tmp_path, model, "cosine", "facility_location")
     vector_JD = column_matrix(result.outputs["embed"].read("candidates")["embedding"])
-    value_IJ = vector_JD @ vector_JD.T
-    value_IJ = (value_IJ - value_IJ.min()) / (value_IJ.max() - value_IJ.min())
+    value_IJ = np.maximum(vector_JD @ vector_JD.T, 0) ** 2
+    np.fill_diagonal(value_IJ, 1.0)
+    value_IJ /= value_IJ.max()
     assert picks(result) == cover(value_IJ)
+    assert not {"label", "teacher_scores"} & set(result.outputs)
+    kept = result.outputs["score_pairs"].read("within_top_helpers").to_pylist()
+    for row in kept:
+        expected_J = value_IJ[row["row_index"], row["helper_index"]]
+        np.testing.assert_allclose(row["influence"], expected_J, atol=2e-6)
 
 
 def cover(value_IJ: np.ndarray) -> list[int]:
@@ -178,7 +184,7 @@ def cover(value_IJ: np.ndarray) -> list[int]:
 def test_a_field_weighs_what_a_candidate_covers(tmp_path: Path, model: Path) -> None:
     result = run(tmp_path, model, "cosine", "facility_location", weight_by="score")
     vector_JD = column_matrix(result.outputs["embed"].read("candidates")["embedding"])
-    value_IJ = vector_JD @ vector_JD.T
+    value_IJ = np.maximum(vector_JD @ vector_JD.T, 0) ** 2
     value_IJ = (value_IJ - value_IJ.min()) / (value_IJ.max() - value_IJ.min())
     weight_J = np.array([row["score"] for row in rows("candidates", NUM_CANDIDATES)])
     assert picks(result) == cover(value_IJ * weight_J / weight_J.max())
@@ -365,12 +371,14 @@ def test_a_network_over_what_is_measured_is_refused(tmp_path: Path) -> None:
     tree = {
         "run_dir": str(tmp_path),
         "data": {"candidates": ["c.jsonl"]},
-        "teacher": {"kind": "cosine"},
+        "teacher": {"kind": "rds_plus"},
         "selection": {"objective": "facility_location", "budget": 5},
     }
     assert make_config(tree).pair_scores.by == "teacher"
-    with pytest.raises(ConfigError, match=r"pair_scores.by.*cosine scores everything by itself"):
+    with pytest.raises(ConfigError, match=r"pair_scores.by.*rds_plus scores everything by itself"):
         make_config(tree | {"pair_scores": {"by": "network"}})
+    with pytest.raises(ConfigError, match=r"pair_scores.by: cosine has no labels"):
+        make_config(tree | {"teacher": "cosine", "pair_scores": {"by": "teacher"}})
     with pytest.raises(ConfigError, match="profiles.model: ifd is made of the profiles"):
         make_config(tree | {"teacher": {"kind": "ifd"}, "profiles": {"model": None},
                             "selection": {"objective": "top_k", "budget": 5}})  # fmt: skip

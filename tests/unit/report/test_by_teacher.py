@@ -14,9 +14,9 @@ def text_of(page: str) -> str:
 
 def test_the_page_says_whose_the_scores_are_and_why_a_section_is_missing() -> None:
     page = text_of(render_report(make_teacher_data()))
-    assert "by the labels of a DELIFT teacher" in page
+    assert "by the scores of a DELIFT teacher" in page
     assert "What the teacher said" in page
-    assert "no network was trained, so there is no prediction to hold against the teacher" in page
+    assert "no network was trained, so there is no prediction to hold against it" in page
     for gone in ("Network fidelity", "stands in for its teacher", "All metrics"):
         assert gone not in page
         assert gone in text_of(render_report(make_report_data()))
@@ -35,5 +35,5 @@ def test_cards_claim_no_prediction() -> None:
 
 def test_the_dataset_card_names_the_teacher_and_no_network() -> None:
     card = render_dataset_card(make_teacher_data())
-    assert "by the labels of the teacher DELIFT, without a network," in card
+    assert "by the scores of the teacher DELIFT, without a network," in card
     assert "NN-CIFT](" not in card
