@@ -465,7 +465,8 @@ def extend(
                 run_dir, data, run_dir=new_run_dir, overrides=set_ or [], reporter=reporter
             )
         _print_result(result)
-        for line in describe_drift(result.outputs["drift"].manifest.facts()):
+        drift = result.outputs.get("drift")  # of the labels, where there are any
+        for line in describe_drift(drift.manifest.facts()) if drift else ():
             write_line(line)
 
 

@@ -95,8 +95,9 @@ def fit_pair(
 
 def cosine_network(width: int) -> FactoredNetwork:
     """Return the network of no label at all, s_ij = max(cosine, 0)^2 of vectors of this width."""
-    none_X = np.zeros(width, np.float32)
-    inputs = Inputs(none_X, np.ones(width, np.float32), (0, width))  # a block has length 1
+    none_X = np.zeros(width)
+    mean_D, scale_D = np.zeros(width, np.float32), np.ones(width, np.float32)
+    inputs = Inputs(mean_D, scale_D, (0, width))  # a block is brought to length 1
     return _network(inputs, np.eye(width), np.eye(width), 0.0, width, none_X, 0.0, none_X)
 
 

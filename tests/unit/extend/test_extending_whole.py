@@ -10,9 +10,9 @@ from nncift_ray import embedders
 from nncift_ray import extend as extension
 from nncift_ray.explain import query
 from nncift_ray.extend import extend
-from nncift_ray.pipeline import (
-    RunResult,
-)
+from nncift_ray.pipeline import RunResult, run
+from nncift_ray.recipe.loading import make_config
+from nncift_ray.recipe.sections import Config
 from nncift_ray.runs import Run
 from nncift_ray.runtime.driver import execute_here
 from nncift_ray.runtime.output import SHARD_FOLDER, ShardRecord
@@ -131,3 +131,23 @@ def test_new_and_old_examples_of_an_extended_run_can_be_asked_about(
         answer = query(run, ids[row])
         found = [near.example.row_index for near in answer.lists[0].neighbours]
         assert found[:9] == [column for column in kept[row]["helper_index"] if column != row][:9]
+
+
+def test_a_run_by_cosines_goes_on_without_a_word_of_labels(tmp_path: Path) -> None:
+    files = [write_new(tmp_path / f"{n}.jsonl", 60 * n, 60) for n in range(2)]
+
+    def recipe(name: str, paths: list[str]) -> Config:
+        tree = {"data": {"candidates": paths}, "run_dir": str(tmp_path / name)}
+        tree |= {"embedder": {"model": "embedded:all-minilm-l6-v2"}}
+        return make_config(tree | {"selection": {"budget": 12, "repeats": None}})
+
+    run(recipe("parent", files[:1]), reporter=SilentReporter(), execute=execute_here)
+    grown = extend(
+        str(tmp_path / "parent"), files[1:], run_dir=str(tmp_path / "grown"),
+        reporter=SilentReporter(), execute=execute_here,
+    )  # fmt: skip
+    whole = run(recipe("whole", files), reporter=SilentReporter(), execute=execute_here)
+    assert not {"label", "drift"} & set(grown.outputs)
+    ranked, once = (each.outputs["select"].read("ranking") for each in (grown, whole))
+    assert ranked.equals(once)
+    assert query(Run.open(str(tmp_path / "grown")), ranked["example_id"][0].as_py(), 3).lists
