@@ -63,6 +63,8 @@ type: setup-dev ## Pyright, strict on core, storage and config.
 PYTEST := $(OFFLINE) RAY_worker_niceness=0 OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 # Two files at a time: what starts Ray or another process waits more than it computes.
 SIDE_BY_SIDE := -n 2 --dist loadfile
+# By itself pytest-xdist begins with the files of most tests, and waits for a slow one at the end.
+IN_ORDER := --no-loadscope-reorder
 # pytest ends with 5 where PYTEST_ARGS leaves no test of a part.
 CHOSEN = $(PYTEST_ARGS) || [ $$? -eq 5 ]
 
@@ -73,7 +75,7 @@ test: test-unit ## Unit tests side by side, then quick ones with models and Ray 
 	$(PYTEST) $(SIDE_BY_SIDE) -m "not slow" tests/integration $(CHOSEN)
 
 test-all: test-unit ## All tests: also frozen rankings, and runs that are killed on clusters of their own.
-	$(PYTEST) $(SIDE_BY_SIDE) tests/e2e tests/golden tests/integration $(CHOSEN)
+	$(PYTEST) $(SIDE_BY_SIDE) $(IN_ORDER) tests/e2e tests/golden tests/integration $(CHOSEN)
 
 docs: setup-dev ## The documentation's site, into build/site; a dead link or anchor is an error.
 	NO_MKDOCS_2_WARNING=1 PYTHONPATH=. $(BIN)/mkdocs build --strict --quiet
