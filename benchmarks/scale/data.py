@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks.pruning.networks import HIDDEN, train_on_cosines
 from nncift_ray.network.factored import FactoredNetwork, Inputs
-from nncift_ray.network.pair import fit_pair
+from nncift_ray.network.pair import cosine_network, fit_pair
 
 DIM = 384
 TILE = 10_000  # rows drawn at once, each tile from a stream of its own
@@ -71,7 +71,9 @@ SETTINGS = {one.name: one for one in (CLUSTERED, HARDER)}
 
 
 def train_network(clusters: Clusters, kind: str) -> FactoredNetwork:
-    """Train a network on cosines of the first rows: the paper's, or the pair network."""
+    """Train a network on cosines of the first rows, the paper's or the pair network; or compare."""
+    if kind == "cosine":
+        return cosine_network(DIM)
     vector_ND = np.concatenate(list(clusters.tiles(TRAINED_ON)))
     return fit_on_cosines(vector_ND) if kind == "pair" else train_on_cosines(vector_ND)
 
