@@ -50,7 +50,6 @@ from nncift_ray.labels.step import (
     LabelStage,
     label_designs,
     list_gradients,
-    unread_keys,
 )
 from nncift_ray.profiles.blocks import ExampleInputs
 from nncift_ray.profiles.loss_drop import ByTraining, InContext, LossDropStage
@@ -287,10 +286,9 @@ class Blueprint:
 
     def _teacher_notices(self) -> list[str]:
         """Say what the scores are where no network makes them, and which keys nobody reads."""
-        if self.by_teacher or not self.teaching.is_asked:
-            unread = unread_keys(self.config)
-        else:
+        if self.teaching.is_asked and not self.by_teacher:
             return []
+        unread = self.config.unread
         also = f"; the keys {', '.join(unread)} are not read" if unread else ""
         if not self.teaching.is_asked:
             kind = self.config.teacher.kind

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.pruning.networks import HIDDEN, train_on_cosines
-from nncift_ray.network.factored import FactoredNetwork, Inputs
-from nncift_ray.network.pair import cosine_network, fit_pair
+from nncift_ray.network.factored import FactoredNetwork, Inputs, cosine_network
+from nncift_ray.network.pair import fit_pair
 
 DIM = 384
 TILE = 10_000  # rows drawn at once, each tile from a stream of its own

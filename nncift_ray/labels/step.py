@@ -21,7 +21,7 @@ from nncift_ray.labels.sample import (
     draw_block,
     draw_points,
 )
-from nncift_ray.recipe.sections import COSINE, Config, NetworkConfig
+from nncift_ray.recipe.sections import Config
 from nncift_ray.runtime import schemas
 from nncift_ray.runtime.output import ROW_GROUP_ROWS, Sink, StageOutput, column_matrix
 from nncift_ray.runtime.schemas import CANDIDATE, CROSS, POINTS, TARGET, WITHIN, helped_role
@@ -39,12 +39,6 @@ from nncift_ray.teachers.less import HELPED, HELPER, GradientKey, GradientReader
 #: Points have one quadrant where pairs have four.
 HOLDOUT_SHARE = {WITHIN: 20, CROSS: 20, POINTS: 5}
 MAX_HOLDOUT_PAIRS = 500
-#: Keys that only a network has a use for, each with the value that asks for what a teacher's scores
-#: are made of anyway.
-_NETWORK_KEYS = {
-    "labels": {"fraction": 1.0, "holdout_pairs": 0},
-    "pair_scores": {"mode": "exact"},
-}
 
 
 def label_designs(
@@ -127,24 +121,6 @@ def _design_of_scores(
             f"labels: raise {key}, set pair_scores.by to network, or take facility_location"
         )
     return design
-
-
-def unread_keys(config: Config) -> list[str]:
-    """Return the keys that the recipe changes and that nobody reads where no network is trained.
-
-    A key that asks for what is done anyway, all labels and none held out, is not among them.
-    """
-    unread: list[str] = []
-    read = {"pair_scores"} if config.teacher.kind == COSINE else set[str]()
-    for name, keys in _NETWORK_KEYS.items():
-        if name in read:
-            continue
-        section = getattr(config, name)
-        for key, same in keys.items():
-            default = type(section).model_fields[key].default
-            if getattr(section, key) not in (default, same):
-                unread.append(f"{name}.{key}")
-    return [*unread, *(["network"] if config.network != NetworkConfig() else [])]
 
 
 DEFAULT_GROUP_PAIRS = 256

@@ -249,6 +249,15 @@ class FactoredNetwork:
         return x_ND if self.inputs is None else self.inputs.prepare(x_ND)
 
 
+def cosine_network(width: int) -> FactoredNetwork:
+    """Return the pair network of no label, s_ij = max(cosine, 0)^2 of vectors of this width."""
+    mean_D, scale_D = np.zeros(width, np.float32), np.ones(width, np.float32)
+    inputs = Inputs(mean_D, scale_D, (0, width))  # a block is brought to length 1
+    weight_HD, bias_H = np.eye(width + 1, width, dtype=np.float32), np.zeros(width + 1, np.float32)
+    none = np.zeros(0, np.float32)
+    return FactoredNetwork(weight_HD, bias_H, weight_HD, none, 0.0, b_col_H=bias_H, inputs=inputs)
+
+
 def _project(e_ND: F32, w_HD: F32, b_H: F32) -> F32:
     """Return e W^T + b, each row summed over D in order.
 

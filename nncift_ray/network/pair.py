@@ -93,14 +93,6 @@ def fit_pair(
     return network, np.abs(weight_K).tolist()
 
 
-def cosine_network(width: int) -> FactoredNetwork:
-    """Return the network of no label at all, s_ij = max(cosine, 0)^2 of vectors of this width."""
-    none_X = np.zeros(width)
-    mean_D, scale_D = np.zeros(width, np.float32), np.ones(width, np.float32)
-    inputs = Inputs(mean_D, scale_D, (0, width))  # a block is brought to length 1
-    return _network(inputs, np.eye(width), np.eye(width), 0.0, width, none_X, 0.0, none_X)
-
-
 def _cosines(inputs: Inputs, row_PX: F32, column_PX: F32) -> tuple[F64, F64]:
     """Return every block's inner product, of variance 1, and what each was divided by."""
     product_PK = np.stack([(row_PX[:, b] * column_PX[:, b]).sum(axis=1) for b in inputs.blocks], 1)

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from nncift_ray.errors import StageError
 from nncift_ray.labels.sample import TRAIN, VALIDATION, unseen_folds
-from nncift_ray.network.factored import FactoredNetwork, Inputs, write_network
+from nncift_ray.network.factored import FactoredNetwork, Inputs, cosine_network, write_network
 from nncift_ray.network.fidelity import PairFeatures, fidelity_table
 from nncift_ray.network.network import (
     EpochRecord,
@@ -29,7 +29,7 @@ from nncift_ray.network.network import (
     TrainingConfig,
     train_network,
 )
-from nncift_ray.network.pair import cosine_network, fit_pair
+from nncift_ray.network.pair import fit_pair
 from nncift_ray.profiles.blocks import SCALARS, ExampleInputs
 from nncift_ray.recipe.sections import COSINE, NetworkConfig
 from nncift_ray.runtime import schemas

@@ -1077,6 +1077,14 @@ def name_of(patterns: object) -> str:
     return re.sub(r"[^\w-]", "_", name.split(".")[0]) or "run"
 
 
+#: Keys that only a network has a use for, each with the value that asks for what a teacher's scores
+#: are made of anyway.
+NETWORK_KEYS = {
+    "labels": {"fraction": 1.0, "holdout_pairs": 0},
+    "pair_scores": {"mode": "exact"},
+}
+
+
 class Recipe(Section):
     """A whole recipe: the tree of the YAML file, every key with a default but the data."""
 
@@ -1204,6 +1212,23 @@ class Recipe(Section):
                 "selection.objective pair_coverage reads the pair part of a network's scores: it "
                 "needs network.kind pair and pair_scores.by network; or take facility_location"
             )
+
+    @property
+    def unread(self) -> list[str]:
+        """The keys that are changed, and that nobody reads where no network is trained.
+
+        A key that asks for what is done anyway, all labels and none held out, is not among them.
+        """
+        unread: list[str] = []
+        for name, keys in NETWORK_KEYS.items():
+            section = getattr(self, name)
+            if name == "pair_scores" and self.teacher.kind == COSINE:
+                continue
+            for key, same in keys.items():
+                default = type(section).model_fields[key].default
+                if getattr(section, key) not in (default, same):
+                    unread.append(f"{name}.{key}")
+        return [*unread, *(["network"] if self.network != NetworkConfig() else [])]
 
     @property
     def benchmarks(self) -> tuple[str, ...]:

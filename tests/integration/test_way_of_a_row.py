@@ -38,10 +38,8 @@ def test_a_row_passes_through_the_files_that_the_page_lists(tmp_path: Path) -> N
         {
             "run_dir": str(tmp_path / "run"),
             "data": {"candidates": [str(tmp_path / "corpus.jsonl")]},
-            "teacher": {"kind": "delift_se"},
             "embedder": {"model": "embedded:all-minilm-l6-v2"},
-            "network": {"num_epochs": 2, "min_steps": 0},
-            "selection": {"objective": "facility_location", "budget": 0.1},
+            "selection": {"budget": 0.1},
         }
     )
     for name in STEPS:

@@ -8,7 +8,6 @@ import pytest
 
 from nncift_ray.errors import ConfigError
 from nncift_ray.evaluation.methods import method_notices, teacher_of, variant
-from nncift_ray.labels.step import unread_keys
 from nncift_ray.pipeline import Blueprint
 from nncift_ray.recipe.loading import make_config
 from nncift_ray.recipe.sections import METHODS, POINTWISE_TEACHERS, Config
@@ -73,7 +72,7 @@ def test_a_teacher_scores_by_its_own_labels(name: str, pairs: int | None) -> Non
     # A pointwise teacher has as many labels as there are candidates.
     assert made.labels.label_pairs == pairs
     assert made.labels.max_pairs > 10**12
-    assert unread_keys(made) == []
+    assert made.unread == []
 
 
 def test_a_small_model_stands_in_for_the_teachers_own() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from nncift_ray.errors import ConfigError
 from nncift_ray.labels.sample import SampleDesign
-from nncift_ray.labels.step import label_designs, unread_keys
+from nncift_ray.labels.step import label_designs
 from nncift_ray.pipeline import Blueprint
 from nncift_ray.recipe.loading import make_config
 from nncift_ray.recipe.sections import Config
@@ -101,9 +101,9 @@ def test_existing_data_are_refused() -> None:
 
 
 def test_keys_that_only_a_network_reads_are_named() -> None:
-    assert unread_keys(config("teacher", ALL_LABELS)) == []
+    assert config("teacher", ALL_LABELS).unread == []
     named = config("teacher", {"fraction": 0.3}, network={"num_hidden": 8},
                    pair_scores={"by": "teacher", "mode": "auto"})  # fmt: skip
-    assert unread_keys(named) == ["labels.fraction", "pair_scores.mode", "network"]
+    assert named.unread == ["labels.fraction", "pair_scores.mode", "network"]
     notices = Blueprint(named, fetch=False)._teacher_notices()
     assert "labels.fraction, pair_scores.mode, network are not read" in notices[0]
