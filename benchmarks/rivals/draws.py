@@ -102,7 +102,7 @@ STUDIES = {
     ),
     T0_RARE: Study(
         T0_RARE, "T0, one of eight rare templates is the target", range(2, 18),
-        DEFAULT, ("nn_cift+delift_se", *SIMPLE), (SOURCE_RANDOM,),
+        DEFAULT, ("nn_cift+delift_se", *SIMPLE), (COSINE, SOURCE_RANDOM),
     ),
 }  # fmt: skip
 
