@@ -11,8 +11,8 @@ import numpy as np
 
 from benchmarks.rivals.pools import Pool
 
-#: The package's recipes: with targets, without, and that with a language model's quality.
-DEFAULT, COSINE, COSINE_QUALITY = "nn_cift+delift", "teacher: cosine", "teacher: cosine, quality"
+#: The package's default recipe, the same with a language model's quality, and the one before.
+DEFAULT, GATED, DELIFT = "teacher: cosine", "teacher: cosine, quality", "nn_cift+delift"
 RANDOM, SOURCE_RANDOM, SOUND_RANDOM = "random", "random of the source", "random of sound rows"
 INITIAL, FULL = "initial", "full"
 #: Cells of each wave: random subsets, of the source and of sound rows, tuning seeds of a method.

@@ -27,9 +27,9 @@ from benchmarks.machine import describe_commit, describe_machine
 from benchmarks.pages import markdown_table
 from benchmarks.rivals import picks
 from benchmarks.rivals.cells import (
-    COSINE,
-    COSINE_QUALITY,
     DEFAULT,
+    DELIFT,
+    GATED,
     RANDOM,
     SOUND_RANDOM,
     SOURCE_RANDOM,
@@ -84,25 +84,25 @@ ORACLES = (SOUND_RANDOM, BALANCED)
 STUDIES = {
     DEMO: Study(
         DEMO, "planted faults, families of one size", range(2, 18),
-        DEFAULT, ("nn_cift+delift_se", *SIMPLE, "quality, then random"), (PIECE, *ORACLES),
+        DELIFT, ("nn_cift+delift_se", *SIMPLE, "quality, then random"), (PIECE, *ORACLES),
     ),
     LONG_TAIL: Study(
         LONG_TAIL, "planted faults, families whose sizes fall as 1/rank", range(2, 18),
-        DEFAULT, ("nn_cift+delift_se", *SIMPLE, "quality, then random"), (PIECE, *ORACLES),
+        DELIFT, ("nn_cift+delift_se", *SIMPLE, "quality, then random"), (PIECE, *ORACLES),
     ),
     "long_tail_again": Study(
         LONG_TAIL, "other draws of the same", range(18, 34),
-        COSINE, (DEFAULT, "nn_cift+delift_se", *SIMPLE, "quality, then random"),
-        (COSINE_QUALITY, *ORACLES),
+        DEFAULT, (DELIFT, "nn_cift+delift_se", *SIMPLE, "quality, then random"),
+        (GATED, *ORACLES),
     ),
     T0_TAIL: Study(
         T0_TAIL, "24 T0 templates whose sizes fall as 1/rank, no target", range(2, 18),
-        COSINE, (DEFAULT, "nn_cift+delift_se", *SIMPLE, "quality, then random"),
-        (COSINE_QUALITY, BALANCED),
+        DEFAULT, (DELIFT, "nn_cift+delift_se", *SIMPLE, "quality, then random"),
+        (GATED, BALANCED),
     ),
     T0_RARE: Study(
         T0_RARE, "T0, one of eight rare templates is the target", range(2, 18),
-        DEFAULT, ("nn_cift+delift_se", *SIMPLE), (COSINE, SOURCE_RANDOM),
+        DELIFT, ("nn_cift+delift_se", *SIMPLE), (DEFAULT, SOURCE_RANDOM),
     ),
 }  # fmt: skip
 
@@ -115,7 +115,7 @@ def tune(study: Study, seeds: Iterable[int], data: Path, work: Path) -> None:
         pool = make_pool(shape, seed, data)
         chosen = work / "picks" / f"{shape}-{seed}"
         named = (*study.methods, *study.later)
-        recipes = dict.fromkeys((DEFAULT, *(name for name in named if name in picks.RECIPES)))
+        recipes = dict.fromkeys((DELIFT, *(name for name in named if name in picks.RECIPES)))
         if not all((chosen / f"{name}.json").exists() for name in (*study.methods, *recipes)):
             arguments = [shape, str(seed), "--data", str(data), "--work", str(work), "--only"]
             picks.main([*arguments, *recipes])

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.rivals.cells import COSINE, COSINE_QUALITY, DEFAULT
+from benchmarks.rivals.cells import DEFAULT, DELIFT, GATED
 from benchmarks.rivals.pools import PLANTED, POOLS, Pool, make_pool
 from benchmarks.rivals.tuning import UpperModel
 from nncift_ray.demo.run import cover_by_cosine
@@ -51,16 +51,16 @@ NEED_TARGETS = ("loss_drop", "loss_drop_in_context")
 #: Rivals as methods of `nncift evaluate`: teachers that rank all rows.
 RIVALS = ("selectit", "deita", "less", "landmarks", *NEED_TARGETS)
 PAPER = ("network.kind=paper", "selection.quality=none")
-#: Recipe by method: teacher and keys beside the common ones. The first is the package's default.
+#: Recipe by method: teacher and keys beside the common ones.
 RECIPES: dict[str, tuple[str, tuple[str, ...]]] = {
-    DEFAULT: ("delift", ()),
+    DELIFT: ("delift", ()),
     "nn_cift+delift_se": ("delift_se", ()),
-    COSINE: ("cosine", ("profiles.model=null",)),
-    COSINE_QUALITY: ("cosine", ()),
+    DEFAULT: ("cosine", ("profiles.model=null",)),
+    GATED: ("cosine", ()),
     "paper+delift": ("delift", PAPER),
     "paper+delift_se": ("delift_se", PAPER),
 }
-#: One piece of the default swapped at a time.
+#: One piece of DELIFT swapped at a time.
 PIECES: dict[str, tuple[str, tuple[str, ...]]] = {
     "default without quality": ("delift", ("selection.quality=none",)),
     "default by pair_coverage": ("delift", ("selection.objective=pair_coverage",)),
@@ -121,7 +121,7 @@ def spending(file: Path, key: str) -> Generator[Callable[[], float]]:
 
 
 class Known:
-    """What a run of the default recipe knows of the candidates [N] and the targets [M]."""
+    """What a run with DELIFT knows of the candidates [N] and the targets [M]."""
 
     def __init__(self, pool: Pool, outputs: Outputs, seconds: Mapping[str, float]) -> None:
         """Read embeddings, profiles and quality; a row that a run left out is NaN."""
@@ -238,7 +238,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if cannot or (picks / f"{name}.json").exists():
             continue
         rows, seconds, outputs = run_recipe(pool, folder, name)
-        if name == DEFAULT:
+        if name == DELIFT:
             for rival, (found, spent) in simple_picks(
                 Known(pool, outputs, seconds), UpperModel()
             ).items():

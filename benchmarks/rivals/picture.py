@@ -32,10 +32,11 @@ METHODS = {
     "landmarks": "landmarks",
     "deita": "DEITA",
     "consistency": "consistency",
-    "cosine": "cosine",
+    "cosine": "cosine, plain",
     "rds_plus": "RDS+",
     "nn_cift+delift_se": "nncift_ray, DELIFT (SE)",
     "nn_cift+delift": "nncift_ray, DELIFT",
+    "teacher: cosine": "nncift_ray, default",
 }
 WORST_SHOWN = 1.0  # nats above random; beyond, an arrow
 OWN, OTHER, MUTED, RULE = "#0b5cad", "#5f6670", "#9aa1ab", "#c9ced6"
@@ -67,7 +68,7 @@ def _draw_method(panel: Any, place: int, method: str, found: dict[str, float] | 
         panel.text(0.5, place, text, transform=panel.get_yaxis_transform(), ha="center",
                    va="center", fontsize=7, color=MUTED, backgroundcolor="white")  # fmt: skip
         return
-    colour = OWN if method.startswith("nn_cift") else OTHER
+    colour = OWN if method.startswith(("nn_cift", "teacher")) else OTHER
     if found["difference"] > WORST_SHOWN:
         text = f"+{found['difference']:.1f} →"
         panel.text(0.97, place, text, transform=panel.get_yaxis_transform(), ha="right",
