@@ -36,7 +36,7 @@ from nncift_ray.runtime.driver import finished_shards, plan_shards, stage_folder
 from nncift_ray.runtime.files import Location
 from nncift_ray.runtime.output import FirstErrors, StageOutput
 from nncift_ray.runtime.schemas import CANDIDATE, CROSS, EXISTING, POINTS, TABLE_OF_ROLE, TARGET
-from nncift_ray.selection.names import TOP_K
+from nncift_ray.selection.names import TOP_K, list_blocks
 
 if TYPE_CHECKING:
     from nncift_ray.scores.index_step import BlockDecision
@@ -204,6 +204,8 @@ PAIRS_PER_SECOND_PER_CORE = 1.0e8
 PRUNED_ROWS_PER_SECOND_PER_CORE = 4.0e4
 INDEXED_COLUMNS_PER_SECOND_PER_CORE = 2.0e4
 INGEST_ROWS_PER_SECOND = 20_000.0
+#: Scoring all pairs is worth a word from so many seconds on, where an index is so much faster.
+MUCH_SCORING_SECONDS, MUCH_SAVED = 600.0, 4.0
 ACTOR_START_SECONDS, STEP_START_SECONDS = 4.0, 0.3  # of a step on Ray, and in the process
 CONTEXTS_PER_ROW = 0.18  # 0.16 to 0.20 on four corpora: near rows are shown the same examples
 FIT_START_SECONDS = 25.0
@@ -329,6 +331,22 @@ class Workload:
         )
         ways += ", by rates that this run measured" if measured else ""
         return seconds, building, ways if blocks else ""
+
+    def advice(self) -> list[str]:
+        """Say where leaving out pairs would save most of a long scoring."""
+        lists = list_blocks(self.config.objective, self.blueprint.blocks)
+        if self.blueprint.by_teacher or self.blueprint.prunable_blocks or not lists:
+            return []
+        exact, _, _ = self.estimate_scoring()
+        rows = sum(self._num_rows(block) for block in lists)
+        pruned = rows / (PRUNED_ROWS_PER_SECOND_PER_CORE * (os.cpu_count() or 1))
+        if exact < MUCH_SCORING_SECONDS or exact < MUCH_SAVED * pruned:
+            return []
+        return [
+            f"every pair is scored, which may take {exact / 60:,.0f} minutes here; with "
+            "pair_scores.mode: auto an index lists the best of each row, where that is faster, and "
+            "the share that it finds is measured"
+        ]
 
     def estimate_stages(self) -> dict[str, StageEstimate]:
         """Return the estimate of every stage; one that takes next to no time has 0 seconds."""
@@ -513,7 +531,7 @@ def make_plan(
         budget=describe_budget(config, corpus.num_candidates),
         hardware=kind,
         stages=tuple(stages),
-        notices=(*blueprint.notices(), *corpus.notices),
+        notices=(*blueprint.notices(), *work.advice(), *corpus.notices),
     )
 
 

@@ -167,6 +167,22 @@ def test_a_cosine_scores_all_pairs_and_labels_none(tmp_path: Path) -> None:
     assert amounts(made)["score_pairs"] == "400 pairs, summed by candidate"
 
 
+def test_a_long_scoring_of_all_pairs_is_told_of_the_index(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    candidates, *_ = write_corpus(tmp_path, 80, 0)
+    tree: dict[str, Any] = {"run_dir": str(tmp_path), "data": {"candidates": [candidates]}}
+
+    def told(**scoring: str) -> bool:
+        made = make_plan(make_config(tree | {"pair_scores": scoring}))
+        return any("pair_scores.mode: auto" in line for line in made.notices)
+
+    assert not told()
+    monkeypatch.setattr(planner, "PAIRS_PER_SECOND_PER_CORE", 1.0)
+    assert told()
+    assert not told(mode="auto")
+
+
 def test_a_plan_by_teacher_labels_everything_and_trains_nothing(tmp_path: Path) -> None:
     candidates, targets, *_ = write_corpus(tmp_path, 80, 5)
     tree = {
