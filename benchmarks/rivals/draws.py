@@ -104,6 +104,10 @@ STUDIES = {
         T0_RARE, "T0, one of eight rare templates is the target", range(2, 18),
         DELIFT, ("nn_cift+delift_se", *SIMPLE), (DEFAULT, SOURCE_RANDOM),
     ),
+    "t0_rare_again": Study(
+        T0_RARE, "other draws of the same", range(18, 34),
+        DEFAULT, (DELIFT, "nn_cift+delift_se", *SIMPLE), (SOURCE_RANDOM,),
+    ),
 }  # fmt: skip
 
 

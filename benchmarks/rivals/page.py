@@ -55,7 +55,7 @@ SWAPS = (
     ("selection swapped for random", "quality, then random", DELIFT),
 )
 #: Pools of the other page that came after the first five.
-LATER = ("long_tail_again", T0_TAIL)
+LATER = ("long_tail_again", T0_TAIL, "t0_rare_again")
 QUARTER = 0.25  # of the pool's share of wrong answers: what a default may pick at most
 
 
