@@ -33,7 +33,6 @@ from nncift_ray.runtime.schemas import ALL_STEPS, COSTS, CROSS, POINTS, WITHIN
 from nncift_ray.selection.names import scored_blocks
 
 EMBED, LABEL, FIT, INDEX, QUALITY = "embed", "label", "fit", "index", "quality"
-BY_EMBEDDINGS = ("delift_se", "cosine")  # teachers
 #: Columns of COSTS that grow with a step's work and add up over steps.
 AMOUNTS = ("seconds", "accelerator_seconds", "cpu_seconds", "price")
 
@@ -131,7 +130,7 @@ class _Charged:
         assert subset.config is not None  # noqa: S101 (it has outputs, so a recipe made them)
         self.method, self._config = subset.key.method, subset.config
         self._by_network = FIT in subset.outputs
-        by_vectors = subset.config.teacher.kind in BY_EMBEDDINGS or QUALITY in subset.outputs
+        by_vectors = subset.config.teacher.kind == "delift_se" or QUALITY in subset.outputs
         reads_vectors = self._by_network or by_vectors
         self.outputs = {
             name: output for name, output in subset.outputs.items()
