@@ -311,11 +311,10 @@ Machine: {describe_machine()}, shared with other work. Commit {commit}.
 
 def _section(name: str, drawn: Drawn) -> str:
     study, (tested, later) = drawn.study, drawn.tables()
-    short = "" if len(drawn.seeds) == len(study.seeds) else ", ended by the clock"
     spread = float(np.mean(drawn.random_SP.std(axis=0, ddof=1)))
     return f"""## {name}: {study.title}
 
-{len(drawn.seeds)} of {len(study.seeds)} pools, seeds {drawn.seeds[0]} to {drawn.seeds[-1]}{short}; {drawn.num_tests} test rows; random subsets of one spread by {spread:.3f}.
+{len(drawn.seeds)} of {len(study.seeds)} pools, seeds {drawn.seeds[0]} to {drawn.seeds[-1]}; {drawn.num_tests} test rows; random subsets of one spread by {spread:.3f}.
 
 {tested}
 

@@ -23,6 +23,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import linalg
 from scipy.optimize import least_squares
 
 from nncift_ray.network.factored import FactoredNetwork, Inputs
@@ -198,12 +199,21 @@ def _factor(matrix_XX: F64, sample_NX: F32, rank: int) -> tuple[F64, F64]:
     inverse_X = np.divide(1.0, length_X, out=np.zeros_like(length_X), where=length_X > 0)
     root_XX = direction_XX * length_X @ direction_XX.T
     inverse_XX = direction_XX * inverse_X @ direction_XX.T
-    left_XX, size_X, right_XX = np.linalg.svd(root_XX @ matrix_XX @ root_XX)
+    left_XX, size_X, right_XX = decompose(root_XX @ matrix_XX @ root_XX)
     root_F = np.sqrt(size_X[:rank])
     return (
         (inverse_XX @ left_XX[:, :rank] * root_F).T,
         (inverse_XX @ right_XX[:rank].T * root_F).T,
     )
+
+
+def decompose(matrix_XX: F64) -> tuple[F64, F64, F64]:
+    """Return the singular value decomposition; the usual driver may fail on a sound matrix."""
+    try:
+        return np.linalg.svd(matrix_XX)
+    except np.linalg.LinAlgError:
+        left_XX, size_X, right_XX = linalg.svd(matrix_XX, lapack_driver="gesvd")  # 6 times as long
+        return left_XX, size_X, right_XX
 
 
 def _pair_part(row_NF: F64, column_MF: F64, row_P: I64, column_P: I64, shift: float) -> F64:

@@ -1221,7 +1221,7 @@ class Recipe(Section):
         """
         unread: list[str] = []
         for name, keys in NETWORK_KEYS.items():
-            section = getattr(self, name)
+            section: Section = getattr(self, name)
             if name == "pair_scores" and self.teacher.kind == COSINE:
                 continue
             for key, same in keys.items():

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from nncift_ray.errors import ShapeError
-from nncift_ray.network.factored import FactoredNetwork
+from nncift_ray.network.factored import FactoredNetwork, cosine_network
 from nncift_ray.network.network import InfluenceNetwork
 from nncift_ray.scores.exact import score_block
 
@@ -118,3 +118,14 @@ def test_pairwise_network_without_helpers_is_refused() -> None:
 def score_all(network: FactoredNetwork, e: np.ndarray) -> np.ndarray:
     rows, columns = network.project_rows(e), network.project_columns(e)
     return score_block(rows, columns, network.w_H, network.bias)
+
+
+def test_the_network_of_no_label_scores_squared_cosines_of_any_length() -> None:
+    rng = np.random.default_rng(0)
+    row_ND, column_MD = (rng.standard_normal((n, 5)).astype(np.float32) for n in (4, 4))
+    network = cosine_network(5)
+    found_N = network.score_pairs(network.project_rows(row_ND), network.project_columns(column_MD))
+    length_N = np.linalg.norm(row_ND, axis=1) * np.linalg.norm(column_MD, axis=1)
+    cosine_N = (row_ND * column_MD).sum(axis=1) / length_N
+    np.testing.assert_allclose(found_N, np.maximum(cosine_N, 0) ** 2, atol=1e-6)
+    assert (cosine_N < 0).any()

@@ -9,7 +9,7 @@ import pytest
 from nncift_ray.errors import ShapeError
 from nncift_ray.network.factored import FactoredNetwork, Inputs
 from nncift_ray.network.fidelity import interaction_correlation
-from nncift_ray.network.pair import centre_pairs, fit_pair, ridge_leaving_one_out
+from nncift_ray.network.pair import centre_pairs, decompose, fit_pair, ridge_leaving_one_out
 from nncift_ray.profiles.blocks import SCALARS as SCALAR_NAMES
 from nncift_ray.profiles.blocks import ExampleInputs
 from nncift_ray.runtime.output import vectors_to_arrow
@@ -197,3 +197,17 @@ def test_inputs_join_embedding_profile_and_the_logarithm_of_counts() -> None:
     np.testing.assert_allclose(found[0], [0, 0, 3, 4, *expected], rtol=1e-6)
     assert np.isnan(found[1, 2:]).all()
     assert not np.isnan(found[1, :2]).any()
+
+
+def test_a_matrix_on_which_the_usual_svd_fails_is_decomposed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(_: np.ndarray) -> None:
+        raise np.linalg.LinAlgError("SVD did not converge")
+
+    matrix_XX = np.random.default_rng(0).standard_normal((6, 6))
+    expected = np.linalg.svd(matrix_XX)[1]
+    monkeypatch.setattr(np.linalg, "svd", fail)
+    left_XX, size_X, right_XX = decompose(matrix_XX)
+    np.testing.assert_allclose(size_X, expected)
+    np.testing.assert_allclose(left_XX * size_X @ right_XX, matrix_XX, atol=1e-12)
