@@ -43,7 +43,7 @@ from nncift_ray.engines.models import (
     resolve_embedder,
     resolve_engine_kind,
 )
-from nncift_ray.errors import ConfigError, StageError
+from nncift_ray.errors import ConfigError, DataError, StageError
 from nncift_ray.labels.sample import SampleDesign
 from nncift_ray.labels.step import (
     LabelSample,
@@ -60,7 +60,14 @@ from nncift_ray.runtime.driver import Executor, run_stage, stage_fingerprint
 from nncift_ray.runtime.files import Location, locked
 from nncift_ray.runtime.output import FILES_TABLE, StageOutput
 from nncift_ray.runtime.progress import LineReporter, Reporter
-from nncift_ray.runtime.schemas import CANDIDATE, POINTS, TABLE_OF_ROLE, ground_block, helped_role
+from nncift_ray.runtime.schemas import (
+    CANDIDATE,
+    POINTS,
+    TABLE_OF_ROLE,
+    WITHIN,
+    ground_block,
+    helped_role,
+)
 from nncift_ray.runtime.session import (
     RayWorkers,
     Session,
@@ -102,6 +109,10 @@ LANDMARKS_STREAM = 43  # random stream of the candidates whose gradients are tak
 TRAINING_FOLDER = "training"
 
 Outputs = Mapping[str, StageOutput]
+ONE_CANDIDATE = (
+    "data.candidates: only one row can be used, so there is nothing to choose from; if there "
+    "should be more, see the errors of ingest"
+)
 
 
 class Blueprint:
@@ -523,6 +534,8 @@ class Blueprint:
         from nncift_ray.network.step import CosineStage, FitStage
 
         if not self.teaching.is_asked:
+            if WITHIN in self.blocks and outputs["embed"].num_rows("candidates") < 2:
+                raise DataError(ONE_CANDIDATE)
             return CosineStage(outputs["embed"], self.blocks)
         network = self.config.network
         num_workers = 1 if self.knows_pairs else network.num_workers

@@ -30,12 +30,20 @@ from nncift_ray.engines.models import (
 from nncift_ray.errors import DataError, NnciftError
 from nncift_ray.labels.sample import SampleDesign
 from nncift_ray.labels.step import draw_sample
-from nncift_ray.pipeline import Blueprint, begun_with_gpu, why_on_ray
+from nncift_ray.pipeline import ONE_CANDIDATE, Blueprint, begun_with_gpu, why_on_ray
 from nncift_ray.recipe.sections import Config, TokenBudget
 from nncift_ray.runtime.driver import finished_shards, plan_shards, stage_folder
 from nncift_ray.runtime.files import Location
 from nncift_ray.runtime.output import FirstErrors, StageOutput
-from nncift_ray.runtime.schemas import CANDIDATE, CROSS, EXISTING, POINTS, TABLE_OF_ROLE, TARGET
+from nncift_ray.runtime.schemas import (
+    CANDIDATE,
+    CROSS,
+    EXISTING,
+    POINTS,
+    TABLE_OF_ROLE,
+    TARGET,
+    WITHIN,
+)
 from nncift_ray.selection.names import TOP_K, list_blocks
 
 if TYPE_CHECKING:
@@ -283,6 +291,8 @@ class Workload:
         rows, columns = self._num_rows(block), corpus.num_candidates
         self.num_pairs += rows if block == POINTS else rows * (columns + corpus.num_existing)
         if not teaching.is_asked:
+            if block == WITHIN and columns < 2:
+                raise DataError(ONE_CANDIDATE)
             return
         sample = draw_sample(block, rows, columns, design)
         helped = len(np.unique(sample.helped))

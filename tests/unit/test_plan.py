@@ -46,9 +46,10 @@ def test_a_pointwise_teacher_is_asked_once_for_each_example(tmp_path: Path) -> N
 def test_a_plan_that_lacks_examples_tells_of_the_rows_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "rows.json").write_text('[{"prompt": "a", "response": "b"}, {"prompt": "c"')
     data = {"candidates": [str(tmp_path / "rows.json")]}
-    config = make_config({"data": data, "teacher": "delift_se"})
-    with pytest.raises(DataError, match=r"(?s)at least one pair.*rows\.json:2: the file ends"):
-        make_plan(config, hardware="cpu")
+    for teacher, said in (("delift_se", "at least one pair"), ("cosine", "only one row can be")):
+        config = make_config({"data": data, "teacher": teacher})
+        with pytest.raises(DataError, match=rf"(?s){said}.*rows\.json:2: the file ends"):
+            make_plan(config, hardware="cpu")
 
 
 def test_a_glance_reads_the_head_of_a_file_and_refuses_nothing(tmp_path: Path) -> None:
