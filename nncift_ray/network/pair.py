@@ -207,13 +207,18 @@ def _factor(matrix_XX: F64, sample_NX: F32, rank: int) -> tuple[F64, F64]:
     )
 
 
-def decompose(matrix_XX: F64) -> tuple[F64, F64, F64]:
-    """Return the singular value decomposition; the usual driver may fail on a sound matrix."""
+def decompose(matrix_NX: NDArray[np.floating]) -> tuple[F64, F64, F64]:
+    """Return the thin singular value decomposition: left [N, R], sizes [R], right [R, X].
+
+    LAPACK's usual driver may fail on a sound matrix; the other takes six times as long.
+    """
     try:
-        return np.linalg.svd(matrix_XX)
+        return np.linalg.svd(matrix_NX, full_matrices=False)
     except np.linalg.LinAlgError:
-        left_XX, size_X, right_XX = linalg.svd(matrix_XX, lapack_driver="gesvd")  # 6 times as long
-        return left_XX, size_X, right_XX
+        left_NR, size_R, right_RX = linalg.svd(
+            matrix_NX, full_matrices=False, lapack_driver="gesvd"
+        )
+        return left_NR, size_R, right_RX
 
 
 def _pair_part(row_NF: F64, column_MF: F64, row_P: I64, column_P: I64, shift: float) -> F64:
@@ -254,7 +259,7 @@ def ridge_leaving_one_out(
     # A mean, too, leaves one out.
     best_error = float(np.square(rest_N).sum()) * (num_examples / (num_examples - 1)) ** 2
     for cut in cuts or [len(mean_X)]:
-        left_NR, size_R, right_RX = np.linalg.svd(centred_NX[:, :cut], full_matrices=False)
+        left_NR, size_R, right_RX = decompose(centred_NX[:, :cut])
         along_R = left_NR.T @ rest_N
         for penalty in EFFECT_PENALTIES:
             shrink_R = size_R**2 / (size_R**2 + penalty)

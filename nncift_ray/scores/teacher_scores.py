@@ -22,6 +22,7 @@ from nncift_ray.corpus.examples import Subtasks, read_subtasks
 from nncift_ray.engines.models import ResolvedModel, locate_model
 from nncift_ray.engines.tokens import SegmentTokenizer
 from nncift_ray.errors import StageError
+from nncift_ray.network.pair import decompose
 from nncift_ray.runtime import schemas
 from nncift_ray.runtime.output import Sink, StageOutput, column_matrix
 from nncift_ray.runtime.schemas import CROSS, POINTS, TABLE_OF_ROLE, ground_block, helped_role
@@ -440,7 +441,7 @@ def ridge_weights(feature_LD: F32, score_IL: F32) -> F32:
     The penalty, one for all rows, is that of the least squared error on left-out landmarks, of
     seven from 1e-6 to 1 times the largest squared singular value; in closed form.
     """
-    left_LK, values_K, right_KD = np.linalg.svd(feature_LD.astype(np.float64), full_matrices=False)
+    left_LK, values_K, right_KD = decompose(feature_LD.astype(np.float64))
     coordinates_IK = score_IL.astype(np.float64) @ left_LK
     best, weights_IK = np.inf, np.zeros_like(coordinates_IK)
     for penalty in values_K[0] ** 2 * np.logspace(-6, 0, 7):

@@ -202,7 +202,7 @@ def test_inputs_join_embedding_profile_and_the_logarithm_of_counts() -> None:
 def test_a_matrix_on_which_the_usual_svd_fails_is_decomposed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def fail(_: np.ndarray) -> None:
+    def fail(_: np.ndarray, **options: bool) -> None:
         raise np.linalg.LinAlgError("SVD did not converge")
 
     matrix_XX = np.random.default_rng(0).standard_normal((6, 6))
