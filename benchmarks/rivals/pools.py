@@ -145,11 +145,10 @@ def _tail_of_templates(name: str, seed: int, data: Path, rng: Random) -> Pool:
     by_task: dict[str, dict[str, PoolRow]] = defaultdict(dict)
     for row in _t0(data):
         by_task[row.source][row.prompt] = row
-    total = sum(1 / rank for rank in range(1, NUM_TEMPLATES + 1))
     rows: list[PoolRow] = []
     test: list[PoolRow] = []
-    for rank in range(1, NUM_TEMPLATES + 1):
-        size = round(TAIL_ROWS / total / rank)
+    for share in _falling_shares(NUM_TEMPLATES):
+        size = round(TAIL_ROWS * share)
         large = sorted(t for t, some in by_task.items() if len(some) >= size + TAIL_TESTS)
         some = list(by_task.pop(rng.choice(large)).values())
         rng.shuffle(some)
@@ -171,10 +170,17 @@ def _planted(name: str, seed: int, data: Path, rng: Random) -> Pool:
 
 
 def _planted_rows(name: str, seed: int) -> list[DemoRow]:
-    shares = {family: 1 / rank for rank, family in enumerate(_by_frequency(seed), start=1)}
-    total = sum(shares.values())
-    shares = {family: share / total for family, share in shares.items()}
-    return make_demo_rows(seed, DEMO_ROWS, 100, shares=shares if name == LONG_TAIL else None)[0]
+    shares: dict[str, float] | None = None
+    if name == LONG_TAIL:
+        order = _by_frequency(seed)
+        shares = dict(zip(order, _falling_shares(len(order)), strict=True))
+    return make_demo_rows(seed, DEMO_ROWS, 100, shares=shares)[0]
+
+
+def _falling_shares(count: int) -> list[float]:
+    """Return shares that fall as 1/rank, of a sum of 1."""
+    total = sum(1 / rank for rank in range(1, count + 1))
+    return [1 / rank / total for rank in range(1, count + 1)]
 
 
 def _by_frequency(seed: int) -> list[str]:
