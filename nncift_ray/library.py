@@ -213,8 +213,8 @@ def select(
             when None.
         targets: What the model should be good at, as ``data``; the candidates when None.
         existing: What the model has been trained on already, as ``data``.
-        teacher: "cosine" (the default: sentence embeddings, no language model), "delift" (to be
-            preferred with targets), "less", "selectit", a class of your own, or the whole section.
+        teacher: "cosine" (the default: sentence embeddings, no language model), "delift" (asks a
+            language model), "less", "selectit", a class of your own, or the whole section.
         recipe: A recipe or its file, which all else overrides.
         run_dir: Where the run lives; the same data resume there. By default ``runs/`` and the name
             of the file, or of the data's content.

@@ -109,10 +109,6 @@ LANDMARKS_STREAM = 43  # random stream of the candidates whose gradients are tak
 TRAINING_FOLDER = "training"
 
 Outputs = Mapping[str, StageOutput]
-ONE_CANDIDATE = (
-    "data.candidates: only one row can be used, so there is nothing to choose from; if there "
-    "should be more, see the errors of ingest"
-)
 
 
 class Blueprint:
@@ -264,6 +260,14 @@ class Blueprint:
         _ = self.embedder
         if self.profile_name not in (None, AUTO):
             _ = self.profile_model
+
+    def check_pairs(self, num_candidates: int) -> None:
+        """Raise DataError where candidates are to be compared and there is but one."""
+        if WITHIN in self.blocks and num_candidates < 2:
+            raise DataError(
+                "data.candidates: only one row can be used, so there is nothing to choose from; if "
+                "there should be more, see the errors of ingest"
+            )
 
     def notices(self) -> list[str]:
         """What was decided for the user and is worth a line."""
@@ -534,9 +538,8 @@ class Blueprint:
         from nncift_ray.network.step import CosineStage, FitStage
 
         if not self.teaching.is_asked:
-            if WITHIN in self.blocks and outputs["embed"].num_rows("candidates") < 2:
-                raise DataError(ONE_CANDIDATE)
-            return CosineStage(outputs["embed"], self.blocks)
+            self.check_pairs(outputs["embed"].num_rows("candidates"))
+            return CosineStage(self.network_inputs(outputs), self.blocks)
         network = self.config.network
         num_workers = 1 if self.knows_pairs else network.num_workers
         inputs, workers = self.network_inputs(outputs), self._workers(num_workers)

@@ -30,20 +30,12 @@ from nncift_ray.engines.models import (
 from nncift_ray.errors import DataError, NnciftError
 from nncift_ray.labels.sample import SampleDesign
 from nncift_ray.labels.step import draw_sample
-from nncift_ray.pipeline import ONE_CANDIDATE, Blueprint, begun_with_gpu, why_on_ray
+from nncift_ray.pipeline import Blueprint, begun_with_gpu, why_on_ray
 from nncift_ray.recipe.sections import Config, TokenBudget
 from nncift_ray.runtime.driver import finished_shards, plan_shards, stage_folder
 from nncift_ray.runtime.files import Location
 from nncift_ray.runtime.output import FirstErrors, StageOutput
-from nncift_ray.runtime.schemas import (
-    CANDIDATE,
-    CROSS,
-    EXISTING,
-    POINTS,
-    TABLE_OF_ROLE,
-    TARGET,
-    WITHIN,
-)
+from nncift_ray.runtime.schemas import CANDIDATE, CROSS, EXISTING, POINTS, TABLE_OF_ROLE, TARGET
 from nncift_ray.selection.names import TOP_K, list_blocks
 
 if TYPE_CHECKING:
@@ -291,8 +283,7 @@ class Workload:
         rows, columns = self._num_rows(block), corpus.num_candidates
         self.num_pairs += rows if block == POINTS else rows * (columns + corpus.num_existing)
         if not teaching.is_asked:
-            if block == WITHIN and columns < 2:
-                raise DataError(ONE_CANDIDATE)
+            self.blueprint.check_pairs(columns)
             return
         sample = draw_sample(block, rows, columns, design)
         helped = len(np.unique(sample.helped))
@@ -310,6 +301,9 @@ class Workload:
     def _num_rows(self, block: str) -> int:
         return self.corpus.num_targets if block == CROSS else self.corpus.num_candidates
 
+    def _pruned_seconds(self, num_rows: int) -> float:
+        return num_rows / (PRUNED_ROWS_PER_SECOND_PER_CORE * (os.cpu_count() or 1))
+
     def estimate_scoring(self) -> tuple[float, float, str]:
         """Return the seconds of scoring and of building indices, and what either way would take.
 
@@ -324,7 +318,7 @@ class Workload:
         for block in blocks:
             rows, columns = self._num_rows(block), self.corpus.num_candidates
             exact = rows * columns / (PAIRS_PER_SECOND_PER_CORE * cores)
-            pruned = rows / (PRUNED_ROWS_PER_SECOND_PER_CORE * cores)
+            pruned = self._pruned_seconds(rows)
             build = columns / (INDEXED_COLUMNS_PER_SECOND_PER_CORE * cores)
             mode = self.config.pair_scores.mode
             found = self._decisions.get(block)
@@ -348,8 +342,7 @@ class Workload:
         if self.blueprint.by_teacher or self.blueprint.prunable_blocks or not lists:
             return []
         exact, _, _ = self.estimate_scoring()
-        rows = sum(self._num_rows(block) for block in lists)
-        pruned = rows / (PRUNED_ROWS_PER_SECOND_PER_CORE * (os.cpu_count() or 1))
+        pruned = self._pruned_seconds(sum(map(self._num_rows, lists)))
         if exact < MUCH_SCORING_SECONDS or exact < MUCH_SAVED * pruned:
             return []
         return [

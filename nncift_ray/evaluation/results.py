@@ -693,11 +693,7 @@ def _problem_of(teacher: Subset) -> Problem:
 
 def collect_fidelity(subsets: Sequence[Subset]) -> pa.Table:
     """Gather the fidelity of every method's network (NETWORK_FIDELITY)."""
-    fitted = {
-        s.key.method: s.outputs["fit"]
-        for s in reversed(subsets)
-        if "label" in s.outputs and "fit" in s.outputs
-    }
+    fitted = {s.key.method: s.outputs["fit"] for s in reversed(subsets) if "fit" in s.outputs}
     tables = [schemas.NETWORK_FIDELITY.empty_table()]
     for method, fit in reversed(fitted.items()):
         table = fit.read("fidelity", schema=schemas.FIDELITY)

@@ -35,7 +35,7 @@ from nncift_ray.recipe.sections import COSINE, NetworkConfig
 from nncift_ray.runtime import schemas
 from nncift_ray.runtime.driver import StepProgress, describe_steps
 from nncift_ray.runtime.files import Location
-from nncift_ray.runtime.output import Sink, StageOutput, column_matrix
+from nncift_ray.runtime.output import Sink, StageOutput
 from nncift_ray.runtime.schemas import POINTS, WITHIN, helped_role
 from nncift_ray.runtime.session import RayWorkers, average_gradients, train_on_ray
 from nncift_ray.runtime.step import Shard, Stage, Worker
@@ -356,10 +356,10 @@ class CosineStage(Stage):
     produces = FitStage.produces
     unit: ClassVar[str] = FitStage.unit
 
-    def __init__(self, embeddings: StageOutput, blocks: Sequence[str]) -> None:
-        """Compare the vectors of a finished embed step."""
-        self._blocks = tuple(blocks)
-        self.inputs = {"embeddings": embeddings}
+    def __init__(self, inputs: ExampleInputs, blocks: Sequence[str]) -> None:
+        """Compare what a network would read, the embeddings alone."""
+        self._inputs, self._blocks = inputs, tuple(blocks)
+        self.inputs = {**inputs.steps}
 
     def settings(self) -> dict[str, Any]:
         """Which blocks there are."""
@@ -369,9 +369,7 @@ class CosineStage(Stage):
         """Return what writes them."""
 
         def write(shard: Shard, sink: Sink) -> None:
-            width = column_matrix(
-                self.inputs["embeddings"].read_range("candidates", 0, 1, ["embedding"])["embedding"]
-            ).shape[1]
+            width = self._inputs.read("candidates", 0, 1).shape[1]
             network = cosine_network(width)
             facts = {"kind": COSINE, "num_inputs": width, "num_hidden": network.num_hidden}
             for block in self._blocks:

@@ -1221,9 +1221,9 @@ class Recipe(Section):
         """
         unread: list[str] = []
         for name, keys in NETWORK_KEYS.items():
-            section: Section = getattr(self, name)
-            if name == "pair_scores" and self.teacher.kind == COSINE:
+            if name == "pair_scores" and self.pair_scores.by == "network":
                 continue
+            section: Section = getattr(self, name)
             for key, same in keys.items():
                 default = type(section).model_fields[key].default
                 if getattr(section, key) not in (default, same):
